@@ -1,0 +1,284 @@
+"""Safetensors folders, written and read one tensor at a time, and folders that appear whole or not at all.
+
+The format (huggingface/safetensors): 8 bytes little-endian header length, a JSON header {name: {dtype, shape,
+data_offsets}}, the raw little-endian C-order bytes. Everything in a header is known before the first tensor is read, so
+a model that does not fit on the host streams through: the peak is one tensor.
+"""
+
+import contextlib
+import dataclasses
+import glob
+import json
+import math
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_HEADER_LIMIT_BYTES = 100_000_000  # the reference implementation's limit
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_REPLACED = "-replaced"
+DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # Hugging Face's own default
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSource:
+    """A tensor to be written: what its header says, and how to get it when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TensorInfo:
+    """A tensor that lies in a file: `offset` is absolute, in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    path: Path
+    offset: int
+
+
+def plan_shards(sources: Sequence[TensorSource], max_shard_bytes: int) -> list[list[TensorSource]]:
+    """`sources`, in their order, cut into shards of at most `max_shard_bytes` (a larger tensor is a shard alone)."""
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes is {max_shard_bytes}; at least 1 is needed")
+    shards: list[list[TensorSource]] = [[]]
+    size = 0
+    for source in sources:
+        if shards[-1] and size + source.nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(source)
+        size += source.nbytes
+    return shards
+
+
+def write_file(path: Path, sources: Sequence[TensorSource], metadata: Mapping[str, str] | None = None) -> None:
+    """One safetensors file, tensor after tensor; flushed to disk when it returns."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offset = 0
+    for source in sources:
+        if source.dtype not in _CODES:
+            raise ValueError(f"{source.name}: safetensors has no {source.dtype}; it has {', '.join(map(str, _CODES))}")
+        if source.name in header:
+            raise ValueError(f"{source.name} is given twice")
+        header[source.name] = {
+            "dtype": _CODES[source.dtype],
+            "shape": list(source.shape),
+            "data_offsets": [offset, offset + source.nbytes],
+        }
+        offset += source.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8 bytes, so that it can be mapped
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for source in sources:
+            tensor = np.ascontiguousarray(source.read()).reshape(source.shape)
+            if tensor.dtype != source.dtype:
+                raise ValueError(f"{source.name}: {tensor.dtype} was read, {source.dtype} was announced")
+            if tensor.nbytes:
+                file.write(memoryview(tensor.reshape(-1).view(np.uint8)))
+            del tensor  # before the next read: one tensor at a time
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_folder(
+    folder: Path,
+    sources: Sequence[TensorSource],
+    *,
+    stem: str = "model",
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> list[Path]:
+    """`sources` in Hugging Face's layout: `stem.safetensors`, or numbered shards and `stem.safetensors.index.json`.
+
+    `progress` is called with the size in bytes of each tensor that has been read. Returns the files written.
+    """
+
+    def counted(source: TensorSource) -> TensorSource:
+        def read() -> np.ndarray:
+            tensor = source.read()
+            progress(source.nbytes)
+            return tensor
+
+        return dataclasses.replace(source, read=read)
+
+    shards = plan_shards([counted(source) for source in sources], max_shard_bytes)
+    if len(shards) == 1:
+        path = folder / f"{stem}.safetensors"
+        write_file(path, shards[0], metadata)
+        return [path]
+    paths = [folder / f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for path, shard in zip(paths, shards):
+        write_file(path, shard, metadata)
+    index = {
+        "metadata": {"total_size": sum(source.nbytes for source in sources)},
+        "weight_map": {source.name: path.name for path, shard in zip(paths, shards) for source in shard},
+    }
+    index_path = folder / f"{stem}.safetensors.index.json"
+    index_path.write_text(json.dumps(index, indent=2) + "\n")
+    return [*paths, index_path]
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """What a safetensors file holds, by name; ValueError on a truncated or malformed file."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_HEADER_LIMIT_BYTES, size - 8):
+            raise ValueError(f"{path} is no safetensors file or is cut short ({size} bytes); fetch it again")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            infos = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in header.items()}
+        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: its safetensors header cannot be read ({error!r}); fetch it again") from error
+    for info in infos.values():
+        if info.offset + math.prod(info.shape) * info.dtype.itemsize > size:
+            raise ValueError(f"{path}: {info.name} ends after the file does ({size} bytes): cut short; fetch it again")
+    return infos
+
+
+def _tensor_info(path: Path, name: str, entry: Mapping, data_start: int) -> TensorInfo:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"{path}: {name} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}")
+    shape, dtype = tuple(int(dim) for dim in entry["shape"]), DTYPES[entry["dtype"]]
+    begin, end = entry["data_offsets"]
+    if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{path}: {name} {shape} {dtype} does not take {end - begin} bytes; fetch the file again")
+    return TensorInfo(name=name, shape=shape, dtype=dtype, path=path, offset=data_start + begin)
+
+
+def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
+    """Every tensor of a Hugging Face-layout folder (one file, or shards with an index), by name; reads headers only.
+
+    `stem` picks one of several models in a folder. Pickled weights are refused, since loading one runs its code.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; give the one that holds the .safetensors files")
+    pattern = f"{stem}.safetensors" if stem else "*.safetensors"
+    indices = sorted(folder.glob(pattern + ".index.json"))
+    if len(indices) > 1:
+        raise ValueError(f"{folder} holds several models ({', '.join(p.name for p in indices)}); name one")
+    if indices:
+        weight_map: dict[str, str] = json.loads(indices[0].read_text())["weight_map"]
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+        if missing := [path.name for path in files if not path.is_file()]:
+            raise FileNotFoundError(f"{indices[0]} names files that are not there: {', '.join(missing)}")
+        tensors = _merge(files)
+        if missing := sorted(set(weight_map) - set(tensors)):
+            raise ValueError(f"{indices[0]} names {len(missing)} tensors that its files do not hold: {', '.join(missing[:8])}")
+        return tensors
+    files = sorted(folder.glob(pattern))
+    if not files:
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        cure = (
+            f"; {', '.join(pickles)} are pickles, which run code when loaded: convert them with safetensors' `save_file`"
+            if pickles
+            else ""
+        )
+        raise FileNotFoundError(f"{folder} holds no {pattern}{cure}")
+    return _merge(files)
+
+
+def _merge(files: Sequence[Path]) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for path in files:
+        for name, info in read_header(path).items():
+            if name in tensors:
+                raise ValueError(f"{name} lies in both {tensors[name].path.name} and {path.name} of {path.parent}")
+            tensors[name] = info
+    return tensors
+
+
+def read_tensor(info: TensorInfo) -> np.ndarray:
+    """The tensor as a read-only view of its file: pages come in as they are touched, and can go again."""
+    if math.prod(info.shape) == 0:
+        return np.zeros(info.shape, info.dtype)
+    data = np.memmap(info.path, np.uint8, "r", info.offset, (math.prod(info.shape) * info.dtype.itemsize,))
+    return np.asarray(data).view(info.dtype).reshape(info.shape)
+
+
+@contextlib.contextmanager
+def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `destination` that becomes it when the block ends well, and vanishes when it does not.
+
+    What a killed process left behind is removed by the next call on the same machine. FileExistsError if `destination`
+    holds anything, unless `overwrite`.
+    """
+    destination = Path(os.path.abspath(destination))
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{destination.name}.incomplete-{socket.gethostname()}-"
+    _sweep(destination, prefix)
+    if destination.exists() and not destination.is_dir():
+        raise FileExistsError(f"{destination} is a file; give a folder that does not exist yet")
+    if destination.exists() and not overwrite and any(destination.iterdir()):
+        raise FileExistsError(f"{destination} exists and is not empty; choose another folder, or say --overwrite")
+    folder = destination.parent / f"{prefix}{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+        if destination.exists():
+            # The old folder keeps its name until the new one is complete, and is removed only after the new one has it.
+            replaced = destination.parent / f"{prefix}{os.getpid()}{_REPLACED}"
+            os.rename(destination, replaced)
+            os.rename(folder, destination)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(folder, destination)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(destination: Path, prefix: str) -> None:
+    """Removes what killed processes left beside `destination`; a folder taken away but not yet replaced goes back."""
+    for stale in destination.parent.glob(f"{glob.escape(prefix)}*"):
+        label = stale.name.removeprefix(prefix)
+        if _is_running(label):
+            continue
+        if label.endswith(_REPLACED) and not destination.exists():
+            os.rename(stale, destination)
+        else:
+            shutil.rmtree(stale)
+
+
+def _is_running(label: str) -> bool:
+    """Whether the process whose id starts `label` lives; False for anything that is no process id."""
+    digits = label.partition("-")[0]
+    if not digits.isdigit():
+        return False
+    try:
+        os.kill(int(digits), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
