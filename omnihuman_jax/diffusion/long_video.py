@@ -1,0 +1,107 @@
+"""Videos longer than a segment: segments chained through 5 motion frames [S].
+
+The last 5 decoded frames of a segment are encoded again and given clean to the next one, which is decoded together with
+them; its first 5 frames are dropped (contract, "Motion frames"). Every segment has the same length, so one compiled
+sampler serves them all; what the last one has too much is cut off.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from omnihuman_jax.typing import FPS, MOTION_FRAMES, TEMPORAL_STRIDE, latent_frames_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """Frames `start` .. `start + frames` of the video; the first `overlap` of them are the segment before's last."""
+
+    index: int
+    start: int
+    frames: int
+    overlap: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.frames
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Seam:
+    """How well two segments meet at output frame `frame` (values of pictures in [-1, 1]).
+
+    overlap_psnr_db: decoded motion frames of the new segment against the frames that they were encoded from.
+    jump: root mean square difference over the cut; typical_jump: its median over the two segments' other frames.
+    """
+
+    frame: int
+    overlap_psnr_db: float
+    jump: float
+    typical_jump: float
+
+
+def frames_of_seconds(seconds: float) -> int:
+    """Frames of `seconds` at 25 fps, rounded up so that the picture is never shorter than asked."""
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise ValueError(f"seconds must be > 0, not {seconds}")
+    # A microsecond of slack: 1.2 s read from a sound file must not become 31 frames by a rounding error.
+    return max(1, math.ceil(seconds * FPS - 1e-6 * FPS))
+
+
+def segment_schedule(total_frames: int, segment_frames: int) -> tuple[Segment, ...]:
+    """Segments of one length that cover frames 0 .. total_frames, each overlapping the one before by 5.
+
+    One segment is cut to the shortest valid length when that covers the video; ValueError when a segment could not
+    bring new frames.
+    """
+    latent_frames_of(segment_frames)
+    if total_frames < 1:
+        raise ValueError(f"a video has at least 1 frame, not {total_frames}")
+    if total_frames <= segment_frames:
+        frames = 1 + TEMPORAL_STRIDE * math.ceil((total_frames - 1) / TEMPORAL_STRIDE)
+        return (Segment(index=0, start=0, frames=frames, overlap=0),)
+    stride = segment_frames - MOTION_FRAMES
+    if stride < 1:
+        raise ValueError(f"a segment of {segment_frames} frames has no room beside its {MOTION_FRAMES} motion frames: use 9 or more")
+    count = 1 + math.ceil((total_frames - segment_frames) / stride)
+    return tuple(Segment(index=i, start=i * stride, frames=segment_frames, overlap=MOTION_FRAMES if i else 0) for i in range(count))
+
+
+def chain(
+    segments: tuple[Segment, ...], generate_segment: Callable[[Segment, np.ndarray | None], np.ndarray]
+) -> Iterator[tuple[np.ndarray, Seam | None]]:
+    """The new frames of each segment [<= frames, H, W, 3] float32, and the seam with the one before.
+
+    Args:
+        segments: of `segment_schedule`.
+        generate_segment: (segment, motion frames [5, H, W, 3] in [-1, 1] or None) -> decoded frames [frames, H, W, 3],
+            motion frames included. It encodes them: only it knows the codec.
+    """
+    before: np.ndarray | None = None
+    for segment in segments:
+        motion = None if before is None else before[-MOTION_FRAMES:]
+        frames = np.clip(np.asarray(generate_segment(segment, motion), np.float32), -1.0, 1.0)
+        if len(frames) != segment.frames:
+            raise ValueError(f"segment {segment.index} came back with {len(frames)} frames, not {segment.frames}")
+        seam = None if before is None else measure_seam(before, frames, segment)
+        yield frames[segment.overlap :], seam
+        before = frames
+
+
+def measure_seam(before_THW3: np.ndarray, after_THW3: np.ndarray, segment: Segment) -> Seam:
+    """The seam between the segment before and `segment`, both with all of their decoded frames."""
+    overlap = segment.overlap
+    error = float(np.mean((before_THW3[-overlap:] - after_THW3[:overlap]) ** 2))
+
+    def steps(frames: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.mean(np.diff(frames, axis=0) ** 2, axis=(1, 2, 3)))
+
+    inside = np.concatenate([steps(before_THW3), steps(after_THW3[overlap:])])
+    return Seam(
+        frame=segment.start + overlap,
+        overlap_psnr_db=10 * math.log10(4.0 / error) if error else math.inf,
+        jump=float(steps(np.stack([before_THW3[-1], after_THW3[overlap]]))[0]),
+        typical_jump=float(np.median(inside)),
+    )
