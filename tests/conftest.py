@@ -1,0 +1,76 @@
+"""What every test runs under: eight simulated devices, a compilation cache of the checkout, and no silent skips.
+
+The environment is set before anything imports jax, and subprocesses of tests inherit it.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NUM_DEVICES = 8
+
+# A skipped (or expectedly failing) test fails the run unless its reason matches one of these; each says why it may.
+# Machines without a GPU *deselect* the `gpu` marker (Makefile), so that is no entry here.
+ALLOWED_SKIPS: dict[str, str] = {}
+
+if "jax" in sys.modules:
+    raise RuntimeError("jax was imported before tests/conftest.py could ask for 8 devices; start with `python -m pytest`")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={NUM_DEVICES}".strip()
+# Trusted input: the cache lies in this checkout, and nobody else writes there.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Subprocesses import this checkout, wherever a test makes them start.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+_refused: list[str] = []
+
+
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not report.skipped:
+        return
+    if isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+    else:
+        reason = getattr(report, "wasxfail", "") or str(report.longrepr)
+    if not any(re.search(pattern, reason) for pattern in ALLOWED_SKIPS):
+        _refused.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _note_skip(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    _note_skip(report)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _refused and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _refused:
+        terminalreporter.section("skips that are not allowed", red=True)
+        for line in _refused:
+            terminalreporter.line(line)
+        terminalreporter.line(
+            "A skip hides what it was meant to prove: make it run, or add its reason to ALLOWED_SKIPS in tests/conftest.py."
+        )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _drop_compiled_programs() -> Iterator[None]:
+    """Programs compiled by one file are of no use to the next, and would add up in memory."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
