@@ -1,0 +1,440 @@
+"""OmniHuman's transformer in PyTorch, in one file: torch, safetensors and the standard library are all that it needs.
+
+    from modeling_omnihuman import OmniHumanForVideo
+    model = OmniHumanForVideo.from_pretrained(DIR)
+    velocity = model(tokens, t, batch)
+
+HunyuanVideo's layout: dual-stream blocks, then single-stream blocks, over packed latent tokens and text tokens. The
+parameters of the base part carry the names that they have in diffusers' `HunyuanVideoTransformer3DModel`; audio and pose
+add the modules `audio_embedder`, `pose_embedder` and one `audio_attn` a block.
+
+Shape suffixes: B sequences, L packed latent tokens, S text tokens, M = L + S, G window slots, T frames at 25 fps,
+F latent-frame slots, A audio tokens and P pose frames of a latent frame, J keypoints, E encoder width, C channels of a
+patch token, D model width, N heads, K head size, R = 2G rows of a modulation table.
+
+A batch packs windows (clips) of any size: `segment_ids_BL` says which window a token belongs to, g + 1 for the one in slot
+g, 0 for padding; attention never crosses windows. `OmniHumanForVideo.forward` lists the arrays of a batch.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+MOTION_LATENTS = 2
+PATCH = 2
+NORM_EPS = 1e-6
+TIME_CHANNELS = 256
+TIME_SCALE = 1000.0
+
+
+@dataclasses.dataclass(kw_only=True)
+class OmniHumanConfig:
+    """Sizes of the model: the part "model" of config.json, named as in the trainer."""
+
+    width: int
+    num_heads: int
+    num_dual_layers: int
+    num_single_layers: int
+    num_refiner_layers: int
+    mlp_ratio: float
+    latent_channels: int
+    text_width: int
+    pooled_width: int
+    rope_axes: tuple[int, int, int]
+    rope_theta: float
+    guidance_embed: bool
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def patch_channels(self) -> int:
+        return PATCH * PATCH * self.latent_channels
+
+    @classmethod
+    def from_json(cls, path: Path) -> "OmniHumanConfig":
+        """Reads config.json; a field that is missing or unknown is an error that names it."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there; from_pretrained takes a folder written by `omnihuman export`")
+        values: dict[str, Any] = json.loads(path.read_text())["model"]
+        known = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != known:
+            raise ValueError(f"{path}: missing {sorted(known - set(values))}, unknown {sorted(set(values) - known)}")
+        return cls(**values)
+
+
+def timestep_embedding(t_BG: Tensor) -> Tensor:
+    """Sinusoid of t * 1000 over 256 channels, cosines first; float32."""
+    half = TIME_CHANNELS // 2
+    frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, device=t_BG.device, dtype=torch.float32) / half)
+    angles = (t_BG.float() * TIME_SCALE)[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotary_embedding(positions_BL3: Tensor, axes: tuple[int, int, int], theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [B, 1, L, K], each frequency twice in a row (interleaved pairs); float32."""
+    angles = []
+    for axis, dim in enumerate(axes):
+        powers = torch.arange(0, dim, 2, device=positions_BL3.device, dtype=torch.float32) / dim
+        angles.append(positions_BL3[..., axis, None].float() / theta**powers)
+    angles_BLK = torch.cat(angles, dim=-1).repeat_interleave(2, dim=-1)
+    return angles_BLK.cos()[:, None], angles_BLK.sin()[:, None]
+
+
+def apply_rotary(x_BNLK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates each pair of neighbouring channels by the angle of its token, in float32."""
+    cos, sin = rotary
+    x = x_BNLK.float()
+    rotated = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+    return (x * cos + rotated * sin).to(x_BNLK.dtype)
+
+
+def attention(q_BNQK: Tensor, k_BNVK: Tensor, v_BNVK: Tensor, mask_B1QV: Tensor | None) -> Tensor:
+    """Scaled dot-product attention, heads merged: [B, Q, N * K]. `mask` is True where a query sees a key."""
+    return F.scaled_dot_product_attention(q_BNQK, k_BNVK, v_BNVK, attn_mask=mask_B1QV).transpose(1, 2).flatten(2)
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """LayerNorm without parameters, in float32."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS)
+
+
+def take_rows(table_BRD: Tensor, row_BL: Tensor) -> Tensor:
+    """[B, L, D]: for each token its row of the table."""
+    return table_BRD.gather(1, row_BL[..., None].expand(-1, -1, table_BRD.shape[-1]))
+
+
+def modulate(x_BLD: Tensor, shift_BRD: Tensor, scale_BRD: Tensor, row_BL: Tensor) -> Tensor:
+    """Normalises `x` and applies its token's scale and shift, in float32; the result has the dtype of `x`."""
+    return (layer_norm(x_BLD) * (1 + take_rows(scale_BRD, row_BL)) + take_rows(shift_BRD, row_BL)).to(x_BLD.dtype)
+
+
+def gated(residual_BLD: Tensor, gate_BRD: Tensor, row_BL: Tensor, update_BLD: Tensor) -> Tensor:
+    """`residual` plus `update` times the gate of its token."""
+    return residual_BLD + (take_rows(gate_BRD, row_BL) * update_BLD).to(residual_BLD.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the head size, in float32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + NORM_EPS) * self.weight.float()).to(x.dtype)
+
+
+class Embedder(nn.Module):
+    """Linear, SiLU, Linear."""
+
+    def __init__(self, in_features: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_features, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x.to(self.linear_1.weight.dtype))))
+
+
+class Activated(nn.Module):
+    """A linear map and an activation after it; named as in diffusers' FeedForward."""
+
+    def __init__(self, in_features: int, out_features: int, activation: str) -> None:
+        super().__init__()
+        self.proj = nn.Linear(in_features, out_features)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(x)
+        return F.silu(x) if self.activation == "silu" else F.gelu(x, approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, inner: int, activation: str) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([Activated(width, inner, activation), nn.Identity(), nn.Linear(inner, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class Modulation(nn.Module):
+    """SiLU, Linear, cut into `chunks` tables [B, R, D] of float32."""
+
+    def __init__(self, width: int, chunks: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, chunks * width)
+        self.chunks = chunks
+
+    def forward(self, condition_BRD: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(condition_BRD)).float().chunk(self.chunks, dim=-1)
+
+
+class ConditionEmbedding(nn.Module):
+    """Time, pooled text and guidance -> the vector that the modulation tables are computed from."""
+
+    def __init__(self, width: int, pooled_width: int, guidance_embed: bool) -> None:
+        super().__init__()
+        self.timestep_embedder = Embedder(TIME_CHANNELS, width)
+        self.text_embedder = Embedder(pooled_width, width) if pooled_width else None
+        self.guidance_embedder = Embedder(TIME_CHANNELS, width) if guidance_embed else None
+
+    def forward(self, t_BG: Tensor, pooled_BGE: Tensor | None, guidance: float = 1.0) -> Tensor:
+        condition_BGD = self.timestep_embedder(timestep_embedding(t_BG))
+        if self.guidance_embedder is not None:
+            condition_BGD = condition_BGD + self.guidance_embedder(timestep_embedding(torch.full_like(t_BG, guidance)))
+        if self.text_embedder is not None:
+            if pooled_BGE is None:
+                raise ValueError("this model takes pooled text: the batch needs pooled_BGE")
+            condition_BGD = condition_BGD + self.text_embedder(pooled_BGE)
+        return condition_BGD
+
+
+class Attention(nn.Module):
+    """Projections of one attention, named as in diffusers' Attention; which of them exist depends on the block."""
+
+    def __init__(self, width: int, num_heads: int, *, qk_norm: bool, text_stream: bool = False, output: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        head_dim = width // num_heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.norm_q = RMSNorm(head_dim) if qk_norm else None
+        self.norm_k = RMSNorm(head_dim) if qk_norm else None
+        if text_stream:
+            self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(3))
+            self.norm_added_q, self.norm_added_k = RMSNorm(head_dim), RMSNorm(head_dim)
+            self.to_add_out = nn.Linear(width, width)
+        if output:
+            self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, N, tokens, K] of the tokens `x`, queries and keys normalised."""
+        q, k, v = (self.heads(linear(x)) for linear in (self.to_q, self.to_k, self.to_v))
+        if self.norm_q is None or self.norm_k is None:
+            return q, k, v
+        return self.norm_q(q), self.norm_k(k), v
+
+    def text_qkv(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for the text stream of a dual-stream block."""
+        q, k, v = (self.heads(linear(x_BSD)) for linear in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
+        return self.norm_added_q(q), self.norm_added_k(k), v
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class RefinerBlock(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, num_heads, qk_norm=False)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.ff = FeedForward(width, 4 * width, "silu")  # 4 whatever the other blocks' mlp_ratio, as in diffusers
+        self.norm_out = Modulation(width, 2)
+
+    def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
+        gate_attn, gate_mlp = self.norm_out(condition_BGD)
+        x_BSD = gated(x_BSD, gate_attn, slot_BS, self.attn.to_out[0](attention(*self.attn.qkv(self.norm1(x_BSD)), mask)))
+        return gated(x_BSD, gate_mlp, slot_BS, self.ff(self.norm2(x_BSD)))
+
+
+class TokenRefiner(nn.Module):
+    def __init__(self, width: int, num_heads: int, num_layers: int) -> None:
+        super().__init__()
+        self.refiner_blocks = nn.ModuleList([RefinerBlock(width, num_heads) for _ in range(num_layers)])
+
+    def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
+        for block in self.refiner_blocks:
+            x_BSD = block(x_BSD, condition_BGD, slot_BS, mask)
+        return x_BSD
+
+
+class TextEmbedder(nn.Module):
+    """Text embeddings -> text tokens: a projection and a few blocks, gated by time and the mean of the window's text."""
+
+    def __init__(self, text_width: int, width: int, num_heads: int, num_layers: int) -> None:
+        super().__init__()
+        self.time_text_embed = ConditionEmbedding(width, text_width, guidance_embed=False)
+        self.proj_in = nn.Linear(text_width, width)
+        self.token_refiner = TokenRefiner(width, num_heads, num_layers)
+
+    def forward(self, text_BSE: Tensor, t_BG: Tensor, segment_ids_BS: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
+        slots = torch.arange(1, t_BG.shape[1] + 1, device=t_BG.device)
+        member_BGS = (segment_ids_BS[:, None, :] == slots[None, :, None]).to(torch.float32)
+        count_BG1 = member_BGS.sum(-1, keepdim=True).clamp(min=1)
+        mean_BGE = member_BGS @ text_BSE.float() / count_BG1
+        condition_BGD = self.time_text_embed(t_BG, mean_BGE)
+        return self.token_refiner(self.proj_in(text_BSE.to(self.proj_in.weight.dtype)), condition_BGD, slot_BS, mask)
+
+
+@dataclasses.dataclass
+class Context:
+    """What every block reads beside its tokens; made once a call. R = 2G: row 2g is window g at t, row 2g + 1 at 0."""
+
+    condition_BRD: Tensor
+    row_BL: Tensor
+    row_BS: Tensor
+    rotary: tuple[Tensor, Tensor]
+    mask_B1MM: Tensor | None
+
+
+class DualBlock(nn.Module):
+    """Latent and text tokens with weights of their own, joint attention, then audio, then the MLPs."""
+
+    def __init__(self, config: OmniHumanConfig) -> None:
+        super().__init__()
+        width, inner = config.width, int(config.width * config.mlp_ratio)
+        self.norm1, self.norm1_context = Modulation(width, 6), Modulation(width, 6)
+        self.attn = Attention(width, config.num_heads, qk_norm=True, text_stream=True)
+        self.ff = FeedForward(width, inner, "gelu")
+        self.ff_context = FeedForward(width, inner, "gelu")
+
+    def forward(self, x_BLD: Tensor, text_BSD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        row_BL, row_BS = context.row_BL, context.row_BS
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.norm1(context.condition_BRD)
+        text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = self.norm1_context(context.condition_BRD)
+
+        q, k, v = self.attn.qkv(modulate(x_BLD, shift, scale, row_BL))
+        q, k = apply_rotary(q, context.rotary), apply_rotary(k, context.rotary)
+        text_qkv = self.attn.text_qkv(modulate(text_BSD, text_shift, text_scale, row_BS))
+        joint = (torch.cat(pair, dim=2) for pair in zip((q, k, v), text_qkv, strict=True))
+        out_BLD, out_BSD = attention(*joint, context.mask_B1MM).split([x_BLD.shape[1], text_BSD.shape[1]], dim=1)
+        x_BLD = gated(x_BLD, gate, row_BL, self.attn.to_out[0](out_BLD))
+        text_BSD = gated(text_BSD, text_gate, row_BS, self.attn.to_add_out(out_BSD))
+
+        x_BLD = gated(x_BLD, mlp_gate, row_BL, self.ff(modulate(x_BLD, mlp_shift, mlp_scale, row_BL)))
+        text_update = self.ff_context(modulate(text_BSD, text_mlp_shift, text_mlp_scale, row_BS))
+        return x_BLD, gated(text_BSD, text_mlp_gate, row_BS, text_update)
+
+
+class SingleBlock(nn.Module):
+    """Latent and text tokens with the same weights; attention and MLP in parallel, one projection of both."""
+
+    def __init__(self, config: OmniHumanConfig) -> None:
+        super().__init__()
+        width, inner = config.width, int(config.width * config.mlp_ratio)
+        self.norm = Modulation(width, 3)
+        self.attn = Attention(width, config.num_heads, qk_norm=True, output=False)
+        self.proj_mlp = nn.Linear(width, inner)
+        self.proj_out = nn.Linear(width + inner, width)
+
+    def forward(self, x_BLD: Tensor, text_BSD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        lengths = [x_BLD.shape[1], text_BSD.shape[1]]
+        x_BMD = torch.cat([x_BLD, text_BSD], dim=1)
+        row_BM = torch.cat([context.row_BL, context.row_BS], dim=1)
+        shift, scale, gate = self.norm(context.condition_BRD)
+        normed_BMD = modulate(x_BMD, shift, scale, row_BM)
+        q, k, v = self.attn.qkv(normed_BMD)
+        q, k = (torch.cat([apply_rotary(h[:, :, : lengths[0]], context.rotary), h[:, :, lengths[0] :]], dim=2) for h in (q, k))
+        mlp = F.gelu(self.proj_mlp(normed_BMD), approximate="tanh")
+        update_BMD = self.proj_out(torch.cat([attention(q, k, v, context.mask_B1MM), mlp], dim=-1))
+        x_BLD, text_BSD = gated(x_BMD, gate, row_BM, update_BMD).split(lengths, dim=1)
+        return x_BLD, text_BSD
+
+
+class PatchEmbed(nn.Module):
+    """The convolution of diffusers' patch embedding, applied to tokens that are patches already."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(channels, width, kernel_size=(1, PATCH, PATCH), stride=(1, PATCH, PATCH))
+
+    def forward(self, tokens_BLC: Tensor) -> Tensor:
+        weight = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)  # to our (patch row, patch column, channel)
+        return F.linear(tokens_BLC.to(weight.dtype), weight, self.proj.bias)
+
+
+class OmniHumanForVideo(nn.Module):
+    """The velocity of flow matching, from noisy and clean latent tokens and up to five conditions."""
+
+    def __init__(self, config: OmniHumanConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.x_embedder = PatchEmbed(config.latent_channels, width)
+        self.context_embedder = TextEmbedder(config.text_width, width, config.num_heads, config.num_refiner_layers)
+        self.time_text_embed = ConditionEmbedding(width, config.pooled_width, config.guidance_embed)
+        self.transformer_blocks = nn.ModuleList([DualBlock(config) for _ in range(config.num_dual_layers)])
+        self.single_transformer_blocks = nn.ModuleList([SingleBlock(config) for _ in range(config.num_single_layers)])
+        self.norm_out = Modulation(width, 2)
+        self.proj_out = nn.Linear(width, config.patch_channels)
+
+    def forward(self, tokens_BLC: Tensor, t_BG: Tensor, batch: Mapping[str, Tensor], *, guidance: float = 1.0) -> Tensor:
+        """The velocity [B, L, C] in float32, of every token (those of padding mean nothing).
+
+        Args:
+          tokens_BLC: latent tokens of 2 x 2 patches, C = (patch row, patch column, channel); of each window its reference
+            tokens, then its video tokens by latent frame, row, column. Noisy, z_t = (1 - t) z_0 + t noise, except for the
+            tokens of the reference image and of motion frames, which are clean.
+          t_BG: diffusion time of each window, in [0, 1]; 1 is noise.
+          batch: the packed batch; keys of conditions that the model was built without are not read.
+            segment_ids_BL, text_segment_ids_BS  window of a token + 1, 0 for padding
+            positions_BL3                        indices (t, h, w) of a token; t is 0 on reference tokens
+            is_reference_BL, motion_BG           reference tokens; windows whose first 2 latents are motion frames
+            text_BSE, pooled_BGE                 text embeddings of tokens and of windows
+        """
+        slot_BL, slot_BS = ((batch[name].long() - 1).clamp(min=0) for name in ("segment_ids_BL", "text_segment_ids_BS"))
+        clean_BL = clean_tokens(batch, slot_BL)
+        segments_BM = torch.cat([batch["segment_ids_BL"], batch["text_segment_ids_BS"]], dim=1)
+        text_segments_BS = batch["text_segment_ids_BS"]
+        zero_BG = torch.zeros_like(t_BG)
+        pooled = batch.get("pooled_BGE")
+        condition_BGD = self.time_text_embed(t_BG, pooled, guidance)
+        clean_BGD = self.time_text_embed(zero_BG, pooled, guidance)
+        context = Context(
+            condition_BRD=torch.stack([condition_BGD, clean_BGD], dim=2).flatten(1, 2),
+            row_BL=2 * slot_BL + clean_BL,
+            row_BS=2 * slot_BS,
+            rotary=rotary_embedding(batch["positions_BL3"], self.config.rope_axes, self.config.rope_theta),
+            mask_B1MM=same_segment(segments_BM),
+        )
+        x_BLD = self.x_embedder(tokens_BLC)
+        text_BSD = self.context_embedder(batch["text_BSE"], t_BG, text_segments_BS, slot_BS, same_segment(text_segments_BS))
+        for block in [*self.transformer_blocks, *self.single_transformer_blocks]:
+            x_BLD, text_BSD = block(x_BLD, text_BSD, context)
+        scale_BRD, shift_BRD = self.norm_out(context.condition_BRD)
+        out_BLC = self.proj_out(modulate(x_BLD, shift_BRD, scale_BRD, context.row_BL)).float()
+        # diffusers' order (channel, patch row, patch column) to ours
+        return out_BLC.unflatten(-1, (self.config.latent_channels, PATCH, PATCH)).movedim(2, -1).flatten(2)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    ) -> "OmniHumanForVideo":
+        """The model of an exported folder, in evaluation mode; `dtype` None keeps that of the file."""
+        folder = Path(folder)
+        config = OmniHumanConfig.from_json(folder / "config.json")
+        with torch.device("meta"):
+            model = cls(config)
+        files = sorted(folder.glob("model*.safetensors"))
+        if not files:
+            raise FileNotFoundError(f"{folder} holds no model*.safetensors; it is no folder written by `omnihuman export`")
+        tensors: dict[str, Tensor] = {}
+        for path in files:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                for name in file.keys():  # noqa: SIM118 (a safe_open is no dict)
+                    tensors[name] = file.get_tensor(name).to(dtype)
+        model.load_state_dict(tensors, assign=True)  # strict: missing, unknown and misshapen names are one error
+        return model.eval()
+
+
+def clean_tokens(batch: Mapping[str, Tensor], slot_BL: Tensor) -> Tensor:
+    """True where a token is given clean: reference tokens, and the motion latents of windows that have them."""
+    motion_BL = batch["motion_BG"].gather(1, slot_BL) & (batch["segment_ids_BL"] > 0)
+    return batch["is_reference_BL"] | (motion_BL & (batch["positions_BL3"][..., 0] < MOTION_LATENTS))
+
+
+def same_segment(segments_BM: Tensor) -> Tensor:
+    """[B, 1, M, M], True where query and key belong to the same window (or are both padding)."""
+    return (segments_BM[:, :, None] == segments_BM[:, None, :])[:, None]
