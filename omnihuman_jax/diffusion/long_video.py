@@ -64,7 +64,7 @@ def segment_schedule(total_frames: int, segment_frames: int) -> tuple[Segment, .
         return (Segment(index=0, start=0, frames=frames, overlap=0),)
     stride = segment_frames - MOTION_FRAMES
     if stride < 1:
-        raise ValueError(f"a segment of {segment_frames} frames has no room beside its {MOTION_FRAMES} motion frames: use 9 or more")
+        raise ValueError(f"{segment_frames} frames a segment leave none beside its {MOTION_FRAMES} motion frames: use 9 or more")
     count = 1 + math.ceil((total_frames - segment_frames) / stride)
     return tuple(Segment(index=i, start=i * stride, frames=segment_frames, overlap=MOTION_FRAMES if i else 0) for i in range(count))
 

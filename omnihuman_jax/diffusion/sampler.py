@@ -7,7 +7,8 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from omnihuman_jax.diffusion import flow_matching, guidance
+from omnihuman_jax.diffusion import flow_matching
+from omnihuman_jax.diffusion.guidance import GuidanceConfig, guided
 from omnihuman_jax.typing import MOTION_FRAMES, Array, latent_frames_of
 
 # (tokens [N, L, C], t [N, G] in [0, 1]) -> velocity [N, L, C]; N is B, or 2B under guidance.
@@ -20,7 +21,7 @@ class SamplingConfig:
 
     num_steps: int = 50
     segment_frames: int = 0
-    guidance: guidance.GuidanceConfig = dataclasses.field(default_factory=guidance.GuidanceConfig)
+    guidance: GuidanceConfig = dataclasses.field(default_factory=GuidanceConfig)
 
     def validate(self) -> None:
         """ValueError with the numbers on a value that cannot be sampled with."""
@@ -82,7 +83,7 @@ def sample(
             velocity = denoise_fn(tokens_BLC, t_BG)
         else:
             both = denoise_fn(jnp.concatenate([tokens_BLC, tokens_BLC]), jnp.concatenate([t_BG, t_BG]))
-            velocity = guidance.guided(both[:batch], both[batch:], scale)
+            velocity = guided(both[:batch], both[batch:], scale)
         change_BL = flow_matching.token_t(next_t_BG - t_BG, segment_ids_BL)
         moved = tokens_BLC + change_BL[..., None] * velocity.astype(jnp.float32)
         return jnp.where(given, clean_BLC, moved), None

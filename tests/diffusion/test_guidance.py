@@ -1,0 +1,98 @@
+"""Annealing curves, the guided velocity and the unconditional branch."""
+
+import numpy as np
+import pytest
+
+from omnihuman_jax.conditions import Condition
+from omnihuman_jax.diffusion import guidance
+from omnihuman_jax.diffusion.guidance import GuidanceConfig, guidance_scales
+from omnihuman_jax.typing import PackedShape
+
+SHAPE = PackedShape(
+    latent_tokens=12, text_tokens=8, windows=3, latent_frames=4, frames=20, patch_channels=8, text_width=4, pooled_width=4,
+    audio_width=6, audio_tokens=8, keypoints=5, pose_frames=6,
+)  # fmt: skip
+EMPTY = np.full((2, 4), 7.0, np.float32), np.full(4, 9.0, np.float32)
+
+
+def packed(seed: int = 0) -> dict[str, np.ndarray]:
+    """Two sequences, all conditions active: windows in slots 0 and 2 of the first, in slot 1 of the second."""
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for name, (dims, dtype, _) in SHAPE.arrays(2).items():
+        batch[name] = rng.standard_normal(dims).astype(dtype) if dtype == np.float32 else np.ones(dims, dtype)
+    batch["segment_ids_BL"] = np.array([[1] * 4 + [3] * 6 + [0] * 2, [2] * 12], np.int32)
+    batch["text_segment_ids_BS"] = np.array([[1] * 5 + [3] * 2 + [0], [2] * 7 + [0]], np.int32)
+    return batch
+
+
+@pytest.mark.parametrize("curve", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [2, 5, 50])
+def test_curves_start_at_the_scale_end_at_the_final_scale_and_only_fall(curve, steps):
+    scales = guidance_scales(GuidanceConfig(scale=6.5, final_scale=1.5, curve=curve), steps)
+    assert scales.shape == (steps,) and scales[0] == np.float32(6.5) and scales[-1] == np.float32(1.5)
+    assert (np.diff(scales) < 0).all()
+
+
+def test_middles_of_the_curves_and_the_constant_one():
+    linear = guidance_scales(GuidanceConfig(scale=5, final_scale=1), 5)
+    cosine = guidance_scales(GuidanceConfig(scale=5, final_scale=1, curve="cosine"), 5)
+    np.testing.assert_allclose(linear, [5, 4, 3, 2, 1], rtol=1e-6)
+    np.testing.assert_allclose(cosine, [5, 3 + 2**0.5, 3, 3 - 2**0.5, 1], rtol=1e-6)
+    np.testing.assert_array_equal(guidance_scales(GuidanceConfig(scale=5, final_scale=1, curve="constant"), 4), [5, 5, 5, 5])
+
+
+def test_one_step_alone_uses_the_scale():
+    np.testing.assert_array_equal(guidance_scales(GuidanceConfig(scale=3), 1), [3])
+
+
+def test_guidance_is_off_only_where_every_step_has_scale_one():
+    assert GuidanceConfig().enabled
+    assert not GuidanceConfig(scale=1.0).enabled
+    assert not GuidanceConfig(scale=1.0, final_scale=4.0, curve="constant").enabled
+    assert GuidanceConfig(scale=1.0, final_scale=2.0).enabled
+
+
+@pytest.mark.parametrize("change", [{"curve": "stairs"}, {"scale": -1.0}, {"final_scale": float("inf")}])
+def test_impossible_settings_are_refused(change):
+    with pytest.raises(ValueError, match="guidance"):
+        GuidanceConfig(**change).validate()
+
+
+def test_guided_velocity_extrapolates_from_the_unconditional_one():
+    conditional, unconditional = np.array([3.0]), np.array([1.0])
+    for scale, expected in [(0.0, 1.0), (1.0, 3.0), (6.5, 14.0)]:
+        np.testing.assert_allclose(guidance.guided(conditional, unconditional, scale), expected)
+
+
+def test_unconditional_branch_drops_text_and_audio_and_nothing_else():
+    batch = packed()
+    out = guidance.unconditional_batch(batch, *EMPTY)
+    np.testing.assert_array_equal(out["active_BG4"][..., Condition.TEXT], False)
+    np.testing.assert_array_equal(out["active_BG4"][..., Condition.AUDIO], False)
+    for kept in (Condition.REFERENCE, Condition.POSE):
+        np.testing.assert_array_equal(out["active_BG4"][..., kept], batch["active_BG4"][..., kept])
+    for name in set(batch) - {"active_BG4", "text_BSE", "text_segment_ids_BS", "pooled_BGE"}:
+        np.testing.assert_array_equal(out[name], batch[name])
+    assert batch["active_BG4"].all(), "the conditional batch must stay as it was"
+
+
+def test_unconditional_branch_holds_the_empty_prompt_of_every_window():
+    out = guidance.unconditional_batch(packed(), *EMPTY)
+    np.testing.assert_array_equal(out["text_segment_ids_BS"], [[1, 1, 3, 3, 0, 0, 0, 0], [2, 2, 0, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(out["text_BSE"][0, :4], np.full((4, 4), 7))
+    np.testing.assert_array_equal(out["text_BSE"][out["text_segment_ids_BS"] == 0], 0)
+    np.testing.assert_array_equal(out["pooled_BGE"][:, :, 0], [[9, 0, 9], [0, 9, 0]])
+
+
+def test_an_empty_prompt_that_does_not_fit_is_an_error_with_the_numbers():
+    with pytest.raises(ValueError, match=r"2 windows x 5 tokens.*has 8"):
+        guidance.unconditional_batch(packed(), np.zeros((5, 4)), EMPTY[1])
+
+
+def test_branches_are_stacked_conditional_first():
+    batch = packed()
+    both = guidance.stack_branches(batch, guidance.unconditional_batch(batch, *EMPTY))
+    assert both["latents_BLC"].shape[0] == 4
+    np.testing.assert_array_equal(both["active_BG4"][:2], True)
+    assert not both["active_BG4"][2:, :, Condition.AUDIO].any()
