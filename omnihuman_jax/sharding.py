@@ -80,10 +80,12 @@ def partition_spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
 def named_sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
     """The sharding of an array of `shape`; dims that their mesh axes do not divide are an error with the numbers."""
     spec = partition_spec(logical_axes)
-    for dim, entry, axis in zip(shape, spec, logical_axes, strict=True):
-        ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in entry or ())
+    for dim, axis in zip(shape, logical_axes, strict=True):
+        # The table, not the spec: PartitionSpec turns ("tensor",) into "tensor".
+        mesh_axes = RULES[axis] if axis is not None else None
+        ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in mesh_axes or ())
         if dim % ways:
-            raise ValueError(f"dim {dim} ({axis}) of shape {tuple(shape)} is not divisible by {ways} ways of mesh axes {entry}")
+            raise ValueError(f"dim {dim} ({axis}) of shape {tuple(shape)} is not divisible by {ways} ways of mesh axes {mesh_axes}")
     return NamedSharding(mesh, spec)
 
 
