@@ -22,8 +22,6 @@ from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
 # Sound that arrives later than this after where the sound before it ended is a hole in the track, not rounding.
 GAP_S = 0.02
-# An audio track padded or cut by less than this is an encoder's frame padding (1024 samples of AAC).
-ENCODER_PADDING_S = 0.05
 
 
 class MediaError(ValueError):
@@ -66,6 +64,10 @@ def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[av.container.In
         raise MediaError(f"{path}: not a readable {kind} ({reason}); re-encode it, or take it out") from error
 
 
+def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
+    return None if ticks is None or base is None else float(ticks * base)
+
+
 def _rotation(stream: av.VideoStream, frame: av.VideoFrame) -> int:
     """Quarter turns, counter-clockwise, that bring the stored picture upright."""
     return round(frame.rotation / 90) % 4
@@ -106,7 +108,7 @@ def probe(path: str | os.PathLike[str]) -> Probe:
         frame = _first_frame(container, stream, path)
         height, width = _display_size(stream, frame)
         fps = float(stream.average_rate or stream.guessed_rate or 0)
-        duration = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        duration = _seconds(stream.duration, stream.time_base) or 0.0
         if not duration and container.duration:
             duration = container.duration / av.time_base
         audio = container.streams.audio[0] if container.streams.audio else None
@@ -254,8 +256,8 @@ def read_audio(
             container.streams.video and not container.streams.video[0].disposition & Disposition.attached_pic
         ):  # a cover has no clock
             video = container.streams.video[0]
-            origin_s = float(video.start_time * video.time_base) if video.start_time is not None else 0.0
-            length_s = float(video.duration * video.time_base) if video.duration else None
+            origin_s = _seconds(video.start_time, video.time_base) or 0.0
+            length_s = _seconds(video.duration, video.time_base)
         native, rate, begin_s = _decode_audio(container)
     wave = _resample(native, rate, sample_rate)
     if origin_s is not None:
@@ -277,7 +279,7 @@ def _decode_audio(container: av.container.InputContainer) -> tuple[np.ndarray, i
     begin_s: float | None = None
     count = 0
     for frame in container.decode(stream):
-        time_s = float(frame.pts * frame.time_base) if frame.pts is not None else None
+        time_s = _seconds(frame.pts, frame.time_base)
         if begin_s is None:
             begin_s = time_s or 0.0
         elif time_s is not None and time_s - begin_s - count / rate > GAP_S:

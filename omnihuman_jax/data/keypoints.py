@@ -63,7 +63,7 @@ def draw_keypoints(
         if shown[a] and shown[b]:
             steps = int(max(abs(x[a] - x[b]), abs(y[a] - y[b]))) + 2
             _stamp(picture, np.linspace(x[a], x[b], steps), np.linspace(y[a], y[b], steps), radius // 2, _colour(a, b))
-    for j in np.flatnonzero(shown):
+    for j in np.flatnonzero(shown).tolist():
         _stamp(picture, x[j : j + 1], y[j : j + 1], radius, _colour(j, j))
     return picture
 
