@@ -1,0 +1,321 @@
+"""Records: the one contract between the offline encoders and the online pipeline.
+
+A dataset is a folder: ArrayRecord shards that tensorflow-datasets reads (a record a window), `catalog.parquet` (a row a
+window, see `catalog.py`), and `dataset.json` + `dataset.npz` (which encoders made it, and what they give for the empty prompt).
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ, latent_frames_of
+
+DATASET_NAME = "windows"
+SPLIT = "train"  # of the files; which windows are trained on is a column of the catalog
+VERSION = "1.0.0"
+SHARD_OPTIONS = "group_size:1,uncompressed"  # random access at disk speed; latents do not compress (8 %)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DatasetSpec:
+    """What made a dataset and how wide its arrays are; `dataset.json` and `dataset.npz` beside the data.
+
+    codec, text_encoder, speech_encoder: name, folder or hub id that loads them again; "" for none.
+    speech_layers: hidden layers kept, flattened layer after layer into `audio_width` columns.
+    margin: frames of real audio features and keypoints stored on each side of a window.
+    empty_text_SE [S, text_width], empty_pooled_E [pooled_width]: the empty prompt, as the text encoder embeds it.
+    encoder_sha256: file name -> sha256 of the encoders' weights.
+    """
+
+    codec: str
+    latent_channels: int
+    text_encoder: str
+    text_width: int
+    pooled_width: int
+    speech_encoder: str
+    speech_layers: tuple[int, ...]
+    speech_width: int
+    keypoint_names: tuple[str, ...]
+    margin: int
+    empty_text_SE: np.ndarray
+    empty_pooled_E: np.ndarray
+    fps: int = FPS
+    sample_rate_hz: int = SAMPLE_RATE_HZ
+    encoder_sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.empty_text_SE.ndim != 2 or self.empty_text_SE.shape[1] != self.text_width or not len(self.empty_text_SE):
+            raise ValueError(f"empty_text_SE {self.empty_text_SE.shape}: expected [at least 1, {self.text_width}]")
+        if self.empty_pooled_E.shape != (self.pooled_width,):
+            raise ValueError(f"empty_pooled_E {self.empty_pooled_E.shape}: expected ({self.pooled_width},)")
+
+    @property
+    def audio_width(self) -> int:
+        """Columns of a record's audio features: layers x width."""
+        return len(self.speech_layers) * self.speech_width
+
+    @property
+    def num_keypoints(self) -> int:
+        return len(self.keypoint_names)
+
+    @property
+    def empty_text_tokens(self) -> int:
+        return len(self.empty_text_SE)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Writes `dataset.npz`, then `dataset.json`, each by an atomic rename: the json is there only if all of it is."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        arrays = {"empty_text_SE": self.empty_text_SE, "empty_pooled_E": self.empty_pooled_E}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in arrays}
+        temporary = directory / f".dataset.npz.{os.getpid()}"
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(directory / "dataset.npz")
+        temporary = directory / f".dataset.json.{os.getpid()}"
+        temporary.write_text(json.dumps(fields, indent=2, default=dict) + "\n")
+        temporary.replace(directory / "dataset.json")
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> "DatasetSpec":
+        """The spec of the dataset in `directory`; FileNotFoundError with the cure if there is none."""
+        path = Path(directory) / "dataset.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no dataset here; make one with `omnihuman encode --clips DIR --out {directory}`")
+        fields = json.loads(path.read_text())
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(f"{path}: unknown fields {', '.join(unknown)}; encode again with this version")
+        fields |= {name: tuple(fields[name]) for name in ("speech_layers", "keypoint_names")}
+        with np.load(Path(directory) / "dataset.npz") as arrays:
+            return cls(**fields, **{name: arrays[name] for name in ("empty_text_SE", "empty_pooled_E")})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class WindowRecord:
+    """One window, encoded (contract, "Windows and latents"). Floats are float16; T' = frames + 2 * margin of the dataset.
+
+    latents_FHWC            normalised latents of the window, H and W even
+    references_RHWC         frames of the same clip outside the window, each encoded as an image; R may be 0
+    text_SE, pooled_E       embedding of `text`: real tokens only, no padding
+    audio_TE                [T', layers * width] speech features, or [0, layers * width] without sound
+    audio_valid_T           bool [T'] (or [0]): rows that real sound stands behind
+    keypoints_TJ3           [T', J, 3] x, y (token units: pixels of the window / 16) and confidence, or [0, J, 3]
+    keypoints_valid_T       bool [T'] (or [0]): rows of frames that exist in the clip
+    eligible                bits of `ConditionSet`
+    """
+
+    window_id: str
+    clip_id: str
+    video: str
+    frames: int
+    eligible: int
+    latents_FHWC: np.ndarray
+    references_RHWC: np.ndarray
+    text: str
+    text_SE: np.ndarray
+    pooled_E: np.ndarray
+    audio_TE: np.ndarray
+    audio_valid_T: np.ndarray
+    keypoints_TJ3: np.ndarray
+    keypoints_valid_T: np.ndarray
+
+    def validate(self, spec: DatasetSpec) -> None:
+        """ValueError naming the window and the array that does not match the dataset's spec."""
+        _, height, width, channels = self.latents_FHWC.shape
+        rows = self.frames + 2 * spec.margin
+        expected: dict[str, Sequence[tuple[int, ...]]] = {
+            "latents_FHWC": [(latent_frames_of(self.frames), height, width, spec.latent_channels)],
+            "references_RHWC": [(len(self.references_RHWC), height, width, channels)],
+            "text_SE": [(len(self.text_SE), spec.text_width)],
+            "pooled_E": [(spec.pooled_width,)],
+            "audio_TE": [(n, spec.audio_width) for n in (0, rows)],
+            "audio_valid_T": [(len(self.audio_TE),)],
+            "keypoints_TJ3": [(n, spec.num_keypoints, 3) for n in (0, rows)],
+            "keypoints_valid_T": [(len(self.keypoints_TJ3),)],
+        }
+        for name, shapes in expected.items():
+            shape = getattr(self, name).shape
+            if shape not in shapes:
+                raise ValueError(f"window {self.window_id}: {name} {shape}, expected {' or '.join(map(str, shapes))}")
+        if height % 2 or width % 2:
+            raise ValueError(f"window {self.window_id}: latents of {height} x {width}; pixel sizes must be multiples of 16")
+
+
+def features(spec: DatasetSpec) -> Any:
+    """The tfds FeaturesDict of a record. Everything is raw bytes with at most one unknown dim: tfds stores float16 as
+    varints otherwise, and misreads an empty array with two unknown dims."""
+    import tensorflow_datasets as tfds
+
+    def rows(width: int, dtype: type = np.float16) -> Any:
+        return tfds.features.Tensor(shape=(None, width), dtype=dtype, encoding="bytes")
+
+    def vector(size: int | None, dtype: type) -> Any:
+        return tfds.features.Tensor(shape=(size,), dtype=dtype, encoding="bytes")
+
+    return tfds.features.FeaturesDict(
+        {
+            **{name: tfds.features.Text() for name in ("window_id", "clip_id", "video", "text")},
+            "frames": np.int32,
+            "eligible": np.int32,
+            "latents": rows(spec.latent_channels),
+            "latents_shape": vector(3, np.int32),
+            "references": rows(spec.latent_channels),
+            "text_tokens": rows(spec.text_width),
+            # A zero-width tensor cannot be told from a missing one, hence the unknown dim.
+            "pooled": vector(None, np.float16),
+            "audio": rows(max(1, spec.audio_width)),
+            "audio_valid": vector(None, np.uint8),
+            "keypoints": rows(max(1, 3 * spec.num_keypoints)),
+            "keypoints_valid": vector(None, np.uint8),
+        }
+    )
+
+
+def to_example(record: WindowRecord) -> dict[str, Any]:
+    """The flat example that `features` describes."""
+    channels = record.latents_FHWC.shape[-1]
+
+    def rows(array: np.ndarray) -> np.ndarray:
+        width = int(np.prod(array.shape[1:]))
+        return np.ascontiguousarray(array, np.float16).reshape(len(array), width) if width else np.zeros((0, 1), np.float16)
+
+    return {
+        **{name: getattr(record, name) for name in ("window_id", "clip_id", "video", "text")},
+        "frames": record.frames,
+        "eligible": record.eligible,
+        "latents": np.ascontiguousarray(record.latents_FHWC, np.float16).reshape(-1, channels),
+        "latents_shape": np.asarray(record.latents_FHWC.shape[:3], np.int32),
+        "references": np.ascontiguousarray(record.references_RHWC, np.float16).reshape(-1, channels),
+        "text_tokens": np.ascontiguousarray(record.text_SE, np.float16),
+        "pooled": np.ascontiguousarray(record.pooled_E, np.float16),
+        "audio": rows(record.audio_TE),
+        "audio_valid": np.ascontiguousarray(record.audio_valid_T, np.uint8),
+        "keypoints": rows(record.keypoints_TJ3),
+        "keypoints_valid": np.ascontiguousarray(record.keypoints_valid_T, np.uint8),
+    }
+
+
+def encode_record(record: WindowRecord, spec: DatasetSpec, serializer: Any = None) -> bytes:
+    """The bytes of a record; ValueError if it does not fit the spec. `serializer` saves building `features(spec)` again."""
+    record.validate(spec)
+    return (serializer or features(spec)).serialize_example(to_example(record))
+
+
+def decode_record(example: Mapping[str, Any], spec: DatasetSpec) -> WindowRecord:
+    """The window behind a decoded example (what tfds returns)."""
+
+    def string(name: str) -> str:
+        value = example[name]
+        return value.decode() if isinstance(value, bytes) else str(value)
+
+    frames, height, width = (int(n) for n in example["latents_shape"])
+    size = (height, width, spec.latent_channels)
+    audio_valid = example["audio_valid"].astype(bool)
+    keypoints_valid = example["keypoints_valid"].astype(bool)
+    return WindowRecord(
+        window_id=string("window_id"),
+        clip_id=string("clip_id"),
+        video=string("video"),
+        text=string("text"),
+        frames=int(example["frames"]),
+        eligible=int(example["eligible"]),
+        latents_FHWC=example["latents"].reshape(frames, *size),
+        references_RHWC=example["references"].reshape(-1, *size),
+        text_SE=example["text_tokens"],
+        pooled_E=example["pooled"],
+        audio_TE=example["audio"].reshape(len(audio_valid), spec.audio_width),
+        audio_valid_T=audio_valid,
+        keypoints_TJ3=example["keypoints"].reshape(len(keypoints_valid), spec.num_keypoints, 3),
+        keypoints_valid_T=keypoints_valid,
+    )
+
+
+def shard_path(directory: str | os.PathLike[str], shard: int, num_shards: int) -> Path:
+    """Where shard `shard` of `num_shards` lies. Record indices run through the shards in order."""
+    return Path(directory) / f"{DATASET_NAME}-{SPLIT}.array_record-{shard:05d}-of-{num_shards:05d}"
+
+
+def write_shard(path: str | os.PathLike[str], records: Iterable[WindowRecord], spec: DatasetSpec) -> tuple[int, int]:
+    """Writes one shard, streaming, and renames it into place: (records, bytes). A retry overwrites."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    serializer = features(spec)
+    count = size = 0
+    writer = ArrayRecordWriter(str(temporary), SHARD_OPTIONS)
+    try:
+        try:
+            for record in records:
+                data = encode_record(record, spec, serializer)
+                writer.write(data)
+                count, size = count + 1, size + len(data)
+        finally:
+            writer.close()
+        if not count:
+            raise ValueError(f"{path}: no windows to write; a shard needs at least one")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count, size
+
+
+def write_dataset_metadata(directory: str | os.PathLike[str], spec: DatasetSpec, shards: Sequence[tuple[int, int]]) -> None:
+    """What tfds needs to read the shards back, then the spec. `shards`: (records, bytes) of each shard, in order."""
+    import tensorflow_datasets as tfds
+
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=str(directory), dataset_name=DATASET_NAME, split=SPLIT, filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(
+        name=SPLIT, shard_lengths=[n for n, _ in shards], num_bytes=sum(b for _, b in shards), filename_template=template
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(directory), features=features(spec), split_infos=[split], check_data=False, version=VERSION
+    )
+    spec.save(directory)
+
+
+class RecordSource:
+    """Random access to the windows of a dataset; thread-safe. An unreadable record is None, and its reason is kept."""
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        import tensorflow_datasets as tfds
+
+        self.directory = Path(directory)
+        self.spec = DatasetSpec.load(directory)
+        self._features = features(self.spec)
+        builder = tfds.builder_from_directory(str(directory))
+        for name in builder.info.splits[SPLIT].filenames:
+            path = self.directory / name
+            if not path.is_file() or not path.stat().st_size:
+                raise FileNotFoundError(f"{path}: shard missing or empty; copy it again or run `omnihuman encode` again")
+        self._source = builder.as_data_source(split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        self.unreadable: dict[int, str] = {}  # record index -> why
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> WindowRecord | None:
+        """The window at `index`; None if its bytes are damaged. IndexError outside of the dataset."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} in {self.directory}; the catalog belongs to another dataset")
+        try:
+            record = decode_record(self._features.deserialize_example_np(self._source[index]), self.spec)
+            record.validate(self.spec)
+        except Exception as error:  # readers raise RuntimeError on a bad checksum, protobuf and numpy what they please
+            self.unreadable[index] = f"{type(error).__name__}: {error}".splitlines()[0]
+            return None
+        return record
+
+
+def open_records(directory: str | os.PathLike[str]) -> RecordSource:
+    """The records of the dataset in `directory`."""
+    return RecordSource(directory)
