@@ -1,0 +1,190 @@
+"""The small layers that every block is made of, and `param`, the only maker of parameters.
+
+Parameters are float32; a layer computes in the dtype of its input, except norms and modulation, which compute in float32.
+Every kernel is stored [in..., out...], so that its logical axes read like its shape.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from omnihuman_jax.sharding import RULES
+
+Init = Callable[[jax.Array, Sequence[int], jnp.dtype], jax.Array]
+
+NORM_EPS = 1e-6
+TIME_FEATURES = 256
+TIME_SCALE = 1000.0  # t in [0, 1] -> the 0..1000 that HunyuanVideo's time embedding is trained on
+
+
+def zeros(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
+    """All zeros: biases, and the last layer of whatever must start out as the identity."""
+    del key
+    return jnp.zeros(shape, dtype)
+
+
+def ones(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
+    """All ones: the scales of norms."""
+    del key
+    return jnp.ones(shape, dtype)
+
+
+def normal(stddev: float) -> Init:
+    """A normal distribution, truncated at two standard deviations."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
+        return stddev * jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape), dtype)
+
+    return init
+
+
+def param(
+    rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], init: Init, dtype: jnp.dtype = jnp.float32
+) -> nnx.Param:
+    """A parameter of `shape` with one logical axis (or None: never split) a dim.
+
+    Raises:
+        ValueError: a dim without an axis, or an axis that `sharding.RULES` does not have. Flax and jax would take
+            either in silence and replicate the parameter.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"parameter of shape {tuple(shape)} needs {len(shape)} logical axes, got {tuple(axes)}")
+    for axis in axes:
+        if axis is not None and axis not in RULES:
+            raise ValueError(f"unknown logical axis {axis!r}; the table in sharding.py has {', '.join(RULES)}")
+    return nnx.Param(init(rngs.params(), shape, dtype), logical_axes=tuple(axes))
+
+
+class Linear(nnx.Module):
+    """`x [..., in...] -> [..., out...]`: kernel [in..., out...], bias [out...]."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        in_shape: Sequence[int],
+        out_shape: Sequence[int],
+        axes: Sequence[str | None],
+        *,
+        bias: bool = True,
+        init: Init | None = None,
+    ):
+        self.num_in = len(in_shape)
+        init = init or normal(1.0 / math.sqrt(math.prod(in_shape)))
+        self.kernel = param(rngs, (*in_shape, *out_shape), axes, init)
+        # The bias of an `embed` output is small and read everywhere: replicated.
+        bias_axes = ["features" if axis == "embed" else axis for axis in axes[self.num_in :]]
+        self.bias = param(rngs, out_shape, bias_axes, zeros) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.num_in)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """Linear, activation, Linear."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        in_width: int,
+        hidden: int,
+        out_width: int,
+        activation: str,
+        axes: Sequence[str | None] = ("embed", "mlp", "embed"),
+    ):
+        self.activation = activation
+        self.fc_in = Linear(rngs, (in_width,), (hidden,), axes[:2])
+        self.fc_out = Linear(rngs, (hidden,), (out_width,), axes[1:])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc_out(activate(self.fc_in(x), self.activation))
+
+
+def activate(x: jax.Array, name: str) -> jax.Array:
+    """`gelu` (the tanh form, HunyuanVideo's) or `silu`."""
+    if name == "gelu":
+        return jax.nn.gelu(x, approximate=True)
+    if name == "silu":
+        return jax.nn.silu(x)
+    raise ValueError(f"unknown activation {name!r}; there are gelu and silu")
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """`x` with zero mean and unit variance over its last dim, no affine; float32 out."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + NORM_EPS)
+
+
+class LayerNorm(nnx.Module):
+    """`layer_norm` with scale and bias; computes in float32, returns the dtype of its input."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int):
+        self.scale = param(rngs, (width,), ("features",), ones)
+        self.bias = param(rngs, (width,), ("features",), zeros)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return (layer_norm(x) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm of each head, with a scale; computes in float32 and stays there (RoPE comes next)."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int):
+        self.scale = param(rngs, (width,), ("head_dim",), ones)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + NORM_EPS) * self.scale[...]
+
+
+class TimestepEmbedder(nnx.Module):
+    """t in [0, 1] (or a guidance scale) -> sinusoid of 256 (cosines first) on t * 1000 -> Linear, SiLU, Linear."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int):
+        self.mlp = MLP(rngs, TIME_FEATURES, width, width, "silu", ("features", "mlp", "embed"))
+
+    def __call__(self, t: jax.Array) -> jax.Array:
+        half = TIME_FEATURES // 2
+        frequencies = jnp.exp(-math.log(10_000.0) / half * jnp.arange(half, dtype=jnp.float32))
+        angles = (t.astype(jnp.float32) * TIME_SCALE)[..., None] * frequencies
+        return self.mlp(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1))
+
+
+class Modulation(nnx.Module):
+    """Conditioning of each row -> `num_chunks` vectors each: a table that tokens read by row (adaLN-Zero: starts at 0)."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, num_chunks: int):
+        # [D, chunks, D], not [D, chunks * D]: splitting a sharded fused dim makes XLA rematerialise in the backward pass.
+        self.linear = Linear(rngs, (width,), (num_chunks, width), ("embed", None, "mlp"), init=zeros)
+
+    def __call__(self, embedding_BRD: jax.Array) -> jax.Array:
+        """float32 [B, R, D] -> float32 [B, R, chunks, D]."""
+        return self.linear(jax.nn.silu(embedding_BRD))
+
+
+def one_hot(index: jax.Array, size: int) -> jax.Array:
+    """float32 [..., size]; all zeros where `index` is negative."""
+    return (index[..., None] == jnp.arange(size)).astype(jnp.float32)
+
+
+def look_up(one_hot_BLR: jax.Array, table_BRD: jax.Array) -> jax.Array:
+    """The table's row of every token, zeros for tokens without one.
+
+    A product with a one-hot matrix: exact (HIGHEST keeps every bit of a float32 row), splits over tokens like any other
+    product, and its backward pass is a product too, where a gather's would be a scatter-add.
+    """
+    return jnp.einsum("blr,brd->bld", one_hot_BLR.astype(table_BRD.dtype), table_BRD, precision=jax.lax.Precision.HIGHEST)
+
+
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """`layer_norm(x) * (1 + scale) + shift` in float32, returned in the dtype of `x`."""
+    return (layer_norm(x) * (1.0 + scale) + shift).astype(x.dtype)
+
+
+def add_gated(x: jax.Array, gate: jax.Array, y: jax.Array) -> jax.Array:
+    """`x + gate * y` in float32, returned in the dtype of `x`."""
+    return (x.astype(jnp.float32) + gate * y.astype(jnp.float32)).astype(x.dtype)

@@ -1,0 +1,98 @@
+"""Pose: keypoints -> heatmaps at the token grid -> features of adjacent frames -> an addition to the patch embedding [S].
+
+Stacking pose tokens with the noise latent along channels before a linear patch embedding is the same as adding a second
+patch embedding, so a zero-initialised one leaves pretrained weights intact [D]. Absent means absent: inactive windows,
+reference and padding tokens get exactly zero, which an empty heatmap is not.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from omnihuman_jax.conditions import Condition
+from omnihuman_jax.models.layers import MLP, Linear, zeros
+from omnihuman_jax.sharding import constrain
+from omnihuman_jax.typing import PATCH, TEMPORAL_STRIDE, Batch
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class PoseGuiderConfig:
+    """Sizes of the pose branch."""
+
+    keypoints: int = 75
+    """J of keypoints_BTJ3."""
+    width: int = 256
+    """Features of one frame at one token."""
+    neighbours: int = 1
+    """Frames on each side of a latent frame's own that are concatenated."""
+    sigma: float = 0.5
+    """Radius of a keypoint's bump in the heatmap, in tokens (16 pixels)."""
+
+    @property
+    def frames(self) -> int:
+        """P: pose frames of a latent frame."""
+        return TEMPORAL_STRIDE + 2 * self.neighbours
+
+    def validate(self) -> None:
+        """ValueError on sizes that no model can have."""
+        for name in ("keypoints", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.pose.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.neighbours < 0:
+            raise ValueError(f"model.pose.neighbours is {self.neighbours}; it must be at least 0")
+        if not self.sigma > 0:
+            raise ValueError(f"model.pose.sigma is {self.sigma} tokens; it must be positive")
+
+
+def heatmaps(keypoints: jax.Array, y: jax.Array, x: jax.Array, sigma: float) -> jax.Array:
+    """Heatmaps at the latent grid, patchified: what every token sees of every keypoint.
+
+    Args:
+        keypoints: float32 [..., J, 3]: x, y in tokens from the corner of the grid, confidence in [0, 1].
+        y, x: [...] index of the token in its grid; it covers [y, y + 1) x [x, x + 1).
+        sigma: in tokens.
+
+    Returns:
+        float32 [..., PATCH * PATCH * J], confidence x Gaussian at the centres of the token's 2 x 2 latent pixels, in the
+        order (patch row, patch column, keypoint) of the latent's own channels.
+    """
+    centres = (jnp.arange(PATCH, dtype=jnp.float32) + 0.5) / PATCH
+    point_x, point_y, confidence = keypoints[..., 0], keypoints[..., 1], keypoints[..., 2]
+    near = lambda at, point: jnp.exp(-0.5 * jnp.square((at[..., None] + centres)[..., None] - point[..., None, :]) / sigma**2)  # noqa: E731
+    rows, columns = near(y.astype(jnp.float32), point_y), near(x.astype(jnp.float32), point_x)
+    maps = rows[..., :, None, :] * (columns * confidence[..., None, :])[..., None, :, :]
+    return maps.reshape(*maps.shape[:-3], -1)
+
+
+class PoseGuider(nnx.Module):
+    """Keypoints of a window -> what its video tokens' patch embeddings get added."""
+
+    def __init__(self, config: PoseGuiderConfig, width: int, rngs: nnx.Rngs):
+        self.keypoints, self.frames, self.sigma = config.keypoints, config.frames, config.sigma
+        in_width = PATCH * PATCH * config.keypoints
+        self.mlp = MLP(rngs, in_width, config.width, config.width, "gelu", ("features", "mlp", "features"))
+        self.embed = Linear(rngs, (config.frames, config.width), (width,), (None, "features", "embed"), bias=False, init=zeros)
+
+    def __call__(self, batch: Batch, dtype: jnp.dtype) -> jax.Array:
+        """[B, L, D] in `dtype`; zero where pose is inactive."""
+        keypoints_BTJ3, index_BFP = jnp.asarray(batch["keypoints_BTJ3"]), jnp.asarray(batch["pose_index_BFP"])
+        frame_BL = jnp.asarray(batch["frame_BL"])
+        if keypoints_BTJ3.shape[2] != self.keypoints or index_BFP.shape[-1] != self.frames:
+            raise ValueError(
+                f"model.pose takes {self.keypoints} keypoints and {self.frames} frames a latent frame (4 + 2 * neighbours); "
+                f"the batch has {keypoints_BTJ3.shape[2]} and {index_BFP.shape[-1]}"
+            )
+        # Gathers of input data: nothing here is differentiated, so they have no backward pass.
+        index_BLP = jnp.take_along_axis(index_BFP, jnp.maximum(frame_BL, 0)[..., None], axis=1)
+        seen_BLP = (index_BLP >= 0) & (frame_BL >= 0)[..., None]
+        points_BLPJ3 = jax.vmap(lambda points, index: points[index])(keypoints_BTJ3, jnp.maximum(index_BLP, 0))
+        positions = jnp.asarray(batch["positions_BL3"])
+        maps = heatmaps(points_BLPJ3, positions[..., 1, None], positions[..., 2, None], self.sigma).astype(dtype)
+        features = self.mlp(constrain(maps, "batch", "tokens", None, None))
+        features = jnp.where(seen_BLP[..., None], features, jnp.zeros((), dtype))
+        slots = jnp.arange(1, batch["active_BG4"].shape[1] + 1)
+        active_BG = jnp.asarray(batch["active_BG4"])[:, None, :, Condition.POSE].astype(bool)
+        active_BL = ((jnp.asarray(batch["segment_ids_BL"])[..., None] == slots) & active_BG).any(-1)
+        return jnp.where((active_BL & seen_BLP.any(-1))[..., None], self.embed(features), jnp.zeros((), dtype))
