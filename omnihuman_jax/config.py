@@ -1,0 +1,252 @@
+"""ExperimentConfig: the components' own dataclasses side by side, read from a file, overridden by flags, checked as a whole.
+
+A config file has `get_config() -> ExperimentConfig`. Overrides are applied after construction, so derived values are
+properties and every check lies in `validate()`. The resolved config goes, as JSON, into the run directory and into every
+checkpoint, and a resume compares.
+"""
+
+import dataclasses
+import difflib
+import enum
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omnihuman_jax.data.plan import PlanConfig
+from omnihuman_jax.data.records import DatasetSpec
+from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
+from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.mmdit import MMDiTConfig
+from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.sharding import MeshConfig
+from omnihuman_jax.stages import StageSchedule
+from omnihuman_jax.training.checkpoint import CheckpointConfig
+from omnihuman_jax.training.metrics import LoggingConfig
+from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig, trainable_groups
+from omnihuman_jax.typing import PackedShape
+
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
+
+# May differ between a run and its resume: none of these changes what the steps to come compute (another mesh or platform
+# changes it by rounding only).
+FREE_ON_RESUME = ("name", "data.dataset", "data.read_threads", "mesh", "checkpoint", "logging", "sampling")
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where the data lies and how batches are laid out.
+
+    dataset: folder of `omnihuman encode`
+    plan: sizes of the packed sequences and of a step
+    read_threads: threads that read records ahead
+    """
+
+    dataset: str = ""
+    plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
+    read_threads: int = 4
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class ExperimentConfig:
+    """Everything that a run depends on beside its data.
+
+    seed: of the plan, the initial weights, noise and timesteps
+    compute_dtype: `auto` is bfloat16 on accelerators and float32 on CPU; parameters and norms are float32 either way
+    """
+
+    name: str = "experiment"
+    seed: int = 0
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: MMDiTConfig = dataclasses.field(default_factory=MMDiTConfig)
+    flow: FlowMatchingConfig = dataclasses.field(default_factory=FlowMatchingConfig)
+    stages: StageSchedule = dataclasses.field(default_factory=StageSchedule)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    compute_dtype: str = "auto"
+
+    def validate(self) -> None:
+        """ValueError, with the field's path and the numbers, on anything that does not fit together."""
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, not {self.seed}")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; it is one of {', '.join(COMPUTE_DTYPES)}")
+        if self.data.read_threads < 1:
+            raise ValueError(f"data.read_threads must be >= 1, not {self.data.read_threads}")
+        for part in (self.data.plan, self.model, self.flow, self.stages, self.optimizer, self.ema):
+            part.validate()
+        for part in (self.checkpoint, self.logging, self.sampling):
+            part.validate()
+        for stage in self.stages.rows:
+            trainable_groups((), stage.frozen)
+
+
+def packed_shape(config: ExperimentConfig, spec: DatasetSpec) -> PackedShape:
+    """The layout of a batch for this model on this dataset; ValueError lists every width that differs between the two.
+
+    A model without an audio or pose branch is fed that condition's smallest layout and never reads it.
+    """
+    model = config.model
+    pairs = {
+        "model.latent_channels": (model.latent_channels, spec.latent_channels),
+        "model.text_width": (model.text_width, spec.text_width),
+    }
+    if model.pooled_width:
+        pairs["model.pooled_width"] = (model.pooled_width, spec.pooled_width)
+    if model.audio is not None:
+        pairs["model.audio.features"] = (model.audio.features, spec.audio_width)
+    if model.pose is not None:
+        pairs["model.pose.keypoints"] = (model.pose.keypoints, spec.num_keypoints)
+    wrong = [f"{name} is {has}, the dataset has {wants}" for name, (has, wants) in pairs.items() if has != wants]
+    if wrong:
+        raise ValueError(f"the model does not fit the dataset {config.data.dataset!r}: {'; '.join(wrong)}")
+    audio, pose = model.audio or AudioAdapterConfig(neighbours=0), model.pose or PoseGuiderConfig(neighbours=0)
+    plan = config.data.plan
+    return PackedShape(
+        latent_tokens=plan.latent_tokens,
+        text_tokens=plan.text_tokens,
+        windows=plan.windows,
+        latent_frames=plan.latent_frames,
+        frames=plan.frames,
+        patch_channels=model.patch_channels,
+        text_width=spec.text_width,
+        pooled_width=spec.pooled_width,
+        audio_width=spec.audio_width,
+        audio_tokens=audio.tokens,
+        keypoints=spec.num_keypoints,
+        pose_frames=pose.frames,
+    )
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The config of a file, with overrides applied and checked.
+
+    Args:
+        path: a config file, with an argument for its `get_config` after a colon if it takes one.
+        overrides: flags like `--config.model.width=256` or `--config.stages.rows[0].steps=100`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown field (with the nearest known one), a value of the wrong type, or one that `validate` refuses.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    file = str(path).split(":", 1)[0]
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file} does not exist; config files of this repository lie in configs/, e.g. configs/demo.py")
+    foreign = [flag for flag in overrides if not re.match(r"--?(no)?config\.", flag)]
+    if foreign:
+        raise ValueError(f"unknown argument {foreign[0]!r}; config fields are set with --config.FIELD=VALUE")
+    values = flags.FlagValues()
+    arguments = ["omnihuman", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments[1:], lock_config=False)
+    try:
+        values(arguments)
+    except (flags.Error, KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(_override_message(file, overrides, error)) from error
+    config = values["config"].value
+    if not isinstance(config, ExperimentConfig):
+        raise ValueError(f"{file}: get_config() returned {type(config).__name__}, not ExperimentConfig")
+    config.validate()
+    return config
+
+
+def to_json(config: Any) -> Any:
+    """A config as JSON values: dataclasses by field, tuples as lists."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, enum.Enum):
+        return config.name
+    if isinstance(config, Mapping):
+        return {str(key): to_json(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_json(value) for value in config]
+    return config
+
+
+def from_json(data: Mapping[str, Any], kind: type = ExperimentConfig) -> Any:
+    """The config behind `to_json`; ValueError names an unknown or missing field."""
+    return _build(kind, data, kind.__name__)
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = FREE_ON_RESUME) -> list[str]:
+    """`path: old -> new` of every field that differs between two configs as JSON, without those that may."""
+    before, after = _flat(old), _flat(new)
+    lines = []
+    for name in sorted(before.keys() | after.keys()):
+        is_free = any(name == prefix or name.startswith((prefix + ".", prefix + "[")) for prefix in free)
+        if not is_free and before.get(name, _ABSENT) != after.get(name, _ABSENT):
+            lines.append(f"{name}: {before.get(name, _ABSENT)} -> {after.get(name, _ABSENT)}")
+    return lines
+
+
+def write_config(config: ExperimentConfig, run_dir: Path) -> None:
+    """`config.json` of a run, all or nothing."""
+    temporary = run_dir / f".config.json.{os.getpid()}"
+    temporary.write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
+    temporary.replace(run_dir / "config.json")
+
+
+def read_config(run_dir: Path | str) -> ExperimentConfig:
+    """The resolved config of a run directory."""
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the run directory of `omnihuman train`")
+    return from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+_ABSENT = "absent"
+
+
+def _override_message(file: str, overrides: Sequence[str], error: BaseException) -> str:
+    """One line that says which flag is wrong and what it may have meant."""
+    text = str(error).strip().strip("'\"").splitlines()[0] if str(error).strip() else type(error).__name__
+    known = sorted(_flat(to_json(ExperimentConfig(model=MMDiTConfig(audio=AudioAdapterConfig(), pose=PoseGuiderConfig())))))
+    for flag in overrides:
+        name = re.sub(r"^--?(no)?config\.", "", flag.split("=", 1)[0])
+        if name not in known and "[" not in name and (near := difflib.get_close_matches(name, known, 1)):
+            return f"{file}: {flag}: there is no field {name!r}; did you mean {near[0]!r}?"
+    return f"{file}: {text}"
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(data, Mapping) and data:
+        return {key: value for name, item in data.items() for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()}
+    if isinstance(data, list | tuple) and data:
+        return {key: value for i, item in enumerate(data) for key, value in _flat(item, f"{prefix}[{i}]").items()}
+    return {prefix: data}
+
+
+def _build(kind: Any, data: Any, path: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if data is None:
+            return None
+        members = [member for member in typing.get_args(kind) if member is not type(None)]
+        # A union of two real types (a float or a name, say): JSON's own value is one of them already.
+        return _build(members[0], data, path) if len(members) == 1 else data
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        known = {field.name for field in dataclasses.fields(kind) if field.init}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"{path}: unknown fields {', '.join(unknown)}; written by another version of this package?")
+        return kind(**{name: _build(hints[name], value, f"{path}.{name}") for name, value in data.items()})
+    if origin is tuple:
+        inner = typing.get_args(kind)
+        kinds = [inner[0]] * len(data) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
+        return tuple(_build(item, value, f"{path}[{i}]") for i, (item, value) in enumerate(zip(kinds, data, strict=True)))
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return kind[data]
+    if kind is float and isinstance(data, int):
+        return float(data)
+    return data

@@ -1,0 +1,143 @@
+"""What a run says about itself: metrics.jsonl (exact), TensorBoard (curves), and the machine's own matrix-multiply peak."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.sharding import MESH_AXES
+from omnihuman_jax.training.train_state import Counters
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class LoggingConfig:
+    """A line of metrics every `interval` steps and at the end of a stage; TensorBoard beside the JSONL file or not."""
+
+    interval: int = 10
+    tensorboard: bool = True
+
+    def validate(self) -> None:
+        """ValueError on an interval below 1."""
+        if self.interval < 1:
+            raise ValueError(f"logging.interval must be >= 1, not {self.interval}")
+
+
+def summarise(counters: Counters, targets: Mapping[str, float]) -> dict[str, float]:
+    """Means over the logging interval and the stage's realised ratios, from the counters of its last step.
+
+    Args:
+        counters: on the host.
+        targets: configured ratio of each condition label in this stage.
+    """
+    record: dict[str, float] = {"loss": _mean(counters.interval_loss, counters.interval_steps)}
+    for active in ConditionSet.every():
+        if windows := int(counters.interval_windows[active.bits]):
+            record[f"loss/{active.label}"] = _mean(counters.interval_losses[active.bits], windows)
+    total = int(np.sum(counters.stage_windows))
+    for condition in Condition:
+        with_it = sum(int(counters.stage_windows[active.bits]) for active in ConditionSet.every() if condition in active)
+        record[f"ratio/{condition.label}"] = with_it / max(total, 1)
+        if condition.label in targets:
+            record[f"ratio_target/{condition.label}"] = float(targets[condition.label])
+    return record
+
+
+class MetricsWriter:
+    """Appends records to `metrics.jsonl` and TensorBoard; after a resume, lines past the restored step are taken back."""
+
+    def __init__(self, run_dir: Path | str, config: LoggingConfig, *, step: int):
+        self.path = Path(run_dir) / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            _keep_until(self.path, step)
+        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._board = None
+        if config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=step + 1, flush_secs=30)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One line; floats as `repr` has them, so equal lines mean equal bits."""
+        self._file.write(json.dumps({name: value if _finite(value) else repr(value) for name, value in record.items()}) + "\n")
+        if self._board is not None:
+            for name, value in record.items():
+                if name not in ("step", "stage"):
+                    self._board.add_scalar(name, value, global_step=record["step"])
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
+    """The records of a run, in order; a line that a kill cut short is left out."""
+    path = Path(run_dir) / "metrics.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the run directory of `omnihuman train`")
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def measure_matmul_peak(mesh: Mesh, dtype: Any) -> float:
+    """FLOP/s of plain matrix products on all devices of the mesh at once, best of three: what a step is compared with."""
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    size, repeats = (768, 2) if cpu else (8192, 32)
+    spec = PartitionSpec(MESH_AXES)
+
+    def chain(x: jax.Array) -> jax.Array:
+        # Scaled so that repeated products neither vanish nor overflow.
+        body = lambda _, y: (y @ x[0]) * jnp.asarray(1 / math.sqrt(size), dtype)  # noqa: E731
+        return jax.lax.fori_loop(0, repeats, body, x[0])[None]
+
+    sharded = NamedSharding(mesh, spec)
+    x = jax.jit(lambda: jnp.ones((mesh.size, size, size), dtype), out_shardings=sharded)()
+    run = jax.jit(jax.shard_map(chain, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+    jax.block_until_ready(run(x))
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(run(x))
+        best = min(best, time.perf_counter() - start)
+    return mesh.size * repeats * 2 * size**3 / best
+
+
+def _keep_until(path: Path, step: int) -> None:
+    """Rewrites the file without the lines after `step`, all or nothing."""
+    kept = [record for record in read_metrics(path.parent) if record["step"] <= step]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _mean(total: Any, count: Any) -> float:
+    """A float64 quotient: the sums are exact float32 values, so equal sums give equal lines."""
+    return float(total) / max(int(count), 1)
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def ratios_line(record: Mapping[str, Any], conditions: Sequence[Condition] = tuple(Condition)) -> str:
+    """`text 0.90/0.90 ...`: realised beside target, for the progress bar."""
+    return " ".join(
+        f"{c.label} {record[f'ratio/{c.label}']:.2f}/{record.get(f'ratio_target/{c.label}', math.nan):.2f}" for c in conditions
+    )

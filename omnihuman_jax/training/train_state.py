@@ -1,0 +1,116 @@
+"""The train state: a plain pytree, born sharded.
+
+Everything that resume needs and that is not a pure function of the step lies in here, running averages of the log included:
+what is logged after a resume is what would have been logged without the stop.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from omnihuman_jax import sharding
+from omnihuman_jax.conditions import NUM_CONDITIONS
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.typing import Params
+
+NUM_SETS = 1 << NUM_CONDITIONS
+
+
+class Counters(NamedTuple):
+    """Sums over windows by active set (its bitmask is the index), replicated.
+
+    stage_windows: windows seen in this stage, int32 [16]
+    interval_windows: windows since the last logged step, int32 [16]
+    interval_losses: sum of those windows' mean losses, float32 [16]
+    interval_loss: sum of the steps' losses since the last logged step, float32
+    interval_steps: number of those steps, int32
+    """
+
+    stage_windows: jax.Array
+    interval_windows: jax.Array
+    interval_losses: jax.Array
+    interval_loss: jax.Array
+    interval_steps: jax.Array
+
+    @classmethod
+    def zeros(cls) -> "Counters":
+        return cls(
+            stage_windows=jnp.zeros(NUM_SETS, jnp.int32),
+            interval_windows=jnp.zeros(NUM_SETS, jnp.int32),
+            interval_losses=jnp.zeros(NUM_SETS, jnp.float32),
+            interval_loss=jnp.zeros((), jnp.float32),
+            interval_steps=jnp.zeros((), jnp.int32),
+        )
+
+
+class TrainState(NamedTuple):
+    """Parameters (float32 master copies), optimizer moments and counts, EMA, the number of finished steps, counters."""
+
+    params: Params
+    opt_state: optax.OptState
+    ema: Params
+    step: jax.Array
+    counters: Counters
+
+
+def group_labels(axes: Params) -> Params:
+    """The condition group of every parameter, as a tree like the parameters."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: mmdit.condition_group(tuple(entry.key for entry in path)), axes, is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )
+
+
+def initial_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """Step 0; call it under `jax.jit` with `state_shardings`, or moments come out replicated."""
+    params = mmdit.init_params(config, key)
+    return TrainState(
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params),
+        step=jnp.zeros((), jnp.int32),
+        counters=Counters.zeros(),
+    )
+
+
+def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The sharding of every leaf of the state: moments and EMA lie where their parameter lies, scalars everywhere."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    params = jax.tree.map(
+        lambda axis, leaf: sharding.named_sharding(mesh, axis, leaf.shape), axes, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
+    )
+    moments = optax.tree.map_params(
+        optimizer,
+        lambda leaf, place: leaf if isinstance(leaf, optax.MaskedNode) else place,
+        jax.eval_shape(optimizer.init, shapes),
+        params,
+        transform_non_params=lambda _: replicated,
+        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
+    )
+    counters = jax.tree.map(lambda _: replicated, jax.eval_shape(Counters.zeros))
+    return TrainState(params=params, opt_state=moments, ema=params, step=replicated, counters=counters)
+
+
+def create_train_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int) -> TrainState:
+    """The state of step 0, every leaf made on the device that keeps it."""
+    make = jax.jit(lambda key: initial_state(config, optimizer, key), out_shardings=shardings)
+    return make(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def abstract_train_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+    """Shapes, dtypes and shardings of the state without a byte allocated: what a restore is checked against."""
+    shapes = jax.eval_shape(lambda key: initial_state(config, optimizer, key), jax.random.key(0))
+    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
+
+
+def misplaced_leaves(state: Any, shardings: Any) -> list[str]:
+    """Names of leaves that do not lie where the table says, with both splits; an empty list is good."""
+    wrong = []
+    flat, _ = jax.tree_util.tree_flatten_with_path(state)
+    for (path, leaf), place in zip(flat, jax.tree.leaves(shardings), strict=True):
+        if not leaf.sharding.is_equivalent_to(place, leaf.ndim):
+            wrong.append(f"{jax.tree_util.keystr(path)}: {leaf.sharding.spec} instead of {place.spec}")
+    return wrong
+

@@ -1,0 +1,177 @@
+"""The train step: one pure function of (state, batch, controls), compiled once for all stages, meshes pinned."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from omnihuman_jax import conditions, sharding
+from omnihuman_jax.diffusion import flow_matching, sampler
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.training import optimizer as optim
+from omnihuman_jax.training.train_state import NUM_SETS, Counters, TrainState
+from omnihuman_jax.typing import Batch, PackedShape, Params
+
+# What a random number is for; folded into the run's key together with (step, slot).
+INIT_STREAM, T_STREAM, NOISE_STREAM = 0, 1, 2
+
+
+class Controls(NamedTuple):
+    """What a stage changes about the step, as inputs, so that stages share one program.
+
+    learning_rate: float32, before each group's warm-up
+    trainable: group -> bool
+    stage_start, interval_start: bool, the first step of a stage or of a logging interval: its sums restart
+    """
+
+    learning_rate: Any
+    trainable: dict[str, Any]
+    stage_start: Any
+    interval_start: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """What the loss needs to know: the model, the flow, the run's seed and the compute dtype."""
+
+    model: mmdit.MMDiTConfig
+    flow: flow_matching.FlowMatchingConfig
+    seed: int
+    dtype: Any
+
+
+class Losses(NamedTuple):
+    """window_loss_BG: mean squared velocity error of a window, 0 where it has no noisy token; counted_BG: bool."""
+
+    window_loss_BG: jax.Array
+    counted_BG: jax.Array
+    tokens: jax.Array
+
+
+def draw_t(objective: Objective, step: jax.Array, batch: Batch) -> jax.Array:
+    """The timestep of every window, [B, G] float32 in (0, 1), keyed on (seed, step, slot of the plan)."""
+    windows = batch["slot_BG"].shape[1]
+    tokens_BG = flow_matching.video_tokens_of_slot(batch["segment_ids_BL"], batch["is_reference_BL"], windows)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(objective.seed), T_STREAM), step)
+
+    def draw(slot: jax.Array, tokens: jax.Array) -> jax.Array:
+        return flow_matching.sample_t(jax.random.fold_in(key, slot), jnp.maximum(tokens, 1), objective.flow)
+
+    return jax.vmap(jax.vmap(draw))(batch["slot_BG"], tokens_BG)
+
+
+def draw_noise(objective: Objective, step: jax.Array, batch: Batch) -> jax.Array:
+    """Standard normal noise [B, L, C] float32, keyed on (seed, step, slot, token in its window)."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(objective.seed), NOISE_STREAM), step)
+    slot_BL = jnp.take_along_axis(batch["slot_BG"], jnp.maximum(batch["segment_ids_BL"] - 1, 0), axis=1)
+    return sampler.token_noise(key, slot_BL, batch["token_BL"], batch["latents_BLC"].shape[-1])
+
+
+def noisy_tokens(batch: Batch) -> jax.Array:
+    """Tokens that carry loss, [B, L] bool: video tokens of readable windows that are not given clean."""
+    given_BL = conditions.clean_mask(batch)
+    readable_BG = jnp.asarray(batch["window_BG"]) >= 0
+    readable_BL = jnp.take_along_axis(readable_BG, jnp.maximum(batch["segment_ids_BL"] - 1, 0), axis=1)
+    return (batch["segment_ids_BL"] > 0) & readable_BL & ~given_BL
+
+
+def loss_fn(params: Params, objective: Objective, step: jax.Array, batch: Batch) -> tuple[jax.Array, Losses]:
+    """Squared velocity error, mean over all noisy video tokens of the *global* batch (contract), and the windows' own means."""
+    t_BG = draw_t(objective, step, batch)
+    noise_BLC = sharding.constrain(draw_noise(objective, step, batch), "batch", "tokens", None)
+    noisy_BL = noisy_tokens(batch)
+    t_BL = jnp.where(noisy_BL, flow_matching.token_t(t_BG, batch["segment_ids_BL"]), 0.0)
+    tokens_BLC = flow_matching.add_noise(batch["latents_BLC"], noise_BLC, t_BL)
+    velocity_BLC = mmdit.apply(objective.model, params, tokens_BLC, t_BG, batch, dtype=objective.dtype)
+    target_BLC = flow_matching.velocity_target(batch["latents_BLC"], noise_BLC)
+    error_BL = jnp.mean(jnp.square(velocity_BLC.astype(jnp.float32) - target_BLC), axis=-1)
+    # where, not times: a token that does not count must not count even when it is not finite.
+    error_BL = jnp.where(noisy_BL, error_BL, 0.0)
+    windows = batch["slot_BG"].shape[1]
+    owner_BLG = batch["segment_ids_BL"][:, :, None] == jnp.arange(1, windows + 1)
+    count_BG = jnp.sum(owner_BLG & noisy_BL[:, :, None], axis=1, dtype=jnp.int32)
+    window_loss_BG = jnp.sum(jnp.where(owner_BLG, error_BL[:, :, None], 0.0), axis=1) / jnp.maximum(count_BG, 1)
+    tokens = jnp.sum(count_BG)
+    loss = jnp.sum(error_BL) / jnp.maximum(tokens, 1)
+    return loss, Losses(window_loss_BG=window_loss_BG, counted_BG=count_BG > 0, tokens=tokens)
+
+
+def count_sets(losses: Losses, active_BG4: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(windows [16] int32, sum of their mean losses [16] float32) by active set."""
+    bits_BG = jnp.sum(active_BG4 * jnp.array([1 << i for i in range(conditions.NUM_CONDITIONS)], jnp.int32), axis=-1)
+    member = (bits_BG[:, :, None] == jnp.arange(NUM_SETS)) & losses.counted_BG[:, :, None]
+    return jnp.sum(member, axis=(0, 1), dtype=jnp.int32), jnp.sum(jnp.where(member, losses.window_loss_BG[:, :, None], 0.0), axis=(0, 1))
+
+
+def advance(counters: Counters, controls: Controls, loss: jax.Array, windows: jax.Array, losses: jax.Array) -> Counters:
+    """Counters after one more step; sums of a stage or interval that starts with it start with it."""
+    stage = lambda old: jnp.where(controls.stage_start, jnp.zeros_like(old), old)  # noqa: E731
+    interval = lambda old: jnp.where(controls.interval_start, jnp.zeros_like(old), old)  # noqa: E731
+    return Counters(
+        stage_windows=stage(counters.stage_windows) + windows,
+        interval_windows=interval(counters.interval_windows) + windows,
+        interval_losses=interval(counters.interval_losses) + losses,
+        interval_loss=interval(counters.interval_loss) + loss,
+        interval_steps=interval(counters.interval_steps) + 1,
+    )
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    optimizer_config: optim.OptimizerConfig,
+    ema_config: optim.EmaConfig,
+    labels: Params,
+    *,
+    mesh: Mesh,
+    shape: PackedShape,
+    batch: int,
+    shardings: TrainState,
+) -> Any:
+    """The jitted step `(state, batch, controls) -> (state, metrics)`; it donates the state.
+
+    All shardings are pinned: left to inference the step compiles twice. `metrics` (replicated): loss, grad_norm,
+    noisy_tokens of this step, and the counters.
+    """
+
+    def step_fn(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, dict[str, Any]]:
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, losses), grads = grad_fn(state.params, objective, state.step, batch)
+        params, ema, opt_state, norm = optim.update(
+            optimizer,
+            optimizer_config,
+            ema_config,
+            labels,
+            grads=grads,
+            params=state.params,
+            ema=state.ema,
+            opt_state=state.opt_state,
+            learning_rate=controls.learning_rate,
+            trainable=controls.trainable,
+        )
+        windows, set_losses = count_sets(losses, batch["active_BG4"])
+        counters = advance(state.counters, controls, loss, windows, set_losses)
+        metrics = {"loss": loss, "grad_norm": norm, "noisy_tokens": losses.tokens, "counters": counters}
+        return TrainState(params=params, opt_state=opt_state, ema=ema, step=state.step + 1, counters=counters), metrics
+
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        step_fn,
+        in_shardings=(shardings, sharding.batch_shardings(mesh, shape, batch), replicated),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+
+
+def place_controls(controls: Controls) -> Controls:
+    """Controls with the dtypes that the compiled step was traced with."""
+    return Controls(
+        learning_rate=np.float32(controls.learning_rate),
+        trainable={group: np.bool_(value) for group, value in controls.trainable.items()},
+        stage_start=np.bool_(controls.stage_start),
+        interval_start=np.bool_(controls.interval_start),
+    )
