@@ -1,0 +1,236 @@
+"""Packing: windows of different sizes and lengths into one sequence of fixed shape (`typing.PackedShape`).
+
+Pure numpy. The training pipeline and `generate` build their inputs here, so that there is one layout.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.typing import PATCH, TEMPORAL_STRIDE, PackedShape, frames_of_latent, latent_frames_of
+
+REFERENCE_INDEX = 0  # temporal RoPE index of reference tokens: "zeroed" [S]
+
+
+def patchify(latents_FHWC: np.ndarray) -> np.ndarray:
+    """[F, H, W, C] -> [F * H/2 * W/2, 4 C]: patch tokens, frame by frame, row by row; channels (row, column, channel)."""
+    frames, height, width, channels = latents_FHWC.shape
+    if height % PATCH or width % PATCH:
+        raise ValueError(f"latents of {height} x {width} do not split into {PATCH} x {PATCH} patches; make the sizes even")
+    patches = latents_FHWC.reshape(frames, height // PATCH, PATCH, width // PATCH, PATCH, channels)
+    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, PATCH * PATCH * channels)
+
+
+def unpatchify(tokens_LC: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Inverse of `patchify` for latents of `height` x `width`: [L, 4 C] -> [F, H, W, C]."""
+    per_frame = (height // PATCH) * (width // PATCH)
+    if len(tokens_LC) % per_frame:
+        raise ValueError(f"{len(tokens_LC)} tokens are no whole number of {height} x {width} latent frames of {per_frame} tokens")
+    channels = tokens_LC.shape[1] // PATCH**2
+    patches = tokens_LC.reshape(-1, height // PATCH, width // PATCH, PATCH, PATCH, channels)
+    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, channels)
+
+
+def token_positions(frames: int, height: int, width: int) -> np.ndarray:
+    """int32 [F * H/2 * W/2, 3]: (t, h, w) of the patch tokens of latents of this size."""
+    grid = np.meshgrid(np.arange(frames), np.arange(height // PATCH), np.arange(width // PATCH), indexing="ij")
+    return np.stack(grid, axis=-1).reshape(-1, 3).astype(np.int32)
+
+
+def neighbours_of(slots: int) -> int:
+    """m of an index row with `slots` = 4 + 2m entries (the latent's frames and m neighbours on each side); 0 slots: 0."""
+    if slots and (slots < TEMPORAL_STRIDE or slots % 2):
+        raise ValueError(f"a latent frame sees 4 + 2m frames, not {slots}")
+    return max(0, slots - TEMPORAL_STRIDE) // 2
+
+
+def frame_index(frames: int, slots: int) -> np.ndarray:
+    """Frames of a window that each latent sees: int32 [F, slots], relative to the window's first; NO_FRAME where there is none.
+
+    Entries [0, m) are the m frames before the latent's own, [m, m + 4) its own, [m + 4, slots) the m after. The first
+    latent has one frame only: it takes the last of the four places, so that a place always means the same distance.
+    """
+    m = neighbours_of(slots)
+    index = np.full((latent_frames_of(frames), slots), NO_FRAME, np.int32)
+    for latent in range(len(index) if slots else 0):
+        own = frames_of_latent(latent)
+        index[latent, :m] = np.arange(own.start - m, own.start)
+        index[latent, m + TEMPORAL_STRIDE - len(own) : m + TEMPORAL_STRIDE] = own
+        index[latent, m + TEMPORAL_STRIDE :] = np.arange(own.stop, own.stop + m)
+    return index
+
+
+NO_FRAME = np.iinfo(np.int32).min
+
+
+def row_index(frames: int, slots: int, margin: int, valid_T: np.ndarray) -> np.ndarray:
+    """Rows of a window's [frames + 2 margin] features that each latent sees, int32 [F, slots]; -1 for none.
+
+    Row r is frame r - margin. None are: the first latent's missing frames, frames beyond the margin, rows that are not
+    valid (beyond the borders of the clip, or of its sound).
+    """
+    if len(valid_T) != frames + 2 * margin:
+        raise ValueError(f"{len(valid_T)} rows for {frames} frames and a margin of {margin}: expected {frames + 2 * margin}")
+    frame = frame_index(frames, slots)
+    row = np.where(frame == NO_FRAME, -1, frame + margin)
+    inside = (row >= 0) & (row < len(valid_T))
+    return np.where(inside & valid_T[np.clip(row, 0, len(valid_T) - 1)], row, -1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class PackInput:
+    """One window as the model is to see it. What is not in `active` is not used, and may be None.
+
+    latents_FHWC, reference_HWC   normalised latents; the reference has the size of a latent frame
+    text_SE, pooled_E             embedding of the text to use: the empty prompt's if TEXT is not active
+    audio_TE, audio_valid_T       speech features with `margin` frames on each side, and which rows are real
+    keypoints_TJ3, .._valid_T     keypoints in token units, likewise
+    motion                        the first 2 latents are given clean
+    slot, window                  number among the step's windows; catalog row (or any id >= 0)
+    """
+
+    latents_FHWC: np.ndarray
+    text_SE: np.ndarray
+    pooled_E: np.ndarray
+    active: ConditionSet
+    reference_HWC: np.ndarray | None = None
+    audio_TE: np.ndarray | None = None
+    audio_valid_T: np.ndarray | None = None
+    keypoints_TJ3: np.ndarray | None = None
+    keypoints_valid_T: np.ndarray | None = None
+    margin: int = 0
+    motion: bool = False
+    slot: int = 0
+    window: int = 0
+
+    @property
+    def frames(self) -> int:
+        return 1 + TEMPORAL_STRIDE * (len(self.latents_FHWC) - 1)
+
+
+@dataclasses.dataclass(slots=True)
+class _Cursor:
+    """How full a sequence is."""
+
+    token: int = 0
+    text: int = 0
+    frame: int = 0
+    row: int = 0
+
+    def take(self, what: str, count: int, limit: int, window: PackInput) -> slice:
+        start = getattr(self, what)
+        if start + count > limit:
+            raise ValueError(
+                f"window {window.window} needs {count} {what} slots, {limit - start} of {limit} are left in its sequence; "
+                f"raise the plan's limit or encode shorter or smaller windows"
+            )
+        setattr(self, what, start + count)
+        return slice(start, start + count)
+
+
+def pack_sequence(windows: Sequence[PackInput | None], shape: PackedShape) -> dict[str, np.ndarray]:
+    """One sequence: the arrays of `shape` without the batch dim. Window i gets slot i, None leaves its slot empty.
+
+    ValueError with the numbers if the windows do not fit, or if an active condition has no input.
+    """
+    if len(windows) > shape.windows:
+        raise ValueError(f"{len(windows)} windows in a sequence of at most {shape.windows}")
+    out = {name: np.zeros(dims[1:], dtype) for name, (dims, dtype, _) in shape.arrays(1).items()}
+    for name in ("frame_BL", "audio_index_BFA", "pose_index_BFP", "window_BG"):
+        out[name].fill(-1)
+    cursor = _Cursor()
+    for group, window in enumerate(windows):
+        if window is not None:
+            _place_tokens(out, cursor, group, window, shape)
+            _place_text(out, cursor, group, window, shape)
+            _place_frames(out, cursor, window, shape)
+            out["active_BG4"][group] = window.active.mask()
+            out["motion_BG"][group] = window.motion
+            out["slot_BG"][group] = window.slot
+            out["window_BG"][group] = window.window
+    return out
+
+
+def _place_tokens(out: Mapping[str, np.ndarray], cursor: _Cursor, group: int, window: PackInput, shape: PackedShape) -> None:
+    """Reference tokens, then video tokens."""
+    frames, height, width, _ = window.latents_FHWC.shape
+    if Condition.REFERENCE in window.active:
+        if window.reference_HWC is None or window.reference_HWC.shape != window.latents_FHWC.shape[1:]:
+            size = None if window.reference_HWC is None else window.reference_HWC.shape
+            raise ValueError(f"window {window.window}: reference {size}, expected {window.latents_FHWC.shape[1:]}")
+        tokens = patchify(window.reference_HWC[None])
+        at = cursor.take("token", len(tokens), shape.latent_tokens, window)
+        out["latents_BLC"][at] = tokens
+        out["segment_ids_BL"][at] = group + 1
+        out["positions_BL3"][at] = token_positions(1, height, width) + np.asarray([REFERENCE_INDEX, 0, 0], np.int32)
+        out["is_reference_BL"][at] = True
+        out["token_BL"][at] = np.arange(len(tokens))
+    tokens = patchify(window.latents_FHWC)
+    at = cursor.take("token", len(tokens), shape.latent_tokens, window)
+    positions = token_positions(frames, height, width)
+    out["latents_BLC"][at] = tokens
+    out["segment_ids_BL"][at] = group + 1
+    out["positions_BL3"][at] = positions
+    out["frame_BL"][at] = cursor.frame + positions[:, 0]
+    # Counted from the first video token: the noise of a window does not change with its reference.
+    out["token_BL"][at] = np.arange(len(tokens))
+
+
+def _place_text(out: Mapping[str, np.ndarray], cursor: _Cursor, group: int, window: PackInput, shape: PackedShape) -> None:
+    if window.text_SE.shape[1:] != (shape.text_width,) or not len(window.text_SE):
+        raise ValueError(f"window {window.window}: text {window.text_SE.shape}, expected [at least 1, {shape.text_width}]")
+    at = cursor.take("text", len(window.text_SE), shape.text_tokens, window)
+    out["text_BSE"][at] = window.text_SE
+    out["text_segment_ids_BS"][at] = group + 1
+    if shape.pooled_width:
+        out["pooled_BGE"][group] = window.pooled_E
+
+
+def _place_frames(out: Mapping[str, np.ndarray], cursor: _Cursor, window: PackInput, shape: PackedShape) -> None:
+    """Latent-frame slots and, if audio or pose drives the window, its rows of features; stored margins are trimmed."""
+    frames = window.frames
+    slots = cursor.take("frame", len(window.latents_FHWC), shape.latent_frames, window)
+    audio = Condition.AUDIO in window.active and shape.audio_width > 0
+    pose = Condition.POSE in window.active and shape.keypoints > 0
+    if not audio and not pose:
+        return
+    margin = min(window.margin, max(neighbours_of(shape.audio_tokens), neighbours_of(shape.pose_frames)))
+    trimmed = slice(window.margin - margin, window.margin + frames + margin)
+    rows = cursor.take("row", frames + 2 * margin, shape.frames, window)
+    for on, condition, values, valid, array, index, width in (
+        (audio, Condition.AUDIO, window.audio_TE, window.audio_valid_T, "audio_BTE", "audio_index_BFA", shape.audio_tokens),
+        (
+            pose,
+            Condition.POSE,
+            window.keypoints_TJ3,
+            window.keypoints_valid_T,
+            "keypoints_BTJ3",
+            "pose_index_BFP",
+            shape.pose_frames,
+        ),
+    ):
+        if not on:
+            continue
+        expected = (frames + 2 * window.margin, *out[array].shape[1:])
+        if values is None or valid is None or values.shape != expected:
+            size = None if values is None else values.shape
+            raise ValueError(f"window {window.window}: {condition.label} is active, its input is {size}, expected {expected}")
+        out[array][rows] = values[trimmed]
+        row = row_index(frames, width, margin, np.asarray(valid, bool)[trimmed])
+        out[index][slots] = np.where(row < 0, -1, row + rows.start)
+
+
+def stack_sequences(sequences: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """A batch of sequences: the arrays of `pack_sequence`, stacked."""
+    return {name: np.stack([sequence[name] for sequence in sequences]) for name in sequences[0]}
+
+
+def window_latents(batch: Mapping[str, np.ndarray], tokens_BLC: np.ndarray, sequence: int, group: int) -> np.ndarray:
+    """The latents [F, H, W, C] of the window in slot `group` of `sequence`, out of tokens laid out as the batch's."""
+    own = (batch["segment_ids_BL"][sequence] == group + 1) & ~batch["is_reference_BL"][sequence]
+    if not own.any():
+        raise ValueError(f"sequence {sequence} has no window in slot {group}")
+    _, height, width = batch["positions_BL3"][sequence][own].max(axis=0) + 1
+    return unpatchify(tokens_BLC[sequence][own], PATCH * int(height), PATCH * int(width))
