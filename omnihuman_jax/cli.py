@@ -1,0 +1,162 @@
+"""`omnihuman <command>`: one command a room, imported only when it is called.
+
+Every command is a module with `main(argv) -> int`. User errors (ValueError, FileNotFoundError and the like) print one
+line and exit with 2; anything else is a bug and shows its traceback. Nothing here imports JAX: `--simulate-devices`
+has to set XLA's flags first.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    """A subcommand: the module whose `main(argv)` it calls, one line of help, and an example that can be pasted."""
+
+    module: str
+    help: str
+    example: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        module="omnihuman_jax.demo",
+        help="the whole story on sample media: curate, encode, train, stop, resume, generate, evaluate, export, report",
+        example="omnihuman demo --out runs/demo",
+    ),
+    "sample-media": Command(
+        module="data_pipelines.sample_media",
+        help="download and verify the sample clips and the demo's two small networks",
+        example="omnihuman sample-media --out runs/demo/media",
+    ),
+    "curate": Command(
+        module="data_pipelines.curate.curate",
+        help="cut videos into clips, score them, tag each with the conditions that it can train",
+        example="omnihuman curate --videos my_videos --out runs/mine/clips",
+    ),
+    "encode": Command(
+        module="data_pipelines.encode.encode",
+        help="clips -> latents, text, speech and pose features, and the catalog",
+        example="omnihuman encode --clips runs/mine/clips --out runs/mine/dataset --codec dct "
+        "--text-encoder MINILM_DIR --speech-encoder WHISPER_DIR",
+    ),
+    "plan": Command(
+        module="omnihuman_jax.plan",
+        help="what training would see: realised ratios, repeats, fill; refuses a schedule that the data cannot feed",
+        example="omnihuman plan --config configs/demo.py --config.data.dataset=runs/mine/dataset",
+    ),
+    "train": Command(
+        module="omnihuman_jax.train",
+        help="train, or continue where the run folder stopped: the same command for both",
+        example="omnihuman --simulate-devices 8 train --config configs/demo.py --run runs/mine/run",
+    ),
+    "generate": Command(
+        module="omnihuman_jax.generate",
+        help="an image, a voice and/or a pose -> an mp4 with sound",
+        example="omnihuman generate --run runs/mine/run --image face.png --audio voice.wav --out talking.mp4",
+    ),
+    "evaluate": Command(
+        module="omnihuman_jax.evaluate",
+        help="do the conditions drive the output? samples of training windows against the truth",
+        example="omnihuman evaluate --run runs/mine/run --dataset runs/mine/dataset --out runs/mine",
+    ),
+    "export": Command(
+        module="omnihuman_jax.export",
+        help="safetensors, config.json and a standalone PyTorch module in one folder",
+        example="omnihuman export --run runs/mine/run --out runs/mine/export --weights ema --dtype fp32",
+    ),
+    "report": Command(
+        module="omnihuman_jax.report",
+        help="a contact sheet and one self-contained HTML page of a run",
+        example="omnihuman report --run runs/mine",
+    ),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:<{width}}  {command.help}\n  {'':<{width}}    $ {command.example}" for name, command in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="omnihuman",
+        usage="omnihuman [--simulate-devices N] COMMAND [options]",
+        description="OmniHuman-1 in JAX: from a folder of videos to a trained, sampled and exported model.",
+        epilog="commands, each with an example (`omnihuman COMMAND --help` for its options):\n" + "\n".join(lines),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--simulate-devices", type=int, metavar="N", help="run on N simulated CPU devices instead of what the machine has"
+    )
+    parser.add_argument("--version", action="version", version=f"omnihuman-jax {_version()}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of user errors too")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("omnihuman-jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def simulate_devices(count: int) -> None:
+    """Makes JAX start on `count` CPU devices, in this process and its children; ValueError once JAX is imported."""
+    if count < 1:
+        raise ValueError(f"--simulate-devices {count}: at least 1")
+    if "jax" in sys.modules:
+        raise ValueError("--simulate-devices has to come before jax is imported")
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in flag]
+    os.environ["XLA_FLAGS"] = " ".join([*flags, f"--xla_force_host_platform_device_count={count}"])
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+    return text or type(error).__name__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; its exit code, or 2 after a one-line user error."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        _parser().print_help(sys.stderr)
+        return 2
+    options = _parser().parse_args(argv)
+    try:
+        if options.simulate_devices is not None:
+            simulate_devices(options.simulate_devices)
+        module = importlib.import_module(COMMANDS[options.command].module)
+        return int(module.main(list(options.arguments)) or 0)
+    except USER_ERRORS as error:
+        if options.debug:
+            raise
+        print(f"omnihuman {options.command}: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        extra = {"mediapipe": "curation", "hama": "curation", "torch": "torch"}.get((error.name or "").split(".")[0])
+        if options.debug or extra is None:
+            raise
+        print(f"omnihuman {options.command}: needs {error.name}; pip install -e '.[{extra}]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"omnihuman {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def entry_point() -> None:
+    """What the console script calls."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,184 @@
+"""Imports point down only: the levels of the house, read from the syntax tree of every file (imports inside functions too)."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("omnihuman_jax", "data_pipelines", "configs", "launch")
+
+# One row a room, by level. A room is a folder or a single file; a new one has to be given its level here.
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("typing", "conditions", "sharding"),
+    ("stages", "media"),
+    ("models", "diffusion", "data"),
+    ("training", "evaluation", "interop", "scale"),
+    ("config",),
+    ("train", "generate", "evaluate", "export", "import_weights", "plan", "cli", "demo", "report"),
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+FOLDERS = {"models", "diffusion", "data", "training", "evaluation", "interop", "scale"}
+# What the packages beside omnihuman_jax may import of it.
+HIGHEST_LEVEL = {"data_pipelines": 2, "configs": 4, "launch": 4}
+
+
+def imports_of(source: str, module: str, *, is_package: bool = False) -> Iterator[str]:
+    """Every absolute module name that `source`, being `module`, imports, wherever in the file; also `from x import submodule`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: len(module.split(".")) - node.level + is_package]
+                base = ".".join([*parents, base]).rstrip(".")
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def violation(module: str, imported: str) -> str | None:
+    """Why `module` may not import `imported`; None if it may."""
+    package, *own = module.split(".")
+    target, *rest = imported.split(".")
+    if target not in PACKAGES:
+        return None
+    if package != "omnihuman_jax":
+        if target == "omnihuman_jax" and rest and LEVEL[rest[0]] > HIGHEST_LEVEL[package]:
+            return f"{package} may import omnihuman_jax up to level {HIGHEST_LEVEL[package]}"
+        if target in PACKAGES and target not in (package, "omnihuman_jax"):
+            return f"{package} may not import {target}"
+        return None
+    level = LEVEL[own[0]] if own else 0
+    if target == "data_pipelines":
+        return None if level == LEVEL["train"] else "only the commands (level 5) import data_pipelines"
+    if target != "omnihuman_jax":
+        return f"the library does not import {target}"
+    if not rest or (own and rest[0] == own[0]):
+        return None
+    if LEVEL[rest[0]] > level:
+        return f"level {level} imports level {LEVEL[rest[0]]}"
+    if LEVEL[rest[0]] == level and (own[0] in FOLDERS or rest[0] in FOLDERS):
+        return "rooms of one level do not import one another"
+    return None
+
+
+def files() -> Iterator[tuple[Path, str]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+ALL_IMPORTS = {
+    module: sorted(set(imports_of(path.read_text(), module, is_package=path.name == "__init__.py"))) for path, module in files()
+}
+
+
+def test_every_room_has_a_level() -> None:
+    rooms = {module.split(".")[1] for module in ALL_IMPORTS if module.startswith("omnihuman_jax.")}
+    assert rooms <= set(LEVEL), f"give {sorted(rooms - set(LEVEL))} a level in {Path(__file__).name}"
+    assert {"typing", "models", "training", "cli"} <= rooms, "the walk found too little"
+
+
+def test_imports_point_down() -> None:
+    known = set(ALL_IMPORTS)
+    wrong = [
+        f"{module} imports {name}: {reason}"
+        for module, names in ALL_IMPORTS.items()
+        for name in names
+        # `from package import name` yields both; a name that is no module says nothing of its own.
+        if (name in known or name.split(".")[0] not in PACKAGES) and (reason := violation(module, name))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_there_is_no_import_cycle() -> None:
+    graph = {module: {name for name in names if name in ALL_IMPORTS and name != module} for module, names in ALL_IMPORTS.items()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, "cycle: " + " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for name in sorted(graph[module]):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("omnihuman_jax.models.mmdit", "omnihuman_jax.data.packing"),
+        ("omnihuman_jax.data.plan", "omnihuman_jax.models.mmdit"),
+        ("omnihuman_jax.diffusion.sampler", "omnihuman_jax.models.mmdit"),
+        ("omnihuman_jax.media", "omnihuman_jax.data.keypoints"),
+        ("omnihuman_jax.sharding", "omnihuman_jax.config"),
+        ("omnihuman_jax.training.metrics", "omnihuman_jax.evaluation.psnr"),
+        ("omnihuman_jax.training.metrics", "omnihuman_jax.train"),
+        ("omnihuman_jax.data.records", "data_pipelines.encode.encode"),
+        ("omnihuman_jax.config", "configs.demo"),
+        ("data_pipelines.encode.encode", "omnihuman_jax.training.checkpoint"),
+        ("data_pipelines.encode.encode", "omnihuman_jax.generate"),
+    ],
+)
+def test_the_rule_catches(module: str, imported: str) -> None:
+    assert violation(module, imported)
+
+
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [
+        ("omnihuman_jax.train", "omnihuman_jax.training.train_step"),
+        ("omnihuman_jax.sharding", "omnihuman_jax.typing"),
+        ("omnihuman_jax.data.plan", "omnihuman_jax.data.catalog"),
+        ("omnihuman_jax.data.plan", "omnihuman_jax.stages"),
+        ("omnihuman_jax.generate", "data_pipelines.curate.landmarks"),
+        ("data_pipelines.encode.encode", "omnihuman_jax.data.records"),
+        ("configs.demo", "omnihuman_jax.config"),
+    ],
+)
+def test_the_rule_allows(module: str, imported: str) -> None:
+    assert violation(module, imported) is None
+
+
+def test_the_walk_sees_relative_and_nested_imports() -> None:
+    source = "def f():\n    from ..models import mmdit\n    import omnihuman_jax.train\n"
+    assert {"omnihuman_jax.models.mmdit", "omnihuman_jax.train"} <= set(imports_of(source, "omnihuman_jax.data.plan"))
+    assert "omnihuman_jax.data.plan" in set(imports_of("from . import plan", "omnihuman_jax.data", is_package=True))
+
+
+def third_party(module: str) -> set[str]:
+    return {name.split(".")[0] for name in ALL_IMPORTS[module]} - set(sys.stdlib_module_names) - set(PACKAGES)
+
+
+def test_the_exported_module_needs_torch_and_safetensors_alone() -> None:
+    module = "omnihuman_jax.interop.modeling_omnihuman"
+    assert third_party(module) <= {"torch", "safetensors"}
+    assert not [name for name in ALL_IMPORTS[module] if name.split(".")[0] in PACKAGES]
+
+
+def test_the_trainer_needs_neither_torch_nor_curation_networks() -> None:
+    curation = {"mediapipe", "hama", "cv2"}
+    wrong = []
+    for module in ALL_IMPORTS:
+        found = third_party(module)
+        if "torch" in found and module != "omnihuman_jax.interop.modeling_omnihuman":
+            wrong.append(f"{module} imports torch")
+        if found & curation and not module.startswith("data_pipelines.curate"):
+            wrong.append(f"{module} imports {found & curation}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_curation_media_and_the_command_line_do_not_import_jax() -> None:
+    free = {"omnihuman_jax.media", "omnihuman_jax.cli", "omnihuman_jax.demo", "omnihuman_jax.report", "omnihuman_jax.stages"}
+    wrong = [
+        module
+        for module in ALL_IMPORTS
+        if (module in free or module.startswith("data_pipelines.curate")) and third_party(module) & {"jax", "flax", "optax"}
+    ]
+    assert not wrong
