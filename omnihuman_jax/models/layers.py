@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from omnihuman_jax.sharding import RULES
@@ -149,7 +150,10 @@ class TimestepEmbedder(nnx.Module):
 
     def __call__(self, t: jax.Array) -> jax.Array:
         half = TIME_FEATURES // 2
-        frequencies = jnp.exp(-math.log(10_000.0) / half * jnp.arange(half, dtype=jnp.float32))
+        # float32 exponents, exact exponentials: what the checkpoints were trained with. Angles reach thousands of radians,
+        # where an ulp of a frequency shows in the velocity.
+        exponents = np.float32(-math.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+        frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
         angles = (t.astype(jnp.float32) * TIME_SCALE)[..., None] * frequencies
         return self.mlp(jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1))
 
