@@ -221,7 +221,9 @@ def _override_message(file: str, overrides: Sequence[str], error: BaseException)
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(data, Mapping) and data:
-        return {key: value for name, item in data.items() for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()}
+        return {
+            key: value for name, item in data.items() for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+        }
     if isinstance(data, list | tuple) and data:
         return {key: value for i, item in enumerate(data) for key, value in _flat(item, f"{prefix}[{i}]").items()}
     return {prefix: data}

@@ -22,7 +22,9 @@ def count_parameters(shapes: Params) -> int:
 def forward_flops(config: mmdit.MMDiTConfig, shape: PackedShape) -> int:
     """Operations of one forward pass over one packed sequence, attention over its whole length (padding included)."""
     shapes, _ = mmdit.abstract_params(config)
-    linear = sum(MULTIPLY_ADD * _rows(path, shape) * math.prod(leaf.shape) for path, leaf in _leaves(shapes) if path[-1] == "kernel")
+    linear = sum(
+        MULTIPLY_ADD * _rows(path, shape) * math.prod(leaf.shape) for path, leaf in _leaves(shapes) if path[-1] == "kernel"
+    )
     return linear + _attention_flops(config, shape)
 
 

@@ -155,7 +155,7 @@ class Checkpoints:
             raise CheckpointError(f"{where} cannot be read: {_cause(error)}; {_CURE}") from error
 
 
-_CURE = "remove that folder to go back to the checkpoint before it, or train in another --run-dir"
+_CURE = "remove that folder to go back to the checkpoint before it, or train in another --run"
 
 
 def load_weights(directory: Path | str, abstract: Any, *, weights: str = "ema", step: int | None = None) -> tuple[Any, RunRecord]:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.sharding import MESH_AXES
+from omnihuman_jax.stages import Stage
 from omnihuman_jax.training.train_state import Counters
 
 
@@ -32,12 +33,10 @@ class LoggingConfig:
             raise ValueError(f"logging.interval must be >= 1, not {self.interval}")
 
 
-def summarise(counters: Counters, targets: Mapping[str, float]) -> dict[str, float]:
-    """Means over the logging interval and the stage's realised ratios, from the counters of its last step.
+def summarise(counters: Counters, stage: Stage) -> dict[str, float]:
+    """Means over the logging interval, and the stage's realised ratios beside the configured ones.
 
-    Args:
-        counters: on the host.
-        targets: configured ratio of each condition label in this stage.
+    `counters` are those of the interval's last step, on the host.
     """
     record: dict[str, float] = {"loss": _mean(counters.interval_loss, counters.interval_steps)}
     for active in ConditionSet.every():
@@ -47,9 +46,35 @@ def summarise(counters: Counters, targets: Mapping[str, float]) -> dict[str, flo
     for condition in Condition:
         with_it = sum(int(counters.stage_windows[active.bits]) for active in ConditionSet.every() if condition in active)
         record[f"ratio/{condition.label}"] = with_it / max(total, 1)
-        if condition.label in targets:
-            record[f"ratio_target/{condition.label}"] = float(targets[condition.label])
+        record[f"ratio_target/{condition.label}"] = float(stage.ratios[condition])
     return record
+
+
+class Speed:
+    """Wall-clock speed since the last measurement; compilation, and nothing else, is left out by `restart`."""
+
+    def __init__(self, *, step_flops: int, peak: float):
+        self._step_flops, self._peak = step_flops, peak
+        self.restart(0)
+
+    def restart(self, done: int) -> None:
+        """Forgets what was before; `done` steps are finished."""
+        self._done, self._time = done, time.perf_counter()
+
+    def measure(self, done: int, interval_tokens: float, interval_steps: int) -> dict[str, float]:
+        """Seconds a step, tokens/s, FLOP/s and their share of the measured peak; nothing right after a restart."""
+        steps, seconds = done - self._done, time.perf_counter() - self._time
+        self.restart(done)
+        if not steps:
+            return {}
+        step_time = seconds / steps
+        rate = self._step_flops / step_time
+        return {
+            "step_time_s": step_time,
+            "tokens_per_s": interval_tokens / max(interval_steps, 1) / step_time,
+            "flops_per_s": rate,
+            "matmul_peak_share": rate / self._peak,
+        }
 
 
 class MetricsWriter:
@@ -134,10 +159,3 @@ def _mean(total: Any, count: Any) -> float:
 
 def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def ratios_line(record: Mapping[str, Any], conditions: Sequence[Condition] = tuple(Condition)) -> str:
-    """`text 0.90/0.90 ...`: realised beside target, for the progress bar."""
-    return " ".join(
-        f"{c.label} {record[f'ratio/{c.label}']:.2f}/{record.get(f'ratio_target/{c.label}', math.nan):.2f}" for c in conditions
-    )

@@ -83,7 +83,7 @@ def create_optimizer(config: OptimizerConfig, labels: Params, axes: Params) -> o
         optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
         optax.add_decayed_weights(config.weight_decay, mask=lambda params: _like_masked(decayed, params)),
     )
-    return optax.partition({group: chain for group in present_groups(labels)}, labels)
+    return optax.partition(dict.fromkeys(present_groups(labels), chain), labels)
 
 
 def present_groups(labels: Params) -> tuple[str, ...]:
@@ -111,8 +111,8 @@ def update(
     opt_state: optax.OptState,
     learning_rate: jax.Array,
     trainable: Mapping[str, jax.Array],
-) -> tuple[Params, Params, optax.OptState, jax.Array]:
-    """One update: (params, ema, opt_state, gradient norm).
+) -> tuple[Params, Params, optax.OptState, jax.Array, dict[str, jax.Array]]:
+    """One update: (params, ema, opt_state, gradient norm, learning rate of each group: 0 where it does not train).
 
     `trainable` says for each group, as a bool scalar, whether it moves at all; the norm, and so the clipping, sees only the
     groups that do.
@@ -129,10 +129,13 @@ def update(
     params = jax.tree.map(lambda label, p, u: jnp.where(trainable[label], p - rate[label] * u, p), labels, params, updates)
     ema = jax.tree.map(lambda label, e, p: jnp.where(trainable[label], e + (1 - decay[label]) * (p - e), e), labels, ema, params)
     kept = {
-        group: jax.tree.map(lambda new, old, moves=trainable[group]: jnp.where(moves, new, old), state, opt_state.inner_states[group])
+        group: jax.tree.map(
+            lambda new, old, moves=trainable[group]: jnp.where(moves, new, old), state, opt_state.inner_states[group]
+        )
         for group, state in new_opt_state.inner_states.items()
     }
-    return params, ema, type(opt_state)(kept), norm
+    rates = {group: jnp.where(trainable[group], value, 0.0) for group, value in rate.items()}
+    return params, ema, type(opt_state)(kept), norm, rates
 
 
 def trainable_groups(introduced: Sequence[str], frozen: Sequence[str]) -> dict[str, bool]:

@@ -26,6 +26,7 @@ class Counters(NamedTuple):
     interval_windows: windows since the last logged step, int32 [16]
     interval_losses: sum of those windows' mean losses, float32 [16]
     interval_loss: sum of the steps' losses since the last logged step, float32
+    interval_tokens: latent tokens in those steps, padding not counted, float32
     interval_steps: number of those steps, int32
     """
 
@@ -33,6 +34,7 @@ class Counters(NamedTuple):
     interval_windows: jax.Array
     interval_losses: jax.Array
     interval_loss: jax.Array
+    interval_tokens: jax.Array
     interval_steps: jax.Array
 
     @classmethod
@@ -42,6 +44,7 @@ class Counters(NamedTuple):
             interval_windows=jnp.zeros(NUM_SETS, jnp.int32),
             interval_losses=jnp.zeros(NUM_SETS, jnp.float32),
             interval_loss=jnp.zeros((), jnp.float32),
+            interval_tokens=jnp.zeros((), jnp.float32),
             interval_steps=jnp.zeros((), jnp.int32),
         )
 
@@ -59,7 +62,9 @@ class TrainState(NamedTuple):
 def group_labels(axes: Params) -> Params:
     """The condition group of every parameter, as a tree like the parameters."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: mmdit.condition_group(tuple(entry.key for entry in path)), axes, is_leaf=lambda leaf: isinstance(leaf, tuple)
+        lambda path, _: mmdit.condition_group(tuple(entry.key for entry in path)),
+        axes,
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
 
 
@@ -79,7 +84,10 @@ def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.G
     """The sharding of every leaf of the state: moments and EMA lie where their parameter lies, scalars everywhere."""
     replicated = NamedSharding(mesh, PartitionSpec())
     params = jax.tree.map(
-        lambda axis, leaf: sharding.named_sharding(mesh, axis, leaf.shape), axes, shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
+        lambda axis, leaf: sharding.named_sharding(mesh, axis, leaf.shape),
+        axes,
+        shapes,
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
     moments = optax.tree.map_params(
         optimizer,
@@ -93,7 +101,9 @@ def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.G
     return TrainState(params=params, opt_state=moments, ema=params, step=replicated, counters=counters)
 
 
-def create_train_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int) -> TrainState:
+def create_train_state(
+    config: mmdit.MMDiTConfig, optimizer: optax.GradientTransformation, shardings: TrainState, seed: int
+) -> TrainState:
     """The state of step 0, every leaf made on the device that keeps it."""
     make = jax.jit(lambda key: initial_state(config, optimizer, key), out_shardings=shardings)
     return make(jax.random.fold_in(jax.random.key(seed), 0))
@@ -113,4 +123,3 @@ def misplaced_leaves(state: Any, shardings: Any) -> list[str]:
         if not leaf.sharding.is_equivalent_to(place, leaf.ndim):
             wrong.append(f"{jax.tree_util.keystr(path)}: {leaf.sharding.spec} instead of {place.spec}")
     return wrong
-

@@ -45,11 +45,10 @@ class Objective:
 
 
 class Losses(NamedTuple):
-    """window_loss_BG: mean squared velocity error of a window, 0 where it has no noisy token; counted_BG: bool."""
+    """window_loss_BG: mean squared velocity error of a window, 0 where it has no noisy token; counted_BG: whether it has."""
 
     window_loss_BG: jax.Array
     counted_BG: jax.Array
-    tokens: jax.Array
 
 
 def draw_t(objective: Objective, step: jax.Array, batch: Batch) -> jax.Array:
@@ -95,19 +94,22 @@ def loss_fn(params: Params, objective: Objective, step: jax.Array, batch: Batch)
     owner_BLG = batch["segment_ids_BL"][:, :, None] == jnp.arange(1, windows + 1)
     count_BG = jnp.sum(owner_BLG & noisy_BL[:, :, None], axis=1, dtype=jnp.int32)
     window_loss_BG = jnp.sum(jnp.where(owner_BLG, error_BL[:, :, None], 0.0), axis=1) / jnp.maximum(count_BG, 1)
-    tokens = jnp.sum(count_BG)
-    loss = jnp.sum(error_BL) / jnp.maximum(tokens, 1)
-    return loss, Losses(window_loss_BG=window_loss_BG, counted_BG=count_BG > 0, tokens=tokens)
+    loss = jnp.sum(error_BL) / jnp.maximum(jnp.sum(count_BG), 1)
+    return loss, Losses(window_loss_BG=window_loss_BG, counted_BG=count_BG > 0)
 
 
 def count_sets(losses: Losses, active_BG4: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(windows [16] int32, sum of their mean losses [16] float32) by active set."""
     bits_BG = jnp.sum(active_BG4 * jnp.array([1 << i for i in range(conditions.NUM_CONDITIONS)], jnp.int32), axis=-1)
     member = (bits_BG[:, :, None] == jnp.arange(NUM_SETS)) & losses.counted_BG[:, :, None]
-    return jnp.sum(member, axis=(0, 1), dtype=jnp.int32), jnp.sum(jnp.where(member, losses.window_loss_BG[:, :, None], 0.0), axis=(0, 1))
+    return jnp.sum(member, axis=(0, 1), dtype=jnp.int32), jnp.sum(
+        jnp.where(member, losses.window_loss_BG[:, :, None], 0.0), axis=(0, 1)
+    )
 
 
-def advance(counters: Counters, controls: Controls, loss: jax.Array, windows: jax.Array, losses: jax.Array) -> Counters:
+def advance(
+    counters: Counters, controls: Controls, *, loss: jax.Array, windows: jax.Array, losses: jax.Array, tokens: jax.Array
+) -> Counters:
     """Counters after one more step; sums of a stage or interval that starts with it start with it."""
     stage = lambda old: jnp.where(controls.stage_start, jnp.zeros_like(old), old)  # noqa: E731
     interval = lambda old: jnp.where(controls.interval_start, jnp.zeros_like(old), old)  # noqa: E731
@@ -116,6 +118,7 @@ def advance(counters: Counters, controls: Controls, loss: jax.Array, windows: ja
         interval_windows=interval(counters.interval_windows) + windows,
         interval_losses=interval(counters.interval_losses) + losses,
         interval_loss=interval(counters.interval_loss) + loss,
+        interval_tokens=interval(counters.interval_tokens) + tokens,
         interval_steps=interval(counters.interval_steps) + 1,
     )
 
@@ -134,14 +137,14 @@ def make_train_step(
 ) -> Any:
     """The jitted step `(state, batch, controls) -> (state, metrics)`; it donates the state.
 
-    All shardings are pinned: left to inference the step compiles twice. `metrics` (replicated): loss, grad_norm,
-    noisy_tokens of this step, and the counters.
+    All shardings are pinned: left to inference the step compiles twice. `metrics` (replicated): loss and
+    grad_norm of this step, the learning rate of each group, and the counters.
     """
 
     def step_fn(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, dict[str, Any]]:
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, losses), grads = grad_fn(state.params, objective, state.step, batch)
-        params, ema, opt_state, norm = optim.update(
+        params, ema, opt_state, norm, rates = optim.update(
             optimizer,
             optimizer_config,
             ema_config,
@@ -154,8 +157,9 @@ def make_train_step(
             trainable=controls.trainable,
         )
         windows, set_losses = count_sets(losses, batch["active_BG4"])
-        counters = advance(state.counters, controls, loss, windows, set_losses)
-        metrics = {"loss": loss, "grad_norm": norm, "noisy_tokens": losses.tokens, "counters": counters}
+        tokens = jnp.sum(batch["segment_ids_BL"] > 0, dtype=jnp.float32)
+        counters = advance(state.counters, controls, loss=loss, windows=windows, losses=set_losses, tokens=tokens)
+        metrics = {"loss": loss, "grad_norm": norm, "rates": rates, "counters": counters}
         return TrainState(params=params, opt_state=opt_state, ema=ema, step=state.step + 1, counters=counters), metrics
 
     replicated = NamedSharding(mesh, PartitionSpec())

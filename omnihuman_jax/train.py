@@ -1,0 +1,389 @@
+"""Train: config -> mesh -> data plan -> state, new or restored -> steps -> checkpoint. The same command starts and resumes.
+
+    omnihuman train --config configs/demo.py --run runs/demo/run --config.data.dataset=runs/demo/dataset
+
+Several processes: `--coordinator HOST:PORT --num-processes N --process-id I` on each (or the environment variables
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or `--distributed` where JAX finds its peers by itself.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from omnihuman_jax import sharding
+from omnihuman_jax.config import ExperimentConfig, changed_fields, load_config, packed_shape, to_json, write_config
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.pipeline import make_loader
+from omnihuman_jax.data.plan import Plan
+from omnihuman_jax.data.records import RecordSource, open_records
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.scale import flops
+from omnihuman_jax.training import optimizer as optim
+from omnihuman_jax.training import placement, train_state
+from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, RunRecord
+from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
+from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
+from omnihuman_jax.typing import PackedShape
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything that a run is made of and that does not change while it runs."""
+
+    config: ExperimentConfig
+    mesh: Mesh
+    plan: Plan
+    records: RecordSource
+    shape: PackedShape
+    rows: range
+    batch_shardings: dict[str, Any]
+    dtype: Any
+    optimizer: Any
+    groups: tuple[str, ...]
+    num_parameters: int
+    state_shardings: train_state.TrainState
+    train_step: Any
+
+    @property
+    def sequences(self) -> int:
+        """Of the global batch."""
+        return self.config.data.plan.sequences_per_step
+
+
+def assemble(config: ExperimentConfig) -> Parts:
+    """Mesh, data plan and the (not yet compiled) step; ValueError or FileNotFoundError if they do not fit together."""
+    config.validate()
+    mesh = sharding.create_mesh(config.mesh)
+    records = open_records(config.data.dataset)
+    plan = Plan(Catalog.load(config.data.dataset), config.stages, config.data.plan, config.seed)
+    shape = packed_shape(config, records.spec)
+    sequences = config.data.plan.sequences_per_step
+    shapes, axes = mmdit.abstract_params(config.model)
+    labels = train_state.group_labels(axes)
+    optimizer = optim.create_optimizer(config.optimizer, labels, axes)
+    shardings = train_state.state_shardings(mesh, shapes, axes, optimizer)
+    objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=compute_dtype(config))
+    step = make_train_step(
+        objective, optimizer, config.optimizer, config.ema, labels, mesh=mesh, shape=shape, batch=sequences, shardings=shardings
+    )
+    return Parts(
+        config=config,
+        mesh=mesh,
+        plan=plan,
+        records=records,
+        shape=shape,
+        rows=placement.local_rows(mesh, sequences),
+        batch_shardings=sharding.batch_shardings(mesh, shape, sequences),
+        dtype=objective.dtype,
+        optimizer=optimizer,
+        groups=optim.present_groups(labels),
+        num_parameters=flops.count_parameters(shapes),
+        state_shardings=shardings,
+        train_step=step,
+    )
+
+
+def train(
+    config: ExperimentConfig,
+    run_dir: Path | str,
+    *,
+    stop_after: int | None = None,
+    accept_changes: bool = False,
+    progress: bool = True,
+) -> train_state.TrainState:
+    """Trains to the schedule's end, or until `stop_after` steps are finished, and returns the state.
+
+    Args:
+        config: resolved; validated here.
+        run_dir: gets config.json, dataset.json, metrics.jsonl, tensorboard/, checkpoints/; a run found there is continued.
+        stop_after: stop there, with a checkpoint.
+        accept_changes: resume although the config or the data plan changed.
+        progress: show a progress bar on process 0.
+
+    Raises:
+        ValueError, FileNotFoundError: with the cure, before anything is trained or overwritten.
+    """
+    run_dir = Path(run_dir)
+    parts = assemble(config)
+    record = RunRecord(config=to_json(config), fingerprint=parts.plan.fingerprint(), step=0)
+    end = min(config.stages.total_steps, stop_after if stop_after is not None else config.stages.total_steps)
+    with jax.set_mesh(parts.mesh), Checkpoints(run_dir / "checkpoints", config.checkpoint) as checkpoints:
+        start = resume_step(run_dir, checkpoints, record, accept_changes=accept_changes)
+        if start is None:
+            state, start = train_state.create_train_state(config.model, parts.optimizer, parts.state_shardings, config.seed), 0
+        else:
+            state = checkpoints.restore(
+                start, train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+            )
+        if wrong := train_state.misplaced_leaves(state, parts.state_shardings):
+            raise AssertionError(f"state not sharded as the table says: {'; '.join(wrong[:5])}")
+        logger.info(
+            "%s parameters, %d devices %s, step %d of %d",
+            f"{parts.num_parameters:,}", parts.mesh.size, dict(parts.mesh.shape), start, config.stages.total_steps,
+        )  # fmt: skip
+        if start < end:
+            if jax.process_index() == 0:
+                write_config(config, run_dir)
+                parts.records.spec.save(run_dir)
+            state = run_steps(parts, state, checkpoints, record, run_dir, start=start, end=end, progress=progress)
+    return state
+
+
+def run_steps(
+    parts: Parts,
+    state: train_state.TrainState,
+    checkpoints: Checkpoints,
+    record: RunRecord,
+    run_dir: Path,
+    *,
+    start: int,
+    end: int,
+    progress: bool,
+) -> train_state.TrainState:
+    """Steps [start, end): batches, updates, a line of metrics now and then, checkpoints, and a clean stop when asked."""
+    config, rows, total = parts.config, parts.rows, parts.sequences
+    lead = jax.process_index() == 0
+    step_flops = flops.train_step_flops(config.model, parts.shape, total)
+    speed = Speed(step_flops=step_flops, peak=measure_matmul_peak(parts.mesh, parts.dtype))
+    loader = make_loader(
+        parts.plan, parts.records, parts.records.spec, parts.shape,
+        rows.start // len(rows), total // len(rows), start, config.data.read_threads,
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(contextlib.closing(MetricsWriter(run_dir, config.logging, step=start))) if lead else None
+        show = stack.enter_context(progress_bar(start, config.stages.total_steps, enabled=progress and lead))
+        stop_requested = stack.enter_context(stop_request())
+        previous = None
+        for step, batch in zip(range(start, end), loader):
+            done = step + 1
+            placed = placement.place_batch(batch, parts.batch_shardings, rows, total)
+            state, metrics = parts.train_step(state, placed, controls_at(config, parts.groups, step))
+            # One step in flight: the host prepares the next while the devices work, and never runs further ahead.
+            jax.block_until_ready(previous if step > start else metrics["loss"])
+            previous = metrics["loss"]
+            if step == start:
+                speed.restart(done)  # what came before was compilation
+            line = log_line(parts, step, jax.device_get(metrics), speed) if is_logged(config, step) else None
+            if line is not None and writer is not None:
+                writer.write(line)
+            if line is not None and not math.isfinite(line["loss"]):
+                raise ValueError(
+                    f"the loss is {line['loss']} at step {done}; lower optimizer.learning_rate or look at the data; "
+                    f"the last good checkpoint is step {checkpoints.latest_step}"
+                )
+            show(done, line)
+            stopping = stop_requested(done)
+            if done % config.checkpoint.interval == 0 or done == end or stopping:
+                checkpoints.save(state, dataclasses.replace(record, step=done))
+            if stopping:
+                logger.warning("stopped at step %d of %d; the same command continues", done, config.stages.total_steps)
+                break
+        checkpoints.wait()
+    assert parts.train_step._cache_size() == 1, f"the train step was compiled {parts.train_step._cache_size()} times"
+    if unreadable := parts.records.unreadable:
+        logger.warning("%d unreadable records were masked; the first: %s", len(unreadable), next(iter(unreadable.items())))
+    return state
+
+
+def resume_step(run_dir: Path, checkpoints: Checkpoints, record: RunRecord, *, accept_changes: bool) -> int | None:
+    """The step to continue from, None for a new run; ValueError if the run there is not this one."""
+    latest = checkpoints.latest_step
+    if latest is None:
+        # A second save waits for the first: past two intervals there must have been a checkpoint.
+        logged = max((line["step"] for line in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
+        if logged > 2 * record.config["checkpoint"]["interval"]:
+            raise CheckpointError(
+                f"{run_dir} has trained {logged} steps but holds no checkpoint; restore {run_dir / 'checkpoints'}, "
+                f"or remove {run_dir} to start over"
+            )
+        return None
+    stored = checkpoints.record(latest)
+    changes = changed_fields(stored.config, record.config)
+    if stored.fingerprint != record.fingerprint:
+        changes.append(
+            f"data plan (catalog, stages, sizes or seed): fingerprint {stored.fingerprint[:12]} -> {record.fingerprint[:12]}"
+        )
+    if changes and not accept_changes:
+        raise ValueError(
+            f"{run_dir} was trained with another configuration: {'; '.join(changes)}. Undo that, train in another --run, "
+            f"or continue with the new one by --accept-changes"
+        )
+    for change in changes:
+        logger.warning("accepted change: %s", change)
+    return latest
+
+
+def compute_dtype(config: ExperimentConfig) -> Any:
+    """The blocks' dtype: bfloat16 on accelerators, float32 on CPU, unless the config says."""
+    if config.compute_dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.compute_dtype)
+
+
+def controls_at(config: ExperimentConfig, groups: Sequence[str], step: int) -> Controls:
+    """What `step` takes as inputs besides its batch: learning rate, which groups train, which sums restart."""
+    schedule = config.stages
+    index, stage = schedule.stage_at(step)
+    introduced = [condition.label for condition in schedule.introduced(step)]
+    trainable = optim.trainable_groups(introduced, stage.frozen)
+    stage_start = step == schedule.starts[index]
+    return place_controls(
+        Controls(
+            learning_rate=optim.learning_rate_at(config.optimizer, step, schedule.total_steps, stage.learning_rate_scale),
+            trainable={group: trainable[group] for group in groups},
+            stage_start=stage_start,
+            interval_start=stage_start or step % config.logging.interval == 0,
+        )
+    )
+
+
+def is_logged(config: ExperimentConfig, step: int) -> bool:
+    """Whether the interval, or the stage, ends with this step."""
+    index, stage = config.stages.stage_at(step)
+    done = step + 1
+    return done % config.logging.interval == 0 or done == config.stages.starts[index] + stage.steps
+
+
+def log_line(parts: Parts, step: int, metrics: dict[str, Any], speed: Speed) -> dict[str, Any]:
+    """One record of metrics.jsonl: see `metrics.summarise` and `metrics.Speed`."""
+    _, stage = parts.config.stages.stage_at(step)
+    line: dict[str, Any] = {"step": step + 1, "stage": stage.name}
+    line |= summarise(metrics["counters"], stage)
+    line["grad_norm"] = float(metrics["grad_norm"])
+    line |= {
+        "learning_rate" if group == "base" else f"learning_rate/{group}": float(rate) for group, rate in metrics["rates"].items()
+    }
+    return line | speed.measure(step + 1, float(metrics["counters"].interval_tokens), int(metrics["counters"].interval_steps))
+
+
+@contextlib.contextmanager
+def stop_request() -> Iterator[Callable[[int], bool]]:
+    """Yields `f(step) -> bool`: has someone asked this job to stop (Ctrl-C, SIGTERM, a preemption notice)?
+
+    With several processes JAX's own notifier is asked, which makes all of them agree on the step; every process must ask at
+    every step. It owns SIGTERM then, and nothing may be installed over it.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False
+        return
+    asked = threading.Event()
+
+    def handle(number: int, _frame: Any) -> None:
+        # A second Ctrl-C means it.
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda step: asked.is_set()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[[int, dict[str, Any] | None], None]]:
+    """Yields `f(finished steps, logged line or None)` that keeps a bar with loss and time left up to date."""
+    if not enabled:
+        yield lambda done, line: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False), refresh_per_second=1) as bar:
+        task = bar.add_task("train", total=total, completed=start, text="compiling")
+
+        def show(done: int, line: dict[str, Any] | None) -> None:
+            text = {} if line is None else {"text": f"{line['stage']} loss {line['loss']:.4f} {line['step_time_s']:.2f} s/step"}
+            bar.update(task, completed=done, **text)
+
+        yield show
+
+
+def initialize_distributed(options: argparse.Namespace) -> bool:
+    """Joins the job's other processes if flags or environment name any; True if it did."""
+    coordinator = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    processes = options.num_processes or int(os.environ.get("JAX_NUM_PROCESSES", "0"))
+    index = options.process_id if options.process_id is not None else os.environ.get("JAX_PROCESS_ID")
+    if options.distributed:
+        jax.distributed.initialize()
+        return True
+    if coordinator is None:
+        return False
+    if not processes or index is None:
+        raise ValueError(f"coordinator {coordinator} is given: --num-processes and --process-id are needed too")
+    jax.distributed.initialize(
+        coordinator, processes, int(index),
+        initialization_timeout=options.peer_timeout_s, heartbeat_timeout_seconds=60, shutdown_timeout_seconds=30,
+    )  # fmt: skip
+    return True
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options, and the `--config.*` overrides."""
+    parser = argparse.ArgumentParser(
+        prog="omnihuman train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="config file; fields are set with --config.FIELD=VALUE")
+    parser.add_argument("--run", required=True, metavar="DIR", help="run directory; a run found there is continued")
+    parser.add_argument("--stop-after", type=int, metavar="N", help="stop with a checkpoint once N steps are finished")
+    parser.add_argument("--accept-changes", action="store_true", help="continue a run although its config or data plan changed")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument("--distributed", action="store_true", help="several processes that JAX finds itself (TPU pods, SLURM)")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    parser.add_argument("--num-processes", type=int, metavar="N")
+    parser.add_argument("--process-id", type=int, metavar="I")
+    parser.add_argument("--peer-timeout-s", type=int, default=300, metavar="S", help="how long to wait for the other processes")
+    # No abbreviations: --config.model.width would be taken for one of --config.
+    parser.allow_abbrev = False
+    return parser.parse_known_args(list(argv))
+
+
+def main(argv: Sequence[str]) -> int:
+    """`omnihuman train`."""
+    options, overrides = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    config = load_config(options.config, overrides)
+    distributed = initialize_distributed(options)
+    try:
+        train(
+            config,
+            options.run,
+            stop_after=options.stop_after,
+            accept_changes=options.accept_changes,
+            progress=not options.no_progress,
+        )
+    except BaseException as error:
+        if not distributed:
+            raise
+        # A process that unwinds waits for its peers at exit and loses its exit code: say why, and go.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(2 if isinstance(error, ValueError | FileNotFoundError) else 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
