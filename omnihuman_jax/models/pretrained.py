@@ -1,0 +1,142 @@
+"""A network on disk in the layout of the Hugging Face hub: `config.json` and safetensors weights.
+
+Weights in pickle form are refused: reading one runs whatever code it holds.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainedFolder:
+    """A network's files, found and parsed as far as `config.json`.
+
+    ref     what loads the same network again: the absolute path of the folder, or its hub id
+    path    where the files lie
+    config  the parsed `config.json`
+    """
+
+    ref: str
+    path: Path
+    config: Mapping[str, Any]
+
+    def require(self, *keys: str) -> list[Any]:
+        """The values of `keys` in `config.json`; ValueError names those that are missing."""
+        missing = [key for key in keys if key not in self.config]
+        if missing:
+            raise ValueError(
+                f"{self.path / 'config.json'}: no {', '.join(missing)}; is it a {self.config.get('model_type')} model?"
+            )
+        return [self.config[key] for key in keys]
+
+    def weight_files(self) -> list[Path]:
+        """The safetensors files, in order; ValueError with the cure if there are none."""
+        index = self.path / "model.safetensors.index.json"
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        else:
+            names = ["model.safetensors"]
+        files = [self.path / name for name in names]
+        missing = [file.name for file in files if not file.is_file()]
+        if not missing:
+            return files
+        pickles = sorted(file.name for pattern in _PICKLES for file in self.path.glob(pattern))
+        found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
+        raise ValueError(
+            f"{self.path}: needs {missing[0]}; {found}; convert once with transformers: "
+            "AutoModel.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
+        )
+
+    def tensors(self, prefix: str) -> dict[str, np.ndarray]:
+        """Name -> float32 array of every tensor whose name begins with `prefix`, which is cut off."""
+        from safetensors.numpy import load_file
+
+        found: dict[str, np.ndarray] = {}
+        for file in self.weight_files():
+            for name, tensor in load_file(file).items():
+                if name.startswith(prefix):
+                    found[name.removeprefix(prefix)] = np.asarray(tensor, np.float32)
+        return found
+
+    def sha256(self) -> dict[str, str]:
+        """File name -> sha256 of each file of weights."""
+        hashes = {}
+        for file in self.weight_files():
+            with file.open("rb") as stream:
+                hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashes
+
+
+class Weights:
+    """Named tensors, taken one by one with the shape that the config promises; what is wrong is reported all at once."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]):
+        self._tensors = tensors
+        self._wrong: list[str] = []
+
+    def take(self, name: str, *shape: int | None) -> np.ndarray:
+        """The tensor `name`; a dim of None may be anything. A placeholder if it is missing: `check` then raises."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            self._wrong.append(f"{name} is missing")
+        elif len(tensor.shape) != len(shape) or any(want not in (None, dim) for want, dim in zip(shape, tensor.shape, strict=True)):
+            self._wrong.append(f"{name} has shape {tensor.shape}, expected {shape}")
+        else:
+            return tensor
+        return np.zeros([dim or 1 for dim in shape], np.float32)
+
+    def check(self, where: str) -> None:
+        """ValueError with the first of what `take` found wrong."""
+        if self._wrong:
+            raise ValueError(f"{where}: weights do not fit config.json: {self._wrong[0]} ({len(self._wrong)} in all)")
+
+
+def open_pretrained(dir_or_hub_id: str | os.PathLike[str]) -> PretrainedFolder:
+    """The network in a local folder or, where there is a network, on the Hugging Face hub.
+
+    Raises:
+        FileNotFoundError: neither a folder with a `config.json` nor a repository that can be reached.
+        ValueError: a `config.json` that is no JSON object.
+    """
+    name = os.fspath(dir_or_hub_id)
+    if Path(name).is_dir():
+        path = Path(name).resolve()
+        ref = str(path)
+    elif _HUB_ID.fullmatch(name) and not Path(name).exists():
+        path, ref = _download(name), name
+    else:
+        raise FileNotFoundError(f"{name}: no such folder; give a folder with config.json and model.safetensors, or a hub id")
+    file = path / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: missing; give a folder in the layout of the Hugging Face hub")
+    try:
+        config = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not JSON ({error}); download it again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: a JSON object is expected, not {type(config).__name__}; download it again")
+    return PretrainedFolder(ref=ref, path=path, config=config)
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FileNotFoundError(f"{hub_id}: no such folder; to take it from the hub, `pip install huggingface_hub`") from None
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(f"{hub_id}: no such folder, and not to be had from the hub ({reason}); give a folder") from error

@@ -1,0 +1,106 @@
+"""Speech encoders: sound to features at the frame rate of the video, hidden states of several layers side by side [S2].
+
+The features are computed once, offline, and at inference from the driving sound. `config.json` says which network it is.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from omnihuman_jax.models import whisper
+from omnihuman_jax.models.pretrained import open_pretrained
+from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
+
+_STEPS_PER_FRAME = SAMPLE_RATE_HZ // whisper.STEP // FPS
+
+
+class SpeechEncoder(Protocol):
+    """What `load_speech_encoder` returns."""
+
+    @property
+    def ref(self) -> str:
+        """What loads it again: the absolute path of its folder, or its hub id."""
+
+    @property
+    def sha256(self) -> Mapping[str, str]:
+        """File name -> sha256 of each file of weights."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hidden layers that the features are made of, in their order."""
+
+    @property
+    def width(self) -> int:
+        """E of one layer."""
+
+    def features(self, wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
+        """float32 [num_frames, len(layers) * width] at 25 fps, frame i about the sound from i / 25 s on."""
+
+
+def load_speech_encoder(dir_or_hub_id: str | os.PathLike[str], layers: Sequence[int] | None = None) -> SpeechEncoder:
+    """The speech encoder in a folder or on the hub.
+
+    Args:
+        dir_or_hub_id: a folder in Hugging Face layout, or the id of one on the hub.
+        layers: hidden layers, 0 (before the first layer) .. the number of layers; default: first, middle and last.
+
+    Raises:
+        ValueError: a kind of network that is not supported, a layer that it does not have, weights that do not fit.
+    """
+    folder = open_pretrained(dir_or_hub_id)
+    kind = folder.config.get("model_type")
+    if kind != "whisper":
+        raise ValueError(f"{folder.path}: a speech encoder of model_type {kind!r}; supported: 'whisper'")
+    config = whisper.WhisperConfig.from_folder(folder)
+    chosen = (0, config.num_layers // 2, config.num_layers) if layers is None else tuple(layers)
+    if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= layer <= config.num_layers for layer in chosen):
+        raise ValueError(f"speech layers {chosen}: must be different layers of 0 .. {config.num_layers} of {folder.ref}")
+    return WhisperSpeechEncoder(
+        ref=folder.ref, sha256=folder.sha256(), layers=chosen, config=config, params=whisper.whisper_params(config, folder)
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class WhisperSpeechEncoder:
+    """Whisper's encoder at 25 fps: the mean of the two hidden states (50 Hz) within a frame.
+
+    Each layer is brought to zero mean and unit variance within a frame, without parameters [D]: layers differ threefold in
+    scale, and the first linear layer of the audio adapter is initialised for unit variance.
+    """
+
+    ref: str
+    sha256: Mapping[str, str]
+    layers: tuple[int, ...]
+    config: whisper.WhisperConfig
+    params: Mapping[str, Any]
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    def features(self, wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
+        """Features of `num_frames` frames at 25 fps.
+
+        Args:
+            wave_16k: float32 [N] in [-1, 1], mono, 16 kHz, sample 0 at the first frame; cut or padded with silence.
+            num_frames: number of frames, one at least.
+
+        Returns:
+            float32 [num_frames, len(layers) * width], layer after layer.
+
+        Raises:
+            ValueError: not one dim, not finite, or num_frames below 1.
+        """
+        wave = np.asarray(wave_16k, np.float32)
+        if wave.ndim != 1 or num_frames < 1 or not np.isfinite(wave).all():
+            raise ValueError(f"sound {wave.shape} for {num_frames} frames: give finite mono samples [N] and one frame at least")
+        samples = num_frames * SAMPLE_RATE_HZ // FPS
+        wave = np.pad(wave[:samples], (0, max(0, samples - len(wave))))
+        states = whisper.hidden_states(self.config, self.params, wave, self.layers)
+        frames = states.reshape(len(self.layers), num_frames, _STEPS_PER_FRAME, self.width).mean(axis=2)
+        frames = frames - frames.mean(axis=-1, keepdims=True)
+        frames = frames / np.sqrt(np.square(frames).mean(axis=-1, keepdims=True) + 1e-5)
+        return np.ascontiguousarray(frames.transpose(1, 0, 2)).reshape(num_frames, -1)
