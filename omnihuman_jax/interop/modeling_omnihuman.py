@@ -21,7 +21,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,33 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 MOTION_LATENTS = 2
+TEMPORAL_STRIDE = 4
 PATCH = 2
+AUDIO, POSE = 2, 3  # columns of active_BG4
 NORM_EPS = 1e-6
 TIME_CHANNELS = 256
 TIME_SCALE = 1000.0
+
+
+@dataclasses.dataclass(kw_only=True)
+class AudioConfig:
+    """Sizes of the audio branch: E, the width of an audio token, frames seen on each side, heads of the cross-attention."""
+
+    features: int
+    width: int
+    neighbours: int
+    num_heads: int
+    head_dim: int
+
+
+@dataclasses.dataclass(kw_only=True)
+class PoseConfig:
+    """Sizes of the pose branch: J, features of a frame at a token, frames seen on each side, heatmap radius in tokens."""
+
+    keypoints: int
+    width: int
+    neighbours: int
+    sigma: float
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -51,10 +74,8 @@ class OmniHumanConfig:
     rope_axes: tuple[int, int, int]
     rope_theta: float
     guidance_embed: bool
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.num_heads
+    audio: AudioConfig | None = None
+    pose: PoseConfig | None = None
 
     @property
     def patch_channels(self) -> int:
@@ -66,10 +87,17 @@ class OmniHumanConfig:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there; from_pretrained takes a folder written by `omnihuman export`")
         values: dict[str, Any] = json.loads(path.read_text())["model"]
-        known = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != known:
-            raise ValueError(f"{path}: missing {sorted(known - set(values))}, unknown {sorted(set(values) - known)}")
-        return cls(**values)
+        for name, branch in (("audio", AudioConfig), ("pose", PoseConfig)):
+            if values.get(name) is not None:
+                values[name] = branch(**_checked(path, branch, values[name]))
+        return cls(**_checked(path, cls, values))
+
+
+def _checked(path: Path, config: type, values: dict[str, Any]) -> dict[str, Any]:
+    known = {field.name for field in dataclasses.fields(config)}
+    if set(values) != known:
+        raise ValueError(f"{path}: missing {sorted(known - set(values))}, unknown {sorted(set(values) - known)}")
+    return values
 
 
 def timestep_embedding(t_BG: Tensor) -> Tensor:
@@ -91,14 +119,13 @@ def rotary_embedding(positions_BL3: Tensor, axes: tuple[int, int, int], theta: f
 
 
 def apply_rotary(x_BNLK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates each pair of neighbouring channels by the angle of its token, in float32."""
+    """Turns each pair of neighbouring channels by the angle of its token; float32 in and out."""
     cos, sin = rotary
-    x = x_BNLK.float()
-    rotated = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
-    return (x * cos + rotated * sin).to(x_BNLK.dtype)
+    turned = torch.stack([-x_BNLK[..., 1::2], x_BNLK[..., 0::2]], dim=-1).flatten(-2)
+    return x_BNLK * cos + turned * sin
 
 
-def attention(q_BNQK: Tensor, k_BNVK: Tensor, v_BNVK: Tensor, mask_B1QV: Tensor | None) -> Tensor:
+def attention(q_BNQK: Tensor, k_BNVK: Tensor, v_BNVK: Tensor, mask_B1QV: Tensor) -> Tensor:
     """Scaled dot-product attention, heads merged: [B, Q, N * K]. `mask` is True where a query sees a key."""
     return F.scaled_dot_product_attention(q_BNQK, k_BNVK, v_BNVK, attn_mask=mask_B1QV).transpose(1, 2).flatten(2)
 
@@ -119,24 +146,29 @@ def modulate(x_BLD: Tensor, shift_BRD: Tensor, scale_BRD: Tensor, row_BL: Tensor
 
 
 def gated(residual_BLD: Tensor, gate_BRD: Tensor, row_BL: Tensor, update_BLD: Tensor) -> Tensor:
-    """`residual` plus `update` times the gate of its token."""
-    return residual_BLD + (take_rows(gate_BRD, row_BL) * update_BLD).to(residual_BLD.dtype)
+    """`residual` plus `update` times the gate of its token, in float32; the result has the dtype of `residual`."""
+    return (residual_BLD.float() + take_rows(gate_BRD, row_BL) * update_BLD.float()).to(residual_BLD.dtype)
+
+
+def linear_float32(linear: nn.Linear, x: Tensor) -> Tensor:
+    """`linear` in float32 whatever its weights are stored in: what modulates every token must not be rounded to bf16."""
+    return F.linear(x.float(), linear.weight.float(), linear.bias.float())
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the head size, in float32."""
+    """Root-mean-square norm over the head size; returns float32, since rotation comes next."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + NORM_EPS) * self.weight.float()).to(x.dtype)
+        x = x.float()
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + NORM_EPS) * self.weight.float()
 
 
 class Embedder(nn.Module):
-    """Linear, SiLU, Linear."""
+    """Linear, SiLU, Linear, in float32."""
 
     def __init__(self, in_features: int, width: int) -> None:
         super().__init__()
@@ -144,7 +176,7 @@ class Embedder(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x.to(self.linear_1.weight.dtype))))
+        return linear_float32(self.linear_2, F.silu(linear_float32(self.linear_1, x)))
 
 
 class Activated(nn.Module):
@@ -161,9 +193,12 @@ class Activated(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int, inner: int, activation: str) -> None:
+    """Linear, activation, Linear; `in_features` None is `width`."""
+
+    def __init__(self, width: int, inner: int, activation: str, in_features: int | None = None) -> None:
         super().__init__()
-        self.net = nn.ModuleList([Activated(width, inner, activation), nn.Identity(), nn.Linear(inner, width)])
+        first = Activated(in_features or width, inner, activation)
+        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(inner, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
@@ -178,7 +213,7 @@ class Modulation(nn.Module):
         self.chunks = chunks
 
     def forward(self, condition_BRD: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(F.silu(condition_BRD)).float().chunk(self.chunks, dim=-1)
+        return linear_float32(self.linear, F.silu(condition_BRD)).chunk(self.chunks, dim=-1)
 
 
 class ConditionEmbedding(nn.Module):
@@ -190,9 +225,9 @@ class ConditionEmbedding(nn.Module):
         self.text_embedder = Embedder(pooled_width, width) if pooled_width else None
         self.guidance_embedder = Embedder(TIME_CHANNELS, width) if guidance_embed else None
 
-    def forward(self, t_BG: Tensor, pooled_BGE: Tensor | None, guidance: float = 1.0) -> Tensor:
+    def forward(self, t_BG: Tensor, pooled_BGE: Tensor | None, guidance: float | None = None) -> Tensor:
         condition_BGD = self.timestep_embedder(timestep_embedding(t_BG))
-        if self.guidance_embedder is not None:
+        if self.guidance_embedder is not None and guidance is not None:
             condition_BGD = condition_BGD + self.guidance_embedder(timestep_embedding(torch.full_like(t_BG, guidance)))
         if self.text_embedder is not None:
             if pooled_BGE is None:
@@ -218,17 +253,19 @@ class Attention(nn.Module):
         if output:
             self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [B, N, tokens, K] of the tokens `x`, queries and keys normalised."""
+    def qkv(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, N, tokens, K] of the tokens `x`, queries and keys normalised and turned."""
         q, k, v = (self.heads(linear(x)) for linear in (self.to_q, self.to_k, self.to_v))
-        if self.norm_q is None or self.norm_k is None:
-            return q, k, v
-        return self.norm_q(q), self.norm_k(k), v
+        if self.norm_q is not None and self.norm_k is not None:
+            q, k = self.norm_q(q), self.norm_k(k)
+        if rotary is not None:
+            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        return q.to(x.dtype), k.to(x.dtype), v
 
     def text_qkv(self, x_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same for the text stream of a dual-stream block."""
         q, k, v = (self.heads(linear(x_BSD)) for linear in (self.add_q_proj, self.add_k_proj, self.add_v_proj))
-        return self.norm_added_q(q), self.norm_added_k(k), v
+        return self.norm_added_q(q).to(v.dtype), self.norm_added_k(k).to(v.dtype), v
 
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -243,7 +280,7 @@ class RefinerBlock(nn.Module):
         self.ff = FeedForward(width, 4 * width, "silu")  # 4 whatever the other blocks' mlp_ratio, as in diffusers
         self.norm_out = Modulation(width, 2)
 
-    def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor) -> Tensor:
         gate_attn, gate_mlp = self.norm_out(condition_BGD)
         x_BSD = gated(x_BSD, gate_attn, slot_BS, self.attn.to_out[0](attention(*self.attn.qkv(self.norm1(x_BSD)), mask)))
         return gated(x_BSD, gate_mlp, slot_BS, self.ff(self.norm2(x_BSD)))
@@ -254,7 +291,7 @@ class TokenRefiner(nn.Module):
         super().__init__()
         self.refiner_blocks = nn.ModuleList([RefinerBlock(width, num_heads) for _ in range(num_layers)])
 
-    def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor) -> Tensor:
         for block in self.refiner_blocks:
             x_BSD = block(x_BSD, condition_BGD, slot_BS, mask)
         return x_BSD
@@ -269,7 +306,7 @@ class TextEmbedder(nn.Module):
         self.proj_in = nn.Linear(text_width, width)
         self.token_refiner = TokenRefiner(width, num_heads, num_layers)
 
-    def forward(self, text_BSE: Tensor, t_BG: Tensor, segment_ids_BS: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, text_BSE: Tensor, t_BG: Tensor, segment_ids_BS: Tensor, slot_BS: Tensor, mask: Tensor) -> Tensor:
         slots = torch.arange(1, t_BG.shape[1] + 1, device=t_BG.device)
         member_BGS = (segment_ids_BS[:, None, :] == slots[None, :, None]).to(torch.float32)
         count_BG1 = member_BGS.sum(-1, keepdim=True).clamp(min=1)
@@ -278,25 +315,115 @@ class TextEmbedder(nn.Module):
         return self.token_refiner(self.proj_in(text_BSE.to(self.proj_in.weight.dtype)), condition_BGD, slot_BS, mask)
 
 
-@dataclasses.dataclass
-class Context:
+class AudioTokens(NamedTuple):
+    """What the audio cross-attentions read; K = F * A audio tokens."""
+
+    tokens_BKE: Tensor
+    mask_B1LK: Tensor
+    gate_BL1: Tensor
+
+
+class AudioEmbedder(nn.Module):
+    """Speech features -> the audio tokens of each latent frame: an MLP a frame, then a frame's own and its neighbours."""
+
+    def __init__(self, config: AudioConfig) -> None:
+        super().__init__()
+        self.mlp = FeedForward(config.width, config.width, "gelu", config.features)
+        self.position = nn.Parameter(torch.zeros(TEMPORAL_STRIDE + 2 * config.neighbours, config.width))
+
+    def forward(self, batch: Mapping[str, Tensor], slot_BL: Tensor) -> AudioTokens:
+        index_BFA, frame_BL = batch["audio_index_BFA"].long(), batch["frame_BL"].long()
+        dtype = self.position.dtype
+        frames_BTE = layer_norm(self.mlp(batch["audio_BTE"].to(dtype))).to(dtype)
+        num_frames, num_tokens = index_BFA.shape[1:]
+        tokens_BKE = take_rows(frames_BTE, index_BFA.flatten(1).clamp(min=0)) + self.position.repeat(num_frames, 1)
+        exists_BK = (index_BFA >= 0).flatten(1)
+        frame_K = torch.arange(num_frames, device=index_BFA.device).repeat_interleave(num_tokens)
+        mask_BLK = (frame_BL[..., None] == frame_K) & exists_BK[:, None, :]
+        heard_BL1 = mask_BLK.any(-1, keepdim=True)
+        active_BL1 = active_tokens(batch, AUDIO, slot_BL)[..., None]
+        # A query without a key sees all of them, so that the softmax is finite; the gate drops what it gets.
+        return AudioTokens(tokens_BKE, (mask_BLK | ~heard_BL1)[:, None], heard_BL1 & active_BL1)
+
+
+class AudioCrossAttention(nn.Module):
+    """Video tokens attend to the audio tokens of their own latent frame; zero wherever audio is not active."""
+
+    def __init__(self, config: AudioConfig, width: int) -> None:
+        super().__init__()
+        self.num_heads, inner = config.num_heads, config.num_heads * config.head_dim
+        self.to_q = nn.Linear(width, inner)
+        self.to_k, self.to_v = nn.Linear(config.width, inner), nn.Linear(config.width, inner)
+        self.norm_q, self.norm_k = RMSNorm(config.head_dim), RMSNorm(config.head_dim)
+        self.to_out = nn.ModuleList([nn.Linear(inner, width, bias=False)])
+
+    def forward(self, x_BLD: Tensor, audio: AudioTokens) -> Tensor:
+        inputs = (layer_norm(x_BLD).to(x_BLD.dtype), audio.tokens_BKE, audio.tokens_BKE)
+        q, k, v = (
+            linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for linear, x in zip((self.to_q, self.to_k, self.to_v), inputs, strict=True)
+        )
+        update_BLD = self.to_out[0](attention(self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v, audio.mask_B1LK))
+        return x_BLD + torch.where(audio.gate_BL1, update_BLD, torch.zeros_like(update_BLD))
+
+
+class PoseEmbedder(nn.Module):
+    """Keypoints -> heatmaps at the token grid -> what the patch embedding of a video token gets added."""
+
+    def __init__(self, config: PoseConfig, width: int) -> None:
+        super().__init__()
+        self.sigma = config.sigma
+        self.mlp = FeedForward(config.width, config.width, "gelu", PATCH * PATCH * config.keypoints)
+        self.proj = nn.Linear((TEMPORAL_STRIDE + 2 * config.neighbours) * config.width, width, bias=False)
+
+    def forward(self, batch: Mapping[str, Tensor], slot_BL: Tensor) -> Tensor:
+        frame_BL = batch["frame_BL"].long()
+        index_BFP = batch["pose_index_BFP"].long()
+        index_BLP = take_rows(index_BFP, frame_BL.clamp(min=0))
+        seen_BLP = (index_BLP >= 0) & (frame_BL >= 0)[..., None]
+        sequence_B11 = torch.arange(len(frame_BL), device=frame_BL.device)[:, None, None]
+        keypoints_BLPJ3 = batch["keypoints_BTJ3"][sequence_B11, index_BLP.clamp(min=0)]
+        maps = self.heatmaps(keypoints_BLPJ3.float(), batch["positions_BL3"]).to(self.proj.weight.dtype)
+        features = self.mlp(maps)
+        features = torch.where(seen_BLP[..., None], features, torch.zeros_like(features))
+        update_BLD = self.proj(features.flatten(2))
+        active_BL = active_tokens(batch, POSE, slot_BL) & seen_BLP.any(-1)
+        return torch.where(active_BL[..., None], update_BLD, torch.zeros_like(update_BLD))
+
+    def heatmaps(self, keypoints_BLPJ3: Tensor, positions_BL3: Tensor) -> Tensor:
+        """Confidence x Gaussian at a token's 2 x 2 latent pixels: [B, L, P, (row, column, keypoint)], float32."""
+        offsets = (torch.arange(PATCH, device=positions_BL3.device, dtype=torch.float32) + 0.5) / PATCH
+
+        def near(position_BL: Tensor, point_BLPJ: Tensor) -> Tensor:
+            centre = (position_BL[..., None].float() + offsets)[:, :, None, :, None]
+            return torch.exp(-0.5 * (centre - point_BLPJ[..., None, :]).square() / self.sigma**2)
+
+        x, y, confidence = keypoints_BLPJ3.unbind(-1)
+        rows = near(positions_BL3[..., 1], y)
+        columns = near(positions_BL3[..., 2], x) * confidence[..., None, :]
+        return (rows[..., :, None, :] * columns[..., None, :, :]).flatten(3)
+
+
+class Context(NamedTuple):
     """What every block reads beside its tokens; made once a call. R = 2G: row 2g is window g at t, row 2g + 1 at 0."""
 
     condition_BRD: Tensor
     row_BL: Tensor
     row_BS: Tensor
     rotary: tuple[Tensor, Tensor]
-    mask_B1MM: Tensor | None
+    mask_B1MM: Tensor
+    audio: AudioTokens | None
 
 
 class DualBlock(nn.Module):
-    """Latent and text tokens with weights of their own, joint attention, then audio, then the MLPs."""
+    """Latent and text tokens with weights of their own: joint attention, audio, MLP."""
 
     def __init__(self, config: OmniHumanConfig) -> None:
         super().__init__()
         width, inner = config.width, int(config.width * config.mlp_ratio)
         self.norm1, self.norm1_context = Modulation(width, 6), Modulation(width, 6)
         self.attn = Attention(width, config.num_heads, qk_norm=True, text_stream=True)
+        self.audio_attn = AudioCrossAttention(config.audio, width) if config.audio else None
         self.ff = FeedForward(width, inner, "gelu")
         self.ff_context = FeedForward(width, inner, "gelu")
 
@@ -305,13 +432,14 @@ class DualBlock(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.norm1(context.condition_BRD)
         text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = self.norm1_context(context.condition_BRD)
 
-        q, k, v = self.attn.qkv(modulate(x_BLD, shift, scale, row_BL))
-        q, k = apply_rotary(q, context.rotary), apply_rotary(k, context.rotary)
+        latent_qkv = self.attn.qkv(modulate(x_BLD, shift, scale, row_BL), context.rotary)
         text_qkv = self.attn.text_qkv(modulate(text_BSD, text_shift, text_scale, row_BS))
-        joint = (torch.cat(pair, dim=2) for pair in zip((q, k, v), text_qkv, strict=True))
-        out_BLD, out_BSD = attention(*joint, context.mask_B1MM).split([x_BLD.shape[1], text_BSD.shape[1]], dim=1)
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(latent_qkv, text_qkv, strict=True))
+        out_BLD, out_BSD = attention(q, k, v, context.mask_B1MM).split([x_BLD.shape[1], text_BSD.shape[1]], dim=1)
         x_BLD = gated(x_BLD, gate, row_BL, self.attn.to_out[0](out_BLD))
         text_BSD = gated(text_BSD, text_gate, row_BS, self.attn.to_add_out(out_BSD))
+        if self.audio_attn is not None and context.audio is not None:
+            x_BLD = self.audio_attn(x_BLD, context.audio)
 
         x_BLD = gated(x_BLD, mlp_gate, row_BL, self.ff(modulate(x_BLD, mlp_shift, mlp_scale, row_BL)))
         text_update = self.ff_context(modulate(text_BSD, text_mlp_shift, text_mlp_scale, row_BS))
@@ -319,28 +447,32 @@ class DualBlock(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """Latent and text tokens with the same weights; attention and MLP in parallel, one projection of both."""
+    """Latent and text tokens with the same weights: attention and MLP in parallel, one projection of both, then audio."""
 
     def __init__(self, config: OmniHumanConfig) -> None:
         super().__init__()
         width, inner = config.width, int(config.width * config.mlp_ratio)
         self.norm = Modulation(width, 3)
         self.attn = Attention(width, config.num_heads, qk_norm=True, output=False)
+        self.audio_attn = AudioCrossAttention(config.audio, width) if config.audio else None
         self.proj_mlp = nn.Linear(width, inner)
         self.proj_out = nn.Linear(width + inner, width)
 
     def forward(self, x_BLD: Tensor, text_BSD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        lengths = [x_BLD.shape[1], text_BSD.shape[1]]
-        x_BMD = torch.cat([x_BLD, text_BSD], dim=1)
-        row_BM = torch.cat([context.row_BL, context.row_BS], dim=1)
         shift, scale, gate = self.norm(context.condition_BRD)
-        normed_BMD = modulate(x_BMD, shift, scale, row_BM)
-        q, k, v = self.attn.qkv(normed_BMD)
-        q, k = (torch.cat([apply_rotary(h[:, :, : lengths[0]], context.rotary), h[:, :, lengths[0] :]], dim=2) for h in (q, k))
-        mlp = F.gelu(self.proj_mlp(normed_BMD), approximate="tanh")
-        update_BMD = self.proj_out(torch.cat([attention(q, k, v, context.mask_B1MM), mlp], dim=-1))
-        x_BLD, text_BSD = gated(x_BMD, gate, row_BM, update_BMD).split(lengths, dim=1)
+        normed_BLD = modulate(x_BLD, shift, scale, context.row_BL)
+        normed_BSD = modulate(text_BSD, shift, scale, context.row_BS)
+        latent_qkv, text_qkv = self.attn.qkv(normed_BLD, context.rotary), self.attn.qkv(normed_BSD)
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(latent_qkv, text_qkv, strict=True))
+        out_BLD, out_BSD = attention(q, k, v, context.mask_B1MM).split([x_BLD.shape[1], text_BSD.shape[1]], dim=1)
+        x_BLD = gated(x_BLD, gate, context.row_BL, self.project(normed_BLD, out_BLD))
+        text_BSD = gated(text_BSD, gate, context.row_BS, self.project(normed_BSD, out_BSD))
+        if self.audio_attn is not None and context.audio is not None:
+            x_BLD = self.audio_attn(x_BLD, context.audio)
         return x_BLD, text_BSD
+
+    def project(self, normed: Tensor, attended: Tensor) -> Tensor:
+        return self.proj_out(torch.cat([attended, F.gelu(self.proj_mlp(normed), approximate="tanh")], dim=-1))
 
 
 class PatchEmbed(nn.Module):
@@ -365,6 +497,8 @@ class OmniHumanForVideo(nn.Module):
         self.x_embedder = PatchEmbed(config.latent_channels, width)
         self.context_embedder = TextEmbedder(config.text_width, width, config.num_heads, config.num_refiner_layers)
         self.time_text_embed = ConditionEmbedding(width, config.pooled_width, config.guidance_embed)
+        self.audio_embedder = AudioEmbedder(config.audio) if config.audio else None
+        self.pose_embedder = PoseEmbedder(config.pose, width) if config.pose else None
         self.transformer_blocks = nn.ModuleList([DualBlock(config) for _ in range(config.num_dual_layers)])
         self.single_transformer_blocks = nn.ModuleList([SingleBlock(config) for _ in range(config.num_single_layers)])
         self.norm_out = Modulation(width, 2)
@@ -378,28 +512,36 @@ class OmniHumanForVideo(nn.Module):
             tokens, then its video tokens by latent frame, row, column. Noisy, z_t = (1 - t) z_0 + t noise, except for the
             tokens of the reference image and of motion frames, which are clean.
           t_BG: diffusion time of each window, in [0, 1]; 1 is noise.
-          batch: the packed batch; keys of conditions that the model was built without are not read.
+          batch: the packed batch. What belongs to a condition that the model was built without is not read; the arrays of
+            audio or of pose may be left out where no window has it.
             segment_ids_BL, text_segment_ids_BS  window of a token + 1, 0 for padding
             positions_BL3                        indices (t, h, w) of a token; t is 0 on reference tokens
             is_reference_BL, motion_BG           reference tokens; windows whose first 2 latents are motion frames
             text_BSE, pooled_BGE                 text embeddings of tokens and of windows
+            active_BG4                           active conditions: text, reference, audio, pose
+            frame_BL                             latent-frame slot of a video token, -1 for other tokens
+            audio_BTE, audio_index_BFA           speech features; rows that a latent frame attends to, -1 for none
+            keypoints_BTJ3, pose_index_BFP       (x, y, confidence) in token units; rows that a latent frame sees, -1 for none
+          guidance: the scale that a guidance-distilled model is told; others do not read it.
         """
         slot_BL, slot_BS = ((batch[name].long() - 1).clamp(min=0) for name in ("segment_ids_BL", "text_segment_ids_BS"))
-        clean_BL = clean_tokens(batch, slot_BL)
         segments_BM = torch.cat([batch["segment_ids_BL"], batch["text_segment_ids_BS"]], dim=1)
         text_segments_BS = batch["text_segment_ids_BS"]
-        zero_BG = torch.zeros_like(t_BG)
-        pooled = batch.get("pooled_BGE")
-        condition_BGD = self.time_text_embed(t_BG, pooled, guidance)
-        clean_BGD = self.time_text_embed(zero_BG, pooled, guidance)
+        hears = self.audio_embedder is not None and "audio_BTE" in batch
+        pooled_BGE = batch.get("pooled_BGE")
+        noisy_BGD = self.time_text_embed(t_BG, pooled_BGE, guidance)
+        clean_BGD = self.time_text_embed(torch.zeros_like(t_BG), pooled_BGE)
         context = Context(
-            condition_BRD=torch.stack([condition_BGD, clean_BGD], dim=2).flatten(1, 2),
-            row_BL=2 * slot_BL + clean_BL,
+            condition_BRD=torch.stack([noisy_BGD, clean_BGD], dim=2).flatten(1, 2),
+            row_BL=2 * slot_BL + clean_tokens(batch, slot_BL),
             row_BS=2 * slot_BS,
             rotary=rotary_embedding(batch["positions_BL3"], self.config.rope_axes, self.config.rope_theta),
             mask_B1MM=same_segment(segments_BM),
+            audio=self.audio_embedder(batch, slot_BL) if hears else None,
         )
         x_BLD = self.x_embedder(tokens_BLC)
+        if self.pose_embedder is not None and "keypoints_BTJ3" in batch:
+            x_BLD = x_BLD + self.pose_embedder(batch, slot_BL)
         text_BSD = self.context_embedder(batch["text_BSE"], t_BG, text_segments_BS, slot_BS, same_segment(text_segments_BS))
         for block in [*self.transformer_blocks, *self.single_transformer_blocks]:
             x_BLD, text_BSD = block(x_BLD, text_BSD, context)
@@ -433,6 +575,11 @@ def clean_tokens(batch: Mapping[str, Tensor], slot_BL: Tensor) -> Tensor:
     """True where a token is given clean: reference tokens, and the motion latents of windows that have them."""
     motion_BL = batch["motion_BG"].gather(1, slot_BL) & (batch["segment_ids_BL"] > 0)
     return batch["is_reference_BL"] | (motion_BL & (batch["positions_BL3"][..., 0] < MOTION_LATENTS))
+
+
+def active_tokens(batch: Mapping[str, Tensor], condition: int, slot_BL: Tensor) -> Tensor:
+    """[B, L], True on the tokens of windows for which `condition` is active."""
+    return batch["active_BG4"][..., condition].bool().gather(1, slot_BL) & (batch["segment_ids_BL"] > 0)
 
 
 def same_segment(segments_BM: Tensor) -> Tensor:
