@@ -17,7 +17,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("models", "diffusion", "data"),
     ("training", "evaluation", "interop", "scale"),
     ("config",),
-    ("train", "generate", "evaluate", "export", "import_weights", "plan", "cli", "demo", "report"),
+    ("train", "inference", "driving", "generate", "evaluate", "export", "import_weights", "plan", "cli", "demo", "report"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FOLDERS = {"models", "diffusion", "data", "training", "evaluation", "interop", "scale"}

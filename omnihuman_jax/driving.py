@@ -1,0 +1,230 @@
+"""What drives a video: pictures, sound, pose and text read from files and encoded as the run's own data were.
+
+Row i of audio features and keypoints is frame i of the video to make, at 25 fps.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from omnihuman_jax import inference, media
+from omnihuman_jax.conditions import Condition, ConditionSet, active_at_inference
+from omnihuman_jax.data.catalog import FILE_NAME as CATALOG_FILE
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.diffusion import long_video
+from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.evaluation.sheet import to_float
+from omnihuman_jax.models.speech_encoder import load_speech_encoder
+from omnihuman_jax.models.text_encoder import load_text_encoder
+from omnihuman_jax.typing import FPS, MOTION_FRAMES, TEMPORAL_STRIDE, TOKEN_STRIDE
+
+# Speech encoders look around; feature rows near the end of what is sampled should not see the sound stop.
+SOUND_CONTEXT_S = 1.0
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Request:
+    """What to make. Files by path; None for what does not drive the video.
+
+    seconds: None for as long as the audio or pose lasts (the shorter of the two), or one segment without either.
+    size: (height, width) in pixels, multiples of 16; None for the image's own shape at the dataset's area.
+    text_encoder, speech_encoder: folders or hub ids; None for those that the dataset was made with.
+    """
+
+    image: Path
+    audio: Path | None = None
+    pose: Path | None = None
+    text: str | None = None
+    seconds: float | None = None
+    size: tuple[int, int] | None = None
+    seed: int = 0
+    text_encoder: str | None = None
+    speech_encoder: str | None = None
+
+    @property
+    def active(self) -> ConditionSet:
+        """The paper's set for these driving signals, without text where there is none."""
+        active = active_at_inference(audio=self.audio is not None, pose=self.pose is not None)
+        return active if self.text else active.without(Condition.TEXT)
+
+    def validate(self) -> None:
+        """FileNotFoundError or ValueError, one line, before anything is loaded."""
+        for option, path in (("--image", self.image), ("--audio", self.audio), ("--pose", self.pose)):
+            if path is not None and not Path(path).is_file():
+                raise FileNotFoundError(f"{option} {path}: no such file")
+        if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise ValueError(f"--seconds must be > 0, not {self.seconds}")
+        if self.size is not None and any(side < TOKEN_STRIDE or side % TOKEN_STRIDE for side in self.size):
+            raise ValueError(f"--size {self.size[0]}x{self.size[1]}: height and width must be multiples of {TOKEN_STRIDE}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Signals:
+    """What drives the video, on its clock: row i of audio and keypoints is frame i, at 25 fps."""
+
+    active: ConditionSet
+    frames: int
+    reference_HWC: np.ndarray
+    text_SE: np.ndarray
+    pooled_E: np.ndarray
+    audio_TE: np.ndarray | None
+    keypoints_TJ3: np.ndarray | None
+    wave: np.ndarray | None
+
+
+def fit_size(height: int, width: int, area: float) -> tuple[int, int]:
+    """(height, width) of about `area` pixels in the shape of height x width, multiples of 16."""
+    scale = math.sqrt(area / (height * width))
+    return tuple(max(1, round(side * scale / TOKEN_STRIDE)) * TOKEN_STRIDE for side in (height, width))  # type: ignore[return-value]
+
+
+def cover(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float]:
+    """(scale, top, left): scaling height x width by `scale` and cutting from (top, left) fills `size`, centred."""
+    scale = max(size[0] / height, size[1] / width)
+    return scale, (height * scale - size[0]) / 2, (width * scale - size[1]) / 2
+
+
+def read_reference(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """The picture scaled to fill `size`, its overhang cut off evenly: float32 [1, H, W, 3] in [-1, 1]."""
+    height, width = media.read_image(path).shape[:2]
+    scale, top, left = cover(height, width, size)
+    scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
+    picture = media.read_image(path, size=scaled)[round(top) :, round(left) :][: size[0], : size[1]]
+    return to_float(picture)[None]
+
+
+def read_pose(path: Path, size: tuple[int, int], names: Sequence[str]) -> np.ndarray:
+    """Keypoints [T, J, 3] at 25 fps in token units of pictures of `size`, from a video or a `.npz` of `omnihuman curate`.
+
+    The pose's picture is laid over the video's like a reference image: scaled to fill it, centred. ValueError where no
+    person is seen.
+    """
+    keypoints, height, width = _clip_pose(path) if path.suffix == ".npz" else _video_pose(path)
+    if not (keypoints[..., 2] > 0).any():
+        raise ValueError(f"--pose {path}: no person found in any frame; give a video that shows the face and body")
+    if keypoints.shape[1] != len(names):
+        raise ValueError(f"--pose {path}: {keypoints.shape[1]} keypoints a frame, the run was trained on {len(names)}")
+    scale, top, left = cover(height, width, size)
+    moved = keypoints.copy()
+    moved[..., 0] = (keypoints[..., 0] * scale - left) / TOKEN_STRIDE
+    moved[..., 1] = (keypoints[..., 1] * scale - top) / TOKEN_STRIDE
+    moved[keypoints[..., 2] <= 0] = 0
+    return moved
+
+
+def _video_pose(path: Path) -> tuple[np.ndarray, int, int]:
+    """Keypoints in pixels of the person in a video, and the video's height and width."""
+    # Curation's networks are an extra; sampling needs them for a pose video only.
+    from data_pipelines.curate.landmarks import extract_landmarks
+
+    header = media.probe(path)
+    try:
+        return extract_landmarks(media.iter_video(path)).keypoints_TJ3, header.height, header.width
+    except ImportError as error:
+        raise ValueError(f"--pose {path}: {error}; or give keypoints (.npz) of `omnihuman curate`") from error
+
+
+def _clip_pose(path: Path) -> tuple[np.ndarray, int, int]:
+    """The same of a clip, from the file that curate left of it; its size stands in the row of `clips.jsonl`."""
+    from data_pipelines.curate import clips
+
+    landmarks = clips.Landmarks.load(path)
+    for folder in path.resolve().parents[:3]:
+        if (folder / clips.CLIPS_FILE).is_file():
+            for clip in clips.read_clips(folder):
+                if (folder / clip.landmarks).resolve() == path.resolve():
+                    return landmarks.keypoints_TJ3, clip.height, clip.width
+    raise ValueError(f"--pose {path}: no row of {clips.CLIPS_FILE} names it; give a file in the folder of `omnihuman curate`")
+
+
+def frames_to_make(request: Request, available: dict[str, int], segment_frames: int) -> int:
+    """Frames of the video; ValueError names the driving file that is shorter than --seconds.
+
+    `available`: option -> frames that its file lasts.
+    """
+    if request.seconds is None:
+        return min(available.values(), default=segment_frames)
+    frames = long_video.frames_of_seconds(request.seconds)
+    for option, count in available.items():
+        # Half a frame short is a rounding of the file's clock, not a missing second.
+        if count + 1 < frames:
+            raise ValueError(
+                f"{option} lasts {count / FPS:.2f} s, shorter than --seconds {request.seconds:g}: "
+                f"give a longer file, or --seconds {count / FPS:.2f}"
+            )
+    return frames
+
+
+def segment_frames_of(run: inference.TrainedRun, config: SamplingConfig) -> int:
+    """Frames of a segment: the configured number, or the longest window that the model was trained on."""
+    if config.segment_frames:
+        return config.segment_frames
+    return max(int(_catalog(run, "--segment-frames").frames.max()), MOTION_FRAMES + TEMPORAL_STRIDE)
+
+
+def _catalog(run: inference.TrainedRun, option: str) -> Catalog:
+    """The catalog of the run's data; the error names the option that makes it unnecessary."""
+    if not (run.dataset / CATALOG_FILE).is_file():
+        raise FileNotFoundError(f"{run.dataset} has no {CATALOG_FILE}: give {option}, or the dataset's folder with --dataset")
+    return Catalog.load(run.dataset)
+
+
+def read_signals(run: inference.TrainedRun, request: Request, segment_frames: int) -> Signals:
+    """Reads and encodes everything that drives the video."""
+    spec, size = run.spec, request.size
+    if size is None:
+        catalog = _catalog(run, "--size")
+        height, width, _ = media.read_image(request.image).shape
+        size = fit_size(height, width, float(np.median(catalog.height * catalog.width)))
+    wave = keypoints = audio = None
+    available: dict[str, int] = {}
+    if request.audio is not None:
+        wave = media.read_audio(request.audio, spec.sample_rate_hz, required=True)
+        assert wave is not None  # `required`
+        available[f"--audio {request.audio}"] = len(wave) * FPS // spec.sample_rate_hz
+    if request.pose is not None:
+        keypoints = read_pose(request.pose, size, spec.keypoint_names)
+        available[f"--pose {request.pose}"] = len(keypoints)
+    for option, count in available.items():
+        if not count:
+            raise ValueError(f"{option} is shorter than one frame ({1 / FPS:.2f} s): give a longer file")
+    frames = frames_to_make(request, available, segment_frames)
+    if wave is not None:
+        audio = encode_speech(run, request, wave, long_video.segment_schedule(frames, segment_frames)[-1].stop)
+    text_SE, pooled_E = encode_text(run, request)
+    return Signals(
+        active=request.active,
+        frames=frames,
+        reference_HWC=inference.encode_pictures(run, read_reference(request.image, size))[0],
+        text_SE=text_SE,
+        pooled_E=pooled_E,
+        audio_TE=audio,
+        keypoints_TJ3=keypoints,
+        wave=wave,
+    )
+
+
+def encode_speech(run: inference.TrainedRun, request: Request, wave: np.ndarray, frames: int) -> np.ndarray:
+    """Speech features [T, E], T up to `frames` and the margin, of the run's own encoder."""
+    encoder = load_speech_encoder(request.speech_encoder or run.spec.speech_encoder, layers=run.spec.speech_layers)
+    rate = run.spec.sample_rate_hz
+    wave = wave[: round(((frames + run.spec.margin) / FPS + SOUND_CONTEXT_S) * rate)]
+    features = np.asarray(encoder.features(wave, max(1, len(wave) * FPS // rate)), np.float32)
+    if features.shape[1] != run.spec.audio_width:
+        raise ValueError(f"the speech encoder gives {features.shape[1]} features, the run was trained on {run.spec.audio_width}")
+    return features
+
+
+def encode_text(run: inference.TrainedRun, request: Request) -> tuple[np.ndarray, np.ndarray]:
+    """(text_SE, pooled_E): of the prompt, or of the empty prompt where there is none."""
+    if not request.text:
+        return run.spec.empty_text_SE, run.spec.empty_pooled_E
+    encoder = load_text_encoder(request.text_encoder or run.spec.text_encoder)
+    tokens, pooled = encoder.encode([request.text])
+    text_SE, pooled_E = np.asarray(tokens[0], np.float32), np.asarray(pooled[0], np.float32)
+    if text_SE.shape[1] != run.spec.text_width:
+        raise ValueError(f"the text encoder is {text_SE.shape[1]} wide, the run was trained on {run.spec.text_width}")
+    return text_SE, pooled_E

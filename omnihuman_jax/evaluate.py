@@ -1,0 +1,371 @@
+"""`omnihuman evaluate`: do the conditions drive the output? Samples of training windows against the truth.
+
+The truth is the codec's own round trip of the window. A sample driven by the window's own pose and audio is compared with
+it, and so are the still reference frame, the sample driven by another clip's pose, and (in the mouth's region too) the one
+driven by another clip's audio. All samples of a window start from the same noise. It shows that conditions drive what was
+trained on; it says nothing about generalisation.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnihuman_jax import inference, media
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data import packing
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.records import WindowRecord, open_records
+from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.evaluation import psnr, sheet
+from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
+
+NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO, Condition.POSE)
+SAMPLED = ("sample", "other_pose", "other_audio")
+KINDS = ("sample", "still", "other_pose", "other_audio")
+TITLES = {
+    "truth": "truth",
+    "sample": "own pose + audio",
+    "still": "still reference",
+    "other_pose": "another's pose",
+    "other_audio": "another's audio",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """A window to evaluate: its record, the record of another clip that drives it wrongly, and the mouth's pixels."""
+
+    record: WindowRecord
+    other: WindowRecord
+    mouth_THW: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """The pictures of a window, float32 [T, H, W, 3] in [-1, 1], by `truth` and the names of `KINDS`."""
+
+    subject: Subject
+    pictures: Mapping[str, np.ndarray]
+
+
+def choose_windows(catalog: Catalog, count: int) -> tuple[list[int], list[int]]:
+    """(rows to evaluate, rows that drive them wrongly), both of the longest window length that at least two clips have.
+
+    The rows are spread over clips and, within a clip, over time; the partner is of another clip.
+    """
+    eligible = (catalog.eligible & NEEDED.bits) == NEEDED.bits
+    for frames in sorted(set(catalog.frames[eligible].tolist()), reverse=True):
+        rows = np.flatnonzero(eligible & (catalog.frames == frames))
+        clips = sorted(set(catalog.clip_id[rows].tolist()))
+        if frames > 1 and len(clips) > 1:
+            break
+    else:
+        raise ValueError(
+            f"evaluation needs windows of 2 clips that are eligible for {NEEDED.label}, of one length above 1 frame; "
+            f"the dataset has {int(eligible.sum())} such windows in {len(set(catalog.clip_id[eligible].tolist()))} clips"
+        )
+    by_clip = {clip: rows[catalog.clip_id[rows] == clip] for clip in clips}
+    by_clip = {clip: own[np.argsort(catalog.start_frame[own], kind="stable")] for clip, own in by_clip.items()}
+    share = math.ceil(count / len(clips))
+    spread = {clip: own[sheet.evenly(len(own), share)] for clip, own in by_clip.items()}
+    chosen = [int(own[i]) for i in range(share) for own in spread.values() if i < len(own)][:count]
+    # The partner comes from the clip half way round the list: neighbours in it are often of one video.
+    partners = []
+    for number, row in enumerate(chosen):
+        other = by_clip[clips[(clips.index(catalog.clip_id[row]) + max(1, len(clips) // 2)) % len(clips)]]
+        partners.append(int(other[number % len(other)]))
+    return chosen, partners
+
+
+def load_subjects(dataset: Path, clips: Path | None, count: int) -> list[Subject]:
+    """The windows to evaluate; ValueError where there are none, or where their records cannot be read."""
+    catalog, source = Catalog.load(dataset), open_records(dataset)
+    chosen, partners = choose_windows(catalog, count)
+    subjects = []
+    for row, partner in zip(chosen, partners, strict=True):
+        record, other = source[int(catalog.record[row])], source[int(catalog.record[partner])]
+        if record is None or other is None:
+            print(f"skipped {catalog.window_id[row]}: its record or its partner's cannot be read")
+            continue
+        mouth = mouth_region(clips, catalog, row) if clips is not None else None
+        subjects.append(Subject(record=record, other=other, mouth_THW=mouth))
+    if not subjects:
+        raise ValueError(f"{dataset}: none of {len(chosen)} chosen windows can be read; run `omnihuman encode` again")
+    return subjects
+
+
+def mouth_region(clips_dir: Path, catalog: Catalog, row: int) -> np.ndarray | None:
+    """Bool [T, H, W]: pixels of the window inside the mouth's box, from curate's lip landmarks; None where no face was seen."""
+    from data_pipelines.curate.clips import load_landmarks, read_clips
+
+    clip = next((clip for clip in read_clips(clips_dir) if clip.clip_id == catalog.clip_id[row]), None)
+    if clip is None:
+        raise ValueError(f"{clips_dir} has no clip {catalog.clip_id[row]}: give the folder that the dataset was encoded from")
+    landmarks = load_landmarks(clips_dir, clip)
+    height, width, start = int(catalog.height[row]), int(catalog.width[row]), int(catalog.start_frame[row])
+    frames = slice(start, start + int(catalog.frames[row]))
+    scale = np.array([width / clip.width, height / clip.height] * 2)
+    boxes = np.where(landmarks.face_T[frames, None], landmarks.mouth_box_T4[frames] * scale, np.nan)
+    mask = psnr.box_mask(boxes, height, width)
+    return mask if mask.any() else None
+
+
+def driven_by(subject: Subject, kind: str, slot: int, margin: int, run: inference.TrainedRun) -> packing.PackInput:
+    """The window as the model is to see it for one of `SAMPLED`: all conditions, pose or audio of the other clip."""
+    record, other = subject.record, subject.other
+    pose = other if kind == "other_pose" else record
+    audio = other if kind == "other_audio" else record
+    # Keypoints are in token units of their own window's grid: another clip's are stretched to this one's.
+    size, own = record.latents_FHWC.shape[1:3], pose.latents_FHWC.shape[1:3]
+    keypoints = pose.keypoints_TJ3.astype(np.float32) * np.array([size[1] / own[1], size[0] / own[0], 1.0], np.float32)
+    active = ConditionSet(NEEDED.bits)
+    text_SE, pooled_E = run.spec.empty_text_SE, run.spec.empty_pooled_E
+    if Condition.TEXT in ConditionSet(record.eligible):
+        active, text_SE, pooled_E = active | ConditionSet.of(Condition.TEXT), record.text_SE, record.pooled_E
+    return packing.PackInput(
+        latents_FHWC=np.zeros(record.latents_FHWC.shape, np.float32),  # nothing of the truth goes in
+        reference_HWC=record.references_RHWC[0].astype(np.float32),
+        text_SE=text_SE,
+        pooled_E=pooled_E,
+        active=active,
+        audio_TE=audio.audio_TE.astype(np.float32),
+        audio_valid_T=audio.audio_valid_T,
+        keypoints_TJ3=keypoints,
+        keypoints_valid_T=pose.keypoints_valid_T,
+        margin=margin,
+        slot=slot,
+    )
+
+
+def sample_subjects(
+    run: inference.TrainedRun,
+    subjects: Sequence[Subject],
+    config: SamplingConfig,
+    *,
+    seed: int,
+    batch: int,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> list[Outcome]:
+    """Every sample of every subject, `batch` windows a call of one compiled sampler."""
+    jobs = [
+        (number, kind, driven_by(subject, kind, number, run.spec.margin, run))
+        for number, subject in enumerate(subjects)
+        for kind in SAMPLED
+    ]
+    windows = [window for _, _, window in jobs]
+    guided = inference.needs_guidance(config.guidance, windows)
+    sampler = inference.Sampler(run, config, inference.shape_for(run, windows), min(batch, len(jobs)), guided)
+    calls = math.ceil(len(jobs) / sampler.batch)
+    latents: list[np.ndarray] = []
+    for call in range(calls):
+        part = windows[call * sampler.batch : (call + 1) * sampler.batch]
+        latents += sampler(part, seed, lambda share: on_progress(share / calls))
+    pictures: list[dict[str, np.ndarray]] = [{} for _ in subjects]
+    for number, subject in enumerate(subjects):
+        still = inference.decode_pictures(run, subject.record.references_RHWC[:1])
+        pictures[number]["truth"] = inference.decode_pictures(run, subject.record.latents_FHWC)
+        pictures[number]["still"] = np.broadcast_to(still, pictures[number]["truth"].shape)
+    for (number, kind, _), sampled in zip(jobs, latents, strict=True):
+        pictures[number][kind] = inference.decode_pictures(run, sampled)
+    return [Outcome(subject=subject, pictures=found) for subject, found in zip(subjects, pictures, strict=True)]
+
+
+def measure(outcome: Outcome) -> dict[str, Any]:
+    """A row of `evaluation.json`: PSNR in dB against the truth, of the whole frames and of the mouth."""
+    record, pictures = outcome.subject.record, outcome.pictures
+    height, width = (SPATIAL_STRIDE * side for side in record.latents_FHWC.shape[1:3])
+    mouth = outcome.subject.mouth_THW
+    return {
+        "window_id": record.window_id,
+        "clip_id": record.clip_id,
+        "other_window_id": outcome.subject.other.window_id,
+        "frames": record.frames,
+        "height": height,
+        "width": width,
+        "psnr": {kind: psnr.psnr(pictures[kind], pictures["truth"]) for kind in KINDS},
+        "psnr_mouth": None if mouth is None else {kind: psnr.psnr(pictures[kind], pictures["truth"], mouth) for kind in KINDS},
+    }
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means over the windows, and the four differences that the evaluation is about (dB, means of each window's own).
+
+    gain_over_still_db: sample minus still reference; worse_with_other_pose_db, worse_with_other_audio_db and
+    worse_with_other_audio_mouth_db: what the sample loses when driven by another clip's pose or audio.
+    """
+
+    def mean(key: str, kind: str, minus: str | None = None) -> float | None:
+        values = [row[key][kind] - (row[key][minus] if minus else 0.0) for row in rows if row[key] is not None]
+        return float(np.mean(values)) if values else None
+
+    return {
+        "mean_psnr": {kind: mean("psnr", kind) for kind in KINDS},
+        "mean_psnr_mouth": {kind: mean("psnr_mouth", kind) for kind in KINDS},
+        "gain_over_still_db": mean("psnr", "sample", "still"),
+        "worse_with_other_pose_db": mean("psnr", "sample", "other_pose"),
+        "worse_with_other_audio_db": mean("psnr", "sample", "other_audio"),
+        "worse_with_other_audio_mouth_db": mean("psnr_mouth", "sample", "other_audio"),
+    }
+
+
+def write_results(out: Path, outcomes: Sequence[Outcome], result: Mapping[str, Any]) -> list[Path]:
+    """The pictures, then `evaluation.json`: what is named in it is there.
+
+    `evaluation/<window>.png` shows rows of frames, `evaluation/<window>.mp4` the same videos side by side, and
+    `contact_sheet.png` all rows below one another.
+    """
+    folder = out / "evaluation"
+    rows = ("truth", "sample", "still", "other_pose")
+    sheets, paths = [], []
+    for outcome, row in zip(outcomes, result["windows"], strict=True):
+        videos = {kind: sheet.to_uint8(outcome.pictures[kind]) for kind in (*rows, "other_audio")}
+        labels = {TITLES[kind] if kind == "truth" else f"{TITLES[kind]}  {row['psnr'][kind]:.1f} dB": videos[kind] for kind in rows}
+        sheets.append(sheet.draw_rows(labels, title=f"{row['window_id']}, {row['frames']} frames"))
+        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in row["window_id"])
+        paths += [folder / f"{name}.png", folder / f"{name}.mp4"]
+        sheet.write_png(paths[-2], sheets[-1])
+        media.write_video(paths[-1], np.concatenate([videos[kind] for kind in rows], axis=2), FPS)
+    paths.append(out / "contact_sheet.png")
+    sheet.write_png(paths[-1], sheet.stack_sheets(sheets))
+    partial = out / f".evaluation.json.{os.getpid()}.part"
+    partial.write_text(json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
+    paths.append(out / "evaluation.json")
+    partial.replace(paths[-1])
+    return paths
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have (the PSNR of equal pictures)."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def evaluate(
+    run: inference.TrainedRun,
+    out: Path,
+    *,
+    clips: Path | None = None,
+    config: SamplingConfig | None = None,
+    windows: int = 6,
+    batch: int = 6,
+    seed: int = 0,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> dict[str, Any]:
+    """Samples training windows, writes pictures and `evaluation.json` below `out`, and returns what the latter holds.
+
+    Args:
+        run: of `inference.open_run`; its dataset must be there.
+        out: folder; made if need be.
+        clips: folder of `omnihuman curate` that the dataset was made from: where the mouths are. None: whole frames only.
+        config: steps and guidance.
+        windows: how many windows to sample, each under three drivings.
+        batch: windows a sampler call.
+        seed: of the noise.
+        on_progress: hears the share of the sampling done since it was last called.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the cure.
+    """
+    if windows < 1 or batch < 1:
+        raise ValueError(f"--windows {windows} and --batch {batch} must be at least 1")
+    for condition, branch in ((Condition.AUDIO, run.config.model.audio), (Condition.POSE, run.config.model.pose)):
+        if branch is None:
+            raise ValueError(f"the model of {run.directory} has no {condition.label} input: there is nothing to evaluate here")
+    config = config or run.config.sampling
+    config.validate()
+    begin = time.monotonic()
+    subjects = load_subjects(run.dataset, clips, windows)
+    outcomes = sample_subjects(run, subjects, config, seed=seed, batch=batch, on_progress=on_progress)
+    rows = [measure(outcome) for outcome in outcomes]
+    result = {
+        "step": run.step,
+        "weights": run.weights,
+        "sampling_steps": config.num_steps,
+        "guidance": dataclasses.asdict(config.guidance),
+        "seed": seed,
+        "seconds": round(time.monotonic() - begin, 1),
+        **summarise(rows),
+        "windows": rows,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_results(out, outcomes, result)
+    return result
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """PSNR a window, the means, and what they say."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title=f"PSNR in dB against the codec's round trip (step {result['step']}, {result['weights']} weights)")
+    table.add_column("window")
+    for kind in KINDS:
+        table.add_column(TITLES[kind], justify="right")
+    for kind in ("sample", "other_audio"):
+        table.add_column(f"mouth: {TITLES[kind]}", justify="right")
+
+    def cells(whole: Mapping[str, float], mouth: Mapping[str, float] | None) -> list[str]:
+        values = [whole[kind] for kind in KINDS] + [mouth and mouth[kind] for kind in ("sample", "other_audio")]
+        return ["-" if value is None else f"{value:.2f}" for value in values]
+
+    for row in result["windows"]:
+        table.add_row(row["window_id"], *cells(row["psnr"], row["psnr_mouth"]))
+    table.add_section()
+    table.add_row("mean", *cells(result["mean_psnr"], result["mean_psnr_mouth"]), style="bold")
+    console.print(table)
+    for label, key in (
+        ("driven by its own pose and audio, against the still reference", "gain_over_still_db"),
+        ("lost when driven by another clip's pose", "worse_with_other_pose_db"),
+        ("lost when driven by another clip's audio, whole frame", "worse_with_other_audio_db"),
+        ("lost when driven by another clip's audio, mouth region", "worse_with_other_audio_mouth_db"),
+    ):
+        value = result[key]
+        console.print(f"  {label}: " + ("not measured (no --clips, or no face)" if value is None else f"[bold]{value:+.2f} dB[/]"))
+
+
+def main(argv: Sequence[str]) -> int:
+    """`omnihuman evaluate`."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    parser = argparse.ArgumentParser(
+        prog="omnihuman evaluate",
+        description="Samples training windows driven by their own and by another clip's pose and audio, against the truth.",
+        epilog="example: omnihuman evaluate --run runs/mine/run --clips runs/mine/clips --out runs/mine",
+    )
+    inference.add_run_arguments(parser)
+    parser.add_argument("--clips", type=Path, help="folder of `omnihuman curate`: where the mouths are; none: whole frames only")
+    parser.add_argument("--windows", type=int, default=6, help="windows to sample, each three times (%(default)s)")
+    parser.add_argument("--batch", type=int, default=6, help="windows a sampler call (%(default)s)")
+    parser.add_argument("--out", required=True, type=Path, help="gets evaluation.json, contact_sheet.png, evaluation/")
+    # Guidance trades closeness to the truth for expression, at twice the cost: off unless it is asked for.
+    parser.set_defaults(guidance_scale=1.0)
+    options = parser.parse_args(argv)
+    run = inference.open_run(options.run, weights=options.weights, step=options.step, dataset=options.dataset)
+    config = inference.sampling_config(run.config.sampling, options)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as progress:
+        task = progress.add_task("sampling", total=1.0)
+        result = evaluate(
+            run,
+            options.out,
+            clips=options.clips,
+            config=config,
+            windows=options.windows,
+            batch=options.batch,
+            seed=options.seed,
+            on_progress=lambda share: progress.advance(task, share),
+        )
+    print_table(result)
+    return 0

@@ -1,0 +1,81 @@
+"""Contact sheets: rows of frames with their names, one picture."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+_INK, _PAPER, _GAP = (30, 30, 30), (250, 250, 250), 4
+
+
+def to_uint8(pictures: np.ndarray) -> np.ndarray:
+    """Pictures in [-1, 1] as uint8, rounded; what lies outside is clipped."""
+    return np.rint((np.clip(np.asarray(pictures, np.float32), -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def to_float(pictures: np.ndarray) -> np.ndarray:
+    """uint8 pictures as float32 in [-1, 1]."""
+    return np.asarray(pictures, np.float32) / 127.5 - 1.0
+
+
+def evenly(count: int, columns: int) -> np.ndarray:
+    """At most `columns` different indices spread over 0 .. count - 1, the first and the last among them."""
+    return np.unique(np.rint(np.linspace(0, count - 1, min(columns, count))).astype(int))
+
+
+def draw_rows(rows: Mapping[str, np.ndarray], title: str = "", columns: int = 6, min_height: int = 96) -> np.ndarray:
+    """One row a video, one column a moment: uint8 [H, W, 3].
+
+    Args:
+        rows: label -> frames uint8 [T, H, W, 3]; all of one size, and T.
+        title: line above the rows.
+        columns: frames shown of each.
+        min_height: smaller frames are enlarged by a whole factor, without smoothing: a sheet must not flatter.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    shapes = {frames.shape for frames in rows.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"the rows of a sheet must have one shape, not {sorted(shapes)}")
+    frames_total, height, width, _ = shapes.pop()
+    zoom = max(1, -(-min_height // height))
+    moments = evenly(frames_total, columns)
+    font = ImageFont.load_default(13)
+    margin = 8 + max(int(font.getlength(label)) for label in rows)
+    top = 24 if title else _GAP
+    sheet = Image.new(
+        "RGB",
+        (margin + len(moments) * (zoom * width + _GAP), top + len(rows) * (zoom * height + _GAP)),
+        _PAPER,
+    )
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, 4), title, fill=_INK, font=font)
+    for row, (label, frames) in enumerate(rows.items()):
+        y = top + row * (zoom * height + _GAP)
+        draw.text((_GAP, y + zoom * height // 2 - 8), label, fill=_INK, font=font)
+        for column, moment in enumerate(moments):
+            picture = Image.fromarray(frames[moment]).resize((zoom * width, zoom * height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (margin + column * (zoom * width + _GAP), y))
+    return np.asarray(sheet)
+
+
+def stack_sheets(sheets: Sequence[np.ndarray]) -> np.ndarray:
+    """Sheets below one another, on paper as wide as the widest."""
+    width = max(sheet.shape[1] for sheet in sheets)
+    padded = [np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=_PAPER[0]) for s in sheets]
+    return np.concatenate(padded)
+
+
+def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
+    """Writes a uint8 [H, W, 3] picture, atomically."""
+    from PIL import Image
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        Image.fromarray(picture).save(partial, format="PNG")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

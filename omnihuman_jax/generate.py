@@ -1,0 +1,231 @@
+"""`omnihuman generate`: an image, and a voice and / or a pose, become a video with sound.
+
+Audio-driven: all conditions but pose. Pose-driven: all but audio. Both: all [S]. Text and audio are guided, with a scale that
+anneals [S]. What is longer than a segment is chained through 5 motion frames [S].
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from omnihuman_jax import inference, media
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data import packing
+from omnihuman_jax.diffusion import long_video
+from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.driving import Request, Signals, read_signals, segment_frames_of
+from omnihuman_jax.evaluation.sheet import to_uint8
+from omnihuman_jax.typing import FPS, MOTION_LATENTS, SPATIAL_STRIDE, latent_frames_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Generated:
+    """What came out: the path, its frames and size, the conditions that were active, and the seams between segments."""
+
+    path: Path
+    frames: int
+    height: int
+    width: int
+    active: ConditionSet
+    guided: bool
+    segments: int
+    compilations: int
+    seams: tuple[long_video.Seam, ...]
+
+
+def check_model(run: inference.TrainedRun, active: ConditionSet) -> list[str]:
+    """Warnings; ValueError where the run's model has no input for an asked condition."""
+    for condition, branch, cure in (
+        (Condition.AUDIO, run.config.model.audio, "audio adapter (model.audio is None): leave out --audio"),
+        (Condition.POSE, run.config.model.pose, "pose guider (model.pose is None): leave out --pose"),
+    ):
+        if condition in active and branch is None:
+            raise ValueError(f"the model of {run.directory} has no {cure}, or train with one")
+    untrained = active.without(*run.config.stages.introduced(max(0, run.step - 1)))
+    return [f"step {run.step} has not been trained on {untrained.label} yet: it will do little"] if untrained else []
+
+
+def rows_around(values: np.ndarray, start: int, frames: int, margin: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows start - margin .. start + frames + margin of `values`, zeros where there are none, and which are real."""
+    rows = np.arange(start - margin, start + frames + margin)
+    real = (rows >= 0) & (rows < len(values))
+    out = np.zeros((len(rows), *values.shape[1:]), np.float32)
+    out[real] = values[rows[real]]
+    return out, real
+
+
+def window_of(
+    run: inference.TrainedRun, signals: Signals, segment: long_video.Segment, motion_THW3: np.ndarray | None
+) -> packing.PackInput:
+    """A segment as the model is to see it; the 5 motion frames are encoded as the first 2 latents."""
+    height, width, channels = signals.reference_HWC.shape
+    latents = np.zeros((latent_frames_of(segment.frames), height, width, channels), np.float32)
+    if motion_THW3 is not None:
+        latents[:MOTION_LATENTS] = inference.encode_pictures(run, motion_THW3)
+    margin = run.spec.margin
+    audio, audio_valid = keypoints, keypoints_valid = None, None
+    if signals.audio_TE is not None:
+        audio, audio_valid = rows_around(signals.audio_TE, segment.start, segment.frames, margin)
+    if signals.keypoints_TJ3 is not None:
+        keypoints, keypoints_valid = rows_around(signals.keypoints_TJ3, segment.start, segment.frames, margin)
+    return packing.PackInput(
+        latents_FHWC=latents,
+        text_SE=signals.text_SE,
+        pooled_E=signals.pooled_E,
+        active=signals.active,
+        reference_HWC=signals.reference_HWC,
+        audio_TE=audio,
+        audio_valid_T=audio_valid,
+        keypoints_TJ3=keypoints,
+        keypoints_valid_T=keypoints_valid,
+        margin=margin,
+        motion=motion_THW3 is not None,
+        slot=segment.index,
+    )
+
+
+def generate(
+    run: inference.TrainedRun,
+    request: Request,
+    out: Path,
+    *,
+    config: SamplingConfig | None = None,
+    on_progress: Callable[[float, int], None] = lambda done, total: None,
+) -> Generated:
+    """Makes the video `out` (mp4, with the driving sound); nothing is left behind if it fails.
+
+    Args:
+        run: of `inference.open_run`.
+        request: what drives it.
+        out: an .mp4 path.
+        config: steps, guidance and segment length; the run's own by default.
+        on_progress: hears (segments done, fractions included; segments in all).
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the input and the cure.
+    """
+    request.validate()
+    config = config or run.config.sampling
+    config.validate()
+    if out.suffix != ".mp4":
+        raise ValueError(f"--out {out}: give a name that ends in .mp4")
+    for warning in check_model(run, request.active):
+        print(f"warning: {warning}", file=sys.stderr)
+    segment_frames = segment_frames_of(run, config)
+    signals = read_signals(run, request, segment_frames)
+    segments = long_video.segment_schedule(signals.frames, segment_frames)
+    first = window_of(run, signals, segments[0], None)
+    guided = inference.needs_guidance(config.guidance, [first])
+    sampler = inference.Sampler(run, config, inference.shape_for(run, [first]), batch=1, guided=guided)
+    seams: list[long_video.Seam] = []
+
+    def sample_segment(segment: long_video.Segment, motion_THW3: np.ndarray | None) -> np.ndarray:
+        done = 0.0
+
+        def advance(share: float) -> None:
+            nonlocal done
+            done += share
+            on_progress(segment.index + done, len(segments))
+
+        (latents,) = sampler([window_of(run, signals, segment, motion_THW3)], request.seed, advance)
+        return inference.decode_pictures(run, latents)
+
+    def frames() -> Iterator[np.ndarray]:
+        left = signals.frames
+        for pictures, seam in long_video.chain(segments, sample_segment):
+            seams.extend([seam] if seam else [])
+            yield from to_uint8(pictures[:left])
+            left -= min(left, len(pictures))
+
+    media.write_video(out, frames(), FPS, audio=signals.wave, sample_rate=run.spec.sample_rate_hz)
+    height, width = (SPATIAL_STRIDE * side for side in signals.reference_HWC.shape[:2])
+    return Generated(
+        path=out,
+        frames=signals.frames,
+        height=height,
+        width=width,
+        active=signals.active,
+        guided=guided,
+        segments=len(segments),
+        compilations=sampler.compilations(),
+        seams=tuple(seams),
+    )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`HEIGHTxWIDTH` in pixels."""
+    try:
+        height, width = (int(side) for side in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, e.g. 96x80") from None
+    return height, width
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="omnihuman generate",
+        description="An image, and a voice and / or a pose, become a video with sound.",
+        epilog="example: omnihuman generate --run runs/mine/run --image face.png --audio voice.wav --out talking.mp4",
+    )
+    inference.add_run_arguments(parser)
+    parser.add_argument("--image", required=True, type=Path, help="who: a picture file (or a video's first frame)")
+    parser.add_argument("--audio", type=Path, help="what is said: a sound file, or a video with sound")
+    parser.add_argument("--pose", type=Path, help="how they move: a video of a person, or keypoints (.npz) of `omnihuman curate`")
+    parser.add_argument("--text", help="a description; none: the text condition is off")
+    parser.add_argument("--seconds", type=float, help="default: as long as the audio or the pose, or one segment without either")
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help="pixels, multiples of 16; default: the image's shape")
+    parser.add_argument("--segment-frames", type=int, metavar="N", help="1 + 4n; default: the longest window trained on")
+    parser.add_argument("--text-encoder", metavar="DIR", help="folder or hub id; default: the dataset's")
+    parser.add_argument("--speech-encoder", metavar="DIR", help="folder or hub id; default: the dataset's")
+    parser.add_argument("--out", required=True, type=Path, help="the .mp4 to write")
+    return parser
+
+
+def describe(made: Generated) -> list[str]:
+    """What was made, a line, and a line a seam."""
+    lines = [
+        f"{made.path}: {made.frames} frames ({made.frames / FPS:.2f} s) of {made.height}x{made.width}, "
+        f"driven by {made.active.label}{', guided' if made.guided else ''}, {made.segments} segment(s)"
+    ]
+    for seam in made.seams:
+        lines.append(
+            f"  seam at {seam.frame / FPS:.2f} s: motion frames kept to {seam.overlap_psnr_db:.1f} dB, "
+            f"jump {seam.jump:.4f} (typical frame step {seam.typical_jump:.4f})"
+        )
+    return lines
+
+
+def main(argv: Sequence[str]) -> int:
+    """`omnihuman generate`."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    options = _parser().parse_args(argv)
+    request = Request(
+        image=options.image,
+        audio=options.audio,
+        pose=options.pose,
+        text=options.text,
+        seconds=options.seconds,
+        size=options.size,
+        seed=options.seed,
+        text_encoder=options.text_encoder,
+        speech_encoder=options.speech_encoder,
+    )
+    request.validate()
+    run = inference.open_run(options.run, weights=options.weights, step=options.step, dataset=options.dataset)
+    config = inference.sampling_config(run.config.sampling, options)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("segment {task.fields[at]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as progress:
+        task = progress.add_task("sampling", total=None, at="")
+
+        def on_progress(done: float, total: int) -> None:
+            progress.update(task, completed=done, total=total, at=f"{min(total, int(done) + 1)}/{total}")
+
+        made = generate(run, request, options.out, config=config, on_progress=on_progress)
+    print(f"{options.run} step {run.step}, {run.weights} weights, {config.num_steps} steps")
+    print("\n".join(describe(made)))
+    return 0

@@ -1,0 +1,272 @@
+"""A trained run opened for sampling: weights, dataset spec, codec, and a sampler that compiles once.
+
+What `generate` and `evaluate` share: both give it windows to fill in and get latents back.
+"""
+
+import argparse
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from omnihuman_jax import conditions, sharding
+from omnihuman_jax import config as experiment
+from omnihuman_jax.data import packing, records
+from omnihuman_jax.diffusion import flow_matching, guidance, sampler
+from omnihuman_jax.models import codec as codecs
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.train import compute_dtype
+from omnihuman_jax.training import checkpoint
+from omnihuman_jax.typing import PATCH, Batch, PackedShape, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedRun:
+    """Everything that a checkpoint needs to be sampled.
+
+    params lie on `mesh`; encode, decode: the jitted codec's; dtype: of the blocks; spec: of the data trained on.
+    """
+
+    directory: Path
+    config: experiment.ExperimentConfig
+    spec: records.DatasetSpec
+    dataset: Path
+    mesh: Mesh
+    params: Params
+    weights: str
+    step: int
+    encode: Callable[[Any], jax.Array]
+    decode: Callable[[Any], jax.Array]
+    dtype: Any
+
+
+def default_mesh() -> sharding.MeshConfig:
+    """All accelerators split the tokens and weights of one sample; a CPU, simulated devices or not, works as one."""
+    return sharding.MeshConfig(data=1, context=1 if jax.default_backend() == "cpu" else -1)
+
+
+def open_run(
+    directory: str | os.PathLike[str],
+    *,
+    weights: str = "ema",
+    step: int | None = None,
+    dataset: str | os.PathLike[str] | None = None,
+    mesh: sharding.MeshConfig | None = None,
+) -> TrainedRun:
+    """Opens the run in `directory` for sampling.
+
+    Args:
+        directory: run directory of `omnihuman train`.
+        weights: `ema` or `raw`.
+        step: checkpoint; the newest by default.
+        dataset: folder of `omnihuman encode`; the one that the run was trained on by default.
+        mesh: how devices share a sample (`default_mesh`).
+
+    Raises:
+        FileNotFoundError, ValueError: no run, no checkpoint, no dataset, or they do not fit each other; one line each.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such run; give the run directory of `omnihuman train`")
+    mesh_config = mesh or default_mesh()
+    devices = jax.devices()
+    ways = [mesh_config.data, mesh_config.fsdp, mesh_config.context, mesh_config.tensor]
+    if -1 not in ways:
+        devices = devices[: math.prod(ways)]
+    created = sharding.create_mesh(mesh_config, devices)
+
+    def abstract(record: checkpoint.RunRecord) -> Params:
+        shapes, axes = mmdit.abstract_params(experiment.from_json(record.config).model)
+        return jax.tree.map(
+            lambda shape, axis: jax.ShapeDtypeStruct(
+                shape.shape, shape.dtype, sharding=sharding.named_sharding(created, axis, shape.shape)
+            ),
+            shapes,
+            axes,
+        )
+
+    params, record = checkpoint.load_weights(directory / "checkpoints", abstract, weights=weights, step=step)
+    config = experiment.from_json(record.config)
+    # A run keeps the spec of its data: sampling needs the data themselves for a default size and length only.
+    spec = records.DatasetSpec.load(directory if dataset is None else dataset)
+    experiment.packed_shape(config, spec)
+    codec = codecs.load_codec(spec.codec)
+    return TrainedRun(
+        directory=directory,
+        config=config,
+        spec=spec,
+        dataset=Path(config.data.dataset if dataset is None else dataset),
+        mesh=created,
+        params=params,
+        weights=weights,
+        step=record.step,
+        encode=jax.jit(codec.encode),
+        decode=jax.jit(codec.decode),
+        dtype=compute_dtype(config),
+    )
+
+
+def shape_for(run: TrainedRun, windows: Sequence[packing.PackInput]) -> PackedShape:
+    """The packed shape of one window a sequence that holds every one of `windows`, and their unconditional branch."""
+    base = experiment.packed_shape(run.config, run.spec)
+    tokens = []
+    for window in windows:
+        latents, height, width, _ = window.latents_FHWC.shape
+        references = int(conditions.Condition.REFERENCE in window.active)
+        tokens.append((latents + references) * (height // PATCH) * (width // PATCH))
+    block = max(1, run.config.data.plan.block) * run.mesh.shape["context"]
+    return dataclasses.replace(
+        base,
+        latent_tokens=_round_up(max(tokens), block),
+        text_tokens=_round_up(max(run.spec.empty_text_tokens, *(len(window.text_SE) for window in windows)), 8),
+        windows=1,
+        latent_frames=max(len(window.latents_FHWC) for window in windows),
+        frames=max(window.frames + 2 * window.margin for window in windows),
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+class Sampler:
+    """Fills windows in: one program for every call, because shape and number of windows are fixed.
+
+    `shape` holds one window a sequence (`shape_for`); calls may have fewer than `batch` windows (the last is repeated).
+    """
+
+    def __init__(self, run: TrainedRun, config: sampler.SamplingConfig, shape: PackedShape, batch: int, guided: bool):
+        config.validate()
+        self.run, self.config, self.shape, self.batch, self.guided = run, config, shape, batch, guided
+        # Steps run in a few equal chunks of one compiled scan, so that a progress bar moves and the program stays one.
+        self.chunk = next(n for n in range(max(1, config.num_steps // 5), 0, -1) if config.num_steps % n == 0)
+        self.num_chunks = config.num_steps // self.chunk
+        self.model_calls = 0
+        rows = batch * (2 if guided else 1)
+        shardings = sharding.batch_shardings(run.mesh, shape, rows)
+        replicated = NamedSharding(run.mesh, PartitionSpec())
+        tokens = sharding.named_sharding(run.mesh, ("batch", "tokens", None), (batch, shape.latent_tokens, shape.patch_channels))
+        places = jax.tree.map(lambda leaf: leaf.sharding, run.params)
+        self._shardings = shardings
+        self._start = jax.jit(self._noise, in_shardings=(shardings, replicated), out_shardings=tokens)
+        self._advance: Any = jax.jit(
+            self._euler_steps,
+            in_shardings=(places, shardings, tokens, replicated, replicated),
+            out_shardings=tokens,
+            donate_argnums=2,
+        )
+
+    def __call__(
+        self, windows: Sequence[packing.PackInput], seed: int, on_progress: Callable[[float], None] = lambda share: None
+    ) -> list[np.ndarray]:
+        """Latents [F, H, W, C] float32 of each window.
+
+        Noise is keyed on (seed, window.slot, token), so a window's sample does not depend on the others of the call.
+        `on_progress` hears the share of the work done since it was last called.
+        """
+        if not 0 < len(windows) <= self.batch:
+            raise ValueError(f"this sampler takes 1 to {self.batch} windows a call, not {len(windows)}")
+        filled = [*windows, *[windows[-1]] * (self.batch - len(windows))]
+        batch = packing.stack_sequences([packing.pack_sequence([window], self.shape) for window in filled])
+        both = batch
+        if self.guided:
+            empty = guidance.unconditional_batch(batch, self.run.spec.empty_text_SE, self.run.spec.empty_pooled_E)
+            both = guidance.stack_branches(batch, empty)
+        scales = guidance.guidance_scales(self.config.guidance, self.config.num_steps)
+        with jax.set_mesh(self.run.mesh):
+            placed = {name: jax.device_put(array, self._shardings[name]) for name, array in both.items()}
+            tokens = self._start(placed, jax.random.key(seed))
+            for done in range(self.num_chunks):
+                part = slice(done * self.chunk, (done + 1) * self.chunk)
+                tokens = self._advance(self.run.params, placed, tokens, np.int32(part.start), scales[part])
+                tokens.block_until_ready()
+                on_progress(1 / self.num_chunks)
+        self.model_calls += self.config.num_steps
+        out = np.asarray(tokens, np.float32)
+        return [packing.window_latents(batch, out, row, 0) for row in range(len(windows))]
+
+    def compilations(self) -> int:
+        """How many programs the steps have been compiled into: 1, whatever has been sampled."""
+        return self._advance._cache_size()
+
+    def _conditional(self, batch: Batch) -> dict[str, jax.Array]:
+        return {name: jnp.asarray(array)[: self.batch] for name, array in batch.items()}
+
+    def _noise(self, batch: Batch, key: jax.Array) -> jax.Array:
+        rows = self._conditional(batch)
+        slot_BL = jnp.take_along_axis(rows["slot_BG"], jnp.maximum(rows["segment_ids_BL"] - 1, 0), axis=1)
+        return sampler.token_noise(key, slot_BL, rows["token_BL"], self.shape.patch_channels)
+
+    def _euler_steps(self, params: Params, batch: Batch, tokens_BLC: jax.Array, first: jax.Array, scales_K: jax.Array) -> jax.Array:
+        rows = self._conditional(batch)
+        segment_ids_BL = rows["segment_ids_BL"]
+        tokens_BG = flow_matching.video_tokens_of_slot(segment_ids_BL, rows["is_reference_BL"], self.shape.windows)
+        t_KBG = flow_matching.timesteps(self.config.num_steps, tokens_BG, self.run.config.flow)
+        return sampler.sample(
+            functools.partial(self._velocity, params, batch),
+            tokens_BLC,
+            rows["latents_BLC"],
+            conditions.clean_mask(rows) | (segment_ids_BL == 0),
+            segment_ids_BL,
+            jax.lax.dynamic_slice_in_dim(t_KBG, first, self.chunk + 1),
+            scales_K if self.guided else None,
+        )
+
+    def _velocity(self, params: Params, batch: Batch, tokens_NLC: jax.Array, t_NG: jax.Array) -> jax.Array:
+        return mmdit.apply(self.run.config.model, params, tokens_NLC, t_NG, batch, dtype=self.run.dtype)
+
+
+def needs_guidance(config: guidance.GuidanceConfig, windows: Sequence[packing.PackInput]) -> bool:
+    """Whether the unconditional branch can differ: guidance is on, and some window has text or audio to drop."""
+    drops = conditions.ConditionSet.of(conditions.Condition.TEXT, conditions.Condition.AUDIO)
+    return config.enabled and any(len(window.active & drops) for window in windows)
+
+
+def decode_pictures(run: TrainedRun, latents_FHWC: np.ndarray) -> np.ndarray:
+    """Frames [T, H, W, 3] float32, clipped to [-1, 1], of one window's latents."""
+    return np.clip(np.asarray(run.decode(np.asarray(latents_FHWC, np.float32))), -1.0, 1.0)
+
+
+def encode_pictures(run: TrainedRun, video_THW3: np.ndarray) -> np.ndarray:
+    """Latents [F, H / 8, W / 8, C] float32 of 1 + 4n frames in [-1, 1]."""
+    return np.asarray(run.encode(np.asarray(video_THW3, np.float32)))
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that `generate` and `evaluate` share: which weights, and how they are sampled."""
+    parser.add_argument("--run", required=True, type=Path, help="run directory of `omnihuman train`")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged weights (default) or the last ones")
+    parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
+    parser.add_argument("--dataset", type=Path, help="folder of `omnihuman encode`; default: the one that the run was trained on")
+    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: the run's config")
+    parser.add_argument("--guidance-scale", type=float, metavar="S", help="guidance on text and audio at the first step; 1 is off")
+    parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
+    parser.add_argument("--guidance-curve", choices=guidance.CURVES, help="... and how it falls in between")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+
+
+def sampling_config(base: sampler.SamplingConfig, options: argparse.Namespace) -> sampler.SamplingConfig:
+    """`base` with what the command line overrides. `--guidance-scale 1` alone turns guidance off."""
+    changed = dataclasses.replace(base.guidance)
+    if options.guidance_scale is not None:
+        changed.scale = options.guidance_scale
+        if options.guidance_scale == 1.0 and options.guidance_final_scale is None:
+            changed.final_scale = 1.0
+    if options.guidance_final_scale is not None:
+        changed.final_scale = options.guidance_final_scale
+    changed.curve = options.guidance_curve or changed.curve
+    config = dataclasses.replace(base, guidance=changed)
+    if options.steps is not None:
+        config.num_steps = options.steps
+    if getattr(options, "segment_frames", None) is not None:
+        config.segment_frames = options.segment_frames
+    config.validate()
+    return config
