@@ -1,0 +1,267 @@
+"""One curated clip to its windows, encoded: latents, references, text, speech features, keypoints (contract, "Windows")."""
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from data_pipelines.curate.clips import Clip, load_landmarks
+from data_pipelines.encode.windows import Window, cut_windows, fit_size, reference_frames, to_token_units, with_margins
+from omnihuman_jax import media
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
+from omnihuman_jax.data.records import WindowRecord
+from omnihuman_jax.models.codec import VideoCodec
+from omnihuman_jax.models.speech_encoder import SpeechEncoder
+from omnihuman_jax.models.text_encoder import EncodedText, TextEncoder
+from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
+
+# A window is trained with pose only if a person was found in this share of its frames: the clip's own score says
+# nothing about a stretch in which he turned away.
+MIN_POSE_SHARE = 0.5
+_SAMPLES = SAMPLE_RATE_HZ // FPS
+# Windows are encoded in batches of at most this many pixels (of all their frames), and of at most so many windows.
+_BATCH_PIXELS = 1 << 24
+_MAX_BATCH = 8
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class WindowConfig:
+    """How clips are cut.
+
+    area          pixels of a frame, about; native aspect ratio, sides in multiples of 16
+    frames        lengths of windows, 1 + 4n each; 1 gives images
+    stride        frames between the starts of two windows of a length
+    image_stride  the same for single frames
+    references    reference frames stored a window, at most
+    margin        frames of speech features and keypoints on each side of a window; the model's `neighbours` at least
+    """
+
+    area: int = 832 * 480
+    frames: tuple[int, ...] = (1, 17, 25)
+    stride: int = 8
+    image_stride: int = 12
+    references: int = 4
+    margin: int = 5
+
+    def validate(self) -> None:
+        """ValueError with the number that is wrong."""
+        if not self.frames or any(n < 1 or n % 4 != 1 for n in self.frames):
+            raise ValueError(f"window frames {self.frames}: each is 1 + 4n (1, 5, 9, 13, 17, ...)")
+        if self.area < 32 * 32:
+            raise ValueError(f"area {self.area}: {32 * 32} pixels at least")
+        for name in ("stride", "image_stride", "references"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: 1 at least")
+        if self.margin < 0:
+            raise ValueError(f"margin {self.margin}: 0 at least")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedWindow:
+    """A record, and what the catalog says about it besides; height and width in pixels."""
+
+    record: WindowRecord
+    window: Window
+    height: int
+    width: int
+
+
+@dataclasses.dataclass(slots=True)
+class ClipStatistics:
+    """What the codec did to a clip: squared error of its round trip (8-bit pixels over 255), sums over latents."""
+
+    values: int = 0
+    squared_error: float = 0.0
+    latents: int = 0
+    latent_sum_C: np.ndarray | float = 0.0
+    latent_square_C: np.ndarray | float = 0.0
+
+    @property
+    def psnr(self) -> float:
+        """dB; infinite if nothing was lost."""
+        return float(-10 * np.log10(self.squared_error / self.values)) if self.squared_error else float("inf")
+
+    @property
+    def latent_std_C(self) -> np.ndarray:
+        mean = self.latent_sum_C / max(1, self.latents)
+        return np.sqrt(np.maximum(np.asarray(self.latent_square_C) / max(1, self.latents) - mean**2, 0))
+
+    def add(self, other: "ClipStatistics") -> None:
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+def windows_of(clip: Clip, config: WindowConfig) -> list[Window]:
+    """The windows that `ClipEncoder.encode` will give for `clip`, known without opening it."""
+    return cut_windows(clip.frames, config.frames, config.stride, config.image_stride)
+
+
+class ClipEncoder:
+    """Encodes clips one after the other; holds one clip's frames and one video's sound at a time."""
+
+    def __init__(
+        self,
+        clips_dir: str | os.PathLike[str],
+        codec: VideoCodec,
+        text: TextEncoder,
+        speech: SpeechEncoder | None,
+        config: WindowConfig,
+        max_text_tokens: int,
+    ):
+        self._clips_dir, self._config, self._max_text_tokens = clips_dir, config, max_text_tokens
+        self._codec, self._text, self._speech = codec, text, speech
+        self._encode_batch = jax.jit(codec.encode)
+        self._decode_batch = jax.jit(codec.decode)
+        self._sound = functools.lru_cache(maxsize=1)(media.read_audio)  # clips of a video follow each other
+
+    def encode(self, clip: Clip) -> tuple[ClipStatistics, Iterator[EncodedWindow]]:
+        """(statistics, complete only once the iterator is exhausted; the clip's windows in the order of `windows_of`)."""
+        statistics = ClipStatistics()
+        return statistics, self._windows(clip, statistics)
+
+    def _windows(self, clip: Clip, statistics: ClipStatistics) -> Iterator[EncodedWindow]:
+        size = fit_size(clip.height, clip.width, self._config.area)
+        frames = self._frames(clip, size)
+        text = self._text.encode([clip.caption], self._max_text_tokens)
+        speech, first = self._speech_rows(clip)
+        keypoints = None
+        if Condition.POSE in clip.conditions:
+            keypoints = to_token_units(load_landmarks(self._clips_dir, clip).keypoints_TJ3, (clip.height, clip.width), size)
+        windows = windows_of(clip, self._config)
+        references = {window: self._reference_frames(clip, window) for window in windows}
+        images = self._encode_images(frames, sorted({frame for picked in references.values() for frame in picked}))
+        for batch in _batches(windows, size):
+            latents = self._encode_videos(np.stack([frames[w.start : w.end] for w in batch]), statistics)
+            for window, latent in zip(batch, latents, strict=True):
+                picked = [images[frame] for frame in references[window]]
+                audio, audio_valid = self._slice(speech, first, window, self._audio_width)
+                points, points_valid = self._slice(keypoints, 0, window, (NUM_KEYPOINTS, 3))
+                record = WindowRecord(
+                    window_id=window.window_id(clip.clip_id),
+                    clip_id=clip.clip_id,
+                    video=clip.video,
+                    frames=window.frames,
+                    eligible=self._eligible(clip, window, bool(picked), audio_valid, points).bits,
+                    latents_FHWC=latent,
+                    references_RHWC=np.stack(picked) if picked else np.zeros((0, *latent.shape[1:]), np.float16),
+                    text=clip.caption,
+                    text_SE=text.tokens[0].astype(np.float16),
+                    pooled_E=text.pooled[0].astype(np.float16),
+                    audio_TE=audio.astype(np.float16),
+                    audio_valid_T=audio_valid,
+                    keypoints_TJ3=points.astype(np.float16),
+                    keypoints_valid_T=points_valid,
+                )
+                yield EncodedWindow(record=record, window=window, height=size[0], width=size[1])
+
+    def _frames(self, clip: Clip, size: tuple[int, int]) -> np.ndarray:
+        """uint8 [T, H, W, 3] of the clip."""
+        path = clip.video_path(self._clips_dir)
+        frames = media.read_video(path, size=size, start_s=clip.start_s, duration_s=clip.seconds)
+        if len(frames) != clip.frames:
+            raise ValueError(f"{path}: clip {clip.clip_id} has {clip.frames} frames, {len(frames)} were read; run curate again")
+        return frames
+
+    def _reference_frames(self, clip: Clip, window: Window) -> tuple[int, ...]:
+        if Condition.REFERENCE not in clip.conditions:
+            return ()
+        # Four times as many as a window takes: what a window covers still leaves a choice.
+        spacing = max(1, clip.frames // (4 * self._config.references))
+        return reference_frames(clip.frames, window, self._config.references, spacing)
+
+    def _encode_images(self, frames: np.ndarray, picked: Sequence[int]) -> dict[int, np.ndarray]:
+        """float16 latents [H, W, C] of single frames."""
+        latents: dict[int, np.ndarray] = {}
+        for batch in _batches([Window(frame, 1) for frame in picked], frames.shape[1:3]):
+            encoded = self._encode(np.stack([frames[image.start : image.end] for image in batch]))
+            latents |= {image.start: latent[0].astype(np.float16) for image, latent in zip(batch, encoded, strict=True)}
+        return latents
+
+    def _encode_videos(self, frames_BTHW3: np.ndarray, statistics: ClipStatistics) -> np.ndarray:
+        """float16 latents of a batch of windows; the round trip of what is stored goes into the statistics."""
+        latents = self._encode(frames_BTHW3).astype(np.float16)
+        batch = _batch_size(*frames_BTHW3.shape[1:4])
+        decoded = np.asarray(self._decode_batch(_padded(latents, batch).astype(np.float32)))[: len(latents)]
+        pixels = np.clip(np.rint((decoded + 1) * 127.5), 0, 255)
+        wide = latents.astype(np.float64)
+        channels = tuple(range(wide.ndim - 1))
+        statistics.add(
+            ClipStatistics(
+                values=pixels.size,
+                squared_error=float(np.square((pixels - frames_BTHW3) / 255).sum()),
+                latents=wide[..., 0].size,
+                latent_sum_C=wide.sum(axis=channels),
+                latent_square_C=np.square(wide).sum(axis=channels),
+            )
+        )
+        return latents
+
+    def _encode(self, frames_BTHW3: np.ndarray) -> np.ndarray:
+        video = _padded(frames_BTHW3, _batch_size(*frames_BTHW3.shape[1:4])).astype(np.float32) / 127.5 - 1
+        return np.asarray(self._encode_batch(video))[: len(frames_BTHW3)]
+
+    @property
+    def _audio_width(self) -> tuple[int]:
+        return (len(self._speech.layers) * self._speech.width if self._speech else 0,)
+
+    def _speech_rows(self, clip: Clip) -> tuple[np.ndarray | None, int]:
+        """Features of the clip and of up to `margin` frames of its video around it, and the clip's frame of the first row."""
+        if self._speech is None or Condition.AUDIO not in clip.conditions:
+            return None, 0
+        path = clip.video_path(self._clips_dir)
+        sound = self._sound(path)
+        if sound is None:
+            raise ValueError(f"{path}: has no sound, but clip {clip.clip_id} is eligible for audio; run curate again")
+        begin = max(0, clip.start_frame - self._config.margin)
+        # The last frame's sound may end a few samples early, the video's own length being no multiple of a frame.
+        end = max(clip.end_frame, min(clip.end_frame + self._config.margin, len(sound) // _SAMPLES))
+        return self._speech.features(sound[begin * _SAMPLES : end * _SAMPLES], end - begin), begin - clip.start_frame
+
+    def _slice(self, rows: np.ndarray | None, first: int, window: Window, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        if rows is None or window.frames == 1:
+            return np.zeros((0, *shape), np.float32), np.zeros(0, bool)
+        return with_margins(rows, first, window, self._config.margin)
+
+    def _eligible(
+        self, clip: Clip, window: Window, has_reference: bool, audio_valid_T: np.ndarray, keypoints_TJ3: np.ndarray
+    ) -> ConditionSet:
+        """What the clip is eligible for, less what this window has no data for; motion is not in a single frame."""
+        eligible = clip.conditions
+        own = slice(self._config.margin, self._config.margin + window.frames)
+        if not clip.caption:
+            eligible = eligible.without(Condition.TEXT)
+        if not has_reference:
+            eligible = eligible.without(Condition.REFERENCE)
+        if not len(audio_valid_T) or not audio_valid_T[own].all():
+            eligible = eligible.without(Condition.AUDIO)
+        found = np.asarray((keypoints_TJ3[own, :, 2] > 0).any(axis=1))
+        if not len(found) or found.mean() < MIN_POSE_SHARE:
+            eligible = eligible.without(Condition.POSE)
+        return eligible
+
+
+def _batch_size(frames: int, height: int, width: int) -> int:
+    return max(1, min(_MAX_BATCH, _BATCH_PIXELS // (frames * height * width)))
+
+
+def _batches(windows: Sequence[Window], size: tuple[int, ...]) -> Iterator[list[Window]]:
+    """Consecutive windows of one length, as many as are encoded at once."""
+    for frames, same in itertools.groupby(windows, lambda window: window.frames):
+        batch = _batch_size(frames, size[0], size[1])
+        while chosen := list(itertools.islice(same, batch)):
+            yield chosen
+
+
+def _padded(batch: np.ndarray, size: int) -> np.ndarray:
+    """The batch filled up to the one size that is compiled, with copies of its last element."""
+    return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+
+
+def empty_prompt(text: TextEncoder, max_tokens: int) -> EncodedText:
+    """What an absent text is replaced by (contract, "Absent means absent")."""
+    return text.encode([""], max_tokens)

@@ -1,0 +1,332 @@
+"""encode: curated clips to a dataset of windows. `omnihuman encode --clips DIR --out DIR --codec dct --text-encoder ...`
+
+Reads what curate left (`clips.jsonl`, landmarks), writes ArrayRecord shards, their tfds metadata, `catalog.parquet`,
+`dataset.json` (+ `.npz`) and `encode.json`, a summary. The folder appears whole or not at all.
+"""
+
+import argparse
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from data_pipelines.curate.clips import CLIPS_FILE, Clip, read_clips
+from data_pipelines.encode.clip_encoder import ClipEncoder, ClipStatistics, EncodedWindow, WindowConfig, empty_prompt, windows_of
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
+from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata, write_shard
+from omnihuman_jax.models.codec import load_codec
+from omnihuman_jax.models.speech_encoder import load_speech_encoder
+from omnihuman_jax.models.text_encoder import MAX_TOKENS, load_text_encoder
+from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
+
+SUMMARY_FILE = "encode.json"
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class EncodeConfig:
+    """What encodes, and how clips are cut. Networks: a folder in Hugging Face layout or a hub id.
+
+    speech_encoder  "" for none: no window is eligible for audio then
+    speech_layers   () for the encoder's first, middle and last
+    shard_windows   windows a shard, at most
+    """
+
+    codec: str = "dct"
+    text_encoder: str = ""
+    speech_encoder: str = ""
+    speech_layers: tuple[int, ...] = ()
+    max_text_tokens: int = MAX_TOKENS
+    windows: WindowConfig = dataclasses.field(default_factory=WindowConfig)
+    shard_windows: int = 256
+
+    def validate(self) -> None:
+        """ValueError with what is missing or wrong."""
+        self.windows.validate()
+        if not self.text_encoder:
+            raise ValueError("no text encoder: give --text-encoder DIR_OR_HUB_ID (absent text needs its empty prompt too)")
+        if self.shard_windows < 1:
+            raise ValueError(f"shard_windows {self.shard_windows}: 1 at least")
+
+
+def encode(
+    clips_dir: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    config: EncodeConfig,
+    console: Console | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Encodes every clip of `clips_dir` into the dataset `out_dir`; returns the summary that it also writes there.
+
+    A dataset that the same clips and settings made is kept as it is.
+
+    Raises:
+        FileNotFoundError: no clips, a video or a network that is not there.
+        ValueError: wrong settings, no window at all, or `out_dir` holds something else and `overwrite` is False.
+    """
+    config.validate()
+    console = console or Console(stderr=True)
+    clips_dir, out_dir = Path(clips_dir), Path(out_dir)
+    clips = read_clips(clips_dir)
+    fingerprint = _fingerprint(clips_dir, config)
+    if not overwrite and (summary := _existing(out_dir, fingerprint)) is not None:
+        console.print(f"{out_dir}: already encoded from these clips with these settings ({summary['windows']} windows)")
+        return summary
+    total = sum(len(windows_of(clip, config.windows)) for clip in clips)
+    if not total:
+        raise ValueError(f"{clips_dir}: {len(clips)} clips give no window of {config.windows.frames} frames; curate longer clips")
+    partial = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.part")
+    try:
+        summary = _encode_into(partial, clips_dir, clips, config, total, console) | {"fingerprint": fingerprint}
+        (partial / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
+        _replace_folder(partial, out_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return summary
+
+
+def _encode_into(
+    folder: Path, clips_dir: Path, clips: Sequence[Clip], config: EncodeConfig, total: int, console: Console
+) -> dict[str, Any]:
+    """Writes the dataset into a new `folder`; returns the summary."""
+    codec = load_codec(config.codec)
+    text = load_text_encoder(config.text_encoder)
+    speech = load_speech_encoder(config.speech_encoder, config.speech_layers or None) if config.speech_encoder else None
+    empty = empty_prompt(text, config.max_text_tokens)
+    spec = DatasetSpec(
+        codec=codec.name,
+        latent_channels=codec.latent_channels,
+        text_encoder=text.ref,
+        text_width=text.width,
+        pooled_width=text.pooled_width,
+        speech_encoder=speech.ref if speech else "",
+        speech_layers=speech.layers if speech else (),
+        speech_width=speech.width if speech else 0,
+        keypoint_names=KEYPOINT_NAMES,
+        margin=config.windows.margin,
+        empty_text_SE=empty.tokens[0].astype(np.float16),
+        empty_pooled_E=empty.pooled[0].astype(np.float16),
+        encoder_sha256={
+            **{f"text_encoder/{name}": digest for name, digest in text.sha256.items()},
+            **{f"speech_encoder/{name}": digest for name, digest in (speech.sha256 if speech else {}).items()},
+        },
+    )
+    encoder = ClipEncoder(clips_dir, codec, text, speech, config.windows, config.max_text_tokens)
+    statistics: dict[str, ClipStatistics] = {}
+    rows: list[dict[str, Any]] = []
+    with _progress(console) as progress:
+        task = progress.add_task("encoding windows", total=total)
+
+        def records() -> Iterator[Any]:
+            for clip in clips:
+                statistics[clip.clip_id], windows = encoder.encode(clip)
+                for window in windows:
+                    rows.append(_catalog_row(len(rows), window))
+                    progress.advance(task)
+                    yield window.record
+
+        stream = records()
+        num_shards = -(-total // config.shard_windows)
+        shards = [
+            write_shard(shard_path(folder, shard, num_shards), itertools.islice(stream, config.shard_windows), spec)
+            for shard in range(num_shards)
+        ]
+        # Past the last record: the last clip's statistics are complete only then.
+        assert next(stream, None) is None
+    write_dataset_metadata(folder, spec, shards)
+    columns: dict[str, Any] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    catalog = Catalog(**columns, empty_text_tokens=spec.empty_text_tokens)
+    catalog.save(folder)
+    return _summary(catalog, statistics, clips, sum(size for _, size in shards))
+
+
+def _catalog_row(index: int, window: EncodedWindow) -> dict[str, Any]:
+    record = window.record
+    return {
+        "window_id": record.window_id,
+        "clip_id": record.clip_id,
+        "split": "train",
+        "record": index,
+        "start_frame": window.window.start,
+        "latent_frames": latent_frames_of(record.frames),
+        "latent_height": window.height // SPATIAL_STRIDE,
+        "latent_width": window.width // SPATIAL_STRIDE,
+        "height": window.height,
+        "width": window.width,
+        "text_tokens": len(record.text_SE),
+        "num_references": len(record.references_RHWC),
+        "duration_s": record.frames / FPS,
+        "eligible": record.eligible,
+    }
+
+
+def _summary(catalog: Catalog, statistics: dict[str, ClipStatistics], clips: Sequence[Clip], size: int) -> dict[str, Any]:
+    """What `encode.json` holds: counts of windows, and what the codec did to each clip and to all of them."""
+    rows, overall = [], ClipStatistics()
+    for clip in clips:
+        mine, clip_statistics = catalog.clip_id == clip.clip_id, statistics[clip.clip_id]
+        if not mine.any():
+            rows.append({"clip_id": clip.clip_id, "windows": 0})
+            continue
+        overall.add(clip_statistics)
+        rows.append(
+            {
+                "clip_id": clip.clip_id,
+                "height": int(catalog.height[mine][0]),
+                "width": int(catalog.width[mine][0]),
+                "source_height": clip.height,
+                "source_width": clip.width,
+                "windows": int(mine.sum()),
+                "by_frames": _counts(catalog.frames[mine]),
+                "eligible": {c.label: int((catalog.eligible[mine] >> c & 1).sum()) for c in Condition},
+                "round_trip_psnr_db": round(clip_statistics.psnr, 3),
+                "latent_std": [round(float(std), 4) for std in clip_statistics.latent_std_C],
+            }
+        )
+    return {
+        "windows": len(catalog),
+        "bytes": size,
+        "by_frames": _counts(catalog.frames),
+        "by_eligible": {ConditionSet(int(bits)).label: n for bits, n in sorted(collections.Counter(catalog.eligible).items())},
+        "latent_std": [round(float(std), 4) for std in overall.latent_std_C],
+        "clips": rows,
+    }
+
+
+def _counts(values: np.ndarray) -> dict[str, int]:
+    return {str(value): count for value, count in sorted(collections.Counter(values.tolist()).items())}
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """The summary as a table, a row a clip."""
+    table = Table(title=f"{summary['windows']} windows, {summary['bytes'] / 2**20:.1f} MiB")
+    for column in ("clip", "size", "windows", *(f"{n} frames" for n in summary["by_frames"]), *(c.label for c in Condition)):
+        table.add_column(column, justify="left" if column in ("clip", "size") else "right")
+    table.add_column("round trip dB", justify="right")
+    for row in summary["clips"]:
+        if not row["windows"]:
+            table.add_row(row["clip_id"], "too short", "0")
+            continue
+        table.add_row(
+            row["clip_id"],
+            f"{row['width']} x {row['height']}",
+            str(row["windows"]),
+            *(str(row["by_frames"].get(n, 0)) for n in summary["by_frames"]),
+            *(str(row["eligible"][c.label]) for c in Condition),
+            f"{row['round_trip_psnr_db']:.2f}",
+        )
+    console.print(table)
+
+
+def _fingerprint(clips_dir: Path, config: EncodeConfig) -> str:
+    """sha256 over the clips, their landmarks and the settings: what decides whether a dataset is still the right one."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+    digest.update((clips_dir / CLIPS_FILE).read_bytes())
+    for clip in read_clips(clips_dir):
+        landmarks = clips_dir / clip.landmarks
+        digest.update(landmarks.read_bytes() if landmarks.is_file() else b"")
+    return digest.hexdigest()
+
+
+def _existing(out_dir: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The summary of the dataset in `out_dir` if it is the one asked for; None if there is nothing; ValueError otherwise."""
+    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
+        return None
+    file = out_dir / SUMMARY_FILE
+    if not file.is_file():
+        raise ValueError(f"{out_dir}: exists and is no dataset of `omnihuman encode`; choose another --out")
+    summary = json.loads(file.read_text())
+    if summary.get("fingerprint") != fingerprint:
+        raise ValueError(f"{out_dir}: made from other clips or settings; choose another --out, or replace it with --overwrite")
+    return summary
+
+
+def _replace_folder(partial: Path, out_dir: Path) -> None:
+    """Moves the finished folder into place, the old dataset out of the way first; its own files only are ever removed."""
+    if out_dir.is_dir() and any(out_dir.iterdir()):
+        if not (out_dir / SUMMARY_FILE).is_file():
+            raise ValueError(f"{out_dir}: exists and is no dataset of `omnihuman encode`; choose another --out")
+        old = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
+        os.replace(out_dir, old)
+        os.replace(partial, out_dir)
+        shutil.rmtree(old)
+    else:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, out_dir)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *columns, console=console)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: whole numbers with commas between, such as 1,17,25") from None
+
+
+def _area(text: str) -> int:
+    """`96x80`, width x height, or a number of pixels."""
+    try:
+        return int(np.prod([int(part) for part in text.lower().split("x", 1)]))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: a size such as 832x480, or a number of pixels") from None
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line of `omnihuman encode`."""
+    default, cut = EncodeConfig(), WindowConfig()
+    parser = argparse.ArgumentParser(prog="omnihuman encode", description="Encodes curated clips into a dataset of windows.")
+    parser.add_argument("--clips", required=True, metavar="DIR", help="what `omnihuman curate` wrote")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the dataset; appears whole or not at all")
+    parser.add_argument("--codec", default=default.codec, help="name of the video codec (default: %(default)s)")
+    parser.add_argument("--text-encoder", required=True, metavar="DIR", help="folder in Hugging Face layout, or hub id")
+    parser.add_argument("--speech-encoder", default="", metavar="DIR", help="the same; without it no window has audio")
+    parser.add_argument("--speech-layers", type=_integers, default=(), metavar="0,2,4", help="default: first, middle, last")
+    parser.add_argument("--area", type=_area, default=cut.area, metavar="WxH", help="pixels of a frame, about (default: 832x480)")
+    parser.add_argument("--window-frames", type=_integers, default=cut.frames, metavar="1,17,25", help="lengths, 1 + 4n each")
+    parser.add_argument("--stride", type=int, default=cut.stride, help="frames between window starts (default: %(default)s)")
+    parser.add_argument("--image-stride", type=int, default=cut.image_stride, help="the same for images (default: %(default)s)")
+    parser.add_argument("--references", type=int, default=cut.references, help="a window, at most (default: %(default)s)")
+    parser.add_argument("--margin", type=int, default=cut.margin, help="frames of features around a window (default: %(default)s)")
+    parser.add_argument("--max-text-tokens", type=int, default=default.max_text_tokens, help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace the dataset in --out")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`omnihuman encode`."""
+    options = parse_arguments(argv)
+    windows = WindowConfig(
+        area=options.area,
+        frames=options.window_frames,
+        stride=options.stride,
+        image_stride=options.image_stride,
+        references=options.references,
+        margin=options.margin,
+    )
+    config = EncodeConfig(
+        codec=options.codec,
+        text_encoder=options.text_encoder,
+        speech_encoder=options.speech_encoder,
+        speech_layers=options.speech_layers,
+        max_text_tokens=options.max_text_tokens,
+        windows=windows,
+    )
+    console = Console(stderr=True)
+    print_summary(encode(options.clips, options.out, config, console, options.overwrite), console)
+    return 0
