@@ -17,6 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
@@ -125,6 +128,13 @@ def packed_shape(config: ExperimentConfig, spec: DatasetSpec) -> PackedShape:
         keypoints=spec.num_keypoints,
         pose_frames=pose.frames,
     )
+
+
+def compute_dtype(config: ExperimentConfig) -> Any:
+    """The blocks' dtype: bfloat16 on accelerators, float32 on CPU, unless the config says."""
+    if config.compute_dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.compute_dtype)
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from omnihuman_jax import sharding
-from omnihuman_jax.config import ExperimentConfig, changed_fields, load_config, packed_shape, to_json, write_config
+from omnihuman_jax.config import ExperimentConfig, changed_fields, compute_dtype, load_config, packed_shape, to_json, write_config
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.data.plan import Plan
@@ -228,13 +227,6 @@ def resume_step(run_dir: Path, checkpoints: Checkpoints, record: RunRecord, *, a
     for change in changes:
         logger.warning("accepted change: %s", change)
     return latest
-
-
-def compute_dtype(config: ExperimentConfig) -> Any:
-    """The blocks' dtype: bfloat16 on accelerators, float32 on CPU, unless the config says."""
-    if config.compute_dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(config.compute_dtype)
 
 
 def controls_at(config: ExperimentConfig, groups: Sequence[str], step: int) -> Controls:
