@@ -1,0 +1,80 @@
+"""Cuts a video into shots, and shots into clips."""
+
+import dataclasses
+import itertools
+import os
+
+import numpy as np
+
+from omnihuman_jax import media
+from omnihuman_jax.typing import FPS
+
+# Small enough to be quick and to forget noise, big enough that a person's move is not a cut.
+_THUMBNAIL = (48, 64)
+_NEIGHBOURS = 2
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class ShotConfig:
+    """Where shots end and which lengths are kept.
+
+    min_change: mean absolute difference of two thumbnails, in grey levels of 255, that can be a cut.
+    min_change_ratio: how much more that must be than the mean of the two changes before and after: a pan changes much too.
+    trim_frames: frames left out on both sides of a cut, where the encoder still mends the picture.
+    min_s, max_s: shorter shots are dropped, longer ones cut into equal parts.
+    """
+
+    min_change: float = 15.0
+    min_change_ratio: float = 3.0
+    trim_frames: int = 1
+    min_s: float = 1.0
+    max_s: float = 20.0
+
+    def validate(self) -> None:
+        if not 0 < self.min_s <= self.max_s:
+            raise ValueError(f"shots: 0 < min_s <= max_s is needed, not min_s {self.min_s} and max_s {self.max_s}")
+        if self.trim_frames < 0 or self.min_change <= 0 or self.min_change_ratio < 1:
+            raise ValueError("shots: trim_frames must not be negative, min_change positive, min_change_ratio at least 1")
+
+
+def frame_changes(path: str | os.PathLike[str], max_seconds: float | None = None) -> np.ndarray:
+    """float32 [T - 1]: how much each frame of the 25 fps grid differs from the one before, mean grey levels of 255.
+
+    Decodes the whole video once (or its first `max_seconds`), so that damage anywhere in it comes to light here.
+    """
+    changes: list[float] = []
+    before: np.ndarray | None = None
+    for frame in media.iter_video(path, size=_THUMBNAIL, duration_s=max_seconds):
+        picture = frame.astype(np.float32)
+        if before is not None:
+            changes.append(float(np.abs(picture - before).mean()))
+        before = picture
+    return np.asarray(changes, np.float32)
+
+
+def find_cuts(changes: np.ndarray, config: ShotConfig) -> list[int]:
+    """Frames that begin a new shot; `changes` as `frame_changes` gives them."""
+    cuts = []
+    for i, change in enumerate(changes):
+        around = np.concatenate([changes[max(0, i - _NEIGHBOURS) : i], changes[i + 1 : i + 1 + _NEIGHBOURS]])
+        usual = float(around.mean()) if around.size else 0.0
+        if change >= config.min_change and change >= config.min_change_ratio * usual:
+            cuts.append(i + 1)
+    return cuts
+
+
+def clip_ranges(frames: int, cuts: list[int], config: ShotConfig) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(kept, too short): frame ranges [start, end) of the clips that `frames` frames with these cuts give."""
+    kept: list[tuple[int, int]] = []
+    short: list[tuple[int, int]] = []
+    edges = [0, *cuts, frames]
+    for start, end in itertools.pairwise(edges):
+        start += config.trim_frames if start else 0
+        end -= config.trim_frames if end < frames else 0
+        if end - start < config.min_s * FPS:
+            short.append((start, max(start, end)))
+            continue
+        parts = -(-(end - start) // int(config.max_s * FPS))
+        bounds = [start + (end - start) * i // parts for i in range(parts + 1)]
+        kept += itertools.pairwise(bounds)
+    return kept, short

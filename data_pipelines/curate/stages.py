@@ -1,0 +1,206 @@
+"""The two stages that look into a file, as functions from a row to a row that know no engine.
+
+Each keeps its result in a file with a key of everything that it depends on, and has a `recall_` that finds it again: a
+second run does nothing, and one with something changed only what the change asks for. `curate.py` drives them from a pool
+of processes.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.curate import decode, landmarks, lipsync, scores, shots
+from data_pipelines.curate.clips import Landmarks, write_text
+from data_pipelines.curate.decode import Video
+from omnihuman_jax.media import MediaError
+from omnihuman_jax.typing import FPS
+
+# A file that ends this far before its header says is cut short.
+_MIN_DECODED_SHARE = 0.9
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ScanTask:
+    """A video to be read once from end to end."""
+
+    path: str
+    name: str
+    video_id: str
+    record: str
+    shots: shots.ShotConfig
+    max_seconds: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Scan:
+    """What came of it: the video and its clips, or the reason why it cannot be used."""
+
+    name: str
+    video: Video | None
+    ranges: tuple[tuple[int, int], ...]
+    too_short: tuple[tuple[int, int], ...]
+    error: str
+    computed: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class AnalysisTask:
+    """A clip to be scored; `folder` is its own."""
+
+    clip_id: str
+    video: Video
+    start_frame: int
+    end_frame: int
+    folder: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Analysis:
+    """The raw scores of a clip, or the reason why it could not be decoded."""
+
+    clip_id: str
+    scores: dict[str, float]
+    error: str
+    computed: bool
+
+
+def recall_scan(task: ScanTask) -> Scan | None:
+    """What an earlier run found out, if neither the file nor the question has changed; quick."""
+    record = Path(task.record)
+    kept = _load(record)
+    stat = os.stat(task.path)
+    if not kept or kept["question"] != _question(task):
+        return None
+    if kept["stat"] != [stat.st_size, stat.st_mtime_ns]:
+        if kept["sha256"] != decode.file_sha256(task.path):
+            return None
+        write_text(record, json.dumps({**kept, "stat": [stat.st_size, stat.st_mtime_ns]}))  # touched, not changed
+    return Scan(
+        name=task.name,
+        video=Video(**{**kept["video"], "path": task.path}) if kept["video"] else None,
+        ranges=tuple((start, end) for start, end in kept["ranges"]),
+        too_short=tuple((start, end) for start, end in kept["too_short"]),
+        error=kept["error"],
+        computed=False,
+    )
+
+
+def scan(task: ScanTask) -> Scan:
+    """Reads header and pictures of a video, finds its shots, and cuts them into clips. Never raises for a bad file."""
+    stat = os.stat(task.path)
+    sha256 = decode.file_sha256(task.path)
+    video: Video | None = None
+    ranges: list[tuple[int, int]] = []
+    short: list[tuple[int, int]] = []
+    error = ""
+    try:
+        video = decode.inspect(task.path, task.name, task.video_id, sha256)
+        changes = shots.frame_changes(task.path, task.max_seconds)
+        frames = len(changes) + 1
+        expected = min(video.duration_s, task.max_seconds or video.duration_s) * FPS
+        if frames < _MIN_DECODED_SHARE * expected - 1:
+            raise MediaError(f"{task.path}: cut short, {frames / FPS:.2f} s of {expected / FPS:.2f} s can be decoded; re-encode it")
+        ranges, short = shots.clip_ranges(frames, shots.find_cuts(changes, task.shots), task.shots)
+    except MediaError as problem:
+        video, error = None, _without_path(str(problem), task.path)
+    stored = {
+        "question": _question(task),
+        "stat": [stat.st_size, stat.st_mtime_ns],
+        "sha256": sha256,
+        "video": {**dataclasses.asdict(video), "path": ""} if video else None,
+        "ranges": ranges,
+        "too_short": short,
+        "error": error,
+    }
+    write_text(Path(task.record), json.dumps(stored))
+    return Scan(name=task.name, video=video, ranges=tuple(ranges), too_short=tuple(short), error=error, computed=True)
+
+
+def _question(task: ScanTask) -> str:
+    """Everything but the file itself that a scan depends on."""
+    return _key(name=task.name, video_id=task.video_id, shots=dataclasses.asdict(task.shots), max_seconds=task.max_seconds)
+
+
+def recall_analysis(task: AnalysisTask) -> Analysis | None:
+    """What an earlier run found out about the same frames with the same code; quick."""
+    folder = Path(task.folder)
+    kept = _load(folder / "scores.json")
+    if kept.get("key") != _analysis_key(task) or not (kept["error"] or (folder / "landmarks.npz").is_file()):
+        return None
+    return Analysis(clip_id=task.clip_id, scores=kept["scores"], error=kept["error"], computed=False)
+
+
+def analyse(task: AnalysisTask) -> Analysis:
+    """Decodes a clip once: scores its pictures, finds its landmarks (saved beside), listens to its sound."""
+    folder = Path(task.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    points = folder / "landmarks.npz"
+    numbers: dict[str, float] = {}
+    error = ""
+    try:
+        numbers = _scores(task, points)
+    except MediaError as problem:
+        points.unlink(missing_ok=True)
+        error = _without_path(str(problem), task.video.path)
+    write_text(folder / "scores.json", json.dumps({"key": _analysis_key(task), "scores": numbers, "error": error}, indent=1))
+    return Analysis(clip_id=task.clip_id, scores=numbers, error=error, computed=True)
+
+
+def _analysis_key(task: AnalysisTask) -> str:
+    versions = [landmarks.VERSION, scores.VERSION, lipsync.VERSION]
+    return _key(sha256=task.video.sha256, frames=[task.start_frame, task.end_frame], versions=versions)
+
+
+def _scores(task: AnalysisTask, points: Path) -> dict[str, float]:
+    video = task.video
+    # Sound first: a broken audio track then costs no landmarks.
+    wave = decode.clip_audio(video.path, task.start_frame, task.end_frame) if video.has_audio else None
+    meter = scores.PictureMeter()
+    found = landmarks.extract_landmarks(meter.watch(decode.clip_frames(video.path, task.start_frame, task.end_frame)))
+    if len(found.face_T) != task.end_frame - task.start_frame:
+        raise MediaError(f"{video.path}: {len(found.face_T)} of {task.end_frame - task.start_frame} frames decoded; re-encode it")
+    found.save(points)
+    return {
+        "seconds": (task.end_frame - task.start_frame) / FPS,
+        "short_side_px": float(min(video.height, video.width)),
+        "source_fps": video.source_fps,
+        "bits_per_pixel": video.bits_per_pixel,
+        "audio_tracks": float(video.has_audio),
+        **meter.scores(),
+        **scores.landmark_scores(found),
+        **scores.sound_scores(wave),
+        **_lip_sync(found, wave),
+    }
+
+
+def _lip_sync(found: Landmarks, wave: Any) -> dict[str, float]:
+    if wave is None or scores.sound_scores(wave)["peak_dbfs"] <= scores.SILENCE_DBFS:
+        return {}
+    return lipsync.lip_sync_scores(found.aperture_T, wave)
+
+
+def forget(folder: Path) -> None:
+    """Removes what a clip left that no longer exists."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _load(record: Path) -> dict[str, Any]:
+    """What an earlier run kept; nothing if it never finished or the file is damaged."""
+    try:
+        kept = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _key(**parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _without_path(message: str, path: str) -> str:
+    """The report names the video in a column of its own."""
+    return message.removeprefix(f"{path}: ")
