@@ -56,7 +56,11 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["omnihuman_jax*", "data_pipelines*", "configs*", "launch*"]),
     # The standalone PyTorch module is copied into every exported folder as a file.
-    package_data={"omnihuman_jax": ["py.typed"], "omnihuman_jax.interop": ["modeling_omnihuman.py"]},
+    package_data={
+        "omnihuman_jax": ["py.typed"],
+        "omnihuman_jax.interop": ["modeling_omnihuman.py"],
+        "omnihuman_jax.reporting": ["style.css"],
+    },
     install_requires=TRAINER,
     extras_require={
         "curation": CURATION,

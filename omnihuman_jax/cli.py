@@ -65,7 +65,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         module="omnihuman_jax.evaluate",
         help="do the conditions drive the output? samples of training windows against the truth",
-        example="omnihuman evaluate --run runs/mine/run --dataset runs/mine/dataset --out runs/mine",
+        example="omnihuman evaluate --run runs/mine/run --clips runs/mine/clips --out runs/mine",
     ),
     "export": Command(
         module="omnihuman_jax.export",
@@ -74,7 +74,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "report": Command(
         module="omnihuman_jax.report",
-        help="a contact sheet and one self-contained HTML page of a run",
+        help="one self-contained HTML page of a run: curves, ratios, funnel, evaluation, samples that play",
         example="omnihuman report --run runs/mine",
     ),
 }

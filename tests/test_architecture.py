@@ -16,11 +16,25 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("stages", "media"),
     ("models", "diffusion", "data"),
     ("training", "evaluation", "interop", "scale"),
-    ("config",),
-    ("train", "inference", "driving", "generate", "evaluate", "export", "import_weights", "plan", "cli", "demo", "report"),
+    ("config", "reporting"),
+    (
+        "train",
+        "inference",
+        "driving",
+        "generate",
+        "evaluate",
+        "export",
+        "import_weights",
+        "plan",
+        "inference",
+        "driving",
+        "cli",
+        "demo",
+        "report",
+    ),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-FOLDERS = {"models", "diffusion", "data", "training", "evaluation", "interop", "scale"}
+FOLDERS = {"models", "diffusion", "data", "training", "evaluation", "interop", "scale", "reporting"}
 # What the packages beside omnihuman_jax may import of it.
 HIGHEST_LEVEL = {"data_pipelines": 2, "configs": 4, "launch": 4}
 

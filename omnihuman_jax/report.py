@@ -1,0 +1,71 @@
+"""`omnihuman report`: one self-contained HTML page of a run, out of what the other commands wrote.
+
+Nothing is computed here that was not measured before, and nothing is loaded from a network: charts are inline SVG, videos and
+pictures are inside the page. What a folder does not have yet is named with the command that makes it.
+"""
+
+import argparse
+import html
+import importlib.resources
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from omnihuman_jax.reporting import sections
+from omnihuman_jax.reporting.run_folder import RunFolder, key_numbers, read_folder
+
+
+def page(folder: RunFolder) -> str:
+    """The whole document."""
+    css = importlib.resources.files("omnihuman_jax.reporting").joinpath("style.css").read_text(encoding="utf-8")
+    name = str((folder.config or {}).get("name") or folder.root.name)
+    keys = "".join(
+        f'<div class="key"><span>{html.escape(label)}</span><b>{html.escape(value)}</b><small>{html.escape(note)}</small></div>'
+        for label, value, note in key_numbers(folder.root)
+    )
+    body = [
+        f"<h1>{html.escape(name)}</h1>",
+        '<p class="lead">A run of OmniHuman-JAX: what went in, what was learned, what comes out.</p>',
+        f'<div class="keys">{keys}</div>',
+        sections.samples_section(folder),
+        sections.evaluation_section(folder),
+        sections.training_section(folder),
+        sections.ratio_section(folder),
+        sections.funnel_section(folder),
+        sections.demo_section(folder),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f"<title>{html.escape(name)} - OmniHuman-JAX</title><style>{css}</style></head>"
+        f"<body><main>{''.join(body)}<footer>Made by <code>omnihuman report --run {html.escape(str(folder.root))}</code>. "
+        "This page loads nothing from anywhere.</footer></main></body></html>\n"
+    )
+
+
+def write_report(root: Path) -> Path:
+    """Writes `root/report.html`, whole or not at all, and returns its path."""
+    target = root / "report.html"
+    partial = root / f".report.{os.getpid()}.part"
+    try:
+        partial.write_text(page(read_folder(root)), encoding="utf-8")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def main(argv: Sequence[str]) -> int:
+    """`omnihuman report`."""
+    parser = argparse.ArgumentParser(
+        prog="omnihuman report",
+        description="One self-contained HTML page of a run: curves, ratios, funnel, evaluation, samples that play.",
+        epilog="example: omnihuman report --run runs/demo",
+    )
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder of a demo (with clips/, dataset/, run/ ...), or a run folder alone"
+    )
+    options = parser.parse_args(list(argv))
+    report = write_report(options.run)
+    print(f"{report} ({report.stat().st_size / 2**20:.1f} MB): open it in a browser")
+    return 0
