@@ -27,8 +27,9 @@ from rich.table import Table
 from omnihuman_jax.reporting.run_folder import key_numbers
 
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+CLI = (sys.executable, "-m", "omnihuman_jax.cli")
 # What a resume cannot repeat: the time that a step took.
-TIMING = frozenset({"tokens_per_s", "step_time_s", "flops_per_s", "matmul_peak_share", "time"})
+TIMING = frozenset({"tokens_per_s", "step_time_s", "flops_per_s", "matmul_peak_share"})
 
 console = Console(highlight=False)
 
@@ -147,7 +148,7 @@ def _started(step: Step, out: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The step's process, in a group of its own so that nothing of it outlives the demo."""
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str((out / ".cache").resolve())}
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-    command = [sys.executable, "-m", "omnihuman_jax.cli", *step.argv]
+    command = [*CLI, *step.argv]
     process = subprocess.Popen(command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
     try:
         yield process
@@ -216,10 +217,11 @@ def kill_once(step: Step, out: Path, stamps: Stamps) -> None:
     last = finished_checkpoints(run)[-1]
     lost = [record for record in logged(run) if record["step"] > last]
     killed = process.returncode != 0
-    stamps.write("kill", {"killed": killed, "checkpoint": last, "lost": lost, "seconds": round(time.monotonic() - begin, 1)})
+    seconds = round(time.monotonic() - begin, 1)
+    stamps.write("kill", {"fingerprint": step.fingerprint, "killed": killed, "checkpoint": last, "lost": lost, "seconds": seconds})
     if killed:
         console.print(
-            f"\n[bold]Killed (SIGKILL) after step {lost[-1]['step']};[/] the last checkpoint is of step {last}. "
+            f"\n[bold]Killed (SIGKILL) after step {max((r['step'] for r in lost), default=last)};[/] the last checkpoint is of step {last}. "
             "The same command again:"
         )
         console.print(f"[bold cyan]$ {step.command}[/]", soft_wrap=True)
@@ -236,12 +238,19 @@ def compare_with_lost(out: Path, kill: dict[str, Any]) -> dict[str, Any]:
                 if again.get(record["step"], {}).get(name) != value:
                     different.append(f"step {record['step']} {name}: {value!r}, then {again.get(record['step'], {}).get(name)!r}")
     steps = [record["step"] for record in kill["lost"]]
-    return {"checkpoint": kill["checkpoint"], "killed_at": max(steps), "compared": steps, "values": values, "different": different}
+    return {
+        "checkpoint": kill["checkpoint"],
+        "killed_at": max(steps, default=kill["checkpoint"]),
+        "compared": steps,
+        "values": values,
+        "different": different,
+    }
 
 
 def train_with_a_kill(step: Step, out: Path, stamps: Stamps) -> dict[str, Any]:
     """Training, stopped by force on the way and started again with the same command."""
-    if stamps.read("kill") is None:
+    if (stamps.read("kill") or {}).get("fingerprint") != step.fingerprint:
+        stamps.remove("kill")
         kill_once(step, out, stamps)
     record = run_step(step, out)
     kill = stamps.read("kill")

@@ -248,6 +248,8 @@ def test_a_line_is_where_its_numbers_are() -> None:
     assert charts.line_chart([], width=100, height=50).startswith("<svg")
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.25, "0.25"), (1234.0, "1,234"), (41e9, "41G"), (12345.0, "12.3k"), (2.5e6, "2.5M")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.25, "0.25"), (1234.0, "1,234"), (41e9, "41G"), (12345.0, "12.3k"), (2.5e6, "2.5M"), (0.0005, "5e-4")]
+)
 def test_numbers_read_well(value: float, text: str) -> None:
     assert charts.number(value) == text

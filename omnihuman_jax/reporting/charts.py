@@ -48,13 +48,16 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number as a reader wants it: `1.2k`, `340`, `0.25`, `3.4M`."""
+    """A number as a reader wants it: `12.3k`, `340`, `0.25`, `3.4M`, `5e-4`."""
     if not math.isfinite(value):
         return str(value)
     for scale, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= scale:
             divisor = 1e3 if suffix == "k" else scale
             return f"{value / divisor:.3g}{suffix}"
+    if 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -96,7 +99,7 @@ def line_chart(
     label: str = "",
 ) -> str:
     """An SVG of the series over one x axis, with stage bands behind; `compact` leaves out the x axis's words."""
-    left, right, top, bottom = (34, 6, 8, 16) if compact else (48, 12, 22 if bands else 10, 34)
+    left, right, top, bottom = (38, 8, 8, 16) if compact else (48, 12, 22 if bands else 10, 34)
     y_low, y_high = _limits(series, y_range)
     xs = [float(x) for s in series for x in s.x] or [0.0, 1.0]
     x_low, x_high = x_range if x_range is not None else (min(xs), max(xs))

@@ -195,7 +195,7 @@ def _player(path: Path, caption: str) -> str:
     if path.stat().st_size > MAX_VIDEO_BYTES:
         name = html.escape(str(path))
         return f"<figure><figcaption>{caption}<br><code>{name}</code> is too large to carry along</figcaption></figure>"
-    video = f'<video controls loop playsinline preload="metadata" src="{_data_uri(path, "video/mp4")}"></video>'
+    video = f'<video controls loop playsinline preload="auto" src="{_data_uri(path, "video/mp4")}"></video>'
     return f"<figure>{video}<figcaption>{caption}</figcaption></figure>"
 
 
