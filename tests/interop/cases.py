@@ -1,4 +1,4 @@
-"""Packed batches of random content, with every array of `PackedShape`, for comparing two implementations of the model."""
+"""Models with random weights and packed batches with random content: what the tests of interop compare implementations on."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,56 @@ from collections.abc import Sequence
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.interop.key_table import KeyTable
+from omnihuman_jax.interop.modeling_omnihuman import AudioConfig, OmniHumanConfig, PoseConfig
+from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.mmdit import MMDiTConfig
+from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.typing import PackedShape, frames_of_latent
+
+
+def torch_config(config: MMDiTConfig) -> OmniHumanConfig:
+    """The same sizes, as the PyTorch module takes them."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(OmniHumanConfig)}
+    if config.audio:
+        values["audio"] = AudioConfig(**dataclasses.asdict(config.audio))
+    if config.pose:
+        values["pose"] = PoseConfig(**dataclasses.asdict(config.pose))
+    return OmniHumanConfig(**values)
+
+
+def random_tensors(table: KeyTable, seed: int = 0) -> dict[str, np.ndarray]:
+    """Their tensors by name, float32, scaled so that activations stay near one."""
+    rng = np.random.default_rng(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        values = rng.standard_normal(shape)
+        if len(shape) > 1:
+            values /= np.sqrt(np.prod(shape[1:]))
+        else:
+            values = 0.2 * values + ("norm" in name and name.endswith("weight"))
+        return values.astype(np.float32)
+
+    return {entry.name: draw(entry.name, entry.shape) for entry in table.entries}
+
+
+def odd_config(**changes) -> MMDiTConfig:
+    """Sizes that share no factor where they need not: a mixed-up dim cannot pass."""
+    values = {
+        "width": 30,
+        "num_heads": 3,
+        "num_dual_layers": 2,
+        "num_single_layers": 3,
+        "num_refiner_layers": 1,
+        "mlp_ratio": 3.0,
+        "latent_channels": 4,
+        "text_width": 10,
+        "pooled_width": 6,
+        "rope_axes": (2, 4, 4),
+        "audio": AudioAdapterConfig(features=11, width=20, neighbours=2, num_heads=5, head_dim=8),
+        "pose": PoseGuiderConfig(keypoints=7, width=14, neighbours=1),
+    }
+    return MMDiTConfig(**(values | changes))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,3 +125,23 @@ def _place(batch: dict[str, np.ndarray], shape: PackedShape, b: int, g: int, win
     ends["text"] += window.text_tokens
     ends["latent"] += window.latents
     ends["frame"] += window.frames + max(shape.audio_tokens, shape.pose_frames) - 4
+
+
+def shape_for(config: MMDiTConfig, **changes: int) -> PackedShape:
+    """A packed shape that `config` takes; sizes that no branch of it fixes are arbitrary."""
+    audio, pose = config.audio or AudioAdapterConfig(features=3, neighbours=1), config.pose or PoseGuiderConfig(keypoints=2)
+    values = {
+        "latent_tokens": 160,
+        "text_tokens": 20,
+        "windows": 4,
+        "latent_frames": 10,
+        "frames": 70,
+        "patch_channels": config.patch_channels,
+        "text_width": config.text_width,
+        "pooled_width": config.pooled_width,
+        "audio_width": audio.features,
+        "audio_tokens": audio.tokens,
+        "keypoints": pose.keypoints,
+        "pose_frames": pose.frames,
+    }
+    return PackedShape(**(values | changes))

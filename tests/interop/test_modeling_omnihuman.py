@@ -1,0 +1,214 @@
+"""The PyTorch module computes what the JAX model computes: same weights, same packed batch, same velocity."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from omnihuman_jax.conditions import Condition, ConditionSet, clean_mask
+from omnihuman_jax.interop import key_table as kt
+from omnihuman_jax.interop.modeling_omnihuman import OmniHumanForVideo, clean_tokens
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.typing import PackedShape
+from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_config
+
+TOLERANCE = 1e-5
+NONE, EVERY = ConditionSet(), ConditionSet.of(*Condition)
+TEXT, REFERENCE, AUDIO, POSE = (ConditionSet.of(condition) for condition in Condition)
+
+CONFIGS = {
+    "3 heads, all branches": odd_config(),
+    "5 heads, guidance, wide neighbourhoods": odd_config(
+        width=60,
+        num_heads=5,
+        rope_axes=(4, 2, 6),
+        rope_theta=100.0,
+        mlp_ratio=2.5,
+        num_single_layers=1,
+        guidance_embed=True,
+        audio=AudioAdapterConfig(features=6, width=30, neighbours=5, num_heads=3, head_dim=10),
+        pose=PoseGuiderConfig(keypoints=3, width=9, neighbours=3, sigma=1.3),
+    ),
+    "dual blocks only, nothing pooled, no neighbours": odd_config(
+        num_single_layers=0,
+        num_refiner_layers=2,
+        pooled_width=0,
+        audio=AudioAdapterConfig(features=4, width=12, neighbours=0, num_heads=1, head_dim=6),
+        pose=PoseGuiderConfig(keypoints=1, width=5, neighbours=0),
+    ),
+    "base alone": odd_config(audio=None, pose=None),
+}
+A_MAN_SPEAKING = Window(latents=3, height=3, width=5, text_tokens=6, active=EVERY, motion=True)
+A_PICTURE = Window(latents=1, height=4, width=2, text_tokens=1, active=TEXT | REFERENCE)
+LAYOUTS = {
+    "every condition": [
+        [A_MAN_SPEAKING, Window(latents=2, height=2, width=7, text_tokens=4, active=EVERY)],
+        [Window(latents=4, height=5, width=2, text_tokens=9, active=EVERY, motion=True)],
+    ],
+    "mixed": [
+        [A_MAN_SPEAKING, A_PICTURE, Window(latents=4, height=2, width=3, text_tokens=7, active=AUDIO)],
+        [
+            Window(latents=3, height=3, width=4, text_tokens=9, active=POSE | REFERENCE, motion=True),
+            Window(latents=2, height=5, width=3, text_tokens=2, active=TEXT | AUDIO),
+            Window(latents=3, height=1, width=6, text_tokens=3, active=POSE),
+        ],
+    ],
+    "no condition": [
+        [
+            Window(latents=3, height=3, width=5, text_tokens=6, active=NONE),
+            Window(latents=1, height=2, width=2, text_tokens=3, active=NONE),
+        ],
+        [Window(latents=4, height=3, width=3, text_tokens=2, active=NONE)],
+    ],
+    "a sequence of padding alone": [[A_MAN_SPEAKING], []],
+}
+
+
+def torch_batch(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.linalg.norm(ours.astype(np.float64) - theirs) / np.linalg.norm(theirs.astype(np.float64)))
+
+
+class Pair:
+    """One model in both frameworks."""
+
+    def __init__(self, config: mmdit.MMDiTConfig):
+        table = kt.key_table(config)
+        tensors = random_tensors(table)
+        self.params = table.from_torch(tensors.__getitem__)
+        self.module = OmniHumanForVideo(torch_config(config)).eval()
+        self.module.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+        self.apply = jax.jit(lambda tokens, t, batch: mmdit.apply(config, self.params, tokens, t, batch))
+
+    def velocities(self, batch: dict[str, np.ndarray], t_BG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(PyTorch's, JAX's) of the tokens that belong to a window."""
+        ours = np.asarray(self.apply(batch["latents_BLC"], t_BG, batch))
+        with torch.no_grad():
+            theirs = self.module(torch.from_numpy(batch["latents_BLC"]), torch.from_numpy(t_BG), torch_batch(batch)).numpy()
+        assert theirs.dtype == ours.dtype == np.float32 and theirs.shape == ours.shape
+        assert np.isfinite(theirs).all()
+        real = batch["segment_ids_BL"] > 0
+        return theirs[real], ours[real]
+
+
+@functools.cache
+def made(name: str) -> tuple[Pair, PackedShape]:
+    """One compilation a configuration: all batches here have two sequences of the same shape."""
+    return Pair(CONFIGS[name]), shape_for(CONFIGS[name])
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def pair(request) -> tuple[Pair, PackedShape]:
+    return made(request.param)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_same_velocity(pair, layout):
+    model, shape = pair
+    batch = packed_batch(shape, layout, seed=len(layout[0]))
+    t_BG = np.array([[0.3, 0.93, 0.05, 0.5], [0.71, 0.0, 1.0, 0.4]], np.float32)
+    theirs, ours = model.velocities(batch, t_BG)
+    assert 0.3 < ours.std() < 10  # the comparison is about something
+    assert relative_error(theirs, ours) <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Pair, PackedShape]:
+    return made("3 heads, all branches")
+
+
+def test_one_window_that_fills_its_sequence(small):
+    model, shape = small
+    window = Window(latents=5, height=4, width=8, text_tokens=shape.text_tokens, active=EVERY.without(Condition.REFERENCE))
+    batch = packed_batch(shape, [[window], [window]])
+    assert (batch["segment_ids_BL"] == 1).all()
+    theirs, ours = model.velocities(batch, np.full((2, shape.windows), 0.6, np.float32))
+    assert relative_error(theirs, ours) <= TOLERANCE
+
+
+def test_every_condition_changes_the_velocity(small):
+    """The parity above would hold for a condition that both ignore: it is not ignored."""
+    model, shape = small
+    layout = [[A_MAN_SPEAKING, A_PICTURE], [A_PICTURE]]
+    t_BG = np.full((2, shape.windows), 0.6, np.float32)
+    batch = packed_batch(shape, layout)
+    before, _ = model.velocities(batch, t_BG)
+    for name in ("text_BSE", "pooled_BGE", "audio_BTE", "keypoints_BTJ3"):
+        changed = dict(batch)
+        changed[name] = batch[name] + np.float32(0.5)
+        after, _ = model.velocities(changed, t_BG)
+        assert relative_error(after, before) > 1e-3, name
+    changed = dict(batch)
+    changed["motion_BG"] = np.zeros_like(batch["motion_BG"])
+    assert relative_error(model.velocities(changed, t_BG)[0], before) > 1e-3
+
+
+def test_absent_conditions_add_exactly_nothing(small):
+    """Arrays of conditions that no window has may hold anything, or be left out: bit-identical."""
+    model, shape = small
+    batch = packed_batch(shape, LAYOUTS["no condition"])
+    t_BG = torch.full((2, shape.windows), 0.6)
+    tokens = torch.from_numpy(batch["latents_BLC"])
+    with torch.no_grad():
+        before = model.module(tokens, t_BG, torch_batch(batch))
+        noisy = dict(batch, audio_BTE=batch["audio_BTE"] + 9, keypoints_BTJ3=batch["keypoints_BTJ3"] + 9)
+        noisy["audio_index_BFA"] = np.zeros_like(batch["audio_index_BFA"])
+        noisy["pose_index_BFP"] = np.zeros_like(batch["pose_index_BFP"])
+        assert torch.equal(model.module(tokens, t_BG, torch_batch(noisy)), before)
+        without = {name: array for name, array in batch.items() if not name.startswith(("audio", "keypoints", "pose"))}
+        assert torch.equal(model.module(tokens, t_BG, torch_batch(without)), before)
+
+
+def test_clean_tokens_are_the_trainers(small):
+    _, shape = small
+    batch = packed_batch(shape, LAYOUTS["mixed"])
+    tensors = torch_batch(batch)
+    slot_BL = (tensors["segment_ids_BL"].long() - 1).clamp(min=0)
+    np.testing.assert_array_equal(clean_tokens(tensors, slot_BL).numpy(), clean_mask(batch))
+    assert clean_mask(batch).any()
+
+
+def test_bfloat16_stays_near(small):
+    model, shape = small
+    batch = packed_batch(shape, LAYOUTS["mixed"])
+    t_BG = np.full((2, shape.windows), 0.6, np.float32)
+    _, ours = model.velocities(batch, t_BG)
+    module = OmniHumanForVideo(model.module.config).eval()
+    module.load_state_dict(model.module.state_dict())
+    module.to(torch.bfloat16)
+    with torch.no_grad():
+        theirs = module(torch.from_numpy(batch["latents_BLC"]), torch.from_numpy(t_BG), torch_batch(batch))
+    assert theirs.dtype == torch.float32
+    assert 1e-4 < relative_error(theirs.numpy()[batch["segment_ids_BL"] > 0], ours) < 3e-2
+
+
+def test_compiles_without_a_graph_break(small):
+    model, shape = small
+    batch = packed_batch(shape, LAYOUTS["mixed"])
+    t_BG = torch.full((2, shape.windows), 0.6)
+    tokens = torch.from_numpy(batch["latents_BLC"])
+    compiled = torch.compile(model.module, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        expected = model.module(tokens, t_BG, torch_batch(batch))
+        actual = compiled(tokens, t_BG, torch_batch(batch))
+    assert relative_error(actual.numpy(), expected.numpy()) <= 1e-6
+
+
+def test_gradients_flow_to_every_parameter(small):
+    """A parameter that the forward pass forgot has no gradient."""
+    model, shape = small
+    batch = packed_batch(shape, LAYOUTS["mixed"])
+    real = torch.from_numpy(batch["segment_ids_BL"] > 0)
+    velocity = model.module(torch.from_numpy(batch["latents_BLC"]), torch.full((2, shape.windows), 0.6), torch_batch(batch))
+    velocity[real].square().mean().backward()
+    dead = [name for name, p in model.module.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    # A key's bias moves all scores of a query by the same amount where nothing normalises it: the softmax does not see it.
+    assert dead == [] or all(name.endswith("attn.to_k.bias") and "refiner" in name for name in dead), dead
+    model.module.zero_grad(set_to_none=True)
