@@ -220,9 +220,9 @@ def kill_once(step: Step, out: Path, stamps: Stamps) -> None:
     seconds = round(time.monotonic() - begin, 1)
     stamps.write("kill", {"fingerprint": step.fingerprint, "killed": killed, "checkpoint": last, "lost": lost, "seconds": seconds})
     if killed:
+        reached = max((record["step"] for record in lost), default=last)
         console.print(
-            f"\n[bold]Killed (SIGKILL) after step {max((r['step'] for r in lost), default=last)};[/] the last checkpoint is of step {last}. "
-            "The same command again:"
+            f"\n[bold]Killed (SIGKILL) after step {reached};[/] the last checkpoint is of step {last}. The same command again:"
         )
         console.print(f"[bold cyan]$ {step.command}[/]", soft_wrap=True)
 
