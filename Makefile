@@ -26,6 +26,7 @@ $(BIN)/python:
 $(VENV)/.demo: $(PACKAGES) | $(BIN)/python
 	@echo "installing the pinned packages of the demo into $(VENV)"
 	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	$(BIN)/python -c 'import cv2' || { echo "make: OpenCV lacks a library of the system; on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
