@@ -1,0 +1,180 @@
+"""The pipeline: the plan's batches, read, packed and delivered ahead of time. Its only state is the step.
+
+Grain maps step -> this host's share of the batch by random access, on read threads; no worker processes, which are slower
+for cached features. Row r of the global batch belongs to host r // (B / hosts), on any number of hosts the same rows.
+"""
+
+import collections
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+
+import grain
+import numpy as np
+
+from omnihuman_jax.conditions import Condition
+from omnihuman_jax.data.packing import PackInput, neighbours_of, pack_sequence, stack_sequences
+from omnihuman_jax.data.plan import PlacedWindow, Plan
+from omnihuman_jax.data.records import DatasetSpec, RecordSource, WindowRecord
+from omnihuman_jax.typing import PackedShape
+
+logger = logging.getLogger(__name__)
+
+
+def window_input(record: WindowRecord, placed: PlacedWindow, spec: DatasetSpec) -> PackInput:
+    """A record as the model is to see it under its active set: what is inactive is left out, no text is the empty prompt."""
+    has_text = Condition.TEXT in placed.active
+    return PackInput(
+        latents_FHWC=record.latents_FHWC,
+        text_SE=record.text_SE if has_text else spec.empty_text_SE,
+        pooled_E=record.pooled_E if has_text else spec.empty_pooled_E,
+        active=placed.active,
+        reference_HWC=record.references_RHWC[placed.reference] if Condition.REFERENCE in placed.active else None,
+        audio_TE=record.audio_TE,
+        audio_valid_T=record.audio_valid_T,
+        keypoints_TJ3=record.keypoints_TJ3,
+        keypoints_valid_T=record.keypoints_valid_T,
+        margin=spec.margin,
+        motion=placed.motion,
+        slot=placed.slot,
+        window=placed.row,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class _Batches:
+    """Step -> (batch of this host, catalog rows that could not be read). A sequence to grain, a function to us."""
+
+    plan: Plan
+    records: RecordSource
+    spec: DatasetSpec
+    shape: PackedShape
+    rows: range
+    start_step: int
+
+    def __len__(self) -> int:
+        return self.plan.schedule.total_steps - self.start_step
+
+    def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], list[int]]:
+        batch = self.plan.batch(self.start_step + index)
+        missing: list[int] = []
+        sequences = []
+        for row in self.rows:
+            windows = [self._window(placed, missing) for placed in batch.sequences[row]]
+            sequences.append(pack_sequence(windows, self.shape))
+        return stack_sequences(sequences), missing
+
+    def _window(self, placed: PlacedWindow, missing: list[int]) -> PackInput | None:
+        catalog = self.plan.catalog
+        record = self.records[int(catalog.record[placed.row])]
+        if record is None:
+            missing.append(placed.row)
+            return None
+        if record.window_id != catalog.window_id[placed.row]:
+            raise ValueError(
+                f"{self.records.directory}: record {catalog.record[placed.row]} is window {record.window_id}, the catalog says "
+                f"{catalog.window_id[placed.row]}: catalog and records are of two datasets; run `omnihuman encode` again"
+            )
+        return window_input(record, placed, self.spec)
+
+
+class Loader(Iterator[dict[str, np.ndarray]]):
+    """This host's batches, step after step, to the end of the schedule.
+
+    step: of the next batch. placeholders: window id -> how often it was replaced by an empty slot because its record
+    cannot be read; its sequence is otherwise as planned, on every host.
+    """
+
+    def __init__(self, batches: _Batches, read_threads: int):
+        self.step = batches.start_step
+        self.placeholders: collections.Counter[str] = collections.Counter()
+        self._batches = batches
+        self._iterator = None
+        if len(batches):
+            # Twice the threads in flight: enough that a slow record does not stall the step after it.
+            options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * read_threads)
+            dataset: grain.MapDataset = grain.MapDataset.source(batches)
+            self._iterator = iter(dataset.to_iter_dataset(options))
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            raise StopIteration
+        batch, missing = next(self._iterator)
+        for row in missing:
+            window = str(self._batches.plan.catalog.window_id[row])
+            if window not in self.placeholders:
+                record = int(self._batches.plan.catalog.record[row])
+                reason = self._batches.records.unreadable.get(record, "unreadable")
+                logger.warning(
+                    "record %d (window %s) of %s is left out: %s", record, window, self._batches.records.directory, reason
+                )
+            self.placeholders[window] += 1
+        self.step += 1
+        return batch
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        if self._iterator is not None and hasattr(self._iterator, "close"):
+            self._iterator.close()
+        self._iterator = None
+
+
+def make_loader(
+    plan: Plan,
+    records: RecordSource,
+    spec: DatasetSpec,
+    shape: PackedShape,
+    process_index: int,
+    process_count: int,
+    start_step: int = 0,
+    read_threads: int = 4,
+) -> Loader:
+    """Batches of host `process_index` of `process_count` from `start_step` on; ValueError if plan, data and shape do not fit.
+
+    A batch holds the arrays of `shape.arrays(B / process_count)`: contiguous rows of the global batch.
+    """
+    sequences = plan.config.sequences_per_step
+    if not 0 <= process_index < process_count or sequences % process_count:
+        raise ValueError(f"{sequences} sequences a step cannot be split evenly over host {process_index} of {process_count}")
+    if not 0 <= start_step <= plan.schedule.total_steps:
+        raise ValueError(f"start_step {start_step} outside the schedule's [0, {plan.schedule.total_steps}]")
+    if read_threads < 1:
+        raise ValueError(f"read_threads must be >= 1, not {read_threads}")
+    _check_shape(plan, records, spec, shape)
+    per_host = sequences // process_count
+    rows = range(process_index * per_host, (process_index + 1) * per_host)
+    return Loader(_Batches(plan, records, spec, shape, rows, start_step), read_threads)
+
+
+def _check_shape(plan: Plan, records: RecordSource, spec: DatasetSpec, shape: PackedShape) -> None:
+    """Everything that would otherwise only fail at some later window."""
+    catalog, config = plan.catalog, plan.config
+    expected: Mapping[str, tuple[int, int]] = {
+        **{
+            n: (getattr(shape, n), getattr(config, n))
+            for n in ("latent_tokens", "text_tokens", "windows", "latent_frames", "frames")
+        },
+        "patch_channels": (shape.patch_channels, 4 * spec.latent_channels),
+        "text_width": (shape.text_width, spec.text_width),
+        "audio_width": (shape.audio_width, spec.audio_width if shape.audio_width else 0),
+        "keypoints": (shape.keypoints, spec.num_keypoints if shape.keypoints else 0),
+        "pooled_width": (shape.pooled_width, spec.pooled_width if shape.pooled_width else 0),
+        "empty_text_tokens (catalog, dataset.json)": (catalog.empty_text_tokens, spec.empty_text_tokens),
+    }
+    if wrong := [f"{name} {has}, not {wants}" for name, (has, wants) in expected.items() if has != wants]:
+        raise ValueError(f"the batch layout does not fit the plan and the dataset: {'; '.join(wrong)}")
+    if len(catalog) and catalog.record.max() >= len(records):
+        raise ValueError(
+            f"{records.directory}: the catalog names record {catalog.record.max()}, there are {len(records)}; "
+            f"run `omnihuman encode` again"
+        )
+    neighbours = max(neighbours_of(shape.audio_tokens), neighbours_of(shape.pose_frames))
+    if (taken := min(spec.margin, neighbours)) > config.margin:
+        raise ValueError(f"plan.margin is {config.margin}, windows take {taken} frames on each side; set plan.margin to {taken}")
+    if neighbours > spec.margin:
+        logger.warning(
+            "the model looks at %d frames on each side, the dataset stores %d; encode with --margin %d",
+            neighbours,
+            spec.margin,
+            neighbours,
+        )
