@@ -274,7 +274,8 @@ def _decode_audio(container: av.container.InputContainer) -> tuple[np.ndarray, i
     """(mono samples at the native rate with holes filled, rate, time of the first sample in seconds)."""
     stream = container.streams.audio[0]
     rate = stream.rate
-    to_mono = av.AudioResampler(format="flt", layout="mono", rate=rate)
+    # Channels are averaged here: FFmpeg's own downmix of floats sums them at 0.7 each, and overdrives.
+    to_float = av.AudioResampler(format="fltp", rate=rate)
     chunks: list[np.ndarray] = []
     begin_s: float | None = None
     count = 0
@@ -286,10 +287,10 @@ def _decode_audio(container: av.container.InputContainer) -> tuple[np.ndarray, i
             hole = round((time_s - begin_s) * rate) - count
             chunks.append(np.zeros(hole, np.float32))
             count += hole
-        for mono in to_mono.resample(frame):
-            chunks.append(mono.to_ndarray()[0])
+        for planes in to_float.resample(frame):
+            chunks.append(planes.to_ndarray().mean(0, dtype=np.float32))
             count += chunks[-1].size
-    chunks += [mono.to_ndarray()[0] for mono in to_mono.resample(None)]
+    chunks += [planes.to_ndarray().mean(0, dtype=np.float32) for planes in to_float.resample(None)]
     return np.concatenate([*chunks, np.zeros(0, np.float32)]), rate, begin_s or 0.0
 
 
