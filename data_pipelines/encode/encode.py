@@ -87,6 +87,7 @@ def encode(
     total = sum(len(windows_of(clip, config.windows)) for clip in clips)
     if not total:
         raise ValueError(f"{clips_dir}: {len(clips)} clips give no window of {config.windows.frames} frames; curate longer clips")
+    _check_videos(clips_dir, clips)
     partial = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.part")
     try:
         summary = _encode_into(partial, clips_dir, clips, config, total, console) | {"fingerprint": fingerprint}
@@ -152,6 +153,15 @@ def _encode_into(
     return _summary(catalog, statistics, clips, sum(size for _, size in shards))
 
 
+def _check_videos(clips_dir: Path, clips: Sequence[Clip]) -> None:
+    """The videos are those that curate looked at: its cuts, tags and landmarks are worth nothing for others."""
+    for path, expected in {clip.video_path(clips_dir): clip.sha256 for clip in clips}.items():
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected:
+            raise ValueError(f"{path}: changed since curate (sha256 {found[:12]}..., was {expected[:12]}...); run curate again")
+
+
 def _catalog_row(index: int, window: EncodedWindow) -> dict[str, Any]:
     record = window.record
     return {
@@ -210,22 +220,22 @@ def _counts(values: np.ndarray) -> dict[str, int]:
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """The summary as a table, a row a clip."""
-    table = Table(title=f"{summary['windows']} windows, {summary['bytes'] / 2**20:.1f} MiB")
-    for column in ("clip", "size", "windows", *(f"{n} frames" for n in summary["by_frames"]), *(c.label for c in Condition)):
-        table.add_column(column, justify="left" if column in ("clip", "size") else "right")
-    table.add_column("round trip dB", justify="right")
+    """The summary as a table, a row a clip; dB is the PSNR of the codec's round trip."""
+    lengths = list(summary["by_frames"])
+    table = Table(title=f"{summary['windows']} windows of {' / '.join(lengths)} frames, {summary['bytes'] / 2**20:.1f} MiB")
+    table.add_column("clip", overflow="fold")
+    for column in ("size", "windows", *(c.label for c in Condition), "dB"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in summary["clips"]:
         if not row["windows"]:
-            table.add_row(row["clip_id"], "too short", "0")
+            table.add_row(row["clip_id"], "", "too short")
             continue
         table.add_row(
             row["clip_id"],
-            f"{row['width']} x {row['height']}",
-            str(row["windows"]),
-            *(str(row["by_frames"].get(n, 0)) for n in summary["by_frames"]),
+            f"{row['width']}x{row['height']}",
+            "/".join(str(row["by_frames"].get(n, 0)) for n in lengths),
             *(str(row["eligible"][c.label]) for c in Condition),
-            f"{row['round_trip_psnr_db']:.2f}",
+            f"{row['round_trip_psnr_db']:.1f}",
         )
     console.print(table)
 
