@@ -73,7 +73,7 @@ class PackedShape:
 
     def arrays(self, batch: int) -> dict[str, tuple[tuple[int, ...], np.dtype, tuple[str | None, ...]]]:
         """Name -> (shape, dtype, logical axes) of every array of a batch of `batch` sequences."""
-        b, l, s, g = batch, self.latent_tokens, self.text_tokens, self.windows  # noqa: E741
+        b, l, s, g = batch, self.latent_tokens, self.text_tokens, self.windows
         f, t = self.latent_frames, self.frames
         f32, i32, boolean = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
         return {
@@ -107,5 +107,5 @@ def latent_frames_of(frames: int) -> int:
 def frames_of_latent(index: int) -> range:
     """Pixel frames that latent `index` of a window covers: frame 0, or frames 4i-3 .. 4i (contract)."""
     if index == 0:
-        return range(0, 1)
+        return range(1)
     return range(TEMPORAL_STRIDE * index - 3, TEMPORAL_STRIDE * index + 1)
