@@ -61,8 +61,8 @@ def reference_frames(num_frames: int, window: Window, count: int, spacing: int) 
 def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
     """(height, width) in multiples of 16 of about `area` pixels and the aspect ratio of `height` x `width`.
 
-    Of the sizes around the exact one it is the one with the least error of aspect plus error of area, both as logarithms.
-    Never larger than the source, to within that rounding: pixels are not invented.
+    Of the sizes around the exact one it is the one with the least error of aspect plus error of area, both as logarithms;
+    of equals (there often are some), the smaller. Never larger than the source, to within that rounding: pixels are not invented.
     """
     if height < TOKEN_STRIDE or width < TOKEN_STRIDE:
         raise ValueError(f"a picture of {height} x {width}: needs {TOKEN_STRIDE} pixels a side at least")
@@ -72,9 +72,9 @@ def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
     def around(exact: float) -> set[int]:
         return {max(1, math.floor(exact)), math.ceil(exact)}
 
-    def error(size: tuple[int, int]) -> float:
+    def error(size: tuple[int, int]) -> tuple[float, int]:
         h, w = size[0] * TOKEN_STRIDE, size[1] * TOKEN_STRIDE
-        return abs(math.log(h * width / (w * height))) + abs(math.log(h * w / area))
+        return round(abs(math.log(h * width / (w * height))) + abs(math.log(h * w / area)), 6), h * w
 
     h, w = min(sorted(itertools.product(around(height * scale), around(width * scale))), key=error)
     return h * TOKEN_STRIDE, w * TOKEN_STRIDE

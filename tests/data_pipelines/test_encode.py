@@ -1,0 +1,412 @@
+"""encode from files to files: two drawn clips and an image, tiny networks with the real ones' code, the real codec."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from rich.console import Console
+
+from data_pipelines.curate.clips import Clip, Landmarks, write_clips
+from data_pipelines.encode import clip_encoder
+from data_pipelines.encode.clip_encoder import WindowConfig
+from data_pipelines.encode.encode import EncodeConfig, encode, main, print_summary
+from omnihuman_jax import media
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
+from omnihuman_jax.data.records import decode_record, features, open_records
+from omnihuman_jax.models.dct_codec import DctCodec
+from omnihuman_jax.models.speech_encoder import load_speech_encoder
+from omnihuman_jax.models.text_encoder import load_text_encoder
+from tests.models import tiny_networks
+
+MARGIN = 3
+ALL = ("text", "reference", "audio", "pose")
+
+
+def _pictures(count: int, height: int, width: int) -> np.ndarray:
+    """A bright disc that wanders over a gradient: every frame is another."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    frames = []
+    for t in range(count):
+        cy, cx = height * (0.5 + 0.3 * np.sin(t / 5)), width * (0.5 + 0.3 * np.cos(t / 7))
+        disc = 120 * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * (height / 6) ** 2))
+        frames.append(np.stack([40 + disc + x / width * 60, 60 + disc, 90 + y / height * 60], -1))
+    return np.clip(np.stack(frames), 0, 255).astype(np.uint8)
+
+
+def _clip(folder, name: str, start: int, end: int, size: tuple[int, int], eligible: tuple[str, ...], **fields) -> Clip:
+    clip_id = f"{name.split('.')[0]}-{start:03d}"
+    landmarks = folder / "clips" / clip_id / "landmarks.npz"
+    landmarks.parent.mkdir(parents=True)
+    count = end - start
+    points = np.zeros((count, NUM_KEYPOINTS, 3), np.float32)
+    points[:, 0] = np.stack([np.arange(start, end) * 2.0, np.full(count, 24.0), np.ones(count)], -1)
+    boxes = np.zeros((count, 4), np.float32)
+    Landmarks(
+        keypoints_TJ3=points,
+        lips_TK2=np.zeros((count, 40, 2), np.float32),
+        mouth_box_T4=boxes,
+        face_box_T4=boxes,
+        aperture_T=np.zeros(count, np.float32),
+        face_T=np.ones(count, bool),
+        faces_T=np.ones(count, np.int32),
+    ).save(landmarks)
+    row = {
+        "clip_id": clip_id,
+        "video": name,
+        "path": f"videos/{name}",
+        "sha256": hashlib.sha256((folder / "videos" / name).read_bytes()).hexdigest(),
+        "start_frame": start,
+        "end_frame": end,
+        "fps": 25,
+        "height": size[0],
+        "width": size[1],
+        "has_audio": "audio" in eligible,
+        "caption": "a man talks to the camera .",
+        "caption_source": "sidecar",
+        "landmarks": f"clips/{clip_id}/landmarks.npz",
+        "scores": {},
+        "eligible": eligible,
+        "reasons": {},
+    }
+    return Clip(**(row | fields))
+
+
+@pytest.fixture(scope="module")
+def clips_dir(tmp_path_factory):
+    """talk: 60 frames with sound, clips 4..40 (all conditions) and 40..57 (as long as a window); still: one picture."""
+    folder = tmp_path_factory.mktemp("curated")
+    (folder / "videos").mkdir()
+    media.write_video(folder / "videos" / "talk.mp4", _pictures(60, 96, 128), audio=tiny_networks.wave(2.4))
+    media.write_video(folder / "videos" / "still.mp4", _pictures(1, 64, 64))
+    clips = [
+        _clip(folder, "talk.mp4", 4, 40, (96, 128), ALL),
+        _clip(folder, "talk.mp4", 40, 57, (96, 128), ALL),
+        _clip(folder, "still.mp4", 0, 1, (64, 64), ("text", "reference", "pose"), caption=""),
+    ]
+    write_clips(folder, clips)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    return tiny_networks.write_bert(folder / "bert"), tiny_networks.write_whisper(folder / "whisper")
+
+
+@pytest.fixture(scope="module")
+def config(networks):
+    windows = WindowConfig(area=64 * 48, frames=(1, 5, 17), stride=6, image_stride=12, references=3, margin=MARGIN)
+    text, speech = map(str, networks)
+    return EncodeConfig(text_encoder=text, speech_encoder=speech, speech_layers=(0, 2), windows=windows, shard_windows=7)
+
+
+@pytest.fixture(scope="module")
+def dataset(clips_dir, config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("encoded") / "dataset"
+    summary = encode(clips_dir, out, config, Console(quiet=True))
+    return out, summary
+
+
+@pytest.fixture(scope="module")
+def catalog(dataset):
+    return Catalog.load(dataset[0])
+
+
+@pytest.fixture(scope="module")
+def records(dataset):
+    source = open_records(dataset[0])
+    return [source[index] for index in range(len(source))]
+
+
+def _frames(clips_dir, clip_start: int, clip_end: int) -> np.ndarray:
+    frames = media.read_video(clips_dir / "videos" / "talk.mp4", size=(48, 64), start_s=clip_start / 25)
+    return frames[: clip_end - clip_start].astype(np.float32) / 127.5 - 1
+
+
+def test_every_window_is_there_once_in_shards_of_the_asked_size(dataset, catalog):
+    out, summary = dataset
+    starts = {}
+    for clip, start, frames in zip(catalog.clip_id, catalog.start_frame.tolist(), catalog.frames.tolist()):
+        starts.setdefault((clip, frames), []).append(start)
+    assert starts[("talk-004", 17)] == [0, 6, 12, 18, 19] and starts[("talk-040", 17)] == [0]
+    assert starts[("still-000", 1)] == [0] and ("still-000", 5) not in starts
+    assert len(catalog) == len(open_records(out)) == summary["windows"] == len(set(catalog.window_id))
+    shards = sorted(file.name for file in out.glob("*.array_record*"))
+    assert len(shards) == -(-len(catalog) // 7) and shards[0].endswith(f"00000-of-{len(shards):05d}")
+
+
+def test_dataset_reads_back_through_tfds_bit_for_bit(dataset, clips_dir, config, records, monkeypatch):
+    """What tfds decodes is what the clip encoder made, every bit of every array."""
+    out, _ = dataset
+    made = []
+    original = clip_encoder.ClipEncoder._windows
+    monkeypatch.setattr(
+        clip_encoder.ClipEncoder,
+        "_windows",
+        lambda self, *arguments: (made.append(window) or window for window in original(self, *arguments)),
+    )
+    encode(clips_dir, out.parent / "again", config, Console(quiet=True))
+    spec = open_records(out).spec
+    examples = tfds.builder_from_directory(str(out)).as_data_source(split="train")
+    assert len(made) == len(examples)
+    for window, example in zip(made, examples, strict=True):
+        read = decode_record(example, spec)
+        for field in dataclasses.fields(read):
+            mine, stored = getattr(window.record, field.name), getattr(read, field.name)
+            if isinstance(mine, np.ndarray):
+                assert mine.dtype == stored.dtype and mine.shape == stored.shape, field.name
+                assert mine.tobytes() == stored.tobytes(), field.name
+            else:
+                assert mine == stored, field.name
+    # And the files of both runs are the same files.
+    for file in sorted(out.glob("*.array_record*")):
+        assert file.read_bytes() == (out.parent / "again" / file.name).read_bytes()
+    assert features(spec).keys() == examples[0].keys()
+
+
+def test_latents_are_those_of_the_windows_own_frames(clips_dir, catalog, records):
+    frames = _frames(clips_dir, 4, 40)
+    codec = DctCodec()
+    mine = [(record, start) for record, start in zip(records, catalog.start_frame) if record.clip_id == "talk-004"]
+    for record, start in mine:
+        latents = np.asarray(codec.encode(frames[start : start + record.frames]))
+        np.testing.assert_allclose(record.latents_FHWC, latents, rtol=1e-3, atol=2e-3)
+
+
+def test_references_are_frames_outside_of_the_window_as_images(clips_dir, catalog, records):
+    images = np.asarray(DctCodec().encode(_frames(clips_dir, 4, 40)[:, None]))[:, 0]
+    for record, start in zip(records, catalog.start_frame.tolist()):
+        if record.clip_id != "talk-004":
+            continue
+        assert len(record.references_RHWC) == 3
+        for reference in record.references_RHWC.astype(np.float32):
+            nearest = int(np.abs(images - reference).mean(axis=(1, 2, 3)).argmin())
+            assert np.abs(images[nearest] - reference).max() < 0.02
+            assert not start <= nearest < start + record.frames
+
+
+def test_a_window_as_long_as_its_clip_is_not_eligible_for_reference(catalog, records):
+    whole = next(record for record in records if record.window_id == "talk-040-f00000-n017")
+    assert len(whole.references_RHWC) == 0
+    assert ConditionSet(whole.eligible).label == "text+audio+pose"
+
+
+def test_single_frames_are_for_text_and_reference_only(records):
+    images = [record for record in records if record.frames == 1]
+    assert {ConditionSet(record.eligible).label for record in images if record.clip_id != "still-000"} == {"text+reference"}
+    assert all(not len(record.audio_TE) and not len(record.keypoints_TJ3) for record in images)
+
+
+def test_an_image_is_a_clip_of_one_frame(records):
+    """Nothing outside of it and no caption: it trains with every condition absent."""
+    (image,) = [record for record in records if record.clip_id == "still-000"]
+    assert image.latents_FHWC.shape == (1, 6, 6, 48) and image.eligible == 0
+    assert len(image.text_SE) == 2
+
+
+def test_speech_features_have_real_margins(clips_dir, config, catalog, records):
+    """Rows are those of the clip's features; beyond the clip, those of the video's sound; beyond the video, none."""
+    sound = media.read_audio(clips_dir / "videos" / "talk.mp4")
+    encoder = load_speech_encoder(config.speech_encoder, (0, 2))
+    first = {"talk-004": 4 - MARGIN, "talk-040": 40 - MARGIN}
+    rows = {"talk-004": 36 + 2 * MARGIN, "talk-040": 17 + 2 * MARGIN}
+    whole = {c: encoder.features(sound[first[c] * 640 : (first[c] + rows[c]) * 640], rows[c]) for c in first}
+    checked = 0
+    for record, start in zip(records, catalog.start_frame.tolist()):
+        if record.frames == 1:
+            continue
+        count = record.frames + 2 * MARGIN
+        assert record.audio_TE.shape == (count, 32) and record.audio_valid_T.shape == (count,)
+        assert record.audio_valid_T.all()  # 4 frames before the first clip and 3 after the last have sound of their own
+        np.testing.assert_allclose(record.audio_TE, whole[record.clip_id][start : start + count], atol=2e-3)
+        checked += 1
+    assert checked > 10
+
+
+def test_margins_beyond_the_video_are_marked(clips_dir, config, tmp_path):
+    """The same video as one clip from its first to its last frame: there is nothing before and after it."""
+    folder = tmp_path / "curated"
+    shutil.copytree(clips_dir / "videos", folder / "videos")
+    write_clips(folder, [_clip(folder, "talk.mp4", 0, 60, (96, 128), ALL)])
+    encode(folder, tmp_path / "dataset", config, Console(quiet=True))
+    catalog, source = Catalog.load(tmp_path / "dataset"), open_records(tmp_path / "dataset")
+    first = source[int(np.flatnonzero((catalog.frames == 17) & (catalog.start_frame == 0))[0])]
+    last = source[int(np.flatnonzero((catalog.frames == 17) & (catalog.start_frame == 43))[0])]
+    for rows, valid in ((first.audio_TE, first.audio_valid_T), (first.keypoints_TJ3, first.keypoints_valid_T)):
+        assert valid.tolist() == [False] * 3 + [True] * 20 and not rows[:3].any()
+    for rows, valid in ((last.audio_TE, last.audio_valid_T), (last.keypoints_TJ3, last.keypoints_valid_T)):
+        assert valid.tolist() == [True] * 20 + [False] * 3 and not rows[20:].any()
+    assert ConditionSet(first.eligible).label == "text+reference+audio+pose"
+
+
+def test_keypoints_are_in_token_units_and_marked_outside_of_the_clip(catalog, records):
+    record, start = next(
+        (r, s) for r, s in zip(records, catalog.start_frame.tolist()) if r.clip_id == "talk-004" and r.frames == 5 and s == 6
+    )
+    frames = np.arange(4 + start - MARGIN, 4 + start + 5 + MARGIN)
+    np.testing.assert_allclose(record.keypoints_TJ3[:, 0, 0], frames * 2.0 * 64 / 128 / 16, rtol=2e-3)
+    np.testing.assert_allclose(record.keypoints_TJ3[:, 0, 1:], [[24 * 48 / 96 / 16, 1]] * len(frames), rtol=2e-3)
+    at_start = next(
+        r for r, s in zip(records, catalog.start_frame.tolist()) if r.clip_id == "talk-004" and r.frames == 5 and s == 0
+    )
+    assert at_start.keypoints_valid_T.tolist() == [False] * 3 + [True] * 8
+
+
+def test_a_stretch_without_a_person_is_not_eligible_for_pose(clips_dir, config, tmp_path):
+    folder = tmp_path / "curated"
+    shutil.copytree(clips_dir / "videos", folder / "videos")
+    clip = _clip(folder, "talk.mp4", 0, 60, (96, 128), ALL)
+    landmarks = Landmarks.load(folder / clip.landmarks)
+    landmarks.keypoints_TJ3[:30] = 0
+    landmarks.save(folder / clip.landmarks)
+    write_clips(folder, [clip])
+    encode(folder, tmp_path / "dataset", config, Console(quiet=True))
+    catalog = Catalog.load(tmp_path / "dataset")
+    has_pose = catalog.eligible >> Condition.POSE & 1 > 0
+    multi = catalog.frames > 1
+    assert not has_pose[multi & (catalog.start_frame + catalog.frames <= 30)].any()
+    assert has_pose[multi & (catalog.start_frame >= 30)].all()
+
+
+def test_text_and_the_empty_prompt_are_stored(dataset, config, records):
+    spec = open_records(dataset[0]).spec
+    tokens, pooled = load_text_encoder(config.text_encoder).encode(["a man talks to the camera .", ""])
+    np.testing.assert_array_equal(records[0].text_SE, tokens[0].astype(np.float16))
+    np.testing.assert_array_equal(records[0].pooled_E, pooled[0].astype(np.float16))
+    np.testing.assert_array_equal(spec.empty_text_SE, tokens[1].astype(np.float16))
+    np.testing.assert_array_equal(spec.empty_pooled_E, pooled[1].astype(np.float16))
+
+
+def test_dataset_says_what_made_it(dataset, networks):
+    spec = open_records(dataset[0]).spec
+    hashes = {
+        f"{kind}/model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        for kind, folder in zip(("text_encoder", "speech_encoder"), networks)
+    }
+    assert spec.encoder_sha256 == hashes
+    assert (spec.codec, spec.latent_channels, spec.margin, spec.speech_layers, spec.audio_width) == ("dct", 48, MARGIN, (0, 2), 32)
+    assert (spec.text_encoder, spec.speech_encoder) == tuple(map(str, networks))
+
+
+def test_catalog_agrees_with_the_records(catalog, records):
+    for index, record in enumerate(records):
+        assert catalog.record[index] == index and catalog.window_id[index] == record.window_id
+        assert catalog.eligible[index] == record.eligible and catalog.text_tokens[index] == len(record.text_SE)
+        assert catalog.num_references[index] == len(record.references_RHWC)
+        shape = (catalog.latent_frames[index], catalog.latent_height[index], catalog.latent_width[index])
+        assert record.latents_FHWC.shape[:3] == shape
+        assert (catalog.height[index], catalog.width[index]) == (8 * shape[1], 8 * shape[2])
+        assert catalog.duration_s[index] == record.frames / 25
+    assert catalog.empty_text_tokens == 2
+
+
+def test_summary_reports_the_round_trip(dataset, clips_dir, capsys):
+    _, summary = dataset
+    frames = _frames(clips_dir, 40, 57)
+    codec = DctCodec()
+    pixels = np.clip(np.rint((np.asarray(codec.decode(codec.encode(frames))) + 1) * 127.5), 0, 255)
+    psnr = -10 * np.log10(np.mean(np.square((pixels - (frames + 1) * 127.5) / 255)))
+    row = next(row for row in summary["clips"] if row["clip_id"] == "talk-040")
+    assert abs(row["round_trip_psnr_db"] - psnr) < 1.0  # over all its windows, not only the longest
+    assert len(summary["latent_std"]) == 48
+    print_summary(summary, Console(width=100))
+    assert "talk-040" in capsys.readouterr().out
+
+
+def test_the_same_clips_and_settings_keep_the_dataset(dataset, clips_dir, config):
+    out, summary = dataset
+    before = {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    assert encode(clips_dir, out, config, Console(quiet=True)) == summary
+    assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
+
+
+def test_other_settings_are_refused_unless_overwritten(dataset, clips_dir, config, tmp_path):
+    out = shutil.copytree(dataset[0], tmp_path / "dataset")
+    other = dataclasses.replace(config, windows=dataclasses.replace(config.windows, frames=(5,)))
+    with pytest.raises(ValueError, match=r"other clips or settings.*--overwrite"):
+        encode(clips_dir, out, other, Console(quiet=True))
+    assert open_records(out)[0] is not None
+    summary = encode(clips_dir, out, other, Console(quiet=True), overwrite=True)
+    assert set(Catalog.load(out).frames) == {5} and summary["by_frames"].keys() == {"5"}
+    assert sorted(os.listdir(tmp_path)) == ["dataset"]
+
+
+def test_a_folder_of_something_else_is_left_alone(clips_dir, config, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="no dataset of `omnihuman encode`"):
+            encode(clips_dir, tmp_path / "mine", config, Console(quiet=True), overwrite=overwrite)
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"] and os.listdir(tmp_path) == ["mine"]
+
+
+def test_without_a_speech_encoder_no_window_has_audio(clips_dir, config, tmp_path):
+    encode(clips_dir, tmp_path / "dataset", dataclasses.replace(config, speech_encoder="", speech_layers=()), Console(quiet=True))
+    assert not (Catalog.load(tmp_path / "dataset").eligible >> Condition.AUDIO & 1).any()
+    source = open_records(tmp_path / "dataset")
+    assert source.spec.audio_width == 0 and source[0].audio_TE.shape == (0, 0)
+
+
+def test_a_failure_leaves_nothing_behind(clips_dir, config, tmp_path):
+    """The second clip's landmarks are damaged: by then the first shard is written."""
+    folder = shutil.copytree(clips_dir, tmp_path / "curated")
+    (folder / "clips" / "talk-040" / "landmarks.npz").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"talk-040.*not a landmarks file") as error:
+        encode(folder, tmp_path / "dataset", config, Console(quiet=True))
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path) == ["curated"]
+
+
+def test_a_video_that_changed_since_curate_is_refused(clips_dir, config, tmp_path):
+    folder = shutil.copytree(clips_dir, tmp_path / "curated")
+    with (folder / "videos" / "talk.mp4").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(ValueError, match=r"talk\.mp4: changed since curate"):
+        encode(folder, tmp_path / "dataset", config, Console(quiet=True))
+    os.remove(folder / "videos" / "talk.mp4")
+    with pytest.raises(FileNotFoundError, match=r"talk\.mp4: the video of clip talk-004 is gone"):
+        encode(folder, tmp_path / "dataset", config, Console(quiet=True))
+
+
+def test_clips_too_short_for_any_window(clips_dir, config, tmp_path):
+    long = dataclasses.replace(config, windows=dataclasses.replace(config.windows, frames=(401,)))
+    with pytest.raises(ValueError, match=r"3 clips give no window of \(401,\) frames"):
+        encode(clips_dir, tmp_path / "dataset", long, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": (16,)}, r"1 \+ 4n"),
+        ({"frames": ()}, r"1 \+ 4n"),
+        ({"stride": 0}, "stride 0"),
+        ({"references": 0}, "references 0"),
+        ({"margin": -1}, "margin -1"),
+        ({"area": 100}, "area 100"),
+    ],
+)
+def test_settings_that_make_no_sense(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, windows=dataclasses.replace(config.windows, **change)).validate()
+
+
+def test_command_line(clips_dir, networks, tmp_path, dataset, capsys):
+    arguments = ["--clips", str(clips_dir), "--out", str(tmp_path / "dataset"), "--text-encoder", str(networks[0])]
+    arguments += ["--speech-encoder", str(networks[1]), "--speech-layers", "0,2", "--area", "64x48", "--window-frames", "1,5,17"]
+    arguments += ["--stride", "6", "--references", "3", "--margin", str(MARGIN)]
+    assert main(arguments) == 0
+    mine, theirs = Catalog.load(tmp_path / "dataset"), Catalog.load(dataset[0])
+    assert mine.fingerprint() == theirs.fingerprint()
+    assert json.loads((tmp_path / "dataset" / "encode.json").read_text())["windows"] == len(mine)
+    with pytest.raises(FileNotFoundError, match=r"omnihuman curate"):
+        main(["--clips", str(tmp_path / "nothing"), *arguments[2:]])
+    with pytest.raises(SystemExit):
+        main([*arguments, "--window-frames", "1,x"])
+    assert "whole numbers with commas" in capsys.readouterr().err
