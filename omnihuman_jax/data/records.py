@@ -75,7 +75,7 @@ class DatasetSpec:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in arrays}
         temporary = directory / f".dataset.npz.{os.getpid()}"
         with temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
         temporary.replace(directory / "dataset.npz")
         temporary = directory / f".dataset.json.{os.getpid()}"
         temporary.write_text(json.dumps(fields, indent=2, default=dict) + "\n")
@@ -310,6 +310,8 @@ class RecordSource:
         try:
             record = decode_record(self._features.deserialize_example_np(self._source[index]), self.spec)
             record.validate(self.spec)
+        except MemoryError:
+            raise
         except Exception as error:  # readers raise RuntimeError on a bad checksum, protobuf and numpy what they please
             self.unreadable[index] = f"{type(error).__name__}: {error}".splitlines()[0]
             return None
