@@ -1,0 +1,226 @@
+"""`omnihuman export`: a checkpoint becomes a folder that PyTorch loads, without JAX and without this package.
+
+The folder: model.safetensors (or shards with an index), config.json, modeling_omnihuman.py (the model; needs torch and
+safetensors alone) and README.md. It appears whole or not at all, and its tensors stream through the host one by one.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from omnihuman_jax import config as experiment
+from omnihuman_jax.interop import safetensors_io
+from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
+from omnihuman_jax.interop.key_table import KeyTable, ReadSlice, key_table
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.training.checkpoint import WEIGHTS, Checkpoints, RunRecord
+
+DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+ARCHITECTURE = "OmniHumanForVideo"
+MODULE = "modeling_omnihuman.py"
+# Fields of MMDiTConfig that say how JAX computes, not what.
+EXECUTION_FIELDS = ("remat", "attention")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """What an export wrote: the folder, tensors, parameters and bytes of weights, and the step that they are of."""
+
+    folder: Path
+    tensors: int
+    parameters: int
+    nbytes: int
+    step: int
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    weights: str = "ema",
+    dtype: str = "fp32",
+    step: int | None = None,
+    max_shard_bytes: int = safetensors_io.DEFAULT_MAX_SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Exports a checkpoint of the run in `run` to `out`.
+
+    Args:
+        run: run directory of `omnihuman train`.
+        out: a folder that does not exist, is empty, or holds an earlier export, which is then replaced.
+        weights: `ema` or `raw`.
+        dtype: `fp32`, the master weights bit for bit, or `bf16`, rounded to nearest.
+        step: of the checkpoint; the newest by default.
+        max_shard_bytes: weights above this size are cut into several files.
+        progress: called with (bytes written, bytes in all).
+
+    Raises:
+        FileNotFoundError: no such run or checkpoint.
+        FileExistsError: `out` holds something else.
+        ValueError: a checkpoint that is damaged or does not fit its own config.
+    """
+    _check_choices(weights, dtype)
+    folder, record = _checkpoint(run, step)
+    model = experiment.from_json(record.config).model
+    table = key_table(model)
+    leaves = CheckpointLeaves(folder, WEIGHTS[weights])
+    table.check_ours(leaves.shapes, f"{folder}/{WEIGHTS[weights]}")
+    about = {"weights": weights, "dtype": dtype, "step": record.step, "run": str(record.config["name"])}
+    return export_params(
+        model, table, leaves.read, out, dtype=dtype, about=about, max_shard_bytes=max_shard_bytes, progress=progress
+    )
+
+
+def export_params(
+    model: mmdit.MMDiTConfig,
+    table: KeyTable,
+    read: ReadSlice,
+    out: Path,
+    *,
+    dtype: str,
+    about: dict[str, Any],
+    max_shard_bytes: int = safetensors_io.DEFAULT_MAX_SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Writes the folder from whatever `read` reads layers of parameters from; `about` goes into config.json."""
+    sources = table.to_torch(read, DTYPES[dtype])
+    total, done = sum(source.nbytes for source in sources), 0
+
+    def written(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, total)
+
+    with safetensors_io.whole_folder(out, overwrite=is_export(out)) as folder:
+        safetensors_io.write_folder(folder, sources, max_shard_bytes=max_shard_bytes, progress=written)
+        (folder / "config.json").write_text(json.dumps(module_config(model, about), indent=2) + "\n")
+        with resources.as_file(resources.files("omnihuman_jax.interop") / MODULE) as module:
+            shutil.copyfile(module, folder / MODULE)
+        (folder / "README.md").write_text(readme(model, about, out.name))
+    parameters = sum(int(np.prod(source.shape)) for source in sources)
+    return Exported(folder=out, tensors=len(sources), parameters=parameters, nbytes=total, step=int(about["step"]))
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `folder` was written by an export."""
+    try:
+        return json.loads((folder / "config.json").read_text())["architecture"] == ARCHITECTURE
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def module_config(model: mmdit.MMDiTConfig, about: dict[str, Any]) -> dict[str, Any]:
+    """config.json: `model` is what the PyTorch module is built from, `export` says where its weights come from."""
+    sizes = {name: value for name, value in experiment.to_json(model).items() if name not in EXECUTION_FIELDS}
+    return {"architecture": ARCHITECTURE, "model": sizes, "export": about}
+
+
+def readme(model: mmdit.MMDiTConfig, about: dict[str, Any], name: str) -> str:
+    """The folder's README: the three lines that load it, and what the model takes."""
+    rows = [
+        ("`segment_ids_BL`, `text_segment_ids_BS`", "int", "window of a token + 1, 0 for padding"),
+        ("`positions_BL3`", "int", "indices (t, h, w) of a latent token; t is 0 on reference tokens"),
+        ("`is_reference_BL`", "bool", "tokens of the reference image"),
+        ("`motion_BG`", "bool", "windows whose first 2 latents are given clean"),
+        ("`active_BG4`", "bool", "active conditions of a window: text, reference, audio, pose"),
+        ("`text_BSE`", "float", f"token-level text embeddings, E = {model.text_width}"),
+    ]
+    if model.pooled_width:
+        rows.append(("`pooled_BGE`", "float", f"pooled text embedding of a window, E = {model.pooled_width}"))
+    if model.audio or model.pose:
+        rows.append(("`frame_BL`", "int", "latent-frame slot of a video token, -1 on other tokens"))
+    if model.audio:
+        rows.append(("`audio_BTE`", "float", f"speech features at 25 fps, E = {model.audio.features}"))
+        rows.append(("`audio_index_BFA`", "int", f"rows of them for each latent frame, A = {model.audio.tokens}, -1 for none"))
+    if model.pose:
+        rows.append(("`keypoints_BTJ3`", "float", f"x, y (in tokens of 16 pixels), confidence; J = {model.pose.keypoints}"))
+        rows.append(("`pose_index_BFP`", "int", f"rows of them for each latent frame, P = {model.pose.frames}, -1 for none"))
+    table = "\n".join(f"| {row} | {dtype} | {meaning} |" for row, dtype, meaning in rows)
+    return f"""# {name}
+
+OmniHuman, step {about["step"]} of run `{about["run"]}`, {about["weights"]} weights in {about["dtype"]}, by `omnihuman export`.
+Needs `torch` and `safetensors`; no JAX. In this folder (or with it on `PYTHONPATH`):
+
+```python
+from modeling_omnihuman import OmniHumanForVideo
+model = OmniHumanForVideo.from_pretrained(".")
+velocity = model(tokens, t, batch)
+```
+
+`tokens` [B, L, {model.patch_channels}] are latents in patches of 2 x 2, `t` [B, G] the diffusion time of each window in [0, 1],
+`velocity` the direction from data to noise: z_t = (1 - t) z_0 + t noise, so a step from t to s < t is
+`tokens + (s - t) * velocity`, on the tokens that are not given clean. `batch` is a dict of tensors; a sequence packs up to G
+windows (clips) of any size:
+
+| array | dtype | meaning |
+|---|---|---|
+{table}
+
+The docstring of `OmniHumanForVideo.forward` has the details. `torch.compile(model)` works; attention is PyTorch's
+`scaled_dot_product_attention`.
+"""
+
+
+def _check_choices(weights: str, dtype: str) -> None:
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights {weights!r}: choose {' or '.join(sorted(WEIGHTS))}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: choose {' or '.join(DTYPES)}")
+
+
+def _checkpoint(run: Path, step: int | None) -> tuple[Path, RunRecord]:
+    """The folder of a finished checkpoint of `run`, and its record."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{run} holds no checkpoints; give the run directory of `omnihuman train`")
+    with Checkpoints(folder) as checkpoints:
+        steps = checkpoints.steps
+        if not steps:
+            raise FileNotFoundError(f"{folder} has no finished checkpoint; train first, or wait for the first save")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise FileNotFoundError(f"{folder} has no step {step}; it has {', '.join(map(str, steps))}")
+        return folder / str(step), checkpoints.record(step)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`omnihuman export`."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    parser = argparse.ArgumentParser(
+        prog="omnihuman export",
+        description="Writes a checkpoint as safetensors, config.json and a standalone PyTorch module.",
+        epilog="example: omnihuman export --run runs/mine/run --out runs/mine/export --weights ema --dtype fp32",
+    )
+    parser.add_argument("--run", required=True, type=Path, help="run directory of `omnihuman train`")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write; an earlier export in it is replaced")
+    parser.add_argument("--weights", choices=sorted(WEIGHTS), default="ema", help="(%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="(%(default)s)")
+    parser.add_argument("--step", type=int, help="checkpoint; the newest by default")
+    parser.add_argument("--max-shard-gb", type=float, default=5.0, help="cut larger weights into several files (%(default)s)")
+    options = parser.parse_args(argv)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task("exporting", total=None)
+        result = export_run(
+            options.run,
+            options.out,
+            weights=options.weights,
+            dtype=options.dtype,
+            step=options.step,
+            max_shard_bytes=int(options.max_shard_gb * 1e9),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(
+        f"{result.folder}: step {result.step}, {options.weights} weights, {result.parameters / 1e6:.1f} M parameters in "
+        f"{result.tensors} tensors, {result.nbytes / 1e6:.1f} MB of {options.dtype}; its README.md shows how to load it"
+    )
+    return 0

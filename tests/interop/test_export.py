@@ -1,0 +1,212 @@
+"""`omnihuman export`: a real checkpoint to a folder that three lines of PyTorch load, whole or not at all."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from safetensors.torch import load_file
+
+from omnihuman_jax import config as experiment
+from omnihuman_jax import export
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.interop import key_table as kt
+from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.training.checkpoint import Checkpoints, RunRecord, load_weights
+from omnihuman_jax.training.train_state import Counters, TrainState
+from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for
+
+CONFIG = experiment.ExperimentConfig(name="a run", model=odd_config(width=32, num_heads=2, rope_axes=(4, 6, 6)))
+STEP = 7
+
+
+def _params(seed: int) -> dict:
+    """Random weights, spread over eight devices the way fsdp and tensor parallelism spread them: chunks on disk are shards."""
+    table = kt.key_table(CONFIG.model)
+    mesh = Mesh(np.asarray(jax.devices()).reshape(4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+
+    def spread(leaf: np.ndarray) -> jax.Array:
+        split = [("fsdp" if dim % 4 == 0 else None) if i else None for i, dim in enumerate(leaf.shape)]
+        split = [axis if axis not in split[:i] else None for i, axis in enumerate(split)]
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*split)))
+
+    return jax.tree.map(spread, table.from_torch(random_tensors(table, seed).__getitem__))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run directory with two checkpoints, written by the trainer's own code."""
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        for step in (STEP - 4, STEP):
+            state = TrainState(
+                params=_params(step),
+                opt_state={"count": jnp.zeros((), jnp.int32)},
+                ema=_params(step + 100),
+                step=jnp.asarray(step, jnp.int32),
+                counters=Counters.zeros(),
+            )
+            checkpoints.save(state, RunRecord(config=experiment.to_json(CONFIG), fingerprint="f", step=step))
+            checkpoints.wait()
+    return directory
+
+
+@pytest.mark.parametrize("part", ["params", "ema"])
+@pytest.mark.parametrize("block_bytes", [1, 5000, 1 << 28])
+def test_leaves_are_those_that_orbax_restores(run, part, block_bytes):
+    leaves = CheckpointLeaves(run / "checkpoints" / str(STEP), part, block_bytes=block_bytes)
+    weights = {"params": "raw", "ema": "ema"}[part]
+    restored, _ = load_weights(run / "checkpoints", mmdit.abstract_params(CONFIG.model)[0], weights=weights)
+    restored = kt.flatten(restored)
+    assert leaves.shapes == {path: leaf.shape for path, leaf in restored.items()}
+    assert leaves.nbytes == sum(leaf.nbytes for leaf in restored.values())
+    for path, leaf in restored.items():
+        np.testing.assert_array_equal(leaves.read(path, None), np.asarray(leaf))
+        if path[0].endswith("blocks"):
+            for layer in [*range(leaf.shape[0]), 0]:
+                np.testing.assert_array_equal(leaves.read(path, layer), np.asarray(leaf)[layer])
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_weights_are_the_checkpoints_bit_for_bit(run, tmp_path, weights, dtype):
+    result = export.export_run(run, tmp_path / "out", weights=weights, dtype=dtype)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        ["model.safetensors", "config.json", "modeling_omnihuman.py", "README.md"]
+    )
+    expected = random_tensors(kt.key_table(CONFIG.model), STEP + (100 if weights == "ema" else 0))
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == expected.keys()
+    for name, array in expected.items():
+        rounded = array if dtype == "fp32" else array.astype(ml_dtypes.bfloat16).astype(np.float32)
+        assert written[name].dtype == (torch.float32 if dtype == "fp32" else torch.bfloat16)
+        np.testing.assert_array_equal(written[name].float().numpy(), rounded, err_msg=name)
+    assert result.parameters == sum(array.size for array in expected.values())
+    assert result.tensors == len(expected) and result.step == STEP
+    about = json.loads((tmp_path / "out" / "config.json").read_text())["export"]
+    assert about == {"weights": weights, "dtype": dtype, "step": STEP, "run": "a run"}
+
+
+SCRIPT = """
+import sys
+for name in ("jax", "jaxlib", "flax", "orbax", "omnihuman_jax"):
+    sys.modules[name] = None  # importing any of these now fails
+import torch
+torch.set_grad_enabled(False)
+batch = torch.load("in.pt")
+tokens, t = batch["latents_BLC"], batch.pop("t")
+{lines}
+torch.save(velocity, "velocity.pt")
+"""
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 20_000])
+def test_the_readmes_lines_give_the_jax_models_velocity_without_jax(run, tmp_path, max_shard_bytes):
+    """A process in the exported folder, jax and this package blocked, runs the lines that README.md shows."""
+    out = tmp_path / "export"
+    export.export_run(run, out, weights="ema", max_shard_bytes=max_shard_bytes)
+    assert (out / "model.safetensors").exists() == (max_shard_bytes == 10**9)
+    shape = shape_for(CONFIG.model)
+    every = ConditionSet.of(*Condition)
+    layout = [
+        [Window(latents=3, height=3, width=5, text_tokens=6, active=every, motion=True)],
+        [
+            Window(latents=4, height=2, width=3, text_tokens=7, active=ConditionSet.of(Condition.AUDIO)),
+            Window(latents=3, height=3, width=4, text_tokens=9, active=ConditionSet.of(Condition.POSE, Condition.REFERENCE)),
+        ],
+    ]
+    batch = packed_batch(shape, layout)
+    t_BG = np.array([[0.3, 0.9, 0.1, 0.5], [0.71, 0.05, 1.0, 0.4]], np.float32)
+    torch.save({name: torch.from_numpy(array) for name, array in batch.items()} | {"t": torch.from_numpy(t_BG)}, out / "in.pt")
+
+    code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    assert len(code) == 1 and len(code[0].splitlines()) == 3
+    script = SCRIPT.format(lines=code[0])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=out, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    params = kt.key_table(CONFIG.model).from_torch(random_tensors(kt.key_table(CONFIG.model), STEP + 100).__getitem__)
+    ours = np.asarray(jax.jit(lambda p: mmdit.apply(CONFIG.model, p, batch["latents_BLC"], t_BG, batch))(params))
+    theirs = torch.load(out / "velocity.pt").numpy()
+    real = batch["segment_ids_BL"] > 0
+    assert np.linalg.norm(theirs[real] - ours[real]) <= 1e-5 * np.linalg.norm(ours[real])
+
+
+def test_an_older_step_on_request(run, tmp_path):
+    assert export.export_run(run, tmp_path / "out", step=STEP - 4).step == STEP - 4
+    with pytest.raises(FileNotFoundError, match="has no step 99; it has 3, 7"):
+        export.export_run(run, tmp_path / "other", step=99)
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else_is(run, tmp_path):
+    out = tmp_path / "out"
+    export.export_run(run, out, max_shard_bytes=20_000)
+    export.export_run(run, out)
+    assert len(list(out.glob("*.safetensors*"))) == 1  # no shard of the first is left
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"photos.*not empty"):
+        export.export_run(run, tmp_path / "photos")
+    assert [p.name for p in (tmp_path / "photos").iterdir()] == ["config.json"]
+
+
+def test_bad_input_is_one_line_with_the_cure(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoints; give the run directory"):
+        export.export_run(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"dtype 'fp8': choose fp32 or bf16"):
+        export.export_run(run, tmp_path / "out", dtype="fp8")
+    with pytest.raises(ValueError, match=r"weights 'best': choose ema or raw"):
+        export.export_run(run, tmp_path / "out", weights="best")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_in_the_middle_leaves_nothing(run, tmp_path):
+    def fail(done: int, total: int) -> None:
+        if done > total // 2:
+            raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        export.export_run(run, tmp_path / "out", progress=fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_in_the_middle_leaves_no_half_folder(run, tmp_path):
+    code = textwrap.dedent(
+        f"""
+        import time, pathlib
+        from omnihuman_jax import export
+        def pause(done, total):
+            if done > total // 2:
+                print("half", flush=True)
+                time.sleep(60)
+        export.export_run(pathlib.Path({str(run)!r}), pathlib.Path({str(tmp_path / "out")!r}), progress=pause)
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "half\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    export.export_run(run, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_command(run, tmp_path, capsys):
+    assert export.main(["--run", str(run), "--out", str(tmp_path / "out"), "--weights", "raw", "--dtype", "bf16"]) == 0
+    printed = capsys.readouterr().out
+    assert f"step {STEP}, raw weights" in printed and "of bf16" in printed
+    assert export.is_export(tmp_path / "out")
