@@ -30,6 +30,7 @@ from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
 NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO, Condition.POSE)
 SAMPLED = ("sample", "other_pose", "other_audio")
 KINDS = ("sample", "still", "other_pose", "other_audio")
+SHOWN = ("truth", "sample", "still", "other_pose")
 TITLES = {
     "truth": "truth",
     "sample": "own pose + audio",
@@ -183,6 +184,7 @@ def measure(outcome: Outcome) -> dict[str, Any]:
     record, pictures = outcome.subject.record, outcome.pictures
     height, width = (SPATIAL_STRIDE * side for side in record.latents_FHWC.shape[1:3])
     mouth = outcome.subject.mouth_THW
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in record.window_id)
     return {
         "window_id": record.window_id,
         "clip_id": record.clip_id,
@@ -190,6 +192,8 @@ def measure(outcome: Outcome) -> dict[str, Any]:
         "frames": record.frames,
         "height": height,
         "width": width,
+        "sheet": f"evaluation/{name}.png",
+        "video": f"evaluation/{name}.mp4",
         "psnr": {kind: psnr.psnr(pictures[kind], pictures["truth"]) for kind in KINDS},
         "psnr_mouth": None if mouth is None else {kind: psnr.psnr(pictures[kind], pictures["truth"], mouth) for kind in KINDS},
     }
@@ -296,6 +300,7 @@ def evaluate(
         "seed": seed,
         "seconds": round(time.monotonic() - begin, 1),
         **summarise(rows),
+        "contact_sheet": "contact_sheet.png",
         "windows": rows,
     }
     out.mkdir(parents=True, exist_ok=True)

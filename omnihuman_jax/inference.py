@@ -23,7 +23,6 @@ from omnihuman_jax.data import packing, records
 from omnihuman_jax.diffusion import flow_matching, guidance, sampler
 from omnihuman_jax.models import codec as codecs
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.train import compute_dtype
 from omnihuman_jax.training import checkpoint
 from omnihuman_jax.typing import PATCH, Batch, PackedShape, Params
 
@@ -110,7 +109,7 @@ def open_run(
         step=record.step,
         encode=jax.jit(codec.encode),
         decode=jax.jit(codec.decode),
-        dtype=compute_dtype(config),
+        dtype=experiment.compute_dtype(config),
     )
 
 
@@ -122,7 +121,8 @@ def shape_for(run: TrainedRun, windows: Sequence[packing.PackInput]) -> PackedSh
         latents, height, width, _ = window.latents_FHWC.shape
         references = int(conditions.Condition.REFERENCE in window.active)
         tokens.append((latents + references) * (height // PATCH) * (width // PATCH))
-    block = max(1, run.config.data.plan.block) * run.mesh.shape["context"]
+    # What a blocked attention kernel asks for; a CPU has none, and padding is work.
+    block = (8 if run.mesh.devices.flat[0].platform == "cpu" else 128) * run.mesh.shape["context"]
     return dataclasses.replace(
         base,
         latent_tokens=_round_up(max(tokens), block),
@@ -156,7 +156,7 @@ class Sampler:
         tokens = sharding.named_sharding(run.mesh, ("batch", "tokens", None), (batch, shape.latent_tokens, shape.patch_channels))
         places = jax.tree.map(lambda leaf: leaf.sharding, run.params)
         self._shardings = shardings
-        self._start = jax.jit(self._noise, in_shardings=(shardings, replicated), out_shardings=tokens)
+        self._start = jax.jit(self._noise_and_timesteps, in_shardings=(shardings, replicated), out_shardings=(tokens, replicated))
         self._advance: Any = jax.jit(
             self._euler_steps,
             in_shardings=(places, shardings, tokens, replicated, replicated),
@@ -183,10 +183,10 @@ class Sampler:
         scales = guidance.guidance_scales(self.config.guidance, self.config.num_steps)
         with jax.set_mesh(self.run.mesh):
             placed = {name: jax.device_put(array, self._shardings[name]) for name, array in both.items()}
-            tokens = self._start(placed, jax.random.key(seed))
-            for done in range(self.num_chunks):
-                part = slice(done * self.chunk, (done + 1) * self.chunk)
-                tokens = self._advance(self.run.params, placed, tokens, np.int32(part.start), scales[part])
+            tokens, timesteps = self._start(placed, jax.random.key(seed))
+            for start in range(0, self.config.num_steps, self.chunk):
+                stop = start + self.chunk
+                tokens = self._advance(self.run.params, placed, tokens, timesteps[start : stop + 1], scales[start:stop])
                 tokens.block_until_ready()
                 on_progress(1 / self.num_chunks)
         self.model_calls += self.config.num_steps
@@ -200,23 +200,24 @@ class Sampler:
     def _conditional(self, batch: Batch) -> dict[str, jax.Array]:
         return {name: jnp.asarray(array)[: self.batch] for name, array in batch.items()}
 
-    def _noise(self, batch: Batch, key: jax.Array) -> jax.Array:
+    def _noise_and_timesteps(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = self._conditional(batch)
         slot_BL = jnp.take_along_axis(rows["slot_BG"], jnp.maximum(rows["segment_ids_BL"] - 1, 0), axis=1)
-        return sampler.token_noise(key, slot_BL, rows["token_BL"], self.shape.patch_channels)
+        noise_BLC = sampler.token_noise(key, slot_BL, rows["token_BL"], self.shape.patch_channels)
+        tokens_BG = flow_matching.video_tokens_of_slot(rows["segment_ids_BL"], rows["is_reference_BL"], self.shape.windows)
+        return noise_BLC, flow_matching.timesteps(self.config.num_steps, tokens_BG, self.run.config.flow)
 
-    def _euler_steps(self, params: Params, batch: Batch, tokens_BLC: jax.Array, first: jax.Array, scales_K: jax.Array) -> jax.Array:
+    def _euler_steps(
+        self, params: Params, batch: Batch, tokens_BLC: jax.Array, timesteps_KBG: jax.Array, scales_K: jax.Array
+    ) -> jax.Array:
         rows = self._conditional(batch)
-        segment_ids_BL = rows["segment_ids_BL"]
-        tokens_BG = flow_matching.video_tokens_of_slot(segment_ids_BL, rows["is_reference_BL"], self.shape.windows)
-        t_KBG = flow_matching.timesteps(self.config.num_steps, tokens_BG, self.run.config.flow)
         return sampler.sample(
             functools.partial(self._velocity, params, batch),
             tokens_BLC,
             rows["latents_BLC"],
-            conditions.clean_mask(rows) | (segment_ids_BL == 0),
-            segment_ids_BL,
-            jax.lax.dynamic_slice_in_dim(t_KBG, first, self.chunk + 1),
+            conditions.clean_mask(rows) | (rows["segment_ids_BL"] == 0),
+            rows["segment_ids_BL"],
+            timesteps_KBG,
             scales_K if self.guided else None,
         )
 

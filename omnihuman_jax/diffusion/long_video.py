@@ -33,7 +33,8 @@ class Seam:
     """How well two segments meet at output frame `frame` (values of pictures in [-1, 1]).
 
     overlap_psnr_db: decoded motion frames of the new segment against the frames that they were encoded from.
-    jump: root mean square difference over the cut; typical_jump: its median over the two segments' other frames.
+    jump: root mean square difference over the cut; typical_jump: its median over the other places in the two segments where
+    one latent's frames end and the next one's begin, which is where a cut always falls.
     """
 
     frame: int
@@ -98,7 +99,10 @@ def measure_seam(before_THW3: np.ndarray, after_THW3: np.ndarray, segment: Segme
     def steps(frames: np.ndarray) -> np.ndarray:
         return np.sqrt(np.mean(np.diff(frames, axis=0) ** 2, axis=(1, 2, 3)))
 
-    inside = np.concatenate([steps(before_THW3), steps(after_THW3[overlap:])])
+    # Latents begin at frames 1, 5, 9, ...; the cut is the step before frame `overlap` = 5.
+    inside = np.concatenate(
+        [steps(before_THW3)[::TEMPORAL_STRIDE], steps(after_THW3)[overlap - 1 + TEMPORAL_STRIDE :: TEMPORAL_STRIDE]]
+    )
     return Seam(
         frame=segment.start + overlap,
         overlap_psnr_db=10 * math.log10(4.0 / error) if error else math.inf,

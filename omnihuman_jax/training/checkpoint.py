@@ -109,6 +109,8 @@ class Checkpoints:
     def record(self, step: int) -> RunRecord:
         """The record of a step; CheckpointError if it is missing or of another format."""
         where = f"{self.directory}/{step}"
+        if step not in self.steps:
+            raise CheckpointError(f"{self.directory} has no step {step}; it has {self.steps or 'none'}")
         try:
             stored = self._checkpointer.checkpointables_metadata(step).custom_metadata
         except Exception as error:

@@ -1,0 +1,27 @@
+"""One tiny run for the whole folder: made once, read by every test, changed by none."""
+
+import numpy as np
+import pytest
+
+from omnihuman_jax import inference, media
+from tests.evaluation import tiny_run
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> tiny_run.TinyRun:
+    return tiny_run.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def run(tiny) -> inference.TrainedRun:
+    return inference.open_run(tiny.run)
+
+
+@pytest.fixture(scope="session")
+def talking(tmp_path_factory):
+    """A video of 30 frames with sound: image, voice and (to a pose network) nobody."""
+    path = tmp_path_factory.mktemp("media") / "talking.mp4"
+    frames = tiny_run.moving_picture(5, 30, 64, 96)
+    sound = 0.3 * np.sin(np.arange(30 * 640) / 9).astype(np.float32)
+    media.write_video(path, ((frames + 1) * 127.5).astype(np.uint8), audio=sound)
+    return path
