@@ -3,7 +3,7 @@
     pip install transformers==5.23.0 torch
     python -m tests.models.make_encoder_goldens
 
-With the folders of real networks it prints instead how far our JAX encoders are from `transformers` on them:
+With the folders of the sample networks it makes `sample_encoder_goldens.npz` instead, and prints how far ours are from them:
 
     python -m tests.models.make_encoder_goldens --text-encoder DIR --speech-encoder DIR
 """
@@ -52,17 +52,19 @@ def compare(text_encoder: Path, speech_encoder: Path) -> None:
     from omnihuman_jax.models.speech_encoder import load_speech_encoder
     from omnihuman_jax.models.text_encoder import load_text_encoder
 
-    texts = ("a man is talking to the camera", "a train crosses the bridge at night", "")
-    ours = load_text_encoder(text_encoder).encode(texts, 64).tokens
-    for text, mine, theirs in zip(texts, ours, text_states(text_encoder, texts, 64), strict=True):
+    texts = tiny_networks.REAL_TEXTS
+    reference_text = text_states(text_encoder, texts, 64)
+    for text, mine, theirs in zip(texts, load_text_encoder(text_encoder).encode(texts, 64).tokens, reference_text, strict=True):
         print(f"text {text!r}: largest difference {np.abs(mine - theirs).max():.2e} of {np.abs(theirs).max():.2f}")
     encoder = load_speech_encoder(speech_encoder)
     sound = tiny_networks.wave(9.0)
-    _, theirs = speech_states(speech_encoder, sound)
-    theirs[0] -= encoder.params["positions"]
-    states = whisper.hidden_states(encoder.config, encoder.params, sound, tuple(range(len(theirs))))
-    for layer, (mine, reference) in enumerate(zip(states, theirs[:, : states.shape[1]], strict=True)):
-        print(f"speech layer {layer}: largest difference {np.abs(mine - reference).max():.2e} of {np.abs(reference).max():.2f}")
+    _, reference_speech = speech_states(speech_encoder, sound)
+    reference_speech[0] -= encoder.params["positions"]  # ours leaves them out of layer 0
+    states = whisper.hidden_states(encoder.config, encoder.params, sound, tuple(range(len(reference_speech))))
+    for layer, (mine, theirs) in enumerate(zip(states, reference_speech[:, : states.shape[1]], strict=True)):
+        print(f"speech layer {layer}: largest difference {np.abs(mine - theirs).max():.2e} of {np.abs(theirs).max():.2f}")
+    kept = {f"text_{index}": states[:, ::16] for index, states in enumerate(reference_text)}
+    np.savez_compressed(tiny_networks.REAL_GOLDENS, speech=reference_speech[:, : states.shape[1] : 40, ::16], **kept)
 
 
 def main() -> None:

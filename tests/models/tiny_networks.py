@@ -11,6 +11,14 @@ from safetensors.numpy import save_file
 
 # What `transformers` makes of these networks, TEXTS and wave(30), and where in time it was sampled.
 GOLDENS = Path(__file__).parent / "encoder_goldens.npz"
+# What it makes of the networks of `omnihuman sample-media`: every 16th channel, and every 40th step of wave(9).
+REAL_GOLDENS = Path(__file__).parent / "sample_encoder_goldens.npz"
+REAL_TEXTS = (
+    "A man is talking to the camera.",
+    "A person speaks in front of a bookshelf",
+    "a train crosses the bridge at night",
+    "",
+)
 SPEECH_STEPS = (0, 1, 17, 60, 333, 1499)
 MEL_FRAMES = (0, 1, 55, 120, 800, 2999)
 
