@@ -1,6 +1,7 @@
-"""Packing many windows into many sequences, from their sizes alone: best fit, the largest first."""
+"""Packing many windows into many sequences, from their sizes alone."""
 
 import bisect
+import heapq
 
 import numpy as np
 
@@ -8,34 +9,61 @@ import numpy as np
 def pack(demand: np.ndarray, capacity: np.ndarray, bins: int) -> np.ndarray | None:
     """The bin of each item, int64 [n], such that no bin holds more than `capacity` in any dim; None if they do not all fit.
 
-    demand [n, d] and capacity [d] are integers; dim 0 is the one that best fit goes by. Deterministic.
+    demand [n, d] and capacity [d] are integers; bins are compared by what is left of dim 0. Deterministic. The largest
+    items go first, to the emptiest bin that takes them; if that fails, to the fullest. The first way spreads small items
+    and so keeps the other dims in balance; the second is better where a bin holds two or three items.
     """
-    count, dims = demand.shape
-    if not count:
+    if not len(demand):
         return np.zeros(0, np.int64)
     if (demand > capacity).any() or (demand.sum(axis=0) > capacity * bins).any():
         return None
     size = (demand / np.maximum(capacity, 1)).max(axis=1)
-    order = np.lexsort((np.arange(count), -demand[:, 0], -size)).tolist()
-    items, least = demand.tolist(), demand.min(axis=0).tolist()
-    left = [capacity.tolist() for _ in range(bins)]
-    # Bins by what is left of dim 0; a bin leaves the list when not even the smallest demand fits any more.
-    opened = [(int(capacity[0]), b) for b in range(bins)]
-    result = np.empty(count, np.int64)
-    others = range(1, dims)
+    order = np.lexsort((np.arange(len(demand)), -demand[:, 0], -size)).tolist()
+    items, least, room = demand.tolist(), demand.min(axis=0).tolist(), capacity.tolist()
+    result = _emptiest_first(items, order, least, room, bins)
+    if result is None:
+        result = _fullest_first(items, order, least, room, bins)
+    return None if result is None else np.asarray(result, np.int64)
+
+
+def _emptiest_first(items: list[list[int]], order: list[int], least: list[int], capacity: list[int], bins: int) -> list[int] | None:
+    left = [capacity] * bins
+    heap = [(-capacity[0], b) for b in range(bins)]
+    result = [-1] * len(items)
+    for item in order:
+        need, passed = items[item], []
+        while heap and -heap[0][0] >= need[0]:
+            entry = heapq.heappop(heap)
+            room = [a - b for a, b in zip(left[entry[1]], need)]
+            if min(room) < 0:
+                passed.append(entry)  # too little left of another dim
+                continue
+            result[item], left[entry[1]] = entry[1], room
+            # A bin is closed when not even the smallest demand fits any more.
+            if all(a >= b for a, b in zip(room, least)):
+                heapq.heappush(heap, (-room[0], entry[1]))
+            break
+        else:
+            return None
+        for entry in passed:
+            heapq.heappush(heap, entry)
+    return result
+
+
+def _fullest_first(items: list[list[int]], order: list[int], least: list[int], capacity: list[int], bins: int) -> list[int] | None:
+    left = [capacity] * bins
+    opened = [(capacity[0], b) for b in range(bins)]  # ascending
+    result = [-1] * len(items)
     for item in order:
         need = items[item]
-        position = bisect.bisect_left(opened, (need[0], -1))
-        while position < len(opened):
-            room = left[opened[position][1]]
-            if all(room[d] >= need[d] for d in others):
+        for position in range(bisect.bisect_left(opened, (need[0], -1)), len(opened)):
+            room = [a - b for a, b in zip(left[opened[position][1]], need)]
+            if min(room) >= 0:
                 break
-            position += 1
         else:
             return None
         _, chosen = opened.pop(position)
-        result[item] = chosen
-        room = left[chosen] = [a - b for a, b in zip(left[chosen], need)]
+        result[item], left[chosen] = chosen, room
         if all(a >= b for a, b in zip(room, least)):
             bisect.insort(opened, (room[0], chosen))
     return result
