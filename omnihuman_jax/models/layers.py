@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from omnihuman_jax.sharding import RULES
 
@@ -73,6 +74,7 @@ class Linear(nnx.Module):
         init: Init | None = None,
     ):
         self.num_in = len(in_shape)
+        self.whole_output = axes[-1] == "embed"
         init = init or normal(1.0 / math.sqrt(math.prod(in_shape)))
         self.kernel = param(rngs, (*in_shape, *out_shape), axes, init)
         # The bias of an `embed` output is small and read everywhere: replicated.
@@ -81,7 +83,21 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.num_in)
+        if self.whole_output:
+            y = _keep_last_dim_whole(y)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def _keep_last_dim_whole(x: jax.Array) -> jax.Array:
+    """`x` with its last dim on every device: activations are never split over the axes that `embed` weights are stored on.
+
+    Left to itself the partitioner may store an activation as [data, ..., fsdp], and on the way from there to
+    [(data, fsdp), ..., tensor] XLA (jax 0.10.2, CPU) swaps rows of the batch, without a word.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*free, None))
 
 
 class MLP(nnx.Module):
