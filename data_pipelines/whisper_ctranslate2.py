@@ -44,6 +44,8 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
             shape = [take("I") for _ in range(take("B"))]
             dtype = np.dtype(_DTYPES[take("B")])
             size = take("I")
+            if offset + size > len(data):
+                raise struct.error(f"{name} ends beyond the file")
             variables[name] = np.frombuffer(data, dtype, size // dtype.itemsize, offset).reshape(shape)
             offset += size
     except (struct.error, KeyError, UnicodeDecodeError) as error:

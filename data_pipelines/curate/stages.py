@@ -73,7 +73,7 @@ def recall_scan(task: ScanTask) -> Scan | None:
     record = Path(task.record)
     kept = _load(record)
     stat = os.stat(task.path)
-    if not kept or kept["question"] != _question(task):
+    if kept.get("question") != _question(task):
         return None
     if kept["stat"] != [stat.st_size, stat.st_mtime_ns]:
         if kept["sha256"] != decode.file_sha256(task.path):

@@ -34,7 +34,7 @@ class Thresholds:
     # Audio: speech that the one visible face says.
     min_loudness_dbfs: float = -60
     min_speech_share: float = 0.2
-    min_audio_s: float = 3
+    min_audio_s: float = 5
     min_audio_face_share: float = 0.95
     min_face_px: float = 48
     max_faces_share: float = 0.1
