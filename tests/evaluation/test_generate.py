@@ -1,0 +1,203 @@
+"""`omnihuman generate`: what drives what, files and their lengths, segments, and errors that a user can act on."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from omnihuman_jax import driving, generate, inference, media
+from omnihuman_jax.diffusion.guidance import GuidanceConfig
+from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.evaluation.sheet import to_float
+from tests.evaluation import tiny_run
+
+QUICK = SamplingConfig(num_steps=2, guidance=GuidanceConfig(scale=2.0))
+
+
+@pytest.fixture(scope="module")
+def pose(tiny):
+    return tiny.clips / "landmarks" / "clip0.npz"
+
+
+def arguments(tiny, talking, out, *more: str) -> list[str]:
+    return ["--run", str(tiny.run), "--image", str(talking), "--out", str(out), "--steps", "2", *more]
+
+
+@pytest.mark.parametrize(
+    ("audio", "with_pose", "text", "active", "guided"),
+    [
+        (True, False, "a man", "text+reference+audio", True),
+        (False, True, None, "reference+pose", False),
+        (True, True, "a man", "text+reference+audio+pose", True),
+        (False, False, None, "reference", False),
+    ],
+)
+def test_driving_signals_activate_the_papers_sets(run, talking, pose, tmp_path, audio, with_pose, text, active, guided):
+    request = driving.Request(
+        image=talking, audio=talking if audio else None, pose=pose if with_pose else None, text=text, seconds=0.36, size=(32, 48)
+    )
+    made = generate.generate(run, request, tmp_path / "out.mp4", config=QUICK)
+    assert (made.active.label, made.guided, made.frames, made.segments) == (active, guided, 9, 1)
+    header = media.probe(made.path)
+    assert (header.frames, header.height, header.width, header.fps, header.codec) == (9, 32, 48, 25, "h264")
+    assert header.has_audio == audio
+
+
+def test_a_long_video_is_chained_by_one_program_and_is_as_long_as_its_sound(run, talking, tmp_path):
+    heard: list[tuple[float, int]] = []
+    made = generate.generate(
+        run,
+        driving.Request(image=talking, audio=talking, seed=1),
+        tmp_path / "out.mp4",
+        config=QUICK,
+        on_progress=lambda done, total: heard.append((done, total)),
+    )
+    assert (made.frames, made.segments, made.compilations) == (30, 7, 1)
+    assert [seam.frame for seam in made.seams] == [9, 13, 17, 21, 25, 29]
+    # Motion frames are decoded from latents that were given clean: what the codec keeps of its own output.
+    assert all(seam.overlap_psnr_db > 25 for seam in made.seams)
+    assert heard[-1] == (pytest.approx(7), 7) and all(a[0] <= b[0] for a, b in itertools.pairwise(heard))
+    header, sound = media.probe(made.path), media.read_audio(made.path)
+    assert header.frames == 30 and header.duration_s == pytest.approx(1.2, abs=0.04)
+    driver = media.read_audio(talking)
+    assert len(sound) == pytest.approx(1.2 * 16_000, abs=64)
+    length = min(len(sound), len(driver))
+    assert np.corrcoef(sound[:length], driver[:length])[0, 1] > 0.95, "the sound is the driving one, in time"
+
+
+def test_motion_frames_are_the_last_decoded_frames_encoded_again(run, talking):
+    signals = driving.read_signals(run, driving.Request(image=talking, size=(32, 48)), 9)
+    segment = generate.long_video.segment_schedule(13, 9)[1]
+    frames = tiny_run.moving_picture(8, 5, 32, 48)
+    window = generate.window_of(run, signals, segment, frames)
+    assert window.motion and window.slot == 1
+    np.testing.assert_array_equal(window.latents_FHWC[:2], inference.encode_pictures(run, frames))
+    np.testing.assert_array_equal(window.latents_FHWC[2:], 0)
+    first = generate.window_of(run, signals, generate.long_video.segment_schedule(13, 9)[0], None)
+    assert not first.motion and not first.latents_FHWC.any()
+
+
+def test_rows_of_a_segment_have_real_margins_and_none_beyond_the_ends():
+    values = np.arange(20, dtype=np.float32)[:, None]
+    rows, real = generate.rows_around(values, 4, 9, 2)
+    np.testing.assert_array_equal(rows[:, 0], np.arange(2, 15))
+    assert real.all()
+    rows, real = generate.rows_around(values, 12, 9, 2)
+    np.testing.assert_array_equal(real, [True] * 10 + [False] * 3)
+    np.testing.assert_array_equal(rows[real, 0], np.arange(10, 20))
+    np.testing.assert_array_equal(rows[~real], 0)
+    np.testing.assert_array_equal(generate.rows_around(values, 0, 9, 2)[1][:3], [False, False, True])
+
+
+def test_same_seed_same_video_and_flags_reach_the_sampler(tiny, talking, tmp_path, capsys):
+    def make(name: str, *flags: str) -> np.ndarray:
+        out = tmp_path / f"{name}.mp4"
+        assert generate.main(arguments(tiny, talking, out, "--seconds", "0.3", "--size", "32x48", *flags)) == 0
+        return media.read_video(out).astype(int)
+
+    base = make("base")
+    assert "8 frames (0.32 s) of 32x48, driven by reference" in capsys.readouterr().out
+    np.testing.assert_array_equal(make("again"), base)
+    for flags in (("--seed", "1"), ("--weights", "raw"), ("--steps", "3"), ("--audio", str(talking))):
+        assert np.abs(make("other", *flags) - base).max() > 2, flags
+
+
+def test_guidance_flags():
+    def config(*flags: str) -> GuidanceConfig:
+        options = generate._parser().parse_args(["--run", "r", "--image", "i", "--out", "o", *flags])
+        return inference.sampling_config(QUICK, options).guidance
+
+    assert config() == GuidanceConfig(scale=2.0)
+    assert not config("--guidance-scale", "1").enabled
+    changed = config("--guidance-scale", "5", "--guidance-final-scale", "2", "--guidance-curve", "cosine")
+    assert changed == GuidanceConfig(scale=5.0, final_scale=2.0, curve="cosine")
+    assert QUICK.guidance == GuidanceConfig(scale=2.0), "the run's config must stay as it was"
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((640, 480), (96, 80)), ((480, 640), (80, 96)), ((100, 100), (80, 80)), ((2000, 100), (384, 16))]
+)
+def test_sizes_keep_the_shape_at_the_datasets_area(size, expected):
+    assert driving.fit_size(*size, 96 * 80) == expected
+
+
+def test_reference_and_pose_are_laid_over_the_frame_alike(tmp_path, tiny, pose):
+    """A dot in the picture and a keypoint on it end up at the same token."""
+    picture = np.full((64, 192, 3), 20, np.uint8)
+    picture[28:36, 92:100] = 250  # the centre
+    media.write_video(tmp_path / "wide.mp4", picture[None])
+    reference = driving.read_reference(tmp_path / "wide.mp4", (32, 48))
+    assert reference.shape == (1, 32, 48, 3) and reference.dtype == np.float32
+    bright = np.argwhere(reference[0].mean(-1) > 0).mean(0) + 0.5
+    np.testing.assert_allclose(bright, [16, 24], atol=1)
+    # clip0 is 64 x 96 with every keypoint at its centre.
+    keypoints = driving.read_pose(pose, (32, 48), tiny_run.KEYPOINT_NAMES)
+    np.testing.assert_allclose(keypoints[..., :2] * 16, np.broadcast_to([24, 16], keypoints[..., :2].shape), atol=1e-4)
+    tall = driving.read_pose(pose, (96, 48), tiny_run.KEYPOINT_NAMES)
+    np.testing.assert_allclose(tall[0, 0], [24 / 16, 48 / 16, 0.9], atol=1e-4)
+
+
+def test_a_picture_of_the_right_size_is_taken_as_it_is(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+    from omnihuman_jax.evaluation.sheet import write_png
+
+    write_png(tmp_path / "a.png", picture)
+    np.testing.assert_allclose(driving.read_reference(tmp_path / "a.png", (32, 48))[0], to_float(picture), atol=1e-6)
+
+
+def test_wrong_input_is_one_line_and_leaves_nothing_behind(tiny, talking, tmp_path, pose):
+    silent, none = tmp_path / "silent.mp4", str(tmp_path / "none.png")
+    media.write_video(silent, np.full((6, 64, 64, 3), 90, np.uint8))
+    out = tmp_path / "out"
+    cases = {
+        ("--image", none): f"--image {none}: no such file",
+        ("--audio", none): f"--audio {none}: no such file",
+        ("--pose", none): f"--pose {none}: no such file",
+        (
+            "--audio",
+            str(talking),
+            "--seconds",
+            "3",
+        ): "shorter than --seconds 3: give a longer file, or --seconds 1.20",
+        ("--pose", str(pose), "--seconds", "9"): "lasts 1.60 s, shorter than --seconds 9",
+        ("--audio", str(silent)): "has no audio track",
+        ("--pose", str(silent)): "no person found in any frame",
+        ("--seconds", "0"): "--seconds must be > 0",
+        ("--size", "33x48"): "multiples of 16",
+        ("--segment-frames", "24"): "1 \\+ 4n frames, not 24",
+        ("--steps", "0"): "num_steps must be >= 1",
+        ("--guidance-curve", "linear", "--guidance-scale", "-1"): "must be finite and >= 0",
+        ("--text-encoder", str(tmp_path / "nobert"), "--text", "a"): "nobert",
+    }
+    for flags, message in cases.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+            generate.main(arguments(tiny, talking, out / "o.mp4", *flags))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"ends in \.mp4"):
+        generate.main(arguments(tiny, talking, out / "o.avi"))
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_model_without_an_input_says_so(tiny, run, talking, pose):
+    model = dataclasses.replace(run.config.model, audio=None, pose=None)
+    bare = dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
+    with pytest.raises(ValueError, match=r"has no audio adapter.*leave out --audio"):
+        generate.check_model(bare, driving.Request(image=talking, audio=talking).active)
+    with pytest.raises(ValueError, match=r"has no pose guider.*leave out --pose"):
+        generate.check_model(bare, driving.Request(image=talking, pose=pose).active)
+    early = dataclasses.replace(run, step=1)
+    assert (
+        "has not been trained on audio yet" in generate.check_model(early, driving.Request(image=talking, audio=talking).active)[0]
+    )
+    assert generate.check_model(run, driving.Request(image=talking, audio=talking, pose=pose, text="a").active) == []
+
+
+def test_without_the_dataset_size_and_segment_are_asked_for(run, talking, tmp_path):
+    away = dataclasses.replace(run, dataset=tmp_path)
+    with pytest.raises(FileNotFoundError, match="give --segment-frames, or the dataset"):
+        driving.segment_frames_of(away, QUICK)
+    with pytest.raises(FileNotFoundError, match="give --size, or the dataset"):
+        driving.read_signals(away, driving.Request(image=talking), 9)
+    assert driving.segment_frames_of(away, dataclasses.replace(QUICK, segment_frames=13)) == 13
+    assert driving.read_signals(away, driving.Request(image=talking, size=(16, 32)), 9).frames == 9
