@@ -10,6 +10,7 @@ Nothing here reads more than a layer of a leaf at a time: who calls decides what
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -203,15 +204,15 @@ def array_reader(params: Params) -> ReadSlice:
     return lambda path, layer: np.asarray(leaves[path] if layer is None else leaves[path][layer])
 
 
-def flatten(tree: Params, prefix: Path = ()) -> dict[Path, object]:
+def flatten(tree: Params, prefix: Path = ()) -> dict[Path, Any]:
     """Leaves of a nested dict by path."""
-    leaves: dict[Path, object] = {}
+    leaves: dict[Path, Any] = {}
     for name, value in tree.items():
         leaves |= flatten(value, (*prefix, name)) if isinstance(value, dict) else {(*prefix, name): value}
     return leaves
 
 
-def nest(leaves: Mapping[Path, object]) -> Params:
+def nest(leaves: Mapping[Path, Any]) -> Params:
     """The nested dict of leaves by path."""
     tree: Params = {}
     for path, value in leaves.items():

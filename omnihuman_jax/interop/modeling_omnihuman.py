@@ -527,7 +527,7 @@ class OmniHumanForVideo(nn.Module):
         slot_BL, slot_BS = ((batch[name].long() - 1).clamp(min=0) for name in ("segment_ids_BL", "text_segment_ids_BS"))
         segments_BM = torch.cat([batch["segment_ids_BL"], batch["text_segment_ids_BS"]], dim=1)
         text_segments_BS = batch["text_segment_ids_BS"]
-        hears = self.audio_embedder is not None and "audio_BTE" in batch
+        audio = self.audio_embedder(batch, slot_BL) if self.audio_embedder is not None and "audio_BTE" in batch else None
         pooled_BGE = batch.get("pooled_BGE")
         noisy_BGD = self.time_text_embed(t_BG, pooled_BGE, guidance)
         clean_BGD = self.time_text_embed(torch.zeros_like(t_BG), pooled_BGE)
@@ -537,7 +537,7 @@ class OmniHumanForVideo(nn.Module):
             row_BS=2 * slot_BS,
             rotary=rotary_embedding(batch["positions_BL3"], self.config.rope_axes, self.config.rope_theta),
             mask_B1MM=same_segment(segments_BM),
-            audio=self.audio_embedder(batch, slot_BL) if hears else None,
+            audio=audio,
         )
         x_BLD = self.x_embedder(tokens_BLC)
         if self.pose_embedder is not None and "keypoints_BTJ3" in batch:

@@ -103,7 +103,7 @@ def write_file(path: Path, sources: Sequence[TensorSource], metadata: Mapping[st
             if tensor.dtype != source.dtype:
                 raise ValueError(f"{source.name}: {tensor.dtype} was read, {source.dtype} was announced")
             if tensor.nbytes:
-                file.write(memoryview(tensor.reshape(-1).view(np.uint8)))
+                file.write(tensor.reshape(-1).view(np.uint8).data)
             del tensor  # before the next read: one tensor at a time
         file.flush()
         os.fsync(file.fileno())

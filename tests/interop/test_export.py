@@ -23,6 +23,7 @@ from omnihuman_jax import export
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
+from omnihuman_jax.interop.modeling_omnihuman import OmniHumanForVideo
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.training.checkpoint import Checkpoints, RunRecord, load_weights
 from omnihuman_jax.training.train_state import Counters, TrainState
@@ -32,9 +33,12 @@ CONFIG = experiment.ExperimentConfig(name="a run", model=odd_config(width=32, nu
 STEP = 7
 
 
-def _params(seed: int) -> dict:
+def _params(seed: int, *, split: bool) -> dict:
     """Random weights, spread over eight devices the way fsdp and tensor parallelism spread them: chunks on disk are shards."""
     table = kt.key_table(CONFIG.model)
+    params = table.from_torch(random_tensors(table, seed).__getitem__)
+    if not split:
+        return jax.tree.map(jnp.asarray, params)
     mesh = Mesh(np.asarray(jax.devices()).reshape(4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
 
     def spread(leaf: np.ndarray) -> jax.Array:
@@ -42,7 +46,7 @@ def _params(seed: int) -> dict:
         split = [axis if axis not in split[:i] else None for i, axis in enumerate(split)]
         return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*split)))
 
-    return jax.tree.map(spread, table.from_torch(random_tensors(table, seed).__getitem__))
+    return jax.tree.map(spread, params)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +56,9 @@ def run(tmp_path_factory) -> Path:
     with Checkpoints(directory / "checkpoints") as checkpoints:
         for step in (STEP - 4, STEP):
             state = TrainState(
-                params=_params(step),
+                params=_params(step, split=step == STEP),
                 opt_state={"count": jnp.zeros((), jnp.int32)},
-                ema=_params(step + 100),
+                ema=_params(step + 100, split=False),
                 step=jnp.asarray(step, jnp.int32),
                 counters=Counters.zeros(),
             )
@@ -143,6 +147,27 @@ def test_the_readmes_lines_give_the_jax_models_velocity_without_jax(run, tmp_pat
     theirs = torch.load(out / "velocity.pt").numpy()
     real = batch["segment_ids_BL"] > 0
     assert np.linalg.norm(theirs[real] - ours[real]) <= 1e-5 * np.linalg.norm(ours[real])
+
+
+def test_what_from_pretrained_refuses(run, tmp_path):
+    out = tmp_path / "export"
+    export.export_run(run, out)
+    assert OmniHumanForVideo.from_pretrained(out, dtype=torch.bfloat16).proj_out.weight.dtype == torch.bfloat16
+    (out / "model.safetensors").rename(out / "other.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"holds no model\*\.safetensors"):
+        OmniHumanForVideo.from_pretrained(out)
+    (out / "other.safetensors").rename(out / "model.safetensors")
+    config = json.loads((out / "config.json").read_text())
+    config["model"]["num_dual_layers"] += 1
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RuntimeError, match=r"Missing key.*transformer_blocks\.2\.attn\.to_q\.weight"):
+        OmniHumanForVideo.from_pretrained(out)
+    config["model"]["audio"]["heads"] = config["model"]["audio"].pop("num_heads")
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config\.json: missing \['num_heads'\], unknown \['heads'\]"):
+        OmniHumanForVideo.from_pretrained(out)
+    with pytest.raises(FileNotFoundError, match="omnihuman export"):
+        OmniHumanForVideo.from_pretrained(tmp_path)
 
 
 def test_an_older_step_on_request(run, tmp_path):

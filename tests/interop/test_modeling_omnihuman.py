@@ -124,6 +124,49 @@ def small() -> tuple[Pair, PackedShape]:
     return made("3 heads, all branches")
 
 
+def test_the_base_part_is_diffusers_own():
+    """The state of HunyuanVideo's class loads as it is, and gives what that class gives; one text shorter than the other."""
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    config = odd_config(audio=None, pose=None, guidance_embed=True)
+    channels, frames, height, width = config.latent_channels, 3, 4, 5
+    reference = HunyuanVideoTransformer3DModel(
+        in_channels=channels,
+        out_channels=channels,
+        num_attention_heads=config.num_heads,
+        attention_head_dim=config.head_dim,
+        num_layers=config.num_dual_layers,
+        num_single_layers=config.num_single_layers,
+        num_refiner_layers=config.num_refiner_layers,
+        mlp_ratio=config.mlp_ratio,
+        text_embed_dim=config.text_width,
+        pooled_projection_dim=config.pooled_width,
+        rope_axes_dim=config.rope_axes,
+    ).eval()
+    tensors = {name: torch.from_numpy(array) for name, array in random_tensors(kt.key_table(config)).items()}
+    reference.load_state_dict(tensors)
+    ours = OmniHumanForVideo(torch_config(config)).eval()
+    ours.load_state_dict(reference.state_dict())
+
+    layout = [[Window(latents=frames, height=height, width=width, text_tokens=tokens, active=TEXT)] for tokens in (7, 4)]
+    batch = packed_batch(shape_for(config, latent_tokens=frames * height * width, text_tokens=7, windows=1), layout)
+    t_B = torch.tensor([0.3, 0.85])
+    tokens = torch.from_numpy(batch["latents_BLC"])
+    patches = tokens.reshape(2, frames, height, width, 2, 2, channels)
+    with torch.no_grad():
+        theirs = reference(
+            patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(2, channels, frames, 2 * height, 2 * width),
+            t_B * 1000,
+            torch.from_numpy(batch["text_BSE"]),
+            torch.from_numpy(batch["text_segment_ids_BS"]).long(),
+            torch.from_numpy(batch["pooled_BGE"])[:, 0],
+            guidance=torch.full((2,), 1000.0),
+        ).sample
+        velocity = ours(tokens, t_B[:, None], torch_batch(batch)).reshape(patches.shape)
+    velocity = velocity.permute(0, 6, 1, 2, 4, 3, 5).reshape(theirs.shape)
+    assert relative_error(velocity.numpy(), theirs.numpy()) <= TOLERANCE
+
+
 def test_one_window_that_fills_its_sequence(small):
     model, shape = small
     window = Window(latents=5, height=4, width=8, text_tokens=shape.text_tokens, active=EVERY.without(Condition.REFERENCE))
