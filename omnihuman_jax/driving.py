@@ -5,11 +5,12 @@ Row i of audio features and keypoints is frame i of the video to make, at 25 fps
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.encode.windows import fit_size
 from omnihuman_jax import inference, media
 from omnihuman_jax.conditions import Condition, ConditionSet, active_at_inference
 from omnihuman_jax.data.catalog import FILE_NAME as CATALOG_FILE
@@ -75,42 +76,52 @@ class Signals:
     wave: np.ndarray | None
 
 
-def fit_size(height: int, width: int, area: float) -> tuple[int, int]:
-    """(height, width) of about `area` pixels in the shape of height x width, multiples of 16."""
-    scale = math.sqrt(area / (height * width))
-    return tuple(max(1, round(side * scale / TOKEN_STRIDE)) * TOKEN_STRIDE for side in (height, width))  # type: ignore[return-value]
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """How a source picture is laid over the video's: pixel (y, x) goes to (y * scale_y - top, x * scale_x - left)."""
+
+    scale_y: float
+    scale_x: float
+    top: float
+    left: float
 
 
-def cover(height: int, width: int, size: tuple[int, int]) -> tuple[float, float, float]:
-    """(scale, top, left): scaling height x width by `scale` and cutting from (top, left) fills `size`, centred."""
-    scale = max(size[0] / height, size[1] / width)
-    return scale, (height * scale - size[0]) / 2, (width * scale - size[1]) / 2
+def place(height: int, width: int, size: tuple[int, int]) -> Placement:
+    """A picture of height x width over a video of `size`.
+
+    Into the size that `encode` would choose for it, it is stretched as encode does it (no more than rounding to 16 pixels
+    asks for); into any other it is scaled to fill it, and what hangs over is cut off evenly.
+    """
+    scale_y, scale_x = size[0] / height, size[1] / width
+    if fit_size(height, width, size[0] * size[1]) == size:
+        return Placement(scale_y=scale_y, scale_x=scale_x, top=0.0, left=0.0)
+    scale = max(scale_y, scale_x)
+    return Placement(scale_y=scale, scale_x=scale, top=(height * scale - size[0]) / 2, left=(width * scale - size[1]) / 2)
 
 
 def read_reference(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """The picture scaled to fill `size`, its overhang cut off evenly: float32 [1, H, W, 3] in [-1, 1]."""
+    """The picture laid over the video's frame (`place`): float32 [1, H, W, 3] in [-1, 1]."""
     height, width = media.read_image(path).shape[:2]
-    scale, top, left = cover(height, width, size)
-    scaled = (max(size[0], round(height * scale)), max(size[1], round(width * scale)))
-    picture = media.read_image(path, size=scaled)[round(top) :, round(left) :][: size[0], : size[1]]
+    at = place(height, width, size)
+    scaled = (max(size[0], round(height * at.scale_y)), max(size[1], round(width * at.scale_x)))
+    picture = media.read_image(path, size=scaled)[round(at.top) :, round(at.left) :][: size[0], : size[1]]
     return to_float(picture)[None]
 
 
 def read_pose(path: Path, size: tuple[int, int], names: Sequence[str]) -> np.ndarray:
     """Keypoints [T, J, 3] at 25 fps in token units of pictures of `size`, from a video or a `.npz` of `omnihuman curate`.
 
-    The pose's picture is laid over the video's like a reference image: scaled to fill it, centred. ValueError where no
-    person is seen.
+    The pose's picture is laid over the video's like a reference image (`place`). ValueError where no person is seen.
     """
     keypoints, height, width = _clip_pose(path) if path.suffix == ".npz" else _video_pose(path)
     if not (keypoints[..., 2] > 0).any():
         raise ValueError(f"--pose {path}: no person found in any frame; give a video that shows the face and body")
     if keypoints.shape[1] != len(names):
         raise ValueError(f"--pose {path}: {keypoints.shape[1]} keypoints a frame, the run was trained on {len(names)}")
-    scale, top, left = cover(height, width, size)
+    at = place(height, width, size)
     moved = keypoints.copy()
-    moved[..., 0] = (keypoints[..., 0] * scale - left) / TOKEN_STRIDE
-    moved[..., 1] = (keypoints[..., 1] * scale - top) / TOKEN_STRIDE
+    moved[..., 0] = (keypoints[..., 0] * at.scale_x - at.left) / TOKEN_STRIDE
+    moved[..., 1] = (keypoints[..., 1] * at.scale_y - at.top) / TOKEN_STRIDE
     moved[keypoints[..., 2] <= 0] = 0
     return moved
 
@@ -178,7 +189,7 @@ def read_signals(run: inference.TrainedRun, request: Request, segment_frames: in
     if size is None:
         catalog = _catalog(run, "--size")
         height, width, _ = media.read_image(request.image).shape
-        size = fit_size(height, width, float(np.median(catalog.height * catalog.width)))
+        size = fit_size(height, width, int(np.median(catalog.height * catalog.width)))
     wave = keypoints = audio = None
     available: dict[str, int] = {}
     if request.audio is not None:
@@ -210,6 +221,7 @@ def read_signals(run: inference.TrainedRun, request: Request, segment_frames: in
 def encode_speech(run: inference.TrainedRun, request: Request, wave: np.ndarray, frames: int) -> np.ndarray:
     """Speech features [T, E], T up to `frames` and the margin, of the run's own encoder."""
     encoder = load_speech_encoder(request.speech_encoder or run.spec.speech_encoder, layers=run.spec.speech_layers)
+    check_encoder(run, "speech_encoder", encoder.ref, encoder.sha256)
     rate = run.spec.sample_rate_hz
     wave = wave[: round(((frames + run.spec.margin) / FPS + SOUND_CONTEXT_S) * rate)]
     features = np.asarray(encoder.features(wave, max(1, len(wave) * FPS // rate)), np.float32)
@@ -218,11 +230,22 @@ def encode_speech(run: inference.TrainedRun, request: Request, wave: np.ndarray,
     return features
 
 
+def check_encoder(run: inference.TrainedRun, role: str, ref: str, sha256: Mapping[str, str]) -> None:
+    """ValueError if the encoder's weights are not those that the run's data were made with."""
+    trained = {
+        name.removeprefix(f"{role}/"): digest for name, digest in run.spec.encoder_sha256.items() if name.startswith(f"{role}/")
+    }
+    if trained and dict(sha256) != trained:
+        option = "--" + role.replace("_", "-")
+        raise ValueError(f"{ref} is not the {role.replace('_', ' ')} that the run was trained with ({option} names another folder)")
+
+
 def encode_text(run: inference.TrainedRun, request: Request) -> tuple[np.ndarray, np.ndarray]:
     """(text_SE, pooled_E): of the prompt, or of the empty prompt where there is none."""
     if not request.text:
         return run.spec.empty_text_SE, run.spec.empty_pooled_E
     encoder = load_text_encoder(request.text_encoder or run.spec.text_encoder)
+    check_encoder(run, "text_encoder", encoder.ref, encoder.sha256)
     tokens, pooled = encoder.encode([request.text])
     text_SE, pooled_E = np.asarray(tokens[0], np.float32), np.asarray(pooled[0], np.float32)
     if text_SE.shape[1] != run.spec.text_width:

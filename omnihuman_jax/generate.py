@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.encode.windows import Window, with_margins
 from omnihuman_jax import inference, media
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
@@ -49,15 +50,6 @@ def check_model(run: inference.TrainedRun, active: ConditionSet) -> list[str]:
     return [f"step {run.step} has not been trained on {untrained.label} yet: it will do little"] if untrained else []
 
 
-def rows_around(values: np.ndarray, start: int, frames: int, margin: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows start - margin .. start + frames + margin of `values`, zeros where there are none, and which are real."""
-    rows = np.arange(start - margin, start + frames + margin)
-    real = (rows >= 0) & (rows < len(values))
-    out = np.zeros((len(rows), *values.shape[1:]), np.float32)
-    out[real] = values[rows[real]]
-    return out, real
-
-
 def window_of(
     run: inference.TrainedRun, signals: Signals, segment: long_video.Segment, motion_THW3: np.ndarray | None
 ) -> packing.PackInput:
@@ -66,12 +58,12 @@ def window_of(
     latents = np.zeros((latent_frames_of(segment.frames), height, width, channels), np.float32)
     if motion_THW3 is not None:
         latents[:MOTION_LATENTS] = inference.encode_pictures(run, motion_THW3)
-    margin = run.spec.margin
+    margin, own = run.spec.margin, Window(segment.start, segment.frames)
     audio, audio_valid = keypoints, keypoints_valid = None, None
     if signals.audio_TE is not None:
-        audio, audio_valid = rows_around(signals.audio_TE, segment.start, segment.frames, margin)
+        audio, audio_valid = with_margins(signals.audio_TE, 0, own, margin)
     if signals.keypoints_TJ3 is not None:
-        keypoints, keypoints_valid = rows_around(signals.keypoints_TJ3, segment.start, segment.frames, margin)
+        keypoints, keypoints_valid = with_margins(signals.keypoints_TJ3, 0, own, margin)
     return packing.PackInput(
         latents_FHWC=latents,
         text_SE=signals.text_SE,

@@ -53,9 +53,7 @@ def test_numbers_are_those_of_the_codecs_own_round_trip(result, run):
     lost = mean("psnr_mouth", "sample") - mean("psnr_mouth", "other_audio")
     assert found["gain_over_still_db"] == pytest.approx(mean("psnr", "sample") - mean("psnr", "still"))
     assert found["worse_with_other_pose_db"] == pytest.approx(mean("psnr", "sample") - mean("psnr", "other_pose"))
-    assert found["worse_with_other_audio_mouth_db"] == pytest.approx(
-        mean("psnr_mouth", "sample") - mean("psnr_mouth", "other_audio")
-    )
+    assert found["worse_with_other_audio_mouth_db"] == pytest.approx(lost)
 
 
 def test_without_clips_only_whole_frames_are_measured(tiny, run, tmp_path):
@@ -106,11 +104,7 @@ def test_windows_are_the_longest_spread_over_clips_and_time():
 
 
 def test_too_little_data_is_an_error_with_the_numbers():
-    for clips, frames, eligible in (
-        (["a", "a"], [25, 25], [15, 15]),
-        (["a", "b"], [25, 17], [15, 15]),
-        (["a", "b"], [1, 1], [15, 15]),
-    ):
+    for clips, frames in ((["a", "a"], [25, 25]), (["a", "b"], [25, 17]), (["a", "b"], [1, 1])):
         with pytest.raises(ValueError, match=r"windows of 2 clips.*2 such windows in [12] clips"):
             evaluate.choose_windows(catalog_of(clips, frames, [15, 15]), 4)
     with pytest.raises(ValueError, match="0 such windows in 0 clips"):

@@ -78,16 +78,17 @@ def test_motion_frames_are_the_last_decoded_frames_encoded_again(run, talking):
     assert not first.motion and not first.latents_FHWC.any()
 
 
-def test_rows_of_a_segment_have_real_margins_and_none_beyond_the_ends():
-    values = np.arange(20, dtype=np.float32)[:, None]
-    rows, real = generate.rows_around(values, 4, 9, 2)
-    np.testing.assert_array_equal(rows[:, 0], np.arange(2, 15))
-    assert real.all()
-    rows, real = generate.rows_around(values, 12, 9, 2)
-    np.testing.assert_array_equal(real, [True] * 10 + [False] * 3)
-    np.testing.assert_array_equal(rows[real, 0], np.arange(10, 20))
-    np.testing.assert_array_equal(rows[~real], 0)
-    np.testing.assert_array_equal(generate.rows_around(values, 0, 9, 2)[1][:3], [False, False, True])
+def test_a_segment_has_its_own_rows_with_real_margins_and_none_beyond_the_ends(run, talking):
+    signals = driving.read_signals(run, driving.Request(image=talking, audio=talking, size=(32, 48)), 9)
+    segments, margin = generate.long_video.segment_schedule(signals.frames, 9), run.spec.margin
+    assert signals.audio_TE.shape == (30, run.spec.audio_width)
+    for segment in (segments[0], segments[2], segments[-1]):
+        window = generate.window_of(run, signals, segment, None)
+        rows = np.arange(segment.start - margin, segment.stop + margin)
+        real = (rows >= 0) & (rows < 30)
+        np.testing.assert_array_equal(window.audio_valid_T, real)
+        np.testing.assert_array_equal(window.audio_TE[real], signals.audio_TE[rows[real]])
+        np.testing.assert_array_equal(window.audio_TE[~real], 0)
 
 
 def test_same_seed_same_video_and_flags_reach_the_sampler(tiny, talking, tmp_path, capsys):
@@ -115,15 +116,16 @@ def test_guidance_flags():
     assert QUICK.guidance == GuidanceConfig(scale=2.0), "the run's config must stay as it was"
 
 
-@pytest.mark.parametrize(
-    ("size", "expected"), [((640, 480), (96, 80)), ((480, 640), (80, 96)), ((100, 100), (80, 80)), ((2000, 100), (384, 16))]
-)
-def test_sizes_keep_the_shape_at_the_datasets_area(size, expected):
-    assert driving.fit_size(*size, 96 * 80) == expected
+def test_a_picture_goes_where_encode_would_put_it_and_is_cropped_only_into_another_shape():
+    assert driving.fit_size(480, 640, 96 * 80) == (80, 96)
+    stretched = driving.place(480, 640, (80, 96))
+    assert (stretched.scale_y, stretched.scale_x, stretched.top, stretched.left) == (80 / 480, 96 / 640, 0, 0)
+    cropped = driving.place(480, 640, (96, 96))
+    assert cropped.scale_y == cropped.scale_x == 96 / 480 and (cropped.top, cropped.left) == (0, (128 - 96) / 2)
 
 
 def test_reference_and_pose_are_laid_over_the_frame_alike(tmp_path, tiny, pose):
-    """A dot in the picture and a keypoint on it end up at the same token."""
+    """A dot in the picture and a keypoint on it end up at the same place, cropped or stretched."""
     picture = np.full((64, 192, 3), 20, np.uint8)
     picture[28:36, 92:100] = 250  # the centre
     media.write_video(tmp_path / "wide.mp4", picture[None])
@@ -149,7 +151,8 @@ def test_a_picture_of_the_right_size_is_taken_as_it_is(tmp_path):
 def test_wrong_input_is_one_line_and_leaves_nothing_behind(tiny, talking, tmp_path, pose):
     silent, none = tmp_path / "silent.mp4", str(tmp_path / "none.png")
     media.write_video(silent, np.full((6, 64, 64, 3), 90, np.uint8))
-    out = tmp_path / "out"
+    out, other = tmp_path / "out", tmp_path / "bert"
+    tiny_run.write_bert(other, seed=9)
     cases = {
         ("--image", none): f"--image {none}: no such file",
         ("--audio", none): f"--audio {none}: no such file",
@@ -169,6 +172,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing_behind(tiny, talking, tmp_pa
         ("--steps", "0"): "num_steps must be >= 1",
         ("--guidance-curve", "linear", "--guidance-scale", "-1"): "must be finite and >= 0",
         ("--text-encoder", str(tmp_path / "nobert"), "--text", "a"): "nobert",
+        ("--text-encoder", str(other), "--text", "a"): "not the text encoder that the run was trained with",
     }
     for flags, message in cases.items():
         with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:

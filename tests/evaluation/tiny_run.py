@@ -71,14 +71,14 @@ def write_whisper(folder: Path, width: int = 8, layers: int = 1, mlp: int = 16, 
     (folder / "config.json").write_text(json.dumps(config | {"encoder_ffn_dim": mlp, "num_mel_bins": mels}))
 
 
-def write_bert(folder: Path, width: int = 8, mlp: int = 12, positions: int = 128) -> None:
+def write_bert(folder: Path, width: int = 8, mlp: int = 12, positions: int = 128, seed: int = 1) -> None:
     """A one-layer BERT of random weights, with a tokenizer that knows `WORDS`."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
     from tokenizers.processors import TemplateProcessing
 
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     shapes = {"embeddings.word_embeddings.weight": (len(WORDS), width), "embeddings.position_embeddings.weight": (positions, width)}
     shapes |= {"embeddings.token_type_embeddings.weight": (2, width)}
     for norm in ("embeddings.LayerNorm", "encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.output.LayerNorm"):
@@ -149,6 +149,8 @@ def write_dataset(folder: Path, text: Path, speech: Path, sizes=((32, 48), (48, 
         margin=MARGIN,
         empty_text_SE=tokens[1],
         empty_pooled_E=pooled[1],
+        encoder_sha256={f"text_encoder/{name}": digest for name, digest in bert.sha256.items()}
+        | {f"speech_encoder/{name}": digest for name, digest in whisper.sha256.items()},
     )
     windows = [_record(spec, clip, window, size, tokens[0], pooled[0]) for clip, size in enumerate(sizes) for window in range(2)]
     records.write_dataset_metadata(folder, spec, [records.write_shard(records.shard_path(folder, 0, 1), windows, spec)])
