@@ -228,7 +228,7 @@ class _Workers:
             for future in concurrent.futures.as_completed([self._pool.submit(function, task) for task in tasks]):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 "a worker process died (out of memory?); what is done is kept: run again with --workers 1"
             ) from error
 
