@@ -1,0 +1,58 @@
+"""The demo: a small model on 22 seconds of sample footage, trained from nothing on 8 simulated devices of a laptop's CPU.
+
+    omnihuman --simulate-devices 8 train --config configs/demo.py --run runs/demo/run --config.data.dataset=runs/demo/dataset
+
+A text-only stage 0 stands in for the pretrained base; then the paper's three stages (contract: stages are data).
+"""
+
+from omnihuman_jax.config import DataConfig, ExperimentConfig
+from omnihuman_jax.data.plan import PlanConfig
+from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
+from omnihuman_jax.diffusion.guidance import GuidanceConfig
+from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.mmdit import MMDiTConfig
+from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.sharding import MeshConfig
+from omnihuman_jax.stages import paper_stages
+from omnihuman_jax.training.checkpoint import CheckpointConfig
+from omnihuman_jax.training.metrics import LoggingConfig
+from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig
+
+NEIGHBOURS = 4  # frames of audio on each side: the margin that the demo's dataset is encoded with
+
+
+def get_config() -> ExperimentConfig:
+    """Dataset: dct codec (48 channels), MiniLM (384), Whisper tiny's layers 0, 2, 4 (3 x 384), 75 keypoints, 96 x 80 pixels."""
+    return ExperimentConfig(
+        name="demo",
+        data=DataConfig(
+            dataset="runs/demo/dataset",
+            # A window of 25 frames at 96 x 80 is 7 x 30 tokens, and 30 more for its reference.
+            plan=PlanConfig(
+                sequences_per_step=8, latent_tokens=256, text_tokens=64, windows=4, latent_frames=16, frames=80, margin=NEIGHBOURS
+            ),
+        ),
+        model=MMDiTConfig(
+            width=256,
+            num_heads=4,
+            num_dual_layers=4,
+            num_single_layers=2,
+            latent_channels=48,
+            text_width=384,
+            pooled_width=384,
+            num_refiner_layers=1,
+            rope_axes=(16, 24, 24),
+            audio=AudioAdapterConfig(features=3 * 384, width=256, neighbours=NEIGHBOURS, num_heads=4, head_dim=64),
+            pose=PoseGuiderConfig(keypoints=75, width=128, neighbours=1),
+            remat="none",
+        ),
+        flow=FlowMatchingConfig(shift_max=1.0),
+        stages=paper_stages(base_steps=100, steps=(100, 200, 400), pose=0.5),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, decay="cosine"),
+        ema=EmaConfig(decay=0.995),
+        mesh=MeshConfig(data=2, fsdp=4),
+        checkpoint=CheckpointConfig(interval=100, keep=2),
+        logging=LoggingConfig(interval=10),
+        sampling=SamplingConfig(num_steps=20, segment_frames=25, guidance=GuidanceConfig(scale=2.0)),
+    )

@@ -1,0 +1,129 @@
+"""A model and windows small enough to train in a test, in the layout of the real ones."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omnihuman_jax import sharding
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
+from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.training import optimizer as optim
+from omnihuman_jax.training import placement, train_state
+from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
+from omnihuman_jax.typing import PackedShape
+
+SEQUENCES = 8
+MARGIN = 2
+ALL = ConditionSet.of(*Condition)
+
+
+def model_config() -> mmdit.MMDiTConfig:
+    return mmdit.MMDiTConfig(
+        width=32,
+        num_heads=2,
+        num_dual_layers=2,
+        num_single_layers=1,
+        mlp_ratio=2.0,
+        latent_channels=4,
+        text_width=8,
+        pooled_width=8,
+        num_refiner_layers=1,
+        rope_axes=(4, 6, 6),
+        audio=AudioAdapterConfig(features=6, width=16, neighbours=1, num_heads=2, head_dim=8),
+        pose=PoseGuiderConfig(keypoints=3, width=16, neighbours=1),
+        remat="none",
+    )
+
+
+def packed_shape() -> PackedShape:
+    return PackedShape(
+        latent_tokens=64, text_tokens=8, windows=3, latent_frames=8, frames=32, patch_channels=16, text_width=8,
+        pooled_width=8, audio_width=6, audio_tokens=6, keypoints=3, pose_frames=6,
+    )  # fmt: skip
+
+
+def window(index: int, *, active: ConditionSet = ALL, motion: bool = False, latent_frames: int = 3, size: int = 4) -> PackInput:
+    """A window of random arrays that depend on `index` alone."""
+    rng = np.random.default_rng(index)
+    rows = 1 + 4 * (latent_frames - 1) + 2 * MARGIN
+    noise = lambda *dims: rng.standard_normal(dims, np.float32)  # noqa: E731
+    keypoints = np.concatenate([rng.uniform(0, size / 2, (rows, 3, 2)), np.ones((rows, 3, 1))], axis=-1).astype(np.float32)
+    return PackInput(
+        latents_FHWC=noise(latent_frames, size, size, 4),
+        reference_HWC=noise(size, size, 4),
+        text_SE=noise(2, 8),
+        pooled_E=noise(8),
+        audio_TE=noise(rows, 6),
+        audio_valid_T=np.ones(rows, bool),
+        keypoints_TJ3=keypoints,
+        keypoints_valid_T=np.ones(rows, bool),
+        margin=MARGIN,
+        active=active,
+        motion=motion,
+        slot=index,
+        window=index,
+    )
+
+
+def batch_of(rows: Sequence[Sequence[PackInput | None]]) -> dict[str, np.ndarray]:
+    return stack_sequences([pack_sequence(row, packed_shape()) for row in rows])
+
+
+def some_batch(first: int = 0, sets: Sequence[ConditionSet] = (ALL, ConditionSet.of(Condition.TEXT))) -> dict[str, np.ndarray]:
+    """Eight sequences of two windows each, of alternating active sets; every third has motion frames."""
+    windows = [window(first + i, active=sets[i % len(sets)], motion=i % 3 == 0) for i in range(2 * SEQUENCES)]
+    return batch_of([windows[2 * i : 2 * i + 2] for i in range(SEQUENCES)])
+
+
+def randomise(params: dict, seed: int = 0) -> dict:
+    """Every parameter with noise on it, zero-initialised ones above all: a path that starts at zero would hide its errors."""
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(tree, [np.asarray(leaf) + 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
+
+
+class Trainer:
+    """State, step and placement on one mesh."""
+
+    def __init__(self, mesh: sharding.MeshConfig | None = None, *, config: mmdit.MMDiTConfig | None = None, **optimizer: float):
+        self.config = config or model_config()
+        self.mesh = sharding.create_mesh(mesh or sharding.MeshConfig())
+        self.optimizer_config = optim.OptimizerConfig(**{"learning_rate": 1e-2, "warmup_steps": 0, **optimizer})
+        shapes, self.axes = mmdit.abstract_params(self.config)
+        self.labels = train_state.group_labels(self.axes)
+        self.optimizer = optim.create_optimizer(self.optimizer_config, self.labels, self.axes)
+        self.shardings = train_state.state_shardings(self.mesh, shapes, self.axes, self.optimizer)
+        self.objective = Objective(model=self.config, flow=FlowMatchingConfig(), seed=7, dtype=jnp.float32)
+        self.batch_shardings = sharding.batch_shardings(self.mesh, packed_shape(), SEQUENCES)
+        self.step_fn = make_train_step(
+            self.objective, self.optimizer, self.optimizer_config, optim.EmaConfig(), self.labels,
+            mesh=self.mesh, shape=packed_shape(), batch=SEQUENCES, shardings=self.shardings,
+        )  # fmt: skip
+
+    def initial(self, seed: int = 0, *, random: bool = False) -> train_state.TrainState:
+        with jax.set_mesh(self.mesh):
+            state = train_state.create_train_state(self.config, self.optimizer, self.shardings, seed)
+            if random:
+                params = jax.device_put(randomise(jax.device_get(state.params)), self.shardings.params)
+                state = state._replace(params=params, ema=jax.tree.map(jnp.copy, params))
+        return state
+
+    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return placement.place_batch(batch, self.batch_shardings, range(SEQUENCES), SEQUENCES)
+
+    def step(self, state, batch, *, trainable=("base", "audio", "pose"), stage_start=False, interval_start=False, rate=None):
+        controls = Controls(
+            learning_rate=self.optimizer_config.learning_rate if rate is None else rate,
+            trainable={group: group in trainable for group in optim.present_groups(self.labels)},
+            stage_start=stage_start,
+            interval_start=interval_start,
+        )
+        with jax.set_mesh(self.mesh):
+            state, metrics = self.step_fn(state, self.place(batch), place_controls(controls))
+            return state, jax.device_get(metrics)
