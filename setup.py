@@ -12,6 +12,9 @@ TRAINER = [
     "flax>=0.12.8,<0.13",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.3,<0.13",
+    # Orbax brings both; export reads slices of checkpoints with them.
+    "tensorstore>=0.1.71,<0.2",
+    "etils[epath]>=1.9,<2",
     "grain>=0.2.11,<0.3",
     "array_record>=0.8.3,<0.9",
     "tensorflow-datasets>=4.9.10,<5",
