@@ -220,13 +220,15 @@ _ABSENT = "absent"
 
 def _override_message(file: str, overrides: Sequence[str], error: BaseException) -> str:
     """One line that says which flag is wrong and what it may have meant."""
-    text = str(error).strip().strip("'\"").splitlines()[0] if str(error).strip() else type(error).__name__
+    text = (str(error).strip("'\"") if isinstance(error, KeyError) else str(error)).strip() or type(error).__name__
+    if isinstance(error, IndexError):
+        text = f"{', '.join(flag for flag in overrides if '[' in flag)}: {text}"
     known = sorted(_flat(to_json(ExperimentConfig(model=MMDiTConfig(audio=AudioAdapterConfig(), pose=PoseGuiderConfig())))))
     for flag in overrides:
         name = re.sub(r"^--?(no)?config\.", "", flag.split("=", 1)[0])
         if name not in known and "[" not in name and (near := difflib.get_close_matches(name, known, 1)):
             return f"{file}: {flag}: there is no field {name!r}; did you mean {near[0]!r}?"
-    return f"{file}: {text}"
+    return f"{file}: {text.splitlines()[0]}"
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
