@@ -134,7 +134,7 @@ def config() -> MMDiTConfig:
         pooled_width=10,
         num_refiner_layers=2,
         rope_axes=(4, 8, 12),
-        audio=AudioAdapterConfig(features=7, width=26, neighbours=1, num_heads=2, head_dim=10),
+        audio=AudioAdapterConfig(features=7, width=28, neighbours=1, num_heads=2, head_dim=10),
         pose=PoseGuiderConfig(keypoints=5, width=14, neighbours=1),
     )
 

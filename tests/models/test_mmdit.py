@@ -1,0 +1,259 @@
+"""What must always hold of the model: absent means absent, windows are alone in their pack, structure changes no number."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnihuman_jax.conditions import clean_mask
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.sharding import MeshConfig, batch_shardings, create_mesh, named_sharding
+
+
+def is_axes(x) -> bool:
+    return isinstance(x, tuple)
+
+
+def relative_error(found, expected) -> float:
+    return float(np.abs(np.asarray(found) - np.asarray(expected)).max() / np.abs(np.asarray(expected)).max())
+
+
+def without_additions(params: dict) -> dict:
+    kept = {}
+    for name, value in params.items():
+        if mmdit.condition_group((name,)) == "base":
+            kept[name] = without_additions(value) if isinstance(value, dict) else value
+    return kept
+
+
+@pytest.fixture
+def params(config, randomise) -> dict:
+    return randomise(mmdit.init_params(config, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def velocity():
+    """(config, params, packed) -> velocity; compiled once a config."""
+    compiled = {}
+
+    def run(config, params, packed):
+        key = repr(config)
+        if key not in compiled:
+            frozen = dataclasses.replace(config)
+            compiled[key] = jax.jit(lambda params, *packed: mmdit.apply(frozen, params, *packed))
+        return np.asarray(compiled[key](params, *packed))
+
+    return run
+
+
+def test_absent_means_absent(config, params, velocity, pack, window) -> None:
+    """No audio, pose, reference, motion: exactly the model without those branches, with the branches' weights random."""
+    bare = {"reference": False, "audio": False, "pose": False, "motion": False}
+    packed = pack([window(seed=1, **bare), window(seed=2, **bare)], [window(seed=3, **bare)])
+    base_config = dataclasses.replace(config, audio=None, pose=None)
+    base = velocity(base_config, without_additions(params), packed)
+    assert relative_error(velocity(config, params, packed), base) <= 1e-6
+    present = pack([window(seed=1), window(seed=2)], [window(seed=3)])
+    for name in ("audio", "pose"):
+        on = pack([window(seed=1, **bare | {name: True}), window(seed=2, **bare)], [window(seed=3, **bare)])
+        found = velocity(config, params, on)
+        rows = packed[2]["segment_ids_BL"] == 1
+        rows[1] = False
+        assert relative_error(found[rows], base[rows]) > 1e-3, f"{name} changes nothing: the test proves nothing"
+        others = (packed[2]["segment_ids_BL"] > 0) & ~rows
+        assert relative_error(found[others], base[others]) <= 1e-6
+    assert np.isfinite(velocity(config, params, present)).all()
+
+
+def test_a_freshly_extended_model_is_the_pretrained_one(config, velocity, randomise, pack, window) -> None:
+    """Zero-initialised additions: all conditions on, the output is still the base model's."""
+    fresh = mmdit.init_params(config, jax.random.key(0))
+    base = randomise(without_additions(fresh))
+
+    def graft(tree: dict, onto: dict) -> dict:
+        return {k: graft(v, onto.get(k, {})) if isinstance(v, dict) else onto.get(k, v) for k, v in tree.items()}
+
+    packed = pack([window(seed=1), window(seed=2, motion=True)], [window(seed=3)])
+    base_config = dataclasses.replace(config, audio=None, pose=None)
+    assert relative_error(velocity(config, graft(fresh, base), packed), velocity(base_config, base, packed)) <= 1e-6
+
+
+def test_a_window_does_not_depend_on_what_it_is_packed_with(config, params, velocity, pack, window) -> None:
+    one, two = window(seed=1, motion=True), window(seed=2, frames=2, height=2, width=3, text=6, t=0.2)
+    together = pack([two, one], [one, two])
+    alone = pack([one], [two], start=2)
+    found, expected = velocity(config, params, together), velocity(config, params, alone)
+    rows = {(b, g): together[2]["segment_ids_BL"][b] == g for b in (0, 1) for g in (1, 2)}
+    lone = [alone[2]["segment_ids_BL"][b] > 0 for b in (0, 1)]
+    for (b, g), b_alone in {(0, 2): 0, (1, 1): 0, (0, 1): 1, (1, 2): 1}.items():
+        assert relative_error(found[b, rows[b, g]], expected[b_alone, lone[b_alone]]) <= 1e-5
+
+
+def test_nothing_leaks_between_windows(config, params, velocity, pack, window) -> None:
+    """Change everything about a window: bit for bit, its neighbours stay."""
+    first = velocity(config, params, packed := pack([window(seed=1), window(seed=2), window(seed=3)], [window(seed=4)]))
+    second = velocity(config, params, pack([window(seed=1), window(seed=9, t=0.1), window(seed=3)], [window(seed=4)]))
+    ids = packed[2]["segment_ids_BL"]
+    middle = (ids == 2) & (np.arange(2) == 0)[:, None]
+    assert relative_error(second[middle], first[middle]) > 1e-2
+    np.testing.assert_array_equal(second[(ids > 0) & ~middle], first[(ids > 0) & ~middle])
+
+
+def test_every_input_of_a_window_reaches_its_output(config, params, velocity, pack, window) -> None:
+    tokens, t, batch = pack([window(seed=1)], [window(seed=2)])
+    before = velocity(config, params, (tokens, t, batch))
+    video = (batch["segment_ids_BL"] == 1) & ~batch["is_reference_BL"] & (np.arange(2) == 0)[:, None]
+    changes = {
+        "reference": (tokens + 0.5 * (batch["is_reference_BL"] & (np.arange(2) == 0)[:, None])[..., None], t, batch),
+        "t": (tokens, t - np.array([[0.3], [0]], np.float32), batch),
+        "motion": (tokens, t, batch | {"motion_BG": batch["motion_BG"] | (np.arange(2) == 0)[:, None]}),
+    }
+    for name in ("text_BSE", "pooled_BGE", "audio_BTE", "keypoints_BTJ3"):
+        changed = batch[name].copy()
+        changed[0] *= 0.5
+        changes[name] = (tokens, t, batch | {name: changed})
+    for name, (tokens, t, batch) in changes.items():
+        after = velocity(config, params, (np.asarray(tokens, np.float32), t, batch))
+        assert relative_error(after[video], before[video]) > 1e-4, f"{name} does not reach the output"
+        np.testing.assert_array_equal(after[1], before[1])
+
+
+def test_clean_mask_is_references_and_active_motion(pack, window) -> None:
+    _, _, batch = pack([window(seed=1, motion=True), window(seed=2, motion=False)], [window(seed=3, reference=False, motion=True)])
+    clean = clean_mask(batch)
+    np.testing.assert_array_equal(clean, clean_mask(jax.tree.map(jnp.asarray, batch)))
+    assert clean[0].tolist() == [True] * 6 + [True] * 12 + [False] * 6 + [True] * 6 + [False] * 18 + [False] * 24
+    assert clean[1].tolist() == [True] * 12 + [False] * 60
+
+
+def test_clean_tokens_are_modulated_with_time_zero(config, params, velocity, pack, window) -> None:
+    """A window of clean tokens alone does not know its t, but through the text (which reads the noisy row)."""
+    config = dataclasses.replace(config, num_dual_layers=1, num_single_layers=0, num_refiner_layers=0)
+    cut = lambda tree: jax.tree.map(lambda x: x[:1], tree)  # noqa: E731
+    small = {k: v for k, v in params.items() if k != "single_blocks"} | {"dual_blocks": cut(params["dual_blocks"])}
+    small["text_refiner"] = {k: v for k, v in params["text_refiner"].items() if k != "blocks"}
+    tokens, t, batch = pack([window(seed=1, frames=2, motion=True, text=0)], [window(seed=2, frames=2, motion=False, text=0)])
+    before, after = (velocity(config, small, (tokens, at, batch)) for at in (t, t * 0.5))
+    rows = batch["segment_ids_BL"] > 0
+    np.testing.assert_array_equal(after[0, rows[0]], before[0, rows[0]])
+    assert relative_error(after[1, rows[1]], before[1, rows[1]]) > 1e-3
+
+
+@pytest.fixture(scope="module")
+def gradients():
+    """(config, params, packed) -> loss over noisy tokens, and its gradient."""
+
+    def run(config, params, packed):
+        def loss(params, tokens, t, batch):
+            noisy = (batch["segment_ids_BL"] > 0) & ~clean_mask(batch)
+            out = mmdit.apply(config, params, tokens, t, batch)
+            return (jnp.square(out).sum(-1) * noisy).sum() / jnp.maximum(noisy.sum(), 1)
+
+        return jax.jit(jax.value_and_grad(loss))(params, *packed)
+
+    return run
+
+
+def test_padding_and_remat_and_scan_change_no_number(config, params, gradients, pack, window) -> None:
+    """Padding, an empty sequence, garbage in unused rows: finite; every remat policy: the same loss and gradients."""
+    packed = pack([window(seed=1), window(seed=2, audio=False, motion=True)], [])
+    losses, trees = {}, {}
+    for remat in ("none", "block", "attention", "dots"):
+        losses[remat], trees[remat] = gradients(dataclasses.replace(config, remat=remat), params, packed)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees["none"]):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+    for remat in ("block", "attention", "dots"):
+        assert abs(losses[remat] - losses["none"]) <= 1e-6 * losses["none"]
+        for found, expected in zip(jax.tree.leaves(trees[remat]), jax.tree.leaves(trees["none"]), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
+
+
+def test_every_parameter_is_used(config, params, gradients, pack, window) -> None:
+    _, tree = gradients(dataclasses.replace(config, remat="none"), params, pack([window(seed=1), window(seed=2)], []))
+    unused = {jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+              if not np.abs(leaf).max() > 0}  # fmt: skip
+    assert not unused
+
+
+def test_the_mesh_changes_nothing(config, params, velocity, pack, window) -> None:
+    """Parameters and tokens split over all four axes give the unsplit output."""
+    packed = pack(*([window(seed=2 * i + 1), window(seed=2 * i + 2, pose=False)] for i in range(4)))
+    alone = velocity(config, params, packed)
+    shapes, axes = mmdit.abstract_params(config)
+    mesh = create_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2))
+    with jax.set_mesh(mesh):
+        to = jax.tree.map(lambda a, s: named_sharding(mesh, a, s.shape), axes, shapes, is_leaf=is_axes)
+        spread = jax.device_put(params, to)
+        places = batch_shardings(mesh, pack.shape, 4)
+        tokens, t, batch = packed
+        inputs = (
+            jax.device_put(tokens, places["latents_BLC"]),
+            jax.device_put(t, places["motion_BG"]),
+            jax.device_put(batch, places),
+        )
+        found = jax.jit(lambda params, *packed: mmdit.apply(config, params, *packed))(spread, *inputs)
+    assert relative_error(found, alone) <= 1e-5
+    kernel = spread["dual_blocks"]["video"]["attention"]["q"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+
+
+def test_scan_is_a_loop_over_the_blocks(config, params, velocity, pack, window) -> None:
+    """Two layers at once equal one layer run on the other's output: swapping the stacked layers changes the result."""
+    packed = pack([window(seed=1)], [window(seed=2)])
+    before = velocity(config, params, packed)
+    for name in ("dual_blocks", "single_blocks"):
+        swapped = params | {name: jax.tree.map(lambda x: x[::-1], params[name])}
+        assert relative_error(velocity(config, swapped, packed), before) > 1e-3
+        zeroed = jax.tree.map(np.zeros_like, params[name])
+        # A block of zeros is the identity, so appending one must change nothing.
+        longer = jax.tree.map(lambda x, z: np.concatenate([x, z[:1]]), params[name], zeroed)
+        field = {"dual_blocks": "num_dual_layers", "single_blocks": "num_single_layers"}[name]
+        deeper = dataclasses.replace(config, **{field: getattr(config, field) + 1})
+        assert relative_error(velocity(deeper, params | {name: longer}, packed), before) <= 1e-6
+
+
+def test_abstract_params_describe_init_params(config) -> None:
+    shapes, axes = mmdit.abstract_params(config)
+    made = mmdit.init_params(config, jax.random.key(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
+    named = jax.tree.map(lambda a, s: len(a) == len(s.shape), axes, shapes, is_leaf=is_axes)
+    assert all(jax.tree.leaves(named))
+    assert axes["dual_blocks"]["video"]["attention"]["q"]["kernel"] == ("layers", "embed", "heads", "head_dim")
+    layers = made["dual_blocks"]["video"]["attention"]["q"]["kernel"]
+    assert np.abs(np.asarray(layers[0] - layers[1])).max() > 0, "layers share their initial weights"
+
+
+def test_condition_groups(config) -> None:
+    shapes, _ = mmdit.abstract_params(config)
+    groups: dict[str, set[str]] = {"base": set(), "audio": set(), "pose": set()}
+    for path, _ in jax.tree_util.tree_leaves_with_path(shapes):
+        names = tuple(entry.key for entry in path)
+        groups[mmdit.condition_group(names)].add(names[1] if names[0].endswith("blocks") else names[0])
+    assert groups["audio"] == {"audio_adapter", "audio_attention"}
+    assert groups["pose"] == {"pose_guider"}
+    assert not {name for name in groups["base"] if "audio" in name or "pose" in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_heads": 5}, "width 48 is not a multiple of model.num_heads 5"),
+        ({"rope_axes": (4, 8, 10)}, "sum to width / num_heads = 24"),
+        ({"remat": "full"}, "model.remat 'full' is none of none, block"),
+        ({"attention": "flash"}, "model.attention 'flash' is none of auto"),
+        ({"num_dual_layers": 0}, "model.num_dual_layers is 0"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_an_error(config, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **change).validate()
+
+
+def test_a_batch_that_does_not_fit_is_an_error(config, params, pack, window) -> None:
+    tokens, t, batch = pack([window(seed=1)])
+    with pytest.raises(ValueError, match="channels of a patch token: 11 instead of 12"):
+        mmdit.apply(config, params, tokens[..., :11], t, batch)
+    with pytest.raises(ValueError, match="window slots in t_BG: 2 instead of 3"):
+        mmdit.apply(config, params, tokens, t[:, :2], batch)
