@@ -43,7 +43,7 @@ def read_folder(root: Path) -> RunFolder:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder; give the folder of a demo, or the run folder of `omnihuman train`")
-    run = root / "run" if (root / "run").is_dir() else root
+    run = root if (root / "metrics.jsonl").is_file() else root / "run"
     folder = RunFolder(
         root=root,
         run=run,
