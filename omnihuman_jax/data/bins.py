@@ -2,6 +2,7 @@
 
 import bisect
 import heapq
+import operator
 
 import numpy as np
 
@@ -34,13 +35,13 @@ def _emptiest_first(items: list[list[int]], order: list[int], least: list[int], 
         need, passed = items[item], []
         while heap and -heap[0][0] >= need[0]:
             entry = heapq.heappop(heap)
-            room = [a - b for a, b in zip(left[entry[1]], need)]
+            room = list(map(operator.sub, left[entry[1]], need))
             if min(room) < 0:
                 passed.append(entry)  # too little left of another dim
                 continue
             result[item], left[entry[1]] = entry[1], room
             # A bin is closed when not even the smallest demand fits any more.
-            if all(a >= b for a, b in zip(room, least)):
+            if all(map(operator.ge, room, least)):
                 heapq.heappush(heap, (-room[0], entry[1]))
             break
         else:
@@ -57,14 +58,14 @@ def _fullest_first(items: list[list[int]], order: list[int], least: list[int], c
     for item in order:
         need = items[item]
         for position in range(bisect.bisect_left(opened, (need[0], -1)), len(opened)):
-            room = [a - b for a, b in zip(left[opened[position][1]], need)]
+            room = list(map(operator.sub, left[opened[position][1]], need))
             if min(room) >= 0:
                 break
         else:
             return None
         _, chosen = opened.pop(position)
         result[item], left[chosen] = chosen, room
-        if all(a >= b for a, b in zip(room, least)):
+        if all(map(operator.ge, room, least)):
             bisect.insort(opened, (room[0], chosen))
     return result
 

@@ -1,8 +1,9 @@
 """Draws: sample index -> active set, window, motion, reference. Every index is computed alone, from keys only.
 
-A stage's sample index is cut into blocks. A block holds exact numbers of every active set (stratified counts) in a keyed
-order. The windows of one active set lie on an endless tape: pass after pass over all windows eligible for it, each pass
-in its own keyed order, each window as long as its duration. A block owns a fixed stretch of that tape, whatever came before.
+A stage's sample index is cut into blocks. A block holds exact numbers of every active set (stratified counts) in a keyed,
+evenly spread order. The windows of one active set lie on an endless tape: pass after pass over all windows eligible for
+it, each pass in its own keyed order, each window as long as its duration. A block owns a fixed stretch of that tape,
+whatever came before.
 """
 
 import collections
@@ -117,7 +118,10 @@ class StageDraws:
             active = self._kept(row, number)
         else:
             counts = stratified_counts(self._stage, start, stop, phases)
-            active = np.repeat(SET_BITS, counts)[np.argsort(order, kind="stable")].astype(np.int32)
+            # Each set's samples are spread over the block, jittered: a part of a block comes close to the ratios, too.
+            sets = np.repeat(SET_BITS, counts)
+            number_in_set = np.arange(size) - np.repeat(np.cumsum(counts) - counts, counts)
+            active = sets[np.argsort((number_in_set + order) / counts[sets], kind="stable")].astype(np.int32)
             row = np.empty(size, np.int32)
             for condition_bits in np.flatnonzero(counts):
                 row[active == condition_bits] = self._windows(int(condition_bits), start, stop, int(counts[condition_bits]))

@@ -1,8 +1,8 @@
 """The plan: `batch(k)` is a pure function of (catalog, schedule, config, seed, k). No iterator, no prefix, no reading.
 
-A stage's steps are cut into chunks. Chunk c owns samples [rate * first step, rate * last step) of the stage's sample index
-(`draws.py`) and packs them into exactly its own sequences; the last few that do not fit are skipped and counted. The rate
-(windows a step) is calibrated on the stage's first chunks so that little is skipped and little of a sequence stays empty.
+A stage's steps are cut into chunks. Chunk c owns samples [c n, (c + 1) n) of the stage's sample index (`draws.py`) and packs
+them into exactly its own sequences; the last few that do not fit are skipped and counted. n is calibrated on the stage's
+first chunks so that little is skipped and little of a sequence stays empty.
 """
 
 import collections
@@ -29,6 +29,7 @@ TRAIN_SPLIT = "train"
 _SKIP, _SKIP_CHECKED = 0.004, 0.008  # shares that the calibration lets chunks skip: on average, and at worst where checked
 _PILOT_SAMPLES, _CHECK_SAMPLES = 65536, 8192
 _CACHED_CHUNKS = 4
+_FILL_WARNING = 0.75
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -142,102 +143,99 @@ class _StagePlan:
         _check_sizes(catalog, stage, self.rows, config)
         self.draws = StageDraws(catalog, stage, index, self.rows, seed, config.block)
         self.num_chunks = -(-stage.steps // config.chunk_steps)
-        self._rate: float | None = None
-        self._last: tuple[int, int] | None = None
+        self._per_chunk: int | None = None
+        self._last: tuple[int, int, int | None] | None = None
 
     def demands(self, draws: Draws) -> np.ndarray:
         """int64 [n, 5]: what each sample takes of a sequence, in the order of `DEMANDS`."""
         return demands(self._catalog, self._config, draws.row, draws.active)
 
     @property
-    def rate(self) -> float:
-        """Samples a step, of all chunks but the last."""
-        if self._rate is None:
-            self._rate = self._calibrate()
-        return self._rate
+    def per_chunk(self) -> int:
+        """Samples of every chunk but the last."""
+        if self._per_chunk is None:
+            self._per_chunk = self._calibrate()
+        return self._per_chunk
 
-    def _calibrate(self) -> float:
-        """The largest rate at which chunks skip no more than allowed; it does not depend on the stage's length."""
+    def _calibrate(self) -> int:
+        """The count that fills chunks best while they skip no more than allowed; it does not depend on the stage's length."""
         config, steps = self._config, self._config.chunk_steps
         room = config.capacity * (steps * config.sequences_per_step)
         sample = self.demands(self.draws.range(0, 4 * config.block))
-        rate = float(np.min(room / np.maximum(sample.mean(axis=0), 1e-9))) / steps
-        tolerance = max(1, int(rate * steps) >> 8)
-        # How full best fit gets a chunk, in the dim that binds ...
-        ahead = int(1.3 * rate * steps) + 8
+        guess = max(1, int(np.min(room / np.maximum(sample.mean(axis=0), 1e-9))))
+        # How full packing gets a chunk, in the dim that binds ...
+        ahead = int(1.3 * guess) + 8
         fills = []
-        for start in range(2):
-            demand = self.demands(self.draws.range(start * ahead, (start + 1) * ahead))
-            fit, _ = self._pack(demand, steps, int(0.98 * rate * steps), tolerance)
+        for pilot in range(2):
+            demand = self.demands(self.draws.range(pilot * ahead, (pilot + 1) * ahead))
+            fit, _ = self._pack(demand, steps, int(0.98 * guess), max(1, guess >> 8))
             fills.append(demand[:fit].sum(axis=0) / room)
-        binding = int(np.mean(fills, axis=0).argmax())
-        reach = room[binding] * float(np.mean(fills, axis=0)[binding])
-        # ... and with that, without packing, how many samples many chunks would hold.
-        chunks = int(np.clip(_PILOT_SAMPLES / (rate * steps), 8, 64))
-        demand = self.demands(self.draws.range(0, int(1.05 * chunks * rate * steps) + ahead))
-        edges = np.concatenate([[0], np.cumsum(demand[:, binding])])
-        for trial in rate * np.arange(1.05, 0.2, -0.002):
-            starts = np.floor(trial * steps * np.arange(chunks + 1)).astype(np.int64)
-            holds = np.searchsorted(edges, edges[starts[:-1]] + reach, side="right") - 1 - starts[:-1]
-            if np.maximum(0, np.diff(starts) - holds).sum() <= _SKIP * starts[-1] and self._skips(float(trial)) <= _SKIP_CHECKED:
-                return float(trial)
-        raise ValueError(
-            f"stage {self.stage.name!r}: at no rate do chunks of {steps} steps skip less than 1 % of the windows; "
-            f"raise plan.chunk_steps (a chunk packs {rate * steps:.0f} windows into {steps * config.sequences_per_step} sequences)"
-        )
+        fill = np.mean(fills, axis=0)
+        binding = int(fill.argmax())
+        # ... and with that, without packing, how many samples each of many chunks would hold.
+        chunks = int(np.clip(_PILOT_SAMPLES / guess, 8, 64))
+        top = int(1.05 * guess) + 1
+        demand = self.demands(self.draws.range(0, chunks * top + ahead))[:, binding]
+        edges = np.concatenate([[0], np.cumsum(demand)])
+        trials = np.arange(top, 0, -max(1, guess >> 10))
+        starts = trials[:, None] * np.arange(chunks)
+        holds = np.searchsorted(edges, edges[starts] + room[binding] * fill[binding], side="right") - 1 - starts
+        skips = np.maximum(0, trials[:, None] - holds).mean(axis=1)
+        score = np.minimum(trials[:, None], holds).mean(axis=1) - 0.25 * skips  # nothing is won by drawing what never fits
+        score[skips > _SKIP * trials] = -1
+        for trial in trials[score.argmax() :]:
+            if self._skips(int(trial)) <= _SKIP_CHECKED:
+                return int(trial)
+        return 1
 
-    def _skips(self, rate: float) -> float:
+    def _skips(self, per_chunk: int) -> float:
         """The largest share that the first chunks skip, really packed: of the first alone, the first two ..."""
-        steps = self._config.chunk_steps
-        drawn = skipped = 0
-        worst = 0.0
-        for chunk in range(int(np.clip(_CHECK_SAMPLES / (rate * steps), 2, 16))):
-            start, stop = math.floor(rate * chunk * steps), math.floor(rate * (chunk + 1) * steps)
-            fit, _ = self._pack(self.demands(self.draws.range(start, stop)), steps, stop - start, max(1, (stop - start) >> 9))
-            drawn, skipped = drawn + stop - start, skipped + stop - start - fit
-            worst = max(worst, skipped / drawn)
+        skipped, worst = 0, 0.0
+        for chunk in range(int(np.clip(_CHECK_SAMPLES // per_chunk, 2, 16))):
+            demand = self.demands(self.draws.range(chunk * per_chunk, (chunk + 1) * per_chunk))
+            skipped += per_chunk - self._pack(demand, self._config.chunk_steps, per_chunk, max(1, per_chunk >> 9))[0]
+            worst = max(worst, skipped / ((chunk + 1) * per_chunk))
         return worst
 
     def _pack(self, demand: np.ndarray, steps: int, guess: int, tolerance: int) -> tuple[int, np.ndarray]:
         return pack_prefix(demand, self._config.capacity, steps * self._config.sequences_per_step, guess, tolerance)
 
-    def samples(self, chunk: int) -> tuple[int, int]:
-        """The range of the sample index that a chunk owns. The last chunk takes as many as fit."""
-        steps = self._config.chunk_steps
-        if chunk == self.num_chunks - 1:
-            return self._last_samples()
-        return math.floor(self.rate * chunk * steps), math.floor(self.rate * (chunk + 1) * steps)
+    def samples(self, chunk: int) -> tuple[int, int, int | None]:
+        """The range of the sample index that a chunk owns, and where the stage ends if that changes the range.
 
-    def _last_samples(self) -> tuple[int, int]:
-        """The last block ends with the stage, and what it holds depends on where: search for an end that fits."""
+        The last chunk takes as many as fit. A block that begins in it ends with it, so that the ratios are exact over
+        the stage; what that block holds depends on where it ends, so the end is searched for.
+        """
+        if chunk < self.num_chunks - 1:
+            return chunk * self.per_chunk, (chunk + 1) * self.per_chunk, None
         if self._last is None:
-            before = (self.num_chunks - 1) * self._config.chunk_steps
-            start = math.floor(self.rate * before) if before else 0
-            steps, ahead, fit = self.stage.steps - before, self._config.block, 0
+            start = chunk * self.per_chunk if chunk else 0
+            steps, ahead, fit = self.stage.steps - chunk * self._config.chunk_steps, self._config.block, 0
             while fit == 0 or fit == ahead // 2:  # twice as many until they no longer fit
-                fit, _ = self._pack(self.demands(self.draws.range(start, start + ahead)), steps, fit or ahead, max(1, ahead >> 9))
+                demand = self.demands(self.draws.range(start, start + ahead))
+                fit, _ = self._pack(demand, steps, fit or ahead, max(1, ahead >> 9))
                 ahead *= 2
-            while fit > 1:
-                demand = self.demands(self.draws.range(start, start + fit, start + fit))
-                if self._pack(demand, steps, fit, fit)[0] == fit:
+            while True:
+                stop = start + fit
+                end = stop if (stop - 1) // self._config.block * self._config.block >= start else None
+                if fit == 1 or self._pack(self.demands(self.draws.range(start, stop, end)), steps, fit, fit)[0] == fit:
                     break
                 fit -= max(1, fit >> 9)
-            self._last = start, start + fit
+            self._last = start, stop, end
         return self._last
 
     @property
     def total(self) -> int:
-        """Samples of the stage: where its last block ends."""
+        """Samples of the stage."""
         return self.samples(self.num_chunks - 1)[1]
 
     def chunk(self, number: int) -> Chunk:
         """Draws and packs a chunk."""
         config = self._config
-        start, stop = self.samples(number)
+        start, stop, end = self.samples(number)
         num_steps = min(config.chunk_steps, self.stage.steps - number * config.chunk_steps)
         bins = num_steps * config.sequences_per_step
-        # The last block ends with the stage, so that the ratios are exact over the stage, too.
-        draws = self.draws.range(start, stop, self.total)
+        draws = self.draws.range(start, stop, end)
         fit, assigned = self._pack(self.demands(draws), num_steps, len(draws), max(1, len(draws) >> 10))
         kept = draws.take(slice(0, fit))
         # Best fit puts windows of one size together: shuffle, so that each step gets sequences of every kind.
@@ -321,6 +319,11 @@ class Plan:
         warnings = feasibility.warnings(self.config.repeat_warning)
         if skipped > 0.01:
             warnings.append(f"stage {plan.stage.name!r}: {skipped:.1%} of the windows are skipped; raise plan.chunk_steps")
+        fill = dict(zip(DEMANDS, (used / (sequences * self.config.capacity)).tolist()))
+        if max(fill.values()) < _FILL_WARNING:
+            warnings.append(
+                f"stage {plan.stage.name!r}: sequences are {max(fill.values()):.0%} full; raise plan.chunk_steps or its limits"
+            )
         return StageReport(
             name=plan.stage.name,
             steps=plan.stage.steps,
@@ -329,7 +332,7 @@ class Plan:
             realised=CONTAINS[active].mean(axis=0),
             motion_target=plan.stage.motion,
             motion=float(motion[long].mean()) if long.any() else 0.0,
-            fill=dict(zip(DEMANDS, (used / (sequences * self.config.capacity)).tolist())),
+            fill=fill,
             skipped=skipped,
             chunks=plan.num_chunks,
             chunks_seen=len(chunks),

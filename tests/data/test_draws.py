@@ -81,6 +81,15 @@ def test_the_last_block_is_exact_for_what_it_holds():
         assert np.abs(CONTAINS[made.active].sum(axis=0) - end * stage().ratios).max() <= 0.5 + 1e-6
 
 
+def test_a_part_of_a_block_comes_close_to_the_ratios():
+    """Well below the deviation of a random order, 5 windows at half a block for a ratio of 0.5."""
+    drawn = draws(synthetic.catalog(60), stage())
+    halves = np.stack([CONTAINS[drawn.block(number).active[:200]].sum(axis=0) for number in range(50)])
+    assert (np.abs(halves - 200 * stage().ratios).std(axis=0) < 2).all() and np.abs(halves - 200 * stage().ratios).max() <= 6
+    orders = {drawn.block(number).active[:12].tobytes() for number in range(50)}
+    assert len(orders) == 50
+
+
 def test_every_window_is_drawn_by_its_hours_from_all_that_are_eligible():
     """The weakest set must come from fully eligible windows, too (Principle 1), by hours and not by count."""
     table = synthetic.catalog(40)
