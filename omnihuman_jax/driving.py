@@ -5,6 +5,7 @@ Row i of audio features and keypoints is frame i of the video to make, at 25 fps
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from omnihuman_jax.typing import FPS, MOTION_FRAMES, TEMPORAL_STRIDE, TOKEN_STRI
 
 # Speech encoders look around; feature rows near the end of what is sampled should not see the sound stop.
 SOUND_CONTEXT_S = 1.0
+# Windows with a person in a smaller share of their frames are not trained with pose: nothing like it was seen.
+MIN_POSE_SHARE = 0.5
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -114,10 +117,13 @@ def read_pose(path: Path, size: tuple[int, int], names: Sequence[str]) -> np.nda
     The pose's picture is laid over the video's like a reference image (`place`). ValueError where no person is seen.
     """
     keypoints, height, width = _clip_pose(path) if path.suffix == ".npz" else _video_pose(path)
-    if not (keypoints[..., 2] > 0).any():
+    seen = np.asarray((keypoints[..., 2] > 0).any(axis=1))
+    if not seen.any():
         raise ValueError(f"--pose {path}: no person found in any frame; give a video that shows the face and body")
     if keypoints.shape[1] != len(names):
         raise ValueError(f"--pose {path}: {keypoints.shape[1]} keypoints a frame, the run was trained on {len(names)}")
+    if seen.mean() < MIN_POSE_SHARE:
+        print(f"warning: --pose {path}: a person was found in {seen.sum()} of {len(seen)} frames only", file=sys.stderr)
     at = place(height, width, size)
     moved = keypoints.copy()
     moved[..., 0] = (keypoints[..., 0] * at.scale_x - at.left) / TOKEN_STRIDE

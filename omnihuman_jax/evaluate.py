@@ -315,11 +315,9 @@ def print_table(result: Mapping[str, Any]) -> None:
 
     console = Console(highlight=False)
     table = Table(title=f"PSNR in dB against the codec's round trip (step {result['step']}, {result['weights']} weights)")
-    table.add_column("window")
-    for kind in KINDS:
-        table.add_column(TITLES[kind], justify="right")
-    for kind in ("sample", "other_audio"):
-        table.add_column(f"mouth: {TITLES[kind]}", justify="right")
+    table.add_column("window", overflow="fold")
+    for heading in ("own", "still", "other pose", "other audio", "mouth, own", "mouth, other audio"):
+        table.add_column(heading, justify="right")
 
     def cells(whole: Mapping[str, float], mouth: Mapping[str, float] | None) -> list[str]:
         values = [whole[kind] for kind in KINDS] + [mouth and mouth[kind] for kind in ("sample", "other_audio")]
