@@ -10,14 +10,17 @@ import numpy as np
 def pack(demand: np.ndarray, capacity: np.ndarray, bins: int) -> np.ndarray | None:
     """The bin of each item, int64 [n], such that no bin holds more than `capacity` in any dim; None if they do not all fit.
 
-    demand [n, d] and capacity [d] are integers; bins are compared by what is left of dim 0. Deterministic. The largest
-    items go first, to the emptiest bin that takes them; if that fails, to the fullest. The first way spreads small items
-    and so keeps the other dims in balance; the second is better where a bin holds two or three items.
+    demand [n, d] and capacity [d] are integers. Deterministic. Bins are compared by what is left of the dim that is asked
+    for most. The largest items go first, to the emptiest bin that takes them; if that fails, to the fullest. The first way
+    spreads small items and so keeps the other dims in balance; the second is better where a bin holds two or three items.
     """
     if not len(demand):
         return np.zeros(0, np.int64)
     if (demand > capacity).any() or (demand.sum(axis=0) > capacity * bins).any():
         return None
+    scarce = int((demand.sum(axis=0) / np.maximum(capacity, 1)).argmax())
+    dims = [scarce, *(d for d in range(len(capacity)) if d != scarce)]
+    demand, capacity = demand[:, dims], capacity[dims]
     size = (demand / np.maximum(capacity, 1)).max(axis=1)
     order = np.lexsort((np.arange(len(demand)), -demand[:, 0], -size)).tolist()
     items, least, room = demand.tolist(), demand.min(axis=0).tolist(), capacity.tolist()

@@ -127,6 +127,19 @@ def test_skipped_windows_are_those_missing_from_the_batches():
     assert 0 < report.skipped <= 0.01
 
 
+@pytest.mark.parametrize(
+    ("sequences", "chunk_steps", "limits"),
+    [(2, 4, {}), (1, 8, {"latent_tokens": 512}), (8, 16, {"windows": 3}), (8, 16, {"frames": 90}), (8, 16, {"text_tokens": 24})],
+)
+def test_small_chunks_and_any_binding_limit_skip_little(sequences, chunk_steps, limits):
+    config = synthetic.plan_config(sequences_per_step=sequences, chunk_steps=chunk_steps, **limits)
+    (report,) = Plan(CATALOG, one_stage(steps=300), config, seed=0).report(max_chunks=100)
+    assert report.skipped <= 0.01 and max(report.fill.values()) > 0.8
+    np.testing.assert_allclose(report.realised, report.target, atol=0.005)
+    if limits:
+        assert max(report.fill, key=report.fill.get) == next(iter(limits))
+
+
 def test_keep_reports_what_the_data_gives_beside_the_ratio():
     plan = Plan(CATALOG, one_stage(mode="keep", steps=300), synthetic.plan_config(), seed=0)
     (report,) = plan.report()
