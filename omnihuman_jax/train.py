@@ -307,8 +307,11 @@ def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[
         task = bar.add_task("train", total=total, completed=start, text="compiling")
 
         def show(done: int, line: dict[str, Any] | None) -> None:
-            text = {} if line is None else {"text": f"{line['stage']} loss {line['loss']:.4f} {line['step_time_s']:.2f} s/step"}
-            bar.update(task, completed=done, **text)
+            bar.update(task, completed=done)
+            if line is not None:
+                # The first line after a start has no speed: its step was the compilation.
+                speed = f" {line['step_time_s']:.2f} s/step" if "step_time_s" in line else ""
+                bar.update(task, text=f"{line['stage']} loss {line['loss']:.4f}{speed}")
 
         yield show
 
