@@ -1,0 +1,159 @@
+"""Checkpoints of a handful of arrays on eight devices: whole, exact, sharded as asked, and loud when something is wrong."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from omnihuman_jax import sharding
+from omnihuman_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, RunRecord, load_weights
+from omnihuman_jax.training.train_state import Counters, TrainState
+
+CONFIG = {"seed": 3, "model": {"width": 16}, "stages": {"rows": [{"name": "a", "steps": 2}]}}
+
+
+def record(step: int) -> RunRecord:
+    return RunRecord(config=CONFIG, fingerprint="0123", step=step)
+
+
+@pytest.fixture(scope="module")
+def mesh() -> jax.sharding.Mesh:
+    return sharding.create_mesh(sharding.MeshConfig(data=2, fsdp=4))
+
+
+def make_state(mesh: jax.sharding.Mesh, step: int = 1, width: int = 16) -> TrainState:
+    optimizer = optax.partition(dict.fromkeys(("base", "audio"), optax.scale_by_adam()), {"a": {"kernel": "base"}, "b": "audio"})
+
+    def place(leaf: np.ndarray | jax.Array) -> jax.Array:
+        split = PartitionSpec("fsdp") if leaf.ndim else PartitionSpec()
+        return jax.device_put(leaf, NamedSharding(mesh, split))
+
+    rng = np.random.default_rng(step)
+    params = {"a": {"kernel": rng.standard_normal((width, 3), np.float32)}, "b": rng.standard_normal(8, np.float32)}
+    moments = jax.tree.map(lambda leaf: leaf + 1, optimizer.init(params))
+    counters = jax.tree.map(lambda leaf: leaf + 5, Counters.zeros())
+    ema = jax.tree.map(lambda leaf: leaf * 2, params)
+    return jax.tree.map(place, TrainState(params=params, opt_state=moments, ema=ema, step=jnp.int32(step), counters=counters))
+
+
+def abstract(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
+
+
+def saved(folder: Path, mesh: jax.sharding.Mesh, *steps: int) -> Path:
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        for step in steps:
+            checkpoints.save(make_state(mesh, step), record(step))
+    return folder
+
+
+def test_everything_comes_back_bit_for_bit_where_it_was(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path / "c", mesh, 4, 7)
+    state = make_state(mesh, 7)
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.steps == [4, 7] and checkpoints.latest_step == 7
+        assert checkpoints.record(7) == record(7)
+        restored = checkpoints.restore(7, abstract(state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert ours.dtype == theirs.dtype and ours.sharding == theirs.sharding
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_a_save_in_progress_is_not_touched_by_the_steps_that_go_on(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 3 + 1, state), donate_argnums=0)
+    state = make_state(mesh, 2, width=1 << 16)
+    before = jax.device_get(jax.tree.map(jnp.copy, state))
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(state, record(2))
+        shapes = abstract(state)
+        for _ in range(20):  # donates the very buffers that are being written
+            state = step(state)
+        jax.block_until_ready(state)
+        checkpoints.wait()
+        restored = checkpoints.restore(2, shapes)
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(before), strict=True):
+        assert np.array_equal(np.asarray(ours), theirs)
+
+
+def test_weights_alone_on_another_placement(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path / "c", mesh, 1)
+    state = make_state(mesh, 1)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[3])
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), state.params)
+    for weights, expected in (("ema", state.ema), ("raw", state.params)):
+        found, run = load_weights(folder, shapes, weights=weights)
+        assert run == record(1)
+        assert np.array_equal(found["a"]["kernel"], expected["a"]["kernel"]) and found["b"].sharding == one
+    found, _ = load_weights(folder, lambda run: shapes if run.config["seed"] == 3 else None)
+    assert np.array_equal(found["b"], state.ema["b"])
+
+
+def test_old_checkpoints_make_room(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2, keep_every=10)) as checkpoints:
+        for step in (10, 11, 12, 13):
+            checkpoints.save(make_state(mesh, step), record(step))
+        checkpoints.wait()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [10, 12, 13]
+
+
+def test_a_half_written_step_is_not_a_checkpoint(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path / "c", mesh, 1)
+    shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp")
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        assert checkpoints.steps == [1]
+        checkpoints.save(make_state(mesh, 2), record(2))
+        checkpoints.wait()
+        assert checkpoints.latest_step == 2
+    assert not (folder / "2.orbax-checkpoint-tmp").exists()
+
+
+@pytest.mark.parametrize("part", ["params", "optimizer", "ema", "progress"])
+def test_a_damaged_part_is_an_error_that_names_the_folder_and_the_cure(tmp_path: Path, mesh: jax.sharding.Mesh, part: str) -> None:
+    folder = saved(tmp_path / "c", mesh, 1)
+    for data in (folder / "1" / part).rglob("d/*"):
+        data.write_bytes(data.read_bytes()[:3])
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=r"c/1 .*remove that folder") as error:
+        checkpoints.restore(1, abstract(make_state(mesh)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_part_and_a_missing_record(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path / "c", mesh, 1)
+    shutil.rmtree(folder / "1" / "ema")
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match="c/1 lacks ema"):
+        checkpoints.restore(1, abstract(make_state(mesh)))
+    metadata = folder / "1" / "_CHECKPOINT_METADATA"
+    content = json.loads(metadata.read_text())
+    content["custom_metadata"] = {}
+    metadata.write_text(json.dumps(content))
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match="no readable record of its run"):
+        checkpoints.record(1)
+
+
+def test_another_model_is_told_leaf_by_leaf(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path / "c", mesh, 1)
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=r"params/a/kernel is float32\[16, 3\], wanted float32\[32, 3\]"):
+        checkpoints.restore(1, abstract(make_state(mesh, width=32)))
+    shapes = {"a": {"kernel": jax.ShapeDtypeStruct((16, 3), jnp.float32), "gate": jax.ShapeDtypeStruct((1,), jnp.float32)}}
+    with pytest.raises(CheckpointError, match="ema/a/gate is missing; ema/b is unknown"):
+        load_weights(folder, shapes)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="give the run directory"):
+        load_weights(tmp_path / "nowhere", {})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
+        load_weights(tmp_path / "empty", {})
+    with pytest.raises(ValueError, match="choose ema or raw"):
+        load_weights(tmp_path / "empty", {}, weights="best")
+    with pytest.raises(ValueError, match="interval 0"):
+        CheckpointConfig(interval=0).validate()
