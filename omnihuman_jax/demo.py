@@ -161,7 +161,7 @@ def _started(step: Step, out: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Waits for the process; its peak of resident memory in bytes."""
+    """Waits for the process; the peak of resident memory, in bytes, of the largest of it and its children."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return usage.ru_maxrss * 1024
@@ -288,7 +288,7 @@ def tell(steps: Sequence[Step], out: Path, stamps: Stamps) -> None:
         record = train_with_a_kill(step, out, stamps) if step.name == "train" else run_step(step, out)
         stamps.write(step.name, record)
         console.print(
-            f"[green]{step.name} took {duration(record['seconds'])}[/], peak memory {record['peak_bytes'] / 2**30:.1f} GiB"
+            f"[green]{step.name} took {duration(record['seconds'])}[/], largest process {record['peak_bytes'] / 2**30:.1f} GiB"
         )
 
 
@@ -300,12 +300,15 @@ def duration(seconds: float) -> str:
 def summary(steps: Sequence[Step], out: Path, stamps: Stamps) -> None:
     """The few numbers that matter, and where things are."""
     console.rule("[bold]the demo in numbers", align="left")
-    table = Table(show_header=False, box=None, padding=(0, 2))
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
     for label, value, note in key_numbers(out):
         table.add_row(label, f"[bold]{value}[/]", f"[dim]{note}[/]")
     done = [stamp for step in steps if (stamp := stamps.read(step.name))]
     total, peak = sum(stamp["seconds"] for stamp in done), max(stamp["peak_bytes"] for stamp in done)
-    table.add_row("all steps together", f"[bold]{duration(total)}[/]", f"[dim]peak memory of a step {peak / 2**30:.1f} GiB[/]")
+    table.add_row("all steps together", f"[bold]{duration(total)}[/]", f"[dim]largest process {peak / 2**30:.1f} GiB[/]")
     console.print(table)
     for label, path in (
         ("report", out / "report.html"),

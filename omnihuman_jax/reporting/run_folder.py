@@ -175,6 +175,11 @@ def key_numbers(root: Path) -> list[tuple[str, str, str]]:
     return rows
 
 
+def decibels(value: float) -> str:
+    """`+1.23 dB`; what rounds to zero has no sign."""
+    return f"{value:+.2f} dB" if abs(value) >= 0.005 else "0.00 dB"
+
+
 def evaluation_numbers(evaluation: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
     """The evaluation's headline numbers as (label, value, note)."""
     if evaluation is None:
@@ -195,6 +200,6 @@ def evaluation_numbers(evaluation: Mapping[str, Any] | None) -> list[tuple[str, 
     ):
         if (value := evaluation.get(key)) is not None:
             rows.append(
-                (label, f"{value if key.startswith('gain') else -value:+.2f} dB", f"{note}; {len(evaluation['windows'])} windows")
+                (label, decibels(value if key.startswith("gain") else -value), f"{note}; {len(evaluation['windows'])} windows")
             )
     return rows

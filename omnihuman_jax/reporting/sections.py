@@ -33,7 +33,13 @@ def _table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> st
 
 
 def _missing(what: str, command: str) -> str:
-    return f'<p class="note">No {what} here yet: <code>{html.escape(command)}</code></p>'
+    return f'<p class="note">No {what} here yet: {_command(command)}</p>'
+
+
+def _command(command: str) -> str:
+    """A command as code in which no option is torn apart at its hyphens."""
+    words = (f"<span>{html.escape(word)}</span>" if word.startswith("-") else html.escape(word) for word in command.split())
+    return f'<code class="command">{" ".join(words)}</code>'
 
 
 def funnel_section(folder: RunFolder) -> str:
@@ -191,11 +197,13 @@ def _data_uri(path: Path, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
-def _player(path: Path, caption: str) -> str:
+def _player(path: Path, caption: str, *, silent: bool = False) -> str:
+    """A video inside the page; a silent one, too small for controls over it, plays by itself in a loop."""
     if path.stat().st_size > MAX_VIDEO_BYTES:
         name = html.escape(str(path))
         return f"<figure><figcaption>{caption}<br><code>{name}</code> is too large to carry along</figcaption></figure>"
-    video = f'<video controls loop playsinline preload="auto" src="{_data_uri(path, "video/mp4")}"></video>'
+    how = "autoplay muted" if silent else 'controls preload="auto"'
+    video = f'<video {how} loop playsinline src="{_data_uri(path, "video/mp4")}"></video>'
     return f"<figure>{video}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -208,9 +216,7 @@ def samples_section(folder: RunFolder) -> str:
     players = []
     for path in folder.samples:
         made_by = next((s["command"] for s in folder.steps.values() if str(path) in s.get("command", "").split()), "")
-        caption = f"<b>{html.escape(path.stem.replace('_', ' '))}</b>" + (
-            f"<br><code>{html.escape(made_by)}</code>" if made_by else ""
-        )
+        caption = f"<b>{html.escape(path.stem.replace('_', ' '))}</b>" + (f"<br>{_command(made_by)}" if made_by else "")
         players.append(_player(path, caption))
     return _section("Samples", f'<div class="players">{"".join(players)}</div>')
 
@@ -233,7 +239,10 @@ def evaluation_section(folder: RunFolder) -> str:
         values = [whole[kind] for kind, _ in KINDS] + [mouth and mouth[kind] for kind in ("sample", "other_audio")]
         return ["-" if value is None else f"{value:.2f}" for value in values]
 
-    rows = [[f"<code>{html.escape(row['window_id'])}</code>", *cells(row["psnr"], row["psnr_mouth"])] for row in result["windows"]]
+    rows = [
+        [f'<code class="id">{html.escape(row["window_id"])}</code>', *cells(row["psnr"], row["psnr_mouth"])]
+        for row in result["windows"]
+    ]
     means = ["<b>mean</b>", *(f"<b>{cell}</b>" for cell in cells(result["mean_psnr"], result["mean_psnr_mouth"]))]
     head = [("window", ""), *((title, "n") for _, title in KINDS), ("mouth: own", "n"), ("mouth: another's audio", "n")]
     parts = [
@@ -252,7 +261,7 @@ def evaluation_section(folder: RunFolder) -> str:
         )
     if folder.comparisons:
         titles = " | ".join(("truth", *(title for _, title in KINDS[:3])))
-        players = "".join(_player(path, f"<code>{html.escape(path.stem)}</code>") for path in folder.comparisons)
+        players = "".join(_player(path, f"<code>{html.escape(path.stem)}</code>", silent=True) for path in folder.comparisons)
         parts.append(f'<h3>The same, moving: {titles}</h3><div class="players wide">{players}</div>')
     return _section("Evaluation", *parts)
 
@@ -262,8 +271,5 @@ def demo_section(folder: RunFolder) -> str:
     done = [(name, stamp) for name, stamp in folder.steps.items() if "command" in stamp]
     if not done:
         return ""
-    rows = [
-        [f"<code>{html.escape(stamp['command'])}</code>", f"{stamp['seconds']:.0f}", f"{stamp['peak_bytes'] / 2**30:.1f}"]
-        for _, stamp in done
-    ]
-    return _section("Every command", _table((("command", ""), ("seconds", "n"), ("peak GiB", "n")), rows))
+    rows = [[_command(stamp["command"]), f"{stamp['seconds']:.0f}", f"{stamp['peak_bytes'] / 2**30:.1f}"] for _, stamp in done]
+    return _section("Every command", _table((("command", ""), ("seconds", "n"), ("largest process, GiB", "n")), rows))
