@@ -140,7 +140,10 @@ def test_a_missing_part_and_a_missing_record(tmp_path: Path, mesh: jax.sharding.
 
 def test_another_model_is_told_leaf_by_leaf(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
     folder = saved(tmp_path / "c", mesh, 1)
-    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=r"params/a/kernel is float32\[16, 3\], wanted float32\[32, 3\]"):
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(CheckpointError, match=r"params/a/kernel is float32\[16, 3\], wanted float32\[32, 3\]"),
+    ):
         checkpoints.restore(1, abstract(make_state(mesh, width=32)))
     shapes = {"a": {"kernel": jax.ShapeDtypeStruct((16, 3), jnp.float32), "gate": jax.ShapeDtypeStruct((1,), jnp.float32)}}
     with pytest.raises(CheckpointError, match="ema/a/gate is missing; ema/b is unknown"):

@@ -50,14 +50,18 @@ class Run:
 
 
 def same_bits(left: object, right: object) -> bool:
-    return all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
+    return all(
+        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    )
 
 
 def test_one_group_is_torchs_adamw() -> None:
     run = Run()
     mine = {name: torch.nn.Parameter(torch.tensor(run.params["layer"][name])) for name in ("kernel", "bias")}
     decayed = {"kernel": 0.1, "bias": 0.0}  # matrices are decayed, biases are not
-    other = torch.optim.AdamW([{"params": [mine[name]], "weight_decay": decayed[name]} for name in mine], lr=RATE, betas=(0.9, 0.999), eps=1e-8)
+    other = torch.optim.AdamW(
+        [{"params": [mine[name]], "weight_decay": decayed[name]} for name in mine], lr=RATE, betas=(0.9, 0.999), eps=1e-8
+    )
     for k in range(5):
         grads = arrays(k + 1)
         run.step(grads, BOTH)
@@ -128,10 +132,12 @@ def test_ema_follows_the_parameters() -> None:
 def test_schedules() -> None:
     config = optim.OptimizerConfig(learning_rate=1.0, decay="cosine", final_fraction=0.1)
     rates = [optim.learning_rate_at(config, step, 100) for step in range(101)]
-    assert rates[0] == 1.0 and rates[100] == pytest.approx(0.1) and all(a >= b for a, b in zip(rates, rates[1:]))
+    assert rates[0] == 1.0 and rates[100] == pytest.approx(0.1) and rates == sorted(rates, reverse=True)
     assert optim.learning_rate_at(optim.OptimizerConfig(learning_rate=1.0), 77, 100, scale=0.5) == 0.5
     warm = Run(warmup_steps=4)
-    assert [warm.step(arrays(k), BOTH).rates["base"] for k in range(5)] == pytest.approx([RATE * f for f in (0.25, 0.5, 0.75, 1, 1)])
+    assert [warm.step(arrays(k), BOTH).rates["base"] for k in range(5)] == pytest.approx(
+        [RATE * f for f in (0.25, 0.5, 0.75, 1, 1)]
+    )
 
 
 def test_which_groups_train() -> None:

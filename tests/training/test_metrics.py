@@ -1,0 +1,86 @@
+"""What a run writes about itself, and that a resume takes back what it will write again."""
+
+import json
+import math
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnihuman_jax import sharding
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.stages import Stage
+from omnihuman_jax.training.metrics import LoggingConfig, MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
+from omnihuman_jax.training.train_state import NUM_SETS, Counters
+
+TEXT, BOTH = ConditionSet.of(Condition.TEXT), ConditionSet.of(Condition.TEXT, Condition.AUDIO)
+
+
+def test_summary() -> None:
+    windows, losses = np.zeros(NUM_SETS, np.int32), np.zeros(NUM_SETS, np.float32)
+    windows[[TEXT.bits, BOTH.bits, 0]] = 5, 3, 2
+    losses[[TEXT.bits, BOTH.bits, 0]] = 10, 1.5, 8
+    counters = Counters(
+        stage_windows=4 * windows,
+        interval_windows=windows,
+        interval_losses=losses,
+        interval_loss=np.float32(6),
+        interval_tokens=np.float32(100),
+        interval_steps=np.int32(2),
+    )
+    record = summarise(counters, Stage(name="s", steps=1, text=0.9, audio=0.25))
+    assert record["loss"] == 3
+    assert {k: v for k, v in record.items() if k.startswith("loss/")} == {"loss/none": 4, "loss/text": 2, "loss/text+audio": 0.5}
+    assert [record[f"ratio/{c.label}"] for c in Condition] == [0.8, 0, 0.3, 0]
+    assert [record[f"ratio_target/{c.label}"] for c in Condition] == [0.9, 0.7, 0.25, 0]
+
+
+def test_lines_are_exact_and_a_resume_takes_back_what_comes_after_it(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), step=0)
+    values = [float(np.float32(1 / 3)), math.pi, 1e-30, math.nan]
+    for step, value in enumerate(values, 1):
+        writer.write({"step": step, "stage": "a", "loss": value})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "los')  # killed in the middle of a line
+    assert [record["loss"] for record in read_metrics(tmp_path)] == [*values[:3], "nan"]
+    before = (tmp_path / "metrics.jsonl").read_text().splitlines()[:2]
+    writer = MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), step=2)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before
+    writer.write({"step": 3, "stage": "a", "loss": 2.0})
+    writer.close()
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"] == values[0]
+
+
+def test_tensorboard_beside_it(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, LoggingConfig(), step=0)
+    writer.write({"step": 1, "stage": "a", "loss": 0.5, "loss/text+audio": 0.25})
+    writer.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    data = events.read_bytes()
+    assert b"loss/text" in data and b"stage" not in data
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="give the run directory"):
+        read_metrics(tmp_path)
+    with pytest.raises(ValueError, match=r"logging.interval must be >= 1"):
+        LoggingConfig(interval=0).validate()
+
+
+def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("omnihuman_jax.training.metrics.time.perf_counter", lambda: now[0])
+    speed = Speed(step_flops=1000, peak=4000.0)
+    now[0] = 160.0  # compilation
+    speed.restart(1)
+    assert speed.measure(1, 50.0, 1) == {}
+    now[0] = 162.0
+    assert speed.measure(5, 200.0, 4) == {"step_time_s": 0.5, "tokens_per_s": 100, "flops_per_s": 2000, "matmul_peak_share": 0.5}
+
+
+def test_the_peak_is_measured_on_all_devices() -> None:
+    peak = measure_matmul_peak(sharding.create_mesh(sharding.MeshConfig(data=4, tensor=2)), jnp.float32)
+    assert 1e8 < peak < 1e13
