@@ -6,6 +6,7 @@ device, so a kernel that loops, blocks or calls Pallas never meets the partition
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from omnihuman_jax.sharding import RULES
 # Finite: a query without any key gets a uniform average (its caller gates it away), not 0 / 0.
 MASKED = -1e30
 
-Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+QKV: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
+Kernel: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def dense(q_BMNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, q_ids_BM: jax.Array, kv_ids_BS: jax.Array) -> jax.Array:
@@ -135,8 +137,8 @@ def attention(
 
 
 def joint_attention(
-    video: tuple[jax.Array, jax.Array, jax.Array],
-    text: tuple[jax.Array, jax.Array, jax.Array],
+    video: QKV,
+    text: QKV,
     video_ids_BL: jax.Array,
     text_ids_BS: jax.Array,
     *,

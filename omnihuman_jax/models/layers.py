@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from omnihuman_jax.sharding import RULES
+from omnihuman_jax.sharding import RULES, constrain, partition_spec
 
 Init = Callable[[jax.Array, Sequence[int], jnp.dtype], jax.Array]
 
@@ -61,7 +61,13 @@ def param(
 
 
 class Linear(nnx.Module):
-    """`x [..., in...] -> [..., out...]`: kernel [in..., out...], bias [out...]."""
+    """`x [B, ..., in...] -> [B, ..., out...]`: kernel [in..., out...], bias [out...].
+
+    Nothing about its sharding is left to the partitioner. The kernel is gathered over the axes that `embed` stores it on
+    (fully sharded data parallelism), inputs and outputs keep their batch rows where they are, and so, transposed, do their
+    gradients. Left alone, XLA (jax 0.10.2) may instead move an activation from [(data, fsdp), ..., -] to [data, ..., fsdp];
+    where the mesh has data, fsdp and tensor > 1 that swaps rows of the batch without a word: wrong gradients, no error.
+    """
 
     def __init__(
         self,
@@ -74,7 +80,8 @@ class Linear(nnx.Module):
         init: Init | None = None,
     ):
         self.num_in = len(in_shape)
-        self.whole_output = axes[-1] == "embed"
+        # `embed` says where a weight is stored; in use, and in activations, that dim is whole.
+        self.axes = tuple(None if axis == "embed" else axis for axis in axes)
         init = init or normal(1.0 / math.sqrt(math.prod(in_shape)))
         self.kernel = param(rngs, (*in_shape, *out_shape), axes, init)
         # The bias of an `embed` output is small and read everywhere: replicated.
@@ -82,22 +89,18 @@ class Linear(nnx.Module):
         self.bias = param(rngs, out_shape, bias_axes, zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.num_in)
-        if self.whole_output:
-            y = _keep_last_dim_whole(y)
+        kernel = constrain(self.kernel[...].astype(x.dtype), *self.axes)
+        y = jnp.tensordot(pin(x, *self.axes[: self.num_in]), kernel, axes=self.num_in)
+        y = pin(y, *self.axes[self.num_in :])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
-def _keep_last_dim_whole(x: jax.Array) -> jax.Array:
-    """`x` with its last dim on every device: activations are never split over the axes that `embed` weights are stored on.
-
-    Left to itself the partitioner may store an activation as [data, ..., fsdp], and on the way from there to
-    [(data, fsdp), ..., tensor] XLA (jax 0.10.2, CPU) swaps rows of the batch, without a word.
-    """
+def pin(x: jax.Array, *last_axes: str | None) -> jax.Array:
+    """`x` [B, ..., last...] with its batch rows and last dims where their logical axes say; the dims between are free."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*free, None))
+    between = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1 - len(last_axes))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*partition_spec(["batch"]), *between, *partition_spec(last_axes)))
 
 
 class MLP(nnx.Module):
@@ -183,7 +186,7 @@ class Modulation(nnx.Module):
 
     def __call__(self, embedding_BRD: jax.Array) -> jax.Array:
         """float32 [B, R, D] -> float32 [B, R, chunks, D]."""
-        return self.linear(jax.nn.silu(embedding_BRD))
+        return pin(self.linear(jax.nn.silu(embedding_BRD)), None)
 
 
 def one_hot(index: jax.Array, size: int) -> jax.Array:

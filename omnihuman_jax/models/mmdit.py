@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from omnihuman_jax.conditions import Condition, clean_mask
-from omnihuman_jax.models.attention import IMPLEMENTATIONS, attention, joint_attention
+from omnihuman_jax.models.attention import IMPLEMENTATIONS, QKV, attention, joint_attention
 from omnihuman_jax.models.audio_adapter import AudioAdapter, AudioAdapterConfig, AudioCrossAttention, AudioTokens
 from omnihuman_jax.models.layers import (
     MLP,
@@ -136,7 +136,7 @@ class SelfAttentionInputs(nnx.Module):
         self.q_norm = RMSNorm(rngs, config.head_dim)
         self.k_norm = RMSNorm(rngs, config.head_dim)
 
-    def __call__(self, x_BLD: jax.Array, turn: Rotation | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(self, x_BLD: jax.Array, turn: Rotation | None) -> QKV:
         q, k = self.q_norm(self.q(x_BLD)), self.k_norm(self.k(x_BLD))
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
@@ -153,7 +153,7 @@ class DualStream(nnx.Module):
         self.out = Linear(rngs, (config.num_heads, config.head_dim), (config.width,), ("heads", "head_dim", "embed"))
         self.mlp = MLP(rngs, config.width, config.mlp_width, config.width, "gelu")
 
-    def attend(self, x: jax.Array, table: jax.Array, rows: jax.Array, turn: Rotation | None) -> tuple[jax.Array, ...]:
+    def attend(self, x: jax.Array, table: jax.Array, rows: jax.Array, turn: Rotation | None) -> QKV:
         shift, scale = look_up(rows, table[:, :, 0]), look_up(rows, table[:, :, 1])
         return self.attention(modulate(x, shift, scale), turn)
 
@@ -399,8 +399,8 @@ def abstract_params(config: MMDiTConfig) -> tuple[Params, Params]:
         for tree, leaf in ((shapes, jax.ShapeDtypeStruct(shape.shape, shape.dtype)), (axes, logical)):
             node = tree
             for name in path[:-1]:
-                node = node.setdefault(name, {})
-            node[path[-1]] = leaf
+                node = node.setdefault(str(name), {})
+            node[str(path[-1])] = leaf
     return shapes, axes
 
 

@@ -141,77 +141,100 @@ def test_clean_tokens_are_modulated_with_time_zero(config, params, velocity, pac
     assert relative_error(after[1, rows[1]], before[1, rows[1]]) > 1e-3
 
 
-@pytest.fixture(scope="module")
-def gradients():
-    """(config, params, packed) -> loss over noisy tokens, and its gradient."""
+def gradients(config, params, packed):
+    """Loss over noisy tokens, and its gradient."""
 
-    def run(config, params, packed):
-        def loss(params, tokens, t, batch):
-            noisy = (batch["segment_ids_BL"] > 0) & ~clean_mask(batch)
-            out = mmdit.apply(config, params, tokens, t, batch)
-            return (jnp.square(out).sum(-1) * noisy).sum() / jnp.maximum(noisy.sum(), 1)
+    def loss(params, tokens, t, batch):
+        noisy = (batch["segment_ids_BL"] > 0) & ~clean_mask(batch)
+        out = mmdit.apply(config, params, tokens, t, batch)
+        return (jnp.square(out).sum(-1) * noisy).sum() / jnp.maximum(noisy.sum(), 1)
 
-        return jax.jit(jax.value_and_grad(loss))(params, *packed)
-
-    return run
+    # Compiled for compile time: these run once.
+    quick = {"xla_backend_optimization_level": 0}
+    return jax.jit(jax.value_and_grad(loss), compiler_options=quick)(params, *packed)
 
 
-def test_padding_and_remat_and_scan_change_no_number(config, params, gradients, pack, window) -> None:
-    """Padding, an empty sequence, garbage in unused rows: finite; every remat policy: the same loss and gradients."""
+def test_gradients_are_finite_and_reach_every_parameter(config, params, pack, window) -> None:
+    """With padding, an empty sequence and garbage in unused rows."""
     packed = pack([window(seed=1), window(seed=2, audio=False, motion=True)], [])
-    losses, trees = {}, {}
-    for remat in ("none", "block", "attention", "dots"):
-        losses[remat], trees[remat] = gradients(dataclasses.replace(config, remat=remat), params, packed)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trees["none"]):
-        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
-    for remat in ("block", "attention", "dots"):
-        assert abs(losses[remat] - losses["none"]) <= 1e-6 * losses["none"]
-        for found, expected in zip(jax.tree.leaves(trees[remat]), jax.tree.leaves(trees["none"]), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
+    loss, tree = gradients(dataclasses.replace(config, remat="none"), params, packed)
+    assert np.isfinite(loss) and loss > 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        assert np.isfinite(leaf).all(), f"not finite: {jax.tree_util.keystr(path)}"
+        assert is_inert(path) or np.abs(leaf).max() > 0, f"unused: {jax.tree_util.keystr(path)}"
 
 
-def test_every_parameter_is_used(config, params, gradients, pack, window) -> None:
-    _, tree = gradients(dataclasses.replace(config, remat="none"), params, pack([window(seed=1), window(seed=2)], []))
-    unused = {jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-              if not np.abs(leaf).max() > 0}  # fmt: skip
-    assert not unused
+def test_remat_changes_no_number(config, params, pack, window) -> None:
+    config = dataclasses.replace(config, audio=None, pose=None, num_refiner_layers=0, num_single_layers=1)
+    params = without_additions(params)
+    params["text_refiner"] = {k: v for k, v in params["text_refiner"].items() if k != "blocks"}
+    params["single_blocks"] = jax.tree.map(lambda x: x[:1], params["single_blocks"])
+    packed = pack([window(seed=1), window(seed=2, motion=True)], [])
+    loss, tree = gradients(dataclasses.replace(config, remat="none"), params, packed)
+    for remat in mmdit.REMAT_POLICIES:
+        found_loss, found_tree = gradients(dataclasses.replace(config, remat=remat), params, packed)
+        assert abs(found_loss - loss) <= 1e-6 * loss, remat
+        for found, expected in zip(jax.tree.leaves(found_tree), jax.tree.leaves(tree), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max(), err_msg=remat)
 
 
-def test_the_mesh_changes_nothing(config, params, velocity, pack, window) -> None:
-    """Parameters and tokens split over all four axes give the unsplit output."""
+def spread(config, params, packed, shape, **ways):
+    """(mesh, parameters and inputs split over it as the table says)."""
+    mesh = create_mesh(MeshConfig(**ways))
+    shapes, axes = mmdit.abstract_params(config)
+    tokens, t, batch = packed
+    places = batch_shardings(mesh, shape, len(t))
+    params = jax.device_put(params, jax.tree.map(lambda a, s: named_sharding(mesh, a, s.shape), axes, shapes, is_leaf=is_axes))
+    inputs = (
+        jax.device_put(tokens, places["latents_BLC"]),
+        jax.device_put(t, places["motion_BG"]),
+        jax.device_put(batch, places),
+    )
+    return mesh, params, inputs
+
+
+def test_the_mesh_does_not_change_the_velocity(config, params, velocity, pack, window) -> None:
+    """Weights and tokens split over fsdp, context and tensor give the unsplit output."""
     packed = pack(*([window(seed=2 * i + 1), window(seed=2 * i + 2, pose=False)] for i in range(4)))
     alone = velocity(config, params, packed)
-    shapes, axes = mmdit.abstract_params(config)
-    mesh = create_mesh(MeshConfig(data=1, fsdp=2, context=2, tensor=2))
-    with jax.set_mesh(mesh):
-        to = jax.tree.map(lambda a, s: named_sharding(mesh, a, s.shape), axes, shapes, is_leaf=is_axes)
-        spread = jax.device_put(params, to)
-        places = batch_shardings(mesh, pack.shape, 4)
-        tokens, t, batch = packed
-        inputs = (
-            jax.device_put(tokens, places["latents_BLC"]),
-            jax.device_put(t, places["motion_BG"]),
-            jax.device_put(batch, places),
-        )
-        found = jax.jit(lambda params, *packed: mmdit.apply(config, params, *packed))(spread, *inputs)
-    assert relative_error(found, alone) <= 1e-5
-    kernel = spread["dual_blocks"]["video"]["attention"]["q"]["kernel"]
+    mesh, params, inputs = spread(config, params, packed, pack.shape, data=1, fsdp=2, context=2, tensor=2)
+    kernel = params["dual_blocks"]["video"]["attention"]["q"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda params, *packed: mmdit.apply(config, params, *packed))(params, *inputs)
+    assert relative_error(found, alone) <= 1e-5
 
 
-def test_scan_is_a_loop_over_the_blocks(config, params, velocity, pack, window) -> None:
-    """Two layers at once equal one layer run on the other's output: swapping the stacked layers changes the result."""
+def test_the_mesh_does_not_change_the_gradients(config, params, pack, window) -> None:
+    """On data x fsdp x tensor, where XLA swaps rows of the batch in backward passes that leave it the choice."""
+    config = dataclasses.replace(config, remat="none")
+    packed = pack(*([window(seed=2 * i + 1), window(seed=2 * i + 2, motion=i % 2 == 0)] for i in range(4)))
+    loss, alone = gradients(config, params, packed)
+    mesh, params, inputs = spread(config, params, packed, pack.shape, data=2, fsdp=2, tensor=2)
+    with jax.set_mesh(mesh):
+        found_loss, found = gradients(config, params, inputs)
+    assert abs(found_loss - loss) <= 1e-5 * loss
+    for (path, leaf), expected in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(alone), strict=True):
+        if not is_inert(path):
+            assert relative_error(leaf, expected) <= 1e-4, jax.tree_util.keystr(path)
+
+
+def is_inert(path) -> bool:
+    """The refiner's key bias shifts all of a query's scores alike (no QK-norm): its gradient is zero but for rounding."""
+    return jax.tree_util.keystr(path, simple=True, separator="/") == "text_refiner/blocks/k/bias"
+
+
+def test_every_layer_of_a_scan_runs_once_and_in_order(config, params, velocity, pack, window) -> None:
     packed = pack([window(seed=1)], [window(seed=2)])
     before = velocity(config, params, packed)
+    longer = dict(params)
     for name in ("dual_blocks", "single_blocks"):
         swapped = params | {name: jax.tree.map(lambda x: x[::-1], params[name])}
-        assert relative_error(velocity(config, swapped, packed), before) > 1e-3
-        zeroed = jax.tree.map(np.zeros_like, params[name])
-        # A block of zeros is the identity, so appending one must change nothing.
-        longer = jax.tree.map(lambda x, z: np.concatenate([x, z[:1]]), params[name], zeroed)
-        field = {"dual_blocks": "num_dual_layers", "single_blocks": "num_single_layers"}[name]
-        deeper = dataclasses.replace(config, **{field: getattr(config, field) + 1})
-        assert relative_error(velocity(deeper, params | {name: longer}, packed), before) <= 1e-6
+        assert relative_error(velocity(config, swapped, packed), before) > 1e-3, "the order of the layers makes no difference"
+        longer[name] = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:1])]), params[name])
+    deeper = dataclasses.replace(config, num_dual_layers=config.num_dual_layers + 1, num_single_layers=config.num_single_layers + 1)
+    # A block of zeros is the identity: its gates are closed.
+    assert relative_error(velocity(deeper, longer, packed), before) <= 1e-6
 
 
 def test_abstract_params_describe_init_params(config) -> None:
