@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
-from omnihuman_jax.models.mmdit import MMDiTConfig
+from omnihuman_jax.models.mmdit_config import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.typing import PackedShape, frames_of_latent
 

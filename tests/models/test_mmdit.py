@@ -9,6 +9,7 @@ import pytest
 
 from omnihuman_jax.conditions import clean_mask
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.mmdit_config import REMAT_POLICIES
 from omnihuman_jax.sharding import MeshConfig, batch_shardings, create_mesh, named_sharding
 
 
@@ -171,7 +172,7 @@ def test_remat_changes_no_number(config, params, pack, window) -> None:
     params["single_blocks"] = jax.tree.map(lambda x: x[:1], params["single_blocks"])
     packed = pack([window(seed=1), window(seed=2, motion=True)], [])
     loss, tree = gradients(dataclasses.replace(config, remat="none"), params, packed)
-    for remat in mmdit.REMAT_POLICIES:
+    for remat in REMAT_POLICIES:
         found_loss, found_tree = gradients(dataclasses.replace(config, remat=remat), params, packed)
         assert abs(found_loss - loss) <= 1e-6 * loss, remat
         for found, expected in zip(jax.tree.leaves(found_tree), jax.tree.leaves(tree), strict=True):
