@@ -74,6 +74,7 @@ def assemble(config: ExperimentConfig) -> Parts:
     plan = Plan(Catalog.load(config.data.dataset), config.stages, config.data.plan, config.seed)
     shape = packed_shape(config, records.spec)
     sequences = config.data.plan.sequences_per_step
+    check_splits(config, mesh)
     shapes, axes = mmdit.abstract_params(config.model)
     labels = train_state.group_labels(axes)
     optimizer = optim.create_optimizer(config.optimizer, labels, axes)
@@ -97,6 +98,20 @@ def assemble(config: ExperimentConfig) -> Parts:
         state_shardings=shardings,
         train_step=step,
     )
+
+
+def check_splits(config: ExperimentConfig, mesh: Mesh) -> None:
+    """ValueError where the mesh cannot split the batch evenly."""
+    plan = config.data.plan
+    for name, size, axes in (
+        ("sequences_per_step", plan.sequences_per_step, ("data", "fsdp")),
+        ("latent_tokens", plan.latent_tokens, ("context",)),
+    ):
+        ways = math.prod(mesh.shape[axis] for axis in axes)
+        if size % ways:
+            raise ValueError(
+                f"data.plan.{name} is {size}, the mesh splits it {ways} ways ({' x '.join(axes)}): make it a multiple of {ways}"
+            )
 
 
 def train(

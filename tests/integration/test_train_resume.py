@@ -1,0 +1,180 @@
+"""Stopped at any step, by any means, a run ends where it would have ended; what cannot be continued says so."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from omnihuman_jax import train
+from omnihuman_jax.config import from_json, to_json
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints
+from omnihuman_jax.training.metrics import read_metrics
+from tests.training import runs
+
+STEPS, INTERVAL = 40, 10
+# 5 steps of the first stage, then the pose stage; a checkpoint every 10.
+OPTIONS = (f"--config.stages.rows[1].steps={STEPS - 5}", f"--config.checkpoint.interval={INTERVAL}", "--config.checkpoint.keep=9")
+
+EIGHT = ("--config.mesh.tensor=2",)  # the runs have 4 devices, this process has 8
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.write_dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> Path:
+    """A run that nobody disturbed."""
+    run = tmp_path_factory.mktemp("straight")
+    runs.train(run, dataset, *OPTIONS)
+    return run
+
+
+def wait_for(process: subprocess.Popen, run: Path, step: int) -> None:
+    """Until `step` is logged and the checkpoint before it is whole."""
+    saved = run / "checkpoints" / str(step // INTERVAL * INTERVAL)
+    for _ in range(60_000):
+        logged = (run / "metrics.jsonl").exists() and any(line["step"] >= step for line in read_metrics(run))
+        if logged and (step < INTERVAL or saved.is_dir()):
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def assert_same_run(run: Path, straight: Path) -> None:
+    assert runs.records(run) == runs.records(straight)
+    ours, theirs = runs.checkpoint(run, STEPS), runs.checkpoint(straight, STEPS)
+    assert ours.keys() == theirs.keys() and {name.split("/")[0] for name in ours} == {"params", "ema", "optimizer", "progress"}
+    different = [name for name in ours if ours[name].tobytes() != theirs[name].tobytes() or ours[name].dtype != theirs[name].dtype]
+    assert different == []
+
+
+def test_kill_9_and_resume_is_bit_for_bit_the_undisturbed_run(tmp_path: Path, dataset: Path, straight: Path) -> None:
+    process = runs.start(tmp_path, dataset, *OPTIONS)
+    wait_for(process, tmp_path, 23)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    killed_at = max(line["step"] for line in read_metrics(tmp_path))
+    assert 23 <= killed_at < STEPS
+    runs.train(tmp_path, dataset, *OPTIONS)
+    assert_same_run(tmp_path, straight)
+
+
+def test_sigterm_stops_with_a_checkpoint_and_resumes_the_same_way(tmp_path: Path, dataset: Path, straight: Path) -> None:
+    process = runs.start(tmp_path, dataset, *OPTIONS)
+    wait_for(process, tmp_path, 3)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 0 and "the same command continues" in output
+    stopped_at = read_metrics(tmp_path)[-1]["step"]
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step == stopped_at < STEPS
+    runs.train(tmp_path, dataset, *OPTIONS)
+    assert_same_run(tmp_path, straight)
+
+
+def test_what_is_logged(straight: Path) -> None:
+    lines = read_metrics(straight)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [line["stage"] for line in lines] == ["audio"] * 5 + ["pose"] * (STEPS - 5)
+    # Ratios realised by the windows that the steps really saw, over each stage.
+    for line in (lines[4], lines[-1]):
+        for condition in ("text", "reference", "audio", "pose"):
+            assert line[f"ratio/{condition}"] == pytest.approx(line[f"ratio_target/{condition}"], abs=0.04)
+    assert lines[4]["ratio/pose"] == lines[5]["learning_rate/audio"] * 0 == 0
+    assert lines[4]["learning_rate/pose"] == 0 < lines[5]["learning_rate/pose"]
+    # The pose group warms up on its own once its stage begins: half of the rate, then all of it.
+    assert lines[5]["learning_rate/pose"] == pytest.approx(lines[5]["learning_rate"] / 2)
+    assert any(name.startswith("loss/") and "+" in name for name in lines[-1])
+    assert lines[-1]["matmul_peak_share"] > 0 and lines[-1]["tokens_per_s"] > 0
+    config = from_json(json.loads((straight / "config.json").read_text()))
+    assert config.stages.total_steps == STEPS and (straight / "dataset.json").exists()
+
+
+def test_parameters_of_a_condition_wait_for_their_stage(straight: Path, dataset: Path, tmp_path: Path) -> None:
+    runs.train(tmp_path, dataset, *OPTIONS, "--stop-after=5")
+    early, late = runs.checkpoint(tmp_path, 5), runs.checkpoint(straight, 10)
+    pose = [name for name in early if "/pose_guider/" in name or name.startswith("optimizer/inner_states/pose")]
+    moments = [name for name in pose if name.startswith("optimizer/")]
+    assert moments and all(not early[name].any() for name in moments) and any(late[name].any() for name in moments)
+    config = train.load_config(runs.CONFIG, [f"--config.data.dataset={dataset}", *OPTIONS, *EIGHT])
+    parts = train.assemble(config)
+    with jax.set_mesh(parts.mesh):
+        start = train.train_state.create_train_state(config.model, parts.optimizer, parts.state_shardings, config.seed)
+    assert train.train_state.misplaced_leaves(start, parts.state_shardings) == []
+    born, _ = jax.tree_util.tree_flatten_with_path({"params": start.params, "ema": start.ema})
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in born}
+    # Not bit for bit here: this process compiles the initialisation for another mesh, with other optimisations.
+    moved = {name for name, leaf in names.items() if not np.allclose(early[name], leaf, rtol=1e-5, atol=1e-6)}
+    assert not any("/pose_guider/" in name for name in moved) and any("/pose_guider/" in name for name in names)
+    assert {"params/audio_adapter/mlp/fc_in/kernel", "ema/proj_out/kernel"} <= moved and len(moved) > len(names) / 2
+
+
+def resume(run: Path, dataset: Path, *options: str) -> int:
+    """The command again, in this process (8 devices: a mesh may change)."""
+    arguments = [f"--config={runs.CONFIG}", f"--run={run}", f"--config.data.dataset={dataset}", "--no-progress"]
+    return train.main([*arguments, *OPTIONS, *EIGHT, *options])
+
+
+@pytest.fixture
+def copy(straight: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(straight, tmp_path / "copy"))
+
+
+def test_a_finished_run_stays_as_it_is(copy: Path, dataset: Path, straight: Path) -> None:
+    assert resume(copy, dataset) == 0
+    assert runs.records(copy) == runs.records(straight)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--config.optimizer.learning_rate=1.0", r"optimizer.learning_rate: 0.003 -> 1.0"),
+        ("--config.model.mlp_ratio=4.0", r"model.mlp_ratio: 2.0 -> 4.0"),
+        ("--config.stages.rows[1].audio=0.4", r"stages.rows\[1\].audio: 0.5 -> 0.4; data plan"),
+        ("--config.seed=12", r"seed: 11 -> 12; data plan .*fingerprint"),
+    ],
+)
+def test_a_changed_config_is_refused(copy: Path, dataset: Path, option: str, message: str) -> None:
+    before = (copy / "metrics.jsonl").read_text(), (copy / "config.json").read_text()
+    with pytest.raises(ValueError, match=message + r".*--accept-changes"):
+        resume(copy, dataset, option)
+    assert before == ((copy / "metrics.jsonl").read_text(), (copy / "config.json").read_text())
+
+
+def test_a_changed_dataset_is_refused_unless_accepted(copy: Path, dataset: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(dataset, tmp_path / "other"))
+    catalog = Catalog.load(other)
+    catalog.select(np.arange(len(catalog) - 1)).save(other)
+    with pytest.raises(ValueError, match=r"data plan \(catalog, stages, sizes or seed\): fingerprint"):
+        resume(copy, other)
+    assert resume(copy, other, "--accept-changes") == 0
+    assert resume(copy, Path(shutil.copytree(dataset, tmp_path / "moved"))) == 0  # the same data elsewhere
+
+
+def test_a_damaged_checkpoint_is_no_fresh_start(copy: Path, dataset: Path, straight: Path) -> None:
+    for data in (copy / "checkpoints" / str(STEPS) / "params").rglob("d/*"):
+        data.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=rf"checkpoints/{STEPS} .*remove that folder to go back"):
+        resume(copy, dataset)
+    assert runs.records(copy) == runs.records(straight)
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(CheckpointError, match=rf"has trained {STEPS} steps but holds no checkpoint"):
+        resume(copy, dataset)
+
+
+def test_free_fields_do_not_change_what_is_computed(straight: Path) -> None:
+    config = from_json(json.loads((straight / "config.json").read_text()))
+    changed = dataclasses.replace(config, name="other", mesh=dataclasses.replace(config.mesh, data=1, fsdp=4))
+    assert train.changed_fields(to_json(config), to_json(changed)) == []

@@ -1,0 +1,72 @@
+"""Training in real processes, as a user starts it, and reading what it left."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from omnihuman_jax.training.metrics import read_metrics
+from tests.data import synthetic
+
+CONFIG = Path(__file__).with_name("tiny_config.py")
+DEVICES = 4
+# What may differ between two runs of the same steps: the clock.
+TIMES = ("step_time_s", "tokens_per_s", "flops_per_s", "matmul_peak_share")
+
+
+def write_dataset(folder: Path) -> Path:
+    return synthetic.write_dataset(folder, synthetic.catalog(48, latent_frames=(1, 3), strong=0.3))
+
+
+def start(
+    run: Path, dataset: Path, *options: str, devices: int = DEVICES, process: tuple[int, int, int] | None = None
+) -> subprocess.Popen:
+    """`omnihuman train` as a process of its own; `process` is (index, number of processes, port of the coordinator)."""
+    command = [sys.executable, "-m", "omnihuman_jax.cli", "--simulate-devices", str(devices), "train", f"--config={CONFIG}"]
+    command += [f"--run={run}", f"--config.data.dataset={dataset}", "--no-progress", *options]
+    if process is not None:
+        index, count, port = process
+        command += [f"--coordinator=127.0.0.1:{port}", f"--num-processes={count}", f"--process-id={index}", "--peer-timeout-s=120"]
+    # Less optimised programs compile in half the time; which is compared with which is compiled alike.
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(*processes: subprocess.Popen, timeout: float = 400) -> list[str]:
+    """What each printed; an error, with that, if one fails."""
+    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+def train(run: Path, dataset: Path, *options: str, processes: int = 1) -> str:
+    """One training job on `DEVICES` devices in all, split over `processes`; what process 0 printed."""
+    if processes == 1:
+        return finish(start(run, dataset, *options))[0]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    jobs = [start(run, dataset, *options, devices=DEVICES // processes, process=(i, processes, port)) for i in range(processes)]
+    return finish(*jobs)[0]
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """The logged lines, without the clock."""
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in read_metrics(run)]
+
+
+def checkpoint(run: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its path, on the host."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    folder = run / "checkpoints" / str(step)
+    stored = {name: tree for name, tree in ocp.checkpointables_metadata(folder).metadata.items() if tree is not None}
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), stored)
+    flat, _ = jax.tree_util.tree_flatten_with_path(ocp.load_checkpointables(folder, wanted))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in flat}
