@@ -137,6 +137,13 @@ def compute_dtype(config: ExperimentConfig) -> Any:
     return jnp.dtype(config.compute_dtype)
 
 
+def dataset_dir(config: ExperimentConfig) -> str:
+    """Where the data lies; ValueError with the flag that says it."""
+    if not config.data.dataset:
+        raise ValueError("data.dataset is not set; name the folder that `omnihuman encode` wrote with --config.data.dataset=DIR")
+    return config.data.dataset
+
+
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:
     """The config of a file, with overrides applied and checked.
 

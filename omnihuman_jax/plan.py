@@ -1,13 +1,13 @@
 """Plan: what training would see, before anything is trained: ratios, repeats, fill, skips; refuses what the data cannot feed.
 
-    omnihuman plan --config configs/demo.py --config.data.dataset=runs/demo/dataset
+omnihuman plan --config configs/demo.py --config.data.dataset=runs/demo/dataset
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from omnihuman_jax.config import ExperimentConfig, load_config, packed_shape
+from omnihuman_jax.config import ExperimentConfig, dataset_dir, load_config, packed_shape
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.plan import Plan, StageReport, format_report
 from omnihuman_jax.data.records import DatasetSpec
@@ -16,7 +16,7 @@ from omnihuman_jax.data.records import DatasetSpec
 def report(config: ExperimentConfig) -> tuple[Plan, tuple[StageReport, ...]]:
     """The plan of a config on its dataset, and what it makes of each stage; ValueError, with the numbers, if it cannot be met."""
     config.validate()
-    packed_shape(config, DatasetSpec.load(config.data.dataset))
+    packed_shape(config, DatasetSpec.load(dataset_dir(config)))
     plan = Plan(Catalog.load(config.data.dataset), config.stages, config.data.plan, config.seed)
     return plan, plan.report()
 

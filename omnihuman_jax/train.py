@@ -25,7 +25,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from omnihuman_jax import sharding
-from omnihuman_jax.config import ExperimentConfig, changed_fields, compute_dtype, load_config, packed_shape, to_json, write_config
+from omnihuman_jax.config import (
+    ExperimentConfig,
+    changed_fields,
+    compute_dtype,
+    dataset_dir,
+    load_config,
+    packed_shape,
+    to_json,
+    write_config,
+)
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.data.plan import Plan
@@ -70,8 +79,9 @@ def assemble(config: ExperimentConfig) -> Parts:
     """Mesh, data plan and the (not yet compiled) step; ValueError or FileNotFoundError if they do not fit together."""
     config.validate()
     mesh = sharding.create_mesh(config.mesh)
-    records = open_records(config.data.dataset)
-    plan = Plan(Catalog.load(config.data.dataset), config.stages, config.data.plan, config.seed)
+    dataset = dataset_dir(config)
+    records = open_records(dataset)
+    plan = Plan(Catalog.load(dataset), config.stages, config.data.plan, config.seed)
     shape = packed_shape(config, records.spec)
     sequences = config.data.plan.sequences_per_step
     check_splits(config, mesh)

@@ -1,0 +1,127 @@
+"""Overrides reach every field, mistakes are told in one line with the cure, and a resume knows which fields matter."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnihuman_jax.config import (
+    ExperimentConfig,
+    changed_fields,
+    dataset_dir,
+    from_json,
+    load_config,
+    packed_shape,
+    read_config,
+    to_json,
+)
+from omnihuman_jax.data.records import DatasetSpec
+
+DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+
+
+def spec(**changes: object) -> DatasetSpec:
+    """What the demo's encoders give."""
+    values = {
+        "codec": "dct", "latent_channels": 48, "text_encoder": "t", "text_width": 384, "pooled_width": 384, "speech_encoder": "s",
+        "speech_layers": (0, 2, 4), "speech_width": 384, "keypoint_names": tuple(map(str, range(75))), "margin": 4,
+    }  # fmt: skip
+    values |= changes
+    empty = {"empty_text_SE": np.zeros((1, values["text_width"])), "empty_pooled_E": np.zeros(values["pooled_width"])}
+    return DatasetSpec(**values, **empty)
+
+
+def test_overrides_of_every_kind() -> None:
+    config = load_config(
+        DEMO,
+        [
+            "--config.model.width=512",
+            "--config.model.rope_axes=(32,48,48)",
+            "--config.model.audio.neighbours=2",
+            "--config.stages.rows[1].steps=7",
+            "--config.stages.rows[1].text=0.85",
+            "--config.optimizer.decay=constant",
+            "--noconfig.logging.tensorboard",
+            "--config.data.dataset=/data/x",
+        ],
+    )
+    assert (config.model.width, config.model.head_dim, config.model.rope_axes) == (512, 128, (32, 48, 48))
+    assert config.model.audio is not None and config.model.audio.tokens == 8
+    assert (config.stages.rows[1].steps, config.stages.rows[1].text) == (7, 0.85)
+    assert config.optimizer.decay == "constant" and not config.logging.tensorboard and dataset_dir(config) == "/data/x"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.model.wdith=3", "did you mean 'model.width'"),
+        ("--config.data.plan.window=3", "did you mean 'data.plan.windows'"),
+        ("--config.model.width=wide", "--config.model.width=wide"),
+        ("--config.model.width=250", "width 250 is not a multiple of|rope_axes"),
+        ("--config.stages.rows[0].text=1.2", r"ratio text = 1.2 outside \[0, 1\]"),
+        ("--config.stages.rows[0].steps=0", "steps = 0"),
+        ("--config.stages.rows[9].steps=1", r"rows\[9\].steps=1: tuple index out of range"),
+        ("--config.optimizer.learning_rate=-1", "optimizer.learning_rate must be finite and > 0, not -1"),
+        ("--config.compute_dtype=float8", "auto, float32, bfloat16"),
+        ("--config.ema.decay=1", "ema.decay"),
+        ("--config.checkpoint.interval=0", "interval 0"),
+        ("--config.sampling.num_steps=0", "sampling.num_steps"),
+        ("--config.seed=-1", "seed must be >= 0"),
+        ("--learning_rate=1", "unknown argument '--learning_rate=1'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_the_cure(flag: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        load_config(DEMO, [flag])
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_config(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"configs/demo\.py"):
+        load_config(tmp_path / "none.py")
+    (tmp_path / "dict.py").write_text("def get_config():\n    return dict(a=1)\n")
+    with pytest.raises(ValueError, match="not ExperimentConfig"):
+        load_config(tmp_path / "dict.py")
+    with pytest.raises(FileNotFoundError, match="give the run directory"):
+        read_config(tmp_path)
+    with pytest.raises(ValueError, match=r"--config.data.dataset=DIR"):
+        dataset_dir(ExperimentConfig())
+
+
+def test_a_typo_in_a_config_file_is_an_error() -> None:
+    with pytest.raises(AttributeError):
+        load_config(DEMO).model.wdith = 3  # type: ignore[attr-defined]
+
+
+def test_shape_of_a_batch_and_widths_that_differ() -> None:
+    config = load_config(DEMO)
+    shape = packed_shape(config, spec())
+    assert (shape.patch_channels, shape.audio_width, shape.audio_tokens, shape.pose_frames) == (192, 1152, 12, 6)
+    assert shape.latent_tokens == config.data.plan.latent_tokens
+    with pytest.raises(
+        ValueError, match=r"text_width is 384, the dataset has 768; model.audio.features is 1152, the dataset has 768"
+    ):
+        packed_shape(config, spec(text_width=768, speech_layers=(0, 2)))
+    config.model.audio = None
+    assert packed_shape(config, spec(speech_layers=(0, 2))).audio_tokens == 4
+
+
+def test_json_knows_unknown_fields() -> None:
+    data = to_json(load_config(DEMO))
+    data["model"]["depth"] = 3
+    with pytest.raises(ValueError, match=r"ExperimentConfig.model: unknown fields depth"):
+        from_json(data)
+
+
+def test_what_may_change_between_a_run_and_its_resume() -> None:
+    config = load_config(DEMO)
+    old = to_json(config)
+    config.name, config.data.dataset, config.data.read_threads, config.mesh.fsdp = "b", "elsewhere", 9, 2
+    config.checkpoint.interval, config.logging.interval, config.sampling.num_steps = 7, 3, 2
+    assert changed_fields(old, to_json(config)) == []
+    config.flow.shift_max, config.data.plan.windows = 2.0, 7
+    config.stages.rows = (dataclasses.replace(config.stages.rows[0], frozen=("base",)), *config.stages.rows[1:])
+    assert [line.split(":")[0] for line in changed_fields(old, to_json(config))] == [
+        "data.plan.windows", "flow.shift_max", "stages.rows[0].frozen", "stages.rows[0].frozen[0]",
+    ]  # fmt: skip
