@@ -85,9 +85,8 @@ class ExperimentConfig:
             raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; it is one of {', '.join(COMPUTE_DTYPES)}")
         if self.data.read_threads < 1:
             raise ValueError(f"data.read_threads must be >= 1, not {self.data.read_threads}")
-        for part in (self.data.plan, self.model, self.flow, self.stages, self.optimizer, self.ema):
-            part.validate()
-        for part in (self.checkpoint, self.logging, self.sampling):
+        parts: tuple[Any, ...] = (self.data.plan, self.model, self.flow, self.stages, self.optimizer, self.ema)
+        for part in (*parts, self.checkpoint, self.logging, self.sampling):
             part.validate()
         for stage in self.stages.rows:
             trainable_groups((), stage.frozen)
@@ -256,7 +255,7 @@ def _build(kind: Any, data: Any, path: str) -> Any:
         members = [member for member in typing.get_args(kind) if member is not type(None)]
         # A union of two real types (a float or a name, say): JSON's own value is one of them already.
         return _build(members[0], data, path) if len(members) == 1 else data
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         known = {field.name for field in dataclasses.fields(kind) if field.init}
         if unknown := sorted(set(data) - known):

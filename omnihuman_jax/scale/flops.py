@@ -6,6 +6,7 @@ usual. Rematerialised work is not counted: a share of the peak says how much of 
 """
 
 import math
+from typing import Any
 
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.typing import PackedShape, Params
@@ -73,8 +74,8 @@ def _rows(path: tuple[str, ...], shape: PackedShape) -> int:
     raise ValueError(f"flops: no rule for the parameter {'/'.join(path)}")
 
 
-def _leaves(tree: Params, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
-    out = []
+def _leaves(tree: Params, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    out: list[tuple[tuple[str, ...], Any]] = []
     for name, leaf in tree.items():
         out += _leaves(leaf, (*path, name)) if isinstance(leaf, dict) else [((*path, name), leaf)]
     return out

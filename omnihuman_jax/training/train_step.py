@@ -60,7 +60,7 @@ def draw_t(objective: Objective, step: jax.Array, batch: Batch) -> jax.Array:
     def draw(slot: jax.Array, tokens: jax.Array) -> jax.Array:
         return flow_matching.sample_t(jax.random.fold_in(key, slot), jnp.maximum(tokens, 1), objective.flow)
 
-    return jax.vmap(jax.vmap(draw))(batch["slot_BG"], tokens_BG)
+    return jax.vmap(jax.vmap(draw))(jnp.asarray(batch["slot_BG"]), tokens_BG)
 
 
 def draw_noise(objective: Objective, step: jax.Array, batch: Batch) -> jax.Array:
@@ -75,7 +75,7 @@ def noisy_tokens(batch: Batch) -> jax.Array:
     given_BL = conditions.clean_mask(batch)
     readable_BG = jnp.asarray(batch["window_BG"]) >= 0
     readable_BL = jnp.take_along_axis(readable_BG, jnp.maximum(batch["segment_ids_BL"] - 1, 0), axis=1)
-    return (batch["segment_ids_BL"] > 0) & readable_BL & ~given_BL
+    return (jnp.asarray(batch["segment_ids_BL"]) > 0) & readable_BL & ~given_BL
 
 
 def loss_fn(params: Params, objective: Objective, step: jax.Array, batch: Batch) -> tuple[jax.Array, Losses]:
@@ -156,7 +156,7 @@ def make_train_step(
             learning_rate=controls.learning_rate,
             trainable=controls.trainable,
         )
-        windows, set_losses = count_sets(losses, batch["active_BG4"])
+        windows, set_losses = count_sets(losses, jnp.asarray(batch["active_BG4"]))
         tokens = jnp.sum(batch["segment_ids_BL"] > 0, dtype=jnp.float32)
         counters = advance(state.counters, controls, loss=loss, windows=windows, losses=set_losses, tokens=tokens)
         metrics = {"loss": loss, "grad_norm": norm, "rates": rates, "counters": counters}
