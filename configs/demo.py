@@ -1,4 +1,4 @@
-"""The demo: a small model on 22 seconds of sample footage, trained from nothing on 8 simulated devices of a laptop's CPU.
+"""The demo: a small model on 37 seconds of sample footage, trained from nothing on 8 simulated devices of a laptop's CPU.
 
     omnihuman --simulate-devices 8 train --config configs/demo.py --run runs/demo/run --config.data.dataset=runs/demo/dataset
 
@@ -19,40 +19,49 @@ from omnihuman_jax.training.checkpoint import CheckpointConfig
 from omnihuman_jax.training.metrics import LoggingConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig
 
-NEIGHBOURS = 4  # frames of audio on each side: the margin that the demo's dataset is encoded with
+NEIGHBOURS = 2  # frames of audio that a latent frame hears on each side of its own
 
 
 def get_config() -> ExperimentConfig:
-    """Dataset: dct codec (48 channels), MiniLM (384), Whisper tiny's layers 0, 2, 4 (3 x 384), 75 keypoints, 96 x 80 pixels."""
+    """Dataset: dct codec (48 channels), MiniLM (384), Whisper tiny's layers 0, 2, 4 (3 x 384), 75 keypoints, 64 x 48 pixels."""
     return ExperimentConfig(
         name="demo",
         data=DataConfig(
             dataset="runs/demo/dataset",
-            # A window of 25 frames at 96 x 80 is 7 x 30 tokens, and 30 more for its reference.
+            # A window of 25 frames at 64 x 48 is 7 x 12 tokens, and 12 more for its reference: two of them a sequence, or more
+            # that are shorter.
             plan=PlanConfig(
-                sequences_per_step=8, latent_tokens=256, text_tokens=64, windows=4, latent_frames=16, frames=80, margin=NEIGHBOURS
+                sequences_per_step=8,
+                latent_tokens=208,
+                text_tokens=64,
+                windows=6,
+                latent_frames=24,
+                frames=128,
+                margin=NEIGHBOURS,
+                chunk_steps=16,
+                block=200,
             ),
         ),
         model=MMDiTConfig(
             width=256,
             num_heads=4,
-            num_dual_layers=4,
-            num_single_layers=2,
+            num_dual_layers=1,
+            num_single_layers=4,
             latent_channels=48,
             text_width=384,
             pooled_width=384,
             num_refiner_layers=1,
             rope_axes=(16, 24, 24),
-            audio=AudioAdapterConfig(features=3 * 384, width=256, neighbours=NEIGHBOURS, num_heads=4, head_dim=64),
-            pose=PoseGuiderConfig(keypoints=75, width=128, neighbours=1),
-            remat="none",
+            audio=AudioAdapterConfig(features=3 * 384, width=256, neighbours=NEIGHBOURS, num_heads=4, head_dim=32),
+            pose=PoseGuiderConfig(keypoints=75, width=128, neighbours=1, sigma=0.75),
+            remat="attention",
         ),
         flow=FlowMatchingConfig(shift_max=1.0),
-        stages=paper_stages(base_steps=100, steps=(100, 200, 400), pose=0.5),
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=50, decay="cosine"),
-        ema=EmaConfig(decay=0.995),
-        mesh=MeshConfig(data=2, fsdp=4),
-        checkpoint=CheckpointConfig(interval=100, keep=2),
+        stages=paper_stages(base_steps=50, steps=(80, 120, 400), pose=0.5),
+        optimizer=OptimizerConfig(learning_rate=2e-3, beta2=0.98, warmup_steps=20, decay="cosine", final_fraction=0.05),
+        ema=EmaConfig(decay=0.99),
+        mesh=MeshConfig(data=1, fsdp=8),
+        checkpoint=CheckpointConfig(interval=60, keep=2),
         logging=LoggingConfig(interval=10),
         sampling=SamplingConfig(num_steps=20, segment_frames=25, guidance=GuidanceConfig(scale=2.0)),
     )

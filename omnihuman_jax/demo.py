@@ -83,7 +83,7 @@ def story(out: Path, config: Path, devices: int) -> list[Step]:
             name="encode",
             argv=("encode", "--clips", str(clips), "--out", str(dataset), "--codec", "dct")
             + ("--text-encoder", str(text), "--speech-encoder", str(speech), "--speech-layers", "0,2,4")
-            + ("--area", "96x80", "--window-frames", "1,17,25", "--stride", "8", "--margin", "4"),
+            + ("--area", "64x48", "--window-frames", "1,17,25", "--stride", "8", "--margin", "4"),
             why="Windows of 1 + 4n frames: latents, references, speech and text features, keypoints, and a catalog.",
         ),
         Step(

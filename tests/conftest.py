@@ -6,7 +6,7 @@ The environment is set before anything imports jax, and subprocesses of tests in
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 _refused: list[str] = []
+# (claim, largest value seen, limit) in the order of the tests: printed at the end, and what docs/correctness.md quotes.
+_figures: dict[str, tuple[float, float]] = {}
 
 
 def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
@@ -59,6 +61,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _figures:
+        terminalreporter.section("figures")
+        for claim, (value, limit) in _figures.items():
+            terminalreporter.line(f"{value:9.1e} <= {limit:7.0e}  {claim}")
     if _refused:
         terminalreporter.section("skips that are not allowed", red=True)
         for line in _refused:
@@ -66,6 +72,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(
             "A skip hides what it was meant to prove: make it run, or add its reason to ALLOWED_SKIPS in tests/conftest.py."
         )
+
+
+@pytest.fixture(scope="session")
+def measured() -> Callable[[str, float, float], None]:
+    """`measured(claim, value, limit)`: fails above the limit, and prints the largest value of each claim with the summary."""
+
+    def check(claim: str, value: float, limit: float) -> None:
+        _figures[claim] = (max(float(value), _figures.get(claim, (0.0, limit))[0]), limit)
+        assert value <= limit, f"{claim}: {value:.2e}, the limit is {limit:.0e}"
+
+    return check
 
 
 @pytest.fixture(autouse=True, scope="module")

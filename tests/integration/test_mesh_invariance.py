@@ -1,6 +1,7 @@
 """The loss, and what it is differentiated to, do not depend on how the mesh splits model and batch."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,14 +39,16 @@ def computed(ways: tuple[int, int, int, int], gradient: bool) -> Any:
 
 
 @pytest.mark.parametrize("ways", [(1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2)], ids=lambda ways: "x".join(str(way) for way in ways))
-def test_the_loss_of_every_window(ways: tuple[int, int, int, int]) -> None:
+def test_the_loss_of_every_window(ways: tuple[int, int, int, int], measured: Callable[[str, float, float], None]) -> None:
     (loss, windows), _ = computed(ways, ways == (2, 2, 1, 2))
     (expected_loss, expected_windows), _ = computed(PLAIN, True)
-    assert loss == pytest.approx(expected_loss, rel=TOLERANCE)
-    np.testing.assert_allclose(windows, expected_windows, rtol=TOLERANCE)
+    measured("loss, any mesh against 8-way data", abs(loss / expected_loss - 1), TOLERANCE)
+    filled = expected_windows > 0
+    np.testing.assert_array_equal(windows > 0, filled)
+    measured("loss of a window, any mesh against 8-way data", np.abs(windows / expected_windows - 1)[filled].max(), TOLERANCE)
 
 
-def test_the_gradient_of_every_parameter() -> None:
+def test_the_gradient_of_every_parameter(measured: Callable[[str, float, float], None]) -> None:
     _, plain = computed(PLAIN, True)
     _, split = computed((2, 2, 1, 2), True)
     flat, _ = jax.tree_util.tree_flatten_with_path(plain)
@@ -54,3 +57,4 @@ def test_the_gradient_of_every_parameter() -> None:
         # The floor: a key's bias moves no softmax, so that its gradient is nothing but rounding.
         error = np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-3 * largest)
         assert error < 1e-4, f"{jax.tree_util.keystr(path)}: {error}"
+        measured("gradient of a parameter, data x fsdp x tensor against 8-way data", error, 1e-4)

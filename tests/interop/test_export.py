@@ -114,7 +114,7 @@ torch.save(velocity, "velocity.pt")
 """
 
 
-def test_the_readmes_lines_give_the_jax_models_velocity_without_jax(run, tmp_path):
+def test_the_readmes_lines_give_the_jax_models_velocity_without_jax(run, tmp_path, measured):
     """A process in the exported folder, jax and this package blocked, runs the lines that README.md shows."""
     out = tmp_path / "export"
     export.export_run(run, out, weights="ema", max_shard_bytes=20_000)
@@ -143,7 +143,8 @@ def test_the_readmes_lines_give_the_jax_models_velocity_without_jax(run, tmp_pat
     ours = np.asarray(jax.jit(lambda p: mmdit.apply(CONFIG.model, p, batch["latents_BLC"], t_BG, batch))(params))
     theirs = torch.load(out / "velocity.pt").numpy()
     real = batch["segment_ids_BL"] > 0
-    assert np.linalg.norm(theirs[real] - ours[real]) <= 1e-5 * np.linalg.norm(ours[real])
+    error = np.linalg.norm(theirs[real] - ours[real]) / np.linalg.norm(ours[real])
+    measured("velocity, an exported checkpoint's three lines in a process without jax against JAX", error, 1e-5)
 
 
 def test_what_from_pretrained_refuses(run, tmp_path):

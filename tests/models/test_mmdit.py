@@ -49,13 +49,14 @@ def velocity():
     return run
 
 
-def test_absent_means_absent(config, params, velocity, pack, window) -> None:
+def test_absent_means_absent(config, params, velocity, pack, window, measured) -> None:
     """No audio, pose, reference, motion: exactly the model without those branches, with the branches' weights random."""
     bare = {"reference": False, "audio": False, "pose": False, "motion": False}
     packed = pack([window(seed=1, **bare), window(seed=2, **bare)], [window(seed=3, **bare)])
     base_config = dataclasses.replace(config, audio=None, pose=None)
     base = velocity(base_config, without_additions(params), packed)
-    assert relative_error(velocity(config, params, packed), base) <= 1e-6
+    claim = "velocity, all conditions absent, the additions' weights random, against the model built without them"
+    measured(claim, relative_error(velocity(config, params, packed), base), 1e-6)
     present = pack([window(seed=1), window(seed=2)], [window(seed=3)])
     for name in ("audio", "pose"):
         on = pack([window(seed=1, **bare | {name: True}), window(seed=2, **bare)], [window(seed=3, **bare)])
@@ -81,7 +82,7 @@ def test_a_freshly_extended_model_is_the_pretrained_one(config, velocity, random
     assert relative_error(velocity(config, graft(fresh, base), packed), velocity(base_config, base, packed)) <= 1e-6
 
 
-def test_a_window_does_not_depend_on_what_it_is_packed_with(config, params, velocity, pack, window) -> None:
+def test_a_window_does_not_depend_on_what_it_is_packed_with(config, params, velocity, pack, window, measured) -> None:
     one, two = window(seed=1, motion=True), window(seed=2, frames=2, height=2, width=3, text=6, t=0.2)
     together = pack([two, one], [one, two])
     alone = pack([one], [two], start=2)
@@ -89,7 +90,8 @@ def test_a_window_does_not_depend_on_what_it_is_packed_with(config, params, velo
     rows = {(b, g): together[2]["segment_ids_BL"][b] == g for b in (0, 1) for g in (1, 2)}
     lone = [alone[2]["segment_ids_BL"][b] > 0 for b in (0, 1)]
     for (b, g), b_alone in {(0, 2): 0, (1, 1): 0, (0, 1): 1, (1, 2): 1}.items():
-        assert relative_error(found[b, rows[b, g]], expected[b_alone, lone[b_alone]]) <= 1e-5
+        error = relative_error(found[b, rows[b, g]], expected[b_alone, lone[b_alone]])
+        measured("velocity of a window, packed with another against alone", error, 1e-5)
 
 
 def test_nothing_leaks_between_windows(config, params, velocity, pack, window) -> None:
