@@ -187,7 +187,7 @@ def _context(directory: Path | str) -> ocp.Context:
     # Explicit: AUTO decides by path, and a bucket mounted as a folder would then list half-written steps as good ones.
     remote = "://" in str(directory)
     context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE if remote else ocp.options.AtomicityMode.ATOMIC_RENAME
-    # Replicas share the writing of large leaves. For small ones Orbax would compile a slicing program a shape: seconds, for nothing.
+    # Replicas share the writing of large leaves; for small ones Orbax would compile a slicing program a shape, for seconds.
     context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
     return context
 

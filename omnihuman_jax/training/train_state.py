@@ -81,7 +81,7 @@ def initial_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransforma
 
 
 def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.GradientTransformation) -> Any:
-    """The sharding of every leaf of the state: moments and EMA lie where their parameter lies, scalars everywhere: a TrainState of NamedShardings."""
+    """The sharding of every leaf of the state, as a TrainState: moments and EMA lie with their parameter, scalars everywhere."""
     replicated: Any = NamedSharding(mesh, PartitionSpec())
     params = jax.tree.map(
         lambda axis, leaf: sharding.named_sharding(mesh, axis, leaf.shape),
