@@ -57,7 +57,7 @@ def get_config() -> ExperimentConfig:
             remat="attention",
         ),
         flow=FlowMatchingConfig(shift_max=1.0),
-        stages=paper_stages(base_steps=50, steps=(80, 120, 400), pose=0.5),
+        stages=paper_stages(base_steps=50, steps=(80, 90, 440), pose=0.5),
         optimizer=OptimizerConfig(learning_rate=2e-3, beta2=0.98, warmup_steps=20, decay="cosine", final_fraction=0.05),
         ema=EmaConfig(decay=0.99),
         mesh=MeshConfig(data=1, fsdp=8),

@@ -114,9 +114,11 @@ class MLP(nnx.Module):
         out_width: int,
         activation: str,
         axes: Sequence[str | None] = ("embed", "mlp", "embed"),
+        *,
+        init_in: Init | None = None,
     ):
         self.activation = activation
-        self.fc_in = Linear(rngs, (in_width,), (hidden,), axes[:2])
+        self.fc_in = Linear(rngs, (in_width,), (hidden,), axes[:2], init=init_in)
         self.fc_out = Linear(rngs, (hidden,), (out_width,), axes[1:])
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from omnihuman_jax.conditions import Condition
-from omnihuman_jax.models.layers import MLP, Linear, zeros
+from omnihuman_jax.models.layers import MLP, Linear, normal, zeros
 from omnihuman_jax.sharding import constrain
 from omnihuman_jax.typing import PATCH, TEMPORAL_STRIDE, Batch
 
@@ -72,7 +72,10 @@ class PoseGuider(nnx.Module):
     def __init__(self, config: PoseGuiderConfig, width: int, rngs: nnx.Rngs):
         self.keypoints, self.frames, self.sigma = config.keypoints, config.frames, config.sigma
         in_width = PATCH * PATCH * config.keypoints
-        self.mlp = MLP(rngs, in_width, config.width, config.width, "gelu", ("features", "mlp", "features"))
+        # Of all the heatmaps a token sees a handful that are not near zero: scaled by their number, as weights usually are,
+        # the features would be too faint for the zero-initialised embedding to be heard beside the patch embedding.
+        axes = ("features", "mlp", "features")
+        self.mlp = MLP(rngs, in_width, config.width, config.width, "gelu", axes, init_in=normal(1.0))
         self.embed = Linear(rngs, (config.frames, config.width), (width,), (None, "features", "embed"), bias=False, init=zeros)
 
     def __call__(self, batch: Batch, dtype: jnp.dtype) -> jax.Array:
