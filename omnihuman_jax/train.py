@@ -12,16 +12,13 @@ import dataclasses
 import logging
 import math
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from omnihuman_jax import sharding
@@ -42,7 +39,7 @@ from omnihuman_jax.data.records import RecordSource, open_records
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale import flops
 from omnihuman_jax.training import optimizer as optim
-from omnihuman_jax.training import placement, train_state
+from omnihuman_jax.training import placement, processes, train_state
 from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, RunRecord
 from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
 from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
@@ -193,17 +190,17 @@ def run_steps(
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(contextlib.closing(MetricsWriter(run_dir, config.logging, step=start))) if lead else None
         show = stack.enter_context(progress_bar(start, config.stages.total_steps, enabled=progress and lead))
-        stop_requested = stack.enter_context(stop_request())
+        stop_requested = stack.enter_context(processes.stop_request())
+        train_step = compile_step(parts, state)
+        speed.restart(start)
         previous = None
         for step, batch in zip(range(start, end), loader):
             done = step + 1
             placed = placement.place_batch(batch, parts.batch_shardings, rows, total)
-            state, metrics = parts.train_step(state, placed, controls_at(config, parts.groups, step))
+            state, metrics = train_step(state, placed, controls_at(config, parts.groups, step))
             # One step in flight: the host prepares the next while the devices work, and never runs further ahead.
-            jax.block_until_ready(previous if step > start else metrics["loss"])
+            jax.block_until_ready(previous)
             previous = metrics["loss"]
-            if step == start:
-                speed.restart(done)  # what came before was compilation
             line = log_line(parts, step, jax.device_get(metrics), speed) if is_logged(config, step) else None
             if line is not None and writer is not None:
                 writer.write(line)
@@ -220,10 +217,20 @@ def run_steps(
                 logger.warning("stopped at step %d of %d; the same command continues", done, config.stages.total_steps)
                 break
         checkpoints.wait()
-    assert parts.train_step._cache_size() == 1, f"the train step was compiled {parts.train_step._cache_size()} times"
     if unreadable := parts.records.unreadable:
         logger.warning("%d unreadable records were masked; the first: %s", len(unreadable), next(iter(unreadable.items())))
     return state
+
+
+def compile_step(parts: Parts, state: train_state.TrainState) -> Any:
+    """The step as one program for all stages, compiled before any process runs it: it can only be called, never recompiled."""
+    batch = {
+        name: jax.ShapeDtypeStruct(dims, dtype, sharding=parts.batch_shardings[name])
+        for name, (dims, dtype, _) in parts.shape.arrays(parts.sequences).items()
+    }
+    compiled = parts.train_step.lower(state, batch, controls_at(parts.config, parts.groups, 0)).compile()
+    processes.wait_for_peers("omnihuman_train_step_compiled")
+    return compiled
 
 
 def resume_step(run_dir: Path, checkpoints: Checkpoints, record: RunRecord, *, accept_changes: bool) -> int | None:
@@ -291,35 +298,6 @@ def log_line(parts: Parts, step: int, metrics: dict[str, Any], speed: Speed) -> 
 
 
 @contextlib.contextmanager
-def stop_request() -> Iterator[Callable[[int], bool]]:
-    """Yields `f(step) -> bool`: has someone asked this job to stop (Ctrl-C, SIGTERM, a preemption notice)?
-
-    With several processes JAX's own notifier is asked, which makes all of them agree on the step; every process must ask at
-    every step. It owns SIGTERM then, and nothing may be installed over it.
-    """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-        return
-    asked = threading.Event()
-
-    def handle(number: int, _frame: Any) -> None:
-        # A second Ctrl-C means it.
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda step: asked.is_set()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[[int, dict[str, Any] | None], None]]:
     """Yields `f(finished steps, logged line or None)` that keeps a bar with loss and time left up to date."""
     if not enabled:
@@ -339,25 +317,6 @@ def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[
                 bar.update(task, text=f"{line['stage']} loss {line['loss']:.4f}{speed}")
 
         yield show
-
-
-def initialize_distributed(options: argparse.Namespace) -> bool:
-    """Joins the job's other processes if flags or environment name any; True if it did."""
-    coordinator = options.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    processes = options.num_processes or int(os.environ.get("JAX_NUM_PROCESSES", "0"))
-    index = options.process_id if options.process_id is not None else os.environ.get("JAX_PROCESS_ID")
-    if options.distributed:
-        jax.distributed.initialize()
-        return True
-    if coordinator is None:
-        return False
-    if not processes or index is None:
-        raise ValueError(f"coordinator {coordinator} is given: --num-processes and --process-id are needed too")
-    jax.distributed.initialize(
-        coordinator, processes, int(index),
-        initialization_timeout=options.peer_timeout_s, heartbeat_timeout_seconds=60, shutdown_timeout_seconds=30,
-    )  # fmt: skip
-    return True
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -386,7 +345,13 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
     config = load_config(options.config, overrides)
-    distributed = initialize_distributed(options)
+    distributed = processes.join(
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        automatic=options.distributed,
+        timeout_s=options.peer_timeout_s,
+    )
     try:
         train(
             config,
