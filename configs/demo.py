@@ -1,4 +1,4 @@
-"""The demo: a small model on 37 seconds of sample footage, trained from nothing on 8 simulated devices of a laptop's CPU.
+"""The demo: a small model on 47 seconds of sample footage, trained from nothing on 8 simulated devices of a laptop's CPU.
 
     omnihuman --simulate-devices 8 train --config configs/demo.py --run runs/demo/run --config.data.dataset=runs/demo/dataset
 
