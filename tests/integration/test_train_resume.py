@@ -8,7 +8,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -19,8 +18,8 @@ from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints
 from omnihuman_jax.training.metrics import read_metrics
 from tests.training import runs
 
-STEPS, INTERVAL = 40, 10
-# 5 steps of the first stage, then the pose stage; a checkpoint every 10.
+STEPS, INTERVAL = 30, 5
+# 5 steps of the first stage, then the pose stage.
 OPTIONS = (f"--config.stages.rows[1].steps={STEPS - 5}", f"--config.checkpoint.interval={INTERVAL}", "--config.checkpoint.keep=9")
 
 EIGHT = ("--config.mesh.tensor=2",)  # the runs have 4 devices, this process has 8
@@ -61,12 +60,12 @@ def assert_same_run(run: Path, straight: Path) -> None:
 
 def test_kill_9_and_resume_is_bit_for_bit_the_undisturbed_run(tmp_path: Path, dataset: Path, straight: Path) -> None:
     process = runs.start(tmp_path, dataset, *OPTIONS)
-    wait_for(process, tmp_path, 23)
+    wait_for(process, tmp_path, 13)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     killed_at = max(line["step"] for line in read_metrics(tmp_path))
-    assert 23 <= killed_at < STEPS
+    assert 13 <= killed_at < STEPS
     runs.train(tmp_path, dataset, *OPTIONS)
     assert_same_run(tmp_path, straight)
 
@@ -102,23 +101,17 @@ def test_what_is_logged(straight: Path) -> None:
     assert config.stages.total_steps == STEPS and (straight / "dataset.json").exists()
 
 
-def test_parameters_of_a_condition_wait_for_their_stage(straight: Path, dataset: Path, tmp_path: Path) -> None:
-    runs.train(tmp_path, dataset, *OPTIONS, "--stop-after=5")
-    early, late = runs.checkpoint(tmp_path, 5), runs.checkpoint(straight, 10)
-    pose = [name for name in early if "/pose_guider/" in name or name.startswith("optimizer/inner_states/pose")]
-    moments = [name for name in pose if name.startswith("optimizer/")]
-    assert moments and all(not early[name].any() for name in moments) and any(late[name].any() for name in moments)
-    config = train.load_config(runs.CONFIG, [f"--config.data.dataset={dataset}", *OPTIONS, *EIGHT])
-    parts = train.assemble(config)
-    with jax.set_mesh(parts.mesh):
-        start = train.train_state.create_train_state(config.model, parts.optimizer, parts.state_shardings, config.seed)
-    assert train.train_state.misplaced_leaves(start, parts.state_shardings) == []
-    born, _ = jax.tree_util.tree_flatten_with_path({"params": start.params, "ema": start.ema})
-    names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in born}
-    # Not bit for bit here: this process compiles the initialisation for another mesh, with other optimisations.
-    moved = {name for name, leaf in names.items() if not np.allclose(early[name], leaf, rtol=1e-5, atol=1e-6)}
-    assert not any("/pose_guider/" in name for name in moved) and any("/pose_guider/" in name for name in names)
-    assert {"params/audio_adapter/mlp/fc_in/kernel", "ema/proj_out/kernel"} <= moved and len(moved) > len(names) / 2
+def test_parameters_of_a_condition_wait_for_their_stage(straight: Path) -> None:
+    early, late = runs.checkpoint(straight, 5), runs.checkpoint(straight, 10)
+    pose = [name.removeprefix("params/") for name in early if name.startswith("params/pose_guider/")]
+    # Not one update, and no decay, in the stage before: the average is still what it began as.
+    assert pose and all(np.array_equal(early[f"params/{name}"], early[f"ema/{name}"]) for name in pose)
+    assert not all(np.array_equal(late[f"params/{name}"], late[f"ema/{name}"]) for name in pose)
+    assert not np.array_equal(early["params/proj_out/kernel"], early["ema/proj_out/kernel"])
+    moments = [name for name in early if name.startswith("optimizer/inner_states/pose")]
+    assert moments and not any(early[name].any() for name in moments)
+    counts = {name: int(value) for name, value in late.items() if name.endswith("/count")}
+    assert sorted(counts.values()) == [5, 10, 10]  # pose, audio, base
 
 
 def resume(run: Path, dataset: Path, *options: str) -> int:
