@@ -97,7 +97,10 @@ def test_a_typo_in_a_config_file_is_an_error() -> None:
 def test_shape_of_a_batch_and_widths_that_differ() -> None:
     config = load_config(DEMO)
     shape = packed_shape(config, spec())
-    assert (shape.patch_channels, shape.audio_width, shape.audio_tokens, shape.pose_frames) == (192, 1152, 12, 6)
+    audio, pose = config.model.audio, config.model.pose
+    assert audio is not None and pose is not None
+    assert (shape.patch_channels, shape.audio_width, shape.keypoints) == (192, 1152, 75)
+    assert (shape.audio_tokens, shape.pose_frames) == (4 + 2 * audio.neighbours, 4 + 2 * pose.neighbours)
     assert shape.latent_tokens == config.data.plan.latent_tokens
     with pytest.raises(
         ValueError, match=r"text_width is 384, the dataset has 768; model.audio.features is 1152, the dataset has 768"
