@@ -45,7 +45,8 @@ def test_the_loss_of_every_window(ways: tuple[int, int, int, int], measured: Cal
     measured("loss, any mesh against 8-way data", abs(loss / expected_loss - 1), TOLERANCE)
     filled = expected_windows > 0
     np.testing.assert_array_equal(windows > 0, filled)
-    measured("loss of a window, any mesh against 8-way data", np.abs(windows[filled] / expected_windows[filled] - 1).max(), TOLERANCE)
+    error = np.abs(windows[filled] / expected_windows[filled] - 1).max()
+    measured("loss of a window, any mesh against 8-way data", error, TOLERANCE)
 
 
 def test_the_gradient_of_every_parameter(measured: Callable[[str, float, float], None]) -> None:
