@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 NUM_DEVICES = 8
 
 # A skipped (or expectedly failing) test fails the run unless its reason matches one of these; each says why it may.
-# Machines without a GPU *deselect* the `gpu` marker (Makefile), so that is no entry here.
 ALLOWED_SKIPS: dict[str, str] = {}
 
 if "jax" in sys.modules:
