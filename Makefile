@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := setup.py constraints.txt
 
-.PHONY: help venv demo test check format lock clean
+.PHONY: help venv demo test test-slow check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,12 @@ demo: $(VENV)/.demo  ## videos -> trained, resumed, sampled and exported model, 
 
 test: $(VENV)/.torch  ## the whole suite, 8 simulated devices
 	@$(BIN)/python -m pytest
+
+SLOW ?= all
+test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of them
+	@status=0; $(BIN)/python -m pytest --slow=$(SLOW) || status=$$?
+	# 5: this part has no test.
+	[ $$status -eq 0 ] || [ $$status -eq 5 ] || exit $$status
 
 check: $(VENV)/.dev  ## lint, format, types
 	@$(BIN)/ruff check .

@@ -48,7 +48,11 @@ DEMO = [*CURATION, "pip>=23.2"]
 # The exported model, and what it is compared with.
 TORCH = ["torch==2.13.0"]
 
-DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", "diffusers==0.42.1"]
+# Ahead-of-time compilation for TPU topologies on a machine without one: the compiler alone, no TPU needed.
+TOPOLOGIES = ["libtpu==0.0.52"]
+
+# diffusers and transformers are what parity is measured against.
+DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", "diffusers==0.42.1", "transformers>=5.24,<6", "jsonschema>=4.26,<5"]
 
 setup(
     name="omnihuman-jax",
@@ -71,8 +75,9 @@ setup(
         "curation": CURATION,
         "demo": DEMO,
         "torch": TORCH,
+        "topologies": TOPOLOGIES,
         "dev": DEV,
-        "all": [*DEMO, *TORCH, *DEV],
+        "all": [*DEMO, *TORCH, *TOPOLOGIES, *DEV],
     },
     entry_points={"console_scripts": ["omnihuman=omnihuman_jax.cli:entry_point"]},
     classifiers=[

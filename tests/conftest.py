@@ -6,6 +6,7 @@ The environment is set before anything imports jax, and subprocesses of tests in
 import os
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,35 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 _refused: list[str] = []
 # (claim, largest value seen, limit) in the order of the tests: printed at the end, and what docs/correctness.md quotes.
 _figures: dict[str, tuple[float, float]] = {}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow",
+        default="none",
+        metavar="none|all|K/N",
+        help="which tests marked slow run, and then they alone: none (default), all, or a part of their files, K of 0 .. N-1",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects (no skip: nothing is hidden, the summary counts them) what `--slow` leaves out."""
+    choice = config.getoption("--slow")
+    kept = [item for item in items if _is_chosen(item, choice)]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+
+
+def _is_chosen(item: pytest.Item, choice: str) -> bool:
+    slow = item.get_closest_marker("slow") is not None
+    if choice in ("none", "all"):
+        return slow == (choice == "all")
+    if not (match := re.fullmatch(r"(\d+)/([1-9]\d*)", choice)):
+        raise pytest.UsageError(f"--slow {choice!r}: none, all, or K/N like 0/4")
+    index, count = map(int, match.groups())
+    # By file: what the tests of a file share is made once.
+    return slow and zlib.crc32(item.nodeid.split("::")[0].encode()) % count == index % count
 
 
 def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -11,7 +11,9 @@ import pytest
 CONFTEST = Path(__file__).with_name("conftest.py")
 
 
-def run_pytest(folder: Path, test_source: str, allow: str | None = None) -> subprocess.CompletedProcess[str]:
+def run_pytest(
+    folder: Path, test_source: str, allow: str | None = None, arguments: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """A pytest run of its own over `test_source`, under a copy of the real conftest."""
     tests = folder / "tests"
     tests.mkdir()
@@ -23,7 +25,7 @@ def run_pytest(folder: Path, test_source: str, allow: str | None = None) -> subp
         (tests / "conftest.py").write_text(text)
     (tests / "test_it.py").write_text(test_source)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments, "tests"],
         cwd=folder,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -58,6 +60,23 @@ def test_a_skip_fails_the_run(tmp_path: Path, kind: str) -> None:
 def test_an_allowed_reason_passes(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, PASSING + SKIPS["call"], allow="^no such thing$")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+MARKED = "import pytest\n@pytest.mark.slow\ndef test_slow():\n    assert False\n"
+
+
+def test_slow_tests_run_only_when_asked(tmp_path: Path) -> None:
+    done = run_pytest(tmp_path, MARKED + PASSING)
+    assert done.returncode == 0 and "1 passed, 1 deselected" in done.stdout, done.stdout + done.stderr
+
+
+def test_slow_tests_are_sampled_by_file(tmp_path: Path) -> None:
+    seen = []
+    for index in range(2):
+        (tmp_path / str(index)).mkdir()
+        done = run_pytest(tmp_path / str(index), MARKED + PASSING, arguments=(f"--slow={index}/2",))
+        seen.append("1 failed, 1 deselected" in done.stdout)
+    assert sorted(seen) == [False, True], "one of two halves has the file, the other has not"
 
 
 def test_there_are_eight_cpu_devices_and_a_cache_of_this_checkout() -> None:
