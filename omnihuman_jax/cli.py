@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from omnihuman_jax import exit_codes
+
 USER_ERRORS = (
     ValueError,
     FileNotFoundError,
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         _parser().print_help(sys.stderr)
-        return 2
+        return exit_codes.USER_ERROR
     options = _parser().parse_args(argv)
     try:
         if options.simulate_devices is not None:
@@ -150,16 +152,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         print(f"omnihuman {options.command}: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return exit_codes.USER_ERROR
     except ModuleNotFoundError as error:
         extra = {"mediapipe": "curation", "hama": "curation", "torch": "torch"}.get((error.name or "").split(".")[0])
         if options.debug or extra is None:
             raise
         print(f"omnihuman {options.command}: needs {error.name}; pip install -e '.[{extra}]'", file=sys.stderr)
-        return 2
+        return exit_codes.USER_ERROR
     except KeyboardInterrupt:
         print(f"omnihuman {options.command}: interrupted", file=sys.stderr)
-        return 130
+        return exit_codes.INTERRUPTED
 
 
 def entry_point() -> None:

@@ -1,0 +1,58 @@
+"""How a training process ends, in one place: the trainer exits with these codes, every launcher acts on them.
+
+A launcher (JobSet's failure policy, the sbatch script, `launch/local.py`) knows nothing of a job but the code that its first
+process left with:
+
+| code | name | means | the launcher |
+|---|---|---|---|
+| 0 | OK | trained to the end, or to `--stop-after` | is done |
+| 2 | USER_ERROR | wrong config, data or weights: the same command would fail again (argparse's own code too) | fails at once |
+| 42 | RESTART | asked to stop (SIGTERM, preemption), saved at the same step on all hosts | restarts, for free |
+| 43 | RETRY | a fault that a restart may cure: roll back after non-finite steps, a storage outage | restarts, counted |
+| 44 | HANG | the watchdog saw no progress, wrote all stacks and left | restarts, counted |
+| 1, 128+n | | a bug or a lost peer, killed by signal n (134 is how JAX ends the peers of a dead process) | restarts, counted |
+
+130 is Ctrl-C of a user at the keyboard: no launcher restarts that.
+"""
+
+import enum
+import signal
+
+OK = 0
+FAILURE = 1
+USER_ERROR = 2
+RESTART = 42
+RETRY = 43
+HANG = 44
+INTERRUPTED = 128 + signal.SIGINT
+ABORTED = 128 + signal.SIGABRT
+KILLED = 128 + signal.SIGKILL
+TERMINATED = 128 + signal.SIGTERM
+
+
+class Verdict(enum.Enum):
+    """What a launcher does about a job."""
+
+    DONE = "done"
+    FAIL = "fail"
+    RESTART_FREE = "restart, not counted"
+    RESTART_COUNTED = "restart, counted"
+
+
+# Codes that a restart cannot help, and codes that cost no attempt; all others but OK are counted.
+FAIL_AT_ONCE = (USER_ERROR, INTERRUPTED)
+FREE_RESTARTS = (RESTART,)
+
+
+def of_returncode(returncode: int) -> int:
+    """The code that a shell, SLURM or Kubernetes would report for `subprocess`'s: -9 is 137."""
+    return 128 - returncode if returncode < 0 else returncode
+
+
+def verdict(code: int) -> Verdict:
+    """What the code of the first process that ended means for the whole job (`of_returncode` of it, if it came from subprocess)."""
+    if code == OK:
+        return Verdict.DONE
+    if code in FAIL_AT_ONCE:
+        return Verdict.FAIL
+    return Verdict.RESTART_FREE if code in FREE_RESTARTS else Verdict.RESTART_COUNTED
