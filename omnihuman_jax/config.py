@@ -111,8 +111,19 @@ def packed_shape(config: ExperimentConfig, spec: DatasetSpec) -> PackedShape:
     wrong = [f"{name} is {has}, the dataset has {wants}" for name, (has, wants) in pairs.items() if has != wants]
     if wrong:
         raise ValueError(f"the model does not fit the dataset {config.data.dataset!r}: {'; '.join(wrong)}")
+    return dataclasses.replace(
+        planned_shape(config),
+        text_width=spec.text_width,
+        pooled_width=spec.pooled_width,
+        audio_width=spec.audio_width,
+        keypoints=spec.num_keypoints,
+    )
+
+
+def planned_shape(config: ExperimentConfig) -> PackedShape:
+    """The layout of a batch on a dataset that has just the model's own widths: for planning without any data."""
+    model, plan = config.model, config.data.plan
     audio, pose = model.audio or AudioAdapterConfig(neighbours=0), model.pose or PoseGuiderConfig(neighbours=0)
-    plan = config.data.plan
     return PackedShape(
         latent_tokens=plan.latent_tokens,
         text_tokens=plan.text_tokens,
@@ -120,19 +131,19 @@ def packed_shape(config: ExperimentConfig, spec: DatasetSpec) -> PackedShape:
         latent_frames=plan.latent_frames,
         frames=plan.frames,
         patch_channels=model.patch_channels,
-        text_width=spec.text_width,
-        pooled_width=spec.pooled_width,
-        audio_width=spec.audio_width,
+        text_width=model.text_width,
+        pooled_width=model.pooled_width or 1,
+        audio_width=audio.features if model.audio else 1,
         audio_tokens=audio.tokens,
-        keypoints=spec.num_keypoints,
+        keypoints=pose.keypoints if model.pose else 1,
         pose_frames=pose.frames,
     )
 
 
-def compute_dtype(config: ExperimentConfig) -> Any:
-    """The blocks' dtype: bfloat16 on accelerators, float32 on CPU, unless the config says."""
+def compute_dtype(config: ExperimentConfig, platform: str | None = None) -> Any:
+    """The blocks' dtype: bfloat16 on accelerators, float32 on CPU (`platform`: the default backend's), unless the config says."""
     if config.compute_dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        return jnp.float32 if (platform or jax.default_backend()) == "cpu" else jnp.bfloat16
     return jnp.dtype(config.compute_dtype)
 
 

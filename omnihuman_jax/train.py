@@ -49,15 +49,12 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts:
-    """Everything that a run is made of and that does not change while it runs."""
+class StepParts:
+    """The train step of a config on a mesh, and what it needs: no data, no array. `omnihuman plan` compiles the same."""
 
     config: ExperimentConfig
     mesh: Mesh
-    plan: Plan
-    records: RecordSource
     shape: PackedShape
-    rows: range
     batch_shardings: dict[str, Any]
     dtype: Any
     optimizer: Any
@@ -72,6 +69,15 @@ class Parts:
         return self.config.data.plan.sequences_per_step
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts(StepParts):
+    """Everything that a run is made of and that does not change while it runs."""
+
+    plan: Plan
+    records: RecordSource
+    rows: range
+
+
 def assemble(config: ExperimentConfig) -> Parts:
     """Mesh, data plan and the (not yet compiled) step; ValueError or FileNotFoundError if they do not fit together."""
     config.validate()
@@ -79,24 +85,28 @@ def assemble(config: ExperimentConfig) -> Parts:
     dataset = dataset_dir(config)
     records = open_records(dataset)
     plan = Plan(Catalog.load(dataset), config.stages, config.data.plan, config.seed)
-    shape = packed_shape(config, records.spec)
+    step = assemble_step(config, mesh, packed_shape(config, records.spec))
+    parts = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
+    return Parts(**parts, plan=plan, records=records, rows=placement.local_rows(mesh, step.sequences))
+
+
+def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> StepParts:
+    """The (not yet compiled) step for batches of `shape` on `mesh`, of real or only described devices."""
     sequences = config.data.plan.sequences_per_step
     check_splits(config, mesh)
     shapes, axes = mmdit.abstract_params(config.model)
     labels = train_state.group_labels(axes)
     optimizer = optim.create_optimizer(config.optimizer, labels, axes)
     shardings = train_state.state_shardings(mesh, shapes, axes, optimizer)
-    objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=compute_dtype(config))
+    dtype = compute_dtype(config, mesh.devices.flat[0].platform)
+    objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=dtype)
     step = make_train_step(
         objective, optimizer, config.optimizer, config.ema, labels, mesh=mesh, shape=shape, batch=sequences, shardings=shardings
     )
-    return Parts(
+    return StepParts(
         config=config,
         mesh=mesh,
-        plan=plan,
-        records=records,
         shape=shape,
-        rows=placement.local_rows(mesh, sequences),
         batch_shardings=sharding.batch_shardings(mesh, shape, sequences),
         dtype=objective.dtype,
         optimizer=optimizer,
@@ -222,15 +232,20 @@ def run_steps(
     return state
 
 
-def compile_step(parts: Parts, state: train_state.TrainState) -> Any:
+def compile_step(parts: StepParts, state: train_state.TrainState) -> Any:
     """The step as one program for all stages, compiled before any process runs it: it can only be called, never recompiled."""
+    compiled = lower_step(parts, state).compile()
+    processes.wait_for_peers("omnihuman_train_step_compiled")
+    return compiled
+
+
+def lower_step(parts: StepParts, state: train_state.TrainState) -> Any:
+    """The traced and lowered step; `state` may be abstract."""
     batch = {
         name: jax.ShapeDtypeStruct(dims, dtype, sharding=parts.batch_shardings[name])
         for name, (dims, dtype, _) in parts.shape.arrays(parts.sequences).items()
     }
-    compiled = parts.train_step.lower(state, batch, controls_at(parts.config, parts.groups, 0)).compile()
-    processes.wait_for_peers("omnihuman_train_step_compiled")
-    return compiled
+    return parts.train_step.lower(state, batch, controls_at(parts.config, parts.groups, 0))
 
 
 def resume_step(run_dir: Path, checkpoints: Checkpoints, record: RunRecord, *, accept_changes: bool) -> int | None:
