@@ -32,13 +32,16 @@ from omnihuman_jax.stages import StageSchedule
 from omnihuman_jax.training.checkpoint import CheckpointConfig
 from omnihuman_jax.training.metrics import LoggingConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig, trainable_groups
+from omnihuman_jax.training.train_step import StepConfig
 from omnihuman_jax.typing import PackedShape
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 
 # May differ between a run and its resume: none of these changes what the steps to come compute (another mesh or platform
 # changes it by rounding only).
-FREE_ON_RESUME = ("name", "data.dataset", "data.read_threads", "mesh", "checkpoint", "logging", "sampling")
+FREE_ON_RESUME = (
+    "name", "data.dataset", "data.read_threads", "mesh", "step", "model.remat", "checkpoint", "logging", "sampling",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -60,7 +63,8 @@ class ExperimentConfig:
     """Everything that a run depends on beside its data.
 
     seed: of the plan, the initial weights, noise and timesteps
-    compute_dtype: `auto` is bfloat16 on accelerators and float32 on CPU; parameters and norms are float32 either way
+    compute_dtype: of the blocks' matrix products; `auto` is bfloat16 on accelerators and float32 on CPU. Parameters, EMA,
+        gradients, their sum over micro-batches, norms, softmax and loss are float32 either way
     """
 
     name: str = "experiment"
@@ -72,6 +76,7 @@ class ExperimentConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    step: StepConfig = dataclasses.field(default_factory=StepConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
@@ -86,7 +91,7 @@ class ExperimentConfig:
         if self.data.read_threads < 1:
             raise ValueError(f"data.read_threads must be >= 1, not {self.data.read_threads}")
         parts: tuple[Any, ...] = (self.data.plan, self.model, self.flow, self.stages, self.optimizer, self.ema)
-        for part in (*parts, self.checkpoint, self.logging, self.sampling):
+        for part in (*parts, self.step, self.checkpoint, self.logging, self.sampling):
             part.validate()
         for stage in self.stages.rows:
             trainable_groups((), stage.frozen)

@@ -96,13 +96,14 @@ def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> S
     check_splits(config, mesh)
     shapes, axes = mmdit.abstract_params(config.model)
     labels = train_state.group_labels(axes)
-    optimizer = optim.create_optimizer(config.optimizer, labels, axes)
+    optimizer = optim.create_optimizer(config.optimizer, labels, axes, seed=config.seed)
     shardings = train_state.state_shardings(mesh, shapes, axes, optimizer)
     dtype = compute_dtype(config, mesh.devices.flat[0].platform)
     objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=dtype)
     step = make_train_step(
-        objective, optimizer, config.optimizer, config.ema, labels, mesh=mesh, shape=shape, batch=sequences, shardings=shardings
-    )
+        objective, optimizer, config.optimizer, config.ema, labels,
+        mesh=mesh, shape=shape, batch=sequences, shardings=shardings, config=config.step,
+    )  # fmt: skip
     return StepParts(
         config=config,
         mesh=mesh,
@@ -119,15 +120,16 @@ def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> S
 
 def check_splits(config: ExperimentConfig, mesh: Mesh) -> None:
     """ValueError where the mesh cannot split the batch evenly."""
-    plan = config.data.plan
-    for name, size, axes in (
-        ("sequences_per_step", plan.sequences_per_step, ("data", "fsdp")),
-        ("latent_tokens", plan.latent_tokens, ("context",)),
-    ):
-        ways = math.prod(mesh.shape[axis] for axis in axes)
-        if size % ways:
+    plan, ways = config.data.plan, mesh.shape
+    for name, size, splits in (
+        ("sequences_per_step", plan.sequences_per_step, {axis: ways[axis] for axis in ("data", "fsdp")}
+            | {"micro-batches": config.step.micro_batches}),
+        ("latent_tokens", plan.latent_tokens, {"context": ways["context"]}),
+    ):  # fmt: skip
+        parts = math.prod(splits.values())
+        if size % parts:
             raise ValueError(
-                f"data.plan.{name} is {size}, the mesh splits it {ways} ways ({' x '.join(axes)}): make it a multiple of {ways}"
+                f"data.plan.{name} is {size}, split {parts} ways ({' x '.join(splits)}): make it a multiple of {parts}"
             )
 
 

@@ -122,6 +122,7 @@ def test_what_may_change_between_a_run_and_its_resume() -> None:
     old = to_json(config)
     config.name, config.data.dataset, config.data.read_threads, config.mesh.fsdp = "b", "elsewhere", 9, 2
     config.checkpoint.interval, config.logging.interval, config.sampling.num_steps = 7, 3, 2
+    config.step.micro_batches, config.model.remat = 4, "none"
     assert changed_fields(old, to_json(config)) == []
     config.flow.shift_max, config.data.plan.windows = 2.0, 7
     config.stages.rows = (dataclasses.replace(config.stages.rows[0], frozen=("base",)), *config.stages.rows[1:])

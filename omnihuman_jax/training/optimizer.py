@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from omnihuman_jax.training import moments
 from omnihuman_jax.typing import Params
 
 GROUPS = ("base", "audio", "pose")
@@ -21,7 +22,13 @@ DECAYS = ("constant", "cosine")
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW as in [S2]: lr 5e-5, weight decay 0.01, gradient clip 1.0. Betas, warm-up and decay are stated nowhere [D]."""
+    """AdamW as in [S2]: lr 5e-5, weight decay 0.01, gradient clip 1.0. Betas, warm-up and decay are stated nowhere [D].
+
+    moments_dtype: of Adam's moments at rest, `float32` or `bfloat16` (4 bytes a parameter less); the update is computed in
+        float32 either way, on float32 parameters.
+    moments_rounding: of bfloat16 moments, `stochastic` or `nearest`. Nearest loses every change below 1/512 of a moment: at
+        beta2 = 0.999 the second moment can grow but hardly ever shrink. Stochastic keeps it right on average.
+    """
 
     learning_rate: float = 5e-5
     weight_decay: float = 0.01
@@ -32,6 +39,8 @@ class OptimizerConfig:
     warmup_steps: int = 1000
     decay: str = "constant"
     final_fraction: float = 0.1
+    moments_dtype: str = "float32"
+    moments_rounding: str = "stochastic"
 
     def validate(self) -> None:
         """ValueError with the numbers on a value that nothing can be trained with."""
@@ -47,6 +56,9 @@ class OptimizerConfig:
             raise ValueError(f"optimizer: weight_decay {self.weight_decay} and warmup_steps {self.warmup_steps} must be >= 0")
         if self.decay not in DECAYS:
             raise ValueError(f"optimizer.decay {self.decay!r} is unknown; it is one of {', '.join(DECAYS)}")
+        for name, values in (("moments_dtype", moments.DTYPES), ("moments_rounding", moments.ROUNDINGS)):
+            if getattr(self, name) not in values:
+                raise ValueError(f"optimizer.{name} {getattr(self, name)!r} is unknown; it is one of {', '.join(values)}")
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -70,17 +82,19 @@ def learning_rate_at(config: OptimizerConfig, step: int, total_steps: int, scale
     return rate
 
 
-def create_optimizer(config: OptimizerConfig, labels: Params, axes: Params) -> optax.GradientTransformation:
+def create_optimizer(config: OptimizerConfig, labels: Params, axes: Params, *, seed: int = 0) -> optax.GradientTransformation:
     """Adam and decoupled weight decay a group, before the learning rate.
 
     Args:
         config: the numbers.
         labels: the group of every parameter, same tree as the parameters.
         axes: their logical axes (tuples as leaves); matrices are decayed, biases and norm scales are not [D].
+        seed: of the moments' stochastic rounding.
     """
     decayed = jax.tree.map(lambda leaf: sum(axis != "layers" for axis in leaf) >= 2, axes, is_leaf=_is_axes)
+    adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
     chain = optax.chain(
-        optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+        adam if config.moments_dtype == "float32" else moments.in_bfloat16(adam, seed, config.moments_rounding),
         optax.add_decayed_weights(config.weight_decay, mask=lambda params: _like_masked(decayed, params)),
     )
     return optax.partition(dict.fromkeys(present_groups(labels), chain), labels)

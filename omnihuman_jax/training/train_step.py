@@ -12,12 +12,30 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omnihuman_jax import conditions, sharding
 from omnihuman_jax.diffusion import flow_matching, sampler
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.training import micro_batches
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training.train_state import NUM_SETS, Counters, TrainState
 from omnihuman_jax.typing import Batch, PackedShape, Params
 
 # What a random number is for; folded into the run's key together with (step, slot).
 INIT_STREAM, T_STREAM, NOISE_STREAM = 0, 1, 2
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class StepConfig:
+    """How a step is computed, never what: other values change its results by rounding only.
+
+    micro_batches: parts that a step's sequences are computed in, one after the other; the global batch stays
+        `data.plan.sequences_per_step`, a multiple of micro_batches x the mesh's data and fsdp ways. One part's activations
+        lie in memory at a time.
+    """
+
+    micro_batches: int = 1
+
+    def validate(self) -> None:
+        """ValueError on a value that no step can be computed with."""
+        if self.micro_batches < 1:
+            raise ValueError(f"step.micro_batches must be >= 1, not {self.micro_batches}")
 
 
 class Controls(NamedTuple):
@@ -78,8 +96,13 @@ def noisy_tokens(batch: Batch) -> jax.Array:
     return (jnp.asarray(batch["segment_ids_BL"]) > 0) & readable_BL & ~given_BL
 
 
-def loss_fn(params: Params, objective: Objective, step: jax.Array, batch: Batch) -> tuple[jax.Array, Losses]:
-    """Squared velocity error, mean over all noisy video tokens of the *global* batch (contract), and the windows' own means."""
+def loss_fn(
+    params: Params, objective: Objective, step: jax.Array, batch: Batch, total: jax.Array | None = None
+) -> tuple[jax.Array, Losses]:
+    """Squared velocity error, mean over all noisy video tokens of the *global* batch (contract), and the windows' own means.
+
+    `total`: noisy tokens of the global batch, where `batch` is a part of it; the parts' losses then add up to the mean.
+    """
     t_BG = draw_t(objective, step, batch)
     noise_BLC = sharding.constrain(draw_noise(objective, step, batch), "batch", "tokens", None)
     noisy_BL = noisy_tokens(batch)
@@ -94,7 +117,8 @@ def loss_fn(params: Params, objective: Objective, step: jax.Array, batch: Batch)
     owner_BLG = batch["segment_ids_BL"][:, :, None] == jnp.arange(1, windows + 1)
     count_BG = jnp.sum(owner_BLG & noisy_BL[:, :, None], axis=1, dtype=jnp.int32)
     window_loss_BG = jnp.sum(jnp.where(owner_BLG, error_BL[:, :, None], 0.0), axis=1) / jnp.maximum(count_BG, 1)
-    loss = jnp.sum(error_BL) / jnp.maximum(jnp.sum(count_BG), 1)
+    total = jnp.sum(count_BG) if total is None else total
+    loss = jnp.sum(error_BL) / jnp.maximum(total, 1)
     return loss, Losses(window_loss_BG=window_loss_BG, counted_BG=count_BG > 0)
 
 
@@ -123,6 +147,26 @@ def advance(
     )
 
 
+def gradients(
+    params: Params, objective: Objective, step: jax.Array, batch: Batch, *, num: int, mesh: Mesh, shape: PackedShape, shardings: Any
+) -> tuple[jax.Array, Losses, Params]:
+    """(loss, losses of the windows, gradients) of a global batch, computed in `num` parts; `shardings` are the parameters'."""
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if num == 1:
+        (loss, losses), grads = grad_fn(params, objective, step, batch)
+        return loss, losses, grads
+    # One normaliser: a mean of the parts' means would weigh a token by what shares its part.
+    total = jnp.sum(noisy_tokens(batch), dtype=jnp.int32)
+
+    def one(rows: Batch) -> tuple[tuple[jax.Array, Params], Losses]:
+        (loss, losses), grads = grad_fn(params, objective, step, rows, total)
+        return (loss, grads), losses
+
+    parts = micro_batches.split_rows(batch, mesh=mesh, shape=shape, num=num)
+    (loss, grads), losses = micro_batches.accumulate(one, parts, (NamedSharding(mesh, PartitionSpec()), shardings))
+    return loss, micro_batches.merge_rows(losses, mesh=mesh), grads
+
+
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -134,16 +178,21 @@ def make_train_step(
     shape: PackedShape,
     batch: int,
     shardings: TrainState,
+    config: StepConfig | None = None,
 ) -> Any:
     """The jitted step `(state, batch, controls) -> (state, metrics)`; it donates the state.
 
     All shardings are pinned: left to inference the step compiles twice. `metrics` (replicated): loss and
     grad_norm of this step, the learning rate of each group, and the counters.
     """
+    config = config or StepConfig()
 
     def step_fn(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, dict[str, Any]]:
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, losses), grads = grad_fn(state.params, objective, state.step, batch)
+        loss, losses, grads = gradients(
+            state.params, objective, state.step, batch,
+            num=config.micro_batches, mesh=mesh, shape=shape, shardings=shardings.params,
+        )  # fmt: skip
+        # Loss and gradients of the whole step are known, and nothing has moved yet: whether it counts is decided here.
         params, ema, opt_state, norm, rates = optim.update(
             optimizer,
             optimizer_config,

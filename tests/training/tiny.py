@@ -1,6 +1,7 @@
 """A model and windows small enough to train in a test, in the layout of the real ones."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import placement, train_state
-from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
+from omnihuman_jax.training.train_step import Controls, Objective, StepConfig, make_train_step, place_controls
 from omnihuman_jax.typing import PackedShape
 
 SEQUENCES = 8
@@ -97,7 +98,14 @@ def objective(config: mmdit.MMDiTConfig) -> Objective:
 class Trainer:
     """State, step and placement on one mesh."""
 
-    def __init__(self, mesh: sharding.MeshConfig | None = None, *, config: mmdit.MMDiTConfig | None = None, **optimizer: float):
+    def __init__(
+        self,
+        mesh: sharding.MeshConfig | None = None,
+        *,
+        config: mmdit.MMDiTConfig | None = None,
+        step: StepConfig | None = None,
+        **optimizer: Any,
+    ):
         self.config = config or model_config()
         self.mesh = sharding.create_mesh(mesh or sharding.MeshConfig())
         self.optimizer_config = optim.OptimizerConfig(**{"learning_rate": 1e-2, "warmup_steps": 0, **optimizer})
@@ -109,7 +117,7 @@ class Trainer:
         self.batch_shardings = sharding.batch_shardings(self.mesh, packed_shape(), SEQUENCES)
         self.step_fn = make_train_step(
             self.objective, self.optimizer, self.optimizer_config, optim.EmaConfig(decay=0.9), self.labels,
-            mesh=self.mesh, shape=packed_shape(), batch=SEQUENCES, shardings=self.shardings,
+            mesh=self.mesh, shape=packed_shape(), batch=SEQUENCES, shardings=self.shardings, config=step,
         )  # fmt: skip
 
     def initial(self, seed: int = 0) -> train_state.TrainState:
