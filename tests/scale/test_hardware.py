@@ -1,0 +1,85 @@
+"""The hardware table against the vendors' own figures, and slices that exist and do not."""
+
+import pytest
+
+from omnihuman_jax.scale.hardware import ACCELERATORS, parse_topology, slices
+
+
+@pytest.mark.parametrize(
+    ("text", "chips", "hosts", "machine", "name"),
+    [
+        ("v4:4x4x8", 128, 32, "ct4p-hightpu-4t", "v4-256"),
+        ("v4:8x4x4", 128, 32, "ct4p-hightpu-4t", "v4-256"),  # v4 takes any order
+        ("v5e:1x1", 1, 1, "ct5lp-hightpu-1t", "v5litepod-1"),
+        ("v5e:2x4", 8, 1, "ct5lp-hightpu-8t", "v5litepod-8"),
+        ("v5e:16x16", 256, 64, "ct5lp-hightpu-4t", "v5litepod-256"),
+        ("v5p:2x2x1", 4, 1, "ct5p-hightpu-4t", "v5p-8"),
+        ("v5p:8x8x8", 512, 128, "ct5p-hightpu-4t", "v5p-1024"),
+        ("v5p:16x16x24", 6144, 1536, "ct5p-hightpu-4t", "v5p-12288"),
+        ("v6e:16x16", 256, 64, "ct6e-standard-4t", "v6e-256"),
+        ("tpu7x:1x1x1", 1, 1, "tpu7x-standard-1t", "tpu7x-2"),
+        ("tpu7x:8x16x16", 2048, 512, "tpu7x-standard-4t", "tpu7x-4096"),
+    ],
+)
+def test_slices_of_the_clouds_own_tables(text: str, chips: int, hosts: int, machine: str, name: str) -> None:
+    topology = parse_topology(text)
+    assert (topology.chips, topology.hosts, topology.machine_type, topology.slice_name) == (chips, hosts, machine, name)
+
+
+def test_several_slices() -> None:
+    topology = parse_topology("v6e:16x16", num_slices=2)
+    assert (topology.chips, topology.hosts, topology.chips_per_slice, topology.slice_name) == (512, 128, 256, "v6e-256")
+
+
+def test_gpus_come_in_machines_of_eight() -> None:
+    assert [parse_topology(f"h100:{n}").hosts for n in (1, 4, 8, 64)] == [1, 1, 1, 8]
+    with pytest.raises(ValueError, match="names its machines itself"):
+        _ = parse_topology("h100:64").machine_type
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("v9:4x4", r"unknown accelerator 'v9'; there are v4, v5e, v5p, v6e, tpu7x, a100, h100, h200, b200"),
+        ("v5p", "write it like v5p:4x4x4"),
+        ("v5p:0x4x4", "write it like v5p:4x4x4"),
+        ("v5p:8x4x4", r"\(128 chips\) does not exist on v5p; the nearest are 4x4x8 \(128 chips\)"),
+        ("v5p:3x3x3", r"the nearest are 2x4x4 \(32 chips\), 2x2x4 \(16 chips\)"),
+        ("v6e:4x4x4", r"the nearest are 8x8 \(64 chips\)"),
+        ("v6e:16x32", r"\(512 chips\) does not exist on v6e; the nearest are 16x16 \(256 chips\)"),
+        ("v5p:32x32x32", "does not exist"),
+        ("h100:20", "h100:16 or h100:24"),
+        ("h100:4x4", "h100:16"),
+    ],
+)
+def test_what_does_not_exist_names_what_does(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse_topology(text)
+
+
+def test_gpus_have_no_slices() -> None:
+    with pytest.raises(ValueError, match="total number of GPUs"):
+        parse_topology("h100:64", num_slices=2)
+    with pytest.raises(ValueError, match="at least 1"):
+        parse_topology("v6e:4x4", num_slices=0)
+
+
+@pytest.mark.parametrize("name", [name for name, row in ACCELERATORS.items() if row.platform == "tpu"])
+def test_every_listed_slice_parses(name: str) -> None:
+    for dims in slices(ACCELERATORS[name], most=2048):
+        topology = parse_topology(f"{name}:{'x'.join(map(str, dims))}")
+        assert topology.hosts * topology.chips_per_host == topology.chips
+
+
+def test_rings_close_where_the_cloud_says() -> None:
+    assert [parse_topology("v5p:2x4x4").has_wrap(dim) for dim in range(3)] == [False, True, True]
+    assert [parse_topology("v6e:8x16").has_wrap(dim) for dim in range(2)] == [False, True]
+    assert not parse_topology("h100:8").has_wrap(0)
+
+
+def test_every_number_has_a_source() -> None:
+    for row in ACCELERATORS.values():
+        assert row.source and row.efficiencies.source
+        efficiencies = row.efficiencies
+        assert all(0 < x < 1 for x in (efficiencies.matmul, efficiencies.attention_forward, efficiencies.attention_backward))
+        assert 1e14 < row.peak_flops < 1e16 and 1e10 < row.hbm_bytes < 1e12 and 100 < row.peak_flops / row.hbm_bandwidth < 700
