@@ -1,13 +1,15 @@
-"""Accelerators: what one chip computes, holds and moves, which slices exist, and what a launcher asks for them. One table.
+"""Accelerators: what one chip computes, holds and moves. One table; the slices that exist are `topologies.py`'s.
 
-Imports nothing but the standard library: `omnihuman plan` and `launch/` read the same rows. Sources are named a row; what
-is an assumption says so. Bandwidths are bytes a second, one way unless said otherwise; FLOP/s are dense bfloat16.
+Sources are named a row; what is an assumption says so. Bandwidths are bytes a second, one way unless said otherwise; FLOP/s
+are dense bfloat16. No JAX.
 """
 
 import dataclasses
 import math
 import re
 from collections.abc import Iterator
+
+from omnihuman_jax.scale.topologies import GENERATIONS, TpuSlice, tpu_slice
 
 GIB = 2**30
 
@@ -34,7 +36,7 @@ class Accelerator:
     peak_flops: dense bfloat16 FLOP/s. hbm_bytes: what a program can use. hbm_bandwidth: bytes/s.
     link_bandwidth: of one ICI link, one way (GPU: of all NVLinks of a GPU, one way). torus_dims: 2, 3; 0 for NVLink.
     wrap: a torus dim has its wrap-around links from this size on (ICI). dcn_bandwidth: of the data-centre network, a chip.
-    devices_per_chip: what JAX sees on the machine. efficiencies: see there. source: of the numbers.
+    chips_per_host: GPUs of a machine. efficiencies: see there. source: of the numbers.
     """
 
     name: str
@@ -47,32 +49,9 @@ class Accelerator:
     wrap: int
     dcn_bandwidth: float
     chips_per_host: int
-    devices_per_chip: int = 1
     host_ram_bytes: int = 0
     efficiencies: Efficiencies
-    launch: "TpuLaunch | None" = None
     source: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TpuLaunch:
-    """What a launcher asks a cluster for.
-
-    gke_accelerator: label cloud.google.com/gke-tpu-accelerator. machine_type: of a host of a multi-host slice.
-    single_host: topology -> machine type where the whole slice is one larger or smaller machine.
-    slice_prefix, cores_per_chip: a slice is called `<prefix>-<cores_per_chip * chips>`. max_cubes: of 4x4x4 chips in a slice.
-    sorted_dims: dims are written in growing order. pathways, runtime: names there; "" where there is none.
-    """
-
-    gke_accelerator: str
-    machine_type: str
-    single_host: tuple[tuple[str, str], ...]
-    slice_prefix: str
-    cores_per_chip: int
-    max_cubes: int = 0
-    sorted_dims: bool = True
-    pathways: str
-    runtime: str
 
 
 _SCALING_BOOK = "links and DCN: jax-ml.github.io/scaling-book/tpus (2025); usable HBM: libtpu 0.0.52's own limit"
@@ -86,10 +65,6 @@ _ROWS = (
             matmul=0.65, attention_forward=0.50, attention_backward=0.50,
             source=f"as v5p, whose matrix units are the same 128 x 128; {_UNMEASURED}",
         ),
-        launch=TpuLaunch(
-            gke_accelerator="tpu-v4-podslice", machine_type="ct4p-hightpu-4t", single_host=(), slice_prefix="v4",
-            cores_per_chip=2, max_cubes=64, sorted_dims=False, pathways="tpuv4", runtime="tpu-ubuntu2204-base",
-        ),
         source=f"docs.cloud.google.com/tpu/docs/v4; {_SCALING_BOOK}",
     ),
     Accelerator(
@@ -99,11 +74,6 @@ _ROWS = (
             matmul=0.65, attention_forward=0.50, attention_backward=0.50,
             source="matmul: MaxText trains 32 B on v5e-256 at 66.9 % MFU end to end (github.com/google/maxtext, configs/v5e); "
             f"attention: as v5p (128 x 128 matrix units), {_UNMEASURED}",
-        ),
-        launch=TpuLaunch(
-            gke_accelerator="tpu-v5-lite-podslice", machine_type="ct5lp-hightpu-4t",
-            single_host=(("1x1", "ct5lp-hightpu-1t"), ("2x4", "ct5lp-hightpu-8t")), slice_prefix="v5litepod", cores_per_chip=1,
-            pathways="tpuv5e", runtime="v2-alpha-tpuv5-lite",
         ),
         source=f"docs.cloud.google.com/tpu/docs/v5e; {_SCALING_BOOK}",
     ),
@@ -116,10 +86,6 @@ _ROWS = (
             "reference/models/tiering), a lower bound; attention: derived, not measured: v6e's measured kernel, whose products "
             "fill only half of its 256 x 256 unit at head size 128, on 128 x 128 units that they fill",
         ),
-        launch=TpuLaunch(
-            gke_accelerator="tpu-v5p-slice", machine_type="ct5p-hightpu-4t", single_host=(), slice_prefix="v5p",
-            cores_per_chip=2, max_cubes=140, pathways="tpuv5", runtime="v2-alpha-tpuv5",
-        ),
         source=f"docs.cloud.google.com/tpu/docs/v5p; {_SCALING_BOOK}",
     ),
     Accelerator(
@@ -131,24 +97,15 @@ _ROWS = (
             "gpu-tpu-pedia, tpu/Wan2.2): linear layers 66 %, splash attention 36.4 % forward (its matrix unit is 256 wide); "
             "backward: assumed as forward",
         ),
-        launch=TpuLaunch(
-            gke_accelerator="tpu-v6e-slice", machine_type="ct6e-standard-4t",
-            single_host=(("1x1", "ct6e-standard-1t"), ("2x4", "ct6e-standard-8t")), slice_prefix="v6e", cores_per_chip=1,
-            pathways="tpuv6e", runtime="v2-alpha-tpuv6e",
-        ),
         source=f"docs.cloud.google.com/tpu/docs/v6e; {_SCALING_BOOK}",
     ),
     Accelerator(
         name="tpu7x", platform="tpu", peak_flops=2307e12, hbm_bytes=int(2 * 94.74 * GIB), hbm_bandwidth=7380e9, link_bandwidth=90e9,
-        torus_dims=3, wrap=4, dcn_bandwidth=12.5e9, chips_per_host=4, devices_per_chip=2, host_ram_bytes=960 * GIB,
+        torus_dims=3, wrap=4, dcn_bandwidth=12.5e9, chips_per_host=4, host_ram_bytes=960 * GIB,
         efficiencies=Efficiencies(
             matmul=0.60, attention_forward=0.40, attention_backward=0.40,
             source=f"{_UNMEASURED}; for scale: MaxDiffusion trains Wan 2.2 14 B at 40 % MFU on tpu7x with kernels of its own "
             "(github.com/AI-Hypercomputer/maxdiffusion, pull request 487)",
-        ),
-        launch=TpuLaunch(
-            gke_accelerator="tpu7x", machine_type="tpu7x-standard-4t", single_host=(("1x1x1", "tpu7x-standard-1t"),),
-            slice_prefix="tpu7x", cores_per_chip=2, max_cubes=144, pathways="tpu7x", runtime="",
         ),
         source=f"docs.cloud.google.com/tpu/docs/tpu7x; {_SCALING_BOOK}",
     ),
@@ -188,10 +145,6 @@ _ROWS = (
 
 ACCELERATORS: dict[str, Accelerator] = {row.name: row for row in _ROWS}
 
-# Slices of fewer than 4x4x4 chips, and all slices of the two-dimensional generations.
-_SMALL_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
-_FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Topology:
@@ -212,6 +165,13 @@ class Topology:
         return "x".join(map(str, self.dims))
 
     @property
+    def slice(self) -> TpuSlice:
+        """What `topologies` knows of one slice; ValueError on GPU, where clusters differ."""
+        if self.accelerator.platform == "gpu":
+            raise ValueError(f"{self.name}: a GPU cluster has no slices")
+        return tpu_slice(self.accelerator.name, self.shape)
+
+    @property
     def chips_per_slice(self) -> int:
         """Chips of one slice."""
         return math.prod(self.dims)
@@ -222,42 +182,20 @@ class Topology:
         return self.chips_per_slice * self.num_slices
 
     @property
-    def hosts_per_slice(self) -> int:
-        """Machines of one slice."""
-        return math.ceil(self.chips_per_slice / self.chips_per_host)
+    def devices(self) -> int:
+        """JAX devices of all slices."""
+        return self.chips if self.accelerator.platform == "gpu" else self.slice.devices * self.num_slices
 
     @property
     def hosts(self) -> int:
         """Machines of all slices."""
-        return self.hosts_per_slice * self.num_slices
-
-    @property
-    def chips_per_host(self) -> int:
-        """Chips of one machine of this slice: 8 where the slice is one 8-chip machine."""
-        machine = dict(self.accelerator.launch.single_host).get(self.shape) if self.accelerator.launch else None
-        return self.chips_per_slice if machine else min(self.accelerator.chips_per_host, self.chips_per_slice)
-
-    @property
-    def machine_type(self) -> str:
-        """The cloud's machine type of each host; ValueError on GPU, where clusters differ."""
-        launch = self._launch()
-        return dict(launch.single_host).get(self.shape, launch.machine_type)
-
-    @property
-    def slice_name(self) -> str:
-        """What the cloud calls one slice: `v5p-1024` for 8x8x8."""
-        launch = self._launch()
-        return f"{launch.slice_prefix}-{launch.cores_per_chip * self.chips_per_slice}"
+        per_slice = math.ceil(self.chips_per_slice / self.accelerator.chips_per_host)
+        return (per_slice if self.accelerator.platform == "gpu" else self.slice.hosts) * self.num_slices
 
     def has_wrap(self, dim: int) -> bool:
         """Whether the torus is closed along a dim."""
         size = self.dims[dim]
         return self.accelerator.torus_dims > 0 and size >= self.accelerator.wrap and size % self.accelerator.wrap == 0
-
-    def _launch(self) -> TpuLaunch:
-        if self.accelerator.launch is None:
-            raise ValueError(f"{self.name}: a GPU cluster names its machines itself")
-        return self.accelerator.launch
 
 
 def parse_topology(text: str, num_slices: int = 1) -> Topology:
@@ -274,40 +212,27 @@ def parse_topology(text: str, num_slices: int = 1) -> Topology:
     dims = tuple(map(int, shape.split("x")))
     if accelerator.platform == "gpu":
         return _gpus(accelerator, dims, text, num_slices)
-    if len(dims) != accelerator.torus_dims or not _exists(accelerator, dims):
+    try:
+        tpu_slice(name, shape)
+    except ValueError as error:
         chips = math.prod(dims)
         near = sorted(slices(accelerator), key=lambda d: (abs(math.log(math.prod(d) / chips)), max(d)))[:3]
         names = ", ".join(f"{'x'.join(map(str, d))} ({math.prod(d)} chips)" for d in near)
-        raise ValueError(f"topology {text!r} ({chips} chips) does not exist on {name}; the nearest are {names}")
+        raise ValueError(f"topology {text!r} ({chips} chips): {error}; the nearest are {names}") from error
     return Topology(accelerator, dims, num_slices)
 
 
 def slices(accelerator: Accelerator, most: int = 16384) -> Iterator[tuple[int, ...]]:
     """Every slice of a TPU generation of up to `most` chips, dims in growing order."""
-    if accelerator.torus_dims == 2:
-        yield from (dims for dims in _FLAT if math.prod(dims) <= most)
-        return
-    if accelerator.launch and "1x1x1" in dict(accelerator.launch.single_host):
-        yield (1, 1, 1)
-    yield from (dims for dims in _SMALL_3D if math.prod(dims) <= most)
-    cubes = accelerator.launch.max_cubes if accelerator.launch else 0
-    sides = range(1, cubes + 1)
-    for a in sides:
+    generation = GENERATIONS[accelerator.name]
+    small = (tuple(map(int, shape.split("x"))) for shape in generation.small)
+    yield from (dims for dims in small if math.prod(dims) <= most)
+    cubes = generation.max_cubes
+    for a in range(1, cubes + 1):
         for b in range(a, cubes // a + 1):
             for c in range(b, cubes // (a * b) + 1):
                 if 64 * a * b * c <= most:
                     yield (4 * a, 4 * b, 4 * c)
-
-
-def _exists(accelerator: Accelerator, dims: tuple[int, ...]) -> bool:
-    launch = accelerator.launch
-    assert launch is not None
-    if accelerator.torus_dims == 2:
-        return dims in _FLAT
-    if dims in _SMALL_3D or "x".join(map(str, dims)) in dict(launch.single_host):
-        return True
-    whole = all(size % 4 == 0 for size in dims) and math.prod(dims) // 64 <= launch.max_cubes
-    return whole and (not launch.sorted_dims or list(dims) == sorted(dims))
 
 
 def _gpus(accelerator: Accelerator, dims: tuple[int, ...], text: str, num_slices: int) -> Topology:
