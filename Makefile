@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := setup.py constraints.txt
 
-.PHONY: help venv demo test test-slow check format lock clean
+.PHONY: help venv demo test test-slow parity check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of 
 	@status=0; $(BIN)/python -m pytest --slow=$(SLOW) || status=$$?
 	# 5: this part has no test.
 	[ $$status -eq 0 ] || [ $$status -eq 5 ] || exit $$status
+
+parity: $(VENV)/.torch  ## ours against the original libraries: the table in docs/parity.md, measured anew
+	@$(BIN)/python -m tests.parity.table
 
 check: $(VENV)/.dev  ## lint, format, types
 	@$(BIN)/ruff check .

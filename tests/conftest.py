@@ -3,6 +3,7 @@
 The environment is set before anything imports jax, and subprocesses of tests inherit it.
 """
 
+import json
 import os
 import re
 import sys
@@ -33,6 +34,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.g
 _refused: list[str] = []
 # (claim, largest value seen, limit) in the order of the tests: printed at the end, and what docs/correctness.md quotes.
 _figures: dict[str, tuple[float, float]] = {}
+# Claim -> file of the test that measured it.
+_measured_by: dict[str, str] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="none|all|K/N",
         help="which tests marked slow run, and then they alone: none (default), all, or a part of their files, K of 0 .. N-1",
     )
+    parser.addoption("--figures", metavar="FILE", help="write the figures of this run, as JSON rows, for tables in docs/")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -85,6 +89,12 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if file := session.config.getoption("--figures"):
+        rows = [
+            {"claim": claim, "value": value, "limit": limit, "test": _measured_by[claim]}
+            for claim, (value, limit) in _figures.items()
+        ]
+        Path(file).write_text(json.dumps(rows, indent=2) + "\n")
     if _refused and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -108,6 +118,7 @@ def measured() -> Callable[[str, float, float], None]:
     """`measured(claim, value, limit)`: fails above the limit, and prints the largest value of each claim with the summary."""
 
     def check(claim: str, value: float, limit: float) -> None:
+        _measured_by[claim] = os.environ["PYTEST_CURRENT_TEST"].split("::")[0]
         _figures[claim] = (max(float(value), _figures.get(claim, (0.0, limit))[0]), limit)
         assert value <= limit, f"{claim}: {value:.2e}, the limit is {limit:.0e}"
 

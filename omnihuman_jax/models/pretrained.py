@@ -16,6 +16,7 @@ import numpy as np
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
+_LISTED = 20  # wrong tensors that an error names
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -82,25 +83,33 @@ class PretrainedFolder:
 class Weights:
     """Named tensors, taken one by one with the shape that the config promises; what is wrong is reported all at once."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray]):
+    def __init__(self, tensors: Mapping[str, Any]):
         self._tensors = tensors
+        self._taken: set[str] = set()
         self._wrong: list[str] = []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
 
     def take(self, name: str, *shape: int | None) -> np.ndarray:
         """The tensor `name`; a dim of None may be anything. A placeholder if it is missing: `check` then raises."""
+        self._taken.add(name)
         tensor = self._tensors.get(name)
         if tensor is None:
             self._wrong.append(f"{name} is missing")
         elif len(tensor.shape) != len(shape) or any(want not in (None, dim) for want, dim in zip(shape, tensor.shape, strict=True)):
-            self._wrong.append(f"{name} has shape {tensor.shape}, expected {shape}")
+            self._wrong.append(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
         else:
             return tensor
         return np.zeros([dim or 1 for dim in shape], np.float32)
 
-    def check(self, where: str) -> None:
-        """ValueError with the first of what `take` found wrong."""
-        if self._wrong:
-            raise ValueError(f"{where}: weights do not fit config.json: {self._wrong[0]} ({len(self._wrong)} in all)")
+    def check(self, where: str, unused: tuple[str, ...] = ()) -> None:
+        """ValueError with what `take` found wrong, and with tensors that nobody took and that begin with none of `unused`."""
+        unknown = sorted(name for name in self._tensors if name not in self._taken and not name.startswith(unused))
+        wrong = [*self._wrong, *(f"{name} is unknown" for name in unknown)]
+        if wrong:
+            listed = "; ".join(wrong[:_LISTED]) + ("; ..." if len(wrong) > _LISTED else "")
+            raise ValueError(f"{where}: weights do not fit config.json: {listed} ({len(wrong)} in all)")
 
 
 def open_pretrained(dir_or_hub_id: str | os.PathLike[str]) -> PretrainedFolder:

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from omnihuman_jax.models import whisper
+from omnihuman_jax.models import wav2vec2, whisper
 from omnihuman_jax.models.pretrained import open_pretrained
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
-_STEPS_PER_FRAME = SAMPLE_RATE_HZ // whisper.STEP // FPS
+_STEP = whisper.STEP  # samples a hidden state, of either network: 50 Hz
+_STEPS_PER_FRAME = SAMPLE_RATE_HZ // _STEP // FPS
 
 
 class SpeechEncoder(Protocol):
@@ -52,24 +53,53 @@ def load_speech_encoder(dir_or_hub_id: str | os.PathLike[str], layers: Sequence[
     """
     folder = open_pretrained(dir_or_hub_id)
     kind = folder.config.get("model_type")
-    if kind != "whisper":
-        raise ValueError(f"{folder.path}: a speech encoder of model_type {kind!r}; supported: 'whisper'")
-    config = whisper.WhisperConfig.from_folder(folder)
-    chosen = (0, config.num_layers // 2, config.num_layers) if layers is None else tuple(layers)
+    config: whisper.WhisperConfig | wav2vec2.Wav2Vec2Config
+    if kind == "whisper":
+        config = whisper.WhisperConfig.from_folder(folder)
+    elif kind == "wav2vec2":
+        config = wav2vec2.Wav2Vec2Config.from_folder(folder)
+        if config.stride != _STEP:
+            raise ValueError(
+                f"{folder.path / 'config.json'}: conv_stride {config.conv_strides} gives a state every {config.stride} samples, "
+                f"not every {_STEP}"
+            )
+    else:
+        raise ValueError(f"{folder.path}: a speech encoder of model_type {kind!r}; supported: 'whisper', 'wav2vec2'")
+    chosen = tuple(dict.fromkeys((0, config.num_layers // 2, config.num_layers)) if layers is None else layers)
     if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= layer <= config.num_layers for layer in chosen):
         raise ValueError(f"speech layers {chosen}: must be different layers of 0 .. {config.num_layers} of {folder.ref}")
+    if isinstance(config, wav2vec2.Wav2Vec2Config):
+        params = wav2vec2.wav2vec2_params(config, folder)
+        return Wav2Vec2SpeechEncoder(ref=folder.ref, sha256=folder.sha256(), layers=chosen, config=config, params=params)
     return WhisperSpeechEncoder(
         ref=folder.ref, sha256=folder.sha256(), layers=chosen, config=config, params=whisper.whisper_params(config, folder)
     )
 
 
+def _whole_frames(wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
+    """The sound cut, or padded with silence, to `num_frames` frames; ValueError if it is none."""
+    wave = np.asarray(wave_16k, np.float32)
+    if wave.ndim != 1 or num_frames < 1 or not np.isfinite(wave).all():
+        raise ValueError(f"sound {wave.shape} for {num_frames} frames: give finite mono samples [N] and one frame at least")
+    samples = num_frames * SAMPLE_RATE_HZ // FPS
+    return np.pad(wave[:samples], (0, max(0, samples - len(wave))))
+
+
+def _at_frame_rate(states_ISE: np.ndarray, num_frames: int) -> np.ndarray:
+    """Hidden states at 50 Hz -> [num_frames, layers * width]: the mean of a frame's two, each layer of zero mean and unit
+    variance within a frame, without parameters [D]: layers differ threefold in scale, and the first linear layer of the audio
+    adapter is initialised for unit variance.
+    """
+    layers, _, width = states_ISE.shape
+    frames = states_ISE.reshape(layers, num_frames, _STEPS_PER_FRAME, width).mean(axis=2)
+    frames = frames - frames.mean(axis=-1, keepdims=True)
+    frames = frames / np.sqrt(np.square(frames).mean(axis=-1, keepdims=True) + 1e-5)
+    return np.ascontiguousarray(frames.transpose(1, 0, 2)).reshape(num_frames, -1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class WhisperSpeechEncoder:
-    """Whisper's encoder at 25 fps: the mean of the two hidden states (50 Hz) within a frame.
-
-    Each layer is brought to zero mean and unit variance within a frame, without parameters [D]: layers differ threefold in
-    scale, and the first linear layer of the audio adapter is initialised for unit variance.
-    """
+    """Whisper's encoder at 25 fps. State j is centred on sample 320 j, so frame i's two on its first half."""
 
     ref: str
     sha256: Mapping[str, str]
@@ -94,13 +124,32 @@ class WhisperSpeechEncoder:
         Raises:
             ValueError: not one dim, not finite, or num_frames below 1.
         """
-        wave = np.asarray(wave_16k, np.float32)
-        if wave.ndim != 1 or num_frames < 1 or not np.isfinite(wave).all():
-            raise ValueError(f"sound {wave.shape} for {num_frames} frames: give finite mono samples [N] and one frame at least")
-        samples = num_frames * SAMPLE_RATE_HZ // FPS
-        wave = np.pad(wave[:samples], (0, max(0, samples - len(wave))))
-        states = whisper.hidden_states(self.config, self.params, wave, self.layers)
-        frames = states.reshape(len(self.layers), num_frames, _STEPS_PER_FRAME, self.width).mean(axis=2)
-        frames = frames - frames.mean(axis=-1, keepdims=True)
-        frames = frames / np.sqrt(np.square(frames).mean(axis=-1, keepdims=True) + 1e-5)
-        return np.ascontiguousarray(frames.transpose(1, 0, 2)).reshape(num_frames, -1)
+        wave = _whole_frames(wave_16k, num_frames)
+        return _at_frame_rate(whisper.hidden_states(self.config, self.params, wave, self.layers), num_frames)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Wav2Vec2SpeechEncoder:
+    """wav2vec 2.0 at 25 fps: the same interface as Whisper's, hidden state 0 being what enters the first layer.
+
+    A state is made of 400 samples and comes every 320; 40 zeros on both sides make exactly two states a frame, whose centres
+    lie a quarter and three quarters into its 640 samples: their mean is centred on the frame. The sound is normalised over
+    what it is given whole (cut or padded to the frames asked for), where the network's folder says so.
+    """
+
+    ref: str
+    sha256: Mapping[str, str]
+    layers: tuple[int, ...]
+    config: wav2vec2.Wav2Vec2Config
+    params: Mapping[str, Any]
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    def features(self, wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
+        """As `WhisperSpeechEncoder.features`."""
+        wave = wav2vec2.normalised(self.config, _whole_frames(wave_16k, num_frames))
+        missing = self.config.receptive_field - self.config.stride
+        padded = np.pad(wave, (missing // 2, missing - missing // 2))
+        return _at_frame_rate(wav2vec2.hidden_states(self.config, self.params, padded, self.layers), num_frames)

@@ -19,6 +19,8 @@ from omnihuman_jax.models.pretrained import PretrainedFolder, Weights, open_pret
 MAX_TOKENS = 128
 _BATCH = 8
 _PAD_TO = 16
+# Heads, and buffers that old versions saved.
+_BERT_UNUSED = ("pooler.", "cls.", "embeddings.position_ids")
 
 
 class EncodedText(NamedTuple):
@@ -193,7 +195,7 @@ def bert_params(config: BertConfig, tensors: Mapping[str, np.ndarray], where: st
         "segment": weights.take("embeddings.token_type_embeddings.weight", None, d)[:1],
         "norm": norm("embeddings.LayerNorm"),
     }
-    weights.check(where)
+    weights.check(where, unused=_BERT_UNUSED)
     return params | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
 
 

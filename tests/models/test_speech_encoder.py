@@ -118,7 +118,7 @@ def test_sound_that_is_none(folder, sound, frames):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "wav2vec2"}, "'wav2vec2'; supported: 'whisper'"),
+        ({"model_type": "hubert"}, "'hubert'; supported: 'whisper', 'wav2vec2'"),
         ({"activation_function": "relu"}, "relu"),
         ({"max_source_positions": 750}, "750"),
         ({"d_model": 32}, r"expected \(32,\)"),

@@ -127,6 +127,65 @@ def write_whisper(folder: Path) -> Path:
     return folder
 
 
+def wav2vec2_config(norm: str) -> dict:
+    """config.json of a tiny wav2vec 2.0 with the norm `group` (as base) or `layer` (as large)."""
+    return {
+        "model_type": "wav2vec2",
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 20,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "gelu",
+        "feat_extract_activation": "gelu",
+        "feat_extract_norm": norm,
+        "do_stable_layer_norm": norm == "layer",
+        "conv_bias": norm == "layer",
+        "conv_dim": [5, 6, 7, 5, 6, 7, 8],
+        "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+        "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 4,
+    }
+
+
+def write_wav2vec2(folder: Path, *, norm: str) -> Path:
+    """A speech encoder of the other kind: config and weights."""
+    config = wav2vec2_config(norm)
+    d, mlp, widths = config["hidden_size"], config["intermediate_size"], config["conv_dim"]
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def module(name: str, *shape: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = shape
+        if bias:
+            shapes[f"{name}.bias"] = shape[:1]
+
+    for i, (inputs, outputs) in enumerate(zip([1, *widths], widths)):
+        module(f"feature_extractor.conv_layers.{i}.conv", outputs, inputs, config["conv_kernel"][i], bias=config["conv_bias"])
+        if i == 0 or norm == "layer":
+            module(f"feature_extractor.conv_layers.{i}.layer_norm", outputs)
+    module("feature_projection.layer_norm", widths[-1])
+    module("feature_projection.projection", d, widths[-1])
+    kernel = config["num_conv_pos_embeddings"]
+    shapes["encoder.pos_conv_embed.conv.bias"] = (d,)
+    shapes["encoder.pos_conv_embed.conv.weight_g"] = (1, 1, kernel)
+    shapes["encoder.pos_conv_embed.conv.weight_v"] = (d, d // config["num_conv_pos_embedding_groups"], kernel)
+    module("encoder.layer_norm", d)
+    for i in range(config["num_hidden_layers"]):
+        at = f"encoder.layers.{i}"
+        for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
+            module(f"{at}.attention.{name}", d, d)
+        module(f"{at}.feed_forward.intermediate_dense", mlp, d)
+        module(f"{at}.feed_forward.output_dense", d, mlp)
+        module(f"{at}.layer_norm", d)
+        module(f"{at}.final_layer_norm", d)
+    rng = np.random.default_rng(4)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({name: _normal(rng, name, shape) for name, shape in shapes.items()}, folder / "model.safetensors")
+    return folder
+
+
 def wave(seconds: float) -> np.ndarray:
     """A sweep with a silent gap, float32 mono at 16 kHz: every mel band is hit, and the floor too."""
     t = np.arange(round(seconds * 16_000)) / 16_000

@@ -1,0 +1,60 @@
+"""`make parity`: runs every test that compares ours with an original library and writes their figures into docs/parity.md.
+
+    python -m tests.parity.table
+
+Only what stands between the two markers is written; the rest of the page is prose. Fails, and leaves the page as it was, if a
+test fails.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = ROOT / "docs" / "parity.md"
+TESTS = ("tests/parity", "tests/interop")
+BEGIN, END = "<!-- table: `make parity` -->", "<!-- end of the table -->"
+
+
+def measure() -> list[dict]:
+    """The figures of the quick and of the slow parity tests."""
+    rows: list[dict] = []
+    for slow in ("none", "all"):
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "figures.json"
+            options = ["-q", f"--slow={slow}", f"--figures={file}", "--ignore=tests/parity/test_table.py"]
+            code = subprocess.run([sys.executable, "-m", "pytest", *options, *TESTS], cwd=ROOT, check=False).returncode
+            if code not in (0, 5):  # 5: no test of this kind
+                raise SystemExit(code)
+            rows += json.loads(file.read_text())
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown, sorted by test and claim."""
+    lines = ["| claim | seen | limit | test |", "|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: (row["test"], row["claim"])):
+        lines.append(f"| {row['claim']} | {row['value']:.1e} | {row['limit']:.0e} | `{row['test']}` |")
+    return "\n".join(lines)
+
+
+def replaced(page: str, new: str) -> str:
+    """`page` with `new` between the markers; ValueError if it does not have each of them once, in order."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"{PAGE}: needs the markers {BEGIN} and {END} once each, in this order")
+    return f"{before}{BEGIN}\n{new}\n{END}{after}"
+
+
+def main() -> None:
+    page = PAGE.read_text()
+    replaced(page, "")  # before the tests run
+    PAGE.write_text(replaced(page, table(measure())))
+    print(f"{PAGE.relative_to(ROOT)}: written")
+
+
+if __name__ == "__main__":
+    main()
