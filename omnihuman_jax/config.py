@@ -40,7 +40,8 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 # May differ between a run and its resume: none of these changes what the steps to come compute (another mesh or platform
 # changes it by rounding only).
 FREE_ON_RESUME = (
-    "name", "data.dataset", "data.read_threads", "mesh", "step", "model.remat", "checkpoint", "logging", "sampling",
+    "name", "data.dataset", "data.read_threads", "mesh", "step", "model.remat", "model.attention", "model.attention_block_q",
+    "model.attention_block_kv", "model.context_parallel", "model.ulysses_ways", "checkpoint", "logging", "sampling",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ARCHITECTURE = "OmniHumanForVideo"
 MODULE = "modeling_omnihuman.py"
 # Fields of MMDiTConfig that say how JAX computes, not what.
-EXECUTION_FIELDS = ("remat", "attention")
+EXECUTION_FIELDS = ("remat", "attention", "attention_block_q", "attention_block_kv", "context_parallel", "ulysses_ways")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

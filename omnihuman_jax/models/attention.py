@@ -1,91 +1,86 @@
 """Attention between tokens of equal id, behind one interface.
 
-`attention` is the only entry: which kernel runs is a value (`IMPLEMENTATIONS`), and every kernel sees the shard of one
-device, so a kernel that loops, blocks or calls Pallas never meets the partitioner.
+`attention` and `joint_attention` are the only entries. Which kernel runs and how the mesh's `context` axis shares the work
+are values (`AttentionStrategy`); every kernel sees the shard of one device, so a kernel that loops, blocks or calls Pallas
+never meets the partitioner.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from omnihuman_jax.models import context_parallel
+from omnihuman_jax.models.attention_cpu import PerHead
+from omnihuman_jax.models.attention_kernel import QKV, Kernel, attend, window_ids
+from omnihuman_jax.models.attention_tpu import Splash
+from omnihuman_jax.models.attention_xla import Dense
 from omnihuman_jax.sharding import RULES
 
-# Finite: a query without any key gets a uniform average (its caller gates it away), not 0 / 0.
-MASKED = -1e30
 
-QKV: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
-Kernel: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionStrategy:
+    """How attention is computed, never what: every strategy gives the same result.
 
+    kernel: a key of `IMPLEMENTATIONS`, or `auto`: the fastest one on the platform of the mesh's devices
+    block_q, block_kv: sizes of a kernel's blocks of queries and keys; 0 is the kernel's own choice
+    context_parallel: a key of `context_parallel.MODES`
+    ulysses_ways: devices that share out heads under `ulysses_ring`; the ring goes over context / ulysses_ways groups of them
+    """
 
-def dense(q_BMNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, q_ids_BM: jax.Array, kv_ids_BS: jax.Array) -> jax.Array:
-    """All heads in one batched product; softmax in float32. Memory M x S a head."""
-    scores = jnp.einsum("bmnk,bsnk->bnms", q_BMNK, k_BSNK, preferred_element_type=jnp.float32)
-    scores = scores / math.sqrt(q_BMNK.shape[-1])
-    scores = jnp.where((q_ids_BM[:, :, None] == kv_ids_BS[:, None, :])[:, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSNK.dtype)
-    return jnp.einsum("bnms,bsnk->bmnk", weights, v_BSNK)
+    kernel: str = "auto"
+    block_q: int = 0
+    block_kv: int = 0
+    context_parallel: str = "gather"
+    ulysses_ways: int = 0
 
-
-@jax.custom_vjp
-def _one_head(q_MK: jax.Array, k_SK: jax.Array, v_SK: jax.Array, q_ids_M: jax.Array, kv_ids_S: jax.Array) -> jax.Array:
-    return _one_head_forward(q_MK, k_SK, v_SK, q_ids_M, kv_ids_S)[0]
-
-
-def _scores(q_MK: jax.Array, k_SK: jax.Array, q_ids_M: jax.Array, kv_ids_S: jax.Array) -> jax.Array:
-    scores = jnp.dot(q_MK * (1.0 / math.sqrt(q_MK.shape[-1])), k_SK.T, preferred_element_type=jnp.float32)
-    return jnp.where(q_ids_M[:, None] == kv_ids_S[None, :], scores, MASKED)
-
-
-def _one_head_forward(q, k, v, q_ids, kv_ids):
-    scores = _scores(q, k, q_ids, kv_ids)
-    peak = scores.max(axis=-1, keepdims=True)
-    weights = jnp.exp(scores - peak)
-    total = weights.sum(axis=-1, keepdims=True)
-    out = jnp.dot((weights / total).astype(v.dtype), v)
-    return out, (q, k, v, q_ids, kv_ids, out, peak, total)
+    def validate(self) -> None:
+        """ValueError on names and numbers that no mesh could use."""
+        if self.kernel != "auto" and self.kernel not in IMPLEMENTATIONS:
+            raise ValueError(f"model.attention {self.kernel!r} is none of auto, {', '.join(IMPLEMENTATIONS)}")
+        if self.context_parallel not in context_parallel.MODES:
+            raise ValueError(f"model.context_parallel {self.context_parallel!r} is none of {', '.join(context_parallel.MODES)}")
+        for name in ("block_q", "block_kv", "ulysses_ways"):
+            if getattr(self, name) < 0:
+                field = name if name == "ulysses_ways" else f"attention_{name}"
+                raise ValueError(f"model.{field} is {getattr(self, name)}; it must be at least 0")
+        if self.kernel != "auto":
+            IMPLEMENTATIONS[self.kernel](self, "")
 
 
-def _one_head_backward(residuals, grad_out):
-    # The weights are computed again, not kept: M x S a head and layer is what memory would go to.
-    q, k, v, q_ids, kv_ids, out, peak, total = residuals
-    weights = jnp.exp(_scores(q, k, q_ids, kv_ids) - peak) / total
-    aligned = (grad_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
-    grad_scores = weights * (jnp.dot(grad_out, v.T, preferred_element_type=jnp.float32) - aligned)
-    # A query without any key has weights, of constant scores: they pass no gradient on.
-    same = q_ids[:, None] == kv_ids[None, :]
-    grad_scores = jnp.where(same, grad_scores * (1.0 / math.sqrt(q.shape[-1])), 0.0).astype(q.dtype)
-    return grad_scores @ k, grad_scores.T @ q, weights.astype(v.dtype).T @ grad_out, None, None
+def _blocks(strategy: AttentionStrategy) -> dict[str, int]:
+    sizes = {"block_q": strategy.block_q, "block_kv": strategy.block_kv}
+    return {name: size for name, size in sizes.items() if size}
 
 
-_one_head.defvjp(_one_head_forward, _one_head_backward)
+__all__ = ["IMPLEMENTATIONS", "QKV", "AttentionStrategy", "attention", "joint_attention", "platform", "resolve", "window_ids"]
+
+IMPLEMENTATIONS: dict[str, Callable[[AttentionStrategy, str], Kernel]] = {
+    "dense": lambda strategy, platform: Dense(),
+    "per_head": lambda strategy, platform: PerHead(),
+    "splash": lambda strategy, platform: Splash(**_blocks(strategy), interpret=platform != "tpu"),
+}
+"""Name -> the kernel for a platform."""
+
+FASTEST = {"cpu": "per_head", "tpu": "splash"}
 
 
-def per_head(q_BMNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, q_ids_BM: jax.Array, kv_ids_BS: jax.Array) -> jax.Array:
-    """Two-dimensional products, one head at a time: XLA:CPU runs those several times faster than batched ones."""
-    rows = []
-    for b in range(q_BMNK.shape[0]):
-        q, k, v = (x[b].transpose(1, 0, 2) for x in (q_BMNK, k_BSNK, v_BSNK))
-        ids = q_ids_BM[b], kv_ids_BS[b]
-        out = jax.lax.map(lambda head, ids=ids: _one_head(*head, *ids), (q, k, v))
-        rows.append(out.transpose(1, 0, 2))
-    return jnp.stack(rows)
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: of the mesh's devices (a program for TPUs may be compiled on a CPU), else the default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
 
 
-IMPLEMENTATIONS: dict[str, Kernel] = {"dense": dense, "per_head": per_head}
-
-
-def resolve(implementation: str) -> Kernel:
-    """The kernel called `implementation`; `auto` is the fastest one that the platform has."""
-    if implementation == "auto":
-        implementation = "per_head" if jax.default_backend() == "cpu" else "dense"
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"unknown attention {implementation!r}; there are auto, {', '.join(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[implementation]
+def resolve(strategy: AttentionStrategy) -> Kernel:
+    """The kernel of `strategy` on the devices that the program is for."""
+    strategy.validate()
+    where = platform()
+    name = FASTEST.get(where, "dense") if strategy.kernel == "auto" else strategy.kernel
+    return IMPLEMENTATIONS[name](strategy, where)
 
 
 def attention(
@@ -95,45 +90,33 @@ def attention(
     q_ids_BM: jax.Array,
     kv_ids_BS: jax.Array,
     *,
-    implementation: str = "auto",
+    strategy: AttentionStrategy,
     q_axis: str | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v, where a query sees the keys that carry its own id.
+    """softmax(q k^T / sqrt(K)) v, where a query sees the keys that carry its own id; keys are whole on every device.
 
     Args:
         q_BMNK, k_BSNK, v_BSNK: any float dtype; scores and softmax are float32.
-        q_ids_BM, kv_ids_BS: int32. A query that no key matches yields some finite average of `v`: gate it away.
-        implementation: a key of `IMPLEMENTATIONS`, or `auto`.
-        q_axis: logical axis of the queries' tokens (`tokens` for the video stream, None where every device has all of
-            them). Keys and values are gathered along it.
+        q_ids_BM, kv_ids_BS: int32; a negative id of a query is none of a key. A query that no key matches yields zero.
+        strategy: its kernel is used; keys that are whole everywhere need no exchange.
+        q_axis: logical axis of the queries' tokens (`tokens` for the video stream, None where every device has all of them).
 
     Returns:
         [B, M, N, K] in the dtype of `v`.
     """
-    kernel = resolve(implementation)
+    run = functools.partial(attend, resolve(strategy))
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-
-        def ways(axis: str | None, size: int) -> tuple[str, ...] | None:
-            # A dim that its mesh axes do not divide (one sequence, sampled on many devices) is computed by all of them.
-            names = RULES[axis] if axis else None
-            return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None
-
-        batch, heads = ways("batch", q_BMNK.shape[0]), ways("heads", q_BMNK.shape[2])
-        tokens = ways(q_axis, q_BMNK.shape[1])
-        kernel = jax.shard_map(
-            kernel,
-            in_specs=(
-                PartitionSpec(batch, tokens, heads, None),
-                PartitionSpec(batch, None, heads, None),
-                PartitionSpec(batch, None, heads, None),
-                PartitionSpec(batch, tokens),
-                PartitionSpec(batch, None),
-            ),
-            out_specs=PartitionSpec(batch, tokens, heads, None),
+        batch, heads = _ways("batch", q_BMNK.shape[0]), _ways("heads", q_BMNK.shape[2])
+        tokens = _ways(q_axis, q_BMNK.shape[1])
+        q_spec, kv_spec = PartitionSpec(batch, tokens, heads, None), PartitionSpec(batch, None, heads, None)
+        run = jax.shard_map(
+            run,
+            in_specs=(q_spec, kv_spec, kv_spec, PartitionSpec(batch, tokens), PartitionSpec(batch, None)),
+            out_specs=q_spec,
             check_vma=False,
         )
-    return checkpoint_name(kernel(q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS), "attention")
+    return run(q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS)
 
 
 def joint_attention(
@@ -142,14 +125,39 @@ def joint_attention(
     video_ids_BL: jax.Array,
     text_ids_BS: jax.Array,
     *,
-    implementation: str = "auto",
+    strategy: AttentionStrategy,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of both streams over both (order: video, then text); each stream's output, [B, L, N, K] and [B, S, N, K].
 
-    The streams' queries go in separately, so that video tokens stay split over the mesh and text tokens stay whole.
+    Video tokens stay split over the mesh's `context` axis and text tokens whole; what the devices exchange in between is
+    `strategy.context_parallel`. Padding (id 0) sees nothing and is seen by nothing: zero.
     """
-    k, v = (jnp.concatenate([video[i], text[i]], axis=1) for i in (1, 2))
-    ids = jnp.concatenate([video_ids_BL, text_ids_BS], axis=1)
-    video_out = attention(video[0], k, v, video_ids_BL, ids, implementation=implementation, q_axis="tokens")
-    text_out = attention(text[0], k, v, text_ids_BS, ids, implementation=implementation)
-    return video_out, text_out
+    kernel = resolve(strategy)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return context_parallel.local(kernel, video, text, video_ids_BL, text_ids_BS)
+    batch, tokens, heads = (_ways(axis, size) for axis, size in zip(("batch", "tokens", "heads"), video[0].shape))
+    ways = math.prod(mesh.shape[axis] for axis in tokens or ())
+    tensor = math.prod(mesh.shape[axis] for axis in heads or ())
+    if not tokens:
+        context_parallel.check_tokens(strategy.context_parallel, video[0].shape[1], mesh.shape[context_parallel.AXIS])
+    run = context_parallel.exchange(
+        kernel, mode=strategy.context_parallel, ways=ways, ulysses_ways=strategy.ulysses_ways, heads=video[0].shape[2] // tensor
+    )
+    video_spec, text_spec = PartitionSpec(batch, tokens, heads, None), PartitionSpec(batch, None, heads, None)
+    split = jax.shard_map(
+        run,
+        in_specs=((video_spec,) * 3, (text_spec,) * 3, PartitionSpec(batch, tokens), PartitionSpec(batch, None)),
+        out_specs=(video_spec, text_spec),
+        check_vma=False,
+    )
+    # In float32, where every device adds its part to the text's gradients.
+    text = tuple(x.astype(jnp.float32) for x in text) if ways > 1 else text  # type: ignore[assignment]
+    return split(video, text, video_ids_BL, text_ids_BS)
+
+
+def _ways(axis: str | None, size: int) -> tuple[str, ...] | None:
+    """The mesh axes of a logical axis; None where they do not divide the dim (one sequence, sampled on many devices)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    names = RULES[axis] if axis else None
+    return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from omnihuman_jax.conditions import Condition
-from omnihuman_jax.models.attention import attention
+from omnihuman_jax.models.attention import AttentionStrategy, attention
 from omnihuman_jax.models.layers import MLP, Linear, RMSNorm, layer_norm, look_up, normal, one_hot, param, zeros
 from omnihuman_jax.sharding import constrain
 from omnihuman_jax.typing import TEMPORAL_STRIDE, Batch
@@ -100,9 +100,9 @@ def _gate(index_BFA: jax.Array, frame_BL: jax.Array, segment_ids_BL: jax.Array, 
 class AudioCrossAttention(nnx.Module):
     """Video tokens attend to the audio tokens of their own latent frame; the zero-initialised output is what a block adds."""
 
-    def __init__(self, config: AudioAdapterConfig, width: int, implementation: str, rngs: nnx.Rngs):
+    def __init__(self, config: AudioAdapterConfig, width: int, strategy: AttentionStrategy, rngs: nnx.Rngs):
         heads = (config.num_heads, config.head_dim)
-        self.implementation = implementation
+        self.strategy = strategy
         self.q = Linear(rngs, (width,), heads, ("embed", "heads", "head_dim"))
         self.k = Linear(rngs, (config.width,), heads, ("embed", "heads", "head_dim"))
         self.v = Linear(rngs, (config.width,), heads, ("embed", "heads", "head_dim"))
@@ -116,5 +116,5 @@ class AudioCrossAttention(nnx.Module):
         q = self.q_norm(self.q(layer_norm(x_BLD).astype(dtype))).astype(dtype)
         k = self.k_norm(self.k(audio.tokens_BAE)).astype(dtype)
         v = self.v(audio.tokens_BAE)
-        y = attention(q, k, v, audio.q_ids_BL, audio.kv_ids_BA, implementation=self.implementation, q_axis="tokens")
+        y = attention(q, k, v, audio.q_ids_BL, audio.kv_ids_BA, strategy=self.strategy, q_axis="tokens")
         return jnp.where(audio.gate_BL1, self.out(y), jnp.zeros((), dtype))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from omnihuman_jax.models.attention import QKV, attention, joint_attention
+from omnihuman_jax.models.attention import QKV, attention, joint_attention, window_ids
 from omnihuman_jax.models.audio_adapter import AudioCrossAttention, AudioTokens
 from omnihuman_jax.models.layers import (
     MLP,
@@ -88,11 +88,11 @@ class DualBlock(nnx.Module):
     """Joint attention, audio cross-attention on the video stream, MLP; weights of its own for each stream."""
 
     def __init__(self, config: MMDiTConfig, rngs: nnx.Rngs):
-        self.implementation = config.attention
+        self.strategy = config.attention_strategy
         self.video = DualStream(config, rngs)
         self.text = DualStream(config, rngs)
         audio = config.audio
-        self.audio_attention = AudioCrossAttention(audio, config.width, config.attention, rngs) if audio else None
+        self.audio_attention = AudioCrossAttention(audio, config.width, config.attention_strategy, rngs) if audio else None
 
     def __call__(self, video_BLD: jax.Array, text_BSD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
         video_table, text_table = self.video.modulation(context.embedding_BRD), self.text.modulation(context.embedding_BRD)
@@ -102,7 +102,7 @@ class DualBlock(nnx.Module):
             self.text.attend(text_BSD, text_table, text_rows, None),
             context.video_ids_BL,
             context.text_ids_BS,
-            implementation=self.implementation,
+            strategy=self.strategy,
         )
         video_BLD = self.video.add_attention(video_BLD, video_out, video_table, video_rows)
         text_BSD = self.text.add_attention(text_BSD, text_out, text_table, text_rows)
@@ -115,7 +115,7 @@ class SingleBlock(nnx.Module):
     """Attention and MLP in parallel with the same weights for both streams, then audio cross-attention on the video stream."""
 
     def __init__(self, config: MMDiTConfig, rngs: nnx.Rngs):
-        self.implementation = config.attention
+        self.strategy = config.attention_strategy
         self.modulation = Modulation(rngs, config.width, 3)
         self.attention = SelfAttentionInputs(config, rngs)
         self.mlp_in = Linear(rngs, (config.width,), (config.mlp_width,), ("embed", "mlp"))
@@ -124,7 +124,7 @@ class SingleBlock(nnx.Module):
         self.out = Linear(rngs, heads, (config.width,), ("heads", "head_dim", "embed"), bias=False)
         self.mlp_out = Linear(rngs, (config.mlp_width,), (config.width,), ("mlp", "embed"))
         audio = config.audio
-        self.audio_attention = AudioCrossAttention(audio, config.width, config.attention, rngs) if audio else None
+        self.audio_attention = AudioCrossAttention(audio, config.width, config.attention_strategy, rngs) if audio else None
 
     def __call__(self, video_BLD: jax.Array, text_BSD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
         table = self.modulation(context.embedding_BRD)
@@ -136,7 +136,7 @@ class SingleBlock(nnx.Module):
             self.attention(text_in, None),
             context.video_ids_BL,
             context.text_ids_BS,
-            implementation=self.implementation,
+            strategy=self.strategy,
         )
         video_BLD = add_gated(video_BLD, look_up(video_rows, table[:, :, 2]), self._project(video_in, video_out))
         text_BSD = add_gated(text_BSD, look_up(text_rows, table[:, :, 2]), self._project(text_in, text_out))
@@ -153,7 +153,7 @@ class RefinerBlock(nnx.Module):
 
     def __init__(self, config: MMDiTConfig, rngs: nnx.Rngs):
         heads, axes = (config.num_heads, config.head_dim), ("embed", "heads", "head_dim")
-        self.implementation = config.attention
+        self.strategy = config.attention_strategy
         self.norm1 = LayerNorm(rngs, config.width)
         self.q = Linear(rngs, (config.width,), heads, axes)
         self.k = Linear(rngs, (config.width,), heads, axes)
@@ -166,7 +166,7 @@ class RefinerBlock(nnx.Module):
     def __call__(self, x_BSD: jax.Array, ids_BS: jax.Array, embedding_BGD: jax.Array, rows_BSG: jax.Array) -> jax.Array:
         table = self.modulation(embedding_BGD)
         y = self.norm1(x_BSD)
-        y = attention(self.q(y), self.k(y), self.v(y), ids_BS, ids_BS, implementation=self.implementation)
+        y = attention(self.q(y), self.k(y), self.v(y), *window_ids(ids_BS), strategy=self.strategy)
         x_BSD = add_gated(x_BSD, look_up(rows_BSG, table[:, :, 0]), self.out(y))
         return add_gated(x_BSD, look_up(rows_BSG, table[:, :, 1]), self.mlp(self.norm2(x_BSD)))
 

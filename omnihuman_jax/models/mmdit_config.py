@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import jax
 
-from omnihuman_jax.models.attention import IMPLEMENTATIONS
+from omnihuman_jax.models.attention import AttentionStrategy
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.typing import PATCH
@@ -43,6 +43,14 @@ class MMDiTConfig:
     """`none` or a key of `REMAT_POLICIES`."""
     attention: str = "auto"
     """`auto` or a key of `attention.IMPLEMENTATIONS`."""
+    attention_block_q: int = 0
+    """Queries in a block of the attention kernel; 0 = the kernel's own choice."""
+    attention_block_kv: int = 0
+    """Keys in a block of the attention kernel; 0 = the kernel's own choice."""
+    context_parallel: str = "gather"
+    """What the devices of the mesh's `context` axis exchange for attention: a key of `context_parallel.MODES`."""
+    ulysses_ways: int = 0
+    """Under `ulysses_ring`: devices that share out heads, a divisor of mesh.context."""
 
     @property
     def head_dim(self) -> int:
@@ -58,6 +66,17 @@ class MMDiTConfig:
     def patch_channels(self) -> int:
         """C of a packed batch: channels of a 1 x 2 x 2 patch."""
         return PATCH * PATCH * self.latent_channels
+
+    @property
+    def attention_strategy(self) -> AttentionStrategy:
+        """How attention is computed and shared out."""
+        return AttentionStrategy(
+            kernel=self.attention,
+            block_q=self.attention_block_q,
+            block_kv=self.attention_block_kv,
+            context_parallel=self.context_parallel,
+            ulysses_ways=self.ulysses_ways,
+        )
 
     def validate(self) -> None:
         """ValueError on sizes that do not fit together."""
@@ -75,8 +94,7 @@ class MMDiTConfig:
             )
         if self.remat != "none" and self.remat not in REMAT_POLICIES:
             raise ValueError(f"model.remat {self.remat!r} is none of none, {', '.join(REMAT_POLICIES)}")
-        if self.attention != "auto" and self.attention not in IMPLEMENTATIONS:
-            raise ValueError(f"model.attention {self.attention!r} is none of auto, {', '.join(IMPLEMENTATIONS)}")
+        self.attention_strategy.validate()
         for part in (self.audio, self.pose):
             if part is not None:
                 part.validate()

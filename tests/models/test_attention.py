@@ -1,14 +1,16 @@
-"""Every implementation computes the same attention, whole or split over a mesh, and ids never mix."""
+"""Every kernel computes the same attention, whole or split over a mesh, and ids never mix."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnihuman_jax.models.attention import IMPLEMENTATIONS, attention, joint_attention, resolve
+from omnihuman_jax.models.attention import IMPLEMENTATIONS, AttentionStrategy, attention, joint_attention, platform, resolve
+from omnihuman_jax.models.attention_kernel import attend
 from omnihuman_jax.sharding import MeshConfig, create_mesh
 
 M, S, N, K = 12, 10, 4, 6
+PER_HEAD = AttentionStrategy(kernel="per_head")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def inputs():
 
 
 def expected(q, k, v, q_ids, kv_ids) -> np.ndarray:
-    """In float64, over nothing but the matching keys: what masking is meant to equal."""
+    """In float64, over nothing but the matching keys: what masking is meant to equal; zero where there is none."""
     out = np.zeros(q.shape)
     for b, m, n in np.ndindex(*q.shape[:3]):
         rows = kv_ids[b] == q_ids[b, m]
@@ -33,41 +35,38 @@ def expected(q, k, v, q_ids, kv_ids) -> np.ndarray:
     return out
 
 
-def matched(q_ids, kv_ids) -> np.ndarray:
-    return (q_ids[:, :, None] == kv_ids[:, None]).any(-1)
-
-
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_a_query_sees_the_keys_of_its_own_id_alone(name: str, inputs) -> None:
-    found = np.asarray(attention(*inputs, implementation=name))
-    rows = matched(*inputs[3:])
-    np.testing.assert_allclose(found[rows], expected(*inputs)[rows], rtol=1e-5, atol=1e-6)
-    assert np.isfinite(found).all() and not rows.all()
+    found = attention(*inputs, strategy=AttentionStrategy(kernel=name))
+    assert not (inputs[3][:, :, None] == inputs[4][:, None]).any(-1).all(), "a query without a key is among them"
+    np.testing.assert_allclose(found, expected(*inputs), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_gradients_are_those_of_the_formula(name: str, inputs) -> None:
     q, k, v, q_ids, kv_ids = inputs
     weight = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+    kernel = resolve(AttentionStrategy(kernel=name))
 
-    def loss(kernel, q, k, v):
-        return (kernel(q, k, v, q_ids, kv_ids) * weight).sum()
+    def ours(q, k, v):
+        return (attend(kernel, q, k, v, q_ids, kv_ids) * weight).sum()
 
-    def plain(q, k, v, q_ids, kv_ids):
-        scores = jnp.einsum("bmnk,bsnk->bnms", q, k) / np.sqrt(K)
-        scores = jnp.where((q_ids[:, :, None] == kv_ids[:, None, :])[:, None], scores, -1e30)
-        return jnp.einsum("bnms,bsnk->bmnk", jax.nn.softmax(scores, -1), v)
+    def plain(q, k, v):
+        same = (q_ids[:, :, None] == kv_ids[:, None, :])[:, None]
+        scores = jnp.where(same, jnp.einsum("bmnk,bsnk->bnms", q, k) / np.sqrt(K), -1e30)
+        weights = jnp.where(same.any(-1, keepdims=True), jax.nn.softmax(scores, -1), 0.0)
+        return (jnp.einsum("bnms,bsnk->bmnk", weights, v) * weight).sum()
 
-    found = jax.grad(loss, argnums=(1, 2, 3))(IMPLEMENTATIONS[name], q, k, v)
-    for ours, theirs in zip(found, jax.grad(loss, argnums=(1, 2, 3))(plain, q, k, v), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    found, wanted = (jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v) for loss in (ours, plain))
+    for x, y in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("ways", [{"data": 2, "context": 2, "tensor": 2}, {"data": 8}], ids=["split", "batch not divisible"])
 def test_the_mesh_changes_nothing(ways: dict[str, int], inputs) -> None:
-    alone = attention(*inputs, implementation="per_head")
+    alone = attention(*inputs, strategy=PER_HEAD)
     with jax.set_mesh(create_mesh(MeshConfig(**ways))):
-        split = jax.jit(lambda *x: attention(*x, implementation="per_head", q_axis="tokens"))(*inputs)
+        split = jax.jit(lambda *x: attention(*x, strategy=PER_HEAD, q_axis="tokens"))(*inputs)
     np.testing.assert_allclose(split, alone, rtol=1e-6, atol=1e-6)
     shard = (1, M // 2, N // 2, K) if "tensor" in ways else split.shape
     assert split.addressable_shards[0].data.shape == shard
@@ -76,21 +75,41 @@ def test_the_mesh_changes_nothing(ways: dict[str, int], inputs) -> None:
 def test_joint_attention_is_attention_of_the_joined_streams(inputs) -> None:
     q, k, v, q_ids, kv_ids = inputs
     video, text = (k[:, :, :, :],) * 3, (v, q[:, :S], v)
-    video_out, text_out = joint_attention(video, text, kv_ids, q_ids[:, :S])
+    video_out, text_out = joint_attention(video, text, kv_ids, q_ids[:, :S], strategy=AttentionStrategy())
     joined = [np.concatenate([a, b], 1) for a, b in zip(video, text, strict=True)]
     ids = np.concatenate([kv_ids, q_ids[:, :S]], 1)
-    np.testing.assert_allclose(np.concatenate([video_out, text_out], 1), attention(*joined, ids, ids), rtol=1e-5, atol=1e-6)
+    both = attention(*joined, np.where(ids > 0, ids, -1), np.where(ids > 0, ids, -2), strategy=AttentionStrategy())
+    np.testing.assert_allclose(np.concatenate([video_out, text_out], 1), both, rtol=1e-5, atol=1e-6)
+    assert not np.asarray(both)[ids == 0].any() and (ids == 0).any(), "padding sees nothing"
 
 
 def test_bfloat16_in_bfloat16_out(inputs) -> None:
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in inputs[:3])
     for name in IMPLEMENTATIONS:
-        found = attention(q, k, v, *inputs[3:], implementation=name)
+        found = attention(q, k, v, *inputs[3:], strategy=AttentionStrategy(kernel=name))
         assert found.dtype == jnp.bfloat16
-        rows = matched(*inputs[3:])
-        np.testing.assert_allclose(np.asarray(found, np.float32)[rows], expected(*inputs)[rows], atol=0.05)
+        np.testing.assert_allclose(np.asarray(found, np.float32), expected(*inputs), atol=0.05)
 
 
-def test_an_unknown_implementation_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"unknown attention 'flash'.*auto, dense, per_head"):
-        resolve("flash")
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kernel": "flash"}, r"model.attention 'flash' is none of auto, dense, per_head"),
+        ({"context_parallel": "all"}, r"model.context_parallel 'all' is none of gather, ulysses"),
+        ({"kernel": "splash", "block_q": 200}, r"attention_block_q 200.*multiples of 128"),
+        ({"block_kv": -1}, r"model.attention_block_kv is -1"),
+    ],
+)
+def test_a_wrong_value_is_an_error(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(AttentionStrategy(**wrong))
+
+
+def test_auto_is_the_kernel_of_the_meshs_devices_not_of_the_process() -> None:
+    mesh = jax.sharding.AbstractMesh(
+        (2,), ("context",), abstract_device=jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=1, platform="tpu")
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert platform() == "tpu" and type(resolve(AttentionStrategy())).__name__ == "Splash"
+        assert not resolve(AttentionStrategy()).interpret
+    assert platform() == "cpu" and type(resolve(AttentionStrategy())).__name__ == "PerHead"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from omnihuman_jax.models.attention import AttentionStrategy
 from omnihuman_jax.models.audio_adapter import AudioAdapter, AudioAdapterConfig, AudioCrossAttention
 
 CONFIG = AudioAdapterConfig(features=7, width=28, neighbours=1, num_heads=2, head_dim=10)
@@ -16,7 +17,7 @@ WIDTH = 16
 def added():
     """batch -> what the cross-attention adds to random video tokens, with a random output projection."""
     adapter = AudioAdapter(CONFIG, nnx.Rngs(params=0))
-    cross = AudioCrossAttention(CONFIG, WIDTH, "auto", nnx.Rngs(params=1))
+    cross = AudioCrossAttention(CONFIG, WIDTH, AttentionStrategy(), nnx.Rngs(params=1))
     assert not np.asarray(cross.out.kernel[...]).any(), "starts out absent"
     cross.out.kernel[...] = jax.random.normal(jax.random.key(2), cross.out.kernel.shape)
 
