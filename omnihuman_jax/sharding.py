@@ -16,6 +16,9 @@ from omnihuman_jax.typing import PackedShape
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
+HOST_MEMORY = "pinned_host"
+"""jax's name for the page-locked memory of a device's host, the only one that a running program reads and writes."""
+
 # Logical axis -> mesh axes. `embed` is the long axis of every matrix that `tensor` does not split: fsdp shards it.
 RULES: dict[str, tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
@@ -92,6 +95,19 @@ def named_sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequen
 def batch_shardings(mesh: Mesh, shape: PackedShape, batch: int) -> dict[str, NamedSharding]:
     """The sharding of every array of a packed batch."""
     return {name: named_sharding(mesh, axes, dims) for name, (dims, _, axes) in shape.arrays(batch).items()}
+
+
+def require_host_memory(mesh: Mesh, why: str) -> None:
+    """ValueError where the devices of `mesh` have no pinned host memory; devices that are only described are believed."""
+    device = mesh.devices.flat[0]
+    if not hasattr(device, "addressable_memories"):
+        return
+    try:
+        kinds = [memory.kind for memory in device.addressable_memories()]
+    except (NotImplementedError, RuntimeError, AttributeError):
+        return
+    if kinds and HOST_MEMORY not in kinds:
+        raise ValueError(f"{why} needs {HOST_MEMORY} memory; {device.platform} devices here have {', '.join(kinds)}: switch it off")
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:

@@ -97,7 +97,7 @@ def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> S
     shapes, axes = mmdit.abstract_params(config.model)
     labels = train_state.group_labels(axes)
     optimizer = optim.create_optimizer(config.optimizer, labels, axes, seed=config.seed)
-    shardings = train_state.state_shardings(mesh, shapes, axes, optimizer)
+    shardings = train_state.state_shardings(mesh, shapes, axes, optimizer, config.step.offload)
     dtype = compute_dtype(config, mesh.devices.flat[0].platform)
     objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=dtype)
     step = make_train_step(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from omnihuman_jax.models.attention import QKV, attention, joint_attention, window_ids
 from omnihuman_jax.models.audio_adapter import AudioCrossAttention, AudioTokens
@@ -26,7 +27,7 @@ from omnihuman_jax.models.layers import (
     modulate,
     one_hot,
 )
-from omnihuman_jax.models.mmdit_config import REMAT_POLICIES, MMDiTConfig
+from omnihuman_jax.models.mmdit_config import BLOCK_INPUT, REMAT_POLICIES, MMDiTConfig
 from omnihuman_jax.models.rope import Rotation, rotate
 
 
@@ -206,5 +207,8 @@ def scan(blocks: Any, carry: Any, run: Callable[[Any, Any], Any], remat: str) ->
     if blocks is None:
         return carry
     if remat != "none":
-        run = jax.checkpoint(run, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        name = lambda x: checkpoint_name(x, BLOCK_INPUT)  # noqa: E731
+        run = jax.checkpoint(
+            lambda block, carry, plain=run: plain(block, jax.tree.map(name, carry)), policy=REMAT_POLICIES[remat], prevent_cse=False
+        )
     return jax.lax.scan(lambda carry, block: (run(block, carry), None), carry, blocks)[0]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -10,12 +11,27 @@ from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.typing import PATCH
 
-REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "block": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+BLOCK_INPUT = "block_input"
+"""Name (`jax.ad_checkpoint.checkpoint_name`) of the streams that go into a block."""
+
+_policies = jax.checkpoint_policies
+
+
+def _offloaded(*names: str) -> Callable[..., Any]:
+    return _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=list(names), offload_src="device", offload_dst="pinned_host"
+    )
+
+
+REMAT_POLICIES: dict[str, Callable[..., Any]] = {
+    "block": _policies.nothing_saveable,
+    "attention": _policies.save_only_these_names("attention"),
+    "dots": _policies.dots_with_no_batch_dims_saveable,
+    "block_offload": _offloaded(BLOCK_INPUT),
+    "attention_offload": _offloaded(BLOCK_INPUT, "attention"),
 }
-"""What a block keeps for its backward pass: nothing, its attentions' outputs, its matrix products' outputs ("none": all)."""
+"""What a block keeps for its backward pass beside its inputs: nothing, its attentions' outputs, its matrix products' outputs
+("none": all). With `_offload` what is kept, inputs included, waits in the host's memory: nothing of a block stays on the device."""
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -18,6 +18,9 @@ from omnihuman_jax.typing import Params
 
 NUM_SETS = 1 << NUM_CONDITIONS
 
+OFFLOADS: dict[str, tuple[str, ...]] = {"none": (), "moments": ("opt_state",), "moments_ema": ("opt_state", "ema")}
+"""Which parts of the state wait in the host's memory between updates."""
+
 
 class Counters(NamedTuple):
     """Sums over windows by active set (its bitmask is the index), replicated.
@@ -80,8 +83,17 @@ def initial_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransforma
     )
 
 
-def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.GradientTransformation) -> Any:
-    """The sharding of every leaf of the state, as a TrainState: moments and EMA lie with their parameter, scalars everywhere."""
+def state_shardings(
+    mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.GradientTransformation, offload: str = "none"
+) -> Any:
+    """The sharding of every leaf of the state, as a TrainState: moments and EMA lie with their parameter, scalars everywhere.
+
+    What `offload` (a key of `OFFLOADS`) names lies in the pinned memory of the host of each device; ValueError where the
+    platform has none.
+    """
+    host = OFFLOADS[offload]
+    if host:
+        sharding.require_host_memory(mesh, f"step.offload={offload}")
     replicated: Any = NamedSharding(mesh, PartitionSpec())
     params = jax.tree.map(
         lambda axis, leaf: sharding.named_sharding(mesh, axis, leaf.shape),
@@ -93,12 +105,34 @@ def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.G
         optimizer,
         lambda leaf, place: leaf if isinstance(leaf, optax.MaskedNode) else place,
         jax.eval_shape(optimizer.init, shapes),
-        params,
+        in_host_memory(params) if "opt_state" in host else params,
         transform_non_params=lambda _: replicated,
         is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
     )
     counters = jax.tree.map(lambda _: replicated, jax.eval_shape(Counters.zeros))
-    return TrainState(params=params, opt_state=moments, ema=params, step=replicated, counters=counters)
+    ema = in_host_memory(params) if "ema" in host else params
+    return TrainState(params=params, opt_state=moments, ema=ema, step=replicated, counters=counters)
+
+
+def in_host_memory(shardings: Any) -> Any:
+    """The same splits, in the pinned memory of each device's host."""
+    return jax.tree.map(lambda place: place.with_memory_kind(sharding.HOST_MEMORY), shardings)
+
+
+def on_device(tree: Any, shardings: Any) -> Any:
+    """Under jit: `tree` with what `shardings` keeps in host memory fetched to the devices."""
+
+    def fetch(leaf: Any, place: Any) -> Any:
+        return jax.device_put(leaf, place.with_memory_kind("device")) if place.memory_kind == sharding.HOST_MEMORY else leaf
+
+    return jax.tree.map(fetch, tree, shardings)
+
+
+def off_device(tree: Any, shardings: Any) -> Any:
+    """Under jit: the way back from `on_device`."""
+    return jax.tree.map(
+        lambda leaf, place: jax.device_put(leaf, place) if place.memory_kind == sharding.HOST_MEMORY else leaf, tree, shardings
+    )
 
 
 def create_train_state(

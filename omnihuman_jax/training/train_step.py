@@ -14,7 +14,7 @@ from omnihuman_jax.diffusion import flow_matching, sampler
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.training import micro_batches
 from omnihuman_jax.training import optimizer as optim
-from omnihuman_jax.training.train_state import NUM_SETS, Counters, TrainState
+from omnihuman_jax.training.train_state import NUM_SETS, OFFLOADS, Counters, TrainState, off_device, on_device
 from omnihuman_jax.typing import Batch, PackedShape, Params
 
 # What a random number is for; folded into the run's key together with (step, slot).
@@ -28,14 +28,18 @@ class StepConfig:
     micro_batches: parts that a step's sequences are computed in, one after the other; the global batch stays
         `data.plan.sequences_per_step`, a multiple of micro_batches x the mesh's data and fsdp ways. One part's activations
         lie in memory at a time.
+    offload: what waits in the host's memory between updates: `none`, `moments` (Adam's) or `moments_ema`.
     """
 
     micro_batches: int = 1
+    offload: str = "none"
 
     def validate(self) -> None:
         """ValueError on a value that no step can be computed with."""
         if self.micro_batches < 1:
             raise ValueError(f"step.micro_batches must be >= 1, not {self.micro_batches}")
+        if self.offload not in OFFLOADS:
+            raise ValueError(f"step.offload {self.offload!r} is unknown; it is one of {', '.join(OFFLOADS)}")
 
 
 class Controls(NamedTuple):
@@ -200,8 +204,8 @@ def make_train_step(
             labels,
             grads=grads,
             params=state.params,
-            ema=state.ema,
-            opt_state=state.opt_state,
+            ema=on_device(state.ema, shardings.ema),
+            opt_state=on_device(state.opt_state, shardings.opt_state),
             learning_rate=controls.learning_rate,
             trainable=controls.trainable,
         )
@@ -209,6 +213,7 @@ def make_train_step(
         tokens = jnp.sum(batch["segment_ids_BL"] > 0, dtype=jnp.float32)
         counters = advance(state.counters, controls, loss=loss, windows=windows, losses=set_losses, tokens=tokens)
         metrics = {"loss": loss, "grad_norm": norm, "rates": rates, "counters": counters}
+        ema, opt_state = off_device((ema, opt_state), (shardings.ema, shardings.opt_state))
         return TrainState(params=params, opt_state=opt_state, ema=ema, step=state.step + 1, counters=counters), metrics
 
     replicated = NamedSharding(mesh, PartitionSpec())

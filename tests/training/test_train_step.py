@@ -1,5 +1,7 @@
 """The step on one mesh: one program for every stage, leaves where the table says, and sums that mean what they say."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.training import train_state
-from omnihuman_jax.training.train_step import loss_fn, noisy_tokens
+from omnihuman_jax.training.train_step import StepConfig, loss_fn, noisy_tokens
 from tests.training import tiny
 
 TEXT = ConditionSet.of(Condition.TEXT)
@@ -68,6 +70,39 @@ def test_training_lowers_the_loss(trainer: tiny.Trainer) -> None:
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert trainer.step_fn._cache_size() == 1
+
+
+def test_moments_and_block_inputs_in_host_memory_are_the_same_step(trainer: tiny.Trainer) -> None:
+    """On CPU both memories are one, so this proves that the values pass; test_host_offload.py proves where they lie on a TPU."""
+    config = tiny.model_config(remat="block_offload")
+    other = tiny.Trainer(trainer.mesh_config, config=config, step=StepConfig(offload="moments_ema"))
+    left, right = trainer.initial(), other.initial()
+    for k in range(2):
+        left, metrics = trainer.step(left, tiny.some_batch(16 * k), rate=1e-3)
+        right, others = other.step(right, tiny.some_batch(16 * k), rate=1e-3)
+        assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
+    assert other.step_fn._cache_size() == 1 and train_state.misplaced_leaves(right, other.shardings) == []
+    kinds = {name: {leaf.sharding.memory_kind for leaf in jax.tree.leaves(getattr(right, name))} for name in ("params", "ema")}
+    assert kinds == {"params": {"device"}, "ema": {"pinned_host"}}
+    moments = right.opt_state.inner_states["base"].inner_state[0]
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves((moments.mu, moments.nu))} == {"pinned_host"}
+    for one, two in zip(jax.tree.leaves(left.ema), jax.tree.leaves(right.ema), strict=True):
+        np.testing.assert_allclose(np.asarray(two), np.asarray(one), rtol=1e-4, atol=1e-5)
+
+
+def test_a_platform_without_pinned_memory_says_so() -> None:
+    class Memory:
+        kind = "device"
+
+    class Device:
+        platform = "cpu"
+
+        def addressable_memories(self) -> list[Memory]:
+            return [Memory()]
+
+    mesh = SimpleNamespace(devices=np.asarray([Device()]))
+    with pytest.raises(ValueError, match=r"step.offload=moments needs pinned_host memory; cpu devices here have device"):
+        sharding.require_host_memory(mesh, "step.offload=moments")  # type: ignore[arg-type]
 
 
 def test_counters_sum_over_stage_and_interval(trainer: tiny.Trainer) -> None:

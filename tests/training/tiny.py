@@ -24,7 +24,7 @@ MARGIN = 2
 ALL = ConditionSet.of(*Condition)
 
 
-def model_config(*, dual: int = 1, single: int = 0, refiner: int = 0) -> mmdit.MMDiTConfig:
+def model_config(*, dual: int = 1, single: int = 0, refiner: int = 0, remat: str = "none") -> mmdit.MMDiTConfig:
     """Audio and pose in any case; one dual block is all that most tests need, and compiles in a third of the time."""
     return mmdit.MMDiTConfig(
         width=32,
@@ -39,7 +39,7 @@ def model_config(*, dual: int = 1, single: int = 0, refiner: int = 0) -> mmdit.M
         rope_axes=(4, 6, 6),
         audio=AudioAdapterConfig(features=6, width=16, neighbours=1, num_heads=2, head_dim=8),
         pose=PoseGuiderConfig(keypoints=3, width=16, neighbours=1),
-        remat="none",
+        remat=remat,
     )
 
 
@@ -107,12 +107,13 @@ class Trainer:
         **optimizer: Any,
     ):
         self.config = config or model_config()
-        self.mesh = sharding.create_mesh(mesh or sharding.MeshConfig())
+        self.mesh_config = mesh or sharding.MeshConfig()
+        self.mesh = sharding.create_mesh(self.mesh_config)
         self.optimizer_config = optim.OptimizerConfig(**{"learning_rate": 1e-2, "warmup_steps": 0, **optimizer})
         shapes, self.axes = mmdit.abstract_params(self.config)
         self.labels = train_state.group_labels(self.axes)
         self.optimizer = optim.create_optimizer(self.optimizer_config, self.labels, self.axes)
-        self.shardings = train_state.state_shardings(self.mesh, shapes, self.axes, self.optimizer)
+        self.shardings = train_state.state_shardings(self.mesh, shapes, self.axes, self.optimizer, (step or StepConfig()).offload)
         self.objective = objective(self.config)
         self.batch_shardings = sharding.batch_shardings(self.mesh, packed_shape(), SEQUENCES)
         self.step_fn = make_train_step(
