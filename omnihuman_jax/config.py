@@ -70,6 +70,7 @@ class ExperimentConfig:
 
     name: str = "experiment"
     seed: int = 0
+    initial_weights: str = ""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: MMDiTConfig = dataclasses.field(default_factory=MMDiTConfig)
     flow: FlowMatchingConfig = dataclasses.field(default_factory=FlowMatchingConfig)

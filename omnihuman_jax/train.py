@@ -40,7 +40,7 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale import flops
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import placement, processes, train_state
-from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, RunRecord
+from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, RunRecord, load_weights
 from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
 from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
 from omnihuman_jax.typing import PackedShape
@@ -160,8 +160,9 @@ def train(
     with jax.set_mesh(parts.mesh), Checkpoints(run_dir / "checkpoints", config.checkpoint) as checkpoints:
         start = resume_step(run_dir, checkpoints, record, accept_changes=accept_changes)
         if start is None:
-            state, start = train_state.create_train_state(config.model, parts.optimizer, parts.state_shardings, config.seed), 0
+            (state, record), start = first_state(parts, record), 0
         else:
+            record = dataclasses.replace(record, origin=checkpoints.record(start).origin)
             state = checkpoints.restore(
                 start, train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
             )
@@ -177,6 +178,23 @@ def train(
                 parts.records.spec.save(run_dir)
             state = run_steps(parts, state, checkpoints, record, run_dir, start=start, end=end, progress=progress)
     return state
+
+
+def first_state(parts: Parts, record: RunRecord) -> tuple[train_state.TrainState, RunRecord]:
+    """Step 0 around random weights, or those of `initial_weights`; the record then says where these come from."""
+    config, source = parts.config, parts.config.initial_weights
+    if not source:
+        return train_state.create_train_state(config.model, parts.optimizer, parts.state_shardings, config.seed), record
+    abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings).params
+    try:
+        params, stored = load_weights(f"{source}/checkpoints", abstract)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"initial_weights: {error} (`omnihuman import ... --config FILE` makes one for the model of a config file)"
+        ) from error
+    origin = {**stored.origin, "initial_weights": {"run": str(stored.config["name"]), "step": stored.step}}
+    state = train_state.continue_from(params, parts.optimizer, parts.state_shardings)
+    return state, dataclasses.replace(record, origin=origin)
 
 
 def run_steps(
@@ -263,6 +281,10 @@ def resume_step(run_dir: Path, checkpoints: Checkpoints, record: RunRecord, *, a
             )
         return None
     stored = checkpoints.record(latest)
+    if stored.step == 0:
+        raise ValueError(
+            f"{run_dir} holds weights to start from, not a run; train in another --run with --config.initial_weights={run_dir}"
+        )
     changes = changed_fields(stored.config, record.config)
     if stored.fingerprint != record.fingerprint:
         changes.append(

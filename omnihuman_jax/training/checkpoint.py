@@ -19,6 +19,7 @@ from omnihuman_jax.training.train_state import TrainState
 
 WEIGHTS = {"raw": "params", "ema": "ema"}
 FORMAT = 1
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 1 << 24
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -39,14 +40,29 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """What a checkpoint says about the run that wrote it: resolved config (JSON), plan fingerprint, finished steps."""
+    """What a checkpoint says about the run that wrote it: resolved config (JSON), plan fingerprint, finished steps.
+
+    `origin` says where weights that were not born in this run come from: what `omnihuman import` read, with the sha256 of
+    every file; a run that starts from an import keeps it.
+    """
 
     config: Mapping[str, Any]
     fingerprint: str
     step: int
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "config": dict(self.config), "fingerprint": self.fingerprint, "step": self.step}
+        return {
+            "format": FORMAT, "config": dict(self.config), "fingerprint": self.fingerprint, "step": self.step,
+            "origin": dict(self.origin),
+        }  # fmt: skip
+
+    def part(self, weights: str) -> str:
+        """The part that holds these weights (`ema` or `raw`): at step 0, which `omnihuman import` writes, the average of
+        the parameters is the parameters, and lies there once."""
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights {weights!r}: choose ema or raw")
+        return "params" if self.step == 0 else WEIGHTS[weights]
 
 
 class CheckpointError(ValueError):
@@ -102,6 +118,15 @@ class Checkpoints:
         if response is None:
             raise CheckpointError(f"{self.directory}: Orbax refused to save step {record.step}")
 
+    def save_weights(self, params: Any, record: RunRecord) -> None:
+        """Saves parameters that no step has changed yet (`record.step` 0) and waits until they are on disk.
+
+        No moments and no average: a run that starts from them begins with zeros and with the parameters themselves.
+        """
+        self._checkpointer.save_checkpointables(
+            record.step, {"params": params}, force=True, custom_metadata=json.loads(json.dumps(record.to_json()))
+        )
+
     def wait(self) -> None:
         """Blocks until the save in progress is on disk."""
         self._checkpointer.wait()
@@ -117,7 +142,9 @@ class Checkpoints:
             raise CheckpointError(f"{where} is damaged: {_cause(error)}; {_CURE}") from error
         if not isinstance(stored, dict) or stored.get("format") != FORMAT:
             raise CheckpointError(f"{where} has no readable record of its run (format {FORMAT}); {_CURE}")
-        return RunRecord(config=stored["config"], fingerprint=stored["fingerprint"], step=stored["step"])
+        return RunRecord(
+            config=stored["config"], fingerprint=stored["fingerprint"], step=stored["step"], origin=stored.get("origin", {})
+        )
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The whole state of a step, in the shardings of `abstract`; CheckpointError names what does not fit."""
@@ -179,7 +206,7 @@ def load_weights(directory: Path | str, abstract: Any, *, weights: str = "ema", 
             raise FileNotFoundError(f"{directory} has no finished checkpoint; train first, or wait for the first save")
         record = checkpoints.record(step)
         shapes = abstract(record) if callable(abstract) else abstract
-        return checkpoints.restore_part(step, WEIGHTS[weights], shapes), record
+        return checkpoints.restore_part(step, record.part(weights), shapes), record
 
 
 def _context(directory: Path | str) -> ocp.Context:
@@ -189,7 +216,20 @@ def _context(directory: Path | str) -> ocp.Context:
     context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE if remote else ocp.options.AtomicityMode.ATOMIC_RENAME
     # Replicas share the writing of large leaves; for small ones Orbax would compile a slicing program a shape, for seconds.
     context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
+    context.array.saving.scoped_storage_options_creator = _storage
     return context
+
+
+def _storage(path: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
+    """Chunks of stacked blocks hold an eighth of a layer, or what lies between 1 and 16 MB if that is nearer.
+
+    Orbax's own chunk is all that a device holds of a leaf, several GB for a large model's stack: `omnihuman export` reads
+    layer by layer, and could not without decoding all of them.
+    """
+    if "blocks" not in jax.tree_util.keystr(path) or leaf.ndim < 2 or leaf.nbytes <= MIN_CHUNK_BYTES:
+        return None
+    chunk = min(max(leaf.nbytes // leaf.shape[0] // 8, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
+    return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=chunk, shard_axes=(0,))
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

@@ -73,7 +73,11 @@ def group_labels(axes: Params) -> Params:
 
 def initial_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """Step 0; call it under `jax.jit` with `state_shardings`, or moments come out replicated."""
-    params = mmdit.init_params(config, key)
+    return state_of(mmdit.init_params(config, key), optimizer)
+
+
+def state_of(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Step 0 of a run that starts from `params`: the average is the parameters, moments are zero. Under jit, as above."""
     return TrainState(
         params=params,
         opt_state=optimizer.init(params),
@@ -141,6 +145,11 @@ def create_train_state(
     """The state of step 0, every leaf made on the device that keeps it."""
     make = jax.jit(lambda key: initial_state(config, optimizer, key), out_shardings=shardings)
     return make(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def continue_from(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+    """The state of step 0 around parameters that lie where `shardings` says; takes them over."""
+    return jax.jit(lambda params: state_of(params, optimizer), out_shardings=shardings, donate_argnums=0)(params)
 
 
 def abstract_train_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
