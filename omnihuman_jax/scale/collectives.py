@@ -1,0 +1,298 @@
+"""What a compiled program sends between devices: every collective of its HLO text, with bytes, mesh axes and trip count.
+
+XLA writes a program as computations that call each other. A collective in the body of a `while` (a scan over layers or over
+micro-batches) runs as often as the loop turns; it is counted with the product of the trip counts around it.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}  # the others' are in their names
+_HEADER = re.compile(r"^(?:ENTRY\s+)?%?([\w.\-]+)[ (].*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT\s+)?%?([\w.\-]+)\s*=\s*(.*)$")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations|called_computations|async_computation)=(\{[^}]*\}|%?[\w.\-]+)"
+)
+_TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:,?\s*device_ids=\((.*?)\))?\s*\{([^}]*)\}")
+_IOTA_GROUPS = re.compile(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
+_LISTED_GROUPS = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
+_PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
+_IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Collective:
+    """One collective instruction of a program.
+
+    kind: one of `KINDS`; an all-reduce of which each device keeps its part is a reduce-scatter.
+    axes: mesh axes along which its devices exchange, in the mesh's order.
+    groups: positions of the mesh's devices (row-major) that exchange with each other; of a collective-permute, its pairs.
+    operand_bytes: that a device puts in, each time.
+    trips: times it runs in one run of the program. depth: number of loops around it.
+    source: where in the model it comes from, as jax named it.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    groups: tuple[tuple[int, ...], ...]
+    operand_bytes: int
+    trips: int
+    depth: int
+    source: str
+
+    @property
+    def group_size(self) -> int:
+        """Devices that exchange with each other."""
+        return len(self.groups[0])
+
+    @property
+    def wire_bytes(self) -> float:
+        """What a device sends each time, by the ring algorithm (all-to-all, permute: what it must)."""
+        n = self.group_size
+        match self.kind:
+            case "all-gather":
+                return self.operand_bytes * (n - 1)
+            case "all-reduce":
+                return 2 * self.operand_bytes * (n - 1) / n
+            case "collective-permute" | "collective-broadcast":
+                return self.operand_bytes
+        return self.operand_bytes * (n - 1) / n
+
+    @property
+    def step_bytes(self) -> float:
+        """What a device sends in one run of the program."""
+        return self.wire_bytes * self.trips
+
+
+def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
+    """Every collective of a compiled program, in the order of its text.
+
+    Args:
+        text: `compiled.as_text()`, of the program after partitioning (CPU, GPU or TPU).
+        mesh_shape: axis -> ways of the mesh that the program was compiled for, in the order of its axes.
+
+    Raises:
+        ValueError: a text without an entry computation, or groups that do not fit the mesh.
+    """
+    computations, entry = _computations(text)
+    runs = _runs(computations, entry)
+    found = []
+    for name, lines in computations.items():
+        if name not in runs:
+            continue
+        trips, depth = runs[name]
+        sizes = {match[1]: _bytes(_type_of(match[2])) for line in lines if (match := _INSTRUCTION.match(line))}
+        for line in lines:
+            if (match := _INSTRUCTION.match(line)) and (kind := _kind(match[2], name)):
+                groups = _groups(line, math.prod(mesh_shape.values()))
+                if kind == "collective-permute" or len(groups[0]) > 1:
+                    found.append(
+                        Collective(
+                            kind=kind,
+                            axes=_axes(groups, mesh_shape),
+                            groups=groups,
+                            operand_bytes=sum(sizes.get(operand, 0) for operand in _operands(match[2])),
+                            trips=trips,
+                            depth=depth,
+                            source=(re.search(r'op_name="([^"]*)"', line) or [""] * 2)[1],
+                        )
+                    )
+    return found
+
+
+def by_kind(found: Sequence[Collective], *, least_bytes: int = 0) -> dict[tuple[str, tuple[str, ...]], float]:
+    """(kind, axes) -> bytes that a device sends in one run, of collectives with operands of at least `least_bytes`."""
+    total: dict[tuple[str, tuple[str, ...]], float] = collections.defaultdict(float)
+    for item in found:
+        if item.operand_bytes >= least_bytes:
+            total[item.kind, item.axes] += item.step_bytes
+    return dict(total)
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Name -> instruction lines, and the entry's name."""
+    computations: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        if not line.startswith(" ") and (match := _HEADER.match(line)) and not line.startswith("HloModule"):
+            current = computations.setdefault(match[1], [])
+            entry = match[1] if line.startswith("ENTRY") else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None:
+            current.append(line)
+    if not entry:
+        raise ValueError("no ENTRY computation: this is not the text of a compiled program")
+    return computations, entry
+
+
+def _runs(computations: Mapping[str, list[str]], entry: str) -> dict[str, tuple[int, int]]:
+    """Computation -> (times it runs, loops around it); those that nothing calls are left out."""
+    calls: dict[str, list[tuple[str, int, int]]] = {}
+    for name, lines in computations.items():
+        calls[name] = []
+        for line in lines:
+            loop = int(re.search(r"\bwhile\(", line) is not None)
+            trips = _trip_count(line, computations) if loop else 1
+            for target in itertools.chain.from_iterable(re.findall(r"[\w.\-]+", match[1]) for match in _CALLED.finditer(line)):
+                if target in computations:
+                    calls[name].append((target, trips, loop))
+    runs: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
+    for name in _callers_first(calls, entry):
+        times, depth = (1, 0) if name == entry else runs[name]
+        runs[name] = times, depth
+        for target, trips, nested in calls[name]:
+            runs[target] = runs[target][0] + times * trips, max(runs[target][1], depth + nested)
+    return dict(runs)
+
+
+def _callers_first(calls: Mapping[str, list[tuple[str, int, int]]], entry: str) -> list[str]:
+    done: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        if name not in done:
+            for target, _, _ in calls[name]:
+                visit(target)
+            done[name] = None
+
+    visit(entry)
+    return list(reversed(done))
+
+
+def _trip_count(line: str, computations: Mapping[str, list[str]]) -> int:
+    """Of a `while`: what XLA knows, else the largest constant that its condition compares with, else 1."""
+    if match := _TRIPS.search(line):
+        return int(match[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    constants = re.findall(r"s32\[\] constant\((\d+)\)", "\n".join(computations.get(condition[1], []) if condition else []))
+    return max(map(int, constants), default=1)
+
+
+def _kind(body: str, computation: str) -> str | None:
+    """The collective that an instruction starts, None for any other."""
+    match = re.search(r"(?:^|[\s)}\]])([a-z][a-z\-]*)\(", body)
+    opcode = match[1] if match else ""
+    kind = opcode.removesuffix("-start")
+    if kind not in KINDS:
+        return None
+    # TPU: a fusion of an all-reduce and the slice that a device keeps, which is how reduce-scatters are written there.
+    return "reduce-scatter" if kind == "all-reduce" and "all-reduce-scatter" in computation else kind
+
+
+def _type_of(body: str) -> str:
+    """The type at the start of `type opcode(...)`: a tuple in parentheses, or everything up to the first blank."""
+    if not body.startswith("("):
+        return body.split(" ", 1)[0]
+    depth = 0
+    for i, character in enumerate(body):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return body[: i + 1]
+    return body
+
+
+def _operands(body: str) -> Iterator[str]:
+    """Names of an instruction's operands."""
+    rest = body[len(_type_of(body)) :]
+    depth, start = 0, rest.index("(")
+    for i, character in enumerate(rest[start:], start):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            yield from re.findall(r"%([\w.\-]+)", rest[start:i])
+            return
+
+
+def _bytes(kind: str) -> int:
+    """Of all arrays in a type."""
+    total = 0.0
+    for dtype, dims in re.findall(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\]", kind):
+        bits = _BITS.get(dtype) or int((re.search(r"\d+", dtype) or ["0"])[0])
+        total += bits / 8 * math.prod(int(dim) for dim in dims.split(",") if dim)
+    return int(total)
+
+
+def _groups(line: str, devices: int) -> tuple[tuple[int, ...], ...]:
+    """Which devices exchange; all with all where the text leaves it out."""
+    if match := _PAIRS.search(line):
+        return tuple(_numbers(pair) for pair in re.findall(r"\{(\d+,\d+)\}", match[1])) or ((0, 0),)
+    if match := _MESH_GROUPS.search(line):
+        return _mesh_groups(*match.groups(), devices=devices)
+    if match := _IOTA_GROUPS.search(line):
+        dims = _numbers((_IOTA.match(match[1]) or [""] * 2)[1])
+        return _as_groups(_iota(match[1]).reshape(-1, dims[-1]))
+    if (match := _LISTED_GROUPS.search(line)) and match[1]:
+        return tuple(_numbers(group) for group in re.findall(r"\{([\d,]+)\}", match[1]))
+    return (tuple(range(devices)),)
+
+
+def _mesh_groups(dims: str, device_ids: str | None, wanted: str, *, devices: int) -> tuple[tuple[int, ...], ...]:
+    """Groups along named axes of XLA's own mesh: `mesh['a'=2,'b'=4] {'b'}`; `'b':(2)2` is the part of 'b' of 2 ways after 2."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", dims)}
+    ids = _iota(device_ids) if device_ids and "<=" in device_ids else np.asarray(_numbers(device_ids or "")) if device_ids else None
+    ids = np.arange(devices) if ids is None else ids
+    parts: list[tuple[str, int, int]] = []  # (axis, ways before the part, ways of the part)
+    for name, before, ways in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", wanted):
+        parts.append((name, int(before) if before else 1, int(ways) if ways else sizes[name]))
+    shape, chosen = [], []
+    for name, size in sizes.items():
+        cuts = sorted((before, ways) for axis, before, ways in parts if axis == name)
+        at = 1
+        for before, ways in cuts:
+            if before > at:
+                shape.append(before // at)
+            chosen.append(len(shape))
+            shape.append(ways)
+            at = before * ways
+        shape.append(size // at)
+    moved = np.moveaxis(ids.reshape(shape), chosen, range(-len(chosen), 0)) if chosen else ids.reshape(-1, 1)
+    return _as_groups(moved.reshape(-1, math.prod(shape[i] for i in chosen)))
+
+
+def _iota(text: str) -> np.ndarray:
+    """`[4,2]<=[2,4]T(1,0)`: iota over the second shape, transposed, in the first."""
+    match = _IOTA.search(text)
+    assert match, text
+    source = _numbers(match[2])
+    ids = np.arange(math.prod(source)).reshape(source)
+    return (ids.transpose(_numbers(match[3])) if match[3] else ids).reshape(_numbers(match[1]))
+
+
+def _as_groups(rows: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, rows.tolist()))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text))
+
+
+def _axes(groups: tuple[tuple[int, ...], ...], mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    return _axes_of(groups, tuple(mesh_shape.items()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _axes_of(groups: tuple[tuple[int, ...], ...], mesh_shape: tuple[tuple[str, int], ...]) -> tuple[str, ...]:
+    """Mesh axes along which the members of a group differ."""
+    sizes = [size for _, size in mesh_shape]
+    if max(map(max, groups)) >= math.prod(sizes):
+        raise ValueError(f"a collective among {max(map(max, groups)) + 1} devices on a mesh of {dict(mesh_shape)}")
+    places = [np.stack(np.unravel_index(np.asarray(group), sizes)) for group in groups]
+    moves = np.any([(place != place[:, :1]).any(axis=1) for place in places], axis=0)
+    return tuple(name for (name, _), moved in zip(mesh_shape, moves, strict=True) if moved)
