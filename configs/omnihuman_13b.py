@@ -10,10 +10,10 @@ from configs import omnihuman_7b
 from omnihuman_jax.config import ExperimentConfig
 
 
-def get_config() -> ExperimentConfig:
-    """`omnihuman_7b` with single-stream blocks behind the dual ones."""
-    config = omnihuman_7b.get_config()
-    config.name = "omnihuman_13b"
+def get_config(variant: str = "") -> ExperimentConfig:
+    """`omnihuman_7b` (variants too: `:720p`) with single-stream blocks behind the dual ones."""
+    config = omnihuman_7b.get_config(variant)
+    config.name = config.name.replace("7b", "13b")
     config.model.num_single_layers = 40
     config.model.guidance_embed = True  # the public checkpoint is distilled and wants it (fed 1.0)
     return config

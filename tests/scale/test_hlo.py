@@ -1,0 +1,133 @@
+"""The reader of compiled text: against XLA's own count where that one is right, and by hand where it is not."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from omnihuman_jax.scale.hlo import Program, parse_instruction, product_flops
+
+
+def flops_of(program: Program) -> int:
+    return sum(times * program.flops(computation, instruction) for computation, instruction, times in program.executed())
+
+
+def test_loops_count_as_often_as_they_turn() -> None:
+    """XLA counts the body once; here 5 x 3 turns of two products and one product outside."""
+
+    def step(x, w):
+        def inner(x, _):
+            return jnp.tanh(x @ w @ w), None
+
+        def outer(x, _):
+            return jax.lax.scan(inner, x, None, length=3)[0], None
+
+        return jax.lax.scan(outer, x, None, length=5)[0] @ w
+
+    shapes = jax.ShapeDtypeStruct((64, 96), jnp.float32), jax.ShapeDtypeStruct((96, 96), jnp.float32)
+    compiled = jax.jit(step).lower(*shapes).compile()
+    product = 2 * 64 * 96 * 96
+    assert flops_of(Program.parse(compiled.as_text())) == (5 * 3 * 2 + 1) * product
+    assert compiled.cost_analysis()["flops"] < 5 * product
+
+
+def test_batched_products_and_gradients_as_xla_counts_them() -> None:
+    def loss(q, k):
+        return jnp.sum(jnp.einsum("bmnk,bsnk->bnms", q, k))
+
+    shapes = jax.ShapeDtypeStruct((2, 32, 4, 16), jnp.float32), jax.ShapeDtypeStruct((2, 48, 4, 16), jnp.float32)
+    compiled = jax.jit(jax.grad(lambda q, k: loss(q, k) ** 2, argnums=(0, 1))).lower(*shapes).compile()
+    ours, xla = flops_of(Program.parse(compiled.as_text())), compiled.cost_analysis()["flops"]
+    assert 0.9 < ours / xla <= 1.0  # XLA counts the square and the sum as well
+
+
+LINE = (
+    "  ROOT %convolution.7 = f32[8,16,64]{2,1,0:T(8,128)S(1)} convolution(%a, %b), window={size=8 stride=7 pad=0_0 lhs_dilate=8}, "
+    'dim_labels=0bf_0io->0bf, metadata={op_name="jit(f)/dot, (x)" stack_frame_id=3}'
+)
+
+
+def test_a_line_of_a_tpu_program() -> None:
+    instruction = parse_instruction(LINE)
+    assert instruction is not None
+    assert (instruction.name, instruction.opcode, instruction.operands, instruction.is_root) == (
+        "convolution.7", "convolution", ("a", "b"), True,
+    )  # fmt: skip
+    assert instruction.shapes[0].dims == (8, 16, 64) and instruction.shapes[0].space == 1
+    assert instruction.attribute("dim_labels") == "0bf_0io->0bf" and instruction.op_name == "jit(f)/dot, (x)"
+    assert parse_instruction("}") is None and parse_instruction("HloModule jit_f, is_scheduled=true") is None
+
+
+BATCHED = """HloModule m
+
+ENTRY %main (a: f32[8,16,32], b: f32[8,32,64]) -> f32[8,16,64] {
+  %a = f32[8,16,32]{2,1,0} parameter(0)
+  %b = f32[8,32,64]{2,1,0} parameter(1)
+  ROOT %c = f32[8,16,64]{2,1,0} convolution(%a, %b), window={size=8 stride=7 pad=0_0 lhs_dilate=8}, dim_labels=0bf_0io->0bf
+}
+"""
+
+
+def test_a_batched_product_written_as_a_convolution() -> None:
+    """Each of the 8 outputs along the dilated dim meets one of 8 kernels, not all of them."""
+    program = Program.parse(BATCHED)
+    main = program.computations["main"]
+    assert product_flops(main, main.root) == 2 * 8 * 16 * 32 * 64
+
+
+SLICED = """HloModule m
+
+%fused_read (p0: f32[10,256], p1: s32[]) -> f32[1,256] {
+  %p0 = f32[10,256]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = f32[1,256]{1,0} dynamic-slice(%p0, %p1, %zero), dynamic_slice_sizes={1,256}
+  ROOT %negated = f32[1,256]{1,0} negate(%slice)
+}
+
+%fused_write (p0.1: f32[10,256], p1.1: f32[1,256], p2.1: s32[]) -> f32[10,256] {
+  %p0.1 = f32[10,256]{1,0} parameter(0)
+  %p1.1 = f32[1,256]{1,0} parameter(1)
+  %p2.1 = s32[] parameter(2)
+  %zero.1 = s32[] constant(0)
+  ROOT %update = f32[10,256]{1,0} dynamic-update-slice(%p0.1, %p1.1, %p2.1, %zero.1)
+}
+
+%body (state: (s32[], f32[10,256])) -> (s32[], f32[10,256]) {
+  %state = (s32[], f32[10,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[10,256]{1,0} get-tuple-element(%state), index=1
+  %row = f32[1,256]{1,0} fusion(%x, %i), kind=kLoop, calls=%fused_read
+  %in_vmem = f32[1,256]{1,0:S(1)} copy(%row)
+  %new = f32[10,256]{1,0} fusion(%x, %in_vmem, %i), kind=kLoop, calls=%fused_write
+  ROOT %out = (s32[], f32[10,256]{1,0}) tuple(%i, %new)
+}
+
+%condition (state.1: (s32[], f32[10,256])) -> pred[] {
+  %state.1 = (s32[], f32[10,256]{1,0}) parameter(0)
+  %ten = s32[] constant(10)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  ROOT %less = pred[] compare(%i.1, %ten), direction=LT
+}
+
+ENTRY %main (start: (s32[], f32[10,256])) -> (s32[], f32[10,256]) {
+  %start = (s32[], f32[10,256]{1,0}) parameter(0)
+  ROOT %loop = (s32[], f32[10,256]{1,0}) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def test_bytes_of_slices_updates_and_on_chip_memory() -> None:
+    """A turn reads a row (1 KiB) and writes it, reads it into on-chip memory, and writes a row of the array."""
+    program = Program.parse(SLICED)
+    assert program.runs == {"main": 1, "body": 10}
+    body = program.computations["body"]
+    costs = {i.name: program.hbm_bytes(body, i) for i in body.instructions}
+    # The index is read too: 4 bytes. Of an update in place, the written row is counted as read and written (2 KiB).
+    assert costs == {"state": 0, "i": 0, "x": 0, "row": 2048 + 4, "in_vmem": 1024, "new": 2048 + 4, "out": 0}
+
+
+def test_a_loop_of_unknown_length_is_an_error() -> None:
+    with pytest.raises(ValueError, match="cannot tell how often %loop turns"):
+        _ = Program.parse(SLICED.replace("direction=LT", "direction=NE")).runs
+    with pytest.raises(ValueError, match="no ENTRY"):
+        Program.parse("HloModule m\n")
