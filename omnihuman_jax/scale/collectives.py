@@ -48,6 +48,7 @@ class Collective:
     operand_bytes: that a device puts in, each time.
     trips: times it runs in one run of the program. depth: number of loops around it.
     source: where in the model it comes from, as jax named it.
+    asynchronous: it starts and finishes apart, so that computation can run in between.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Collective:
     trips: int
     depth: int
     source: str
+    asynchronous: bool = False
 
     @property
     def group_size(self) -> int:
@@ -113,6 +115,7 @@ def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
                             trips=trips,
                             depth=depth,
                             source=(re.search(r'op_name="([^"]*)"', line) or [""] * 2)[1],
+                            asynchronous="-start(" in line,
                         )
                     )
     return found
@@ -182,7 +185,9 @@ def _trip_count(line: str, computations: Mapping[str, list[str]]) -> int:
     if match := _TRIPS.search(line):
         return int(match[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)
-    constants = re.findall(r"s32\[\] constant\((\d+)\)", "\n".join(computations.get(condition[1], []) if condition else []))
+    constants = re.findall(
+        r"s32\[\](?:\{\S*\})? constant\((\d+)\)", "\n".join(computations.get(condition[1], []) if condition else [])
+    )
     return max(map(int, constants), default=1)
 
 

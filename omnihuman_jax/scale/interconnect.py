@@ -81,5 +81,3 @@ def _passes(kind: str) -> int:
 
 def _share(kind: str, devices: int) -> float:
     return 1.0 if kind == "collective-permute" else (devices - 1) / devices
-
-
