@@ -37,7 +37,7 @@ from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.data.plan import Plan
 from omnihuman_jax.data.records import RecordSource, open_records
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.scale import flops
+from omnihuman_jax.scale import flops, splits
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import placement, processes, train_state
 from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, RunRecord, load_weights
@@ -93,7 +93,7 @@ def assemble(config: ExperimentConfig) -> Parts:
 def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> StepParts:
     """The (not yet compiled) step for batches of `shape` on `mesh`, of real or only described devices."""
     sequences = config.data.plan.sequences_per_step
-    check_splits(config, mesh)
+    splits.check_ways(mesh.shape, config.model, config.data.plan, config.step)
     shapes, axes = mmdit.abstract_params(config.model)
     labels = train_state.group_labels(axes)
     optimizer = optim.create_optimizer(config.optimizer, labels, axes, seed=config.seed)
@@ -116,21 +116,6 @@ def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> S
         state_shardings=shardings,
         train_step=step,
     )
-
-
-def check_splits(config: ExperimentConfig, mesh: Mesh) -> None:
-    """ValueError where the mesh cannot split the batch evenly."""
-    plan, ways = config.data.plan, mesh.shape
-    for name, size, splits in (
-        ("sequences_per_step", plan.sequences_per_step, {axis: ways[axis] for axis in ("data", "fsdp")}
-            | {"micro-batches": config.step.micro_batches}),
-        ("latent_tokens", plan.latent_tokens, {"context": ways["context"]}),
-    ):  # fmt: skip
-        parts = math.prod(splits.values())
-        if size % parts:
-            raise ValueError(
-                f"data.plan.{name} is {size}, split {parts} ways ({' x '.join(splits)}): make it a multiple of {parts}"
-            )
 
 
 def train(
