@@ -93,7 +93,7 @@ def assemble(config: ExperimentConfig) -> Parts:
 def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> StepParts:
     """The (not yet compiled) step for batches of `shape` on `mesh`, of real or only described devices."""
     sequences = config.data.plan.sequences_per_step
-    splits.check_ways(mesh.shape, config.model, config.data.plan, config.step)
+    splits.check_ways(mesh.shape, config.model, config.data.plan, config.step.micro_batches)
     shapes, axes = mmdit.abstract_params(config.model)
     labels = train_state.group_labels(axes)
     optimizer = optim.create_optimizer(config.optimizer, labels, axes, seed=config.seed)

@@ -10,23 +10,22 @@ from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.models import context_parallel, mmdit
 from omnihuman_jax.models.attention_xla import Dense
 from omnihuman_jax.sharding import MESH_AXES, RULES, MeshConfig, nearest_divisors
-from omnihuman_jax.training.train_step import StepConfig
 
 
 def check_splits(
-    mesh: MeshConfig, model: mmdit.MMDiTConfig, plan: PlanConfig, step: StepConfig, *, num_devices: int, slices: int | None = None
+    mesh: MeshConfig, model: mmdit.MMDiTConfig, plan: PlanConfig, micro_batches: int, *, num_devices: int, slices: int | None = None
 ) -> dict[str, int]:
     """The ways of each mesh axis on `num_devices` of `slices` (the config's, if None); ValueError where they cannot split it."""
     ways = dict(zip(MESH_AXES, mesh.shape(num_devices, slices), strict=True))
-    check_ways(ways, model, plan, step)
+    check_ways(ways, model, plan, micro_batches)
     return ways
 
 
-def check_ways(ways: Mapping[str, int], model: mmdit.MMDiTConfig, plan: PlanConfig, step: StepConfig) -> None:
+def check_ways(ways: Mapping[str, int], model: mmdit.MMDiTConfig, plan: PlanConfig, micro_batches: int) -> None:
     """ValueError where a mesh of these ways cannot split heads, tokens, sequences or a weight evenly."""
     _heads(ways, model)
     _tokens(ways, model, plan)
-    _sequences(ways, plan, step)
+    _sequences(ways, plan, micro_batches)
     _weights(ways, model)
 
 
@@ -54,19 +53,19 @@ def _tokens(ways: Mapping[str, int], model: mmdit.MMDiTConfig, plan: PlanConfig)
     context_parallel.check_tokens(model.context_parallel, tokens, context)
 
 
-def _sequences(ways: Mapping[str, int], plan: PlanConfig, step: StepConfig) -> None:
+def _sequences(ways: Mapping[str, int], plan: PlanConfig, micro_batches: int) -> None:
     rows, sequences = ways["data"] * ways["fsdp"], plan.sequences_per_step
-    parts = rows * step.micro_batches
+    parts = rows * micro_batches
     if sequences % parts == 0:
         return
     cures = [f"data.plan.sequences_per_step={_multiples(sequences, parts)}"]
     if sequences % rows == 0:
-        cures.append(f"step.micro_batches={_divisors(sequences // rows, step.micro_batches)}")
+        cures.append(f"step.micro_batches={_divisors(sequences // rows, micro_batches)}")
     elif sequences < rows:
         cures.append(f"mesh.context or mesh.tensor ways instead, so that data x fsdp is at most {sequences}")
     raise ValueError(
         f"data.plan.sequences_per_step {sequences} is not divisible by {parts} = mesh data {ways['data']} x fsdp {ways['fsdp']} x "
-        f"step.micro_batches {step.micro_batches}; nearest: {', or '.join(cures)}"
+        f"step.micro_batches {micro_batches}; nearest: {', or '.join(cures)}"
     )
 
 

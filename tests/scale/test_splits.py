@@ -7,7 +7,6 @@ import pytest
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.scale.splits import check_splits
 from omnihuman_jax.sharding import MeshConfig
-from omnihuman_jax.training.train_step import StepConfig
 from tests.training import tiny
 
 PLAN = PlanConfig(sequences_per_step=8, latent_tokens=96)
@@ -19,7 +18,7 @@ def check(num_devices: int, *, plan: dict | None = None, model: dict | None = No
         MeshConfig(**mesh),
         dataclasses.replace(MODEL, **(model or {})),
         dataclasses.replace(PLAN, **(plan or {})),
-        StepConfig(micro_batches=micro),
+        micro,
         num_devices=num_devices,
     )
 
