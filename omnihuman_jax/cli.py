@@ -68,6 +68,26 @@ COMMANDS: dict[str, Command] = {
         help="train, or continue where the run folder stopped: the same command for both",
         example="omnihuman --simulate-devices 8 train --config configs/demo.py --run runs/mine/run",
     ),
+    "submit": Command(
+        module="launch.submit",
+        help="a run spec -> GKE (JobSet), TPU VMs (queued resources), SLURM, or processes of this machine; checked first",
+        example="omnihuman submit launch/examples/v5p.yaml --target jobset --dry-run",
+    ),
+    "status": Command(
+        module="launch.status",
+        help="what a submitted job does now",
+        example="omnihuman status launch/examples/v5p.yaml --target jobset",
+    ),
+    "logs": Command(
+        module="launch.logs",
+        help="what a process of a submitted job prints",
+        example="omnihuman logs launch/examples/v5p.yaml --target jobset --rank 0 --follow",
+    ),
+    "cancel": Command(
+        module="launch.cancel",
+        help="end a submitted job: its processes save first",
+        example="omnihuman cancel launch/examples/v5p.yaml --target jobset",
+    ),
     "generate": Command(
         module="omnihuman_jax.generate",
         help="an image, a voice and/or a pose -> an mp4 with sound",

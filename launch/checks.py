@@ -1,0 +1,145 @@
+"""What is looked at before anything is sent, beside the spec's own fields: the target, the image, the config on the accelerator."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import PurePosixPath
+from types import ModuleType
+
+from launch import command, jobset, local, queued_resource, slurm
+from launch.spec import RunSpec
+
+TARGETS: dict[str, ModuleType] = {"jobset": jobset, "queued-resource": queued_resource, "slurm": slurm, "local": local}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """allow_tag: an image that is named by tag may pass; preflight: ask `omnihuman plan` whether the run fits in memory."""
+
+    allow_tag: bool = False
+    preflight: bool = False
+
+
+def check(spec: RunSpec, target: str, options: Options) -> None:
+    """ValueError or FileNotFoundError, one line with the cure, on the first thing that is wrong."""
+    spec.validate()
+    if target != "local":
+        check_image(spec, target, allow_tag=options.allow_tag)
+        check_output(spec, target)
+        check_secrets(spec, target)
+    module = TARGETS[target]
+    if target == "jobset":
+        check_jobset(spec)
+    else:
+        module.check(spec)
+    check_config(spec, target)
+    if target == "jobset":
+        jobset.manifest(spec)
+    if options.preflight:
+        preflight(spec)
+
+
+def check_image(spec: RunSpec, target: str, *, allow_tag: bool) -> None:
+    """An image by digest is the one that was tested; a tag is whatever it points to when a pod starts, also after a restart."""
+    if target == "slurm" and spec.slurm.runtime == "python":
+        return
+    if not spec.image:
+        raise ValueError(f"image is missing; --target {target} runs one, by digest: repo@sha256:...")
+    if re.fullmatch(r"[a-z0-9][\w.:/-]*@sha256:[0-9a-f]{64}", spec.image):
+        return
+    if "@" in spec.image or not re.fullmatch(r"[a-z0-9][\w.:/-]*", spec.image):
+        raise ValueError(f"image {spec.image!r} is not of the form repo@sha256:<64 hex digits>")
+    if not allow_tag:
+        raise ValueError(
+            f"image {spec.image!r} is named by tag, which can change under a job; give its digest, or --allow-tag"
+        )
+
+
+def check_output(spec: RunSpec, target: str) -> None:
+    """A restart has to find the run again: on a volume, a shared file system or in a bucket, not inside a container."""
+    if "://" in spec.output:
+        return
+    if not spec.output.startswith("/"):
+        raise ValueError(f"output {spec.output!r}: an absolute path or a URI for --target {target}")
+    if target == "jobset":
+        homes = [volume.mount for volume in spec.volumes if not volume.read_only]
+    elif target == "queued-resource":
+        homes = list(spec.tpu_vm.mounts.values())
+    else:
+        return
+    if not any(PurePosixPath(spec.output).is_relative_to(home) for home in homes):
+        field = "volumes" if target == "jobset" else "tpu_vm.mounts"
+        raise ValueError(
+            f"output {spec.output!r} lies on none of {field} ({', '.join(homes) or 'there are none'}): restarts would not find it"
+        )
+
+
+def check_secrets(spec: RunSpec, target: str) -> None:
+    """Kubernetes' secrets for pods, files for machines."""
+    for name, ref in spec.secrets.items():
+        if target == "jobset" and ref.file:
+            raise ValueError(f"secrets.{name}: pods read Kubernetes secrets; give secret and key instead of file")
+        if target != "jobset" and ref.secret:
+            raise ValueError(f"secrets.{name}: --target {target} reads files on the machines; give file instead of secret and key")
+
+
+def check_jobset(spec: RunSpec) -> None:
+    """What GKE asks for beyond the schema."""
+    machines = spec.machines
+    if machines.kind == "cpu":
+        raise ValueError("accelerator.type cpu is for --target local and slurm; jobset runs TPU slices and GPU nodes")
+    if machines.type == "tpu7x" and machines.hosts > 1 and not spec.placement_policy:
+        raise ValueError("placement_policy is missing: GKE places several hosts of tpu7x by a workload policy; name it")
+    if machines.type != "tpu7x" and spec.placement_policy:
+        raise ValueError(f"placement_policy is for tpu7x, not for {machines.type}")
+    if machines.kind == "gpu" and spec.security == "tpu":
+        raise ValueError("security: tpu is for TPU pods; a GPU pod is restricted (the default) or privileged")
+    if machines.kind == "tpu" and spec.security == "restricted":
+        raise ValueError("security: restricted keeps the TPU runtime from pinning memory; take tpu (the default) or privileged")
+
+
+def check_config(spec: RunSpec, target: str) -> None:
+    """The config has to load with its overrides, and its mesh has to take exactly the devices that there are."""
+    from omnihuman_jax.config import load_config
+
+    config = load_config(spec.config, command.overrides(spec))
+    if target == "local":
+        layout = local.layout_of(spec)
+        devices = layout.processes * layout.devices
+        where = f"{layout.processes} local processes with {layout.devices} devices each"
+        if not devices:
+            return  # The machine's own devices: only its process can count them.
+    else:
+        devices, where = spec.machines.devices, str(spec.machines)
+    try:
+        ways = dict(zip(("data", "fsdp", "context", "tensor"), config.mesh.shape(devices), strict=True))
+    except ValueError as error:
+        raise ValueError(f"{spec.config} does not fit {where}: {error}; set overrides mesh.data, mesh.fsdp, ...") from error
+    sequences, split = config.data.plan.sequences_per_step, ways["data"] * ways["fsdp"]
+    if sequences % split:
+        raise ValueError(
+            f"{spec.config} on {where}: data.plan.sequences_per_step is {sequences}, data x fsdp split it {split} ways; "
+            f"make it a multiple, or set overrides mesh.context or mesh.tensor"
+        )
+
+
+def plan_argv(spec: RunSpec) -> list[str]:
+    """`omnihuman plan` on the spec's config and topology."""
+    machines = spec.machines
+    if machines.kind == "cpu":
+        raise ValueError("--preflight plans memory on accelerators; accelerator.type is cpu")
+    generation = machines.type.removesuffix("-mega")
+    shape = machines.slice.topology if machines.slice is not None else str(machines.devices)
+    argv = ["-m", "omnihuman_jax.cli", "plan", f"--config={spec.config}", f"--topology={generation}:{shape}"]
+    return [sys.executable, *argv, f"--slices={machines.groups}", *command.overrides(spec)]
+
+
+def preflight(spec: RunSpec) -> None:
+    """Shows the memory plan; ValueError if the run does not fit."""
+    print(f"preflight: omnihuman {' '.join(plan_argv(spec)[3:])}", file=sys.stderr, flush=True)
+    done = subprocess.run(plan_argv(spec), stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise ValueError(
+            f"preflight: `omnihuman plan` refuses this run on {spec.machines} (code {done.returncode}), see above"
+        )

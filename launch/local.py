@@ -1,0 +1,342 @@
+"""A run as processes of this machine: how a laptop user runs a spec, how specs are tested, and where faults are injected.
+
+    outcome = run_local(load_spec("launch/examples/local.yaml"), on_event=print)
+
+Every attempt starts a process a host with that host's devices simulated. The first process to end decides by its exit code for
+the whole job (`omnihuman_jax.exit_codes`): the others are ended, and the job is restarted or not. What happened lies in
+OUTPUT/launch: state.json (now), events.jsonl (ever), logs/ by attempt and rank.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from launch import command, local_state
+from launch.local_state import cancel, log_path, logs, next_attempt, state_dir, status
+from launch.spec import RunSpec
+from launch.supervise import read_secrets
+from omnihuman_jax import exit_codes
+from omnihuman_jax.exit_codes import Verdict
+
+MAX_PROCESSES = 16
+# After a crash the survivors cannot save, since a save needs all: they get this long, not the whole grace period.
+CRASH_GRACE_S = 5.0
+STEADY_S = 60.0
+MAX_PAUSE_S = 30.0
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Processes of an attempt, and the CPU devices that each simulates; 0: the machine's own."""
+
+    processes: int
+    devices: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened: `attempt` (about to start; nothing runs), `started` and `exited` (a process), `terminating` and
+    `killing` (the others), `restart`, `end` (of the job)."""
+
+    kind: str
+    time_s: float
+    attempt: int
+    rank: int | None = None
+    pid: int | None = None
+    code: int | None = None
+    text: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How the job ended: its code, attempts made, restarts that were counted and that were free."""
+
+    code: int
+    attempts: int
+    counted: int
+    free: int
+    events: tuple[Event, ...]
+
+
+# The target's commands, for readers of the module as of its siblings.
+__all__ = ["LocalJob", "cancel", "check", "layout_of", "logs", "run_local", "state_dir", "status"]
+
+# (attempt, rank, layout, port of the coordinator) -> argv
+CommandOf = Callable[[int, int, Layout, int], list[str]]
+
+
+def layout_of(spec: RunSpec) -> Layout:
+    """The spec's hosts as processes; ValueError if they are too many for one machine."""
+    machines, local = spec.machines, spec.local
+    processes = local.processes or (machines.processes if local.simulate else 1)
+    if not local.simulate:
+        if processes != 1 or local.devices:
+            raise ValueError("local.simulate: false is one process with the machine's own devices; leave processes and devices out")
+        return Layout(processes=1, devices=0)
+    if processes > MAX_PROCESSES:
+        raise ValueError(f"{machines} are too many here, at most {MAX_PROCESSES}; set local.processes and local.devices")
+    return Layout(processes=processes, devices=local.devices or machines.devices_per_host)
+
+
+def check(spec: RunSpec) -> None:
+    """ValueError or FileNotFoundError on what cannot run here."""
+    layout_of(spec)
+    if "://" in spec.output:
+        raise ValueError(f"output {spec.output!r}: a folder of this machine for --target local")
+    if kubernetes := [name for name, ref in spec.secrets.items() if ref.secret]:
+        raise ValueError(f"secrets.{kubernetes[0]}: a Kubernetes secret cannot be read here; give file for --target local")
+
+
+class LocalJob:
+    """One job. `run()` blocks; `pids()`, `attempt` and `stop()` may be used from other threads meanwhile.
+
+    Args:
+        spec: the run.
+        layout: of attempt k, if not the spec's own: a job may restart on another number of processes.
+        on_event: called in `run`'s thread with each event; `attempt` comes before anything is started.
+        command_of: what a process runs, if not the trainer.
+        environment: added to every process.
+        echo: where the output of rank 0 is shown; None shows nothing.
+        crash_grace_s, pause_s: between SIGTERM and SIGKILL after a crash; before the first counted restart (doubles in a loop).
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        *,
+        layout: Callable[[int], Layout] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        command_of: CommandOf | None = None,
+        environment: Mapping[str, str] | None = None,
+        echo: IO[str] | None = None,
+        crash_grace_s: float = CRASH_GRACE_S,
+        pause_s: float = 1.0,
+        poll_s: float = 0.05,
+    ):
+        self.spec = spec
+        self.folder = state_dir(spec)
+        self.attempt = 0
+        self._layout = layout or (lambda attempt: layout_of(spec))
+        self._on_event = on_event
+        self.command_of = command_of or self._trainer
+        self._environment = dict(environment or {})
+        self._echo = echo
+        self._crash_grace_s = crash_grace_s
+        self._pause_s = pause_s
+        self._poll_s = poll_s
+        self._running: dict[int, subprocess.Popen] = {}
+        self._stop = threading.Event()
+        self._events: list[Event] = []
+
+    def pids(self) -> dict[int, int]:
+        """Process id of every rank that runs now; each leads a session (and group) of its own."""
+        return {rank: process.pid for rank, process in list(self._running.items()) if process.poll() is None}
+
+    def stop(self) -> None:
+        """Asks the processes to save and stop, by SIGTERM; `run` returns when they have, or after the grace period."""
+        self._stop.set()
+
+    def run(self) -> Outcome:
+        """Attempts until done, failed, or stopped. ValueError if another launcher works on this output."""
+        check(self.spec)
+        secrets = read_secrets({name: ref.file for name, ref in self.spec.secrets.items()})
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / "lock", self.spec.output):
+            first = self.attempt = next_attempt(self.folder)
+            counted = free = 0
+            pause = self._pause_s
+            while True:
+                began = time.monotonic()
+                code = self._run_attempt(secrets)
+                verdict = exit_codes.verdict(code)
+                counted += verdict is Verdict.RESTART_COUNTED
+                free += verdict is Verdict.RESTART_FREE
+                why = self._reason_to_end(verdict, counted)
+                if why:
+                    self._emit("end", code=code, text=why)
+                    self._write_state("ended", code=code, text=why)
+                    return Outcome(
+                        code=code, attempts=self.attempt - first + 1, counted=counted, free=free, events=tuple(self._events)
+                    )
+                self._emit("restart", code=code, text=f"{verdict.value}; {counted} of {self.spec.restarts} used")
+                if verdict is Verdict.RESTART_COUNTED:
+                    self._stop.wait(pause)
+                    pause = min(pause * 2, MAX_PAUSE_S) if time.monotonic() - began < STEADY_S else self._pause_s
+                self.attempt += 1
+
+    def _reason_to_end(self, verdict: Verdict, counted: int) -> str:
+        """Why there is no further attempt; empty if there is one."""
+        if verdict is Verdict.DONE:
+            return "done"
+        if verdict is Verdict.FAIL:
+            return "an error that a restart does not cure"
+        if self._stop.is_set():
+            return "stopped; the same command continues"
+        if counted > self.spec.restarts:
+            return f"failed {counted} times, {self.spec.restarts} restarts allowed"
+        return ""
+
+    def _run_attempt(self, secrets: Mapping[str, str]) -> int:
+        """One attempt from start to the end of its last process; the code that stands for all."""
+        layout = self._layout(self.attempt)
+        self._emit("attempt", text=f"{layout.processes} processes, {layout.devices or 'own'} devices each")
+        if self._stop.is_set():
+            return exit_codes.RESTART
+        environment = self._child_environment(secrets)
+        port = free_port()
+        with contextlib.ExitStack() as stack:
+            for rank in range(layout.processes):
+                log = stack.enter_context(log_path(self.folder, self.attempt, rank).open("ab"))
+                self._running[rank] = _start(self.command_of(self.attempt, rank, layout, port), environment, log)
+                self._emit("started", rank=rank, pid=self._running[rank].pid)
+            self._write_state("running")
+            shown = stack.enter_context(log_path(self.folder, self.attempt, 0).open("r", encoding="utf-8", errors="replace"))
+            try:
+                return self._watch(shown)
+            finally:
+                self._kill()
+                self._running.clear()
+
+    def _watch(self, shown: IO[str]) -> int:
+        """Waits for all processes; ends the others once one has failed, or has finished and they do not."""
+        first: int | None = None
+        deadline = float("inf")
+        stopping = False
+        while self._running:
+            ended = self._collect()
+            self._show(shown)
+            failed = sorted((code for _, code in ended if code != exit_codes.OK), key=_precedence)
+            if failed and first is None:
+                first = failed[0]
+                saving = exit_codes.verdict(first) is Verdict.RESTART_FREE
+                deadline = min(deadline, time.monotonic() + (self.spec.grace_s if saving else self._crash_grace_s))
+                if self._running and not saving:
+                    self._signal(signal.SIGTERM, "terminating")
+            elif ended and deadline == float("inf"):
+                deadline = time.monotonic() + self.spec.grace_s
+            if self._stop.is_set() and not stopping:
+                stopping = True
+                self._signal(signal.SIGTERM, "terminating")
+                deadline = min(deadline, time.monotonic() + self.spec.grace_s)
+            if time.monotonic() > deadline:
+                # Nobody failed but some have finished and the rest does not: it hangs.
+                first = exit_codes.HANG if first is None else first
+                self._signal(signal.SIGKILL, "killing")
+                deadline = float("inf")
+            time.sleep(self._poll_s)
+        self._show(shown)
+        return exit_codes.OK if first is None else first
+
+    def _collect(self) -> list[tuple[int, int]]:
+        """Rank and code of the processes that have ended since."""
+        ended = []
+        for rank, process in list(self._running.items()):
+            if (returncode := process.poll()) is not None:
+                code = exit_codes.of_returncode(returncode)
+                del self._running[rank]
+                ended.append((rank, code))
+                self._emit("exited", rank=rank, pid=process.pid, code=code)
+        if ended and self._running:
+            self._write_state("running")
+        return ended
+
+    def _signal(self, number: signal.Signals, kind: str) -> None:
+        for rank, process in self._running.items():
+            self._emit(kind, rank=rank, pid=process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+    def _kill(self) -> None:
+        """No process outlives `run`, however it is left."""
+        for process in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _trainer(self, attempt: int, rank: int, layout: Layout, port: int) -> list[str]:
+        join = [f"--coordinator=127.0.0.1:{port}", f"--num-processes={layout.processes}", f"--process-id={rank}"]
+        return [sys.executable, *command.train(self.spec, join, simulate=layout.devices)]
+
+    def _child_environment(self, secrets: Mapping[str, str]) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COORDINATOR")}
+        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            inherited.pop(name, None)
+        own = {"RESTART_ATTEMPT": str(self.attempt)}
+        return inherited | command.environment(self.spec) | self._environment | dict(secrets) | own
+
+    def _show(self, log: IO[str]) -> None:
+        if self._echo is not None and (text := log.read()):
+            self._echo.write(text)
+            self._echo.flush()
+
+    def _emit(self, kind: str, **fields: Any) -> None:
+        event = Event(kind=kind, time_s=time.time(), attempt=self.attempt, **fields)
+        self._events.append(event)
+        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(event)) + "\n")
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _write_state(self, state: str, **fields: Any) -> None:
+        processes = {str(rank): process.pid for rank, process in self._running.items()}
+        local_state.write(
+            self.folder, {"name": self.spec.name, "state": state, "attempt": self.attempt, "processes": processes, **fields}
+        )
+
+
+def run_local(spec: RunSpec, **options: Any) -> Outcome:
+    """`LocalJob(spec, **options).run()`; with SIGTERM or Ctrl-C passed on as a request to save and stop, in the main thread."""
+    job = LocalJob(spec, **options)
+    if threading.current_thread() is not threading.main_thread():
+        return job.run()
+    before = {number: signal.signal(number, lambda *_: job.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return job.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _precedence(code: int) -> int:
+    """Of codes seen together: an error of the user explains the others, then a saved stop."""
+    return [Verdict.FAIL, Verdict.RESTART_FREE, Verdict.RESTART_COUNTED].index(exit_codes.verdict(code))
+
+
+def _start(argv: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen:
+    def die_with_the_launcher() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    return subprocess.Popen(
+        list(argv), env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        start_new_session=True, preexec_fn=die_with_the_launcher,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _locked(path: Path, output: str) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another launcher works on {output}; see omnihuman status, or omnihuman cancel") from None
+        yield

@@ -1,0 +1,145 @@
+"""A run on TPU VMs through Cloud TPU's queued resources: gcloud creates them, every worker starts the image by ssh.
+
+Nothing watches a queued resource: `launch.supervise` restarts the process of each host, a preempted (SUSPENDED) one has to be
+submitted again; the run continues where its checkpoints are. tpu7x is not served here, only on GKE.
+"""
+
+import shlex
+import time
+
+from launch import command, external
+from launch.accelerators import TPU_NAMES
+from launch.spec import RunSpec
+
+ENDED = ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING")
+POLL_S = 30.0
+
+
+def check(spec: RunSpec) -> None:
+    """ValueError on what queued resources cannot do."""
+    machines = spec.machines
+    if machines.kind != "tpu":
+        raise ValueError(f"accelerator.type {machines.type}: queued resources are TPUs; take --target slurm or jobset")
+    if not TPU_NAMES[machines.type].vm_runtime:
+        raise ValueError(f"accelerator.type {machines.type} is served by GKE only; take --target jobset")
+    for field in ("zone", "project"):
+        if not getattr(spec.tpu_vm, field):
+            raise ValueError(f"tpu_vm.{field} is missing")
+    if spec.queue or spec.priority:
+        raise ValueError("queue and priority are Kubernetes'; leave them out for --target queued-resource")
+
+
+def nodes(spec: RunSpec) -> list[str]:
+    """The TPU VMs' names, one a slice."""
+    count = spec.machines.groups
+    return [spec.name] if count == 1 else [f"{spec.name}-{i}" for i in range(count)]
+
+
+def _place(spec: RunSpec) -> list[str]:
+    return ["--project", spec.tpu_vm.project, "--zone", spec.tpu_vm.zone]
+
+
+def create_argv(spec: RunSpec) -> list[str]:
+    """The request. A named reservation is a flag of the alpha commands only."""
+    machines = spec.machines
+    assert machines.slice is not None
+    argv = ["gcloud", *(["alpha"] if spec.reservation else []), "compute", "tpus", "queued-resources", "create", spec.name]
+    argv += _place(spec)
+    argv += ["--accelerator-type", machines.slice.name]
+    argv += ["--runtime-version", spec.tpu_vm.runtime_version or TPU_NAMES[machines.type].vm_runtime]
+    if machines.groups == 1:
+        argv += ["--node-id", spec.name]
+    else:
+        argv += ["--node-count", str(machines.groups), "--node-prefix", spec.name]
+    if spec.spot:
+        argv.append("--spot")
+    if spec.reservation:
+        argv += ["--reservation", spec.reservation]
+    if spec.tpu_vm.network:
+        argv += ["--network", spec.tpu_vm.network]
+    if spec.service_account:
+        argv += ["--service-account", spec.service_account]
+    return argv
+
+
+def docker_argv(spec: RunSpec) -> list[str]:
+    """What every worker runs. TPU devices and the host's network need `--privileged`; the VM runs nothing else."""
+    argv = ["sudo", "docker", "run", "--detach", "--name", spec.name, "--privileged", "--network", "host", "--user", "0"]
+    argv += ["--stop-timeout", str(spec.grace_s), "--ulimit", "memlock=-1:-1", "--shm-size", "16g"]
+    for name, value in command.environment(spec).items():
+        argv += ["--env", f"{name}={value}"]
+    for host, container in spec.tpu_vm.mounts.items():
+        argv += ["--volume", f"{host}:{container}"]
+    supervise = ["python", "-m", "launch.supervise", "--restarts", str(spec.restarts)]
+    for name, ref in spec.secrets.items():
+        argv += ["--volume", f"{ref.file}:/run/secrets/{name}:ro"]
+        supervise += ["--secret", f"{name}=/run/secrets/{name}"]
+    return [*argv, spec.image, *supervise, "--", *command.train(spec, ["--distributed"])]
+
+
+def ssh_argv(spec: RunSpec, node: str, remote: list[list[str]], *, worker: str = "all") -> list[str]:
+    """Commands for one slice's workers: argv lists, quoted for the one shell that ssh cannot do without."""
+    line = " && ".join(shlex.join(argv) for argv in remote)
+    return ["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, *_place(spec), f"--worker={worker}", f"--command={line}"]
+
+
+def start_argvs(spec: RunSpec) -> list[list[str]]:
+    """One ssh a slice, to all of its workers."""
+    host = spec.image.split("/", 1)[0]
+    login = [["sudo", "gcloud", "auth", "configure-docker", host, "--quiet"]] if host.endswith((".pkg.dev", "gcr.io")) else []
+    return [ssh_argv(spec, node, [*login, docker_argv(spec)]) for node in nodes(spec)]
+
+
+def describe_argv(spec: RunSpec) -> list[str]:
+    argv = ["gcloud", "compute", "tpus", "queued-resources", "describe", spec.name, *_place(spec)]
+    return [*argv, "--format=value(state.state)"]
+
+
+def render(spec: RunSpec) -> str:
+    """The commands as a shell would take them, in order."""
+    return "".join(f"{shlex.join(argv)}\n" for argv in [create_argv(spec), describe_argv(spec), *start_argvs(spec)])
+
+
+def submit(spec: RunSpec) -> int:
+    """Requests, waits until the resource is ACTIVE (Ctrl-C leaves the request in the queue), starts all workers."""
+    external.run(create_argv(spec))
+    wait(spec)
+    for argv in start_argvs(spec):
+        external.run(argv)
+    return 0
+
+
+def wait(spec: RunSpec, *, poll_s: float = POLL_S) -> None:
+    """Until ACTIVE; ChildProcessError if the request ended instead."""
+    before = ""
+    while (state := external.ask(describe_argv(spec))) != "ACTIVE":
+        if state in ENDED:
+            raise ChildProcessError(f"{spec.name} is {state}: gcloud says why; cancel it and submit again")
+        if state != before:
+            print(f"{spec.name}: {state}", flush=True)
+        before = state
+        time.sleep(poll_s)
+
+
+def status(spec: RunSpec) -> int:
+    """The request's state, and each worker's container."""
+    print(f"{spec.name}: {external.ask(describe_argv(spec))}", flush=True)
+    listing = ["sudo", "docker", "ps", "--all", "--filter", f"name={spec.name}", "--format", "{{.Names}} {{.Status}}"]
+    for node in nodes(spec):
+        external.run(ssh_argv(spec, node, [listing]))
+    return 0
+
+
+def logs(spec: RunSpec, *, rank: int, follow: bool, lines: int) -> int:
+    """What one host's container prints."""
+    group, host = divmod(rank, spec.machines.hosts)
+    argv = ["sudo", "docker", "logs", "--tail", str(lines), *(["--follow"] if follow else []), spec.name]
+    return external.run(ssh_argv(spec, nodes(spec)[group], [argv], worker=str(host)))
+
+
+def cancel(spec: RunSpec) -> int:
+    """Stops the containers inside the grace period (they save), then deletes request and VMs."""
+    for node in nodes(spec):
+        external.run(ssh_argv(spec, node, [["sudo", "docker", "stop", "--time", str(spec.grace_s), spec.name]]))
+    argv = ["gcloud", "compute", "tpus", "queued-resources", "delete", spec.name, *_place(spec), "--force", "--quiet"]
+    return external.run(argv)

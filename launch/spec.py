@@ -1,0 +1,332 @@
+"""One run, written once: what is trained, on what, how often it may fail. Every target is rendered from it.
+
+A spec is a YAML file with exactly the fields of `RunSpec`; examples lie in launch/examples/. Reading it checks names and types,
+`RunSpec.validate` what can be checked without a target, `launch.checks` the rest.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch import accelerators
+from launch.accelerators import Machines
+
+# JobSet's webhook: the coordinator's label `<name>-slice-0-0.<name>` has at most 63 characters.
+MAX_NAME = 26
+SECURITY = ("restricted", "tpu", "privileged")
+SLURM_RUNTIMES = ("python", "apptainer")
+# What renderers set themselves: a value in `env` would be overwritten, or break the meeting of the processes.
+RESERVED_ENV = re.compile(
+    r"JAX_(COORDINATOR_ADDRESS|NUM_PROCESSES|PROCESS_ID|LOCAL_DEVICE_IDS)|MEGASCALE_\w+|RESTART_ATTEMPT|TPU_WORKER_\w+"
+)
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(API_?)?KEY(_|$)", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    r"(^|[^A-Za-z0-9])(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}|xox[abp]-\w{8,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s:@]+@"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Accelerator:
+    """What the run computes on.
+
+    type: a TPU generation (v4 v5e v5p v6e tpu7x), a GPU machine (h100 h100-mega h200 b200 gb200), or `cpu`
+    topology: of a TPU slice, such as 4x4x8
+    slices: TPU slices
+    nodes: GPU or CPU nodes
+    devices: cpu: simulated devices a node
+    """
+
+    type: str
+    topology: str = ""
+    slices: int = 1
+    nodes: int = 1
+    devices: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SecretRef:
+    """Where a secret lies: never what it is. `secret` and `key` of a Kubernetes Secret, or a `file` on the machines (mode 0600)."""
+
+    secret: str = ""
+    key: str = ""
+    file: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Volume:
+    """A volume of the pods: `source` is Kubernetes' own (`persistentVolumeClaim: {claimName: data}`), `mount` where it is seen."""
+
+    name: str
+    mount: str
+    source: Mapping[str, Any]
+    read_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Slurm:
+    """What only SLURM asks for.
+
+    runtime: `python` (an environment on a shared file system) or `apptainer` (the spec's image)
+    python, workdir: for runtime `python`: the interpreter, and the folder that holds the configs
+    binds: for runtime `apptainer`: folders that the container sees beside the output, `HOST[:CONTAINER]`
+    time: limit, D-HH:MM:SS
+    directives: more `#SBATCH` lines, such as `--exclude=node7`
+    setup: lines of bash before the first start, such as `module load cuda`
+    """
+
+    runtime: str = "python"
+    python: str = ""
+    workdir: str = ""
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    time: str = ""
+    binds: tuple[str, ...] = ()
+    directives: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TpuVm:
+    """What only queued resources ask for; `runtime_version` defaults to the generation's, `mounts` are host folders of the VMs."""
+
+    zone: str = ""
+    project: str = ""
+    runtime_version: str = ""
+    network: str = ""
+    mounts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Local:
+    """How the run fits on this machine; 0 means what the spec says: a process a host, with its host's devices simulated.
+
+    simulate: False takes the machine's own devices, in one process
+    """
+
+    processes: int = 0
+    devices: int = 0
+    simulate: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """A run.
+
+    name: of the job on every target; lower case, at most 26 characters
+    config, overrides: of `omnihuman train`: a file (of the image), and fields of it such as `data.dataset`
+    output: the run directory, continued at every restart; on a cluster it lies on a volume or shared file system
+    checkpoints: where the checkpoints go instead of OUTPUT/checkpoints: a folder or a URI such as gs://bucket/run
+    image: by digest (`repo@sha256:...`)
+    namespace, queue, priority, service_account: Kubernetes; `queue` is Kueue's LocalQueue, `priority` its WorkloadPriorityClass
+        (without a queue: the pods' PriorityClass)
+    spot, reservation: which capacity; at most one of them
+    placement_policy: GKE's, which several hosts of tpu7x need
+    env, secrets: of every process; values in the open, secrets by reference only
+    grace_s: between SIGTERM and SIGKILL: one step and one blocking save have to fit in
+    restarts: after crashes; preemptions cost none, errors of the user get none
+    ttl_s: how long a finished JobSet stays for reading
+    security: of the pods: `restricted` (GPU's default), `tpu` (TPU's), `privileged`; see docs/security.md
+    host_network: pods use the nodes' network: faster between slices, outside of any NetworkPolicy
+    compilation_cache: JAX's persistent cache, a folder or URI that nobody else can write
+    volumes: of the pods
+    pod_patch: merged into the pod template last (lists of things with a `name` by name): sidecars and annotations of GPU networks
+    """
+
+    name: str
+    config: str
+    overrides: Mapping[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
+    output: str
+    checkpoints: str = ""
+    accelerator: Accelerator
+    image: str = ""
+    namespace: str = "default"
+    queue: str = ""
+    priority: str = ""
+    service_account: str = ""
+    spot: bool = False
+    reservation: str = ""
+    placement_policy: str = ""
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    secrets: Mapping[str, SecretRef] = dataclasses.field(default_factory=dict)
+    grace_s: int = 120
+    restarts: int = 10
+    ttl_s: int = 43200
+    security: str = ""
+    host_network: bool = False
+    compilation_cache: str = ""
+    volumes: tuple[Volume, ...] = ()
+    pod_patch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    slurm: Slurm = dataclasses.field(default_factory=Slurm)
+    tpu_vm: TpuVm = dataclasses.field(default_factory=TpuVm)
+    local: Local = dataclasses.field(default_factory=Local)
+
+    @property
+    def machines(self) -> Machines:
+        """What the accelerator is in hosts and devices; ValueError if there is no such thing."""
+        a = self.accelerator
+        return accelerators.machines(a.type, topology=a.topology, slices=a.slices, nodes=a.nodes, devices=a.devices)
+
+    @property
+    def security_profile(self) -> str:
+        return self.security or ("tpu" if self.machines.kind == "tpu" else "restricted")
+
+    def validate(self) -> None:
+        """ValueError, one line with the field, on whatever is wrong for every target."""
+        if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name):
+            raise ValueError(f"name {self.name!r}: lower-case letters, digits and '-', a letter first")
+        if len(self.name) > MAX_NAME:
+            raise ValueError(f"name {self.name!r} has {len(self.name)} characters; pods' host names leave room for {MAX_NAME}")
+        for field in ("config", "output"):
+            if not getattr(self, field):
+                raise ValueError(f"{field} is empty")
+        _ = self.machines
+        if self.spot and self.reservation:
+            raise ValueError(f"spot and reservation {self.reservation!r} exclude each other; take one of them")
+        if self.grace_s < 1 or self.restarts < 0 or self.ttl_s < 0:
+            raise ValueError(f"grace_s {self.grace_s} must be >= 1, restarts {self.restarts} and ttl_s {self.ttl_s} >= 0")
+        if self.security and self.security not in SECURITY:
+            raise ValueError(f"security {self.security!r} is unknown; it is one of {', '.join(SECURITY)}")
+        if self.host_network and self.security_profile == "restricted":
+            raise ValueError("host_network is not allowed by security 'restricted'; say security: privileged, or leave it out")
+        for name in self.overrides:
+            if name.startswith(("-", "config.")) or "=" in name:
+                raise ValueError(f"overrides.{name}: the field alone, such as data.dataset or train.steps")
+        self._validate_env()
+        _unique("volumes: name", [volume.name for volume in self.volumes])
+        _unique("volumes: mount", [volume.mount for volume in self.volumes])
+        for volume in self.volumes:
+            if not volume.mount.startswith("/"):
+                raise ValueError(f"volumes.{volume.name}: mount {volume.mount!r} is not an absolute path")
+            if len(volume.source) != 1:
+                raise ValueError(f"volumes.{volume.name}: source is one kind, not {list(volume.source)}")
+        self._validate_slurm()
+        if self.local.processes < 0 or self.local.devices < 0:
+            raise ValueError(f"local: processes {self.local.processes} and devices {self.local.devices} must be >= 0")
+
+    def _validate_slurm(self) -> None:
+        slurm = self.slurm
+        if slurm.runtime not in SLURM_RUNTIMES:
+            raise ValueError(f"slurm.runtime {slurm.runtime!r} is unknown; it is one of {', '.join(SLURM_RUNTIMES)}")
+        if slurm.time and not re.fullmatch(r"(\d+-)?\d{1,2}:\d{2}:\d{2}|\d+", slurm.time):
+            raise ValueError(f"slurm.time {slurm.time!r}: D-HH:MM:SS, HH:MM:SS or minutes")
+        for line in slurm.directives:
+            if not re.fullmatch(r"--[a-z][-a-z]*(=\S+)?", line):
+                raise ValueError(f"slurm.directives: {line!r} is not of the form --name=value")
+        if lines := [line for line in slurm.setup if "\n" in line]:
+            raise ValueError(f"slurm.setup: one command a line, not {lines[0]!r}")
+
+    def _validate_env(self) -> None:
+        for name in (*self.env, *self.secrets):
+            if not re.fullmatch(r"[A-Za-z_]\w*", name):
+                raise ValueError(f"env {name!r} is no name of an environment variable")
+            if RESERVED_ENV.fullmatch(name):
+                raise ValueError(f"env {name} is set by the launcher; leave it out")
+        if twice := set(self.env) & set(self.secrets):
+            raise ValueError(f"{', '.join(sorted(twice))} is in env and in secrets; keep the one in secrets")
+        for name in self.env:
+            if _SECRET_NAME.search(name):
+                raise ValueError(f"env.{name} looks like a secret, and all who may read jobs would read it; refer to it in secrets")
+        literals: dict[str, Any] = {f"env.{name}": value for name, value in self.env.items()}
+        literals |= {f"overrides.{name}": value for name, value in self.overrides.items()}
+        literals |= {field: getattr(self, field) for field in ("config", "output", "checkpoints", "image", "compilation_cache")}
+        for field, value in literals.items():
+            if _SECRET_VALUE.search(str(value)):
+                raise ValueError(f"the value of {field} looks like a credential; refer to it in secrets, and revoke this one")
+        for name, ref in self.secrets.items():
+            if bool(ref.secret) != bool(ref.key) or bool(ref.secret) == bool(ref.file):
+                raise ValueError(f"secrets.{name}: either secret and key (Kubernetes), or file")
+
+
+def load_spec(path: str | Path) -> RunSpec:
+    """The checked spec of a YAML file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, an unknown or repeated key (with the nearest known one), a wrong type, or what `validate` refuses.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; specs to start from lie in launch/examples/")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    try:
+        spec = spec_from_dict(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return spec
+
+
+def spec_from_dict(data: Any) -> RunSpec:
+    """The checked spec of plain values; ValueError as `load_spec`."""
+    spec = _build(RunSpec, data, "")
+    spec.validate()
+    return spec
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without objects, and without silently dropped duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _build(kind: Any, data: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(typing.cast(type, kind), data, path)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise ValueError(f"{path}: expects a list, not {data!r}")
+        return tuple(_build(inner[0], item, f"{path}[{i}]") for i, item in enumerate(data))
+    if origin is Mapping:
+        if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+            raise ValueError(f"{path}: expects a mapping with text as keys, not {data!r}")
+        return {key: _build(inner[1], value, f"{path}.{key}") for key, value in data.items()}
+    if kind is Any:
+        return data
+    members = inner if origin in (typing.Union, types.UnionType) else (kind,)
+    # A bool is an int to Python, not to a reader of the file.
+    if type(data) not in members:
+        quote = " (quote it)" if members == (str,) and isinstance(data, int | float) else ""
+        raise ValueError(f"{path}: expects {' or '.join(_WORDS[member] for member in members)}, not {data!r}{quote}")
+    return data
+
+
+def _build_dataclass(kind: type, data: Any, path: str) -> Any:
+    if not isinstance(data, dict):
+        raise ValueError(f"{path or 'the spec'}: expects a mapping, not {data!r}")
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"{path}{'.' if path else ''}{key}: no such field; {hint}")
+    for field in dataclasses.fields(kind):
+        if field.name not in data and field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{path}{'.' if path else ''}{field.name} is missing")
+    return kind(**{key: _build(hints[key], value, f"{path}{'.' if path else ''}{key}") for key, value in data.items()})
+
+
+def _unique(what: str, values: list[str]) -> None:
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise ValueError(f"{what} {', '.join(twice)} is there twice")
