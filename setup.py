@@ -31,6 +31,9 @@ TRAINER = [
     "pillow>=10",
     "rich>=13",
     "tensorboardX>=2.6.2,<3",
+    # Run specs, and the JobSets made of them.
+    "PyYAML>=6,<7",
+    "jsonschema>=4.26,<5",
 ]
 
 # Body, hands and face (mediapipe's own wheel repacked without its upper bound on numpy), phones for the lip-sync proxy.
@@ -52,7 +55,7 @@ TORCH = ["torch==2.13.0"]
 TOPOLOGIES = ["libtpu==0.0.52"]
 
 # diffusers and transformers are what parity is measured against.
-DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", "diffusers==0.42.1", "transformers>=5.24,<6", "jsonschema>=4.26,<5"]
+DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", "diffusers==0.42.1", "transformers>=5.24,<6"]
 
 setup(
     name="omnihuman-jax",
@@ -69,6 +72,7 @@ setup(
         "omnihuman_jax": ["py.typed"],
         "omnihuman_jax.interop": ["modeling_omnihuman.py"],
         "omnihuman_jax.reporting": ["style.css"],
+        "launch": ["schemas/*", "examples/*.yaml"],
     },
     install_requires=TRAINER,
     extras_require={

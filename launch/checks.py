@@ -51,9 +51,7 @@ def check_image(spec: RunSpec, target: str, *, allow_tag: bool) -> None:
     if "@" in spec.image or not re.fullmatch(r"[a-z0-9][\w.:/-]*", spec.image):
         raise ValueError(f"image {spec.image!r} is not of the form repo@sha256:<64 hex digits>")
     if not allow_tag:
-        raise ValueError(
-            f"image {spec.image!r} is named by tag, which can change under a job; give its digest, or --allow-tag"
-        )
+        raise ValueError(f"image {spec.image!r} is named by tag, which can change under a job; give its digest, or --allow-tag")
 
 
 def check_output(spec: RunSpec, target: str) -> None:
@@ -140,6 +138,4 @@ def preflight(spec: RunSpec) -> None:
     print(f"preflight: omnihuman {' '.join(plan_argv(spec)[3:])}", file=sys.stderr, flush=True)
     done = subprocess.run(plan_argv(spec), stdout=sys.stderr, check=False)
     if done.returncode:
-        raise ValueError(
-            f"preflight: `omnihuman plan` refuses this run on {spec.machines} (code {done.returncode}), see above"
-        )
+        raise ValueError(f"preflight: `omnihuman plan` refuses this run on {spec.machines} (code {done.returncode}), see above")

@@ -99,6 +99,7 @@ def check(spec: RunSpec) -> None:
         raise ValueError(f"output {spec.output!r}: a folder of this machine for --target local")
     if kubernetes := [name for name, ref in spec.secrets.items() if ref.secret]:
         raise ValueError(f"secrets.{kubernetes[0]}: a Kubernetes secret cannot be read here; give file for --target local")
+    read_secrets({name: ref.file for name, ref in spec.secrets.items()})
 
 
 class LocalJob:

@@ -52,9 +52,9 @@ def write(folder: Path, data: dict[str, Any]) -> None:
 
 
 def launcher_pid(state: dict[str, Any]) -> int | None:
-    """The launcher's process id while it lives."""
+    """The launcher's process id while it works on the job; None once that ended, or it was killed."""
     pid, started = state["launcher"]["pid"], state["launcher"]["started"]
-    return pid if started and process_start(pid) == started else None
+    return pid if state["state"] == "running" and started and process_start(pid) == started else None
 
 
 def status(spec: RunSpec) -> int:
@@ -62,7 +62,7 @@ def status(spec: RunSpec) -> int:
     state, folder = read(spec), state_dir(spec)
     pid = launcher_pid(state)
     running = state["state"] == "running"
-    now = f"running, launcher {pid}" if pid and running else "its launcher was killed" if running else state.get("text", "ended")
+    now = f"running, launcher {pid}" if pid else "its launcher was killed" if running else state["text"]
     print(f"{spec.name}: {now}; attempt {state['attempt']}" + ("" if running else f", code {state['code']}"))
     for rank, process in state["processes"].items():
         print(f"  rank {rank}: process {process} {'runs' if process_start(process) else 'is gone'}")
@@ -98,5 +98,5 @@ def cancel(spec: RunSpec) -> int:
         if time.monotonic() > deadline:
             raise ChildProcessError(f"launcher {pid} of {spec.name} still runs after {spec.grace_s + 30} s")
         time.sleep(0.1)
-    print(f"{spec.name}: stopped; the same spec continues")
+    print(f"{spec.name}: {read(spec)['text']}")
     return 0

@@ -25,13 +25,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--target", required=True, choices=tuple(checks.TARGETS))
     parser.add_argument("--dry-run", action="store_true", help="check, and print what would be sent")
     parser.add_argument("--allow-tag", action="store_true", help="let an image pass that is named by tag instead of digest")
-    parser.add_argument(
-        "--preflight", action="store_true", help="refuse what `omnihuman plan` finds too large for the memory"
-    )
+    parser.add_argument("--preflight", action="store_true", help="refuse what `omnihuman plan` finds too large for the memory")
     options = parser.parse_args(list(argv))
     spec = load_spec(options.spec)
     checks.check(spec, options.target, checks.Options(allow_tag=options.allow_tag, preflight=options.preflight))
-    print(f"{spec.name}: {describe(spec)}", file=sys.stderr, flush=True)
+    print(f"{spec.name}: {describe(spec, options.target)}", file=sys.stderr, flush=True)
     if options.target == "local":
         return show_local(spec) if options.dry_run else run_here(spec)
     module = checks.TARGETS[options.target]
@@ -41,9 +39,14 @@ def main(argv: Sequence[str]) -> int:
     return module.submit(spec)
 
 
-def describe(spec: RunSpec) -> str:
-    """The machines in words, with the clouds' own names."""
+def describe(spec: RunSpec, target: str) -> str:
+    """The machines in words, with the cloud's own names where it is one."""
     machines = spec.machines
+    if target == "local":
+        layout = local.layout_of(spec)
+        return f"{layout.processes} processes of this machine, {layout.devices or 'its own'} devices each"
+    if target == "slurm":
+        return str(machines)
     if machines.kind == "gpu":
         return f"{machines} ({GPU_MACHINES[machines.type].machine})"
     if machines.kind == "tpu":

@@ -47,6 +47,16 @@ def note_first_code(path: Path, code: int) -> None:
         file.write(f"{code}\n")
 
 
+def first_pause() -> float:
+    """Seconds before the first restart; the environment shortens it for tests."""
+    return float(os.environ.get("OMNIHUMAN_RESTART_PAUSE_S", "1"))
+
+
+def next_pause(pause_s: float, uptime_s: float) -> float:
+    """Twice as long after each process that did not live long."""
+    return min(pause_s * 2, MAX_PAUSE_S) if uptime_s < STEADY_S else first_pause()
+
+
 def supervise(argv: Sequence[str], *, restarts: int, environment: Mapping[str, str], first_code: Path | None = None) -> int:
     """Runs `argv` until it is done, a user error, or fails once more than `restarts` times; its last code.
 
@@ -64,7 +74,7 @@ def supervise(argv: Sequence[str], *, restarts: int, environment: Mapping[str, s
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    counted, pause = 0, 1.0
+    counted, pause = 0, first_pause()
     while True:
         started = time.monotonic()
         # A session of its own: a signal to our group reaches it once, through us.
@@ -79,8 +89,8 @@ def supervise(argv: Sequence[str], *, restarts: int, environment: Mapping[str, s
         if stopping or verdict in (Verdict.DONE, Verdict.FAIL) or restarts == 0 or counted > restarts:
             return code
         print(f"launch.supervise: code {code}: {verdict.value} ({counted} of {restarts}); attempt {attempt + 1}", flush=True)
-        pause = min(pause * 2, MAX_PAUSE_S) if time.monotonic() - started < STEADY_S else 1.0
         time.sleep(pause)
+        pause = next_pause(pause, time.monotonic() - started)
         if stopping:
             return code
         attempt += 1

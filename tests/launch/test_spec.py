@@ -1,0 +1,247 @@
+"""Specs: read strictly, and refused in one line before anything is sent."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from launch import checks
+from launch.spec import RunSpec, load_spec
+from omnihuman_jax import cli
+from tests.launch.specs import DIGEST, GOOD, ON_SLURM, ON_TPU_VM, ROOT, changed, spec
+
+EXAMPLES = {
+    "v5p": "jobset",
+    "v6e_multislice": "jobset",
+    "h100": "jobset",
+    "tpu_vm": "queued-resource",
+    "slurm": "slurm",
+    "local": "local",
+}
+
+CASES: list[tuple[str, str, dict[str, Any], str]] = [
+    # what, target, spec, part of the error
+    ("an unknown key", "jobset", changed({"acclerator": {}}), "acclerator: no such field; did you mean 'accelerator'?"),
+    ("an unknown inner key", "jobset", changed({"accelerator": {"type": "v5p", "topolgy": "4x4x4"}}), "did you mean 'topology'?"),
+    ("a missing key", "jobset", changed(drop="output"), "output is missing"),
+    ("a wrong type", "jobset", changed({"restarts": "ten"}), "restarts: expects a whole number, not 'ten'"),
+    ("a number where text is", "jobset", changed({"env": {"N": 3}}), "env.N: expects text, not 3 (quote it)"),
+    ("not a mapping", "jobset", changed({"accelerator": "v5p-64"}), "accelerator: expects a mapping, not 'v5p-64'"),
+    ("a name with capitals", "jobset", changed({"name": "MyRun"}), "name 'MyRun': lower-case letters"),
+    ("a long name", "jobset", changed({"name": "a" * 27}), "has 27 characters; pods' host names leave room for 26"),
+    ("an unknown accelerator", "jobset", changed({"accelerator": {"type": "v5x"}}), "accelerator.type 'v5x' is unknown"),
+    (
+        "a topology of no slice",
+        "jobset",
+        changed({"accelerator": {"type": "v5p", "topology": "4x4x6"}}),
+        "v5p has no topology 4x4x6",
+    ),
+    ("no topology", "jobset", changed({"accelerator": {"type": "v6e"}}), "accelerator.topology is missing; v6e has 1x1"),
+    ("a TPU by nodes", "jobset", changed({"accelerator": {"type": "v6e", "topology": "8x8", "nodes": 4}}), "not by nodes"),
+    ("a GPU by slices", "jobset", changed({"accelerator": {"type": "h100", "slices": 4}}), "topology and slices are for TPUs"),
+    (
+        "slices of one host",
+        "jobset",
+        changed({"accelerator": {"type": "v6e", "topology": "2x2", "slices": 2}}),
+        "2 slices of v6e 2x2, a single host",
+    ),
+    ("spot and reserved", "jobset", changed({"spot": True, "reservation": "r"}), "spot and reservation 'r' exclude each other"),
+    ("a literal secret", "jobset", changed({"env": {"HF_TOKEN": "x"}}), "env.HF_TOKEN looks like a secret"),
+    ("a secret's value", "jobset", changed({"env": {"HUB": "hf_" + "a" * 30}}), "the value of env.HUB looks like a credential"),
+    (
+        "a password in a URI",
+        "jobset",
+        changed({"overrides": {"data.dataset": "https://me:secret@host/x"}}),
+        "overrides.data.dataset looks like a credential",
+    ),
+    ("half a reference", "jobset", changed({"secrets": {"T": {"secret": "s"}}}), "secrets.T: either secret and key"),
+    ("a file for a pod", "jobset", changed({"secrets": {"T": {"file": "/x"}}}), "pods read Kubernetes secrets"),
+    (
+        "a Kubernetes secret for SLURM",
+        "slurm",
+        changed(ON_SLURM, {"secrets": {"T": {"secret": "s", "key": "k"}}}),
+        "reads files on",
+    ),
+    ("what the launcher sets", "jobset", changed({"env": {"JAX_PROCESS_ID": "0"}}), "env JAX_PROCESS_ID is set by the launcher"),
+    ("an image by tag", "jobset", changed({"image": "repo/trainer:latest"}), "is named by tag, which can change under a job"),
+    ("a short digest", "jobset", changed({"image": "repo/trainer@sha256:abc"}), "is not of the form repo@sha256:<64 hex digits>"),
+    ("no image", "jobset", changed({"image": ""}), "image is missing; --target jobset runs one"),
+    ("output in the container", "jobset", changed({"output": "/tmp/run"}), "'/tmp/run' lies on none of volumes (/runs)"),
+    ("a relative output", "slurm", changed(ON_SLURM, {"output": "runs/a"}), "an absolute path or a URI for --target slurm"),
+    ("a config that is not there", "jobset", changed({"config": "configs/none.py"}), "configs/none.py does not exist"),
+    (
+        "a config's field that is not there",
+        "jobset",
+        changed({"overrides": {"model.widht": 8}}),
+        "there is no field 'model.widht'; did you mean 'model.width'?",
+    ),
+    (
+        "a mesh of other devices",
+        "jobset",
+        changed({"accelerator": {"type": "v5p", "topology": "4x4x8"}}),
+        "128 devices are not a multiple of 256",
+    ),
+    (
+        "a batch that the mesh cannot split",
+        "jobset",
+        changed({"overrides": {"data.plan.sequences_per_step": 40}}),
+        "data.plan.sequences_per_step is 40, data x fsdp split it 32 ways",
+    ),
+    ("an override with its prefix", "jobset", changed({"overrides": {"config.seed": 3}}), "overrides.config.seed: the field alone"),
+    (
+        "a relative mount",
+        "jobset",
+        changed({"volumes": [GOOD["volumes"][0] | {"mount": "runs"}]}),
+        "'runs' is not an absolute path",
+    ),
+    ("a volume twice", "jobset", changed({"volumes": GOOD["volumes"] * 2}), "volumes: name runs is there twice"),
+    (
+        "a typo in a volume's source",
+        "jobset",
+        changed({"volumes": [GOOD["volumes"][0] | {"source": {"persistentVolumeClaim": {"claim": "runs"}}}]}),
+        "JobSet: spec.replicatedJobs.0.template.spec.template.spec.volumes.2.persistentVolumeClaim: ",
+    ),
+    ("a typo in the pod patch", "jobset", changed({"pod_patch": {"spec": {"hostIPCC": True}}}), "hostIPCC"),
+    (
+        "a patch that takes the failure policy its ground",
+        "jobset",
+        changed({"pod_patch": {"spec": {"restartPolicy": "OnFailure"}}}),
+        "a podFailurePolicy needs Never",
+    ),
+    (
+        "a patch that takes chips",
+        "jobset",
+        changed({"pod_patch": {"spec": {"containers": [{"name": "train", "resources": {"limits": {"google.com/tpu": 1}}}]}}}),
+        "google.com/tpu: limits 1 and requests 4 must both be 4",
+    ),
+    (
+        "the host's network in a restricted pod",
+        "jobset",
+        changed(ON_SLURM, {"host_network": True, "security": "restricted"}),
+        "host_network is not allowed by security 'restricted'",
+    ),
+    ("a restricted TPU pod", "jobset", changed({"security": "restricted"}), "keeps the TPU runtime from pinning memory"),
+    ("an unknown profile", "jobset", changed({"security": "none"}), "security 'none' is unknown; it is one of restricted, tpu"),
+    (
+        "tpu7x without a policy",
+        "jobset",
+        changed({"accelerator": {"type": "tpu7x", "topology": "4x4x8"}}),
+        "placement_policy is missing",
+    ),
+    ("CPUs on GKE", "jobset", changed({"accelerator": {"type": "cpu", "nodes": 2}}), "cpu is for --target local and slurm"),
+    ("a TPU on SLURM", "slurm", changed({"output": "/shared/run"}), "SLURM runs GPU or cpu nodes"),
+    ("no interpreter on SLURM", "slurm", changed(ON_SLURM, {"slurm": {}}), "slurm.python and slurm.workdir are missing"),
+    ("a SLURM time in words", "slurm", changed(ON_SLURM, {"slurm": {"time": "a day"}}), "slurm.time 'a day': D-HH:MM:SS"),
+    ("a directive that ends the line", "slurm", changed(ON_SLURM, {"slurm": {"directives": ["--a=b\nrm"]}}), "is not of the form"),
+    (
+        "a GPU as queued resource",
+        "queued-resource",
+        changed(ON_TPU_VM, {"accelerator": {"type": "h100"}}),
+        "queued resources are TPUs",
+    ),
+    (
+        "tpu7x as queued resource",
+        "queued-resource",
+        changed(ON_TPU_VM, {"accelerator": {"type": "tpu7x", "topology": "4x8x8"}}),
+        "tpu7x is served by GKE only",
+    ),
+    ("no zone", "queued-resource", changed(ON_TPU_VM, {"tpu_vm": {"mounts": {"/m": "/runs"}}}), "tpu_vm.zone is missing"),
+    ("a pod's worth of processes here", "local", changed(), "are too many here, at most 16; set local.processes"),
+    (
+        "a secret that is not there",
+        "local",
+        changed({"local": {"processes": 2, "devices": 128}, "secrets": {"T": {"file": "/no"}}}),
+        "/no",
+    ),
+]
+
+
+def submit(tmp_path: Path, text: str, target: str, *options: str) -> int:
+    file = tmp_path / "spec.yaml"
+    file.write_text(text, encoding="utf-8")
+    return cli.main(["submit", str(file), "--target", target, "--dry-run", *options])
+
+
+@pytest.mark.parametrize(("what", "target", "data", "message"), CASES, ids=[case[0] for case in CASES])
+def test_a_broken_spec_is_one_line(
+    what: str, target: str, data: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(tmp_path, yaml.safe_dump(data), target) == 2, what
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("omnihuman submit: ")]
+    assert len(lines) == 1 and message in lines[0], captured.err
+    assert len(captured.err.splitlines()) == 1 and not captured.out and "Traceback" not in captured.err
+
+
+def test_there_are_enough_broken_specs() -> None:
+    assert len({case[3] for case in CASES}) >= 20
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "the key 'name' is there twice"),
+        ("name: [a\n", "not YAML"),
+        ("- a\n", "the spec: expects a mapping"),
+        ("name: !!python/object/apply:os.system ['touch pwned']\n", "not YAML: could not determine a constructor"),
+    ],
+)
+def test_a_file_that_is_no_spec(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"spec\.yaml") as error:
+        load_spec("spec.yaml")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_missing_file_says_where_examples_are() -> None:
+    with pytest.raises(FileNotFoundError, match="launch/examples/"):
+        load_spec("none.yaml")
+
+
+def test_allow_tag_lets_a_tag_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(tmp_path, yaml.safe_dump(changed({"image": "repo/trainer:1.2"})), "jobset", "--allow-tag") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["kind"] == "JobSet"
+
+
+@pytest.mark.parametrize(("name", "target"), EXAMPLES.items())
+def test_the_examples_are_right(
+    name: str, target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert cli.main(["submit", f"launch/examples/{name}.yaml", "--target", target, "--dry-run"]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.strip()
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.stem for path in (ROOT / "launch" / "examples").glob("*.yaml")} == EXAMPLES.keys()
+
+
+def test_a_spec_says_all_fields_of_its_docstring() -> None:
+    doc = RunSpec.__doc__ or ""
+    missing = [
+        name for name in RunSpec.__dataclass_fields__ if name not in doc and name not in ("accelerator", "slurm", "tpu_vm", "local")
+    ]
+    assert not missing
+
+
+def test_devices_of_a_spec() -> None:
+    two = spec(accelerator={"type": "v6e", "topology": "16x16", "slices": 2}).machines
+    assert (two.groups, two.hosts, two.processes, two.devices) == (2, 64, 128, 512)
+    ironwood = spec(accelerator={"type": "tpu7x", "topology": "2x2x2"}).machines
+    assert (ironwood.chips, ironwood.devices_per_host, ironwood.devices) == (4, 8, 16)
+    gpus = spec(accelerator={"type": "gb200", "nodes": 3}).machines
+    assert (gpus.processes, gpus.chips, gpus.devices) == (3, 4, 12)
+
+
+def test_preflight_asks_plan_about_the_very_run() -> None:
+    argv = checks.plan_argv(spec(accelerator={"type": "v6e", "topology": "16x16", "slices": 2}, overrides={"seed": 4}))
+    assert argv[3:5] == ["plan", f"--config={GOOD['config']}"]
+    assert argv[5:] == ["--topology=v6e:16x16", "--slices=2", "--config.seed=4"]
+    assert "--topology=h100:256" in checks.plan_argv(spec(accelerator={"type": "h100-mega", "nodes": 32}))
+
+
+def test_digests_are_digests() -> None:
+    assert len(DIGEST) == 71
