@@ -1,11 +1,17 @@
-"""Plan: what training would see, before anything is trained: ratios, repeats, fill, skips; refuses what the data cannot feed.
+"""Plan, before anything is trained: what training would see of its data, and what a step would cost on a pod.
 
-omnihuman plan --config configs/demo.py --config.data.dataset=runs/demo/dataset
+    omnihuman plan --config configs/demo.py --config.data.dataset=runs/demo/dataset
+    omnihuman plan --config configs/omnihuman_13b.py:720p --topology v5p:8x8x8 --micro-batch 1
+    omnihuman plan --config configs/omnihuman_13b.py:720p --topology v6e:16x16 --slices 2 --sweep --json sweep.json
+
+The data plan: ratios, repeats, fill, skips; it refuses what the data cannot feed. The scale plan (`--topology`, no dataset and no
+accelerator needed) compiles the real train step for that slice: memory, collectives, roofline, predicted MFU (docs/scale.md).
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from omnihuman_jax.config import ExperimentConfig, dataset_dir, load_config, packed_shape
 from omnihuman_jax.data.catalog import Catalog
@@ -21,14 +27,46 @@ def report(config: ExperimentConfig) -> tuple[Plan, tuple[StageReport, ...]]:
     return plan, plan.report()
 
 
-def main(argv: Sequence[str]) -> int:
-    """`omnihuman plan`."""
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options, and the `--config.*` overrides."""
     parser = argparse.ArgumentParser(
         prog="omnihuman plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="config file; fields are set with --config.FIELD=VALUE")
+    scale = parser.add_argument_group("the scale plan")
+    scale.add_argument("--topology", metavar="KIND:SHAPE", help="a slice, v5p:8x8x8, v6e:16x16, or GPUs, h100:64 (formula only)")
+    scale.add_argument(
+        "--slices", type=int, default=1, metavar="N", help="so many of that slice, joined by the data-centre network"
+    )
+    scale.add_argument(
+        "--micro-batch", type=int, default=0, metavar="N", help="sequences a data-parallel group at a time; sets the batch"
+    )
+    scale.add_argument("--sweep", action="store_true", help="search mesh x remat x micro-batch, rank what fits")
+    scale.add_argument("--compile", type=int, default=3, metavar="N", help="layouts of a sweep that are compiled (default 3)")
+    scale.add_argument("--estimate", action="store_true", help="compile nothing: formulas alone, at once")
+    scale.add_argument("--json", metavar="FILE", help="write everything there as well")
     options, overrides = parser.parse_known_args(list(argv))
-    plan, reports = report(load_config(options.config, overrides))
+    given = [name for name in ("sweep", "estimate", "json", "micro_batch") if getattr(options, name)]
+    if options.topology is None and (given or options.slices != 1):
+        raise ValueError(
+            f"--{(given or ['slices'])[0].replace('_', '-')} belongs to the scale plan: add --topology, e.g. v5p:8x8x8"
+        )
+    return options, overrides
+
+
+def main(argv: Sequence[str]) -> int:
+    """`omnihuman plan`."""
+    options, overrides = parse(argv)
+    config = load_config(options.config, overrides)
+    if options.topology is not None:
+        from omnihuman_jax import scale_plan
+        from omnihuman_jax.scale import described_devices
+
+        described_devices.prepare()
+        status = scale_plan.run(config, options)
+        if not (config.data.dataset and Path(config.data.dataset).is_dir()):
+            return status
+    plan, reports = report(config)
     print(format_report(reports))
     print(f"plan {plan.fingerprint()[:12]}: {plan.schedule.total_steps} steps of {plan.config.sequences_per_step} sequences")
     return 0

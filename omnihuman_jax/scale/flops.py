@@ -34,15 +34,20 @@ def train_step_flops(config: mmdit.MMDiTConfig, shape: PackedShape, sequences: i
     return 3 * sequences * forward_flops(config, shape)
 
 
+def joint_attention_flops(config: mmdit.MMDiTConfig, shape: PackedShape) -> int:
+    """Of `forward_flops`, the scores and weighted sums of the blocks' joint attention: what grows with the square of the length."""
+    length, layers = shape.latent_tokens + shape.text_tokens, config.num_dual_layers + config.num_single_layers
+    return 2 * MULTIPLY_ADD * layers * length * length * config.width
+
+
 def _attention_flops(config: mmdit.MMDiTConfig, shape: PackedShape) -> int:
     """Scores and weighted sums: two products a query, key and channel."""
-    length, text = shape.latent_tokens + shape.text_tokens, shape.text_tokens
-    layers = config.num_dual_layers + config.num_single_layers
-    joint = layers * length * length * config.width + config.num_refiner_layers * text * text * config.width
+    layers, text = config.num_dual_layers + config.num_single_layers, shape.text_tokens
+    other = config.num_refiner_layers * text * text * config.width
     if config.audio is not None:
         audio_tokens = shape.latent_frames * shape.audio_tokens
-        joint += layers * shape.latent_tokens * audio_tokens * config.audio.num_heads * config.audio.head_dim
-    return 2 * MULTIPLY_ADD * joint
+        other += layers * shape.latent_tokens * audio_tokens * config.audio.num_heads * config.audio.head_dim
+    return joint_attention_flops(config, shape) + 2 * MULTIPLY_ADD * other
 
 
 def _rows(path: tuple[str, ...], shape: PackedShape) -> int:

@@ -36,7 +36,8 @@ class Accelerator:
     peak_flops: dense bfloat16 FLOP/s. hbm_bytes: what a program can use. hbm_bandwidth: bytes/s.
     link_bandwidth: of one ICI link, one way (GPU: of all NVLinks of a GPU, one way). torus_dims: 2, 3; 0 for NVLink.
     wrap: a torus dim has its wrap-around links from this size on (ICI). dcn_bandwidth: of the data-centre network, a chip.
-    chips_per_host: GPUs of a machine. efficiencies: see there. source: of the numbers.
+    host_bandwidth: between a chip and its host's memory, one way. chips_per_host: GPUs of a machine. efficiencies: see there.
+    source: of the numbers.
     """
 
     name: str
@@ -48,19 +49,20 @@ class Accelerator:
     torus_dims: int
     wrap: int
     dcn_bandwidth: float
+    host_bandwidth: float
     chips_per_host: int
     host_ram_bytes: int = 0
     efficiencies: Efficiencies
     source: str
 
 
-_SCALING_BOOK = "links and DCN: jax-ml.github.io/scaling-book/tpus (2025); usable HBM: libtpu 0.0.52's own limit"
+_SCALING_BOOK = "links, DCN and PCIe: jax-ml.github.io/scaling-book/tpus (2025); usable HBM: libtpu 0.0.52's own limit"
 _UNMEASURED = "no public measurement found; assumed"
 
 _ROWS = (
     Accelerator(
         name="v4", platform="tpu", peak_flops=275e12, hbm_bytes=int(30.5 * GIB), hbm_bandwidth=1200e9, link_bandwidth=45e9,
-        torus_dims=3, wrap=4, dcn_bandwidth=6.25e9, chips_per_host=4, host_ram_bytes=407 * GIB,
+        torus_dims=3, wrap=4, dcn_bandwidth=6.25e9, host_bandwidth=16e9, chips_per_host=4, host_ram_bytes=407 * GIB,
         efficiencies=Efficiencies(
             matmul=0.65, attention_forward=0.50, attention_backward=0.50,
             source=f"as v5p, whose matrix units are the same 128 x 128; {_UNMEASURED}",
@@ -69,7 +71,7 @@ _ROWS = (
     ),
     Accelerator(
         name="v5e", platform="tpu", peak_flops=197e12, hbm_bytes=int(15.75 * GIB), hbm_bandwidth=819e9, link_bandwidth=45e9,
-        torus_dims=2, wrap=16, dcn_bandwidth=3.125e9, chips_per_host=4, host_ram_bytes=192 * GIB,
+        torus_dims=2, wrap=16, dcn_bandwidth=3.125e9, host_bandwidth=16e9, chips_per_host=4, host_ram_bytes=192 * GIB,
         efficiencies=Efficiencies(
             matmul=0.65, attention_forward=0.50, attention_backward=0.50,
             source="matmul: MaxText trains 32 B on v5e-256 at 66.9 % MFU end to end (github.com/google/maxtext, configs/v5e); "
@@ -79,7 +81,7 @@ _ROWS = (
     ),
     Accelerator(
         name="v5p", platform="tpu", peak_flops=459e12, hbm_bytes=int(95.73 * GIB), hbm_bandwidth=2765e9, link_bandwidth=90e9,
-        torus_dims=3, wrap=4, dcn_bandwidth=6.25e9, chips_per_host=4, host_ram_bytes=448 * GIB,
+        torus_dims=3, wrap=4, dcn_bandwidth=6.25e9, host_bandwidth=16e9, chips_per_host=4, host_ram_bytes=448 * GIB,
         efficiencies=Efficiencies(
             matmul=0.65, attention_forward=0.50, attention_backward=0.50,
             source="matmul: MaxText trains Llama 2 70B on 512 v5p at 65.4 % MFU end to end (maxtext.readthedocs.io, "
@@ -90,7 +92,7 @@ _ROWS = (
     ),
     Accelerator(
         name="v6e", platform="tpu", peak_flops=918e12, hbm_bytes=int(31.24 * GIB), hbm_bandwidth=1638e9, link_bandwidth=90e9,
-        torus_dims=2, wrap=16, dcn_bandwidth=12.5e9, chips_per_host=4, host_ram_bytes=720 * GIB,
+        torus_dims=2, wrap=16, dcn_bandwidth=12.5e9, host_bandwidth=32e9, chips_per_host=4, host_ram_bytes=720 * GIB,
         efficiencies=Efficiencies(
             matmul=0.66, attention_forward=0.364, attention_backward=0.364,
             source="measured by others on v6e for a 14 B video transformer at 75.6 K tokens, head size 128 (github.com/yangwhale/"
@@ -101,7 +103,7 @@ _ROWS = (
     ),
     Accelerator(
         name="tpu7x", platform="tpu", peak_flops=2307e12, hbm_bytes=int(2 * 94.74 * GIB), hbm_bandwidth=7380e9, link_bandwidth=90e9,
-        torus_dims=3, wrap=4, dcn_bandwidth=12.5e9, chips_per_host=4, host_ram_bytes=960 * GIB,
+        torus_dims=3, wrap=4, dcn_bandwidth=12.5e9, host_bandwidth=32e9, chips_per_host=4, host_ram_bytes=960 * GIB,
         efficiencies=Efficiencies(
             matmul=0.60, attention_forward=0.40, attention_backward=0.40,
             source=f"{_UNMEASURED}; for scale: MaxDiffusion trains Wan 2.2 14 B at 40 % MFU on tpu7x with kernels of its own "
@@ -111,35 +113,35 @@ _ROWS = (
     ),
     Accelerator(
         name="a100", platform="gpu", peak_flops=312e12, hbm_bytes=80 * 10**9, hbm_bandwidth=2039e9, link_bandwidth=300e9,
-        torus_dims=0, wrap=0, dcn_bandwidth=25e9, chips_per_host=8,
+        torus_dims=0, wrap=0, dcn_bandwidth=25e9, host_bandwidth=32e9, chips_per_host=8,
         efficiencies=Efficiencies(
             matmul=0.75, attention_forward=0.70, attention_backward=0.60,
             source="attention: FlashAttention-2 (arxiv.org/abs/2307.08691), up to 73 % forward and 63 % backward; "
             f"matmul: {_UNMEASURED}",
         ),
-        source="nvidia.com, A100 80GB SXM data sheet; network: 200 Gbit/s a GPU",
+        source="nvidia.com, A100 80GB SXM data sheet; PCIe 4 x16; network: 200 Gbit/s a GPU",
     ),
     Accelerator(
         name="h100", platform="gpu", peak_flops=989e12, hbm_bytes=80 * 10**9, hbm_bandwidth=3350e9, link_bandwidth=450e9,
-        torus_dims=0, wrap=0, dcn_bandwidth=50e9, chips_per_host=8,
+        torus_dims=0, wrap=0, dcn_bandwidth=50e9, host_bandwidth=64e9, chips_per_host=8,
         efficiencies=Efficiencies(
             matmul=0.70, attention_forward=0.66, attention_backward=0.55,
             source="attention: FlashAttention-3 (arxiv.org/abs/2407.08608), head size 128, no mask, 16 K: about 650 TFLOP/s "
             f"forward and 550 backward; matmul: {_UNMEASURED}",
         ),
-        source="nvidia.com, H100 SXM data sheet; network: 400 Gbit/s a GPU",
+        source="nvidia.com, H100 SXM data sheet; PCIe 5 x16; network: 400 Gbit/s a GPU",
     ),
     Accelerator(
         name="h200", platform="gpu", peak_flops=989e12, hbm_bytes=141 * 10**9, hbm_bandwidth=4800e9, link_bandwidth=450e9,
-        torus_dims=0, wrap=0, dcn_bandwidth=50e9, chips_per_host=8,
+        torus_dims=0, wrap=0, dcn_bandwidth=50e9, host_bandwidth=64e9, chips_per_host=8,
         efficiencies=Efficiencies(matmul=0.70, attention_forward=0.66, attention_backward=0.55, source="as h100: same processor"),
-        source="nvidia.com, H200 SXM data sheet; network: 400 Gbit/s a GPU",
+        source="nvidia.com, H200 SXM data sheet; PCIe 5 x16; network: 400 Gbit/s a GPU",
     ),
     Accelerator(
         name="b200", platform="gpu", peak_flops=2250e12, hbm_bytes=180 * 10**9, hbm_bandwidth=7700e9, link_bandwidth=900e9,
-        torus_dims=0, wrap=0, dcn_bandwidth=50e9, chips_per_host=8,
+        torus_dims=0, wrap=0, dcn_bandwidth=50e9, host_bandwidth=64e9, chips_per_host=8,
         efficiencies=Efficiencies(matmul=0.70, attention_forward=0.60, attention_backward=0.50, source=_UNMEASURED),
-        source="nvidia.com, HGX B200 data sheet; network: 400 Gbit/s a GPU",
+        source="nvidia.com, HGX B200 data sheet; PCIe 5 x16; network: 400 Gbit/s a GPU",
     ),
 )  # fmt: skip
 

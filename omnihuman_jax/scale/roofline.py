@@ -28,7 +28,8 @@ class Communication:
     """Collectives of one kind over the same mesh axes, summed over a step.
 
     bytes: on one device, the larger side of each, summed (`interconnect`). count: how many run. seconds: on their links.
-    hidden: they start and finish apart, so that computation can run in between.
+    hidden: they start and finish apart, so that computation can run in between. Copies to and from the host's memory are
+    listed here too (network `pcie`).
     """
 
     kind: str
@@ -46,7 +47,8 @@ class Roofline:
     """Seconds of one step on one device, by cause, and what follows.
 
     compute_s: by kind. hbm_s: all memory traffic at the full bandwidth (part of it runs under the arithmetic).
-    ici_s, dcn_s: all collectives. overlapped_s: computation and each network at once, the slowest decides.
+    ici_s, dcn_s: all collectives. host_s: copies to and from the host.
+    overlapped_s: computation and each network at once, the slowest decides.
     as_compiled_s: only collectives that the program starts and finishes apart are hidden. serial_s: nothing is.
     """
 
@@ -54,6 +56,7 @@ class Roofline:
     hbm_s: float
     ici_s: float
     dcn_s: float
+    host_s: float
     overlapped_s: float
     as_compiled_s: float
     serial_s: float
@@ -91,17 +94,18 @@ def roofline(
     compute: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     for work in works:
         compute[work.kind] += max(work.flops / (peak * shares[work.kind]), work.bytes / bandwidth)
-    ici = sum(c.seconds for c in communications if c.network != "dcn")
-    dcn = sum(c.seconds for c in communications if c.network == "dcn")
+    dcn, host = (sum(c.seconds for c in communications if c.network == network) for network in ("dcn", "pcie"))
+    ici = sum(c.seconds for c in communications) - dcn - host
     hidden = sum(c.seconds for c in communications if c.hidden)
-    busy, total = sum(compute.values()), ici + dcn
-    overlapped, serial = max(busy, ici, dcn), busy + total
+    busy, total = sum(compute.values()), ici + dcn + host
+    overlapped, serial = max(busy, ici, dcn, host), busy + total
     as_compiled = total - hidden + max(busy, hidden)
     return Roofline(
         compute_s=compute,
         hbm_s=sum(work.bytes for work in works) / bandwidth,
         ici_s=ici,
         dcn_s=dcn,
+        host_s=host,
         overlapped_s=overlapped,
         as_compiled_s=as_compiled,
         serial_s=serial,

@@ -1,0 +1,43 @@
+"""Devices that are not here: TPU slices as libtpu describes them, so that programs can be compiled for them on any machine."""
+
+import os
+import sys
+from typing import Any
+
+from omnihuman_jax.scale.hardware import Topology
+
+# Read when libtpu is loaded. Without them it looks for a metadata server, and for other processes that use the same chips.
+ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
+def prepare() -> None:
+    """Makes this process compile for described devices and run on the CPU; call it before JAX starts a backend."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    if "jax" not in sys.modules:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        return
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+def describe(topology: Topology) -> list[Any]:
+    """The devices of a TPU topology, all slices; ValueError if libtpu is missing or does not know it."""
+    from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
+
+    if topology.accelerator.platform != "tpu":
+        raise ValueError(f"{topology.name}: no compiler for GPUs works without one; only TPU slices can be described")
+    prepare()
+    options = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices)
+    except ImportError as error:
+        raise ValueError(f"{topology.name}: needs libtpu; pip install -e '.[scale]'") from error
+    except (JaxRuntimeError, RuntimeError) as error:
+        text = str(error).splitlines()[0]
+        hint = "; pip install libtpu" if "libtpu" in text.lower() else ""
+        raise ValueError(f"libtpu cannot describe {topology.name}: {text}{hint}") from error

@@ -1,0 +1,176 @@
+"""The plan of a train step at scale: what was asked, what one device does, the roofline; as text and as JSON."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+from omnihuman_jax.scale.hardware import GIB, Topology, parse_topology
+from omnihuman_jax.scale.program_costs import Memory, ProgramCosts
+from omnihuman_jax.scale.roofline import Roofline, roofline
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalePlan:
+    """A config on a topology: what was asked, what one device does, and the roofline that follows.
+
+    estimated: the costs are formulas, not a compiled program. note: why, or what else must be known.
+    """
+
+    name: str
+    topology: Topology
+    devices: int
+    mesh: Mapping[str, int]
+    remat: str
+    sequences: int
+    micro_batches: int
+    latent_tokens: int
+    text_tokens: int
+    parameters: int
+    model_flops: int
+    attention_flops: int
+    costs: ProgramCosts
+    formula: ProgramCosts
+    estimated: bool = False
+    note: str = ""
+
+    @property
+    def useful_flops(self) -> float:
+        """The model's own operations of a step, a device."""
+        return self.model_flops / self.devices
+
+    @property
+    def roofline(self) -> Roofline | None:
+        """None where only memory is known."""
+        if not self.costs.works:
+            return None
+        return roofline(
+            self.topology.accelerator,
+            self.costs.works,
+            self.costs.communications,
+            useful_flops=self.useful_flops,
+            devices_per_chip=self.devices // self.topology.chips,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `load_plan` reads them."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("topology", "costs", "formula")}
+        line = self.roofline
+        return values | {
+            "topology": self.topology.name,
+            "slices": self.topology.num_slices,
+            "chips": self.topology.chips,
+            "hosts": self.topology.hosts,
+            "mesh": dict(self.mesh),
+            "memory": dataclasses.asdict(self.costs.memory) | {"peak": self.costs.memory.peak, "fits": self.costs.memory.fits},
+            "roofline": None if line is None else dataclasses.asdict(line),
+            "assumptions": dataclasses.asdict(self.topology.accelerator.efficiencies),
+            "costs": self.costs.to_json(),
+            "formula": self.formula.to_json(),
+            "versions": {name: metadata.version(name) for name in ("jax", "libtpu")},
+        }
+
+
+def load_plan(data: Mapping[str, Any]) -> ScalePlan:
+    """What `ScalePlan.to_json` wrote; the roofline is computed anew from the table of today."""
+    names = {field.name for field in dataclasses.fields(ScalePlan)}
+    values = {name: value for name, value in data.items() if name in names}
+    values["topology"] = parse_topology(data["topology"], data["slices"])
+    values["costs"], values["formula"] = (ProgramCosts.from_json(data[name]) for name in ("costs", "formula"))
+    return ScalePlan(**values)
+
+
+def format_plan(plan: ScalePlan) -> str:
+    """Everything about a plan, for people."""
+    return "\n".join(_lines(plan))
+
+
+def _lines(plan: ScalePlan) -> Iterator[str]:
+    topology, costs = plan.topology, plan.costs
+    slices = f"{topology.num_slices} slices of " if topology.num_slices > 1 else ""
+    mesh = " x ".join(f"{axis} {ways}" for axis, ways in plan.mesh.items() if ways > 1) or "one device"
+    yield f"{plan.name} on {slices}{topology.name}: {topology.chips} chips, {topology.hosts} hosts, {plan.devices} devices; {mesh}"
+    yield (
+        f"  step        {plan.sequences} sequences of {plan.latent_tokens:,} + {plan.text_tokens:,} tokens in {plan.micro_batches} "
+        f"micro-batch{'es' if plan.micro_batches > 1 else ''}, remat {plan.remat}"
+    )
+    yield f"  parameters  {plan.parameters / 1e9:.2f} B"
+    yield f"  memory      {_memory(costs.memory)}"
+    yield f"              {'fits' if costs.memory.fits else 'DOES NOT FIT'}; {advice(plan)}"
+    if plan.note:
+        yield f"  note        {plan.note}"
+    line = plan.roofline
+    if line is None:
+        return
+    share = plan.attention_flops / plan.model_flops
+    yield f"  FLOPs       {plan.model_flops:.3e} a step by formula ({share:.0%} joint attention), {plan.useful_flops:.3e} a device"
+    more = costs.flops / plan.useful_flops
+    yield f"              {costs.flops:.3e} executed a device, {more:.2f} x the useful ones{_check(plan)}"
+    yield "  collectives  a device and step" + ("" if costs.communications else ": none")
+    for c in sorted(costs.communications, key=lambda c: -c.seconds):
+        yield (
+            f"    {c.kind:<18} {' x '.join(c.axes):<16} {c.count:>6} times {c.sent_bytes / GIB:>9.3f} GiB sent "
+            f"{c.seconds:>8.3f} s of {c.network}{', can hide' if c.hidden else ''}"
+        )
+    yield "  roofline    seconds a step: " + ", ".join(f"{kind.replace('_', ' ')} {s:.2f}" for kind, s in line.compute_s.items())
+    yield (
+        f"              computation {line.busy_s:.2f}, ICI {line.ici_s:.2f}, DCN {line.dcn_s:.2f}, host {line.host_s:.2f}; "
+        f"all memory traffic {line.hbm_s:.2f}"
+    )
+    yield (
+        f"  predicted   step {line.as_compiled_s:.2f} s, MFU {line.mfu:.1%} (HFU {line.hfu:.1%}); everything overlapped "
+        f"{line.overlapped_s:.2f} s, {line.mfu_overlapped:.1%}; nothing overlapped {line.serial_s:.2f} s, {line.mfu_serial:.1%}"
+    )
+    used = topology.accelerator.efficiencies
+    yield (
+        f"  assumed     of the peak of {topology.accelerator.peak_flops / 1e12:.0f} TFLOP/s: matrix products {used.matmul:.0%}, "
+        f"attention kernel {used.attention_forward:.0%} forward, {used.attention_backward:.0%} backward"
+    )
+    yield f"              {used.source}"
+    if not plan.estimated:
+        yield f"  compiled    in {costs.compile_s:.0f} s after {costs.lower_s:.0f} s of tracing; {costs.kernels} Pallas kernels"
+
+
+def _memory(memory: Memory) -> str:
+    if memory.needed:
+        return f"{memory.needed / GIB:.2f} GiB a device would be needed, {memory.limit / GIB:.2f} are there"
+    parts = ("arguments", "temporaries", "output", "alias", "code")
+    text = ", ".join(f"{name} {getattr(memory, name) / GIB:.2f}" for name in parts)
+    host = f"; {memory.host / GIB:.2f} on the host" if memory.host else ""
+    return f"GiB a device: {text}; peak {memory.peak / GIB:.2f} of {memory.limit / GIB:.2f}{host}"
+
+
+def _check(plan: ScalePlan) -> str:
+    """How the formula for what such a step executes compares with the compiled program."""
+    if plan.estimated:
+        return ""
+    counted, formula = (sum(w.flops for w in costs.works) for costs in (plan.costs, plan.formula))
+    text = f"; counted in the program / by formula {counted / formula:.3f}"
+    if plan.costs.xla_flops:
+        text += f"; XLA's own count, bodies once, / ours {plan.costs.xla_flops / plan.costs.xla_flops_matched:.3f}"
+    return text
+
+
+def advice(plan: ScalePlan) -> str:
+    """Which knob to turn: what fills the memory, or what the room that is left could buy."""
+    memory, formula = plan.costs.memory, plan.formula.memory
+    state = memory.arguments or formula.arguments
+    spare = memory.limit - memory.peak
+    kept = plan.sequences // (plan.mesh["data"] * plan.mesh["fsdp"] * plan.micro_batches)
+    if not memory.fits:
+        knobs = []
+        if kept > 1:
+            knobs.append("step.micro_batches up (one sequence a group at a time)")
+        if plan.mesh["data"] > 1:
+            knobs.append(f"mesh.fsdp up to {plan.mesh['fsdp'] * plan.mesh['data']} instead of data {plan.mesh['data']}")
+        if state > 0.4 * memory.limit:
+            knobs.append("step.offload=moments, optimizer.moments_dtype=bfloat16 (4 bytes a parameter less)")
+        if plan.remat not in ("block", "block_offload", "attention_offload"):
+            knobs.append("model.remat=block")
+        elif plan.remat == "block":
+            knobs.append("model.remat=block_offload")
+        knobs.append(f"mesh.context beyond {plan.mesh['context']} (activations are split over it), or a larger slice")
+        return "turn: " + "; ".join(knobs)
+    if plan.remat in ("block", "block_offload"):
+        return f"{spare / GIB:.1f} GiB are free: model.remat=attention spares a forward pass of the attention kernel"
+    return f"{spare / GIB:.1f} GiB are free"

@@ -1,0 +1,259 @@
+"""The scale plan: the real train step of a config, compiled for chips that are not here, and what that says. See `plan.py`."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from omnihuman_jax import sharding, train
+from omnihuman_jax.config import ExperimentConfig, planned_shape, to_json
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.mmdit_config import REMAT_POLICIES
+from omnihuman_jax.scale import described_devices, flops
+from omnihuman_jax.scale.estimate import Layout, estimate
+from omnihuman_jax.scale.hardware import Topology, parse_topology
+from omnihuman_jax.scale.program_costs import ProgramCosts, device_memory, read_program, refused_memory
+from omnihuman_jax.scale.step_plan import ScalePlan, format_plan
+from omnihuman_jax.training import train_state
+
+
+def with_layout(config: ExperimentConfig, topology: Topology, *, micro_batch: int = 0, accumulate: int = 0) -> ExperimentConfig:
+    """The config with as many sequences a step as `micro_batch` a data-parallel group, `accumulate` times; 0: as it says."""
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, plan=dataclasses.replace(config.data.plan)),
+        step=dataclasses.replace(config.step),
+    )
+    if accumulate:
+        config.step.micro_batches = accumulate
+    if micro_batch:
+        ways = dict(zip(sharding.MESH_AXES, config.mesh.shape(topology.devices), strict=True))
+        config.data.plan.sequences_per_step = micro_batch * ways["data"] * ways["fsdp"] * config.step.micro_batches
+    return config
+
+
+def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = True) -> ScalePlan:
+    """Compiles the step of `config` for `topology` and reads the program; ValueError where they do not fit together."""
+    config.validate()
+    if topology.accelerator.platform == "gpu":
+        return _estimated(config, topology, note="no compiler for GPUs works without one: everything here is formula")
+    if not compile_step:
+        return _estimated(config, topology, note="not compiled: everything here is formula")
+    mesh = sharding.create_mesh(config.mesh, described_devices.describe(topology))
+    parts = train.assemble_step(config, mesh, planned_shape(config))
+    started = time.monotonic()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        state = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+        lowered = train.lower_step(parts, state)
+    lower_s = time.monotonic() - started
+    started = time.monotonic()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        memory = refused_memory(error, device_memory(topology, mesh))
+        if memory is None:
+            raise
+        costs = ProgramCosts(memory=memory, lower_s=lower_s, compile_s=time.monotonic() - started)
+        return _plan(config, topology, mesh.shape, costs, note="the compiler refused it: " + str(error).splitlines()[0][:300])
+    costs = read_program(compiled, mesh, topology, lower_s=lower_s, compile_s=time.monotonic() - started)
+    note = "" if costs.works else "libtpu gives no text of this program: no collectives, no roofline"
+    return _plan(config, topology, mesh.shape, costs, note=note)
+
+
+def _estimated(config: ExperimentConfig, topology: Topology, note: str) -> ScalePlan:
+    mesh = dict(zip(sharding.MESH_AXES, config.mesh.shape(topology.devices), strict=True))
+    costs = estimate(config.model, planned_shape(config), layout_of(config, mesh), topology)
+    return _plan(config, topology, mesh, costs, note=note, estimated=True)
+
+
+def layout_of(config: ExperimentConfig, mesh: Mapping[str, int]) -> Layout:
+    """What the config does on a mesh."""
+    groups = mesh["data"] * mesh["fsdp"] * config.step.micro_batches
+    sequences = config.data.plan.sequences_per_step
+    if sequences % groups:
+        raise ValueError(
+            f"data.plan.sequences_per_step is {sequences}, split {groups} ways (data x fsdp x micro-batches): make it a multiple, "
+            "or give --micro-batch"
+        )
+    return Layout(
+        mesh=dict(mesh),
+        remat=config.model.remat,
+        sequences=sequences // groups,
+        micro_batches=config.step.micro_batches,
+        moment_bytes=2 if config.optimizer.moments_dtype == "bfloat16" else 4,
+        offload=config.step.offload,
+    )
+
+
+def _plan(
+    config: ExperimentConfig,
+    topology: Topology,
+    mesh: Mapping[str, int],
+    costs: ProgramCosts,
+    *,
+    note: str,
+    estimated: bool = False,
+) -> ScalePlan:
+    shape, sequences = planned_shape(config), config.data.plan.sequences_per_step
+    return ScalePlan(
+        name=config.name,
+        topology=topology,
+        devices=topology.devices if estimated else math.prod(mesh.values()),
+        mesh=dict(mesh),
+        remat=config.model.remat,
+        sequences=sequences,
+        micro_batches=config.step.micro_batches,
+        latent_tokens=shape.latent_tokens,
+        text_tokens=shape.text_tokens,
+        parameters=flops.count_parameters(mmdit.abstract_params(config.model)[0]),
+        model_flops=flops.train_step_flops(config.model, shape, sequences),
+        attention_flops=3 * sequences * flops.joint_attention_flops(config.model, shape),
+        costs=costs,
+        formula=estimate(config.model, shape, layout_of(config, mesh), topology),
+        estimated=estimated,
+        note=note,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One layout of a sweep, with what the formulas say of it."""
+
+    config: ExperimentConfig
+    estimate: ScalePlan
+
+    @property
+    def text(self) -> str:
+        """Short."""
+        mesh = " x ".join(f"{axis} {ways}" for axis, ways in self.estimate.mesh.items() if ways > 1)
+        per_group = self.estimate.sequences // (self.estimate.mesh["data"] * self.estimate.mesh["fsdp"])
+        return f"{mesh or 'one device'}, remat {self.estimate.remat}, {per_group} a group"
+
+
+def candidates(config: ExperimentConfig, topology: Topology, *, most_sequences: int = 2) -> list[Candidate]:
+    """Every mesh x remat x micro-batch that is possible, those that should fit and be fastest first.
+
+    Sequences are 1 .. `most_sequences` a data-parallel group at a time. What should not fit comes last, smallest first.
+    """
+    found = []
+    for mesh in _meshes(config, topology):
+        for remat in REMAT_POLICIES:
+            for per_group in range(1, most_sequences + 1):
+                tried = dataclasses.replace(config, mesh=mesh, model=dataclasses.replace(config.model, remat=remat))
+                tried = with_layout(tried, topology, micro_batch=per_group, accumulate=1)
+                found.append(Candidate(config=tried, estimate=_estimated(tried, topology, note="")))
+
+    def rank(candidate: Candidate) -> tuple[bool, float]:
+        memory, line = candidate.estimate.costs.memory, candidate.estimate.roofline
+        assert line is not None
+        return (not memory.fits, -line.mfu if memory.fits else memory.peak)
+
+    return sorted(found, key=rank)
+
+
+def _meshes(config: ExperimentConfig, topology: Topology) -> Iterator[sharding.MeshConfig]:
+    """fsdp x context over a slice, with what is left, and the slices, as data; heads and tokens must divide."""
+    devices, heads = topology.devices // topology.num_slices, config.model.num_heads
+    for context in (ways for ways in range(1, devices + 1) if devices % ways == 0):
+        if heads % context or config.data.plan.latent_tokens % context:
+            continue
+        left = devices // context
+        for fsdp in (ways for ways in range(1, left + 1) if left % ways == 0):
+            if config.model.width % (fsdp * context) == 0:
+                yield dataclasses.replace(
+                    config.mesh, data=devices // (fsdp * context) * topology.num_slices, fsdp=fsdp, context=context
+                )
+
+
+def sweep(
+    config: ExperimentConfig,
+    topology: Topology,
+    *,
+    compiles: int,
+    on_compile: Callable[[int, Candidate], None] = lambda done, candidate: None,
+) -> tuple[list[Candidate], list[ScalePlan]]:
+    """All candidates by formula, and the best `compiles` of them compiled, those that fit and are fastest first."""
+    found = candidates(config, topology)
+    plans = []
+    for done, candidate in enumerate(_different(found)[:compiles]):
+        on_compile(done, candidate)
+        plans.append(plan(candidate.config, topology))
+
+    def rank(compiled: ScalePlan) -> tuple[bool, float]:
+        line = compiled.roofline
+        return (not compiled.costs.memory.fits, -line.mfu if line else 0.0)
+
+    return found, sorted(plans, key=rank)
+
+
+def _different(found: Sequence[Candidate]) -> list[Candidate]:
+    """The best of each (context, remat): neighbours in fsdp or micro-batch differ by less than the formulas can tell."""
+    seen: dict[tuple[int, str], Candidate] = {}
+    for candidate in found:
+        seen.setdefault((candidate.estimate.mesh["context"], candidate.estimate.remat), candidate)
+    return list(seen.values())
+
+
+def format_sweep(found: Sequence[Candidate], plans: Sequence[ScalePlan], shown: int = 10) -> str:
+    """Two tables: the best by formula, and what was compiled."""
+    fitting = [c for c in found if c.estimate.costs.memory.fits]
+    lines = [f"{len(found)} layouts, {len(fitting)} should fit; the best {min(shown, len(found))} by formula:"]
+    for candidate in found[:shown]:
+        lines.append(f"  {candidate.text:<58} {_figures(candidate.estimate)}")
+    lines.append(f"compiled ({len(plans)}), best first:")
+    for compiled in plans:
+        candidate = Candidate(config=ExperimentConfig(), estimate=compiled)
+        lines.append(f"  {candidate.text:<58} {_figures(compiled)}")
+    return "\n".join(lines)
+
+
+def _figures(plan: ScalePlan) -> str:
+    memory, line = plan.costs.memory, plan.roofline
+    rate = f"MFU {line.mfu:.1%}, {line.as_compiled_s:.1f} s" if line else "no roofline"
+    return f"{memory.peak / 2**30:6.1f} of {memory.limit / 2**30:.1f} GiB {'fits' if memory.fits else 'DOES NOT FIT'}, {rate}"
+
+
+def run(config: ExperimentConfig, options: Any) -> int:
+    """`omnihuman plan --topology`: prints, and writes `--json`."""
+    topology = parse_topology(options.topology, options.slices)
+    if options.sweep:
+        with _progress(options.compile) as on_compile:
+            found, plans = sweep(config, topology, compiles=0 if options.estimate else options.compile, on_compile=on_compile)
+        print(format_sweep(found, plans))
+        data: Any = {"compiled": [p.to_json() for p in plans], "by_formula": [c.estimate.to_json() for c in found[:20]]}
+        best = plans[0] if plans else found[0].estimate
+        print(format_plan(best))
+    else:
+        config = with_layout(config, topology, micro_batch=options.micro_batch)
+        with _progress(1) as on_compile:
+            if not options.estimate:
+                on_compile(0, None)
+            best = plan(config, topology, compile_step=not options.estimate)
+        print(format_plan(best))
+        data = best.to_json() | {"config": to_json(config)}
+    if options.json:
+        path = Path(options.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(path.suffix + ".part")
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    return 0
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, Candidate | None], None]]:
+    """Yields `f(finished compilations, the next candidate)`: a bar on stderr with the time left, from the compilations so far."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("compiling {task.fields[what]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("compile", total=total, what="(minutes for a large model)")
+        yield lambda done, candidate: bar.update(task, completed=done, what=candidate.text if candidate else "the step")
