@@ -44,6 +44,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     scale.add_argument("--sweep", action="store_true", help="search mesh x remat x micro-batch, rank what fits")
     scale.add_argument("--compile", type=int, default=3, metavar="N", help="layouts of a sweep that are compiled (default 3)")
     scale.add_argument("--estimate", action="store_true", help="compile nothing: formulas alone, at once")
+    scale.add_argument("--text", default="", metavar="FILE", help="keep the compiled program's text there")
     scale.add_argument("--json", metavar="FILE", help="write everything there as well")
     options, overrides = parser.parse_known_args(list(argv))
     given = [name for name in ("sweep", "estimate", "json", "micro_batch") if getattr(options, name)]

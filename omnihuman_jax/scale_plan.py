@@ -18,7 +18,7 @@ from omnihuman_jax.models.mmdit_config import REMAT_POLICIES
 from omnihuman_jax.scale import described_devices, flops
 from omnihuman_jax.scale.estimate import Layout, estimate
 from omnihuman_jax.scale.hardware import Topology, parse_topology
-from omnihuman_jax.scale.program_costs import ProgramCosts, device_memory, read_program, refused_memory
+from omnihuman_jax.scale.program_costs import ProgramCosts, device_memory, read_program, refused_memory, text_of
 from omnihuman_jax.scale.step_plan import ScalePlan, format_plan
 from omnihuman_jax.training import train_state
 
@@ -38,8 +38,11 @@ def with_layout(config: ExperimentConfig, topology: Topology, *, micro_batch: in
     return config
 
 
-def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = True) -> ScalePlan:
-    """Compiles the step of `config` for `topology` and reads the program; ValueError where they do not fit together."""
+def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = True, keep_text: str = "") -> ScalePlan:
+    """Compiles the step of `config` for `topology` and reads the program; ValueError where they do not fit together.
+
+    `keep_text`: a file for the compiled text.
+    """
     config.validate()
     if topology.accelerator.platform == "gpu":
         return _estimated(config, topology, note="no compiler for GPUs works without one: everything here is formula")
@@ -61,7 +64,10 @@ def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = T
             raise
         costs = ProgramCosts(memory=memory, lower_s=lower_s, compile_s=time.monotonic() - started)
         return _plan(config, topology, mesh.shape, costs, note="the compiler refused it: " + str(error).splitlines()[0][:300])
-    costs = read_program(compiled, mesh, topology, lower_s=lower_s, compile_s=time.monotonic() - started)
+    compile_s, text = time.monotonic() - started, text_of(compiled)
+    if keep_text:
+        Path(keep_text).write_text(text, encoding="utf-8")
+    costs = read_program(compiled, text, mesh, topology, lower_s=lower_s, compile_s=compile_s)
     note = "" if costs.works else "libtpu gives no text of this program: no collectives, no roofline"
     return _plan(config, topology, mesh.shape, costs, note=note)
 
@@ -234,7 +240,7 @@ def run(config: ExperimentConfig, options: Any) -> int:
         with _progress(1) as on_compile:
             if not options.estimate:
                 on_compile(0, None)
-            best = plan(config, topology, compile_step=not options.estimate)
+            best = plan(config, topology, compile_step=not options.estimate, keep_text=options.text)
         print(format_plan(best))
         data = best.to_json() | {"config": to_json(config)}
     if options.json:

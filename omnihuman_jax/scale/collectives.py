@@ -138,7 +138,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         if not line.startswith(" ") and (match := _HEADER.match(line)) and not line.startswith("HloModule"):
             current = computations.setdefault(match[1], [])
             entry = match[1] if line.startswith("ENTRY") else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # and no `}}, metadata=...`: a Pallas kernel's metadata goes over two lines
             current = None
         elif current is not None:
             current.append(line)

@@ -25,6 +25,7 @@ _FREE = frozenset({
     "copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done", "async-update", "async-start",
 })  # fmt: skip
 
+_UNFOLD = re.compile(r"\{\n\s*\}")  # a kernel's metadata goes over two lines
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 _HEADER = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{\s*$")
@@ -99,11 +100,11 @@ class Program:
         computations: dict[str, Computation] = {}
         entry, name = "", ""
         lines: list[Instruction] = []
-        for line in text.splitlines():
+        for line in _UNFOLD.sub("{}", text).splitlines():
             if not name and (header := _HEADER.match(line)):
                 name, lines = header.group(2), []
                 entry = name if header.group(1) else entry
-            elif name and line.startswith("}"):
+            elif name and line.rstrip() == "}":
                 parsed = tuple(lines)
                 computations[name] = Computation(name, parsed, {i.name: i for i in parsed})
                 name = ""

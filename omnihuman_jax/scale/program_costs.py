@@ -139,7 +139,10 @@ def attention_pass(computation: Computation, instruction: Instruction) -> tuple[
     if found is None:
         return "memory", 0.0
     kind, products = _PASSES[found]
-    arrays = [s.dims for shapes in computation.operand_shapes(instruction) for s in shapes if len(s.dims) == 3 and s.dtype != "s32"]
+    floats = ("bf16", "f16", "f32")
+    arrays = [
+        s.dims for shapes in computation.operand_shapes(instruction) for s in shapes if len(s.dims) == 3 and s.dtype in floats
+    ]
     (heads, queries, size), (_, keys, _) = arrays[:2]
     return kind, 2.0 * products * heads * queries * keys * size
 
@@ -186,12 +189,20 @@ def host_copies_of(program: Program, topology: Topology) -> list[Communication]:
     ]
 
 
-def read_program(compiled: Any, mesh: Mesh, topology: Topology, *, lower_s: float, compile_s: float) -> ProgramCosts:
-    """Everything about a compiled step. Of a program whose text cannot be had (tpu7x), memory alone."""
-    memory = memory_of(compiled, device_memory(topology, mesh))
+def text_of(compiled: Any) -> str:
+    """The compiled text; "" where libtpu gives none (tpu7x)."""
     try:
-        text = compiled.as_text()
+        return compiled.as_text()
     except (jax.errors.JaxRuntimeError, NotImplementedError):
+        return ""
+
+
+def read_program(
+    compiled: Any, text: str, mesh: Mesh, topology: Topology, *, lower_s: float = 0.0, compile_s: float = 0.0
+) -> ProgramCosts:
+    """Everything about a compiled step with the text `text`. Without one, memory alone."""
+    memory = memory_of(compiled, device_memory(topology, mesh))
+    if not text:
         return ProgramCosts(memory=memory, lower_s=lower_s, compile_s=compile_s)
     program = Program.parse(text)
     once = sum(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from omnihuman_jax.scale.hlo import Program, parse_instruction, product_flops
+from omnihuman_jax.scale.program_costs import works_of
 
 
 def flops_of(program: Program) -> int:
@@ -131,3 +132,35 @@ def test_a_loop_of_unknown_length_is_an_error() -> None:
         _ = Program.parse(SLICED.replace("direction=LT", "direction=NE")).runs
     with pytest.raises(ValueError, match="no ENTRY"):
         Program.parse("HloModule m\n")
+
+
+FOLDED = SLICED.replace(
+    "  %in_vmem = ", '  %kernel = f32[1,256]{1,0} custom-call(%row), custom_call_target="tpu_custom_call", '
+    "frontend_attributes={kernel_metadata={\n}}, metadata={op_name=\"jit(f)/splash_mha_fwd\"}\n  %in_vmem = ",
+)  # fmt: skip
+
+
+def test_a_kernels_metadata_over_two_lines_does_not_end_its_computation() -> None:
+    program = Program.parse(FOLDED)
+    body = program.computations["body"]
+    assert {"in_vmem", "new", "out"} <= set(body.by_name) and body.by_name["kernel"].op_name == "jit(f)/splash_mha_fwd"
+
+
+KERNELS = """HloModule m
+
+ENTRY %main (q: bf16[3,1024,128]) -> bf16[3,1024,128] {
+  %walk = s8[1,4,4]{2,1,0} parameter(1)
+  %q = bf16[3,1024,128]{2,1,0} parameter(0)
+  %k = bf16[3,2048,128]{2,1,0} parameter(2)
+  %splash_mha_fwd_segmented.1 = bf16[3,1024,128]{2,1,0} custom-call(%walk, %q, %k), custom_call_target="tpu_custom_call"
+  %splash_mha_dq_segmented.1 = bf16[3,1024,128]{2,1,0} custom-call(%walk, %q, %k), custom_call_target="tpu_custom_call"
+  ROOT %splash_mha_dkv_segmented.1 = bf16[3,2048,128]{2,1,0} custom-call(%walk, %q, %k), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_attention_kernels_are_counted_from_their_shapes() -> None:
+    """Two products a pair of blocks forward, three and four in the two backward kernels."""
+    works = {work.kind: work.flops for work in works_of(Program.parse(KERNELS))}
+    product = 2 * 3 * 1024 * 2048 * 128
+    assert works == {"attention_forward": 2 * product, "attention_backward": 7 * product}
