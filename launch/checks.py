@@ -98,28 +98,24 @@ def check_jobset(spec: RunSpec) -> None:
 
 
 def check_config(spec: RunSpec, target: str) -> None:
-    """The config has to load with its overrides, and its mesh has to take exactly the devices that there are."""
+    """The config has to load with its overrides, and its mesh to split model and batch over exactly these devices."""
     from omnihuman_jax.config import load_config
+    from omnihuman_jax.scale.splits import check_splits
 
     config = load_config(spec.config, command.overrides(spec))
+    machines, slices, devices, where = spec.machines, None, spec.machines.devices, str(spec.machines)
     if target == "local":
         layout = local.layout_of(spec)
-        devices = layout.processes * layout.devices
-        where = f"{layout.processes} local processes with {layout.devices} devices each"
+        devices, where = layout.processes * layout.devices, f"{layout.processes} local processes of {layout.devices} devices"
         if not devices:
             return  # The machine's own devices: only its process can count them.
-    else:
-        devices, where = spec.machines.devices, str(spec.machines)
+    elif machines.kind == "tpu":
+        # Only TPUs know of their slices; elsewhere mesh.slices says.
+        slices = machines.groups
     try:
-        ways = dict(zip(("data", "fsdp", "context", "tensor"), config.mesh.shape(devices), strict=True))
+        check_splits(config.mesh, config.model, config.data.plan, config.step.micro_batches, num_devices=devices, slices=slices)
     except ValueError as error:
-        raise ValueError(f"{spec.config} does not fit {where}: {error}; set overrides mesh.data, mesh.fsdp, ...") from error
-    sequences, split = config.data.plan.sequences_per_step, ways["data"] * ways["fsdp"]
-    if sequences % split:
-        raise ValueError(
-            f"{spec.config} on {where}: data.plan.sequences_per_step is {sequences}, data x fsdp split it {split} ways; "
-            f"make it a multiple, or set overrides mesh.context or mesh.tensor"
-        )
+        raise ValueError(f"{spec.config} does not fit {where}: {error}") from error
 
 
 def plan_argv(spec: RunSpec) -> list[str]:

@@ -109,7 +109,7 @@ def submit(spec: RunSpec) -> int:
     return 0
 
 
-def wait(spec: RunSpec, *, poll_s: float = POLL_S) -> None:
+def wait(spec: RunSpec) -> None:
     """Until ACTIVE; ChildProcessError if the request ended instead."""
     before = ""
     while (state := external.ask(describe_argv(spec))) != "ACTIVE":
@@ -118,7 +118,7 @@ def wait(spec: RunSpec, *, poll_s: float = POLL_S) -> None:
         if state != before:
             print(f"{spec.name}: {state}", flush=True)
         before = state
-        time.sleep(poll_s)
+        time.sleep(POLL_S)
 
 
 def status(spec: RunSpec) -> int:

@@ -80,13 +80,13 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "a mesh of other devices",
         "jobset",
         changed({"accelerator": {"type": "v5p", "topology": "4x4x8"}}),
-        "128 devices are not a multiple of 256",
+        "is a multiple of 256 devices, there are 128",
     ),
     (
         "a batch that the mesh cannot split",
         "jobset",
         changed({"overrides": {"data.plan.sequences_per_step": 40}}),
-        "data.plan.sequences_per_step is 40, data x fsdp split it 32 ways",
+        "data.plan.sequences_per_step 40 is not divisible by 32",
     ),
     ("an override with its prefix", "jobset", changed({"overrides": {"config.seed": 3}}), "overrides.config.seed: the field alone"),
     (
