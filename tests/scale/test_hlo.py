@@ -161,6 +161,7 @@ ENTRY %main (q: bf16[3,1024,128]) -> bf16[3,1024,128] {
 
 def test_attention_kernels_are_counted_from_their_shapes() -> None:
     """Two products a pair of blocks forward, three and four in the two backward kernels."""
-    works = {work.kind: work.flops for work in works_of(Program.parse(KERNELS))}
+    works = works_of(Program.parse(KERNELS))
     product = 2 * 3 * 1024 * 2048 * 128
-    assert works == {"attention_forward": 2 * product, "attention_backward": 7 * product}
+    assert sum(work.flops for work in works if work.kind == "attention_forward") == 2 * product
+    assert sum(work.flops for work in works if work.kind == "attention_backward") == (3 + 4) * product
