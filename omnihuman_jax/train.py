@@ -38,8 +38,8 @@ from omnihuman_jax.data.plan import Plan
 from omnihuman_jax.data.records import RecordSource, open_records
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale import flops, splits
+from omnihuman_jax.training import compilation_cache, placement, processes, train_state
 from omnihuman_jax.training import optimizer as optim
-from omnihuman_jax.training import placement, processes, train_state
 from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, RunRecord, load_weights
 from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
 from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
@@ -206,13 +206,15 @@ def run_steps(
         writer = stack.enter_context(contextlib.closing(MetricsWriter(run_dir, config.logging, step=start))) if lead else None
         show = stack.enter_context(progress_bar(start, config.stages.total_steps, enabled=progress and lead))
         stop_requested = stack.enter_context(processes.stop_request())
+        speed.compiling()
         train_step = compile_step(parts, state)
-        speed.restart(start)
+        speed.compiled(start)
         previous = None
         for step, batch in zip(range(start, end), loader):
             done = step + 1
             placed = placement.place_batch(batch, parts.batch_shardings, rows, total)
             state, metrics = train_step(state, placed, controls_at(config, parts.groups, step))
+            speed.first_result(metrics["loss"])
             # One step in flight: the host prepares the next while the devices work, and never runs further ahead.
             jax.block_until_ready(previous)
             previous = metrics["loss"]
@@ -353,6 +355,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--stop-after", type=int, metavar="N", help="stop with a checkpoint once N steps are finished")
     parser.add_argument("--accept-changes", action="store_true", help="continue a run although its config or data plan changed")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--compilation-cache", metavar="DIR",
+        help="keep compiled programs there for the next start; trusted like code: a folder that only you can write to",
+    )  # fmt: skip
     parser.add_argument("--distributed", action="store_true", help="several processes that JAX finds itself (TPU pods, SLURM)")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     parser.add_argument("--num-processes", type=int, metavar="N")
@@ -369,6 +375,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
     config = load_config(options.config, overrides)
+    compilation_cache.use(options.compilation_cache)
     distributed = processes.join(
         options.coordinator,
         options.num_processes,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import time
@@ -18,6 +19,8 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.sharding import MESH_AXES
 from omnihuman_jax.stages import Stage
 from omnihuman_jax.training.train_state import Counters
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -51,25 +54,47 @@ def summarise(counters: Counters, stage: Stage) -> dict[str, float]:
 
 
 class Speed:
-    """Wall-clock speed since the last measurement; compilation, and nothing else, is left out by `restart`."""
+    """Wall-clock speed since the last measurement; compilation, and nothing else, is left out by `restart`, and told apart."""
 
     def __init__(self, *, step_flops: int, peak: float):
         self._step_flops, self._peak = step_flops, peak
+        self._start_up: dict[str, float] = {}
+        self._began = 0.0
         self.restart(0)
+
+    def compiling(self) -> None:
+        """The step's compilation begins (or its load from the cache)."""
+        self._began = time.perf_counter()
+
+    def compiled(self, done: int) -> None:
+        """It is over; `done` steps were finished before this start. Speed counts from here."""
+        self._start_up = {"compile_s": time.perf_counter() - self._began}
+        self.restart(done)
+
+    def first_result(self, result: jax.Array) -> None:
+        """Waits for the first step's result, once, and says what the start cost, compilation and first step together."""
+        if "compile_s" in self._start_up and "first_step_s" not in self._start_up:
+            jax.block_until_ready(result)
+            self._start_up["first_step_s"] = time.perf_counter() - self._began
+            logger.info(
+                "first step done %.1f s after the start of its compilation, which took %.1f s",
+                self._start_up["first_step_s"], self._start_up["compile_s"],
+            )  # fmt: skip
 
     def restart(self, done: int) -> None:
         """Forgets what was before; `done` steps are finished."""
         self._done, self._time = done, time.perf_counter()
 
     def measure(self, done: int, interval_tokens: float, interval_steps: int) -> dict[str, float]:
-        """Seconds a step, tokens/s, FLOP/s and their share of the measured peak; nothing right after a restart."""
+        """Seconds a step, tokens/s, FLOP/s and their share of the measured peak; after a start also what that cost."""
         steps, seconds = done - self._done, time.perf_counter() - self._time
         self.restart(done)
+        start_up, self._start_up = self._start_up, {}
         if not steps:
-            return {}
+            return start_up
         step_time = seconds / steps
         rate = self._step_flops / step_time
-        return {
+        return start_up | {
             "step_time_s": step_time,
             "tokens_per_s": interval_tokens / max(interval_steps, 1) / step_time,
             "flops_per_s": rate,

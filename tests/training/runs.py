@@ -17,7 +17,7 @@ from tests.data import synthetic
 CONFIG = Path(__file__).with_name("tiny_config.py")
 DEVICES = 4
 # What may differ between two runs of the same steps: the clock.
-TIMES = ("step_time_s", "tokens_per_s", "flops_per_s", "matmul_peak_share")
+TIMES = ("step_time_s", "tokens_per_s", "flops_per_s", "matmul_peak_share", "compile_s", "first_step_s")
 
 
 def write_dataset(folder: Path) -> Path:

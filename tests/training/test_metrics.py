@@ -74,10 +74,18 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("omnihuman_jax.training.metrics.time.perf_counter", lambda: now[0])
     speed = Speed(step_flops=1000, peak=4000.0)
-    now[0] = 160.0  # compilation
+    speed.compiling()
+    now[0] = 160.0
+    speed.compiled(0)
+    now[0] = 161.0
+    speed.first_result(jnp.zeros(()))
+    now[0] = 162.0
+    speed.first_result(jnp.zeros(()))  # the second step
+    rates = {"step_time_s": 1.0, "tokens_per_s": 50, "flops_per_s": 1000, "matmul_peak_share": 0.25}
+    assert speed.measure(2, 50.0, 1) == {"compile_s": 60.0, "first_step_s": 61.0} | rates
     speed.restart(1)
     assert speed.measure(1, 50.0, 1) == {}
-    now[0] = 162.0
+    now[0] = 164.0
     assert speed.measure(5, 200.0, 4) == {"step_time_s": 0.5, "tokens_per_s": 100, "flops_per_s": 2000, "matmul_peak_share": 0.5}
 
 
