@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := setup.py constraints.txt
 
-.PHONY: help venv demo test test-slow parity check format lock clean
+.PHONY: bench help venv demo test test-slow parity check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ demo: $(VENV)/.demo  ## videos -> trained, resumed, sampled and exported model, 
 
 test: $(VENV)/.torch  ## the whole suite, 8 simulated devices
 	@$(BIN)/python -m pytest
+
+bench: $(VENV)/.torch  ## speed and memory of a train step beside PyTorch's, on this machine, in one run (10 minutes)
+	@$(BIN)/python -m tests.benchmarks.step_speed
 
 SLOW ?= all
 test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of them

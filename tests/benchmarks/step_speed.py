@@ -5,7 +5,8 @@
 
 Same sizes, float32, one packed window of 1024 + 64 tokens, all cores. Every variant is a process of its own that stays
 alive; a round asks each of them in turn for one forward pass, one train step and one matrix product, so that a machine whose speed
-drifts slows all of them alike. A train step is noise, forward, backward, clipping, AdamW and EMA on either side. Medians.
+drifts slows all of them alike. Without checkpointing ours keeps every product's output and computes element-wise work again
+(`remat: products`), and PyTorch keeps what autograd keeps: neither computes a product twice. A train step is noise, forward, backward, clipping, AdamW and EMA on either side. Medians.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def jax_work(checkpointing: bool) -> tuple[Work, int]:
     from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
     from tests.interop.cases import Window, packed_batch, shape_for
 
-    model = mmdit.MMDiTConfig(**SIZES, remat="block" if checkpointing else "none")
+    model = mmdit.MMDiTConfig(**SIZES, remat="block" if checkpointing else "products")
     shape = shape_for(model, latent_tokens=FRAMES * HEIGHT * WIDTH, text_tokens=TEXT, windows=1, latent_frames=FRAMES, frames=17)
     window = Window(latents=FRAMES, height=HEIGHT, width=WIDTH, text_tokens=TEXT, active=ConditionSet.of(Condition.TEXT))
     mesh = sharding.create_mesh(sharding.MeshConfig(), jax.devices()[:1])
@@ -65,7 +66,15 @@ def jax_work(checkpointing: bool) -> tuple[Work, int]:
     shardings = train_state.state_shardings(mesh, shapes, axes, optimizer)
     objective = Objective(model=model, flow=FlowMatchingConfig(), seed=0, dtype=jnp.float32)
     train_step = make_train_step(
-        objective, optimizer, optimizer_config, optim.EmaConfig(decay=EMA), labels, mesh=mesh, shape=shape, batch=1, shardings=shardings
+        objective,
+        optimizer,
+        optimizer_config,
+        optim.EmaConfig(decay=EMA),
+        labels,
+        mesh=mesh,
+        shape=shape,
+        batch=1,
+        shardings=shardings,
     )
     controls = place_controls(Controls(learning_rate=RATE, trainable={"base": True}, stage_start=False, interval_start=False))
     apply = jax.jit(lambda params, tokens, t, batch: mmdit.apply(model, params, tokens, t, batch))
