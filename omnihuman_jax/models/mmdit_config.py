@@ -34,7 +34,8 @@ REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "attention_offload": _offloaded(BLOCK_INPUT, "attention"),
 }
 """What a block keeps for its backward pass beside its inputs: nothing, its attentions' outputs, its matrix products' outputs,
-both ("none": all). `products` computes no matrix product twice, and keeps less than half of what `none` does. With `_offload` what is kept, inputs included, waits in the host's memory: nothing of a block stays on the device."""
+both ("none": all). `products` computes no matrix product twice, and keeps less than half of what `none` does. With `_offload`
+what is kept, inputs included, waits in the host's memory: nothing of a block stays on the device."""
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

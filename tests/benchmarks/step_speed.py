@@ -4,9 +4,10 @@
     python -m tests.benchmarks.step_speed --rounds 9 --only jax,torch-compile --checkpointing off
 
 Same sizes, float32, one packed window of 1024 + 64 tokens, all cores. Every variant is a process of its own that stays
-alive; a round asks each of them in turn for one forward pass, one train step and one matrix product, so that a machine whose speed
-drifts slows all of them alike. Without checkpointing ours keeps every product's output and computes element-wise work again
-(`remat: products`), and PyTorch keeps what autograd keeps: neither computes a product twice. A train step is noise, forward, backward, clipping, AdamW and EMA on either side. Medians.
+alive; a round asks each of them in turn for one forward pass, one train step and one matrix product, so that a machine whose
+speed drifts slows all of them alike. A train step is noise, forward, backward, clipping, AdamW and EMA on either side.
+Without checkpointing ours keeps every product's output and computes element-wise work again (`remat: products`), PyTorch
+keeps what autograd keeps: neither computes a product twice. Medians.
 """
 
 import argparse
