@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec
 
 from omnihuman_jax.models import context_parallel
 from omnihuman_jax.models.attention_cpu import PerHead
-from omnihuman_jax.models.attention_kernel import QKV, Kernel, attend, window_ids
+from omnihuman_jax.models.attention_gpu import Cudnn, Triton
+from omnihuman_jax.models.attention_kernel import QKV, Kernel, attend
 from omnihuman_jax.models.attention_tpu import Splash
-from omnihuman_jax.models.attention_xla import Dense
+from omnihuman_jax.models.attention_xla import Blocked, Dense
 from omnihuman_jax.sharding import RULES
 
 
@@ -57,16 +58,18 @@ def _blocks(strategy: AttentionStrategy) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size}
 
 
-__all__ = ["IMPLEMENTATIONS", "QKV", "AttentionStrategy", "attention", "joint_attention", "platform", "resolve", "window_ids"]
-
 IMPLEMENTATIONS: dict[str, Callable[[AttentionStrategy, str], Kernel]] = {
     "dense": lambda strategy, platform: Dense(),
+    "blocked": lambda strategy, platform: Blocked(**_blocks(strategy)),
     "per_head": lambda strategy, platform: PerHead(),
+    "cudnn": lambda strategy, platform: Cudnn(),
+    "triton": lambda strategy, platform: Triton(**_blocks(strategy), interpret=platform != "gpu"),
     "splash": lambda strategy, platform: Splash(**_blocks(strategy), interpret=platform != "tpu"),
 }
-"""Name -> the kernel for a platform."""
+"""Name -> the kernel for a platform (a Pallas kernel runs in interpret mode, slowly, on any other than its own)."""
 
-FASTEST = {"cpu": "per_head", "tpu": "splash"}
+FASTEST = {"cpu": "per_head", "tpu": "splash", "gpu": "triton"}
+ONE_WINDOW = "cudnn"  # knows no ids
 
 
 def platform() -> str:
@@ -75,11 +78,19 @@ def platform() -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
-def resolve(strategy: AttentionStrategy) -> Kernel:
-    """The kernel of `strategy` on the devices that the program is for."""
+def resolve(strategy: AttentionStrategy, *, one_window: bool = False) -> Kernel:
+    """The kernel of `strategy` on the devices that the program is for.
+
+    `cudnn`, which knows no ids, is for sequences of one window; `auto` takes it for them on GPUs, and where a strategy names it,
+    attentions of another kind (audio, the text refiner) take what `auto` gives.
+    """
     strategy.validate()
     where = platform()
-    name = FASTEST.get(where, "dense") if strategy.kernel == "auto" else strategy.kernel
+    name = strategy.kernel
+    if name == "auto" and one_window and where == "gpu":
+        name = ONE_WINDOW
+    elif name == "auto" or (name == ONE_WINDOW and not one_window):
+        name = FASTEST.get(where, "blocked")
     return IMPLEMENTATIONS[name](strategy, where)
 
 
@@ -126,13 +137,21 @@ def joint_attention(
     text_ids_BS: jax.Array,
     *,
     strategy: AttentionStrategy,
+    windows: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of both streams over both (order: video, then text); each stream's output, [B, L, N, K] and [B, S, N, K].
 
     Video tokens stay split over the mesh's `context` axis and text tokens whole; what the devices exchange in between is
     `strategy.context_parallel`. Padding (id 0) sees nothing and is seen by nothing: zero.
+
+    Args:
+        video, text: queries, keys and values of each stream.
+        video_ids_BL, text_ids_BS: `segment_ids` of `PackedShape`.
+        windows: a sequence's window slots, if known: one window needs no ids (`cudnn`).
     """
-    kernel = resolve(strategy)
+    if strategy.kernel == ONE_WINDOW and windows != 1:
+        raise ValueError(f"model.attention cudnn takes one window a sequence, data.plan.windows is {windows}; take triton or auto")
+    kernel = resolve(strategy, one_window=windows == 1)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return context_parallel.local(kernel, video, text, video_ids_BL, text_ids_BS)

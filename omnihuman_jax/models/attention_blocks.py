@@ -5,10 +5,15 @@ block's lowest to its highest id is, but for the block where video turns into te
 a block too many is computed; ids still mask inside of blocks.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 _ABOVE_ALL = 2**30
+NO_QUERY_FILL, NO_KEY_FILL = -3, -4
+"""Ids of the tokens that fill up a last block; none of a caller's own."""
 
 
 def block_pairs(q_ids_M: jax.Array, kv_ids_S: jax.Array, block_q: int, block_kv: int) -> jax.Array:
@@ -35,3 +40,17 @@ def fit_block(length: int, block: int, unit: int) -> int:
 def round_up(length: int, multiple: int) -> int:
     """The nearest multiple that is not below `length`."""
     return -(-length // multiple) * multiple
+
+
+def fill(x: jax.Array, axis: int, length: int, value: float) -> jax.Array:
+    """`x` with `value` behind it, up to `length` along `axis`."""
+    missing = length - x.shape[axis]
+    widths = [(0, missing if i == axis else 0) for i in range(x.ndim)]
+    return jnp.pad(x, widths, constant_values=value) if missing else x
+
+
+def each(function: Callable[..., Any], arrays: tuple[jax.Array, ...]) -> Any:
+    """`function` on every row of the batch, one after the other: what one row skips another computes."""
+    if arrays[0].shape[0] == 1:
+        return jax.tree.map(lambda x: x[None], function(*(x[0] for x in arrays)))
+    return jax.lax.map(lambda row: function(*row), arrays)

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from omnihuman_jax.models.attention_kernel import MASKED, QKV
+from omnihuman_jax.models.attention_kernel import MASKED, QKV, delta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,8 @@ class PerHead:
             lses.append(lse)
         return jnp.stack(outs), jnp.stack(lses)
 
-    def backward(self, q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS, lse_BNM, delta_BNM, grad_BMNK) -> QKV:
+    def backward(self, q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS, out_BMNK, lse_BNM, grad_BMNK) -> QKV:
+        delta_BNM = delta(out_BMNK, grad_BMNK)
         rows = []
         for b in range(q_BMNK.shape[0]):
             ids = q_ids_BM[b], kv_ids_BS[b]
@@ -48,9 +49,9 @@ def _forward(q, k, v, q_ids, kv_ids):
     return out, (peak + jnp.log(total))[:, 0]
 
 
-def _backward(q, k, v, grad, lse, delta, q_ids, kv_ids):
+def _backward(q, k, v, grad, lse, aligned, q_ids, kv_ids):
     # The weights are computed again, not kept: M x S a head and layer is what memory would go to.
     weights = jnp.exp(_scores(q, k, q_ids, kv_ids) - lse[:, None])
-    grad_scores = weights * (jnp.dot(grad, v.T, preferred_element_type=jnp.float32) - delta[:, None])
+    grad_scores = weights * (jnp.dot(grad, v.T, preferred_element_type=jnp.float32) - aligned[:, None])
     grad_scores = (grad_scores * (1.0 / math.sqrt(q.shape[-1]))).astype(q.dtype)
     return grad_scores @ k, grad_scores.T @ q, weights.astype(v.dtype).T @ grad

@@ -1,7 +1,7 @@
 """What a kernel is: attention of one device's queries over one device's keys, forward and backward, without collectives.
 
-The forward pass gives the output and the log of each query's softmax denominator; the backward pass takes that and
-`delta` from outside. So what several calls computed over parts of the keys can be merged, and each call can be
+The forward pass gives the output and the log of each query's softmax denominator; the backward pass takes both from
+outside. So what several calls computed over parts of the keys can be merged, and each call can be
 differentiated as a part of the whole: a ring needs no more than this.
 """
 
@@ -32,7 +32,7 @@ class Kernel(Protocol):
     """A frozen dataclass, equal to another with the same settings (programs are cached on it).
 
     A query sees the keys that carry its own id; no query carries a key's negative id and the other way round. q, k and v are
-    [B, M or S, N, K] of one float dtype, ids int32 [B, M or S], `lse_BNM` and `delta_BNM` float32.
+    [B, M or S, N, K] of one float dtype, ids int32 [B, M or S], `lse_BNM` float32.
     """
 
     def forward(
@@ -50,13 +50,13 @@ class Kernel(Protocol):
         v_BSNK: jax.Array,
         q_ids_BM: jax.Array,
         kv_ids_BS: jax.Array,
+        out_BMNK: jax.Array,
         lse_BNM: jax.Array,
-        delta_BNM: jax.Array,
         grad_BMNK: jax.Array,
     ) -> QKV:
         """Gradients of q, k and v: what these keys add to them, with the weights exp(score - lse).
 
-        delta_BNM is the sum over K of out * grad, of the whole output. Where `grad` and `delta` are zero, so is every gradient.
+        `out` and `lse` are those over all keys, of which these may be a part. A query whose `grad` is zero adds nothing.
         """
 
 
@@ -92,7 +92,7 @@ def _attend_forward(kernel, q, k, v, q_ids, kv_ids):
 def _attend_backward(kernel, residuals, grad):
     q, k, v, q_ids, kv_ids, out, lse = residuals
     grad = jnp.where(seen(lse), grad, jnp.zeros((), grad.dtype))
-    return *kernel.backward(q, k, v, q_ids, kv_ids, lse, delta(out, grad), grad), None, None
+    return *kernel.backward(q, k, v, q_ids, kv_ids, out, lse, grad), None, None
 
 
 attend.defvjp(_attend_forward, _attend_backward)

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from omnihuman_jax.models.attention_blocks import block_pairs, fit_block, round_up
-from omnihuman_jax.models.attention_kernel import QKV
+from omnihuman_jax.models.attention_blocks import NO_KEY_FILL, NO_QUERY_FILL, block_pairs, each, fill, fit_block, round_up
+from omnihuman_jax.models.attention_kernel import QKV, delta
 
 LANES = 128  # of a vector register: blocks are multiples of it
-_NO_QUERY, _NO_KEY = -3, -4  # ids of the tokens that fill up the last block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +39,16 @@ class Splash:
     def forward(self, q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS) -> tuple[jax.Array, jax.Array]:
         length = q_BMNK.shape[1]
         rows = self._rows(q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS)
-        out_BNMK, lse_BNM = _each(self._forward_row, rows)
+        out_BNMK, lse_BNM = each(self._forward_row, rows)
         return out_BNMK.transpose(0, 2, 1, 3)[:, :length], lse_BNM[..., :length]
 
-    def backward(self, q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS, lse_BNM, delta_BNM, grad_BMNK) -> QKV:
+    def backward(self, q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS, out_BMNK, lse_BNM, grad_BMNK) -> QKV:
         lengths = q_BMNK.shape[1], k_BSNK.shape[1], k_BSNK.shape[1]
         rows = self._rows(q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS)
         padded = rows[0].shape[2]
-        lse_BNM, delta_BNM = (_fill(x, 2, padded, 0.0) for x in (lse_BNM, delta_BNM))
-        grad_BNMK = _fill(grad_BMNK, 1, padded, 0.0).transpose(0, 2, 1, 3)
-        grads = _each(self._backward_row, (*rows, lse_BNM, delta_BNM, grad_BNMK))
+        lse_BNM, delta_BNM = (fill(x, 2, padded, 0.0) for x in (lse_BNM, delta(out_BMNK, grad_BMNK)))
+        grad_BNMK = fill(grad_BMNK, 1, padded, 0.0).transpose(0, 2, 1, 3)
+        grads = each(self._backward_row, (*rows, lse_BNM, delta_BNM, grad_BNMK))
         grad_q, grad_k, grad_v = (x.transpose(0, 2, 1, 3)[:, :length] for x, length in zip(grads, lengths, strict=True))
         return grad_q * _scale(q_BMNK).astype(grad_q.dtype), grad_k, grad_v
 
@@ -58,8 +57,8 @@ class Splash:
         block_q, block_kv = self._blocks(q_BMNK.shape[1], k_BSNK.shape[1])
         m, s = round_up(q_BMNK.shape[1], block_q), round_up(k_BSNK.shape[1], block_kv)
         q_BMNK = q_BMNK * _scale(q_BMNK).astype(q_BMNK.dtype)
-        q, k, v = (_fill(x, 1, n, 0.0).transpose(0, 2, 1, 3) for x, n in ((q_BMNK, m), (k_BSNK, s), (v_BSNK, s)))
-        return q, k, v, _fill(q_ids_BM, 1, m, _NO_QUERY), _fill(kv_ids_BS, 1, s, _NO_KEY)
+        q, k, v = (fill(x, 1, n, 0.0).transpose(0, 2, 1, 3) for x, n in ((q_BMNK, m), (k_BSNK, s), (v_BSNK, s)))
+        return q, k, v, fill(q_ids_BM, 1, m, NO_QUERY_FILL), fill(kv_ids_BS, 1, s, NO_KEY_FILL)
 
     def _blocks(self, m: int, s: int) -> tuple[int, int]:
         return fit_block(m, self.block_q, LANES), fit_block(s, self.block_kv, LANES)
@@ -132,21 +131,6 @@ def _walk(pairs: jax.Array, *, by_keys: bool = False) -> MaskInfo:
         partial_mask_blocks=None,
         q_sequence=None,
     )
-
-
-def _each(function, arrays: tuple[jax.Array, ...]):
-    """`function` on every row of the batch, one after the other: the walks of two rows differ."""
-    if arrays[0].shape[0] == 1:
-        return jax.tree.map(lambda x: x[None], function(*(x[0] for x in arrays)))
-    return jax.lax.map(lambda row: function(*row), arrays)
-
-
-def _fill(x: jax.Array, axis: int, length: int, value: float) -> jax.Array:
-    missing = length - x.shape[axis]
-    if not missing:
-        return x
-    widths = [(0, missing if i == axis else 0) for i in range(x.ndim)]
-    return jnp.pad(x, widths, constant_values=value)
 
 
 def _scale(q_BMNK: jax.Array) -> jax.Array:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from omnihuman_jax.models.attention import QKV, attention, joint_attention, window_ids
+from omnihuman_jax.models.attention import attention, joint_attention
+from omnihuman_jax.models.attention_kernel import QKV, window_ids
 from omnihuman_jax.models.audio_adapter import AudioCrossAttention, AudioTokens
 from omnihuman_jax.models.layers import (
     MLP,
@@ -104,6 +105,7 @@ class DualBlock(nnx.Module):
             context.video_ids_BL,
             context.text_ids_BS,
             strategy=self.strategy,
+            windows=context.embedding_BRD.shape[1] // 2,
         )
         video_BLD = self.video.add_attention(video_BLD, video_out, video_table, video_rows)
         text_BSD = self.text.add_attention(text_BSD, text_out, text_table, text_rows)
@@ -138,6 +140,7 @@ class SingleBlock(nnx.Module):
             context.video_ids_BL,
             context.text_ids_BS,
             strategy=self.strategy,
+            windows=context.embedding_BRD.shape[1] // 2,
         )
         video_BLD = add_gated(video_BLD, look_up(video_rows, table[:, :, 2]), self._project(video_in, video_out))
         text_BSD = add_gated(text_BSD, look_up(text_rows, table[:, :, 2]), self._project(text_in, text_out))

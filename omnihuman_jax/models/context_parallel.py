@@ -4,6 +4,9 @@ What runs here runs inside `shard_map`: arrays are one device's, and every excha
 
 gather    keys and values of the video are gathered; each device keeps its queries. Any number of heads; memory for all keys.
 ulysses   an all-to-all turns a part of the tokens with all heads into all tokens with a part of the heads, and back [Jacobs 2023].
+ring      keys and values travel around, queries stay (`ring_attention.py`). Any number of heads; memory for two blocks of keys.
+ulysses_ring
+          groups of `ulysses_ways` neighbours do the first among themselves, and the groups form rings.
 
 The text's queries are shared out as well (gather: by token where that divides, ulysses: by head), and gathered at the end.
 """
@@ -17,9 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from omnihuman_jax.models.attention_kernel import QKV, Kernel, attend, window_ids
+from omnihuman_jax.models.ring_attention import Ring, ring_attention
 
 AXIS = "context"
-MODES = ("gather", "ulysses")
+MODES = ("gather", "ulysses", "ring", "ulysses_ring")
 
 Joint: TypeAlias = Callable[[QKV, QKV, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -37,18 +41,35 @@ def exchange(kernel: Kernel, *, mode: str, ways: int, heads: int, ulysses_ways: 
         return functools.partial(local, kernel)
     if mode == "gather":
         return functools.partial(_gather, kernel, ways)
-    check_heads(mode, heads, ways)
-    return functools.partial(_ulysses, functools.partial(local, kernel), ways, None)
+    shared = heads_ways(mode, heads, ways, ulysses_ways)
+    ring = Ring(axis=AXIS, size=ways // shared, stride=shared)
+    inner = functools.partial(local, kernel) if ring.size == 1 else functools.partial(ring_attention, kernel, ring)
+    if shared == 1:
+        return lambda video, text, *ids: inner(video, _like(text, video), *ids)
+    neighbours = None if ring.size == 1 else [[i * shared + j for j in range(shared)] for i in range(ring.size)]
+    return functools.partial(_ulysses, inner, shared, neighbours)
 
 
-def check_heads(mode: str, heads: int, ways: int) -> None:
-    """ValueError where `ways` devices cannot share out `heads`."""
+def heads_ways(mode: str, heads: int, ways: int, ulysses_ways: int = 0) -> int:
+    """Devices of `ways` that share out `heads` under `mode`; ValueError, with what would do, where they cannot."""
+    if mode in ("gather", "ring"):
+        return 1
+    both = [n for n in range(1, ways + 1) if ways % n == 0 and heads % n == 0]
+    if mode == "ulysses_ring":
+        shared = ulysses_ways or both[-1]
+        if shared not in both:
+            raise ValueError(
+                f"model.ulysses_ways {shared} does not divide both mesh.context {ways} and the {heads} heads of a device "
+                f"(model.num_heads / mesh.tensor); these do: {', '.join(map(str, both))}"
+            )
+        return shared
     if heads % ways:
-        fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+        fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         raise ValueError(
-            f"model.context_parallel {mode}: {heads} heads (num_heads / mesh.tensor) cannot be shared out over {ways} devices; "
-            f"ways that divide them: {', '.join(map(str, fitting))} (or context_parallel gather)"
+            f"model.context_parallel ulysses: {heads} heads (model.num_heads / mesh.tensor) cannot be shared out over mesh.context "
+            f"{ways}; make that one of {fitting}, or take model.context_parallel=ulysses_ring ({both[-1]} x {ways // both[-1]})"
         )
+    return ways
 
 
 def check_tokens(mode: str, tokens: int, ways: int) -> None:
@@ -97,7 +118,7 @@ def _ulysses(inner: Joint, ways: int, groups, video: QKV, text: QKV, video_ids_B
     to_tokens = functools.partial(lax.all_to_all, axis_name=AXIS, split_axis=1, concat_axis=2, axis_index_groups=groups, tiled=True)
     video_ids = lax.all_gather(video_ids_BL, AXIS, axis=1, axis_index_groups=groups, tiled=True)
     video_q, video_k, video_v = (to_heads(x) for x in video)
-    text_q, text_k, text_v = (_part(x, 2, ways) for x in text)
+    text_q, text_k, text_v = (_part(x, 2, ways) for x in _like(text, video))
     video_out, text_out = inner((video_q, video_k, video_v), (text_q, text_k, text_v), video_ids, text_ids_BS)
     return to_tokens(video_out), lax.all_gather(text_out, AXIS, axis=2, axis_index_groups=groups, tiled=True)
 

@@ -35,14 +35,14 @@ def expected(q, k, v, q_ids, kv_ids) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS.keys() - {"cudnn"}))
 def test_a_query_sees_the_keys_of_its_own_id_alone(name: str, inputs) -> None:
     found = attention(*inputs, strategy=AttentionStrategy(kernel=name))
     assert not (inputs[3][:, :, None] == inputs[4][:, None]).any(-1).all(), "a query without a key is among them"
     np.testing.assert_allclose(found, expected(*inputs), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS.keys() - {"cudnn"}))
 def test_gradients_are_those_of_the_formula(name: str, inputs) -> None:
     q, k, v, q_ids, kv_ids = inputs
     weight = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
@@ -85,7 +85,7 @@ def test_joint_attention_is_attention_of_the_joined_streams(inputs) -> None:
 
 def test_bfloat16_in_bfloat16_out(inputs) -> None:
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in inputs[:3])
-    for name in IMPLEMENTATIONS:
+    for name in IMPLEMENTATIONS.keys() - {"cudnn"}:
         found = attention(q, k, v, *inputs[3:], strategy=AttentionStrategy(kernel=name))
         assert found.dtype == jnp.bfloat16
         np.testing.assert_allclose(np.asarray(found, np.float32), expected(*inputs), atol=0.05)
@@ -94,7 +94,7 @@ def test_bfloat16_in_bfloat16_out(inputs) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"kernel": "flash"}, r"model.attention 'flash' is none of auto, dense, per_head"),
+        ({"kernel": "flash"}, r"model.attention 'flash' is none of auto, dense, blocked, per_head, cudnn, triton, splash"),
         ({"context_parallel": "all"}, r"model.context_parallel 'all' is none of gather, ulysses"),
         ({"kernel": "splash", "block_q": 200}, r"attention_block_q 200.*multiples of 128"),
         ({"block_kv": -1}, r"model.attention_block_kv is -1"),

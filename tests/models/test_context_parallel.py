@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.models.attention import AttentionStrategy, joint_attention
-from omnihuman_jax.models.context_parallel import MODES
+from omnihuman_jax.models.context_parallel import MODES, heads_ways
 from omnihuman_jax.sharding import MESH_AXES, MeshConfig, create_mesh
 
 B, L, S, N, K = 2, 48, 16, 8, 6
@@ -45,6 +45,11 @@ def run(strategy: AttentionStrategy):
     return out, grads
 
 
+def strategy_of(mode: str, kernel: str = "dense") -> AttentionStrategy:
+    """Two of the devices share out heads where the mode combines: rings of 4, 2 or 1."""
+    return AttentionStrategy(kernel=kernel, context_parallel=mode, ulysses_ways=2 if mode == "ulysses_ring" else 0)
+
+
 @functools.lru_cache
 def alone():
     return jax.device_get(run(DENSE))
@@ -64,13 +69,72 @@ def test_outputs_and_gradients_are_those_of_one_device(
     mode: str, ways: tuple[int, ...], measured: Callable[[str, float, float], None]
 ) -> None:
     with jax.set_mesh(create_mesh(MeshConfig(**dict(zip(MESH_AXES, ways, strict=True))))):
-        found = jax.device_get(run(AttentionStrategy(kernel="dense", context_parallel=mode)))
+        found = jax.device_get(run(strategy_of(mode)))
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(alone()), strict=True):
         error = np.abs(ours - theirs).max() / np.abs(theirs).max()
         measured(f"attention and its gradients, {mode} over context against dense on one device", error, TOLERANCE)
+
+
+# What one call and its gradients exchange, as XLA compiles it for a context of 4. Of the video (V: a device's tokens, all its
+# heads) and the text (T: all tokens, all heads of a device, whose gradients every device adds its part to):
+COLLECTIVES = {
+    # k, v, ids of V, T out; back: gradients of k, v of V and of T out; T's q, k and v gradients in one.
+    "gather": {"all-gather": 4, "reduce-scatter": 3, "all-reduce": 1},
+    # q, k, v, out of V; back: out, q, k, v of V. ids, T out (by head) and its gradient; T's gradients.
+    "ulysses": {"all-to-all": 8, "all-gather": 2, "reduce-scatter": 1, "all-reduce": 1},
+    # k, v, ids once before the loop and once in it, forward and back; their gradients in the loop, behind it, and home.
+    # T's queries over all keys: largest log-sum-exp, sums; T's gradients.
+    "ring": {"collective-permute": 18, "all-reduce": 3},
+    # Two rings of two: no loop.
+    "ulysses_ring": {"all-to-all": 8, "collective-permute": 8, "all-gather": 2, "reduce-scatter": 1, "all-reduce": 3},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_compiled_program_holds_the_exchanges_of_its_mode_alone(mode: str) -> None:
+    mesh = create_mesh(MeshConfig(data=1, context=4, tensor=2))
+    video, text, video_ids, text_ids, *weights = inputs()
+    specs = ("context", None)
+    video_place, text_place = (NamedSharding(mesh, PartitionSpec(("data", "fsdp"), axis, "tensor")) for axis in specs)
+    places = ((video_place,) * 3, (text_place,) * 3)
+
+    def both(video, text, grads):
+        joint = functools.partial(joint_attention, strategy=strategy_of(mode))
+        out, back = jax.vjp(lambda video, text: joint(video, text, video_ids, text_ids), video, text)
+        return out, back(grads)
+
+    outs = (video_place, text_place)
+    with jax.set_mesh(mesh):
+        run = jax.jit(both, in_shardings=(*places, outs), out_shardings=(outs, places))
+        compiled = run.lower(video, text, tuple(weights)).compile()
+    assert collectives(compiled.as_text()) == COLLECTIVES[mode]
 
 
 def collectives(text: str) -> Counter[str]:
     """Kind of collective -> how many of them a compiled program holds."""
     kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
     return Counter(re.findall(rf" ({kinds})(?:-start)?\(", text))
+
+
+@pytest.mark.parametrize(
+    ("mode", "ulysses_ways", "message"),
+    [
+        ("ulysses", 0, r"6 heads .*over mesh.context 4; make that one of 1, 2, 3, 6, or .*ulysses_ring \(2 x 2\)"),
+        ("ulysses_ring", 4, r"model.ulysses_ways 4 .*these do: 1, 2"),
+    ],
+)
+def test_heads_that_cannot_be_shared_out_are_an_error_with_what_would_do(mode: str, ulysses_ways: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        heads_ways(mode, 6, 4, ulysses_ways)
+    assert heads_ways("ulysses_ring", 6, 4) == 2 and heads_ways("ring", 5, 4) == 1 and heads_ways("ulysses", 12, 4) == 4
+
+
+def test_video_tokens_that_cannot_be_split_are_an_error_unless_they_are_gathered() -> None:
+    video, text, video_ids, text_ids, *_ = inputs()
+    video, video_ids = tuple(x[:, :45] for x in video), video_ids[:, :45]
+    with jax.set_mesh(create_mesh(MeshConfig(data=2, context=4))):
+        with pytest.raises(ValueError, match=r"ring: 45 video tokens cannot be split over 4 .*: 44 and 48"):
+            joint_attention(video, text, video_ids, text_ids, strategy=strategy_of("ring"))
+        whole = jax.jit(functools.partial(joint_attention, strategy=strategy_of("gather")))(video, text, video_ids, text_ids)
+    alone = joint_attention(video, text, video_ids, text_ids, strategy=DENSE)
+    np.testing.assert_allclose(whole[0], alone[0], rtol=1e-5, atol=1e-6)
