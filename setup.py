@@ -51,11 +51,15 @@ DEMO = [*CURATION, "pip>=23.2"]
 # The exported model, and what it is compared with.
 TORCH = ["torch==2.13.0"]
 
+# Large text encoders in `encode` (HunyuanVideo's, T5, UMT5), and the exported pipeline's networks around the model.
+TRANSFORMERS = ["transformers>=5.24,<6"]
+DIFFUSERS = ["diffusers==0.42.1"]
+
 # Ahead-of-time compilation for TPU topologies on a machine without one: the compiler alone, no TPU needed.
 TOPOLOGIES = ["libtpu==0.0.52"]
 
 # diffusers and transformers are what parity is measured against.
-DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", "diffusers==0.42.1", "transformers>=5.24,<6"]
+DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", *DIFFUSERS, *TRANSFORMERS]
 
 setup(
     name="omnihuman-jax",
@@ -67,10 +71,10 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["omnihuman_jax*", "data_pipelines*", "configs*", "launch*"]),
-    # The standalone PyTorch module is copied into every exported folder as a file.
+    # The PyTorch modules are copied into every exported folder as files.
     package_data={
         "omnihuman_jax": ["py.typed"],
-        "omnihuman_jax.interop": ["modeling_omnihuman.py"],
+        "omnihuman_jax.interop": ["*_omnihuman.py"],
         "omnihuman_jax.reporting": ["style.css"],
         "launch": ["schemas/*", "examples/*.yaml"],
     },
@@ -79,6 +83,8 @@ setup(
         "curation": CURATION,
         "demo": DEMO,
         "torch": TORCH,
+        "text": [*TORCH, *TRANSFORMERS],
+        "serving": [*TORCH, *TRANSFORMERS, *DIFFUSERS],
         "topologies": TOPOLOGIES,
         "dev": DEV,
         "all": [*DEMO, *TORCH, *TOPOLOGIES, *DEV],

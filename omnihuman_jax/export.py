@@ -1,15 +1,14 @@
 """`omnihuman export`: a checkpoint becomes a folder that PyTorch loads, without JAX and without this package.
 
-The folder: model.safetensors (or shards with an index), config.json, modeling_omnihuman.py (the model; needs torch and
-safetensors alone) and README.md. It appears whole or not at all, and its tensors stream through the host one by one.
+The folder: model.safetensors (or shards with an index), config.json, README.md, modeling_omnihuman.py (the model; needs torch and
+safetensors alone) and, beside it, the modules of a pipeline from files to an mp4 (`interop.serving.MODULES`). It appears whole or
+not at all, and its tensors stream through the host one by one.
 """
 
 import argparse
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from omnihuman_jax import config as experiment
 from omnihuman_jax.interop import safetensors_io
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.key_table import KeyTable, ReadSlice, key_table
+from omnihuman_jax.interop.serving import Serving, copy_modules
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.training.checkpoint import WEIGHTS, Checkpoints, RunRecord
 
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ARCHITECTURE = "OmniHumanForVideo"
-MODULE = "modeling_omnihuman.py"
 # Fields of MMDiTConfig that say how JAX computes, not what.
 EXECUTION_FIELDS = ("remat", "attention", "attention_block_q", "attention_block_kv", "context_parallel", "ulysses_ways")
 
@@ -69,13 +68,22 @@ def export_run(
     """
     _check_choices(weights, dtype)
     folder, record = _checkpoint(run, step)
-    model = experiment.from_json(record.config).model
+    config = experiment.from_json(record.config)
+    model = config.model
     table = key_table(model)
     leaves = CheckpointLeaves(folder, WEIGHTS[weights])
     table.check_ours(leaves.shapes, f"{folder}/{WEIGHTS[weights]}")
     about = {"weights": weights, "dtype": dtype, "step": record.step, "run": str(record.config["name"])}
     return export_params(
-        model, table, leaves.read, out, dtype=dtype, about=about, max_shard_bytes=max_shard_bytes, progress=progress
+        model,
+        table,
+        leaves.read,
+        out,
+        dtype=dtype,
+        about=about,
+        serving=Serving.of_run(run, config.data.dataset, config.sampling, config.flow),
+        max_shard_bytes=max_shard_bytes,
+        progress=progress,
     )
 
 
@@ -87,10 +95,11 @@ def export_params(
     *,
     dtype: str,
     about: dict[str, Any],
+    serving: Serving | None = None,
     max_shard_bytes: int = safetensors_io.DEFAULT_MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
-    """Writes the folder from whatever `read` reads layers of parameters from; `about` goes into config.json."""
+    """Writes the folder from whatever `read` reads layers of parameters from; `about` and `serving` go into config.json."""
     sources = table.to_torch(read, DTYPES[dtype])
     total, done = sum(source.nbytes for source in sources), 0
 
@@ -101,9 +110,11 @@ def export_params(
 
     with safetensors_io.whole_folder(out, overwrite=is_export(out)) as folder:
         safetensors_io.write_folder(folder, sources, max_shard_bytes=max_shard_bytes, progress=written)
-        (folder / "config.json").write_text(json.dumps(module_config(model, about), indent=2) + "\n")
-        with resources.as_file(resources.files("omnihuman_jax.interop") / MODULE) as module:
-            shutil.copyfile(module, folder / MODULE)
+        part = {"serving": serving.to_json()} if serving else {}
+        (folder / "config.json").write_text(json.dumps(module_config(model, about) | part, indent=2) + "\n")
+        copy_modules(folder)
+        if serving:
+            serving.write(folder)
         (folder / "README.md").write_text(readme(model, about, out.name))
     parameters = sum(int(np.prod(source.shape)) for source in sources)
     return Exported(folder=out, tensors=len(sources), parameters=parameters, nbytes=total, step=int(about["step"]))
@@ -165,7 +176,19 @@ windows (clips) of any size:
 {table}
 
 The docstring of `OmniHumanForVideo.forward` has the details. `torch.compile(model)` works; attention is PyTorch's
-`scaled_dot_product_attention`.
+`scaled_dot_product_attention`. `sampling_omnihuman.py` takes noise to latents.
+
+## From files to a video
+
+```
+pip install torch safetensors numpy av transformers tokenizers diffusers
+python pipeline_omnihuman.py --image face.png --audio voice.wav --text "A woman speaks." --out talking.mp4
+```
+
+The same seed gives what `omnihuman generate` gives. The networks beside the model are read from the folders that config.json
+names (`serving`); on another machine, name them: `--speech-encoder DIR --text-encoder DIR --codec DIR` (their weights are
+compared with those that the model was trained with). `--help` lists the options; in Python it is
+`OmniHumanPipeline.from_pretrained(DIR)`.
 """
 
 

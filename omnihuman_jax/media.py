@@ -18,8 +18,8 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation
 
-from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
-
+# As in typing.py, which is not imported here: exports carry this file as `media_omnihuman.py`, and it must stand alone there.
+FPS, SAMPLE_RATE_HZ = 25, 16_000
 # Sound that arrives later than this after where the sound before it ended is a hole in the track, not rounding.
 GAP_S = 0.02
 

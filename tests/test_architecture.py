@@ -171,10 +171,29 @@ def third_party(module: str) -> set[str]:
     return {name.split(".")[0] for name in ALL_IMPORTS[module]} - set(sys.stdlib_module_names) - set(PACKAGES)
 
 
-def test_the_exported_module_needs_torch_and_safetensors_alone() -> None:
-    module = "omnihuman_jax.interop.modeling_omnihuman"
-    assert third_party(module) <= {"torch", "safetensors"}
-    assert not [name for name in ALL_IMPORTS[module] if name.split(".")[0] in PACKAGES]
+# Modules that every exported folder carries, as files beside each other: what each of them may import.
+_SIBLINGS = {"modeling_omnihuman", "sampling_omnihuman", "windows_omnihuman", "encoders_omnihuman", "text_encoders_omnihuman"}
+SHIPPED = {
+    "omnihuman_jax.interop.modeling_omnihuman": {"torch", "safetensors"},
+    "omnihuman_jax.interop.sampling_omnihuman": {"torch"},
+    "omnihuman_jax.interop.windows_omnihuman": {"torch", "numpy"},
+    "omnihuman_jax.interop.encoders_omnihuman": {"torch", "safetensors", "numpy", "transformers", "tokenizers", "diffusers"}
+    | _SIBLINGS,
+    "omnihuman_jax.interop.pipeline_omnihuman": {"torch", "safetensors", "numpy", "media_omnihuman"} | _SIBLINGS,
+    "omnihuman_jax.models.transformers_text": {"torch", "numpy", "transformers"},
+    "omnihuman_jax.media": {"av", "numpy"},
+}
+
+
+def test_shipped_modules_stand_alone() -> None:
+    from omnihuman_jax.interop.serving import MODULES
+
+    files = {f"{package}.{file.removesuffix('.py')}" for package, file in MODULES.values()}
+    assert files == set(SHIPPED)
+    for module, allowed in SHIPPED.items():
+        assert third_party(module) <= allowed, module
+        assert not [name for name in ALL_IMPORTS[module] if name.split(".")[0] in PACKAGES], module
+        assert _SIBLINGS | {"media_omnihuman", "pipeline_omnihuman"} == {name.removesuffix(".py") for name in MODULES}
 
 
 def test_the_trainer_needs_neither_torch_nor_curation_networks() -> None:
@@ -182,11 +201,31 @@ def test_the_trainer_needs_neither_torch_nor_curation_networks() -> None:
     wrong = []
     for module in ALL_IMPORTS:
         found = third_party(module)
-        if "torch" in found and module != "omnihuman_jax.interop.modeling_omnihuman":
+        if "torch" in found and module not in SHIPPED:
             wrong.append(f"{module} imports torch")
         if found & curation and not module.startswith("data_pipelines.curate"):
             wrong.append(f"{module} imports {found & curation}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_large_text_encoders_are_imported_only_when_asked_for() -> None:
+    """The one shipped module that the trainer's side imports has torch and transformers inside functions alone."""
+    source = (ROOT / "omnihuman_jax" / "models" / "transformers_text.py").read_text()
+    top = {name.split(".")[0] for node in ast.parse(source).body for name in imports_of(ast.unparse(node), "m") if _is_import(node)}
+    assert top and not top & {"torch", "transformers"}
+
+
+def _is_import(node: ast.stmt) -> bool:
+    return isinstance(node, (ast.Import, ast.ImportFrom))
+
+
+def test_constants_of_shipped_modules_are_the_packages() -> None:
+    from omnihuman_jax import media, typing
+    from omnihuman_jax.interop import windows_omnihuman
+
+    for module in (media, windows_omnihuman):
+        for name in ("FPS", "SAMPLE_RATE_HZ", "TEMPORAL_STRIDE", "SPATIAL_STRIDE", "PATCH", "MOTION_FRAMES", "MOTION_LATENTS"):
+            assert getattr(module, name, getattr(typing, name)) == getattr(typing, name)
 
 
 def test_curation_media_and_the_command_line_do_not_import_jax() -> None:

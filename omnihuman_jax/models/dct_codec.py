@@ -115,7 +115,7 @@ def group_scale() -> np.ndarray:
 
 
 @functools.cache
-def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Analysis and synthesis tensors (first, group), float32 and scaled."""
     column = (slice(None), None, None, None, None)
     first, group = first_basis(), group_basis()
@@ -170,7 +170,7 @@ class DctCodec:
         latent_frames_of(frames)
         if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE or not height or not width:
             raise ValueError(f"height {height} and width {width} must be multiples of {SPATIAL_STRIDE}")
-        first, group, _, _ = _matrices()
+        first, group, _, _ = matrices()
         latents = _analyse(video[..., :1, :, :, :], first)
         if frames == 1:
             return latents
@@ -191,7 +191,7 @@ class DctCodec:
         latents = jnp.asarray(latents_FHWC, jnp.float32)
         if latents.ndim < 4 or latents.shape[-1] != LATENT_CHANNELS or latents.shape[-4] < 1:
             raise ValueError(f"latents of this codec are [..., 1 + n, height, width, {LATENT_CHANNELS}], not {latents.shape}")
-        _, _, first, group = _matrices()
+        _, _, first, group = matrices()
         video = _synthesise(latents[..., :1, :, :, :], first)
         if latents.shape[-4] == 1:
             return video

@@ -1,6 +1,7 @@
 """Text encoders: a prompt to token-level embeddings and one pooled embedding. BERT (MiniLM, BGE, ...) in JAX.
 
-The embeddings are computed once, offline. Weights and tokenizer come from a folder in Hugging Face layout.
+The embeddings are computed once, offline. Weights and tokenizer come from a folder in Hugging Face layout. Large encoders
+(HunyuanVideo's, T5, UMT5) run through `transformers`: see `transformers_text.py`.
 """
 
 import dataclasses
@@ -8,26 +9,25 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from omnihuman_jax.models.pretrained import PretrainedFolder, Weights, open_pretrained
+from omnihuman_jax.models.transformers_text import (
+    MAX_TOKENS,
+    EncodedText,
+    is_transformers_folder,
+    load_transformers_text_encoder,
+)
 
-MAX_TOKENS = 128
 _BATCH = 8
 _PAD_TO = 16
 # Heads, and buffers that old versions saved.
 _BERT_UNUSED = ("pooler.", "cls.", "embeddings.position_ids")
-
-
-class EncodedText(NamedTuple):
-    """tokens: a float32 [S_i, width] for each text, real tokens only; pooled: float32 [texts, pooled_width]."""
-
-    tokens: list[np.ndarray]
-    pooled: np.ndarray
 
 
 class TextEncoder(Protocol):
@@ -47,7 +47,7 @@ class TextEncoder(Protocol):
 
     @property
     def pooled_width(self) -> int:
-        """E of the pooled embedding."""
+        """E of the pooled embedding; 0 for an encoder without one."""
 
     def encode(self, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> EncodedText:
         """Embeds `texts`, each alone, cut to `max_tokens` tokens (the tokenizer's special ones included)."""
@@ -55,10 +55,18 @@ class TextEncoder(Protocol):
 
 def load_text_encoder(dir_or_hub_id: str | os.PathLike[str]) -> TextEncoder:
     """The text encoder in a folder or on the hub; ValueError if it is of a kind that is not supported."""
+    path = Path(dir_or_hub_id)
+    if path.is_dir() and is_transformers_folder(path):
+        return load_transformers_text_encoder(path)
     folder = open_pretrained(dir_or_hub_id)
     kind = folder.config.get("model_type")
+    if is_transformers_folder(folder.path):
+        return load_transformers_text_encoder(folder.path, ref=folder.ref)
     if kind != "bert":
-        raise ValueError(f"{folder.path}: a text encoder of model_type {kind!r}; supported: 'bert' (MiniLM, BGE, ...)")
+        raise ValueError(
+            f"{folder.path}: a text encoder of model_type {kind!r}; supported: 'bert' (MiniLM, BGE, ...), 't5', 'umt5', and the "
+            "folder of a HunyuanVideo or Wan pipeline (text_encoder, tokenizer, ...)"
+        )
     return _load_bert(folder)
 
 

@@ -90,6 +90,7 @@ def write_bert(folder: Path, width: int = 8, mlp: int = 12, positions: int = 128
     folder.mkdir(parents=True)
     save_file({name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
     config = {"model_type": "bert", "hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config |= {"intermediate_size": mlp, "vocab_size": len(WORDS)}
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()

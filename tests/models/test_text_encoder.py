@@ -89,7 +89,7 @@ def test_a_weight_of_another_shape_is_named(damaged):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "t5"}, "'t5'; supported: 'bert'"),
+        ({"model_type": "gpt2"}, "'gpt2'; supported: 'bert'"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),
         ({"num_attention_heads": 3}, "16 is not divisible by 3"),
     ],

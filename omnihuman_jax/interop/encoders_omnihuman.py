@@ -1,0 +1,380 @@
+"""What stands around `OmniHumanForVideo` in a pipeline: video codec, speech encoder, text encoder, in PyTorch.
+
+The networks are diffusers' and transformers' own classes, read from the folders that the training data were encoded with; what
+is done around them (which layers, frame rate, chunks, scaling) is the trainer's. Files of weights are safetensors only.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+FPS = 25
+SAMPLE_RATE_HZ = 16_000
+SPATIAL_STRIDE = 8
+STATE_SAMPLES = 320  # 50 hidden states a second, of either speech encoder
+MAX_TEXT_TOKENS = 128
+DCT_FILE = "codec.safetensors"
+
+
+class Codec(Protocol):
+    """Frames [1 + 4n, H, W, 3] in [-1, 1] to normalised latents [1 + n, H / 8, W / 8, C] and back; float32."""
+
+    def encode(self, video_THW3: Tensor) -> Tensor: ...
+
+    def decode(self, latents_FHWC: Tensor) -> Tensor: ...
+
+
+class SpeechEncoder(Protocol):
+    """Mono sound at 16 kHz to features [num_frames, E] at 25 fps; float32."""
+
+    def features(self, wave_16k: np.ndarray, num_frames: int) -> np.ndarray: ...
+
+
+class TextEncoder(Protocol):
+    """A prompt to (embeddings [S, E] of its tokens, pooled embedding [E]); float32."""
+
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a network's folder, in order; ValueError with the cure if there are none."""
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if indices:
+        return [folder / name for name in sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"{folder}: no safetensors; pickles are refused because reading one runs code: convert once with transformers, "
+            "AutoModel.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
+        )
+    return files
+
+
+def check_weights(role: str, folder: Path, expected: Mapping[str, str]) -> None:
+    """ValueError if the folder's weights are not those (file name -> sha256) that the training data were made with."""
+    found = {}
+    for file in weight_files(folder):
+        with file.open("rb") as stream:
+            found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if expected and found != dict(expected):
+        raise ValueError(f"{folder} is not the {role} that the model was trained with; give its folder")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a network's folder."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: missing; give the network's folder in Hugging Face layout")
+    return json.loads(file.read_text())
+
+
+def load_codec(name: str, exported: Path, device: torch.device, options: Mapping[str, Any]) -> Codec:
+    """The codec called `name` in config.json: `dct`, whose tensors lie in the exported folder, or a folder of diffusers."""
+    if name == "dct":
+        return DctCodec(exported / DCT_FILE, device)
+    return VaeCodec(Path(name), device, options)
+
+
+class DctCodec:
+    """The demo's fixed block transform: two matrices in, two out, for the first frame and for each later group of four."""
+
+    def __init__(self, file: Path, device: torch.device) -> None:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: missing; export the model again")
+        self.tensors = load_file(str(file), device=str(device))
+
+    def encode(self, video_THW3: Tensor) -> Tensor:
+        parts = [self._analyse(video_THW3[:1], self.tensors["first_in"])]
+        if len(video_THW3) > 1:
+            parts.append(self._analyse(video_THW3[1:], self.tensors["group_in"]))
+        return torch.cat(parts)
+
+    def decode(self, latents_FHWC: Tensor) -> Tensor:
+        parts = [self._synthesise(latents_FHWC[:1], self.tensors["first_out"])]
+        if len(latents_FHWC) > 1:
+            parts.append(self._synthesise(latents_FHWC[1:], self.tensors["group_out"]))
+        return torch.cat(parts)
+
+    @staticmethod
+    def _analyse(frames: Tensor, tensor: Tensor) -> Tensor:
+        count, height, width, colours = frames.shape
+        t, s = tensor.shape[1], SPATIAL_STRIDE
+        blocks = frames.reshape(count // t, t, height // s, s, width // s, s, colours)
+        return torch.einsum("ntaibjc,ktijc->nabk", blocks, tensor)
+
+    @staticmethod
+    def _synthesise(latents: Tensor, tensor: Tensor) -> Tensor:
+        count, height, width, _ = latents.shape
+        t, s = tensor.shape[1], SPATIAL_STRIDE
+        blocks = torch.einsum("nabk,ktijc->ntaibjc", latents, tensor)
+        return blocks.reshape(count * t, height * s, width * s, 3)
+
+
+class VaeCodec:
+    """`AutoencoderKLHunyuanVideo` or `AutoencoderKLWan` of diffusers. Latents are the posterior's mean, normalised."""
+
+    def __init__(self, folder: Path, device: torch.device, options: Mapping[str, Any]) -> None:
+        import diffusers
+
+        kind = read_config(folder).get("_class_name")
+        if kind not in ("AutoencoderKLHunyuanVideo", "AutoencoderKLWan"):
+            raise ValueError(f"{folder}: a video codec of class {kind!r}; supported: AutoencoderKLHunyuanVideo, AutoencoderKLWan")
+        weight_files(folder)
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self.vae = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, use_safetensors=True).to(device).eval()
+        config, shape = self.vae.config, (1, -1, 1, 1, 1)
+        if kind == "AutoencoderKLWan":
+            self.mean = torch.tensor(config.latents_mean, device=device).reshape(shape)
+            self.std = torch.tensor(config.latents_std, device=device).reshape(shape)
+        else:
+            self.mean = torch.zeros(shape[:1] + (1,) * 4, device=device)
+            self.std = torch.full_like(self.mean, 1 / config.scaling_factor)
+        self._tile(kind, options)
+
+    def _tile(self, kind: str, options: Mapping[str, Any]) -> None:
+        """The trainer's tiles: HunyuanVideo's are diffusers' own, Wan's are off, unless its options say otherwise."""
+        names = {"height": "tile_sample_{}_height", "width": "tile_sample_{}_width"}
+        if kind == "AutoencoderKLHunyuanVideo":
+            names["frames"] = "tile_sample_{}_num_frames"
+        elif not options.get("tile_height"):
+            return
+        asked = {
+            name.format(bound): options[f"{ours}_{dim}"]
+            for dim, name in names.items()
+            for ours, bound in (("tile", "min"), ("stride", "stride"))
+            if f"{ours}_{dim}" in options
+        }
+        if any(value == 0 for value in asked.values()):
+            raise ValueError(f"codec options {dict(options)}: tiles in some dims only have no counterpart in diffusers")
+        self.vae.enable_tiling(**asked)
+
+    def encode(self, video_THW3: Tensor) -> Tensor:
+        video = video_THW3.permute(3, 0, 1, 2)[None].to(self.vae.dtype)
+        latents = self.vae.encode(video).latent_dist.mode().float()
+        return ((latents - self.mean) / self.std)[0].permute(1, 2, 3, 0)
+
+    def decode(self, latents_FHWC: Tensor) -> Tensor:
+        latents = latents_FHWC.permute(3, 0, 1, 2)[None] * self.std + self.mean
+        return self.vae.decode(latents.to(self.vae.dtype)).sample.float()[0].permute(1, 2, 3, 0)
+
+
+def load_speech_encoder(folder: Path, layers: tuple[int, ...], device: torch.device) -> SpeechEncoder:
+    """Whisper's encoder or wav2vec 2.0, by `model_type` of config.json; its hidden states `layers`."""
+    kind = read_config(folder).get("model_type")
+    if kind == "whisper":
+        return WhisperSpeechEncoder(folder, layers, device)
+    if kind == "wav2vec2":
+        return Wav2Vec2SpeechEncoder(folder, layers, device)
+    raise ValueError(f"{folder}: a speech encoder of model_type {kind!r}; supported: 'whisper', 'wav2vec2'")
+
+
+def whole_frames(wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
+    """The sound cut, or padded with silence, to `num_frames` frames."""
+    samples = num_frames * SAMPLE_RATE_HZ // FPS
+    wave = np.asarray(wave_16k, np.float32)[:samples]
+    return np.pad(wave, (0, samples - len(wave)))
+
+
+def at_frame_rate(states_ISE: Tensor, num_frames: int) -> np.ndarray:
+    """Hidden states at 50 Hz -> [num_frames, layers * E]: a frame's mean, each layer of zero mean and unit variance in it."""
+    frames = states_ISE.unflatten(1, (num_frames, -1)).mean(2)
+    frames = frames - frames.mean(-1, keepdim=True)
+    frames = frames * torch.rsqrt(frames.square().mean(-1, keepdim=True) + 1e-5)
+    return frames.transpose(0, 1).flatten(1).cpu().numpy()
+
+
+def load_network(model: nn.Module, folder: Path, prefixes: tuple[str, ...], device: torch.device) -> nn.Module:
+    """`model` with the folder's tensors, of which it needs every one; the first of `prefixes` that any name has is cut off."""
+    tensors = {name: tensor for file in weight_files(folder) for name, tensor in load_file(str(file)).items()}
+    prefix = next(prefix for prefix in (*prefixes, "") if any(name.startswith(prefix) for name in tensors))
+    known = model.state_dict().keys()
+    own = {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items() if name.startswith(prefix)}
+    model.load_state_dict({name: tensor for name, tensor in own.items() if name in known})  # heads are not
+    return model.to(device).eval()
+
+
+class WhisperSpeechEncoder:
+    """Whisper's encoder: windows of 30 s, of longer sound overlapping ones of which what has 5 s on both sides is kept.
+
+    Layer 0 is what enters the first layer, without the position embedding.
+    """
+
+    CHUNK, CONTEXT = 1500, 250  # hidden states
+
+    def __init__(self, folder: Path, layers: tuple[int, ...], device: torch.device) -> None:
+        from transformers import WhisperConfig, WhisperFeatureExtractor
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        config = WhisperConfig(**read_config(folder))
+        self.layers, self.device = layers, device
+        self.mel = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+        self.network = load_network(WhisperEncoder(config), folder, ("model.encoder.", "encoder."), device)
+
+    @torch.no_grad()
+    def features(self, wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
+        wave = whole_frames(wave_16k, num_frames)
+        steps, start, kept = -(-len(wave) // STATE_SAMPLES), 0, []
+        while True:
+            last = start + self.CHUNK >= steps
+            states = self._chunk(wave[start * STATE_SAMPLES : (start + self.CHUNK) * STATE_SAMPLES])
+            first, end = (self.CONTEXT if start else 0), (steps - start if last else self.CHUNK - self.CONTEXT)
+            kept.append(states[:, first:end])
+            if last:
+                return at_frame_rate(torch.cat(kept, 1), num_frames)
+            start += self.CHUNK - 2 * self.CONTEXT
+
+    def _chunk(self, wave: np.ndarray) -> Tensor:
+        mel = self.mel(wave, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt").input_features.to(self.device)
+        out = self.network(mel, output_hidden_states=True)
+        states = [*out.hidden_states[:-1], out.last_hidden_state]
+        states[0] = states[0] - self.network.embed_positions.weight
+        return torch.cat([states[layer] for layer in self.layers])
+
+
+class Wav2Vec2SpeechEncoder:
+    """wav2vec 2.0: 40 zeros on both sides give two states a frame; above 20 s, overlapping chunks with 5 s on both sides.
+
+    The norm over time in the first convolution of the base form is the whole sound's, however it is cut.
+    """
+
+    CHUNK, CONTEXT, FIELD = 1000, 250, 400  # hidden states, hidden states, samples
+
+    def __init__(self, folder: Path, layers: tuple[int, ...], device: torch.device) -> None:
+        from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+        config = Wav2Vec2Config(**read_config(folder))
+        if math.prod(config.conv_stride) != STATE_SAMPLES:
+            raise ValueError(
+                f"{folder / 'config.json'}: conv_stride {config.conv_stride}: not a state every {STATE_SAMPLES} samples"
+            )
+        weight_files(folder)
+        self.layers, self.device = layers, device
+        file = folder / "preprocessor_config.json"
+        self.normalise = json.loads(file.read_text()).get("do_normalize", True) if file.is_file() else True
+        self.network = Wav2Vec2Model.from_pretrained(folder, use_safetensors=True).float().to(device).eval()
+
+    @torch.no_grad()
+    def features(self, wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
+        wave = whole_frames(wave_16k, num_frames)
+        if self.normalise:
+            wide = wave.astype(np.float64)
+            wave = ((wide - wide.mean()) / np.sqrt(wide.var() + 1e-7)).astype(np.float32)
+        missing = self.FIELD - STATE_SAMPLES
+        sound = F.pad(torch.from_numpy(wave).to(self.device), (missing // 2, missing - missing // 2))
+        with _WholeNorm(self.network, sound):
+            return at_frame_rate(torch.cat([self._chunk(sound, *span) for span in self._spans(2 * num_frames)], 1), num_frames)
+
+    def _spans(self, steps: int) -> list[tuple[int, int, int, int]]:
+        """(start, end) of each chunk and (first, until) of what is kept of it."""
+        if steps <= self.CHUNK:
+            return [(0, steps, 0, steps)]
+        spans, kept = [], 0
+        while kept < steps:
+            start = min(max(0, kept - self.CONTEXT), steps - self.CHUNK)
+            end = start + self.CHUNK
+            until = steps if end == steps else end - self.CONTEXT
+            spans.append((start, end, kept, until))
+            kept = until
+        return spans
+
+    def _chunk(self, sound: Tensor, start: int, end: int, first: int, until: int) -> Tensor:
+        samples = sound[start * STATE_SAMPLES : (end - 1) * STATE_SAMPLES + self.FIELD]
+        out = self.network(samples[None], output_hidden_states=True)
+        states = [*out.hidden_states[:-1], out.last_hidden_state]
+        return torch.cat([states[layer] for layer in self.layers])[:, first - start : until - start]
+
+
+class _WholeNorm:
+    """Within it, the norm over time of the feature extractor's first layer (if it has one) uses the whole sound's moments."""
+
+    PIECE = 1 << 20  # samples
+
+    def __init__(self, network: nn.Module, sound: Tensor) -> None:
+        self.layer, self.sound = network.feature_extractor.conv_layers[0], sound
+        self.norm = getattr(self.layer, "layer_norm", None)
+
+    def __enter__(self) -> None:
+        if not isinstance(self.norm, nn.GroupNorm):
+            return
+        conv, sound = self.layer.conv, self.sound
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        count = (len(sound) - kernel) // stride + 1
+        total = total_square = torch.zeros(conv.out_channels, dtype=torch.float64, device=sound.device)
+        for start in range(0, count, self.PIECE // stride):
+            stop = min(count, start + self.PIECE // stride)
+            out = conv(sound[None, None, start * stride : (stop - 1) * stride + kernel])[0].double()
+            total, total_square = total + out.sum(1), total_square + out.square().sum(1)
+        mean = total / count
+        self.layer.layer_norm = _GivenNorm(self.norm, mean, (total_square / count - mean**2).clamp(min=0))
+
+    def __exit__(self, *_: object) -> None:
+        if self.norm is not None:
+            self.layer.layer_norm = self.norm
+
+
+class _GivenNorm(nn.Module):
+    """A group norm of one channel a group whose mean and variance are known."""
+
+    def __init__(self, norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> None:
+        super().__init__()
+        self.scale = (norm.weight / (variance + norm.eps).sqrt())[:, None].float()
+        self.shift = (norm.bias - mean * self.scale[:, 0])[:, None].float()
+
+    def forward(self, x_BCT: Tensor) -> Tensor:
+        return x_BCT * self.scale + self.shift
+
+
+def load_text_encoder(folder: Path, device: torch.device) -> TextEncoder:
+    """The text encoder in a folder: BERT (MiniLM, BGE, ...), or what `text_encoders_omnihuman.py` reads."""
+    if (folder / "config.json").is_file() and read_config(folder).get("model_type") == "bert":
+        return BertTextEncoder(folder, device)
+    from text_encoders_omnihuman import load_transformers_text_encoder
+
+    return OneText(load_transformers_text_encoder(folder, device=str(device)))
+
+
+class OneText:
+    """An encoder of many texts, for one."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder = encoder
+
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        tokens, pooled = self.encoder.encode([text])
+        return tokens[0], pooled[0]
+
+
+class BertTextEncoder:
+    """BERT. Pooled: the mean over tokens, of unit variance where the folder's sentence embedding is normalised."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        from tokenizers import Tokenizer
+        from transformers import BertConfig, BertModel
+
+        self.device = device
+        config = BertConfig(**read_config(folder))
+        self.network = load_network(BertModel(config, add_pooling_layer=False), folder, ("bert.",), device)
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(MAX_TEXT_TOKENS)
+        modules = folder / "modules.json"
+        parts = json.loads(modules.read_text()) if modules.is_file() else []
+        self.normalise = any(str(part.get("type", "")).endswith("Normalize") for part in parts)
+
+    @torch.no_grad()
+    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        ids = torch.tensor([self.tokenizer.encode(text).ids], device=self.device)
+        tokens = self.network(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].float()
+        pooled = tokens.mean(0)
+        if self.normalise:
+            pooled = pooled * (math.sqrt(len(pooled)) / pooled.norm().clamp(min=1e-12))
+        return tokens.cpu().numpy(), pooled.cpu().numpy()

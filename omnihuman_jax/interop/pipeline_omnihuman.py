@@ -1,0 +1,515 @@
+"""An image, and a voice and / or a pose and a prompt, to a video with sound, in PyTorch: what stands around `OmniHumanForVideo`.
+
+    python pipeline_omnihuman.py --image face.png --audio voice.wav --text "A woman speaks." --out talking.mp4
+
+or, with this folder on the path,
+
+    from pipeline_omnihuman import OmniHumanPipeline
+    pipeline = OmniHumanPipeline.from_pretrained(".", device="cuda")
+    pipeline(image="face.png", audio="voice.wav", out="talking.mp4")
+
+Needs torch, safetensors, numpy and av; transformers and tokenizers for a voice or a prompt; diffusers for a video autoencoder. No
+JAX: but the same seed gives what `omnihuman generate` gives. The networks beside the model are read from the folders that the
+training data were encoded with, named in config.json, or given.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import media_omnihuman as media
+import numpy as np
+import torch
+from encoders_omnihuman import SAMPLE_RATE_HZ, Codec, check_weights, load_codec, load_speech_encoder, load_text_encoder
+from modeling_omnihuman import OmniHumanForVideo
+from safetensors.torch import load_file
+from sampling_omnihuman import (
+    EmptyPrompt,
+    FlowConfig,
+    GuidanceConfig,
+    guidance_scales,
+    sample,
+    slots,
+    timesteps,
+    token_noise,
+    video_tokens,
+    without,
+)
+from torch import Tensor
+from windows_omnihuman import (
+    FPS,
+    MOTION_FRAMES,
+    MOTION_LATENTS,
+    TEMPORAL_STRIDE,
+    TOKEN_STRIDE,
+    Segment,
+    WindowInput,
+    fit_size,
+    pack,
+    place,
+    segments_of,
+    unpatchify,
+    with_margins,
+)
+
+EMPTY_PROMPT_FILE = "empty_prompt.safetensors"
+# Speech encoders look around: features near the end of what is sampled should not see the sound stop.
+SOUND_CONTEXT_S = 1.0
+
+
+@dataclasses.dataclass(kw_only=True)
+class ServingConfig:
+    """The part "serving" of config.json: what the model was trained on, and how it is sampled.
+
+    segment_frames, area: of the longest window, and of the median picture, trained on; 0: they have to be given
+    speech_sha256, text_sha256: file -> sha256 of the encoders' weights
+    """
+
+    codec: str
+    codec_options: dict[str, Any]
+    text_encoder: str
+    text_sha256: dict[str, str]
+    speech_encoder: str
+    speech_sha256: dict[str, str]
+    speech_layers: list[int]
+    margin: int
+    num_steps: int
+    segment_frames: int
+    area: int
+    flow: FlowConfig
+    guidance: GuidanceConfig
+
+    @classmethod
+    def from_json(cls, path: Path) -> "ServingConfig":
+        """ValueError if the folder was exported without it."""
+        values = json.loads(path.read_text()).get("serving")
+        if values is None:
+            raise ValueError(f"{path}: has no part 'serving': export a run that has its dataset.json beside its checkpoints")
+        parts = {"flow": FlowConfig(**values.pop("flow")), "guidance": GuidanceConfig(**values.pop("guidance"))}
+        return cls(**values, **parts)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Signals:
+    """What drives a video, on its clock: row i of audio and keypoints is frame i."""
+
+    frames: int
+    reference_HWC: np.ndarray
+    text_SE: np.ndarray
+    pooled_E: np.ndarray
+    has_text: bool
+    audio_TE: np.ndarray | None
+    keypoints_TJ3: np.ndarray | None
+    wave: np.ndarray | None
+
+
+class OmniHumanPipeline:
+    """Model, codec and encoders of one exported folder. The encoders are loaded when they are first needed."""
+
+    def __init__(
+        self,
+        model: OmniHumanForVideo,
+        config: ServingConfig,
+        codec: Codec,
+        empty: EmptyPrompt,
+        device: torch.device,
+    ) -> None:
+        self.config, self.codec, self.empty, self.device = config, codec, empty, device
+        self.sizes = model.config
+        self.model: Callable[..., Tensor] = model
+        """Replace it with `torch.compile(pipeline.model)` at will: all segments but a short video's have one shape."""
+        self._speech: Any = None
+        self._text: Any = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        codec: str | None = None,
+        text_encoder: str | None = None,
+        speech_encoder: str | None = None,
+    ) -> "OmniHumanPipeline":
+        """The pipeline of a folder that `omnihuman export` wrote.
+
+        Args:
+          folder: the exported folder.
+          device: of the model and of everything around it.
+          dtype: of the model; None keeps that of its file.
+          codec, text_encoder, speech_encoder: folders; None for those named in config.json.
+        """
+        folder, device = Path(folder), torch.device(device)
+        config = ServingConfig.from_json(folder / "config.json")
+        config.codec = codec or config.codec
+        config.text_encoder = text_encoder or config.text_encoder
+        config.speech_encoder = speech_encoder or config.speech_encoder
+        model = OmniHumanForVideo.from_pretrained(folder, dtype=dtype, device=device)
+        empty = EmptyPrompt(**load_file(str(folder / EMPTY_PROMPT_FILE)))
+        return cls(model, config, load_codec(config.codec, folder, device, config.codec_options), empty, device)
+
+    def __call__(
+        self,
+        *,
+        image: str | Path,
+        out: str | Path,
+        audio: str | Path | None = None,
+        pose: str | Path | None = None,
+        text: str | None = None,
+        seconds: float | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        num_steps: int | None = None,
+        segment_frames: int | None = None,
+        guidance: GuidanceConfig | None = None,
+        on_step: Callable[[int, int], Any] = lambda done, total: None,
+    ) -> int:
+        """Writes `out`, an mp4 with the driving sound, and returns its number of frames.
+
+        Args:
+          image: who: a picture file, or a video's first frame.
+          out: an .mp4 path.
+          audio: what is said: a sound file, or a video with sound.
+          pose: how they move: keypoints (.npz) of `omnihuman curate`, or a .npz with keypoints_TJ3 in pixels, height and width.
+          text: a prompt; None: the text condition is off.
+          seconds: None for as long as audio or pose, or one segment without either.
+          size: (height, width) in pixels, multiples of 16; None for the image's own shape.
+          seed: of the noise.
+          num_steps, segment_frames, guidance: None for those that the run was configured with.
+          on_step: hears (sampling steps done, steps in all).
+
+        Raises:
+          FileNotFoundError, ValueError: one line that names the input and the cure.
+        """
+        out = Path(out)
+        if out.suffix != ".mp4":
+            raise ValueError(f"{out}: give a name that ends in .mp4")
+        segment_frames = segment_frames or self.config.segment_frames
+        if not segment_frames:
+            raise ValueError("the export does not say how long a segment is: give segment_frames")
+        num_steps, guidance = num_steps or self.config.num_steps, guidance or self.config.guidance
+        signals = self.read_signals(image, audio, pose, text, seconds, size, segment_frames)
+        segments = segments_of(signals.frames, segment_frames)
+
+        def frames() -> Iterator[np.ndarray]:
+            left, before = signals.frames, None
+            for segment in segments:
+                motion = None if before is None else before[-MOTION_FRAMES:]
+                hear = functools.partial(_advance, on_step, segment.index, len(segments))
+                latents = self.sample_segment(
+                    signals,
+                    segment,
+                    motion,
+                    seed=seed,
+                    num_steps=num_steps,
+                    guidance=guidance,
+                    on_step=hear,
+                )
+                before = self.decode(latents)
+                new = before[segment.overlap :][:left]
+                left -= len(new)
+                yield from np.rint((new + 1.0) * 127.5).astype(np.uint8)
+
+        media.write_video(out, frames(), FPS, audio=signals.wave, sample_rate=SAMPLE_RATE_HZ)
+        return signals.frames
+
+    def sample_segment(
+        self,
+        signals: Signals,
+        segment: Segment,
+        motion_THW3: np.ndarray | None,
+        *,
+        seed: int,
+        num_steps: int,
+        guidance: GuidanceConfig,
+        on_step: Callable[[int, int], Any] = lambda done, total: None,
+        noise_BLC: Tensor | None = None,
+    ) -> np.ndarray:
+        """Latents [F, H, W, C] float32 of one segment; `motion_THW3`: the last 5 frames of the one before, in [-1, 1]."""
+        window = self.window_of(signals, segment, motion_THW3)
+        batch = pack(
+            window,
+            audio_slots=TEMPORAL_STRIDE + 2 * self.sizes.audio.neighbours if self.sizes.audio else 0,
+            pose_slots=TEMPORAL_STRIDE + 2 * self.sizes.pose.neighbours if self.sizes.pose else 0,
+            text_tokens=max(len(window.text_SE), len(self.empty.text_SE)),
+        )
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        guided = guidance.enabled and (window.has_text or window.audio_TE is not None)
+        if noise_BLC is None:
+            noise_BLC = token_noise(seed, slots(batch), batch["token_BL"], self.sizes.patch_channels)
+        tokens = sample(
+            self.model,
+            batch,
+            noise_BLC,
+            timesteps(num_steps, video_tokens(batch), self.config.flow),
+            guidance_scales(guidance, num_steps),
+            unconditional=without(batch, self.empty) if guided else None,
+            on_step=on_step,
+        )
+        video = tokens[0][~batch["is_reference_BL"][0]].cpu().numpy()
+        return unpatchify(video, *window.latents_FHWC.shape[1:3])
+
+    def window_of(self, signals: Signals, segment: Segment, motion_THW3: np.ndarray | None) -> WindowInput:
+        """A segment as the model is to see it; the 5 motion frames become its first 2 latents."""
+        height, width, channels = signals.reference_HWC.shape
+        latents = np.zeros((1 + (segment.frames - 1) // TEMPORAL_STRIDE, height, width, channels), np.float32)
+        if motion_THW3 is not None:
+            latents[:MOTION_LATENTS] = self.encode(motion_THW3)
+        window = WindowInput(
+            latents_FHWC=latents,
+            text_SE=signals.text_SE,
+            pooled_E=signals.pooled_E,
+            has_text=signals.has_text,
+            reference_HWC=signals.reference_HWC,
+            margin=self.config.margin,
+            motion=motion_THW3 is not None,
+            slot=segment.index,
+        )
+        cut = (segment.start, segment.frames, self.config.margin)
+        if signals.audio_TE is not None:
+            window.audio_TE, window.audio_valid_T = with_margins(signals.audio_TE, *cut)
+        if signals.keypoints_TJ3 is not None:
+            window.keypoints_TJ3, window.keypoints_valid_T = with_margins(signals.keypoints_TJ3, *cut)
+        return window
+
+    @torch.no_grad()
+    def encode(self, video_THW3: np.ndarray) -> np.ndarray:
+        """Latents of 1 + 4n frames in [-1, 1]."""
+        video = torch.from_numpy(np.array(video_THW3, np.float32)).to(self.device)
+        return self.codec.encode(video).float().cpu().numpy()
+
+    @torch.no_grad()
+    def decode(self, latents_FHWC: np.ndarray) -> np.ndarray:
+        """Frames [T, H, W, 3] float32, clipped to [-1, 1]."""
+        latents = torch.from_numpy(np.array(latents_FHWC, np.float32)).to(self.device)
+        return self.codec.decode(latents).clamp(-1.0, 1.0).float().cpu().numpy()
+
+    def read_signals(
+        self,
+        image: str | Path,
+        audio: str | Path | None,
+        pose: str | Path | None,
+        text: str | None,
+        seconds: float | None,
+        size: tuple[int, int] | None,
+        segment_frames: int,
+    ) -> Signals:
+        """Reads and encodes everything that drives the video."""
+        for given, branch, name in ((audio, self.sizes.audio, "audio"), (pose, self.sizes.pose, "pose")):
+            if given is not None and branch is None:
+                raise ValueError(f"the model was built without {name}: leave it out")
+        for path in (image, audio, pose):
+            if path is not None and not Path(path).is_file():
+                raise FileNotFoundError(f"{path}: no such file")
+        size = self._size(image, size)
+        wave = keypoints = features = None
+        available: dict[str, int] = {}
+        if audio is not None:
+            wave = media.read_audio(audio, SAMPLE_RATE_HZ, required=True)
+            assert wave is not None  # `required`
+            available[str(audio)] = len(wave) * FPS // SAMPLE_RATE_HZ
+        if pose is not None:
+            keypoints = read_pose(Path(pose), size)
+            available[str(pose)] = len(keypoints)
+            if keypoints.shape[1] != self.sizes.pose.keypoints:
+                raise ValueError(f"{pose}: {keypoints.shape[1]} keypoints a frame, the model takes {self.sizes.pose.keypoints}")
+        frames = frames_to_make(seconds, available, segment_frames)
+        if wave is not None:
+            features = self._speech_features(wave, segments_of(frames, segment_frames)[-1])
+        text_SE, pooled_E = self._text_features(text)
+        return Signals(
+            frames=frames,
+            reference_HWC=self.encode(read_reference(image, size))[0],
+            text_SE=text_SE,
+            pooled_E=pooled_E,
+            has_text=bool(text),
+            audio_TE=features,
+            keypoints_TJ3=keypoints,
+            wave=wave,
+        )
+
+    def _size(self, image: str | Path, size: tuple[int, int] | None) -> tuple[int, int]:
+        if size is None:
+            if not self.config.area:
+                raise ValueError("the export does not say how large its pictures were: give a size")
+            return fit_size(*media.read_image(image).shape[:2], self.config.area)
+        if any(side < TOKEN_STRIDE or side % TOKEN_STRIDE for side in size):
+            raise ValueError(f"size {size[0]}x{size[1]}: height and width must be multiples of {TOKEN_STRIDE}")
+        return size
+
+    def _speech_features(self, wave: np.ndarray, last: Segment) -> np.ndarray:
+        """Features [T, E]: of the frames to make, the margin behind them and nothing more."""
+        if self._speech is None:
+            folder = Path(self.config.speech_encoder)
+            check_weights("speech encoder", folder, self.config.speech_sha256)
+            self._speech = load_speech_encoder(folder, tuple(self.config.speech_layers), self.device)
+        needed = (last.start + last.frames + self.config.margin) / FPS + SOUND_CONTEXT_S
+        wave = wave[: round(needed * SAMPLE_RATE_HZ)]
+        return self._speech.features(wave, max(1, len(wave) * FPS // SAMPLE_RATE_HZ))
+
+    def _text_features(self, text: str | None) -> tuple[np.ndarray, np.ndarray]:
+        if not text:
+            return self.empty.text_SE.numpy(), self.empty.pooled_E.numpy()
+        if self._text is None:
+            folder = Path(self.config.text_encoder)
+            check_weights("text encoder", folder, self.config.text_sha256)
+            self._text = load_text_encoder(folder, self.device)
+        return self._text.encode(text)
+
+
+def _advance(on_step: Callable[[int, int], Any], segment: int, segments: int, done: int, steps: int) -> None:
+    """Steps of one segment, told as steps of all."""
+    on_step(segment * steps + done, segments * steps)
+
+
+def read_reference(image: str | Path, size: tuple[int, int]) -> np.ndarray:
+    """The picture laid over the video's frame: float32 [1, H, W, 3] in [-1, 1]."""
+    height, width = media.read_image(image).shape[:2]
+    at = place(height, width, size)
+    scaled = (max(size[0], round(height * at.scale_y)), max(size[1], round(width * at.scale_x)))
+    picture = media.read_image(image, size=scaled)[round(at.top) :, round(at.left) :][: size[0], : size[1]]
+    return (np.asarray(picture, np.float32) / 127.5 - 1.0)[None]
+
+
+def read_pose(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Keypoints [T, J, 3] at 25 fps in tokens of pictures of `size`; their picture is laid over the video's like the image."""
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: give keypoints (.npz) of `omnihuman curate`, which finds them in a video")
+    with np.load(path, allow_pickle=False) as stored:
+        if "keypoints_TJ3" not in stored:
+            raise ValueError(f"{path}: has no keypoints_TJ3; give keypoints of `omnihuman curate`")
+        keypoints = stored["keypoints_TJ3"].astype(np.float32)
+        given = (int(stored["height"]), int(stored["width"])) if "height" in stored and "width" in stored else None
+    if not (keypoints[..., 2] > 0).any():
+        raise ValueError(f"{path}: no person in any frame")
+    height, width = given or _clip_size(path)
+    at = place(height, width, size)
+    moved = keypoints.copy()
+    moved[..., 0] = (keypoints[..., 0] * at.scale_x - at.left) / TOKEN_STRIDE
+    moved[..., 1] = (keypoints[..., 1] * at.scale_y - at.top) / TOKEN_STRIDE
+    moved[keypoints[..., 2] <= 0] = 0
+    return moved
+
+
+def _clip_size(path: Path) -> tuple[int, int]:
+    """Height and width of the clip whose landmarks `path` are, from the row of curate's clips.jsonl in a folder above."""
+    for folder in path.resolve().parents[:3]:
+        file = folder / "clips.jsonl"
+        for row in map(json.loads, file.read_text().splitlines() if file.is_file() else []):
+            if (folder / row["landmarks"]).resolve() == path.resolve():
+                return row["height"], row["width"]
+    raise ValueError(f"{path}: no clips.jsonl above it names it, and it has no height and width of its own")
+
+
+def frames_to_make(seconds: float | None, available: dict[str, int], segment_frames: int) -> int:
+    """Frames of the video; ValueError names the driving file that is shorter than `seconds`."""
+    for path, count in available.items():
+        if not count:
+            raise ValueError(f"{path} is shorter than one frame ({1 / FPS:.2f} s): give a longer file")
+    if seconds is None:
+        return min(available.values(), default=segment_frames)
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise ValueError(f"seconds must be > 0, not {seconds}")
+    frames = max(1, math.ceil(seconds * FPS - 1e-6 * FPS))
+    for path, count in available.items():
+        if count + 1 < frames:
+            raise ValueError(f"{path} lasts {count / FPS:.2f} s, shorter than {seconds:g} s: give a longer file")
+    return frames
+
+
+def _size_of(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, e.g. 96x80")
+    return int(height), int(width)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="An image, and a voice and / or a pose, become a video with sound.",
+        epilog="example: python pipeline_omnihuman.py --image face.png --audio voice.wav --out talking.mp4",
+    )
+    here = Path(__file__).resolve().parent
+    parser.add_argument("--model", type=Path, default=here, help="folder of `omnihuman export` (default: this file's)")
+    parser.add_argument("--image", required=True, help="who: a picture file, or a video's first frame")
+    parser.add_argument("--audio", help="what is said: a sound file, or a video with sound")
+    parser.add_argument("--pose", help="how they move: keypoints (.npz) of `omnihuman curate`")
+    parser.add_argument("--text", help="a description; none: the text condition is off")
+    parser.add_argument("--out", required=True, help="the .mp4 to write")
+    parser.add_argument("--seconds", type=float, help="default: as long as the audio or the pose, or one segment without either")
+    parser.add_argument("--size", type=_size_of, metavar="HxW", help="pixels, multiples of 16; default: the image's shape")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise; the same as `omnihuman generate --seed`")
+    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: the run's")
+    parser.add_argument("--segment-frames", type=int, metavar="N", help="1 + 4n; default: the longest window trained on")
+    parser.add_argument("--guidance-scale", type=float, metavar="S", help="on text and audio, at the first step; 1 is off")
+    parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
+    parser.add_argument("--guidance-curve", choices=("linear", "cosine", "constant"), help="... and how it falls in between")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the model; default: that of its file")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model: slower to start, faster to sample")
+    for name in ("codec", "text-encoder", "speech-encoder"):
+        parser.add_argument(f"--{name}", metavar="DIR", help="folder; default: the one named in config.json")
+    return parser
+
+
+def guidance_of(base: GuidanceConfig, options: argparse.Namespace) -> GuidanceConfig:
+    """`base` with what the command line overrides; `--guidance-scale 1` alone turns guidance off."""
+    changed = dataclasses.replace(base)
+    if options.guidance_scale is not None:
+        changed.scale = options.guidance_scale
+        if options.guidance_scale == 1.0 and options.guidance_final_scale is None:
+            changed.final_scale = 1.0
+    if options.guidance_final_scale is not None:
+        changed.final_scale = options.guidance_final_scale
+    changed.curve = options.guidance_curve or changed.curve
+    return changed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: 0, or 2 after a one-line error."""
+    options = _parser().parse_args(argv)
+
+    def on_step(done: int, total: int) -> None:
+        print(f"\rsampling: step {done} of {total}", end="", file=sys.stderr, flush=True)
+
+    try:
+        pipeline = OmniHumanPipeline.from_pretrained(
+            options.model,
+            device=options.device,
+            dtype=getattr(torch, options.dtype) if options.dtype else None,
+            codec=options.codec,
+            text_encoder=options.text_encoder,
+            speech_encoder=options.speech_encoder,
+        )
+        if options.compile:
+            pipeline.model = torch.compile(pipeline.model)
+        frames = pipeline(
+            image=options.image,
+            out=options.out,
+            audio=options.audio,
+            pose=options.pose,
+            text=options.text,
+            seconds=options.seconds,
+            size=options.size,
+            seed=options.seed,
+            num_steps=options.steps,
+            segment_frames=options.segment_frames,
+            guidance=guidance_of(pipeline.config.guidance, options),
+            on_step=on_step,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        print(f"pipeline_omnihuman: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"\n{options.out}: {frames} frames ({frames / FPS:.2f} s)", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Sampling of `OmniHumanForVideo`: noise to latent tokens along the learned velocity, with annealed guidance. Needs torch alone.
+
+    noise = token_noise(seed, slots(batch), batch["token_BL"], model.config.patch_channels)
+    t = timesteps(num_steps, video_tokens(batch), FlowConfig())
+    tokens = sample(model, batch, noise, t, guidance_scales(GuidanceConfig(), num_steps), unconditional=without(batch, empty))
+
+The same schedule, shift, guidance and noise as the trainer's: the same seed gives the same video. Shape suffixes as in
+`modeling_omnihuman.py`; K sampling steps.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOTION_LATENTS = 2
+TEXT, AUDIO = 0, 2  # columns of active_BG4: what guidance drops
+Batch = Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(kw_only=True)
+class FlowConfig:
+    """How timesteps are spaced: shifted towards noise by sqrt(video tokens / shift_tokens), clipped to the two bounds.
+
+    The first two fields are about training; they are here because config.json holds them.
+    """
+
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    shift_tokens: int = 2400
+    shift_min: float = 1.0
+    shift_max: float = 12.0
+
+
+@dataclasses.dataclass(kw_only=True)
+class GuidanceConfig:
+    """Scale at the first and at the last step, and the curve between them: linear, cosine or constant."""
+
+    scale: float = 6.5
+    final_scale: float = 1.0
+    curve: str = "linear"
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any step needs the unconditional branch."""
+        return self.scale != 1.0 or (self.curve != "constant" and self.final_scale != 1.0)
+
+
+@dataclasses.dataclass(kw_only=True)
+class EmptyPrompt:
+    """What an absent text is replaced by: embeddings [S, E] and [E] of the empty prompt, of the run's own text encoder."""
+
+    text_SE: Tensor
+    pooled_E: Tensor
+
+
+def guidance_scales(config: GuidanceConfig, num_steps: int) -> list[float]:
+    """Scale of each sampling step: `scale` first, `final_scale` last; one step alone has `scale`."""
+    if not all(math.isfinite(value) and value >= 0 for value in (config.scale, config.final_scale)):
+        raise ValueError(f"guidance scales must be finite and >= 0, not {config.scale} and {config.final_scale}")
+    curves: dict[str, Callable[[float], float]] = {
+        "constant": lambda progress: 1.0,
+        "linear": lambda progress: 1.0 - progress,
+        "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }
+    if config.curve not in curves:
+        raise ValueError(f"guidance curve {config.curve!r} is unknown; the curves are {', '.join(sorted(curves))}")
+    weights = [curves[config.curve](step / max(num_steps - 1, 1)) for step in range(num_steps)]
+    return [config.final_scale + (config.scale - config.final_scale) * weight for weight in weights]
+
+
+def timesteps(num_steps: int, tokens_BG: Tensor, config: FlowConfig) -> Tensor:
+    """t of each window from 1 to 0, shifted by its number of video tokens: float32 [num_steps + 1, B, G]."""
+    if num_steps < 1:
+        raise ValueError(f"sampling needs at least 1 step, not {num_steps}")
+    even_K11 = torch.linspace(1.0, 0.0, num_steps + 1, device=tokens_BG.device)[:, None, None]
+    shift = (tokens_BG.clamp(min=1).float() / config.shift_tokens).sqrt().clamp(config.shift_min, config.shift_max)
+    return shift * even_K11 / (1.0 + (shift - 1.0) * even_K11)
+
+
+def video_tokens(batch: Batch) -> Tensor:
+    """Number of video tokens of each window, reference tokens not counted: [B, G]."""
+    slots_G = torch.arange(1, batch["motion_BG"].shape[1] + 1, device=batch["segment_ids_BL"].device)
+    video_BL = torch.where(batch["is_reference_BL"], 0, batch["segment_ids_BL"])
+    return (video_BL[:, :, None] == slots_G).sum(1)
+
+
+def slots(batch: Batch) -> Tensor:
+    """Number of the window that each token belongs to, which its noise is keyed on: [B, L]."""
+    return batch["slot_BG"].long().gather(1, (batch["segment_ids_BL"].long() - 1).clamp(min=0))
+
+
+_WORD = 0xFFFFFFFF
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def _threefry(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+    """Threefry-2x32 of 20 rounds (Salmon et al., SC 2011), as jax.random counts: words of 32 bits in int64 tensors."""
+    keys = (k0, k1, k0 ^ k1 ^ 0x1BD11BDA)
+    x0, x1 = (x0 + k0) & _WORD, (x1 + k1) & _WORD
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x0 = (x0 + x1) & _WORD
+            x1 = (((x1 << rotation) | (x1 >> (32 - rotation))) & _WORD) ^ x0
+        x0 = (x0 + keys[(group + 1) % 3]) & _WORD
+        x1 = (x1 + keys[(group + 2) % 3] + group + 1) & _WORD
+    return x0, x1
+
+
+# Giles' approximation of the inverse error function in single precision, for w < 5 and above.
+_NEAR = (
+    *(2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087),
+    *(-0.00125372503, -0.00417768164, 0.246640727, 1.50140941),
+)
+_FAR = (
+    *(-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773),
+    *(-0.0076224613, 0.00943887047, 1.00167406, 2.83297682),
+)
+
+
+def _normal(bits: Tensor) -> Tensor:
+    """Words of 32 random bits to standard normal float32, as jax.random.normal does it."""
+    lowest = torch.tensor(-1.0, device=bits.device).nextafter(torch.tensor(0.0, device=bits.device))
+    unit = ((bits >> 9) | 0x3F800000).to(torch.int32).view(torch.float32) - 1.0
+    u = torch.maximum(lowest, unit * (1.0 - lowest) + lowest)
+    w = -torch.log1p(-u * u)
+    near, at = w < 5, torch.where(w < 5, w - 2.5, w.sqrt() - 3.0)
+    p = torch.zeros_like(u)
+    for a, b in zip(_NEAR, _FAR, strict=True):
+        p = p * at + torch.where(near, torch.full_like(u, a), torch.full_like(u, b))
+    return math.sqrt(2.0) * (p * u)
+
+
+def token_noise(seed: int, slot_BL: Tensor, token_BL: Tensor, channels: int) -> Tensor:
+    """Standard normal noise [B, L, C] float32 keyed on (seed, slot, token): the trainer's own, up to rounding."""
+    zero = torch.zeros_like(slot_BL, dtype=torch.int64)
+    k0, k1 = zero, zero + (seed & _WORD)
+    for number in (slot_BL.long() & _WORD, token_BL.long().clamp(min=0)):
+        k0, k1 = _threefry(k0, k1, zero, number)
+    counter_C = torch.arange(channels, device=slot_BL.device, dtype=torch.int64)
+    x0, x1 = _threefry(k0[..., None], k1[..., None], torch.zeros_like(counter_C), counter_C)
+    return _normal(x0 ^ x1)
+
+
+def without(batch: Batch, empty: EmptyPrompt) -> dict[str, Tensor]:
+    """`batch` for the unconditional branch: no audio and the empty prompt, everything else kept.
+
+    ValueError if the empty prompt of every window does not fit the batch's text rows.
+    """
+    out = dict(batch)
+    active = batch["active_BG4"].clone()
+    active[..., [TEXT, AUDIO]] = False
+    text, ids = torch.zeros_like(batch["text_BSE"]), torch.zeros_like(batch["text_segment_ids_BS"])
+    pooled = torch.zeros_like(batch["pooled_BGE"])
+    length = len(empty.text_SE)
+    for row, segments_L in enumerate(batch["segment_ids_BL"].tolist()):
+        present = sorted(set(segments_L) - {0})
+        if len(present) * length > text.shape[1]:
+            raise ValueError(
+                f"guidance needs {len(present)} windows x {length} tokens of the empty prompt, of {text.shape[1]} rows of text"
+            )
+        for place, segment in enumerate(present):
+            own = slice(place * length, (place + 1) * length)
+            text[row, own], ids[row, own] = empty.text_SE.to(text), segment
+            if pooled.shape[-1]:
+                pooled[row, segment - 1] = empty.pooled_E.to(pooled)
+    return out | {"active_BG4": active, "text_BSE": text, "text_segment_ids_BS": ids, "pooled_BGE": pooled}
+
+
+def given_tokens(batch: Batch) -> Tensor:
+    """Tokens that are given clean and not sampled: reference tokens, motion latents, padding; bool [B, L]."""
+    segment_BL = batch["segment_ids_BL"]
+    motion_BL = batch["motion_BG"].gather(1, (segment_BL.long() - 1).clamp(min=0)) & (segment_BL > 0)
+    return batch["is_reference_BL"] | (motion_BL & (batch["positions_BL3"][..., 0] < MOTION_LATENTS)) | (segment_BL == 0)
+
+
+@torch.no_grad()
+def sample(
+    model: Callable[..., Tensor],
+    batch: Batch,
+    noise_BLC: Tensor,
+    timesteps_KBG: Tensor,
+    scales_K: list[float],
+    *,
+    unconditional: Batch | None = None,
+    on_step: Callable[[int, int], Any] = lambda done, total: None,
+) -> Tensor:
+    """Latent tokens [B, L, C] float32: Euler steps along the velocity, from t = 1 to t = 0.
+
+    Args:
+      model: `OmniHumanForVideo`, or what `torch.compile` makes of it.
+      batch: the packed batch; `latents_BLC` holds the given tokens (reference, motion frames), which leave as they came.
+      noise_BLC: `token_noise`, or any standard normal noise.
+      timesteps_KBG: of `timesteps`.
+      scales_K: guidance scale of each step; read only with `unconditional`.
+      unconditional: of `without`; None turns guidance off, which halves the cost. Both branches run as one batch of 2B rows.
+      on_step: hears (steps done, steps in all).
+    """
+    clean_BLC, given_BL1 = batch["latents_BLC"].float(), given_tokens(batch)[..., None]
+    segment_BL = batch["segment_ids_BL"].long()
+    both = batch if unconditional is None else {name: torch.cat([batch[name], unconditional[name]]) for name in batch}
+    tokens_BLC = torch.where(given_BL1, clean_BLC, noise_BLC.float())
+    steps = len(timesteps_KBG) - 1
+    for step in range(steps):
+        t_BG, next_t_BG = timesteps_KBG[step], timesteps_KBG[step + 1]
+        if unconditional is None:
+            velocity_BLC = model(tokens_BLC, t_BG, both)
+        else:
+            conditional, other = model(torch.cat([tokens_BLC] * 2), torch.cat([t_BG] * 2), both).float().chunk(2)
+            velocity_BLC = other + scales_K[step] * (conditional - other)
+        change_BL = (next_t_BG - t_BG).gather(1, (segment_BL - 1).clamp(min=0))
+        tokens_BLC = torch.where(given_BL1, clean_BLC, tokens_BLC + change_BL[..., None] * velocity_BLC.float())
+        on_step(step + 1, steps)
+    return tokens_BLC

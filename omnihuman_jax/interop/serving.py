@@ -1,0 +1,93 @@
+"""What an exported folder carries besides weights: the PyTorch modules, and what their pipeline has to know of the run."""
+
+import dataclasses
+import os
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.records import DatasetSpec
+from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
+from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.models import dct_codec
+from omnihuman_jax.typing import MOTION_FRAMES, TEMPORAL_STRIDE
+
+MODULES: dict[str, tuple[str, str]] = {
+    "modeling_omnihuman.py": ("omnihuman_jax.interop", "modeling_omnihuman.py"),
+    "sampling_omnihuman.py": ("omnihuman_jax.interop", "sampling_omnihuman.py"),
+    "windows_omnihuman.py": ("omnihuman_jax.interop", "windows_omnihuman.py"),
+    "encoders_omnihuman.py": ("omnihuman_jax.interop", "encoders_omnihuman.py"),
+    "pipeline_omnihuman.py": ("omnihuman_jax.interop", "pipeline_omnihuman.py"),
+    "text_encoders_omnihuman.py": ("omnihuman_jax.models", "transformers_text.py"),
+    "media_omnihuman.py": ("omnihuman_jax", "media.py"),
+}
+"""Name in the folder -> (package, file): copied as they are, so none of them imports this package."""
+
+EMPTY_PROMPT_FILE = "empty_prompt.safetensors"
+DCT_FILE = "codec.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serving:
+    """The data that a run was trained on, as far as sampling needs it. catalog: None where the dataset is elsewhere."""
+
+    spec: DatasetSpec
+    sampling: SamplingConfig
+    flow: FlowMatchingConfig
+    catalog: Catalog | None
+
+    @classmethod
+    def of_run(cls, run: Path, dataset: str, sampling: SamplingConfig, flow: FlowMatchingConfig) -> "Serving | None":
+        """Of a run directory, which keeps its data's spec; None for one without (nothing but the model is served then)."""
+        if not (run / "dataset.json").is_file():
+            return None
+        there = bool(dataset) and (Path(dataset) / "catalog.parquet").is_file()
+        return cls(spec=DatasetSpec.load(run), sampling=sampling, flow=flow, catalog=Catalog.load(dataset) if there else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The part "serving" of config.json: the fields of `ServingConfig` in pipeline_omnihuman.py."""
+        spec, catalog = self.spec, self.catalog
+        frames, area = self.sampling.segment_frames, 0
+        if catalog is not None:
+            frames = frames or max(int(catalog.frames.max()), MOTION_FRAMES + TEMPORAL_STRIDE)
+            area = int(np.median(catalog.height * catalog.width))
+
+        def digests(role: str) -> dict[str, str]:
+            at = f"{role}/"
+            return {name.removeprefix(at): digest for name, digest in spec.encoder_sha256.items() if name.startswith(at)}
+
+        return {
+            "codec": spec.codec,
+            "codec_options": dict(getattr(spec, "codec_options", {})),
+            "text_encoder": spec.text_encoder,
+            "text_sha256": digests("text_encoder"),
+            "speech_encoder": spec.speech_encoder,
+            "speech_sha256": digests("speech_encoder"),
+            "speech_layers": list(spec.speech_layers),
+            "margin": spec.margin,
+            "num_steps": self.sampling.num_steps,
+            "segment_frames": frames,
+            "area": area,
+            "flow": dataclasses.asdict(self.flow),
+            "guidance": dataclasses.asdict(self.sampling.guidance),
+        }
+
+    def write(self, folder: Path) -> None:
+        """The empty prompt, and the tensors of a codec that has no folder of its own."""
+        empty = {"text_SE": self.spec.empty_text_SE, "pooled_E": self.spec.empty_pooled_E}
+        save_file({name: np.ascontiguousarray(array, np.float32) for name, array in empty.items()}, folder / EMPTY_PROMPT_FILE)
+        if self.spec.codec == dct_codec.DctCodec.name:
+            names = ("first_in", "group_in", "first_out", "group_out")
+            save_file(dict(zip(names, map(np.ascontiguousarray, dct_codec.matrices()), strict=True)), folder / DCT_FILE)
+
+
+def copy_modules(folder: str | os.PathLike[str]) -> None:
+    """Puts the PyTorch modules into an exported folder."""
+    for name, (package, file) in MODULES.items():
+        with resources.as_file(resources.files(package) / file) as source:
+            shutil.copyfile(source, Path(folder) / name)

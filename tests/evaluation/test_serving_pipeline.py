@@ -1,0 +1,176 @@
+"""The exported folder's pipeline gives what `omnihuman generate` gives: the same files and seed in, the same video out."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from omnihuman_jax import driving, export, generate, inference, media
+from omnihuman_jax.diffusion import long_video
+from omnihuman_jax.diffusion.guidance import GuidanceConfig
+from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.interop.serving import MODULES
+
+TOLERANCE = 1e-4
+TEN = SamplingConfig(num_steps=10, segment_frames=9, guidance=GuidanceConfig(scale=4.0))
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("exports") / "model"
+    export.export_run(tiny.run, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def serving(folder):
+    """The pipeline's module, imported as a user does: from the folder."""
+    names = [name.removesuffix(".py") for name in MODULES]
+    sys.path.insert(0, str(folder))
+    try:
+        import pipeline_omnihuman
+
+        yield pipeline_omnihuman
+    finally:
+        sys.path.remove(str(folder))
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def pipeline(serving, folder):
+    return serving.OmniHumanPipeline.from_pretrained(folder)
+
+
+def test_the_folder_knows_its_run(folder, tiny, run):
+    part = json.loads((folder / "config.json").read_text())["serving"]
+    assert part["codec"] == "dct" and part["speech_layers"] == list(run.spec.speech_layers) and part["margin"] == run.spec.margin
+    assert (part["segment_frames"], part["num_steps"]) == (9, run.config.sampling.num_steps)
+    assert part["text_sha256"].keys() == part["speech_sha256"].keys() == {"model.safetensors"}
+    assert (folder / "media_omnihuman.py").read_text() == Path(media.__file__).read_text()
+
+
+def test_the_codec_is_the_trainers(pipeline, run, measured):
+    video = np.random.default_rng(0).uniform(-1, 1, (9, 32, 48, 3)).astype(np.float32)
+    ours = inference.encode_pictures(run, video)
+    theirs = pipeline.encode(video)
+    measured("dct codec, PyTorch against JAX: latents", np.abs(theirs - ours).max() / np.abs(ours).max(), 1e-6)
+    frames = inference.decode_pictures(run, ours)
+    measured("dct codec, PyTorch against JAX: frames", np.abs(pipeline.decode(ours) - frames).max(), 3e-6)
+
+
+def test_latents_of_a_ten_step_loop_from_files(pipeline, serving, run, tiny, talking, measured):
+    """Image, sound, pose and prompt from files; the second segment starts from the first one's motion frames."""
+    pose = tiny.clips / "landmarks" / "clip0.npz"
+    request = driving.Request(image=talking, audio=talking, pose=pose, text="a man speaks", seconds=0.5, size=SIZE, seed=5)
+    ours = driving.read_signals(run, request, TEN.segment_frames)
+    theirs = pipeline.read_signals(talking, talking, pose, "a man speaks", 0.5, SIZE, TEN.segment_frames)
+    assert (theirs.frames, theirs.has_text) == (ours.frames, True)
+    for name, limit in (
+        ("reference_HWC", 1e-5),
+        ("text_SE", 1e-5),
+        ("pooled_E", 1e-5),
+        ("audio_TE", 2e-3),
+        ("keypoints_TJ3", 1e-6),
+    ):
+        expected = getattr(ours, name)
+        error = np.abs(getattr(theirs, name) - expected).max() / np.abs(expected).max()
+        measured(f"{name.split('_')[0]} from a file, pipeline against generate", error, limit)
+
+    segments = long_video.segment_schedule(ours.frames, TEN.segment_frames)
+    first = generate.window_of(run, ours, segments[0], None)
+    sampler = inference.Sampler(run, TEN, inference.shape_for(run, [first]), batch=1, guided=True)
+    motion = None
+    # What the encoders' rounding does is measured above; here both loops start from the same signals.
+    shared = serving.Signals(
+        frames=ours.frames, reference_HWC=ours.reference_HWC, text_SE=ours.text_SE, pooled_E=ours.pooled_E, has_text=True,
+        audio_TE=ours.audio_TE, keypoints_TJ3=ours.keypoints_TJ3, wave=ours.wave,
+    )  # fmt: skip
+    guidance = serving.GuidanceConfig(scale=4.0)
+    for segment in segments[:2]:
+        (expected,) = sampler([generate.window_of(run, ours, segment, motion)], 5)
+        found = pipeline.sample_segment(shared, segment, motion, seed=5, num_steps=10, guidance=guidance)
+        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        measured("latents of a segment, 10 guided steps, pipeline against generate on the same seed", error, TOLERANCE)
+        motion = inference.decode_pictures(run, expected)[-5:]
+
+
+SCRIPT = """
+import runpy, sys
+for name in ("jax", "jaxlib", "flax", "orbax", "omnihuman_jax", "data_pipelines"):
+    sys.modules[name] = None  # importing any of these now fails
+sys.argv = ["pipeline_omnihuman.py", *{arguments!r}]
+runpy.run_path("pipeline_omnihuman.py", run_name="__main__")
+"""
+
+
+def test_the_command_makes_the_video_of_generate_without_jax(folder, run, tiny, talking, tmp_path):
+    """A process in the folder, jax and this package blocked: a long video with sound, frame for frame."""
+    flags = ["--image", str(talking), "--audio", str(talking), "--text", "a man speaks", "--size", "32x48", "--seed", "2"]
+    flags += ["--seconds", "0.6", "--steps", "10", "--guidance-scale", "4", "--segment-frames", "9"]
+    flags += ["--pose", str(tiny.clips / "landmarks" / "clip0.npz"), "--out", str(tmp_path / "torch.mp4")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT).format(arguments=flags)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "15 frames (0.60 s)" in done.stderr
+    pose = tiny.clips / "landmarks" / "clip0.npz"
+    request = driving.Request(image=talking, audio=talking, pose=pose, text="a man speaks", seconds=0.6, size=SIZE, seed=2)
+    made = generate.generate(run, request, tmp_path / "jax.mp4", config=TEN)
+    assert made.segments > 1
+    ours, theirs = (media.read_video(tmp_path / f"{name}.mp4").astype(int) for name in ("jax", "torch"))
+    assert ours.shape == theirs.shape == (15, *SIZE, 3)
+    assert np.abs(ours - theirs).max() <= 4 and np.abs(ours - theirs).mean() < 0.1, "a few pixels round the other way"
+    assert media.probe(tmp_path / "torch.mp4").has_audio
+    np.testing.assert_array_equal(*(media.read_audio(tmp_path / f"{name}.mp4") for name in ("jax", "torch")))
+
+
+def test_wrong_input_is_one_line(serving, folder, tiny, talking, tmp_path, capsys):
+    def says(*flags: str, image: str = str(talking)) -> str:
+        assert serving.main(["--model", str(folder), "--image", image, "--out", str(tmp_path / "o.mp4"), *flags]) == 2
+        out = capsys.readouterr().err.strip()
+        assert out.startswith("pipeline_omnihuman: ") and "\n" not in out
+        return out
+
+    assert "none.png: no such file" in says(image=str(tmp_path / "none.png"))
+    assert "multiples of 16" in says("--size", "33x48")
+    assert "shorter than 9 s" in says("--audio", str(talking), "--seconds", "9")
+    assert "1 + 4n frames, not 10" in says("--segment-frames", "10")
+    assert "is not the text encoder" in says("--text", "a", "--text-encoder", str(tiny.speech))
+    assert "give keypoints (.npz)" in says("--pose", str(talking))
+    assert "finite and >= 0" in says("--guidance-scale", "-1", "--text", "a")
+    assert not (tmp_path / "o.mp4").exists()
+
+
+def test_a_folder_without_the_runs_data_says_so(folder, serving, tmp_path):
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    values = json.loads((bare / "config.json").read_text())
+    del values["serving"]
+    (bare / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="no part 'serving'"):
+        serving.OmniHumanPipeline.from_pretrained(bare)
+
+
+@pytest.mark.slow
+def test_wav2vec2_and_long_sound_are_encoded_as_in_training(pipeline, tmp_path, measured):
+    """Both norms; longer than a chunk of either network, so that the bounds are compared too."""
+    import encoders_omnihuman
+
+    from omnihuman_jax.models.speech_encoder import load_speech_encoder
+    from tests.models import tiny_networks
+
+    frames = 25 * 34
+    wave = tiny_networks.wave(34.0) + 0.01 * np.random.default_rng(3).standard_normal(34 * 16_000).astype(np.float32)
+    for norm in ("group", "layer"):
+        network = tiny_networks.write_wav2vec2(tmp_path / norm, norm=norm)
+        ours = load_speech_encoder(network, layers=(0, 2)).features(wave, frames)
+        theirs = encoders_omnihuman.load_speech_encoder(network, (0, 2), torch.device("cpu")).features(wave, frames)
+        measured("wav2vec 2.0 features of 34 s, pipeline against encode", np.abs(ours - theirs).max() / np.abs(ours).max(), 2e-4)
