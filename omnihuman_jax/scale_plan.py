@@ -33,7 +33,7 @@ def with_layout(config: ExperimentConfig, topology: Topology, *, micro_batch: in
     if accumulate:
         config.step.micro_batches = accumulate
     if micro_batch:
-        ways = dict(zip(sharding.MESH_AXES, config.mesh.shape(topology.devices), strict=True))
+        ways = dict(zip(sharding.MESH_AXES, config.mesh.shape(topology.devices, topology.num_slices), strict=True))
         config.data.plan.sequences_per_step = micro_batch * ways["data"] * ways["fsdp"] * config.step.micro_batches
     return config
 
@@ -73,7 +73,7 @@ def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = T
 
 
 def _estimated(config: ExperimentConfig, topology: Topology, note: str) -> ScalePlan:
-    mesh = dict(zip(sharding.MESH_AXES, config.mesh.shape(topology.devices), strict=True))
+    mesh = dict(zip(sharding.MESH_AXES, config.mesh.shape(topology.devices, topology.num_slices), strict=True))
     costs = estimate(config.model, planned_shape(config), layout_of(config, mesh), topology)
     return _plan(config, topology, mesh, costs, note=note, estimated=True)
 

@@ -147,7 +147,9 @@ def create_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None)
         return Mesh(hybrid_layout(config, slices), MESH_AXES, axis_types=auto)
     if devices[0].platform == "cpu":
         return Mesh(np.asarray(devices).reshape(shape), MESH_AXES, axis_types=auto)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
+    # An axis takes whole dims of the torus where it can, and shares one where no subset of them has its size.
+    layout = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(layout, MESH_AXES, axis_types=auto)
 
 
 def hybrid_layout(config: MeshConfig, slices: Sequence[Sequence[Any]]) -> np.ndarray:
@@ -157,7 +159,8 @@ def hybrid_layout(config: MeshConfig, slices: Sequence[Sequence[Any]]) -> np.nda
     """
     inside, across = config.inside(len(slices[0])), (*config.across(len(slices)), 1, 1)
     if slices[0][0].platform == "tpu":
-        return mesh_utils.create_hybrid_device_mesh(inside, across, [device for part in slices for device in part])
+        joined = [device for part in slices for device in part]
+        return mesh_utils.create_hybrid_device_mesh(inside, across, joined, allow_split_physical_axes=True)
     blocks = np.empty(len(slices) * len(slices[0]), object)
     blocks[:] = [device for part in slices for device in part]
     apart = blocks.reshape(*across, *inside)  # (data, fsdp, 1, 1) of slices, then (data, fsdp, context, tensor) in each
