@@ -8,7 +8,6 @@ OUTPUT/launch: state.json (now), events.jsonl (ever), logs/ by attempt and rank.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import fcntl
 import json
@@ -35,8 +34,6 @@ MAX_PROCESSES = 16
 CRASH_GRACE_S = 5.0
 STEADY_S = 60.0
 MAX_PAUSE_S = 30.0
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,12 +321,11 @@ def _precedence(code: int) -> int:
 
 
 def _start(argv: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen:
-    def die_with_the_launcher() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
+    """A process in a session of its own that ends with this one; it is `argv` itself, under the process id that is returned."""
+    guard = [sys.executable, "-IS", str(Path(__file__).with_name("end_with_parent.py")), str(os.getpid())]
     return subprocess.Popen(
-        list(argv), env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-        start_new_session=True, preexec_fn=die_with_the_launcher,
+        [*guard, *argv], env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        start_new_session=True,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -183,32 +184,39 @@ def test_status_logs_and_cancel(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert "nothing runs" in capfd.readouterr().out
 
 
+LAUNCHER = """
+import pathlib, sys
+from launch.local import run_local
+from tests.launch.test_local import SAVES, a_spec
+sys.exit(run_local(a_spec(pathlib.Path(sys.argv[1])), command_of=lambda *_: [sys.executable, "-c", SAVES]).code)
+"""
+
+
+def start_launcher(job_spec: RunSpec) -> subprocess.Popen:
+    """A launcher as a process of its own, as `omnihuman submit` is one."""
+    return subprocess.Popen([sys.executable, "-c", LAUNCHER, str(Path(job_spec.output).parent)])
+
+
 def test_cancel_from_another_process_lets_the_ranks_save(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     job_spec = a_spec(tmp_path)
-    pid = os.fork()
-    if pid == 0:  # the launcher, as `omnihuman submit` is one
-        outcome = run_local(job_spec, command_of=lambda *_: [sys.executable, "-c", SAVES])
-        os._exit(outcome.code)
+    launcher = start_launcher(job_spec)
     log = local_state.log_path(local.state_dir(job_spec), 0, 1)
     deadline = time.monotonic() + 20
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert local.status(job_spec) == 0
     shown = capfd.readouterr().out
-    assert f"running, launcher {pid}" in shown and shown.count(" runs") == 2
+    assert f"running, launcher {launcher.pid}" in shown and shown.count(" runs") == 2
     waiter = threading.Thread(target=local.cancel, args=(job_spec,))
     waiter.start()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == exit_codes.RESTART
+    assert launcher.wait(20) == exit_codes.RESTART
     waiter.join(20)
     assert "run: stopped; the same command continues" in capfd.readouterr().out
 
 
 def test_the_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
     job_spec = a_spec(tmp_path)
-    pid = os.fork()
-    if pid == 0:
-        run_local(job_spec, command_of=lambda *_: [sys.executable, "-c", SAVES])
-        os._exit(0)
+    launcher = start_launcher(job_spec)
     state_file = local.state_dir(job_spec) / "state.json"
     log = local_state.log_path(local.state_dir(job_spec), 0, 1)
     deadline = time.monotonic() + 20
@@ -216,8 +224,8 @@ def test_the_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
     processes = list(json.loads(state_file.read_text())["processes"].values())
     assert len(processes) == 2
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    launcher.kill()
+    launcher.wait(20)
     while any(local_state.process_start(process) for process in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(local_state.process_start(process) for process in processes)
