@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from omnihuman_jax import exit_codes, platform_flags
+from omnihuman_jax import exit_codes
 
 USER_ERRORS = (
     ValueError,
@@ -166,7 +166,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.simulate_devices is not None:
             simulate_devices(options.simulate_devices)
-        platform_flags.apply()
         module = importlib.import_module(COMMANDS[options.command].module)
         return int(module.main(list(options.arguments)) or 0)
     except USER_ERRORS as error:

@@ -22,6 +22,7 @@ MODULES: dict[str, tuple[str, str]] = {
     "sampling_omnihuman.py": ("omnihuman_jax.interop", "sampling_omnihuman.py"),
     "windows_omnihuman.py": ("omnihuman_jax.interop", "windows_omnihuman.py"),
     "encoders_omnihuman.py": ("omnihuman_jax.interop", "encoders_omnihuman.py"),
+    "signals_omnihuman.py": ("omnihuman_jax.interop", "signals_omnihuman.py"),
     "pipeline_omnihuman.py": ("omnihuman_jax.interop", "pipeline_omnihuman.py"),
     "text_encoders_omnihuman.py": ("omnihuman_jax.models", "transformers_text.py"),
     "media_omnihuman.py": ("omnihuman_jax", "media.py"),

@@ -32,6 +32,8 @@ CLIP_TOKENS = 77
 MAX_TOKENS = 128
 ENCODERS = ("t5", "umt5")
 CHATS = ("llama", "llava")
+# Parts of the whole models that the encoders are taken from; nothing of theirs is read.
+_UNUSED = ("lm_head.", "decoder.", "vision_model.", "visual_projection.", "text_projection.", "logit_scale")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -107,7 +109,7 @@ def _kind(folder: Path) -> str:
 
 
 def _load(kind: Any, folder: Path, device: str) -> Any:
-    """The network in the dtype of its file, for inference; every weight must be there."""
+    """The network in the dtype of its file, for inference; ValueError names weights that are missing or unknown."""
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
         found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
@@ -117,6 +119,7 @@ def _load(kind: Any, folder: Path, device: str) -> Any:
         )
     model, info = kind.from_pretrained(folder, dtype="auto", use_safetensors=True, output_loading_info=True)
     wrong = [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    wrong += [f"{name} is unknown" for name in sorted(info["unexpected_keys"]) if not name.startswith(_UNUSED)]
     if wrong:
         raise ValueError(f"{folder}: weights do not fit config.json: {'; '.join(wrong[:20])} ({len(wrong)} in all)")
     return model.eval().requires_grad_(False).to(device)

@@ -11,8 +11,6 @@ import jax
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from omnihuman_jax import platform_flags
-
 
 def join(
     coordinator: str | None, num_processes: int | None, process_id: int | None, *, automatic: bool = False, timeout_s: int = 300
@@ -22,7 +20,7 @@ def join(
     processes = num_processes or int(os.environ.get("JAX_NUM_PROCESSES", "0"))
     index = process_id if process_id is not None else os.environ.get("JAX_PROCESS_ID")
     if automatic:
-        jax.distributed.initialize(local_device_ids=platform_flags.slurm_device_ids(os.environ))
+        jax.distributed.initialize()
         return True
     if coordinator is None:
         return False

@@ -62,7 +62,7 @@ def test_the_codec_is_the_trainers(pipeline, run, measured):
     video = np.random.default_rng(0).uniform(-1, 1, (9, 32, 48, 3)).astype(np.float32)
     ours = inference.encode_pictures(run, video)
     theirs = pipeline.encode(video)
-    measured("dct codec, PyTorch against JAX: latents", np.abs(theirs - ours).max() / np.abs(ours).max(), 1e-6)
+    measured("dct codec, PyTorch against JAX: latents", np.abs(theirs - ours).max() / np.abs(ours).max(), 3e-6)
     frames = inference.decode_pictures(run, ours)
     measured("dct codec, PyTorch against JAX: frames", np.abs(pipeline.decode(ours) - frames).max(), 3e-6)
 

@@ -232,16 +232,23 @@ def test_bfloat16_stays_near(small):
     assert 1e-4 < relative_error(theirs.numpy()[batch["segment_ids_BL"] > 0], ours) < 3e-2
 
 
-def test_compiles_without_a_graph_break(small):
+@pytest.mark.parametrize(
+    ("backend", "tolerance"),
+    [("eager", 1e-6), *(pytest.param(name, 1e-5, marks=pytest.mark.slow) for name in ("aot_eager", "inductor"))],
+)
+def test_compiles_without_a_graph_break(small, backend, tolerance):
+    """inductor: what a user of `torch.compile(model)` gets; it needs a C++ compiler."""
     model, shape = small
     batch = packed_batch(shape, LAYOUTS["mixed"])
     t_BG = torch.full((2, shape.windows), 0.6)
     tokens = torch.from_numpy(batch["latents_BLC"])
-    compiled = torch.compile(model.module, backend="eager", fullgraph=True)
+    torch.compiler.reset()
+    compiled = torch.compile(model.module, backend=backend, fullgraph=True)
     with torch.no_grad():
         expected = model.module(tokens, t_BG, torch_batch(batch))
         actual = compiled(tokens, t_BG, torch_batch(batch))
-    assert relative_error(actual.numpy(), expected.numpy()) <= 1e-6
+    real = torch.from_numpy(batch["segment_ids_BL"] > 0)
+    assert relative_error(actual[real].numpy(), expected[real].numpy()) <= tolerance
 
 
 def test_gradients_flow_to_every_parameter(small):

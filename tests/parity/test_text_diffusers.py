@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import HunyuanVideoPipeline, WanPipeline
 from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video
+from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, CLIPTextModel, LlamaModel, T5EncoderModel, UMT5EncoderModel
 
 from omnihuman_jax.models import transformers_text
@@ -120,6 +121,11 @@ def test_what_is_wrong_is_one_line(hunyuan, tmp_path, monkeypatch):
         dataclasses.replace(encoder, crop=999).encode(["a man"])
     folder = tiny_transformers.write_t5(tmp_path / "wan", "umt5", inside=True)
     weights = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    lost = tensors.pop("encoder.final_layer_norm.weight")
+    save_file(tensors | {"encoder.extra": lost}, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"final_layer_norm\.weight is missing; encoder\.extra is unknown \(2 in all\)"):
+        load_text_encoder(folder)
     weights.rename(weights.with_name("pytorch_model.bin"))
     with pytest.raises(ValueError, match=r"pytorch_model\.bin is a pickle, which is refused.*safe_serialization"):
         load_text_encoder(folder)
