@@ -31,8 +31,10 @@ from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import StageSchedule
 from omnihuman_jax.training.checkpoint import CheckpointConfig
 from omnihuman_jax.training.metrics import LoggingConfig
+from omnihuman_jax.training.numerics import NumericsConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig, trainable_groups
 from omnihuman_jax.training.train_step import StepConfig
+from omnihuman_jax.training.watchdog import WatchdogConfig
 from omnihuman_jax.typing import PackedShape
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
@@ -42,6 +44,7 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 FREE_ON_RESUME = (
     "name", "data.dataset", "data.read_threads", "mesh", "step", "model.remat", "model.attention", "model.attention_block_q",
     "model.attention_block_kv", "model.context_parallel", "model.ulysses_ways", "checkpoint", "logging", "sampling",
+    "watchdog", "numerics.max_skipped", "numerics.max_rollbacks", "numerics.repeat_interval",
 )  # fmt: skip
 
 
@@ -81,6 +84,8 @@ class ExperimentConfig:
     step: StepConfig = dataclasses.field(default_factory=StepConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+    numerics: NumericsConfig = dataclasses.field(default_factory=NumericsConfig)
+    watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     compute_dtype: str = "auto"
 

@@ -10,18 +10,15 @@ import argparse
 import contextlib
 import dataclasses
 import logging
-import math
-import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from omnihuman_jax import sharding
+from omnihuman_jax import exit_codes, sharding
 from omnihuman_jax.config import (
     ExperimentConfig,
     changed_fields,
@@ -38,10 +35,13 @@ from omnihuman_jax.data.plan import Plan
 from omnihuman_jax.data.records import RecordSource, open_records
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale import flops, splits
-from omnihuman_jax.training import compilation_cache, placement, processes, train_state
+from omnihuman_jax.training import compilation_cache, placement, processes, run_guard, train_state
 from omnihuman_jax.training import optimizer as optim
-from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, RunRecord, load_weights
+from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, DamagedError, RunRecord, load_weights
 from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
+from omnihuman_jax.training.numerics import RepeatedStep
+from omnihuman_jax.training.progress import progress_bar
+from omnihuman_jax.training.run_guard import RunGuard
 from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
 from omnihuman_jax.typing import PackedShape
 
@@ -102,7 +102,7 @@ def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> S
     objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=dtype)
     step = make_train_step(
         objective, optimizer, config.optimizer, config.ema, labels,
-        mesh=mesh, shape=shape, batch=sequences, shardings=shardings, config=config.step,
+        mesh=mesh, shape=shape, batch=sequences, shardings=shardings, config=config.step, numbers=config.numerics,
     )  # fmt: skip
     return StepParts(
         config=config,
@@ -142,15 +142,13 @@ def train(
     parts = assemble(config)
     record = RunRecord(config=to_json(config), fingerprint=parts.plan.fingerprint(), step=0)
     end = min(config.stages.total_steps, stop_after if stop_after is not None else config.stages.total_steps)
-    with jax.set_mesh(parts.mesh), Checkpoints(run_dir / "checkpoints", config.checkpoint) as checkpoints:
-        start = resume_step(run_dir, checkpoints, record, accept_changes=accept_changes)
-        if start is None:
-            (state, record), start = first_state(parts, record), 0
-        else:
-            record = dataclasses.replace(record, origin=checkpoints.record(start).origin)
-            state = checkpoints.restore(
-                start, train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
-            )
+    guard = RunGuard(config.watchdog, config.numerics, run_dir, parts.plan, parts.records)
+    with (
+        jax.set_mesh(parts.mesh),
+        contextlib.closing(guard),
+        Checkpoints(run_dir / "checkpoints", config.checkpoint, guard.note) as checkpoints,
+    ):
+        state, record, start = resume(parts, run_dir, checkpoints, record, guard, accept_changes=accept_changes)
         if wrong := train_state.misplaced_leaves(state, parts.state_shardings):
             raise AssertionError(f"state not sharded as the table says: {'; '.join(wrong[:5])}")
         logger.info(
@@ -161,7 +159,7 @@ def train(
             if jax.process_index() == 0:
                 write_config(config, run_dir)
                 parts.records.spec.save(run_dir)
-            state = run_steps(parts, state, checkpoints, record, run_dir, start=start, end=end, progress=progress)
+            state = run_steps(parts, state, checkpoints, record, run_dir, guard, start=start, end=end, progress=progress)
     return state
 
 
@@ -182,12 +180,44 @@ def first_state(parts: Parts, record: RunRecord) -> tuple[train_state.TrainState
     return state, dataclasses.replace(record, origin=origin)
 
 
+def resume(
+    parts: Parts, run_dir: Path, checkpoints: Checkpoints, record: RunRecord, guard: RunGuard, *, accept_changes: bool
+) -> tuple[train_state.TrainState, RunRecord, int]:
+    """State, record and step to go on from: of the newest checkpoint that is whole, or new where there has been none.
+
+    After too many steps that went wrong in a row it is one from before them, and the step is the one after them.
+    """
+    config, asked = parts.config, guard.rollbacks.pending()
+    with guard.watchdog.allow(config.watchdog.restore_s, "choosing and reading a checkpoint"):
+        below = asked["first"] if asked else None
+        while (step := checkpoints.choose(below)) is not None:
+            abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+            try:
+                record = continue_record(run_dir, checkpoints.record(step), record, accept_changes=accept_changes)
+                state = checkpoints.restore(step, abstract)
+                break
+            except DamagedError as error:
+                checkpoints.reject(step, str(error))
+        else:
+            if asked is None and guard.rollbacks.jump_from(0) is None:
+                check_nothing_is_lost(run_dir, config.checkpoint.interval)
+            state, record = first_state(parts, record)
+        if asked:
+            checkpoints.roll_back(asked["first"])
+            guard.rollbacks.carried_out(asked, step or 0)
+            guard.incidents.note("rolled_back", {"checkpoint": step or 0, "on_from": asked["to"]})
+            logger.warning("rolled back to step %d, on from step %d", step or 0, asked["to"])
+        to = guard.rollbacks.jump_from(step or 0)
+        return (state, record, step or 0) if to is None else (train_state.skip_to(state, to, parts.state_shardings), record, to)
+
+
 def run_steps(
     parts: Parts,
     state: train_state.TrainState,
     checkpoints: Checkpoints,
     record: RunRecord,
     run_dir: Path,
+    guard: RunGuard,
     *,
     start: int,
     end: int,
@@ -205,37 +235,43 @@ def run_steps(
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(contextlib.closing(MetricsWriter(run_dir, config.logging, step=start))) if lead else None
         show = stack.enter_context(progress_bar(start, config.stages.total_steps, enabled=progress and lead))
-        stop_requested = stack.enter_context(processes.stop_request())
+        stop = stack.enter_context(processes.stop_request())
         speed.compiling()
         train_step = compile_step(parts, state)
+        repeated = RepeatedStep(parts.train_step) if config.numerics.repeat_interval else None
         speed.compiled(start)
         previous = None
         for step, batch in zip(range(start, end), loader):
             done = step + 1
             placed = placement.place_batch(batch, parts.batch_shardings, rows, total)
-            state, metrics = train_step(state, placed, controls_at(config, parts.groups, step))
+            controls = controls_at(config, parts.groups, step)
+            if repeated is not None and done % config.numerics.repeat_interval == 0:
+                guard.compare(step, repeated.differing(state, placed, controls))
+            state, metrics = train_step(state, placed, controls)
             speed.first_result(metrics["loss"])
             # One step in flight: the host prepares the next while the devices work, and never runs further ahead.
-            jax.block_until_ready(previous)
-            previous = metrics["loss"]
+            if previous is not None:
+                guard.observe(*previous)
+            previous = step, {name: metrics[name] for name in ("loss", "grad_norm", "verdict", "skipped_in_a_row")}
             line = log_line(parts, step, jax.device_get(metrics), speed) if is_logged(config, step) else None
+            if line is not None and (stall := checkpoints.take_stall()):
+                line["save_stall_s"] = stall
             if line is not None and writer is not None:
                 writer.write(line)
-            if line is not None and not math.isfinite(line["loss"]):
-                raise ValueError(
-                    f"the loss is {line['loss']} at step {done}; lower optimizer.learning_rate or look at the data; "
-                    f"the last good checkpoint is step {checkpoints.latest_step}"
-                )
             show(done, line)
-            stopping = stop_requested(done)
+            stopping = stop.agreed(done)
             if done % config.checkpoint.interval == 0 or done == end or stopping:
-                checkpoints.save(state, dataclasses.replace(record, step=done))
+                with guard.watchdog.allow(config.watchdog.save_s, f"saving step {done}"):
+                    checkpoints.save(state, dataclasses.replace(record, step=done))
             if stopping:
-                logger.warning("stopped at step %d of %d; the same command continues", done, config.stages.total_steps)
                 break
-        checkpoints.wait()
+        if previous is not None:
+            guard.observe(*previous)
+        with guard.watchdog.allow(config.watchdog.save_s, "finishing the last save"):
+            saved = checkpoints.wait()
     if unreadable := parts.records.unreadable:
-        logger.warning("%d unreadable records were masked; the first: %s", len(unreadable), next(iter(unreadable.items())))
+        logger.warning("%d unreadable records were masked; %s names them", len(unreadable), run_dir / run_guard.QUARANTINE)
+    guard.finish(done, config.stages.total_steps, saved=saved, stop=stop if stopping else None)
     return state
 
 
@@ -255,23 +291,19 @@ def lower_step(parts: StepParts, state: train_state.TrainState) -> Any:
     return parts.train_step.lower(state, batch, controls_at(parts.config, parts.groups, 0))
 
 
-def resume_step(run_dir: Path, checkpoints: Checkpoints, record: RunRecord, *, accept_changes: bool) -> int | None:
-    """The step to continue from, None for a new run; ValueError if the run there is not this one."""
-    latest = checkpoints.latest_step
-    if latest is None:
-        # A second save waits for the first: past two intervals there must have been a checkpoint.
-        logged = max((line["step"] for line in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
-        if logged > 2 * record.config["checkpoint"]["interval"]:
-            raise CheckpointError(
-                f"{run_dir} has trained {logged} steps but holds no checkpoint; restore {run_dir / 'checkpoints'}, "
-                f"or remove {run_dir} to start over"
-            )
-        return None
-    stored = checkpoints.record(latest)
-    if stored.step == 0:
-        raise ValueError(
-            f"{run_dir} holds weights to start from, not a run; train in another --run with --config.initial_weights={run_dir}"
+def check_nothing_is_lost(run_dir: Path, interval: int) -> None:
+    """CheckpointError if a run without a checkpoint has trained for so long that there must have been one."""
+    # A second save waits for the first: past two intervals there must have been a checkpoint.
+    logged = max((line["step"] for line in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
+    if logged > 2 * interval:
+        raise CheckpointError(
+            f"{run_dir} has trained {logged} steps but holds no checkpoint; restore {run_dir / 'checkpoints'}, "
+            f"or remove {run_dir} to start over"
         )
+
+
+def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, accept_changes: bool) -> RunRecord:
+    """The record to go on with; ValueError if the run there is not this one."""
     changes = changed_fields(stored.config, record.config)
     if stored.fingerprint != record.fingerprint:
         changes.append(
@@ -284,7 +316,7 @@ def resume_step(run_dir: Path, checkpoints: Checkpoints, record: RunRecord, *, a
         )
     for change in changes:
         logger.warning("accepted change: %s", change)
-    return latest
+    return dataclasses.replace(record, origin=stored.origin)
 
 
 def controls_at(config: ExperimentConfig, groups: Sequence[str], step: int) -> Controls:
@@ -323,28 +355,6 @@ def log_line(parts: Parts, step: int, metrics: dict[str, Any], speed: Speed) -> 
     return line | speed.measure(step + 1, float(metrics["counters"].interval_tokens), int(metrics["counters"].interval_steps))
 
 
-@contextlib.contextmanager
-def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[[int, dict[str, Any] | None], None]]:
-    """Yields `f(finished steps, logged line or None)` that keeps a bar with loss and time left up to date."""
-    if not enabled:
-        yield lambda done, line: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False), refresh_per_second=1) as bar:
-        task = bar.add_task("train", total=total, completed=start, text="compiling")
-
-        def show(done: int, line: dict[str, Any] | None) -> None:
-            bar.update(task, completed=done)
-            if line is not None:
-                # The first line after a start has no speed: its step was the compilation.
-                speed = f" {line['step_time_s']:.2f} s/step" if "step_time_s" in line else ""
-                bar.update(task, text=f"{line['stage']} loss {line['loss']:.4f}{speed}")
-
-        yield show
-
-
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options, and the `--config.*` overrides."""
     parser = argparse.ArgumentParser(
@@ -364,6 +374,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--num-processes", type=int, metavar="N")
     parser.add_argument("--process-id", type=int, metavar="I")
     parser.add_argument("--peer-timeout-s", type=int, default=300, metavar="S", help="how long to wait for the other processes")
+    parser.add_argument(
+        "--heartbeat-s", type=int, default=60, metavar="S", help="a process that is silent for so long ends the job"
+    )
+    parser.add_argument(
+        "--shutdown-s", type=int, default=30, metavar="S", help="how long the processes wait for each other at the end"
+    )
     # No abbreviations: --config.model.width would be taken for one of --config.
     parser.allow_abbrev = False
     return parser.parse_known_args(list(argv))
@@ -372,18 +388,22 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: Sequence[str]) -> int:
     """`omnihuman train`."""
     options, overrides = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    # By force: a library that is imported before may have set the root logger up, at its own level.
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    for library in ("absl", "jax", "grain"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     config = load_config(options.config, overrides)
     compilation_cache.use(options.compilation_cache)
-    distributed = processes.join(
+    joined = processes.join(
         options.coordinator,
         options.num_processes,
         options.process_id,
         automatic=options.distributed,
         timeout_s=options.peer_timeout_s,
+        heartbeat_s=options.heartbeat_s,
+        shutdown_s=options.shutdown_s,
     )
-    try:
+    with run_guard.one_door("omnihuman train") if joined else contextlib.nullcontext():
         train(
             config,
             options.run,
@@ -391,14 +411,7 @@ def main(argv: Sequence[str]) -> int:
             accept_changes=options.accept_changes,
             progress=not options.no_progress,
         )
-    except BaseException as error:
-        if not distributed:
-            raise
-        # A process that unwinds waits for its peers at exit and loses its exit code: say why, and go.
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(2 if isinstance(error, ValueError | FileNotFoundError) else 1)
-    return 0
+    return exit_codes.OK
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class PackedShape:
     active_BG4           active conditions of a window, in the order of `Condition`
     motion_BG            motion frames active: the first 2 latents are given clean
     slot_BG              number of the window among the step's windows: noise, t and drops are keyed on (seed, step, slot)
-    window_BG            catalog row, -1 for an empty or unreadable slot
+    window_BG            catalog row, -1 for an empty slot, -2 for one whose record cannot be read
     """
 
     latent_tokens: int

@@ -79,6 +79,10 @@ def row_index(frames: int, slots: int, margin: int, valid_T: np.ndarray) -> np.n
     return np.where(inside & valid_T[np.clip(row, 0, len(valid_T) - 1)], row, -1).astype(np.int32)
 
 
+# In window_BG: a slot that the plan filled and no record could be read for, to be counted; -1 is a slot that the plan left empty.
+UNREADABLE = -2
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class PackInput:
     """One window as the model is to see it. What is not in `active` is not used, and may be None.
@@ -131,7 +135,7 @@ class _Cursor:
 
 
 def pack_sequence(windows: Sequence[PackInput | None], shape: PackedShape) -> dict[str, np.ndarray]:
-    """One sequence: the arrays of `shape` without the batch dim. Window i gets slot i, None leaves its slot empty.
+    """One sequence: the arrays of `shape` without the batch dim. Window i gets slot i, None (unreadable) leaves its slot empty.
 
     ValueError with the numbers if the windows do not fit, or if an active condition has no input.
     """
@@ -150,6 +154,8 @@ def pack_sequence(windows: Sequence[PackInput | None], shape: PackedShape) -> di
             out["motion_BG"][group] = window.motion
             out["slot_BG"][group] = window.slot
             out["window_BG"][group] = window.window
+        else:
+            out["window_BG"][group] = UNREADABLE
     return out
 
 

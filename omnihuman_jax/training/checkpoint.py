@@ -4,21 +4,30 @@ A step holds four parts that can be read alone: `params`, `ema`, `optimizer` (mo
 counters), and as its metadata the resolved config and the plan's fingerprint. Sampling reads one part, resume all of them.
 """
 
+import contextlib
 import dataclasses
 import json
+import logging
 import math
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from omnihuman_jax import exit_codes
+from omnihuman_jax.training import fingerprint, processes, seals
 from omnihuman_jax.training.train_state import TrainState
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS = {"raw": "params", "ema": "ema"}
-FORMAT = 1
+FORMAT = 2
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 1 << 24
 
 
@@ -69,82 +78,238 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used, with the file and the cure."""
 
 
-class Checkpoints:
-    """The checkpoints of one run directory; all processes call every method, in the same order."""
+class DamagedError(CheckpointError):
+    """A checkpoint whose files are all there, and wrong."""
 
-    def __init__(self, directory: Path | str, config: CheckpointConfig | None = None):
+
+class _Save:
+    """A save in progress: a thread waits for Orbax, then (process 0) seals the step and makes room."""
+
+    def __init__(self, step: int, response: Any, finish: Callable[[], int]):
+        self.step = step
+        self.error: BaseException | None = None
+        self.nbytes = 0
+        self.seconds = 0.0
+        self._begin = time.monotonic()
+        self._response, self._finish = response, finish
+        self._thread = threading.Thread(target=self._run, name=f"omnihuman-save-{step}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._response.result()
+            self.nbytes = self._finish()
+        except BaseException as error:
+            self.error = error
+            logger.error("saving step %d failed: %s", self.step, _cause(error))
+            processes.post(f"save_failed/{self.step}", _cause(error))
+        self.seconds = time.monotonic() - self._begin
+
+    def wait(self) -> str:
+        """Until it is whole, or has failed here or on another process: why, or ""."""
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+            # Whoever failed reaches no barrier of this save: do not wait for that.
+            if self._thread.is_alive() and (elsewhere := processes.posted(f"save_failed/{self.step}")):
+                return next(iter(elsewhere.values()))
+        return "" if self.error is None else _cause(self.error)
+
+
+class Checkpoints:
+    """The checkpoints of one run directory; all processes call every method, in the same order.
+
+    A failed save is no error: the run goes on, the steps before stay, and the next save is a new try. `failed_saves` counts those
+    in a row.
+
+    Args:
+        directory: of the run's checkpoints.
+        config: None for a reader, which removes nothing.
+        notify: called with (kind, details) for what has to be known later: a step that was set aside, a save that failed.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        config: CheckpointConfig | None = None,
+        notify: Callable[[str, dict[str, Any]], None] = lambda kind, details: None,
+    ):
         self.directory = Path(directory).absolute() if "://" not in str(directory) else directory
-        policies = ocp.training.preservation_policies
-        preserve = None
-        if config is not None:
-            rules = [policies.LatestN(config.keep)]
-            if config.keep_every:
-                rules.append(policies.EveryNSteps(config.keep_every))
-            preserve = policies.AnyPreservationPolicy(rules)
-        self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
-            context=_context(self.directory),
-            # The loop decides when to save; Orbax's default would also save the very first step.
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=preserve,
-            cleanup_tmp_directories=config is not None,
-        )
+        self._folder = epath.Path(self.directory)
+        self._config = config
+        self._notify = notify
+        self._saving: _Save | None = None
+        self.failed_saves = 0
+        self._stall_s = 0.0
+        self.last_save: dict[str, Any] = {}
+        if config is not None and jax.process_index() == 0:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for name in seals.remove_partial(self._folder):
+                logger.info("removed %s/%s, left by a save that was cut short", self.directory, name)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: Any, *_: object) -> None:
+        # An end that all processes have agreed on leaves no save half done.
+        if kind is None or issubclass(kind, processes.RunEnded):
+            self.close()
 
     def close(self) -> None:
         """Waits for a save in progress."""
-        self._checkpointer.close()
+        self.wait()
 
     @property
     def latest_step(self) -> int | None:
         """The newest finished checkpoint, None if there is none."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        return self.steps[-1] if self.steps else None
 
     @property
     def steps(self) -> list[int]:
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        """Steps that were saved to the end; read from disk every time: a list that is kept lies after a failed save."""
+        return [step for step in seals.committed_steps(self._folder) if seals.is_sealed(self._folder / str(step))]
 
-    def save(self, state: TrainState, record: RunRecord) -> None:
-        """Starts a save and returns once the arrays are copied to the host; an earlier save is waited for."""
-        response = self._checkpointer.save_checkpointables_async(
-            record.step, _parts(state), force=True, custom_metadata=json.loads(json.dumps(record.to_json()))
-        )
-        if response is None:
-            raise CheckpointError(f"{self.directory}: Orbax refused to save step {record.step}")
+    def save(self, state: TrainState, record: RunRecord) -> bool:
+        """Starts a save and returns once the arrays are copied to the host; an earlier save is waited for. False: it failed."""
+        begin = time.monotonic()
+        self.wait()
+        self._start(_parts(state), record)
+        self._stall_s += time.monotonic() - begin
+        return self._saving is not None
+
+    def take_stall(self) -> float:
+        """Seconds that `save` has kept the caller waiting since the last call."""
+        stall, self._stall_s = self._stall_s, 0.0
+        return stall
 
     def save_weights(self, params: Any, record: RunRecord) -> None:
         """Saves parameters that no step has changed yet (`record.step` 0) and waits until they are on disk.
 
         No moments and no average: a run that starts from them begins with zeros and with the parameters themselves.
         """
-        self._checkpointer.save_checkpointables(
-            record.step, {"params": params}, force=True, custom_metadata=json.loads(json.dumps(record.to_json()))
-        )
+        self._start({"params": params}, record)
+        if not self.wait():
+            raise OSError(f"{self.directory}/{record.step} could not be written; see the line above")
 
-    def wait(self) -> None:
-        """Blocks until the save in progress is on disk."""
-        self._checkpointer.wait()
+    def _start(self, parts: dict[str, Any], record: RunRecord) -> None:
+        reason = ""
+        try:
+            metadata = record.to_json() | {"sums": fingerprint.sums(_flatten(parts))}
+            with self._context():
+                response = ocp.save_checkpointables_async(
+                    self._folder / str(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))
+                )
+            self._saving = _Save(record.step, response, lambda: self._finish(record.step))
+        except Exception as error:
+            reason = _cause(error)
+        self._settle(record.step, reason)
+
+    def wait(self) -> bool:
+        """Blocks until the save in progress is on disk and sealed; False if it, or one before it, failed."""
+        if (saving := self._saving) is not None:
+            reason = saving.wait()
+            self._saving = None if reason else saving
+            self._settle(saving.step, reason)
+            if self._saving is not None:
+                self.failed_saves = 0
+                self.last_save = {"step": saving.step, "seconds": saving.seconds, "bytes": saving.nbytes}
+                self._notify("saved", self.last_save)
+            self._saving = None
+        return self.failed_saves == 0
+
+    def _settle(self, step: int, reason: str) -> None:
+        """All processes agree on whether the save of `step` is (still) good; if not, what it left is removed."""
+        failures = [why for why in processes.gather(reason) if why]
+        if not failures:
+            return
+        self._saving = None
+        self.failed_saves += 1
+        logger.error(
+            "step %d was NOT saved (%s); the run goes on, the newest checkpoint is step %s, the next save is a new try",
+            step, failures[0], self.latest_step,
+        )  # fmt: skip
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                seals.remove_partial(self._folder)
+                if (self._folder / str(step)).exists():
+                    (self._folder / str(step)).rmtree()
+        self._notify("save_failed", {"step": step, "reason": failures[0], "in_a_row": self.failed_saves})
+
+    def _finish(self, step: int) -> int:
+        """After the commit, on process 0: the seal, and only then room for the next; bytes written."""
+        if jax.process_index() != 0:
+            return 0
+        nbytes = seals.write(self._folder / str(step))
+        if self._config is None:
+            return nbytes
+        steps, every = self.steps, self._config.keep_every
+        for old in steps[: -self._config.keep]:
+            if not (every and old % every == 0):
+                with contextlib.suppress(OSError):
+                    (self._folder / str(old)).rmtree()
+        return nbytes
+
+    def choose(self, below: int | None = None) -> int | None:
+        """The newest step (under `below`) that every process finds whole; those that are not are set aside, with a note.
+
+        Each process looks at its share of the files, and all vote, without a collective. None: there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: there were checkpoints, and none of them is whole.
+        """
+        steps = processes.gather(seals.committed_steps(self._folder))[0]
+        for step in reversed([step for step in steps if below is None or step < below]):
+            reason = seals.damage(self._folder / str(step), jax.process_index(), jax.process_count())
+            reasons = [why for why in processes.gather(reason) if why]
+            if not reasons:
+                return int(step)
+            self.reject(step, reasons[0])
+        if lost := list(seals.aside(self._folder)):
+            raise CheckpointError(
+                f"{self.directory} has no whole checkpoint left; damaged ones lie in {self.directory}/{seals.SET_ASIDE} "
+                f"({', '.join(lost)}): restore one from a backup, or remove the run directory to start over"
+            )
+        return None
+
+    def reject(self, step: int, reason: str) -> None:
+        """Sets a step aside, loudly; all processes call it."""
+        logger.error("checkpoint %s/%d is set aside, the one before it is next: %s", self.directory, step, reason)
+        if jax.process_index() == 0:
+            target = seals.set_aside(self._folder, step, reason)
+            self._notify("checkpoint_rejected", {"step": step, "reason": reason, "moved_to": str(target)})
+        processes.gather(None)
+
+    def roll_back(self, step: int) -> None:
+        """Moves the checkpoints of `step` and later out of the way; all processes call it."""
+        if jax.process_index() == 0:
+            for later in [later for later in seals.committed_steps(self._folder) if later >= step]:
+                seals.set_aside(self._folder, later, f"rolled back to before step {step}", under="rolled_back")
+        processes.gather(None)
 
     def record(self, step: int) -> RunRecord:
         """The record of a step; CheckpointError if it is missing or of another format."""
-        where = f"{self.directory}/{step}"
-        if step not in self.steps:
-            raise CheckpointError(f"{self.directory} has no step {step}; it has {self.steps or 'none'}")
-        try:
-            stored = self._checkpointer.checkpointables_metadata(step).custom_metadata
-        except Exception as error:
-            raise CheckpointError(f"{where} is damaged: {_cause(error)}; {_CURE}") from error
-        if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-            raise CheckpointError(f"{where} has no readable record of its run (format {FORMAT}); {_CURE}")
+        stored = self._metadata(step).custom_metadata
         return RunRecord(
             config=stored["config"], fingerprint=stored["fingerprint"], step=stored["step"], origin=stored.get("origin", {})
         )
+
+    def _metadata(self, step: int) -> Any:
+        where = f"{self.directory}/{step}"
+        if step not in self.steps:
+            raise CheckpointError(f"{self.directory} has no step {step}; it has {self.steps or 'none'}")
+        if reason := seals.damage(self._folder / str(step)):
+            raise DamagedError(f"{where} is damaged: {reason}; {_CURE}")
+        try:
+            with self._context():
+                metadata = ocp.checkpointables_metadata(self._folder / str(step))
+        except Exception as error:
+            raise DamagedError(f"{where} is damaged: {_cause(error)}; {_CURE}") from error
+        stored = metadata.custom_metadata
+        if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+            raise CheckpointError(f"{where} has no readable record of its run (format {FORMAT}); {_CURE}")
+        return metadata
+
+    def _context(self) -> ocp.Context:
+        return _context(self.directory)
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The whole state of a step, in the shardings of `abstract`; CheckpointError names what does not fit."""
@@ -166,22 +331,35 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         where = f"{self.directory}/{step}"
-        if step not in self.steps:
-            raise CheckpointError(f"{self.directory} has no step {step}; it has {self.steps or 'none'}")
-        try:
-            stored = self._checkpointer.checkpointables_metadata(step).metadata
-        except Exception as error:
-            raise CheckpointError(f"{where} is damaged: {_cause(error)}; {_CURE}") from error
+        metadata = self._metadata(step)
+        stored = metadata.metadata
+        written: dict[str, int] = metadata.custom_metadata["sums"]
         if missing := sorted(set(abstract) - {name for name, value in stored.items() if value is not None}):
+            if {name.split("/")[0] for name in written}.issuperset(missing):
+                raise DamagedError(f"{where} is damaged: the metadata of {', '.join(missing)} cannot be read; {_CURE}")
             raise CheckpointError(f"{where} lacks {', '.join(missing)}; {_CURE}")
         problems = [line for name in abstract for line in _mismatches(name, stored[name], abstract[name])]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise CheckpointError(f"{where} does not fit this model: {shown}")
         try:
-            return self._checkpointer.load_checkpointables(step, abstract)
+            with self._context():
+                loaded = ocp.load_checkpointables(self._folder / str(step), abstract)
         except Exception as error:
-            raise CheckpointError(f"{where} cannot be read: {_cause(error)}; {_CURE}") from error
+            if jax.process_count() > 1:
+                # The others wait in a barrier of Orbax that this process will never reach: they are told to leave instead.
+                seals.condemn(self._folder / str(step), _cause(error))
+                raise processes.RunEnded(
+                    f"{where} cannot be read: {_cause(error)}; the next start sets it aside", exit_codes.RETRY, alone=True
+                ) from error
+            raise DamagedError(f"{where} cannot be read: {_cause(error)}; {_CURE}") from error
+        changed = [name for name, value in fingerprint.sums(_flatten(loaded)).items() if written.get(name) != value]
+        if changed:
+            raise DamagedError(
+                f"{where} has changed since it was written: {len(changed)} arrays have another fingerprint, {changed[0]} is the "
+                f"first; {_CURE}"
+            )
+        return loaded
 
 
 _CURE = "remove that folder to go back to the checkpoint before it, or train in another --run"

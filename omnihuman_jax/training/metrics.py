@@ -41,7 +41,9 @@ def summarise(counters: Counters, stage: Stage) -> dict[str, float]:
 
     `counters` are those of the interval's last step, on the host.
     """
-    record: dict[str, float] = {"loss": _mean(counters.interval_loss, counters.interval_steps)}
+    health = counters.health
+    counted = int(counters.interval_steps) - int(health.interval_nonfinite)
+    record: dict[str, float] = {"loss": _mean(counters.interval_loss, counted) if counted else math.nan}
     for active in ConditionSet.every():
         if windows := int(counters.interval_windows[active.bits]):
             record[f"loss/{active.label}"] = _mean(counters.interval_losses[active.bits], windows)
@@ -50,6 +52,8 @@ def summarise(counters: Counters, stage: Stage) -> dict[str, float]:
         with_it = sum(int(counters.stage_windows[active.bits]) for active in ConditionSet.every() if condition in active)
         record[f"ratio/{condition.label}"] = with_it / max(total, 1)
         record[f"ratio_target/{condition.label}"] = float(stage.ratios[condition])
+    # Of the whole run so far.
+    record |= {"skipped_updates": int(health.skipped), "spikes": int(health.spikes), "placeholders": int(counters.placeholders)}
     return record
 
 

@@ -7,7 +7,7 @@ parameters, moments, counts and EMA bit for bit; one that starts late gets its o
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -125,27 +125,28 @@ def update(
     opt_state: optax.OptState,
     learning_rate: jax.Array,
     trainable: Mapping[str, jax.Array],
+    accept: Callable[[jax.Array], jax.Array] = lambda norm: jnp.isfinite(norm),
 ) -> tuple[Params, Params, optax.OptState, jax.Array, dict[str, jax.Array]]:
     """One update: (params, ema, opt_state, gradient norm, learning rate of each group: 0 where it does not train).
 
     `trainable` says for each group, as a bool scalar, whether it moves at all; the norm, and so the clipping, sees only the
-    groups that do.
+    groups that do. `accept` says, once the norm is known, whether the update counts; if not, everything stays bit for bit.
     """
     # A frozen group's gradients must not use up the clipping budget of the others.
     grads = jax.tree.map(lambda label, g: jnp.where(trainable[label], g, jnp.zeros_like(g)), labels, grads)
     norm = optax.tree.norm(grads)
+    accepted = accept(norm)
+    moves = {group: moving & accepted for group, moving in trainable.items()}
     # Selecting, not scaling by norm/norm: below the limit gradients pass bit for bit.
     grads = jax.tree.map(lambda g: jnp.where(norm > config.clip_norm, g * (config.clip_norm / norm), g), grads)
     counts = group_counts(opt_state)
     updates, new_opt_state = optimizer.update(grads, opt_state, params)
     rate = {group: learning_rate * _warmup(config, count) for group, count in counts.items()}
     decay = {group: jnp.minimum(ema_config.decay, (1.0 + count) / (10.0 + count)) for group, count in counts.items()}
-    params = jax.tree.map(lambda label, p, u: jnp.where(trainable[label], p - rate[label] * u, p), labels, params, updates)
-    ema = jax.tree.map(lambda label, e, p: jnp.where(trainable[label], e + (1 - decay[label]) * (p - e), e), labels, ema, params)
+    params = jax.tree.map(lambda label, p, u: jnp.where(moves[label], p - rate[label] * u, p), labels, params, updates)
+    ema = jax.tree.map(lambda label, e, p: jnp.where(moves[label], e + (1 - decay[label]) * (p - e), e), labels, ema, params)
     kept = {
-        group: jax.tree.map(
-            lambda new, old, moves=trainable[group]: jnp.where(moves, new, old), state, opt_state.inner_states[group]
-        )
+        group: jax.tree.map(lambda new, old, moving=moves[group]: jnp.where(moving, new, old), state, opt_state.inner_states[group])
         for group, state in new_opt_state.inner_states.items()
     }
     rates = {group: jnp.where(trainable[group], value, 0.0) for group, value in rate.items()}

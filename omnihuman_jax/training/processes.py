@@ -1,69 +1,240 @@
-"""Several processes as one job: joining, waiting for each other, and stopping at the same step."""
+"""Several processes as one job: joining, agreeing, stopping at the same step, and leaving through one door.
+
+JAX's coordination service is always there, for one process too, so that SIGTERM, votes and the way out are the same on a laptop and
+on a pod. Nothing here uses a device: a vote works while the devices hang.
+"""
 
 import contextlib
+import itertools
+import json
+import logging
 import os
 import signal
+import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
-from jax._src import distributed
+from jax._src import distributed, xla_bridge
 from jax.experimental import multihost_utils
+
+logger = logging.getLogger(__name__)
+
+_LEFT = "omnihuman/left/"
+# How long the coordinator stays after a failure, so that its peers can read why: they look every second.
+LINGER_S = 2.5
+_gathers = itertools.count()
+
+
+class RunEnded(Exception):
+    """A run that ends before its schedule does: the message says why, `code` what a launcher does.
+
+    alone: only this process knows; otherwise all end alike, at the same step.
+    """
+
+    def __init__(self, message: str, code: int, *, alone: bool = False):
+        super().__init__(message)
+        self.code, self.alone = code, alone
 
 
 def join(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, *, automatic: bool = False, timeout_s: int = 300
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    *,
+    automatic: bool = False,
+    timeout_s: int = 300,
+    heartbeat_s: int = 60,
+    shutdown_s: int = 30,
 ) -> bool:
-    """Joins the job's other processes if arguments or environment name any (or `automatic`: JAX finds them); True if it did."""
+    """Makes this process part of a job: the one that arguments or environment name, or a job of its own.
+
+    Args:
+        coordinator, num_processes, process_id: HOST:PORT of process 0, their number, and which of them this is.
+        automatic: JAX finds its peers by itself (TPU pods, SLURM).
+        timeout_s: how long to wait for the others.
+        heartbeat_s: a process that was silent for so long is dead, and ends the job.
+        shutdown_s: how long those that are done wait for the others.
+
+    Returns:
+        False where JAX is in use already (a notebook, a test): that program keeps its signals and its way out.
+    """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    processes = num_processes or int(os.environ.get("JAX_NUM_PROCESSES", "0"))
+    count = num_processes or int(os.environ.get("JAX_NUM_PROCESSES", "0"))
     index = process_id if process_id is not None else os.environ.get("JAX_PROCESS_ID")
+    times: dict[str, Any] = {
+        "initialization_timeout": timeout_s,
+        "heartbeat_timeout_seconds": heartbeat_s,
+        "shutdown_timeout_seconds": shutdown_s,
+    }
     if automatic:
-        jax.distributed.initialize()
+        jax.distributed.initialize(**times)
         return True
-    if coordinator is None:
-        return False
-    if not processes or index is None:
+    if coordinator is not None and (not count or index is None):
         raise ValueError(f"coordinator {coordinator} is given: --num-processes and --process-id are needed too")
-    jax.distributed.initialize(
-        coordinator, processes, int(index),
-        initialization_timeout=timeout_s, heartbeat_timeout_seconds=60, shutdown_timeout_seconds=30,
-    )  # fmt: skip
+    if coordinator is None or count == 1:
+        if xla_bridge.backends_are_initialized():
+            return False
+        # Collectives between the devices of one process need no network: through gloo they take 30 times as long on a CPU.
+        jax.config.update("jax_cpu_collectives_implementation", None)
+    if coordinator is None:
+        coordinator, count, index = f"127.0.0.1:{_free_port()}", 1, 0
+        times["coordinator_bind_address"] = coordinator
+    jax.distributed.initialize(coordinator, count, int(index or 0), cluster_detection_method="deactivate", **times)
     return True
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _client() -> Any:
+    """The coordination service's client, None without one. Private to JAX, which has no other barrier without a collective."""
+    return distributed.global_state.client
 
 
 def wait_for_peers(name: str, timeout_s: int = 3600) -> None:
     """Until every process is here. The first collective of a program waits 30 s for the others, compilers may differ by more."""
-    client = distributed.global_state.client  # private to JAX, which has no other barrier without a collective
-    if client is not None:
+    if (client := _client()) is not None:
         client.wait_at_barrier(name, timeout_s * 1000)
 
 
-@contextlib.contextmanager
-def stop_request() -> Iterator[Callable[[int], bool]]:
-    """Yields `f(step) -> bool`: has someone asked this job to stop (Ctrl-C, SIGTERM, a preemption notice)?
+def gather(value: Any, timeout_s: int = 600) -> list[Any]:
+    """Everyone's `value` (JSON), by process: all processes call it, in the same order, and none goes on before all have."""
+    client = _client()
+    if client is None or jax.process_count() == 1:
+        return [value]
+    call = next(_gathers)
+    key = f"omnihuman/gather/{call}"
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    client.wait_at_barrier(key, timeout_s * 1000)
+    found = dict(client.key_value_dir_get(f"{key}/"))
+    if jax.process_index() == 0 and call:
+        # Whoever came to this barrier has read the answers of the one before.
+        client.key_value_delete(f"omnihuman/gather/{call - 1}/")
+    return [json.loads(found[f"{key}/{index}"]) for index in range(jax.process_count())]
 
-    With several processes JAX's own notifier is asked, which makes all of them agree on the step; every process must ask at
-    every step. It owns SIGTERM then, and nothing may be installed over it.
+
+def post(key: str, value: Any) -> None:
+    """Something for the other processes to find, whenever they look; any thread may."""
+    if (client := _client()) is not None and distributed.global_state.num_processes != 1:
+        with contextlib.suppress(Exception):
+            client.key_value_set(
+                f"omnihuman/post/{key}/{distributed.global_state.process_id}", json.dumps(value), allow_overwrite=True
+            )
+
+
+def posted(key: str) -> dict[str, Any]:
+    """What others, or this one, have posted under `key`: process -> value."""
+    if (client := _client()) is None or distributed.global_state.num_processes == 1:
+        return {}
+    return {name.rsplit("/", 1)[1]: json.loads(value) for name, value in client.key_value_dir_get(f"omnihuman/post/{key}/")}
+
+
+class StopRequest:
+    """Asked after every step, by every process: has someone asked this job to stop?
+
+    by_hand: it was Ctrl-C, on any of them (known once `agreed` was true): a person does not want a restart.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-        return
+
+    def __init__(self, asked: Callable[[int], bool]):
+        self._asked = asked
+        self._interrupted = threading.Event()
+        self.by_hand = False
+
+    def agreed(self, step: int) -> bool:
+        """True at the same step on all processes."""
+        if not self._asked(step):
+            return False
+        self.by_hand = any(gather(self._interrupted.is_set()))
+        return True
+
+
+@contextlib.contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Ctrl-C, SIGTERM and preemption notices as one question.
+
+    JAX's notifier owns SIGTERM once a process has joined; a handler of Python's installed over it would hide preemption from all.
+    Ctrl-C is passed on to it, and a second one means it. Where nothing was joined, plain handlers answer.
+    """
+    joined = _client() is not None
     asked = threading.Event()
+    request = StopRequest(multihost_utils.reached_preemption_sync_point if joined else lambda step: asked.is_set())
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
-    def handle(number: int, _frame: Any) -> None:
-        # A second Ctrl-C means it.
-        if asked.is_set():
+    def interrupt(number: int, _frame: Any) -> None:
+        if request._interrupted.is_set():
             raise KeyboardInterrupt
+        request._interrupted.set()
         asked.set()
+        if joined:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, interrupt)}
+    if not joined:
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
     try:
-        yield lambda step: asked.is_set()
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave(code: int) -> NoReturn:
+    """The end of a process whose peers end as well: waits for them (`shutdown_s`), then exits."""
+    with contextlib.suppress(Exception):
+        jax.distributed.shutdown()
+    _exit(code)
+
+
+def abandon(code: int, reason: str) -> NoReturn:
+    """The end of a process that failed: tells the others, and exits at once. To unwind would wait for them, and lose the code."""
+    client, state = _client(), distributed.global_state
+    if client is not None and state.num_processes != 1:
+        # In a thread: the service may be what hangs.
+        tell = threading.Thread(
+            target=lambda: client.key_value_set(f"{_LEFT}{state.process_id}", json.dumps([code, reason]), allow_overwrite=True),
+            daemon=True,
+        )
+        tell.start()
+        tell.join(LINGER_S)
+        if state.process_id == 0:
+            time.sleep(LINGER_S)
+    _exit(code)
+
+
+def follow(poll_s: float = 1.0) -> None:
+    """From now on this process leaves, with the same code, as soon as another one says that it failed."""
+    if _client() is None or distributed.global_state.num_processes == 1:
+        return
+
+    def watch() -> None:
+        while True:
+            time.sleep(poll_s)
+            try:
+                left = _client().key_value_dir_get(_LEFT)
+            except Exception:  # the service is gone: JAX itself ends this process
+                return
+            for key, value in left:
+                if key == f"{_LEFT}{distributed.global_state.process_id}":
+                    continue
+                code, reason = json.loads(value)
+                logger.error("process %s left with exit code %d (%s); so does this one", key.removeprefix(_LEFT), code, reason)
+                _exit(code)
+
+    threading.Thread(target=watch, name="omnihuman-follow", daemon=True).start()
+
+
+def _exit(code: int) -> NoReturn:
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from omnihuman_jax import sharding
 from omnihuman_jax.conditions import NUM_CONDITIONS
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.training.numerics import Health
 from omnihuman_jax.typing import Params
 
 NUM_SETS = 1 << NUM_CONDITIONS
@@ -30,7 +31,9 @@ class Counters(NamedTuple):
     interval_losses: sum of those windows' mean losses, float32 [16]
     interval_loss: sum of the steps' losses since the last logged step, float32
     interval_tokens: latent tokens in those steps, padding not counted, float32
-    interval_steps: number of those steps, int32
+    interval_steps: number of those steps, int32; the loss sums leave out steps whose numbers were wrong
+    placeholders: windows in all that were left out because their record cannot be read, int32
+    health: see `numerics`
     """
 
     stage_windows: jax.Array
@@ -39,6 +42,8 @@ class Counters(NamedTuple):
     interval_loss: jax.Array
     interval_tokens: jax.Array
     interval_steps: jax.Array
+    placeholders: jax.Array
+    health: Health
 
     @classmethod
     def zeros(cls) -> "Counters":
@@ -49,6 +54,8 @@ class Counters(NamedTuple):
             interval_loss=jnp.zeros((), jnp.float32),
             interval_tokens=jnp.zeros((), jnp.float32),
             interval_steps=jnp.zeros((), jnp.int32),
+            placeholders=jnp.zeros((), jnp.int32),
+            health=Health.zeros(),
         )
 
 
@@ -150,6 +157,12 @@ def create_train_state(
 def continue_from(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
     """The state of step 0 around parameters that lie where `shardings` says; takes them over."""
     return jax.jit(lambda params: state_of(params, optimizer), out_shardings=shardings, donate_argnums=0)(params)
+
+
+def skip_to(state: TrainState, step: int, shardings: TrainState) -> TrainState:
+    """The state as it is, at another step, with nothing counted; donates `state`."""
+    jump = lambda old: old._replace(step=jnp.int32(step), counters=Counters.zeros())  # noqa: E731
+    return jax.jit(jump, out_shardings=shardings, donate_argnums=0)(state)
 
 
 def abstract_train_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:

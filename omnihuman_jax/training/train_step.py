@@ -10,10 +10,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax import conditions, sharding
+from omnihuman_jax.data.packing import UNREADABLE
 from omnihuman_jax.diffusion import flow_matching, sampler
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.training import micro_batches
+from omnihuman_jax.training import micro_batches, numerics
 from omnihuman_jax.training import optimizer as optim
+from omnihuman_jax.training.numerics import Health, NumericsConfig
 from omnihuman_jax.training.train_state import NUM_SETS, OFFLOADS, Counters, TrainState, off_device, on_device
 from omnihuman_jax.typing import Batch, PackedShape, Params
 
@@ -136,18 +138,31 @@ def count_sets(losses: Losses, active_BG4: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def advance(
-    counters: Counters, controls: Controls, *, loss: jax.Array, windows: jax.Array, losses: jax.Array, tokens: jax.Array
+    counters: Counters,
+    controls: Controls,
+    *,
+    loss: jax.Array,
+    windows: jax.Array,
+    losses: jax.Array,
+    tokens: jax.Array,
+    placeholders: jax.Array,
+    health: Health,
+    finite: jax.Array,
 ) -> Counters:
     """Counters after one more step; sums of a stage or interval that starts with it start with it."""
+    # One loss that is not a number would make the sums of the whole interval none.
+    loss, losses, means = jnp.where(finite, loss, 0.0), jnp.where(finite, losses, 0.0), jnp.where(finite, windows, 0)
     stage = lambda old: jnp.where(controls.stage_start, jnp.zeros_like(old), old)  # noqa: E731
     interval = lambda old: jnp.where(controls.interval_start, jnp.zeros_like(old), old)  # noqa: E731
     return Counters(
         stage_windows=stage(counters.stage_windows) + windows,
-        interval_windows=interval(counters.interval_windows) + windows,
+        interval_windows=interval(counters.interval_windows) + means,
         interval_losses=interval(counters.interval_losses) + losses,
         interval_loss=interval(counters.interval_loss) + loss,
         interval_tokens=interval(counters.interval_tokens) + tokens,
         interval_steps=interval(counters.interval_steps) + 1,
+        placeholders=counters.placeholders + placeholders,
+        health=health,
     )
 
 
@@ -183,13 +198,15 @@ def make_train_step(
     batch: int,
     shardings: TrainState,
     config: StepConfig | None = None,
+    numbers: NumericsConfig | None = None,
 ) -> Any:
     """The jitted step `(state, batch, controls) -> (state, metrics)`; it donates the state.
 
     All shardings are pinned: left to inference the step compiles twice. `metrics` (replicated): loss and
-    grad_norm of this step, the learning rate of each group, and the counters.
+    grad_norm of this step, the learning rate of each group, the counters, and the verdict on its numbers.
     """
     config = config or StepConfig()
+    numbers = numbers or NumericsConfig()
 
     def step_fn(state: TrainState, batch: Batch, controls: Controls) -> tuple[TrainState, dict[str, Any]]:
         loss, losses, grads = gradients(
@@ -208,11 +225,22 @@ def make_train_step(
             opt_state=on_device(state.opt_state, shardings.opt_state),
             learning_rate=controls.learning_rate,
             trainable=controls.trainable,
+            accept=lambda norm: numerics.judge(numbers, state.counters.health, loss=loss, norm=norm).applied,
         )
+        verdict = numerics.judge(numbers, state.counters.health, loss=loss, norm=norm)
+        health = numerics.remember(
+            state.counters.health, verdict, loss=loss, norm=norm, trains=jnp.any(jnp.stack(list(controls.trainable.values()))),
+            stage_start=controls.stage_start, interval_start=controls.interval_start,
+        )  # fmt: skip
         windows, set_losses = count_sets(losses, jnp.asarray(batch["active_BG4"]))
         tokens = jnp.sum(batch["segment_ids_BL"] > 0, dtype=jnp.float32)
-        counters = advance(state.counters, controls, loss=loss, windows=windows, losses=set_losses, tokens=tokens)
-        metrics = {"loss": loss, "grad_norm": norm, "rates": rates, "counters": counters}
+        counters = advance(
+            state.counters, controls, loss=loss, windows=windows, losses=set_losses, tokens=tokens,
+            placeholders=jnp.sum(batch["window_BG"] == UNREADABLE, dtype=jnp.int32),
+            health=health, finite=verdict.finite,
+        )  # fmt: skip
+        metrics = {"loss": loss, "grad_norm": norm, "rates": rates, "counters": counters, "verdict": verdict}
+        metrics["skipped_in_a_row"] = health.skipped_in_a_row
         ema, opt_state = off_device((ema, opt_state), (shardings.ema, shardings.opt_state))
         return TrainState(params=params, opt_state=opt_state, ema=ema, step=state.step + 1, counters=counters), metrics
 

@@ -8,6 +8,7 @@ import pytest
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.packing import (
     NO_FRAME,
+    UNREADABLE,
     PackInput,
     frame_index,
     neighbours_of,
@@ -110,7 +111,7 @@ def test_round_trip_of_windows_of_different_sizes_with_an_empty_slot():
         assert batch[name].shape == dims and batch[name].dtype == dtype, name
     for group, made in enumerate(windows):
         if made is None:
-            assert batch["window_BG"][0, group] == -1 and not (batch["segment_ids_BL"][0] == group + 1).any()
+            assert batch["window_BG"][0, group] == UNREADABLE and not (batch["segment_ids_BL"][0] == group + 1).any()
             assert not batch["active_BG4"][0, group].any() and not batch["motion_BG"][0, group]
             continue
         np.testing.assert_array_equal(window_latents(batch, batch["latents_BLC"], 0, group), made.latents_FHWC)

@@ -125,7 +125,7 @@ def test_a_damaged_record_is_a_counted_empty_slot_and_nothing_else_moves(directo
     for batch, whole in zip(got, batches):
         lost = whole["window_BG"] == DAMAGED
         expected += int(lost.sum())
-        assert (batch["window_BG"][lost] == -1).all() and not batch["active_BG4"][lost].any()
+        assert (batch["window_BG"][lost] == -2).all() and not batch["active_BG4"][lost].any()
         for name in ("window_BG", "slot_BG", "active_BG4", "motion_BG", "pooled_BGE"):
             np.testing.assert_array_equal(batch[name][~lost], whole[name][~lost], err_msg=name)
         for b, g in zip(*np.nonzero(whole["window_BG"] >= 0)):

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnihuman_jax import train
+from omnihuman_jax import exit_codes, train
 from omnihuman_jax.config import from_json, to_json
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints
+from omnihuman_jax.training.incidents import read_lines
 from omnihuman_jax.training.metrics import read_metrics
 from tests.training import runs
 
@@ -75,7 +76,7 @@ def test_sigterm_stops_with_a_checkpoint_and_resumes_the_same_way(tmp_path: Path
     wait_for(process, tmp_path, 3)
     process.send_signal(signal.SIGTERM)
     output = process.communicate()[0]
-    assert process.returncode == 0 and "the same command continues" in output
+    assert process.returncode == exit_codes.RESTART and "the same command continues" in output
     stopped_at = read_metrics(tmp_path)[-1]["step"]
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == stopped_at < STEPS
@@ -156,10 +157,26 @@ def test_a_changed_dataset_is_refused_unless_accepted(copy: Path, dataset: Path,
     assert resume(copy, Path(shutil.copytree(dataset, tmp_path / "moved"))) == 0  # the same data elsewhere
 
 
-def test_a_damaged_checkpoint_is_no_fresh_start(copy: Path, dataset: Path, straight: Path) -> None:
-    for data in (copy / "checkpoints" / str(STEPS) / "params").rglob("d/*"):
+def damage(run: Path, step: int, part: str = "params") -> None:
+    for data in (run / "checkpoints" / str(step) / part).rglob("d/*"):
         data.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=rf"checkpoints/{STEPS} .*remove that folder to go back"):
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(copy: Path, dataset: Path, straight: Path) -> None:
+    damage(copy, STEPS)
+    runs.train(copy, dataset, *OPTIONS)
+    assert_same_run(copy, straight)
+    assert (copy / "checkpoints" / "damaged" / f"{STEPS}-1" / "why.json").is_file()
+    (incident,) = read_lines(copy / "incidents.jsonl")
+    assert incident["incident"] == "checkpoint_rejected" and incident["step"] == STEPS and "has 0 bytes" in incident["reason"]
+
+
+def test_no_whole_checkpoint_is_no_fresh_start(copy: Path, dataset: Path, straight: Path) -> None:
+    for step in range(INTERVAL, STEPS + 1, INTERVAL):
+        damage(copy, step)
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint left; damaged ones lie in .*damaged \(10-1, 15-1, .*backup"):
+        resume(copy, dataset)
+    with pytest.raises(CheckpointError, match="has no whole checkpoint left"):  # nor the next time
         resume(copy, dataset)
     assert runs.records(copy) == runs.records(straight)
     shutil.rmtree(copy / "checkpoints")

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from omnihuman_jax import exit_codes
 from omnihuman_jax.training.metrics import read_metrics
 from tests.data import synthetic
 
 CONFIG = Path(__file__).with_name("tiny_config.py")
 DEVICES = 4
 # What may differ between two runs of the same steps: the clock.
-TIMES = ("step_time_s", "tokens_per_s", "flops_per_s", "matmul_peak_share", "compile_s", "first_step_s")
+TIMES = ("step_time_s", "tokens_per_s", "flops_per_s", "matmul_peak_share", "compile_s", "first_step_s", "save_stall_s")
 
 
 def write_dataset(folder: Path) -> Path:
@@ -25,10 +26,19 @@ def write_dataset(folder: Path) -> Path:
 
 
 def start(
-    run: Path, dataset: Path, *options: str, devices: int = DEVICES, process: tuple[int, int, int] | None = None
+    run: Path,
+    dataset: Path,
+    *options: str,
+    devices: int = DEVICES,
+    process: tuple[int, int, int] | None = None,
+    fault: tuple[str, int] | None = None,
 ) -> subprocess.Popen:
-    """`omnihuman train` as a process of its own; `process` is (index, number of processes, port of the coordinator)."""
-    command = [sys.executable, "-m", "omnihuman_jax.cli", "--simulate-devices", str(devices), "train", f"--config={CONFIG}"]
+    """`omnihuman train` as a process of its own.
+
+    process: (index, number of processes, port of the coordinator); fault: (kind, batch), see `faulty`.
+    """
+    program = ["omnihuman_jax.cli"] if fault is None else ["tests.training.faulty", fault[0], str(fault[1]), "--"]
+    command = [sys.executable, "-m", *program, "--simulate-devices", str(devices), "train", f"--config={CONFIG}"]
     command += [f"--run={run}", f"--config.data.dataset={dataset}", "--no-progress", *options]
     if process is not None:
         index, count, port = process
@@ -50,11 +60,29 @@ def train(run: Path, dataset: Path, *options: str, processes: int = 1) -> str:
     """One training job on `DEVICES` devices in all, split over `processes`; what process 0 printed."""
     if processes == 1:
         return finish(start(run, dataset, *options))[0]
+    return finish(*start_all(run, dataset, *options, processes=processes))[0]
+
+
+def start_all(
+    run: Path, dataset: Path, *options: str, processes: int = 2, faults: dict[int, tuple[str, int]] | None = None
+) -> list[subprocess.Popen]:
+    """The processes of one job; `faults`: process -> (kind, batch)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    jobs = [start(run, dataset, *options, devices=DEVICES // processes, process=(i, processes, port)) for i in range(processes)]
-    return finish(*jobs)[0]
+    return [
+        start(
+            run, dataset, *options,
+            devices=DEVICES // processes, process=(index, processes, port), fault=(faults or {}).get(index),
+        )
+        for index in range(processes)
+    ]  # fmt: skip
+
+
+def outcomes(jobs: list[subprocess.Popen], timeout: float = 400) -> tuple[list[int], list[str]]:
+    """Exit codes (as a shell has them) and what each printed."""
+    outputs = [job.communicate(timeout=timeout)[0] for job in jobs]
+    return [exit_codes.of_returncode(job.returncode) for job in jobs], outputs
 
 
 def records(run: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Checkpoints of a handful of arrays on eight devices: whole, exact, sharded as asked, and loud when something is wrong."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from omnihuman_jax import sharding
-from omnihuman_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, RunRecord, load_weights
+from omnihuman_jax.training import seals
+from omnihuman_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, DamagedError, RunRecord, load_weights
 from omnihuman_jax.training.train_state import Counters, TrainState
 
 CONFIG = {"seed": 3, "model": {"width": 16}, "stages": {"rows": [{"name": "a", "steps": 2}]}}
@@ -46,10 +49,10 @@ def abstract(state: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
-def saved(folder: Path, mesh: jax.sharding.Mesh, *steps: int) -> Path:
-    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+def saved(folder: Path, mesh: jax.sharding.Mesh, *steps: int, width: int = 16) -> Path:
+    with Checkpoints(folder, CheckpointConfig(keep=9)) as checkpoints:
         for step in steps:
-            checkpoints.save(make_state(mesh, step), record(step))
+            checkpoints.save(make_state(mesh, step, width), record(step))
     return folder
 
 
@@ -126,14 +129,19 @@ def test_a_damaged_part_is_an_error_that_names_the_folder_and_the_cure(tmp_path:
 
 
 def test_a_missing_part_and_a_missing_record(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    with Checkpoints(tmp_path / "weights") as checkpoints:
+        checkpoints.save_weights(make_state(mesh).params, record(0))
+    with Checkpoints(tmp_path / "weights") as checkpoints, pytest.raises(CheckpointError, match="weights/0 lacks optimizer"):
+        checkpoints.restore_part(0, "optimizer", {"count": jax.ShapeDtypeStruct((), jnp.int32)})
     folder = saved(tmp_path / "c", mesh, 1)
     shutil.rmtree(folder / "1" / "ema")
-    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match="c/1 lacks ema"):
-        checkpoints.restore(1, abstract(make_state(mesh)))
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=r"c/1 is damaged: ema/.* is missing"):
+        checkpoints.record(1)
     metadata = folder / "1" / "_CHECKPOINT_METADATA"
     content = json.loads(metadata.read_text())
     content["custom_metadata"] = {}
     metadata.write_text(json.dumps(content))
+    seals.write(epath.Path(folder / "1"))
     with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match="no readable record of its run"):
         checkpoints.record(1)
 
@@ -160,3 +168,80 @@ def test_nothing_there(tmp_path: Path) -> None:
         load_weights(tmp_path / "empty", {}, weights="best")
     with pytest.raises(ValueError, match="interval 0"):
         CheckpointConfig(interval=0).validate()
+
+
+def flip(folder: Path, part: str) -> None:
+    """One bit, in the largest data file of a part."""
+    file = max((folder / part).rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("part", ["params", "optimizer", "ema"])
+def test_a_flipped_bit_is_found_and_the_step_before_is_taken(tmp_path: Path, mesh: jax.sharding.Mesh, part: str) -> None:
+    noted = []
+    folder = saved(tmp_path / "c", mesh, 1, 2, width=1 << 12)
+    flip(folder / "2", part)
+    with Checkpoints(folder, CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
+        assert checkpoints.choose() == 2  # its size is as it was
+        with pytest.raises(DamagedError, match=rf"c/2 .*({part}/.* is the first|.*cannot be read)"):
+            checkpoints.restore(2, abstract(make_state(mesh, 2, width=1 << 12)))
+        checkpoints.reject(2, "a bit")
+        assert checkpoints.choose() == 1 and (folder / "damaged" / "2-1" / "params").is_dir()
+        checkpoints.restore(1, abstract(make_state(mesh, 1, width=1 << 12)))
+    assert [kind for kind, _ in noted] == ["checkpoint_rejected"]
+
+
+def test_files_that_are_gone_cut_short_or_were_never_sealed(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path / "c", mesh, 1, 2, 3, 4)
+    next((folder / "4" / "params").rglob("d/*")).unlink()
+    next((folder / "3" / "ema").rglob("d/*")).write_bytes(b"")
+    (folder / "2" / "seal.json").unlink()  # killed between commit and seal
+    noted = []
+    with Checkpoints(folder, CheckpointConfig(), lambda kind, details: noted.append(details["reason"])) as checkpoints:
+        assert checkpoints.steps == [1, 3, 4]
+        assert checkpoints.choose() == 1
+    assert len(noted) == 3
+    for reason, expected in zip(noted, ("is missing", "has 0 bytes", "no seal"), strict=True):
+        assert expected in reason
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.steps == [1]
+
+
+def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    """A file-size limit stands in for a full disk: the same error at the same call, without root."""
+    folder = saved(tmp_path / "c", mesh, 1, width=1 << 16)
+    noted = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(
+        folder, CheckpointConfig(keep=1), lambda kind, details: noted.append((kind, details.get("step")))
+    ) as checkpoints:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+            checkpoints.save(make_state(mesh, 2, width=1 << 16), record(2))
+            assert not checkpoints.wait() and checkpoints.failed_saves == 1
+            checkpoints.save(make_state(mesh, 3, width=1 << 16), record(3))
+            assert not checkpoints.wait() and checkpoints.failed_saves == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert checkpoints.steps == [1] and sorted(path.name for path in folder.iterdir()) == ["1"]
+        checkpoints.save(make_state(mesh, 4, width=1 << 16), record(4))
+        assert checkpoints.wait() and checkpoints.failed_saves == 0
+    assert noted == [("save_failed", 2), ("save_failed", 3), ("saved", 4)]
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.steps == [4]
+        checkpoints.restore(4, abstract(make_state(mesh, 4, width=1 << 16)))
+
+
+def test_readers_look_at_seal_and_fingerprint(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path / "c", mesh, 1, width=1 << 12)
+    shapes = abstract(make_state(mesh, 1, width=1 << 12)).params
+    load_weights(folder, shapes)
+    flip(folder / "1", "ema")
+    with pytest.raises(CheckpointError, match=r"c/1 (has changed since it was written: .*ema/a/kernel|cannot be read)"):
+        load_weights(folder, shapes)
+    load_weights(folder, shapes, weights="raw")
+    (folder / "1" / "progress" / "_METADATA").unlink()
+    with pytest.raises(CheckpointError, match="c/1 is damaged: progress/_METADATA is missing"):
+        load_weights(folder, shapes, weights="raw")

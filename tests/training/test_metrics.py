@@ -12,6 +12,7 @@ from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.stages import Stage
 from omnihuman_jax.training.metrics import LoggingConfig, MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
+from omnihuman_jax.training.numerics import Health
 from omnihuman_jax.training.train_state import NUM_SETS, Counters
 
 TEXT, BOTH = ConditionSet.of(Condition.TEXT), ConditionSet.of(Condition.TEXT, Condition.AUDIO)
@@ -27,7 +28,9 @@ def test_summary() -> None:
         interval_losses=losses,
         interval_loss=np.float32(6),
         interval_tokens=np.float32(100),
-        interval_steps=np.int32(2),
+        interval_steps=np.int32(3),
+        placeholders=np.int32(4),
+        health=Health.zeros()._replace(skipped=np.int32(5), interval_nonfinite=np.int32(1)),  # the mean is of two steps
     )
     record = summarise(counters, Stage(name="s", steps=1, text=0.9, audio=0.25))
     assert record["loss"] == 3

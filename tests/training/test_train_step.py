@@ -63,6 +63,25 @@ def test_one_program_for_every_stage_and_groups_that_stand_still(trainer: tiny.T
     assert int(state.step) == 4
 
 
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(trainer: tiny.Trainer) -> None:
+    state, _ = trainer.step(trainer.initial(), tiny.some_batch(), interval_start=True)
+    before = jax.device_get(state)
+    poisoned = tiny.some_batch(first=50)
+    poisoned["latents_BLC"][3, 5] = np.nan
+    state, metrics = trainer.step(state, poisoned)
+    assert np.isnan(metrics["loss"]) and not metrics["verdict"].applied and metrics["skipped_in_a_row"] == 1
+    assert state.step == 2
+    for name in ("params", "ema", "opt_state"):
+        assert same(jax.tree.leaves(getattr(before, name)), jax.tree.leaves(getattr(state, name))), name
+    # The interval's mean is that of the steps that count.
+    counters = metrics["counters"]
+    assert counters.interval_loss == before.counters.interval_loss and counters.health.interval_nonfinite == 1
+    assert np.isfinite(counters.interval_losses).all() and counters.stage_windows.sum() > before.counters.stage_windows.sum()
+    state, metrics = trainer.step(state, tiny.some_batch(first=100))
+    assert metrics["verdict"].applied and metrics["skipped_in_a_row"] == 0 and metrics["counters"].health.skipped == 1
+    assert not same(jax.tree.leaves(before.params), jax.tree.leaves(state.params))
+
+
 def test_training_lowers_the_loss(trainer: tiny.Trainer) -> None:
     state, losses = trainer.initial(), []
     for _ in range(25):

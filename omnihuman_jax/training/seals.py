@@ -1,0 +1,106 @@
+"""Seals: what a finished checkpoint consists of, written beside it once it is whole, and looked at before anyone reads it.
+
+Orbax's own markers say that a step was committed, not that its files are still what was committed; a reader of several processes
+that meets a file that is cut short waits minutes for the others. So process 0 notes every file's size after the commit. A step
+without a seal was never finished; one that differs from its seal is damaged. Either is set aside, never deleted.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+SEAL = "seal.json"
+SET_ASIDE = "damaged"
+CONDEMNED = "unreadable.txt"
+PARTIAL = ".orbax-checkpoint-tmp"
+
+
+def files_of(folder: epath.Path) -> dict[str, int]:
+    """Path within `folder` -> bytes, of every file but the seal."""
+    found: dict[str, int] = {}
+    pending = [folder]
+    while pending:
+        for entry in pending.pop().iterdir():
+            if entry.is_dir():
+                pending.append(entry)
+            elif entry.name != SEAL:
+                found[entry.relative_to(folder).as_posix()] = int(entry.stat().length)
+    return dict(sorted(found.items()))
+
+
+def write(folder: epath.Path) -> int:
+    """Seals a committed step; its bytes. The file appears whole."""
+    files = files_of(folder)
+    temporary = folder / f".{SEAL}"
+    temporary.write_text(json.dumps({"files": files}, indent=0))
+    temporary.replace(folder / SEAL)
+    return sum(files.values())
+
+
+def is_sealed(folder: epath.Path) -> bool:
+    return bool((folder / SEAL).exists())
+
+
+def condemn(folder: epath.Path, reason: str) -> None:
+    """Marks a step that one process could not read, so that the next start does not try again."""
+    (folder / CONDEMNED).write_text(reason + "\n")
+
+
+def damage(folder: epath.Path, share: int = 0, shares: int = 1) -> str:
+    """What is wrong with a step, "" if nothing: one of `shares` readers looks at its share of the files."""
+    if (folder / CONDEMNED).exists():
+        return f"it could not be read: {(folder / CONDEMNED).read_text().strip()}"
+    try:
+        files: dict[str, int] = json.loads((folder / SEAL).read_text())["files"]
+    except FileNotFoundError:
+        return "it has no seal: whoever saved it died before it was whole"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"its seal cannot be read ({type(error).__name__})"
+    for index, (name, size) in enumerate(files.items()):
+        if index % shares != share:
+            continue
+        try:
+            found = int((folder / name).stat().length)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found} bytes, {size} were written"
+    return ""
+
+
+def committed_steps(directory: epath.Path) -> list[int]:
+    """Steps with a folder of their own, sealed or not; a save in progress has another name (or, in a bucket, no seal)."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())
+
+
+def set_aside(directory: epath.Path, step: int, reason: str, under: str = SET_ASIDE) -> epath.Path:
+    """Moves a step out of the way, with a note of why; where it lies now."""
+    folder = directory / under
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = {entry.name for entry in folder.iterdir()}
+    target = next(folder / name for n in range(1, 1_000_000) if (name := f"{step}-{n}") not in taken)
+    (directory / str(step)).rename(target)
+    note: dict[str, Any] = {"step": step, "reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    (target / "why.json").write_text(json.dumps(note) + "\n")
+    return target
+
+
+def aside(directory: epath.Path) -> Sequence[str]:
+    """What was set aside and had been whole once."""
+    folder = directory / SET_ASIDE
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if is_sealed(entry))
+
+
+def remove_partial(directory: epath.Path) -> list[str]:
+    """Deletes what saves that died or failed have left; only while nothing is being saved."""
+    left = [entry for entry in directory.iterdir() if PARTIAL in entry.name] if directory.is_dir() else []
+    for entry in left:
+        entry.rmtree()
+    return sorted(entry.name for entry in left)
