@@ -55,11 +55,10 @@ def check_image(spec: RunSpec, target: str, *, allow_tag: bool) -> None:
 
 
 def check_output(spec: RunSpec, target: str) -> None:
-    """A restart has to find the run again: on a volume, a shared file system or in a bucket, not inside a container."""
-    if "://" in spec.output:
-        return
+    """A restart has to find the run again: on a volume or a shared file system, not inside a container."""
     if not spec.output.startswith("/"):
-        raise ValueError(f"output {spec.output!r}: an absolute path or a URI for --target {target}")
+        hint = "; mount the bucket (volumes), checkpoints alone may be a URI" if "://" in spec.output else ""
+        raise ValueError(f"output {spec.output!r}: an absolute path for --target {target}{hint}")
     if target == "jobset":
         homes = [volume.mount for volume in spec.volumes if not volume.read_only]
     elif target == "queued-resource":

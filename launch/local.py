@@ -194,8 +194,9 @@ class LocalJob:
         self._emit("attempt", text=f"{layout.processes} processes, {layout.devices or 'own'} devices each")
         if self._stop.is_set():
             return exit_codes.RESTART
-        environment = self._child_environment(secrets)
         port = free_port()
+        # JAX would listen on every interface, and asks nobody who he is.
+        environment = self._child_environment(secrets) | {"JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}
         with contextlib.ExitStack() as stack:
             for rank in range(layout.processes):
                 log = stack.enter_context(log_path(self.folder, self.attempt, rank).open("ab"))

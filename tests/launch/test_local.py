@@ -146,7 +146,10 @@ def test_secrets_come_from_files_and_stay_out_of_state_and_argv(tmp_path: Path) 
     file = tmp_path / "token"
     file.write_text("s3cret-value\n")
     job_spec = a_spec(tmp_path, secrets={"HF_TOKEN": {"file": str(file)}}, compilation_cache="/nowhere")
-    program = "import os; assert os.environ['HF_TOKEN'] == 's3cret-value'; assert os.environ['JAX_COMPILATION_CACHE_DIR']"
+    program = (
+        "import os; assert os.environ['HF_TOKEN'] == 's3cret-value'; assert os.environ['JAX_COMPILATION_CACHE_DIR']; "
+        "assert os.environ['JAX_COORDINATOR_BIND_ADDRESS'].startswith('127.0.0.1:')"
+    )
     assert run(job_spec, {}, default=program).code == 0
     for path in local.state_dir(job_spec).rglob("*"):
         assert path.is_dir() or "s3cret" not in path.read_text()

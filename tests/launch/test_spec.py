@@ -68,7 +68,8 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("a short digest", "jobset", changed({"image": "repo/trainer@sha256:abc"}), "is not of the form repo@sha256:<64 hex digits>"),
     ("no image", "jobset", changed({"image": ""}), "image is missing; --target jobset runs one"),
     ("output in the container", "jobset", changed({"output": "/tmp/run"}), "'/tmp/run' lies on none of volumes (/runs)"),
-    ("a relative output", "slurm", changed(ON_SLURM, {"output": "runs/a"}), "an absolute path or a URI for --target slurm"),
+    ("a bucket as output", "jobset", changed({"output": "gs://b/run"}), "mount the bucket (volumes)"),
+    ("a relative output", "slurm", changed(ON_SLURM, {"output": "runs/a"}), "an absolute path for --target slurm"),
     ("a config that is not there", "jobset", changed({"config": "configs/none.py"}), "configs/none.py does not exist"),
     (
         "a config's field that is not there",
