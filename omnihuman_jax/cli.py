@@ -63,6 +63,11 @@ COMMANDS: dict[str, Command] = {
         help="what training would see: realised ratios, repeats, fill; refuses a schedule that the data cannot feed",
         example="omnihuman plan --config configs/demo.py --config.data.dataset=runs/mine/dataset",
     ),
+    "packing": Command(
+        module="omnihuman_jax.packing",
+        help="what attention saves by leaving out the blocks between the windows of a pack",
+        example="omnihuman packing --config configs/omnihuman_7b.py",
+    ),
     "train": Command(
         module="omnihuman_jax.train",
         help="train, or continue where the run folder stopped: the same command for both",

@@ -27,6 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "import_weights",
         "plan",
         "scale_plan",
+        "packing",
         "inference",
         "driving",
         "cli",
