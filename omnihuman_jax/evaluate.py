@@ -355,7 +355,7 @@ def main(argv: Sequence[str]) -> int:
     # Guidance trades closeness to the truth for expression, at twice the cost: off unless it is asked for.
     parser.set_defaults(guidance_scale=1.0)
     options = parser.parse_args(argv)
-    run = inference.open_run(options.run, weights=options.weights, step=options.step, dataset=options.dataset)
+    run = inference.open_run(options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec)
     config = inference.sampling_config(run.config.sampling, options)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as progress:

@@ -208,7 +208,7 @@ def main(argv: Sequence[str]) -> int:
         speech_encoder=options.speech_encoder,
     )
     request.validate()
-    run = inference.open_run(options.run, weights=options.weights, step=options.step, dataset=options.dataset)
+    run = inference.open_run(options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec)
     config = inference.sampling_config(run.config.sampling, options)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("segment {task.fields[at]}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as progress:

@@ -31,7 +31,7 @@ from omnihuman_jax.typing import PATCH, Batch, PackedShape, Params
 class TrainedRun:
     """Everything that a checkpoint needs to be sampled.
 
-    params lie on `mesh`; encode, decode: the jitted codec's; dtype: of the blocks; spec: of the data trained on.
+    params lie on `mesh`; encode, decode: the codec's; dtype: of the blocks; spec: of the data trained on.
     """
 
     directory: Path
@@ -58,6 +58,7 @@ def open_run(
     weights: str = "ema",
     step: int | None = None,
     dataset: str | os.PathLike[str] | None = None,
+    codec: str | None = None,
     mesh: sharding.MeshConfig | None = None,
 ) -> TrainedRun:
     """Opens the run in `directory` for sampling.
@@ -67,6 +68,7 @@ def open_run(
         weights: `ema` or `raw`.
         step: checkpoint; the newest by default.
         dataset: folder of `omnihuman encode`; the one that the run was trained on by default.
+        codec: where the codec's folder lies now; by default where it was when the data were encoded.
         mesh: how devices share a sample (`default_mesh`).
 
     Raises:
@@ -97,7 +99,7 @@ def open_run(
     # A run keeps the spec of its data: sampling needs the data themselves for a default size and length only.
     spec = records.DatasetSpec.load(directory if dataset is None else dataset)
     experiment.packed_shape(config, spec)
-    codec = codecs.load_codec(spec.codec)
+    opened = _open_codec(spec, codec or spec.codec)
     return TrainedRun(
         directory=directory,
         config=config,
@@ -107,10 +109,19 @@ def open_run(
         params=params,
         weights=weights,
         step=record.step,
-        encode=jax.jit(codec.encode),
-        decode=jax.jit(codec.decode),
+        encode=opened.encode,
+        decode=opened.decode,
         dtype=experiment.compute_dtype(config),
     )
+
+
+def _open_codec(spec: records.DatasetSpec, name_or_dir: str) -> codecs.VideoCodec:
+    """The codec that made the run's latents: same weights (ValueError otherwise), same options."""
+    codec = codecs.load_codec(name_or_dir, spec.codec_options)
+    trained = {name.removeprefix("codec/"): sha for name, sha in spec.encoder_sha256.items() if name.startswith("codec/")}
+    if dict(codec.sha256) != trained:
+        raise ValueError(f"{codec.name} is not the codec that the run's data were encoded with (--codec names another folder)")
+    return codec
 
 
 def shape_for(run: TrainedRun, windows: Sequence[packing.PackInput]) -> PackedShape:
@@ -247,6 +258,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged weights (default) or the last ones")
     parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
     parser.add_argument("--dataset", type=Path, help="folder of `omnihuman encode`; default: the one that the run was trained on")
+    parser.add_argument("--codec", metavar="DIR", help="the codec's folder, if it was moved since the data were encoded")
     parser.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: the run's config")
     parser.add_argument("--guidance-scale", type=float, metavar="S", help="guidance on text and audio at the first step; 1 is off")
     parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")

@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 
 from data_pipelines.curate.clips import Clip, load_landmarks
@@ -115,8 +114,6 @@ class ClipEncoder:
     ):
         self._clips_dir, self._config, self._max_text_tokens = clips_dir, config, max_text_tokens
         self._codec, self._text, self._speech = codec, text, speech
-        self._encode_batch = jax.jit(codec.encode)
-        self._decode_batch = jax.jit(codec.decode)
         self._sound = functools.lru_cache(maxsize=1)(media.read_audio)  # clips of a video follow each other
 
     def encode(self, clip: Clip) -> tuple[ClipStatistics, Iterator[EncodedWindow]]:
@@ -186,7 +183,7 @@ class ClipEncoder:
         """float16 latents of a batch of windows; the round trip of what is stored goes into the statistics."""
         latents = self._encode(frames_BTHW3).astype(np.float16)
         batch = _batch_size(*frames_BTHW3.shape[1:4])
-        decoded = np.asarray(self._decode_batch(_padded(latents, batch).astype(np.float32)))[: len(latents)]
+        decoded = np.asarray(self._codec.decode(_padded(latents, batch).astype(np.float32)))[: len(latents)]
         pixels = np.clip(np.rint((decoded + 1) * 127.5), 0, 255)
         wide = latents.astype(np.float64)
         channels = tuple(range(wide.ndim - 1))
@@ -203,7 +200,7 @@ class ClipEncoder:
 
     def _encode(self, frames_BTHW3: np.ndarray) -> np.ndarray:
         video = _padded(frames_BTHW3, _batch_size(*frames_BTHW3.shape[1:4])).astype(np.float32) / 127.5 - 1
-        return np.asarray(self._encode_batch(video))[: len(frames_BTHW3)]
+        return np.asarray(self._codec.encode(video))[: len(frames_BTHW3)]
 
     @property
     def _audio_width(self) -> tuple[int]:

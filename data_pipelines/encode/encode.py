@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
 from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata, write_shard
-from omnihuman_jax.models.codec import load_codec
+from omnihuman_jax.models.codec import load_codec, parse_options
 from omnihuman_jax.models.speech_encoder import load_speech_encoder
 from omnihuman_jax.models.text_encoder import MAX_TOKENS, load_text_encoder
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
@@ -39,12 +39,15 @@ SUMMARY_FILE = "encode.json"
 class EncodeConfig:
     """What encodes, and how clips are cut. Networks: a folder in Hugging Face layout or a hub id.
 
+    codec           `dct`, or a folder (hub id) of an autoencoder in diffusers' layout
+    codec_options   of that codec, such as its tiles; the rest keep their defaults
     speech_encoder  "" for none: no window is eligible for audio then
     speech_layers   () for the encoder's first, middle and last
     shard_windows   windows a shard, at most
     """
 
     codec: str = "dct"
+    codec_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text_encoder: str = ""
     speech_encoder: str = ""
     speech_layers: tuple[int, ...] = ()
@@ -102,7 +105,7 @@ def _encode_into(
     folder: Path, clips_dir: Path, clips: Sequence[Clip], config: EncodeConfig, total: int, console: Console
 ) -> dict[str, Any]:
     """Writes the dataset into a new `folder`; returns the summary."""
-    codec = load_codec(config.codec)
+    codec = load_codec(config.codec, config.codec_options)
     text = load_text_encoder(config.text_encoder)
     speech = load_speech_encoder(config.speech_encoder, config.speech_layers or None) if config.speech_encoder else None
     empty = empty_prompt(text, config.max_text_tokens)
@@ -119,7 +122,9 @@ def _encode_into(
         margin=config.windows.margin,
         empty_text_SE=empty.tokens[0].astype(np.float16),
         empty_pooled_E=empty.pooled[0].astype(np.float16),
+        codec_options=codec.options,
         encoder_sha256={
+            **{f"codec/{name}": digest for name, digest in codec.sha256.items()},
             **{f"text_encoder/{name}": digest for name, digest in text.sha256.items()},
             **{f"speech_encoder/{name}": digest for name, digest in (speech.sha256 if speech else {}).items()},
         },
@@ -303,7 +308,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="omnihuman encode", description="Encodes curated clips into a dataset of windows.")
     parser.add_argument("--clips", required=True, metavar="DIR", help="what `omnihuman curate` wrote")
     parser.add_argument("--out", required=True, metavar="DIR", help="the dataset; appears whole or not at all")
-    parser.add_argument("--codec", default=default.codec, help="name of the video codec (default: %(default)s)")
+    parser.add_argument("--codec", default=default.codec, metavar="DIR", help="dct, or a VAE's folder or hub id (default: %(default)s)")
+    parser.add_argument("--codec-option", action="append", default=[], metavar="NAME=VALUE", help="such as tile_height=0; repeatable")
     parser.add_argument("--text-encoder", required=True, metavar="DIR", help="folder in Hugging Face layout, or hub id")
     parser.add_argument("--speech-encoder", default="", metavar="DIR", help="the same; without it no window has audio")
     parser.add_argument("--speech-layers", type=_integers, default=(), metavar="0,2,4", help="default: first, middle, last")
@@ -331,6 +337,7 @@ def main(argv: Sequence[str]) -> int:
     )
     config = EncodeConfig(
         codec=options.codec,
+        codec_options=parse_options(options.codec_option),
         text_encoder=options.text_encoder,
         speech_encoder=options.speech_encoder,
         speech_layers=options.speech_layers,

@@ -26,10 +26,11 @@ class DatasetSpec:
     """What made a dataset and how wide its arrays are; `dataset.json` and `dataset.npz` beside the data.
 
     codec, text_encoder, speech_encoder: name, folder or hub id that loads them again; "" for none.
+    codec_options: what the codec was loaded with besides, such as its tiles.
     speech_layers: hidden layers kept, flattened layer after layer into `audio_width` columns.
     margin: frames of real audio features and keypoints stored on each side of a window.
     empty_text_SE [S, text_width], empty_pooled_E [pooled_width]: the empty prompt, as the text encoder embeds it.
-    encoder_sha256: file name -> sha256 of the encoders' weights.
+    encoder_sha256: codec/, text_encoder/ or speech_encoder/ and a file name -> sha256 of those weights.
     """
 
     codec: str
@@ -46,6 +47,7 @@ class DatasetSpec:
     empty_pooled_E: np.ndarray
     fps: int = FPS
     sample_rate_hz: int = SAMPLE_RATE_HZ
+    codec_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     encoder_sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Owner and repository; and a folder in it, where a repository holds several networks (`.../vae`).
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?")
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
 _LISTED = 20  # wrong tensors that an error names
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -44,11 +45,12 @@ class PretrainedFolder:
 
     def weight_files(self) -> list[Path]:
         """The safetensors files, in order; ValueError with the cure if there are none."""
-        index = self.path / "model.safetensors.index.json"
+        stem = "diffusion_pytorch_model" if "_class_name" in self.config else "model"
+        index = self.path / f"{stem}.safetensors.index.json"
         if index.is_file():
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         else:
-            names = ["model.safetensors"]
+            names = [f"{stem}.safetensors"]
         files = [self.path / name for name in names]
         missing = [file.name for file in files if not file.is_file()]
         if not missing:
@@ -56,8 +58,8 @@ class PretrainedFolder:
         pickles = sorted(file.name for pattern in _PICKLES for file in self.path.glob(pattern))
         found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
         raise ValueError(
-            f"{self.path}: needs {missing[0]}; {found}; convert once with transformers: "
-            "AutoModel.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
+            f"{self.path}: needs {missing[0]}; {found}; convert once with {_STEMS[stem]}"
+            ".from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
         )
 
     def tensors(self, prefix: str) -> dict[str, np.ndarray]:
@@ -126,7 +128,7 @@ def open_pretrained(dir_or_hub_id: str | os.PathLike[str]) -> PretrainedFolder:
     elif _HUB_ID.fullmatch(name) and not Path(name).exists():
         path, ref = _download(name), name
     else:
-        raise FileNotFoundError(f"{name}: no such folder; give a folder with config.json and model.safetensors, or a hub id")
+        raise FileNotFoundError(f"{name}: no such folder; give a folder with config.json and its safetensors, or a hub id")
     file = path / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: missing; give a folder in the layout of the Hugging Face hub")
@@ -140,12 +142,17 @@ def open_pretrained(dir_or_hub_id: str | os.PathLike[str]) -> PretrainedFolder:
 
 
 def _download(hub_id: str) -> Path:
+    match = _HUB_ID.fullmatch(hub_id)
+    assert match  # the caller looked
+    repository, folder = match.groups()
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise FileNotFoundError(f"{hub_id}: no such folder; to take it from the hub, `pip install huggingface_hub`") from None
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+        if folder:
+            return Path(snapshot_download(repository, allow_patterns=[f"{folder}/{pattern}" for pattern in _HUB_FILES])) / folder
+        return Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(f"{hub_id}: no such folder, and not to be had from the hub ({reason}); give a folder") from error

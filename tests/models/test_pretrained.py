@@ -73,7 +73,7 @@ def test_half_precision_weights_are_read_as_float32(tmp_path):
     assert {tensor.dtype for tensor in open_pretrained(folder).tensors("").values()} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "/no/such", "no-such"])
+@pytest.mark.parametrize("name", ["no/such/folder/at-all", "/no/such", "no-such"])
 def test_a_folder_that_is_not_there(name):
     with pytest.raises(FileNotFoundError, match=f"{name}: no such folder"):
         open_pretrained(name)
