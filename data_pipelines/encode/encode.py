@@ -308,8 +308,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="omnihuman encode", description="Encodes curated clips into a dataset of windows.")
     parser.add_argument("--clips", required=True, metavar="DIR", help="what `omnihuman curate` wrote")
     parser.add_argument("--out", required=True, metavar="DIR", help="the dataset; appears whole or not at all")
-    parser.add_argument("--codec", default=default.codec, metavar="DIR", help="dct, or a VAE's folder or hub id (default: %(default)s)")
-    parser.add_argument("--codec-option", action="append", default=[], metavar="NAME=VALUE", help="such as tile_height=0; repeatable")
+    parser.add_argument(
+        "--codec", default=default.codec, metavar="DIR", help="dct, or a VAE's folder or hub id (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--codec-option", action="append", default=[], metavar="NAME=VALUE", help="such as tile_height=0; repeatable"
+    )
     parser.add_argument("--text-encoder", required=True, metavar="DIR", help="folder in Hugging Face layout, or hub id")
     parser.add_argument("--speech-encoder", default="", metavar="DIR", help="the same; without it no window has audio")
     parser.add_argument("--speech-layers", type=_integers, default=(), metavar="0,2,4", help="default: first, middle, last")

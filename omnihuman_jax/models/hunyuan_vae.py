@@ -37,7 +37,9 @@ class HunyuanVaeConfig:
         if blocks < 3:
             raise ValueError(f"block_out_channels {self.block_out_channels}: three blocks at least shrink by 4 x 8 x 8")
         if any(width % self.norm_num_groups for width in self.block_out_channels):
-            raise ValueError(f"block_out_channels {self.block_out_channels}: not multiples of norm_num_groups {self.norm_num_groups}")
+            raise ValueError(
+                f"block_out_channels {self.block_out_channels}: not multiples of norm_num_groups {self.norm_num_groups}"
+            )
 
 
 FIXED: dict[str, Any] = {
@@ -103,20 +105,24 @@ def read_params(config: HunyuanVaeConfig, weights: Weights) -> Params:
     def conv(name: str, inputs: int, outputs: int, size: int = 3) -> Params:
         return layers.read_conv(weights, f"{name}.conv", inputs, outputs, size, size, size)
 
-    def resnet(name: str, inputs: int, outputs: int) -> Params:
-        block = {
-            "norm1": layers.read_norm(weights, f"{name}.norm1", inputs),
-            "conv1": conv(f"{name}.conv1", inputs, outputs),
-            "norm2": layers.read_norm(weights, f"{name}.norm2", outputs),
-            "conv2": conv(f"{name}.conv2", outputs, outputs),
-        }
-        if inputs != outputs:
-            block["conv_shortcut"] = conv(f"{name}.conv_shortcut", inputs, outputs, 1)
-        return block
+    def half(name: str, number: int, inputs: int, outputs: int) -> Params:
+        norm = layers.read_norm(weights, f"{name}.norm{number}", inputs)
+        return {"norm": norm, "conv": conv(f"{name}.conv{number}", inputs, outputs)}
+
+    def resnets(name: str, inputs: int, width: int, count: int) -> Params:
+        """`count` of them in a row; all are alike but a first that changes the width."""
+        block: Params = {}
+        first = int(inputs != width)
+        if first:
+            at = f"{name}.0"
+            block["first"] = {"half1": half(at, 1, inputs, width), "half2": half(at, 2, width, width)}
+            block["first"]["conv_shortcut"] = conv(f"{at}.conv_shortcut", inputs, width, 1)
+        same = [layers.stacked([half(f"{name}.{i}", n, width, width) for n in (1, 2)]) for i in range(first, count)]
+        return block | ({"same": layers.stacked(same)} if same else {})
 
     def middle(name: str) -> Params:
         width = widths[-1]
-        block: Params = {f"resnets_{i}": resnet(f"{name}.resnets.{i}", width, width) for i in range(2)}
+        block: Params = {"resnets": resnets(f"{name}.resnets", width, width, 2)}
         if config.mid_block_add_attention:
             at = f"{name}.attentions.0"
             names = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
@@ -131,9 +137,7 @@ def read_params(config: HunyuanVaeConfig, weights: Weights) -> Params:
         before = channels[0]
         for i, (width, stride) in enumerate(zip(channels, strides(config), strict=True)):
             at = f"{name}.{i}"
-            block: Params = {
-                f"resnets_{j}": resnet(f"{at}.resnets.{j}", width if j else before, width) for j in range(num_layers)
-            }
+            block: Params = {"resnets": resnets(f"{at}.resnets", before, width, num_layers)}
             if stride != (1, 1, 1):
                 block["sampler"] = conv(f"{at}.{sampler}.0.conv", width, width)
             made[f"block_{i}"] = block
@@ -193,10 +197,25 @@ def _norm_silu(config: HunyuanVaeConfig, params: Mapping[str, Any], x: jax.Array
     return jax.nn.silu(layers.group_norm(params, x, config.norm_num_groups, _EPS))
 
 
-def _resnet(config: HunyuanVaeConfig, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
-    h = _conv(params["conv1"], _norm_silu(config, params["norm1"], x))
-    h = _conv(params["conv2"], _norm_silu(config, params["norm2"], h))
-    return h + (_conv(params["conv_shortcut"], x) if "conv_shortcut" in params else x)
+def _half(config: HunyuanVaeConfig, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
+    return _conv(params["conv"], _norm_silu(config, params["norm"], x))
+
+
+def _resnets(config: HunyuanVaeConfig, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
+    """Residual blocks in a row. Those that are alike, and the two halves of each, are scanned over: a compiler for TPUs
+    takes seconds a convolution, and a tiled program holds the network once for each shape of tile."""
+    if "first" in params:
+        first = params["first"]
+        h = _half(config, first["half2"], _half(config, first["half1"], x))
+        x = h + _conv(first["conv_shortcut"], x)
+    if "same" not in params:
+        return x
+
+    def resnet(x: jax.Array, halves: Mapping[str, Any]) -> tuple[jax.Array, None]:
+        h, _ = jax.lax.scan(lambda h, half: (_half(config, half, h), None), x, halves)
+        return x + h, None
+
+    return jax.lax.scan(resnet, x, params["same"])[0]
 
 
 def _attention(config: HunyuanVaeConfig, params: Mapping[str, Any], x_THWC: jax.Array) -> jax.Array:
@@ -215,10 +234,11 @@ def _attention(config: HunyuanVaeConfig, params: Mapping[str, Any], x_THWC: jax.
 
 
 def _middle(config: HunyuanVaeConfig, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
-    x = _resnet(config, params["resnets_0"], x)
+    before, after = ({"same": jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], params["resnets"]["same"])} for i in range(2))
+    x = _resnets(config, before, x)
     if "attention" in params:
         x = _attention(config, params["attention"], x)
-    return _resnet(config, params["resnets_1"], x)
+    return _resnets(config, after, x)
 
 
 def _grow(x: jax.Array, stride: tuple[int, int, int]) -> jax.Array:
@@ -232,8 +252,7 @@ def _encoder(config: HunyuanVaeConfig, params: Mapping[str, Any], x: jax.Array) 
     x = _conv(params["conv_in"], x)
     for i, stride in enumerate(strides(config)):
         block = params[f"block_{i}"]
-        for j in range(config.layers_per_block):
-            x = _resnet(config, block[f"resnets_{j}"], x)
+        x = _resnets(config, block["resnets"], x)
         if "sampler" in block:
             x = _conv(block["sampler"], x, stride)
     x = _middle(config, params["mid_block"], x)
@@ -244,8 +263,7 @@ def _decoder(config: HunyuanVaeConfig, params: Mapping[str, Any], x: jax.Array) 
     x = _middle(config, params["mid_block"], _conv(params["conv_in"], x))
     for i, stride in enumerate(strides(config)):
         block = params[f"block_{i}"]
-        for j in range(config.layers_per_block + 1):
-            x = _resnet(config, block[f"resnets_{j}"], x)
+        x = _resnets(config, block["resnets"], x)
         if "sampler" in block:
             x = _conv(block["sampler"], _grow(x, stride))
     return _conv(params["conv_out"], _norm_silu(config, params["norm_out"], x))

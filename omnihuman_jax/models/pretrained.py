@@ -17,6 +17,8 @@ import numpy as np
 # Owner and repository; and a folder in it, where a repository holds several networks (`.../vae`).
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?")
 _HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
+# Of transformers and of diffusers: stem of the weights' file, and the class that converts a pickle.
+_STEMS = {"model": "transformers: AutoModel", "diffusion_pytorch_model": "diffusers: AutoModel"}
 _LISTED = 20  # wrong tensors that an error names
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 

@@ -186,7 +186,7 @@ def config_of(folder: PretrainedFolder) -> Any:
 def options_of(kind: str, options: Mapping[str, Any]) -> Any:
     """The family's options; ValueError for an unknown one or a wrong value."""
     family = FAMILIES[kind].options
-    types = {field.name: field.type for field in dataclasses.fields(family)}
+    types = {field.name: type(field.default) for field in dataclasses.fields(family)}
     for name, value in options.items():
         if name not in types:
             raise ValueError(f"codec option {name}: {kind} has {', '.join(types)}")

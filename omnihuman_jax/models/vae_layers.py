@@ -5,7 +5,7 @@ channels last. `read_*` take them out of a `Weights` with the shapes that a conf
 serves loading, its strict key table, and ahead-of-time compilation (`describe`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -64,12 +64,25 @@ def read_norm(weights: Weights, name: str, channels: int) -> Params:
     return {"scale": weights.take(f"{name}.weight", channels), "bias": weights.take(f"{name}.bias", channels)}
 
 
+def stacked(blocks: Sequence[Params]) -> Params:
+    """Blocks of equal shapes as one, with a leading dim to scan over."""
+
+    def stack(*leaves: np.ndarray) -> np.ndarray:
+        if not any(leaves[0].strides):  # of `ShapesOnly`
+            return np.broadcast_to(leaves[0].flat[0], (len(leaves), *leaves[0].shape))
+        return np.stack(leaves)
+
+    return jax.tree.map(stack, *blocks)
+
+
 def _precision(x: jax.Array) -> jax.lax.Precision | None:
     # A TPU multiplies float32 in bfloat16 unless asked otherwise; operands in bfloat16 are exact either way.
     return jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
 
-def conv3d(params: Mapping[str, Any], x_THWC: jax.Array, stride: tuple[int, int, int] = (1, 1, 1), padding: Any = None) -> jax.Array:
+def conv3d(
+    params: Mapping[str, Any], x_THWC: jax.Array, stride: tuple[int, int, int] = (1, 1, 1), padding: Any = None
+) -> jax.Array:
     """A convolution over time and space with the zero padding (front, back) of each dim; none by default."""
     y = jax.lax.conv_general_dilated(
         x_THWC[None],

@@ -83,9 +83,7 @@ def over_space(network: Network, x_THWC: jax.Array, tiles: tuple[Tile, Tile], di
         for row, top in enumerate(cut[0].starts(sides[0]))
         for column, left in enumerate(cut[1].starts(sides[1]))
     }
-    shapes = {
-        place: (min(cut[0].size, sides[0] - top), min(cut[1].size, sides[1] - left)) for place, (top, left) in starts.items()
-    }
+    shapes = {place: (min(cut[0].size, sides[0] - top), min(cut[1].size, sides[1] - left)) for place, (top, left) in starts.items()}
 
     def tile_at(start: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         size = (frames, shape[0] * into, shape[1] * into, channels)
@@ -154,6 +152,6 @@ def _by_shape(
     for shape in sorted(set(shapes.values()), reverse=True):
         same = [key for key in starts if shapes[key] == shape]
         at = np.array([starts[key] for key in same], np.int32)
-        stacked = jax.lax.map(lambda start, shape=shape: network_at(start, shape), at)  # type: ignore[misc]
+        stacked = jax.lax.map(lambda start, shape=shape: network_at(start, shape), at)
         made |= {key: stacked[index] for index, key in enumerate(same)}
     return {key: made[key] for key in starts}

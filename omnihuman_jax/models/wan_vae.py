@@ -7,6 +7,7 @@ shrink or grow in time.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -56,7 +57,7 @@ class WanVaeConfig:
             )
         if not len(self.latents_mean) == len(self.latents_std) == self.z_dim:
             raise ValueError(
-                f"latents_mean and latents_std have {len(self.latents_mean)} and {len(self.latents_std)} values, z_dim is {self.z_dim}"
+                f"latents_mean, latents_std: {len(self.latents_mean)} and {len(self.latents_std)} values, but z_dim is {self.z_dim}"
             )
 
 
@@ -139,7 +140,7 @@ def read_params(config: WanVaeConfig, weights: Weights) -> Params:
         widths = [config.base_dim * mult for mult in (1, *config.dim_mult)]
         made: Params = {"conv_in": conv("encoder.conv_in", 3, widths[0])}
         index = 0  # resnets and samplers are numbered in one row
-        for i, (before, width) in enumerate(zip(widths, widths[1:])):
+        for i, (before, width) in enumerate(itertools.pairwise(widths)):
             block: Params = {}
             for j in range(config.num_res_blocks):
                 block[f"resnets_{j}"] = resnet(f"encoder.down_blocks.{index}", width if j else before, width)
@@ -160,7 +161,7 @@ def read_params(config: WanVaeConfig, weights: Weights) -> Params:
         widths = [base * mult for mult in (config.dim_mult[-1], *config.dim_mult[::-1])]
         made: Params = {"conv_in": conv("decoder.conv_in", config.z_dim, widths[0])}
         made["mid_block"] = middle("decoder.mid_block", widths[0])
-        for i, (before, width) in enumerate(zip(widths, widths[1:])):
+        for i, (before, width) in enumerate(itertools.pairwise(widths)):
             at = f"decoder.up_blocks.{i}"
             inputs = before // 2 if i else before  # the sampler before has halved it
             block: Params = {
@@ -192,7 +193,7 @@ def encode(config: WanVaeConfig, options: WanVaeOptions, params: Mapping[str, An
 
     network = lambda x: _in_stretches(stretch, x, ENCODE, options.chunk_latents)  # noqa: E731
     mean = over_space(network, video_THW3, options.space, ENCODE)
-    return (mean - np.float32(config.latents_mean)) / np.float32(config.latents_std)
+    return (mean - np.array(config.latents_mean, np.float32)) / np.array(config.latents_std, np.float32)
 
 
 def decode(config: WanVaeConfig, options: WanVaeOptions, params: Mapping[str, Any], latents_FHWC: jax.Array) -> jax.Array:
@@ -202,7 +203,7 @@ def decode(config: WanVaeConfig, options: WanVaeOptions, params: Mapping[str, An
         return _decoder(config, params["decoder"], layers.linear(params["post_quant_conv"], z), seen)
 
     network = lambda z: _in_stretches(stretch, z, DECODE, options.chunk_latents)  # noqa: E731
-    wide = latents_FHWC * np.float32(config.latents_std) + np.float32(config.latents_mean)
+    wide = latents_FHWC * np.array(config.latents_std, np.float32) + np.array(config.latents_mean, np.float32)
     return jnp.clip(over_space(network, wide.astype(latents_FHWC.dtype), options.space, DECODE), -1.0, 1.0)
 
 
@@ -269,7 +270,7 @@ def _resnet(params: Mapping[str, Any], x: jax.Array, seen: _Seen) -> jax.Array:
 
 def _attention(params: Mapping[str, Any], x_THWC: jax.Array) -> jax.Array:
     """Within a frame, frame by frame."""
-    frames, height, width, channels = x_THWC.shape
+    _, height, width, channels = x_THWC.shape
 
     def of_frame(x_HWC: jax.Array) -> jax.Array:
         tokens = _norm(params["norm"], x_HWC).reshape(height * width, channels)

@@ -125,5 +125,7 @@ def test_wrong_latents_are_named():
 
 def test_load_codec():
     assert isinstance(load_codec("dct"), VideoCodec)
-    with pytest.raises(ValueError, match=r"'vae'.*'dct'"):
+    with pytest.raises(FileNotFoundError, match=r"^codec vae: no such folder.*'dct'"):
         load_codec("vae")
+    with pytest.raises(ValueError, match=r"tile_height: dct has none"):
+        load_codec("dct", {"tile_height": 0})
