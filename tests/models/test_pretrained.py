@@ -99,6 +99,19 @@ def test_a_hub_id_is_downloaded_and_keeps_its_name(monkeypatch, tmp_path):
     assert load_text_encoder("someone/model").ref == "someone/model"
 
 
+def test_a_folder_of_a_hub_repository(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    folder = tiny_networks.write_bert(tmp_path / "text_encoder")
+
+    def download(repo, allow_patterns):
+        assert repo == "someone/pipeline" and all(pattern.startswith("text_encoder/") for pattern in allow_patterns)
+        return str(folder.parent)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert load_text_encoder("someone/pipeline/text_encoder").ref == "someone/pipeline/text_encoder"
+
+
 @pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[]", "JSON object")])
 def test_a_damaged_config_is_named(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)
