@@ -60,13 +60,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(role: str, folder: Path, expected: Mapping[str, str]) -> None:
-    """ValueError if the folder's weights are not those (file name -> sha256) that the training data were made with."""
-    found = {}
-    for file in weight_files(folder):
-        with file.open("rb") as stream:
-            found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    if expected and found != dict(expected):
-        raise ValueError(f"{folder} is not the {role} that the model was trained with; give its folder")
+    """ValueError unless the folder's files are those (name in the folder -> sha256) that the training data were made with."""
+    for name, digest in expected.items():
+        file = folder / name
+        found = None
+        if file.is_file():
+            with file.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != digest:
+            what = "is another file" if found else "is missing"
+            raise ValueError(f"{folder} is not the {role} that the model was trained with ({name} {what}); give its folder")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -129,7 +132,9 @@ class VaeCodec:
         if kind not in ("AutoencoderKLHunyuanVideo", "AutoencoderKLWan"):
             raise ValueError(f"{folder}: a video codec of class {kind!r}; supported: AutoencoderKLHunyuanVideo, AutoencoderKLWan")
         weight_files(folder)
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        auto = "float32" if device.type == "cpu" else "bfloat16"
+        name = options.get("dtype", "auto")
+        dtype = getattr(torch, auto if name == "auto" else name)
         self.vae = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, use_safetensors=True).to(device).eval()
         config, shape = self.vae.config, (1, -1, 1, 1, 1)
         if kind == "AutoencoderKLWan":
@@ -141,21 +146,22 @@ class VaeCodec:
         self._tile(kind, options)
 
     def _tile(self, kind: str, options: Mapping[str, Any]) -> None:
-        """The trainer's tiles: HunyuanVideo's are diffusers' own, Wan's are off, unless its options say otherwise."""
-        names = {"height": "tile_sample_{}_height", "width": "tile_sample_{}_width"}
-        if kind == "AutoencoderKLHunyuanVideo":
-            names["frames"] = "tile_sample_{}_num_frames"
-        elif not options.get("tile_height"):
-            return
+        """The trainer's tiles. Without options: HunyuanVideo's are diffusers' own, Wan has none."""
+        is_hunyuan = kind == "AutoencoderKLHunyuanVideo"
+        height, width, frames = (options.get(f"tile_{dim}", int(is_hunyuan)) for dim in ("height", "width", "frames"))
+        if bool(height) != bool(width):
+            raise ValueError(f"codec options {dict(options)}: diffusers tiles height and width both, or neither")
+        names = {"height": "height", "width": "width"} | ({"frames": "num_frames"} if is_hunyuan else {})
         asked = {
-            name.format(bound): options[f"{ours}_{dim}"]
-            for dim, name in names.items()
+            f"tile_sample_{bound}_{theirs}": options[f"{ours}_{dim}"]
+            for dim, theirs in names.items()
             for ours, bound in (("tile", "min"), ("stride", "stride"))
-            if f"{ours}_{dim}" in options
+            if options.get(f"tile_{dim}") and f"{ours}_{dim}" in options
         }
-        if any(value == 0 for value in asked.values()):
-            raise ValueError(f"codec options {dict(options)}: tiles in some dims only have no counterpart in diffusers")
         self.vae.enable_tiling(**asked)
+        self.vae.use_tiling = bool(height)
+        if is_hunyuan:
+            self.vae.use_framewise_encoding = self.vae.use_framewise_decoding = bool(frames)
 
     def encode(self, video_THW3: Tensor) -> Tensor:
         video = video_THW3.permute(3, 0, 1, 2)[None].to(self.vae.dtype)

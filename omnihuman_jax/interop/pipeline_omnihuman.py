@@ -67,10 +67,11 @@ class ServingConfig:
     """The part "serving" of config.json: what the model was trained on, and how it is sampled.
 
     segment_frames, area: of the longest window, and of the median picture, trained on; 0: they have to be given
-    speech_sha256, text_sha256: file -> sha256 of the encoders' weights
+    *_sha256: file -> sha256 of the networks' weights; none for a codec without weights
     """
 
     codec: str
+    codec_sha256: dict[str, str]
     codec_options: dict[str, Any]
     text_encoder: str
     text_sha256: dict[str, str]
@@ -136,6 +137,8 @@ class OmniHumanPipeline:
         config.codec = codec or config.codec
         config.text_encoder = text_encoder or config.text_encoder
         config.speech_encoder = speech_encoder or config.speech_encoder
+        if config.codec_sha256:
+            check_weights("codec", Path(config.codec), config.codec_sha256)
         model = OmniHumanForVideo.from_pretrained(folder, dtype=dtype, device=device)
         empty = EmptyPrompt(**load_file(str(folder / EMPTY_PROMPT_FILE)))
         return cls(model, config, load_codec(config.codec, folder, device, config.codec_options), empty, device)

@@ -64,6 +64,7 @@ class Serving:
 
         return {
             "codec": spec.codec,
+            "codec_sha256": digests("codec"),
             "codec_options": dict(getattr(spec, "codec_options", {})),
             "text_encoder": spec.text_encoder,
             "text_sha256": digests("text_encoder"),

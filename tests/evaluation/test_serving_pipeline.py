@@ -159,6 +159,23 @@ def test_a_folder_without_the_runs_data_says_so(folder, serving, tmp_path):
         serving.OmniHumanPipeline.from_pretrained(bare)
 
 
+def test_large_text_encoders_are_those_of_encode(serving, tmp_path):
+    import encoders_omnihuman
+
+    from omnihuman_jax.models.text_encoder import load_text_encoder
+    from tests.models import tiny_transformers
+
+    folder = tiny_transformers.write_t5(tmp_path / "wan", "umt5", inside=True)
+    ours = load_text_encoder(folder)
+    encoders_omnihuman.check_weights("text encoder", folder, ours.sha256)
+    tokens, pooled = encoders_omnihuman.load_text_encoder(folder, torch.device("cpu")).encode("a man")
+    np.testing.assert_array_equal(tokens, ours.encode(["a man"]).tokens[0])
+    assert pooled.shape == (0,)
+    (folder / "text_encoder" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"text_encoder/model\.safetensors is another file"):
+        encoders_omnihuman.check_weights("text encoder", folder, ours.sha256)
+
+
 @pytest.mark.slow
 def test_wav2vec2_and_long_sound_are_encoded_as_in_training(pipeline, tmp_path, measured):
     """Both norms; longer than a chunk of either network, so that the bounds are compared too."""

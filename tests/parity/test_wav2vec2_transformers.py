@@ -26,7 +26,7 @@ def tiny(**changes) -> Wav2Vec2Config:
         "num_hidden_layers": 3,
         "num_attention_heads": 3,
         "intermediate_size": 44,
-        "conv_dim": (6, 5, 7, 9, 4, 8, 11),
+        "conv_dim": (9, 8, 7, 9, 10, 13, 11),
         "num_conv_pos_embeddings": 16,
         "num_conv_pos_embedding_groups": 5,
         "vocab_size": 12,
