@@ -13,12 +13,12 @@ import jax
 
 from omnihuman_jax import sharding, train
 from omnihuman_jax.config import ExperimentConfig, planned_shape, to_json
-from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.mmdit_config import REMAT_POLICIES
-from omnihuman_jax.scale import described_devices, flops
-from omnihuman_jax.scale.estimate import Layout, estimate
+from omnihuman_jax.scale import described_devices
+from omnihuman_jax.scale.estimate import Layout, estimate, sizes
 from omnihuman_jax.scale.hardware import Topology, parse_topology
 from omnihuman_jax.scale.program_costs import ProgramCosts, device_memory, read_program, refused_memory, text_of
+from omnihuman_jax.scale.splits import check_splits
 from omnihuman_jax.scale.step_plan import ScalePlan, format_plan
 from omnihuman_jax.training import train_state
 
@@ -38,12 +38,21 @@ def with_layout(config: ExperimentConfig, topology: Topology, *, micro_batch: in
     return config
 
 
+def check(config: ExperimentConfig, topology: Topology) -> None:
+    """ValueError, with the nearest that can, where the mesh cannot split the model or the batch on that topology."""
+    check_splits(
+        config.mesh, config.model, config.data.plan, config.step.micro_batches,
+        num_devices=topology.devices, slices=topology.num_slices,
+    )  # fmt: skip
+
+
 def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = True, keep_text: str = "") -> ScalePlan:
     """Compiles the step of `config` for `topology` and reads the program; ValueError where they do not fit together.
 
     `keep_text`: a file for the compiled text.
     """
     config.validate()
+    check(config, topology)
     if topology.accelerator.platform == "gpu":
         return _estimated(config, topology, note="no compiler for GPUs works without one: everything here is formula")
     if not compile_step:
@@ -107,6 +116,7 @@ def _plan(
     estimated: bool = False,
 ) -> ScalePlan:
     shape, sequences = planned_shape(config), config.data.plan.sequences_per_step
+    found = sizes(config.model, shape)
     return ScalePlan(
         name=config.name,
         topology=topology,
@@ -117,11 +127,13 @@ def _plan(
         micro_batches=config.step.micro_batches,
         latent_tokens=shape.latent_tokens,
         text_tokens=shape.text_tokens,
-        parameters=flops.count_parameters(mmdit.abstract_params(config.model)[0]),
-        model_flops=flops.train_step_flops(config.model, shape, sequences),
-        attention_flops=3 * sequences * flops.joint_attention_flops(config.model, shape),
+        width=config.model.width,
+        parameters=found.parameters,
+        # A backward pass costs twice the forward pass (`flops.train_step_flops`).
+        model_flops=3 * sequences * found.forward_flops,
+        attention_flops=3 * sequences * found.attention_flops,
         costs=costs,
-        formula=estimate(config.model, shape, layout_of(config, mesh), topology),
+        formula=costs if estimated else estimate(config.model, shape, layout_of(config, mesh), topology),
         estimated=estimated,
         note=note,
     )

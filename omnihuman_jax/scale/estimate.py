@@ -4,8 +4,10 @@ Close, not exact: XLA decides what stays alive. What a compiled program says (`p
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale import flops, interconnect
@@ -19,6 +21,12 @@ BF16, FP32 = 2, 4
 _MASTER_AND_EMA, _GRADIENT = 2 * FP32, FP32
 # Arrays of [tokens, width] in bfloat16 that live at the same time in a block's backward pass; calibrated on compiled steps.
 _WORKING_SET = 26
+# What a layer keeps for its backward pass under each remat policy, in rows of the model's width.
+KEPT_ROWS = {
+    "block": 1.0, "attention": 3.0, "dots": 12.0, "products": 14.0, "none": 30.0, "block_offload": 0.0, "attention_offload": 0.0,
+}  # fmt: skip
+# Policies under which the attention kernel, or the matrix products, run a second time in the backward pass.
+_KERNEL_AGAIN, _PRODUCTS_AGAIN = ("block", "dots", "block_offload"), ("block", "attention", "block_offload", "attention_offload")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +56,54 @@ class Layout:
         return self.mesh["context"] * self.mesh["tensor"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """Of a model and a packed sequence: what every layout shares."""
+
+    parameters: int
+    forward_flops: int
+    attention_flops: int
+    largest_block: int
+
+
+def sizes(config: mmdit.MMDiTConfig, shape: PackedShape) -> Sizes:
+    """Counted once a model and shape: a sweep asks for hundreds of layouts."""
+    config = dataclasses.replace(config, remat="none")
+    return _sizes(_Key((repr(config), repr(shape)), config, shape))
+
+
+class _Key(NamedTuple):
+    """A config that hashes and compares by what it says."""
+
+    text: tuple[str, str]
+    config: mmdit.MMDiTConfig
+    shape: PackedShape
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.text == other.text
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+@functools.lru_cache(maxsize=32)
+def _sizes(key: _Key) -> Sizes:
+    shapes, _ = mmdit.abstract_params(key.config)
+    kinds = (("dual_blocks", key.config.num_dual_layers), ("single_blocks", key.config.num_single_layers))
+    return Sizes(
+        parameters=flops.count_parameters(shapes),
+        forward_flops=flops.forward_flops(key.config, key.shape),
+        attention_flops=flops.joint_attention_flops(key.config, key.shape),
+        largest_block=max(flops.count_parameters(shapes[name]) // count for name, count in kinds if count),
+    )
+
+
 def estimate(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology) -> ProgramCosts:
     """Costs on one device of a step with fully sharded parameters and Ulysses over `context`."""
-    shapes, _ = mmdit.abstract_params(config)
-    parameters = flops.count_parameters(shapes)
+    parameters = sizes(config, shape).parameters
     return ProgramCosts(
         memory=_memory(config, shape, layout, topology, parameters),
         works=tuple(_works(config, shape, layout, topology, parameters)),
@@ -67,10 +119,8 @@ def _memory(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topol
     tokens = layout.sequences * (shape.latent_tokens / layout.mesh["context"] + shape.text_tokens)
     row = tokens * config.width * BF16
     layers = config.num_dual_layers + config.num_single_layers
-    per_layer = {
-        "block": 1.0, "attention": 2.0 + 1.0, "block_offload": 0.0, "attention_offload": 0.0, "dots": 12.0, "none": 30.0,
-    }[layout.remat]  # fmt: skip
-    largest = max(_block_parameters(config)) * BF16
+    per_layer = KEPT_ROWS[layout.remat]
+    largest = sizes(config, shape).largest_block * BF16
     working = _WORKING_SET * row + 3 * largest
     return Memory(
         arguments=int(state),
@@ -81,10 +131,10 @@ def _memory(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topol
 
 def _works(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int) -> list[Work]:
     times = layout.sequences * layout.micro_batches
-    attention = flops.joint_attention_flops(config, shape) * times / layout.ways
-    linear = flops.forward_flops(config, shape) * times / layout.ways - attention
-    again = layout.remat != "none"
-    kernel_again = layout.remat not in ("none", "attention", "attention_offload")
+    found = sizes(config, shape)
+    attention = found.attention_flops * times / layout.ways
+    linear = found.forward_flops * times / layout.ways - attention
+    again, kernel_again = layout.remat in _PRODUCTS_AGAIN, layout.remat in _KERNEL_AGAIN
     tokens = times * (shape.latent_tokens / layout.mesh["context"] + shape.text_tokens)
     layers = config.num_dual_layers + config.num_single_layers
     # Norms, modulation, rotations, gates: reads and writes of float32 rows that no product hides; forward, again, backward.
@@ -102,7 +152,7 @@ def _works(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topolo
 def _communications(
     config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int
 ) -> list[Communication]:
-    again = layout.remat != "none"
+    again = layout.remat in _PRODUCTS_AGAIN
     row = layout.sequences * shape.latent_tokens * config.width * BF16 / layout.ways
     layers = config.num_dual_layers + config.num_single_layers
     fsdp = layout.mesh["fsdp"] * layout.mesh["context"]
@@ -164,9 +214,3 @@ def _path(axes: tuple[str, ...], layout: Layout, topology: Topology) -> intercon
             rings.append((taken, taken == size and topology.has_wrap(dim)))
             left //= taken
     return interconnect.Path(devices=ways, rings=tuple(rings) or ((2, False),), slices=slices)
-
-
-def _block_parameters(config: mmdit.MMDiTConfig) -> list[int]:
-    shapes, _ = mmdit.abstract_params(config)
-    kinds = (("dual_blocks", config.num_dual_layers), ("single_blocks", config.num_single_layers))
-    return [flops.count_parameters(shapes[name]) // count for name, count in kinds if count]

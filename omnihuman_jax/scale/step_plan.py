@@ -9,6 +9,8 @@ from omnihuman_jax.scale.hardware import GIB, Topology, parse_topology
 from omnihuman_jax.scale.program_costs import Memory, ProgramCosts
 from omnihuman_jax.scale.roofline import Roofline, roofline
 
+TILE_ROWS = 16  # of a bfloat16 array on TPU
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScalePlan:
@@ -26,6 +28,7 @@ class ScalePlan:
     micro_batches: int
     latent_tokens: int
     text_tokens: int
+    width: int
     parameters: int
     model_flops: int
     attention_flops: int
@@ -97,6 +100,8 @@ def _lines(plan: ScalePlan) -> Iterator[str]:
     yield f"  parameters  {plan.parameters / 1e9:.2f} B"
     yield f"  memory      {_memory(costs.memory)}"
     yield f"              {'fits' if costs.memory.fits else 'DOES NOT FIT'}; {advice(plan)}"
+    if hint := tile_hint(plan):
+        yield f"  note        {hint}"
     if plan.note:
         yield f"  note        {plan.note}"
     line = plan.roofline
@@ -149,6 +154,24 @@ def _check(plan: ScalePlan) -> str:
     if plan.costs.xla_flops:
         text += f"; XLA's own count, bodies once, / ours {plan.costs.xla_flops / plan.costs.xla_flops_matched:.3f}"
     return text
+
+
+def tile_hint(plan: ScalePlan) -> str:
+    """Where a device's rows of a weight are no whole tiles; "" where they are. TPU alone.
+
+    XLA gathers tiles of 16 rows in bfloat16; other shards it writes into a buffer of zeros and adds up by an all-reduce: twice the
+    bytes, and no reduce-scatter for the gradients.
+    """
+    shards = plan.mesh["fsdp"] * plan.mesh["context"]
+    rows = plan.width // shards
+    if plan.topology.accelerator.platform != "tpu" or rows % TILE_ROWS == 0:
+        return ""
+    good = [n for n in range(1, plan.width // TILE_ROWS + 1) if plan.width % (n * TILE_ROWS) == 0]
+    near = sorted(sorted(good, key=lambda n: abs(n - shards))[:2])
+    return (
+        f"mesh.fsdp x mesh.context = {shards} leaves {rows} rows of a weight on a device, no whole tiles of {TILE_ROWS}: XLA "
+        f"gathers such weights by an all-reduce, twice the bytes; {' or '.join(map(str, near))} shards would be gathered"
+    )
 
 
 def advice(plan: ScalePlan) -> str:
