@@ -8,15 +8,13 @@ it lies, and the devices' parts are merged at the end.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from omnihuman_jax.models.attention_kernel import MASKED, NO_QUERY_ID, QKV, Kernel, named, seen, window_ids
-
-Grads: TypeAlias = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +48,30 @@ class _Block(NamedTuple):
 
 
 class _Queries(NamedTuple):
-    """Video queries, then text queries; ids to meet the device's own block with, and to meet the text's keys with."""
+    """Video queries, then text queries, and the ids that they meet each block with."""
 
     q: jax.Array
     ids: jax.Array
+    """To meet the device's own block: both streams."""
+    video_ids: jax.Array
+    """To meet a block that travels: the text's queries have met it, or will, where it lives."""
     ids_for_text: jax.Array
+    """To meet the text's keys: the text's own queries do so on one device of the ring only."""
 
+    @classmethod
+    def of(cls, ring: Ring, video_q: jax.Array, text_q: jax.Array, video_ids: jax.Array, text_ids: jax.Array) -> "_Queries":
+        video, text = window_ids(video_ids)[0], window_ids(text_ids)[0]
+        nobody = jnp.full_like(text, NO_QUERY_ID)
+        with_text = lambda text: jnp.concatenate([video, text], axis=1)  # noqa: E731
+        return cls(
+            q=jnp.concatenate([video_q, text_q], axis=1),
+            ids=with_text(text),
+            video_ids=with_text(nobody),
+            ids_for_text=with_text(jnp.where(ring.place() == 0, text, nobody)),
+        )
 
-def _queries(ring: Ring, video_q: jax.Array, text_q: jax.Array, video_ids: jax.Array, text_ids: jax.Array) -> _Queries:
-    video, text = window_ids(video_ids)[0], window_ids(text_ids)[0]
-    # Between themselves the text's queries and keys meet on one device of the ring only.
-    once = jnp.where(ring.place() == 0, text, NO_QUERY_ID)
-    return _Queries(
-        q=jnp.concatenate([video_q, text_q], axis=1),
-        ids=jnp.concatenate([video, text], axis=1),
-        ids_for_text=jnp.concatenate([video, once], axis=1),
-    )
+    def at(self, hop: jax.Array) -> jax.Array:
+        return jnp.where(hop == 0, self.ids, self.video_ids)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -88,28 +94,22 @@ def _merge(out_BMNK: jax.Array, lse_BNM: jax.Array, part: tuple[jax.Array, jax.A
 
 def _forward(kernel: Kernel, ring: Ring, video: QKV, text: QKV, video_ids, text_ids):
     tokens = video_ids.shape[1]
-    queries = _queries(ring, video[0], text[0], video_ids, text_ids)
-    video_q, video_q_ids = video[0], queries.ids[:, :tokens]
-    block = _Block(video[1], video[2], window_ids(video_ids)[1])
-    following = ring.pass_on(block)
-    nothing = jnp.zeros(queries.q.shape, jnp.float32), jnp.full(queries.q.shape[:1] + queries.q.shape[2:0:-1], MASKED)
-    out, lse = _merge(*nothing, kernel.forward(queries.q, block.k, block.v, queries.ids, block.ids))
-    text_kv_ids = window_ids(text_ids)[1]
-    out, lse = _merge(out, lse, kernel.forward(queries.q, text[1], text[2], queries.ids_for_text, text_kv_ids))
-    text_out, text_lse = _merge_devices(ring, out[:, tokens:], lse[..., tokens:])
+    queries = _Queries.of(ring, video[0], text[0], video_ids, text_ids)
+    q = queries.q
+    nothing = jnp.zeros(q.shape, jnp.float32), jnp.full((q.shape[0], q.shape[2], q.shape[1]), MASKED)
+    joined = kernel.forward(q, text[1], text[2], queries.ids_for_text, window_ids(text_ids)[1])
 
-    def hop(out, lse, block: _Block):
-        return _merge(out, lse, kernel.forward(video_q, block.k, block.v, video_q_ids, block.ids))
-
-    def travel(carry, _):
+    # One kernel in a loop: it compiles once for all hops. The last hop's block travels on for nothing, beside its computation.
+    def travel(carry, hop):
         block, out, lse = carry
         following = ring.pass_on(block)
-        return (following, *hop(out, lse, block)), None
+        return (following, *_merge(out, lse, kernel.forward(q, block.k, block.v, queries.at(hop), block.ids))), None
 
-    (block, out, lse), _ = lax.scan(travel, (following, out[:, :tokens], lse[..., :tokens]), None, length=ring.size - 2)
-    out, lse = hop(out, lse, block)
-    out = jnp.concatenate([out, text_out], axis=1)
-    lse = jnp.concatenate([lse, text_lse], axis=2)
+    start = _Block(video[1], video[2], window_ids(video_ids)[1]), *_merge(*nothing, joined)
+    (_, out, lse), _ = lax.scan(travel, start, jnp.arange(ring.size))
+    text_out, text_lse = _merge_devices(ring, out[:, tokens:], lse[..., tokens:])
+    out = jnp.concatenate([out[:, :tokens], text_out], axis=1)
+    lse = jnp.concatenate([lse[..., :tokens], text_lse], axis=2)
     out, lse = named(jnp.where(seen(lse), out, 0.0).astype(video[0].dtype), lse)
     return (out[:, :tokens], out[:, tokens:]), (video, text, video_ids, text_ids, out, lse)
 
@@ -126,40 +126,29 @@ def _merge_devices(ring: Ring, out_BSNK: jax.Array, lse_BNS: jax.Array) -> tuple
 def _backward(kernel: Kernel, ring: Ring, residuals, grads: tuple[jax.Array, jax.Array]):
     video, text, video_ids, text_ids, out, lse = residuals
     tokens = video_ids.shape[1]
-    queries = _queries(ring, video[0], text[0], video_ids, text_ids)
+    queries = _Queries.of(ring, video[0], text[0], video_ids, text_ids)
     # The text's output is the same on every device of the ring, and shard_map splits the gradient of such an output evenly.
     grad = jnp.concatenate([grads[0], grads[1] * ring.size], axis=1)
     grad = jnp.where(seen(lse), grad, jnp.zeros((), grad.dtype))
-    block = _Block(video[1], video[2], window_ids(video_ids)[1])
-    following = ring.pass_on(block)
-    text_kv_ids = window_ids(text_ids)[1]
+    arrays = (out, lse, grad)
 
     def add(to: jax.Array, more: jax.Array) -> jax.Array:
         return to + more.astype(jnp.float32)
 
-    def hop(grad_q: jax.Array, block: _Block, came: Grads) -> tuple[jax.Array, Grads]:
-        """Gradients after the video's queries met `block`, whose own gradients came with it."""
-        arrays = video[0], block.k, block.v, queries.ids[:, :tokens], block.ids
-        more_q, more_k, more_v = kernel.backward(*arrays, out[:, :tokens], lse[..., :tokens], grad[:, :tokens])
-        return add(grad_q, more_q), (add(came[0], more_k), add(came[1], more_v))
+    def travel(carry, hop):
+        block, (grad_k, grad_v), grad_q = carry
+        # The block's gradients so far come one hop behind it: all that travels does so beside this hop's computation.
+        following, (grad_k, grad_v) = ring.pass_on(block), ring.pass_on((grad_k, grad_v))
+        more_q, more_k, more_v = kernel.backward(queries.q, block.k, block.v, queries.at(hop), block.ids, *arrays)
+        return (following, (add(grad_k, more_k), add(grad_v, more_v)), add(grad_q, more_q)), None
 
-    own = kernel.backward(queries.q, block.k, block.v, queries.ids, block.ids, out, lse, grad)
-    joined = kernel.backward(queries.q, text[1], text[2], queries.ids_for_text, text_kv_ids, out, lse, grad)
-    grad_q = own[0].astype(jnp.float32) + joined[0].astype(jnp.float32)
-    grad_text_q = grad_q[:, tokens:]
-
-    def travel(carry, _):
-        block, grad_q, block_grads = carry
-        following, came = ring.pass_on(block), ring.pass_on(block_grads)
-        return (following, *hop(grad_q, block, came)), None
-
-    started = (own[1].astype(jnp.float32), own[2].astype(jnp.float32))
-    start = following, grad_q[:, :tokens], started
-    (block, grad_q, block_grads), _ = lax.scan(travel, start, None, length=ring.size - 2)
-    grad_q, block_grads = hop(grad_q, block, ring.pass_on(block_grads))
+    joined = kernel.backward(queries.q, text[1], text[2], queries.ids_for_text, window_ids(text_ids)[1], *arrays)
+    nothing = jnp.zeros(video[1].shape, jnp.float32), jnp.zeros(video[2].shape, jnp.float32)
+    start = _Block(video[1], video[2], window_ids(video_ids)[1]), nothing, joined[0].astype(jnp.float32)
+    (_, block_grads, grad_q), _ = lax.scan(travel, start, jnp.arange(ring.size))
     grad_k, grad_v = ring.pass_on(block_grads)  # home
-    grad_video = tuple(x.astype(like.dtype) for x, like in zip((grad_q, grad_k, grad_v), video, strict=True))
-    grad_text = tuple(x.astype(like.dtype) for x, like in zip((grad_text_q, *joined[1:]), text, strict=True))
+    grad_video = tuple(x.astype(like.dtype) for x, like in zip((grad_q[:, :tokens], grad_k, grad_v), video, strict=True))
+    grad_text = tuple(x.astype(like.dtype) for x, like in zip((grad_q[:, tokens:], *joined[1:]), text, strict=True))
     return grad_video, grad_text, None, None
 
 

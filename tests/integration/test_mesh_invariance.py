@@ -1,5 +1,6 @@
 """The loss, and what it is differentiated to, do not depend on how the mesh splits model and batch."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,13 +21,14 @@ TOLERANCE = 1e-5
 
 
 @functools.lru_cache
-def computed(ways: tuple[int, int, int, int], gradient: bool) -> Any:
+def computed(ways: tuple[int, int, int, int], gradient: bool, context_parallel: str = "gather") -> Any:
     """((loss, losses of windows), gradient or None) on the mesh (data, fsdp, context, tensor), on the host."""
+    config = dataclasses.replace(CONFIG, context_parallel=context_parallel)
     mesh = sharding.create_mesh(sharding.MeshConfig(**dict(zip(sharding.MESH_AXES, ways, strict=True))))
-    shapes, axes = mmdit.abstract_params(CONFIG)
+    shapes, axes = mmdit.abstract_params(config)
     place = jax.tree.map(lambda leaf, axis: sharding.named_sharding(mesh, axis, leaf.shape), shapes, axes)
     batch_place = sharding.batch_shardings(mesh, tiny.packed_shape(), tiny.SEQUENCES)
-    objective = tiny.objective(CONFIG)
+    objective = tiny.objective(config)
 
     def loss(params: Any, batch: Any) -> Any:
         value, losses = loss_fn(params, objective, np.int32(5), batch)
@@ -52,10 +54,37 @@ def test_the_loss_of_every_window(ways: tuple[int, int, int, int], measured: Cal
 def test_the_gradient_of_every_parameter(measured: Callable[[str, float, float], None]) -> None:
     _, plain = computed(PLAIN, True)
     _, split = computed((2, 2, 1, 2), True)
-    flat, _ = jax.tree_util.tree_flatten_with_path(plain)
+    measured("gradient of a parameter, data x fsdp x tensor against 8-way data", largest_error(split, plain), 1e-4)
+
+
+def largest_error(found: Any, expected: Any) -> float:
+    """Of all parameters' gradients, each relative to its own largest value."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(expected)
     largest = max(np.abs(leaf).max() for _, leaf in flat)
-    for (path, expected), found in zip(flat, jax.tree.leaves(split), strict=True):
+    errors = {}
+    for (path, leaf), ours in zip(flat, jax.tree.leaves(found), strict=True):
         # The floor: a key's bias moves no softmax, so that its gradient is nothing but rounding.
-        error = np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-3 * largest)
-        assert error < 1e-4, f"{jax.tree_util.keystr(path)}: {error}"
-        measured("gradient of a parameter, data x fsdp x tensor against 8-way data", error, 1e-4)
+        errors[jax.tree_util.keystr(path)] = np.abs(ours - leaf).max() / max(np.abs(leaf).max(), 1e-3 * largest)
+    worst = max(errors, key=lambda path: errors[path])
+    assert errors[worst] < 1e-4, f"{worst}: {errors[worst]}"
+    return errors[worst]
+
+
+@pytest.mark.parametrize(
+    ("mode", "ways"),
+    [
+        ("ulysses_ring", (2, 1, 4, 1)),  # two heads: rings of two, of pairs that share out heads
+        pytest.param("ulysses", (2, 2, 2, 1), marks=pytest.mark.slow),
+        pytest.param("ring", (2, 1, 4, 1), marks=pytest.mark.slow),
+        pytest.param("ring", (1, 2, 2, 2), marks=pytest.mark.slow),
+        pytest.param("gather", (1, 2, 2, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_what_context_parallelism_exchanges_changes_neither_loss_nor_gradients(
+    mode: str, ways: tuple[int, int, int, int], measured: Callable[[str, float, float], None]
+) -> None:
+    (loss, _), split = computed(ways, True, mode)
+    (expected, _), plain = computed(PLAIN, True)
+    measured("loss, context parallel (gather, ulysses, ring, both) against 8-way data", abs(loss / expected - 1), TOLERANCE)
+    error = largest_error(split, plain)
+    measured("gradient of a parameter, context parallel (gather, ulysses, ring, both) against 8-way data", error, 1e-4)

@@ -1,5 +1,7 @@
 """Every kernel computes the same attention, whole or split over a mesh, and ids never mix."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from omnihuman_jax.models.attention import IMPLEMENTATIONS, AttentionStrategy, attention, joint_attention, platform, resolve
 from omnihuman_jax.models.attention_kernel import attend
+from omnihuman_jax.models.attention_xla import Dense
 from omnihuman_jax.sharding import MeshConfig, create_mesh
 
 M, S, N, K = 12, 10, 4, 6
@@ -113,3 +116,15 @@ def test_auto_is_the_kernel_of_the_meshs_devices_not_of_the_process() -> None:
         assert platform() == "tpu" and type(resolve(AttentionStrategy())).__name__ == "Splash"
         assert not resolve(AttentionStrategy()).interpret
     assert platform() == "cpu" and type(resolve(AttentionStrategy())).__name__ == "PerHead"
+
+
+def test_a_remat_policy_by_the_name_attention_spares_the_forward_kernel(inputs) -> None:
+    def products(policy) -> int:
+        run = jax.checkpoint(functools.partial(attend, Dense()), policy=policy)
+        loss = lambda q, k, v: jnp.square(run(q, k, v, *inputs[3:])).sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*inputs[:3])).count("dot_general")
+
+    policies = jax.checkpoint_policies
+    kept, again = products(policies.save_only_these_names("attention")), products(policies.nothing_saveable)
+    # Forward: scores, output. Backward: scores, sum of out * grad, gradients of weights, q, k, v. Again: scores, and output.
+    assert kept == 8 and again > kept

@@ -1,0 +1,107 @@
+"""What can be known about the GPU kernels without a GPU: that they lower for CUDA, and that what surrounds cuDNN is right."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from omnihuman_jax.models import attention_gpu
+from omnihuman_jax.models.attention import AttentionStrategy, joint_attention, resolve
+from omnihuman_jax.models.attention_gpu import Cudnn, Triton, fused
+from omnihuman_jax.models.attention_kernel import Kernel, attend, window_ids
+from omnihuman_jax.models.attention_xla import Dense
+
+CUDNN_VERSION = 91_000
+
+
+@pytest.fixture
+def cudnn_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """jax asks the library that is installed for its version before it lowers anything; there is none here."""
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: CUDNN_VERSION)
+
+
+def lowered(kernel: Kernel) -> str:
+    """Forward and backward for CUDA: bfloat16, heads of 128, lengths that are no multiple of a block."""
+    b, m, s, n, k = 2, 1000, 1100, 3, 128
+    tokens = lambda length: jax.ShapeDtypeStruct((b, length, n, k), jnp.bfloat16)  # noqa: E731
+    ids = lambda length: jax.ShapeDtypeStruct((b, length), jnp.int32)  # noqa: E731
+
+    def loss(q, k, v, q_ids, kv_ids):
+        return jnp.square(attend(kernel, q, k, v, q_ids, kv_ids).astype(jnp.float32)).sum()
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    traced = grad.trace(tokens(m), tokens(s), tokens(s), ids(m), ids(s))
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def test_the_packed_kernel_lowers_for_cuda_forward_and_backward() -> None:
+    text = lowered(Triton())
+    for name in ("forward", "backward_q", "backward_kv"):
+        assert f"packed_attention_{name}" in text
+    assert text.count("__gpu$xla.gpu.triton") == 3
+
+
+def test_cudnn_lowers_for_cuda_forward_and_backward(cudnn_installed: None) -> None:
+    text = lowered(Cudnn())
+    assert text.count("@__cudnn$fmhaSoftmax(") == 1 and text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+
+
+def test_around_cudnn_the_windows_keys_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's two passes replaced by the same operation in XLA: keys sorted, lengths, log-sum-exp, gradients sorted back."""
+
+    def forward(q, k, v, *, q_seqlen, kv_seqlen, scale, mask_type, return_residual):
+        assert mask_type == fused.MaskType.PADDING and return_residual
+        out, residual = jax.nn.dot_product_attention(
+            q, k, v, scale=scale, key_value_seq_lengths=kv_seqlen, implementation="xla", return_residual=True
+        )
+        return out, residual.transpose(0, 2, 1)
+
+    def backward(scale, seed, rate, variadic, mask_type, layout, window, training, residual, residuals, grad):
+        q, k, v, _, _, kv_seqlen, *_, lse, out = residuals
+        run = lambda q, k, v: forward(  # noqa: E731
+            q, k, v, q_seqlen=None, kv_seqlen=kv_seqlen, scale=scale, mask_type=mask_type, return_residual=True
+        )
+        (expected, expected_lse), back = jax.vjp(run, q, k, v)
+        seen.append((np.asarray(out - expected), np.asarray(lse), np.asarray(expected_lse)))
+        return *back((grad, jnp.zeros_like(lse))), *[None] * 7
+
+    seen: list[Any] = []
+    monkeypatch.setattr(attention_gpu.fused, "dot_product_attention", forward)
+    monkeypatch.setattr(attention_gpu.fused, "_dot_product_attention_bwd_rule", backward)
+    rng = np.random.default_rng(0)
+    ids = np.zeros((2, 40), np.int32)
+    ids[0, :23], ids[0, 30:36] = 1, 1  # video, padding, text, padding
+    ids[1, :30], ids[1, 30:] = 1, 1
+    q, k, v, weight = (rng.normal(size=(2, 40, 2, 8)).astype(np.float32) for _ in range(4))
+
+    def loss(kernel, q, k, v):
+        out = attend(kernel, q, k, v, *window_ids(ids))
+        return (out * weight).sum(), out
+
+    found, wanted = (
+        jax.value_and_grad(functools.partial(loss, kernel), argnums=(0, 1, 2), has_aux=True)(q, k, v)
+        for kernel in (Cudnn(), Dense())
+    )
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+    (difference, lse, expected_lse), *_ = seen
+    real = ids > 0
+    assert np.abs(difference[real]).max() < 1e-6
+    np.testing.assert_allclose(lse.transpose(0, 2, 1)[real], expected_lse.transpose(0, 2, 1)[real], rtol=1e-6)
+    assert (lse.transpose(0, 2, 1)[~real] > 1e20).all(), "a query without a key gets no weights"
+
+
+def test_which_kernel_a_gpu_gets(cudnn_installed: None) -> None:
+    gpu = jax.sharding.AbstractDevice(device_kind="H100", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("context",), abstract_device=gpu)):
+        assert resolve(AttentionStrategy(), one_window=True) == Cudnn()
+        assert resolve(AttentionStrategy()) == Triton()
+        assert resolve(AttentionStrategy(kernel="cudnn")) == Triton(), "audio and the text refiner have ids"
+    with pytest.raises(ValueError, match=r"cudnn takes one window a sequence, data.plan.windows is 3; take triton or auto"):
+        x = jnp.zeros((1, 4, 1, 8))
+        joint_attention((x,) * 3, (x,) * 3, None, None, strategy=AttentionStrategy(kernel="cudnn"), windows=3)
+    with pytest.raises(ValueError, match="attention_block_q 48: triton takes powers of two"):
+        AttentionStrategy(kernel="triton", block_q=48).validate()
