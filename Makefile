@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := setup.py constraints.txt
 
-.PHONY: bench help venv demo test test-slow parity check format lock clean
+.PHONY: bench help venv demo test test-slow loss-curves collectives compile-cost parity check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,15 @@ test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of 
 
 parity: $(VENV)/.torch  ## ours against the original libraries: the table in docs/parity.md, measured anew
 	@$(BIN)/python -m tests.parity.table
+
+loss-curves: $(VENV)/.torch  ## the same loss curve on every mesh, in micro-batches, with offload, in two processes: a table
+	@$(BIN)/python -m pytest -q --slow=all tests/integration/test_loss_curves.py
+
+collectives: $(VENV)/.torch  ## what the step of each sharding strategy sends: a table
+	@$(BIN)/python -m pytest -q --slow=all tests/scale/test_strategies.py
+
+compile-cost: $(VENV)/.dev  ## what depth costs to compile, as ratios
+	@$(BIN)/python -m tests.scale.compile_cost
 
 check: $(VENV)/.dev  ## lint, format, types
 	@$(BIN)/ruff check .

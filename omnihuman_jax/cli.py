@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from omnihuman_jax import exit_codes
+from omnihuman_jax import exit_codes, platform_flags
 
 USER_ERRORS = (
     ValueError,
@@ -171,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.simulate_devices is not None:
             simulate_devices(options.simulate_devices)
+        platform_flags.apply()
         module = importlib.import_module(COMMANDS[options.command].module)
         return int(module.main(list(options.arguments)) or 0)
     except USER_ERRORS as error:

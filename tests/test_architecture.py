@@ -12,7 +12,7 @@ PACKAGES = ("omnihuman_jax", "data_pipelines", "configs", "launch")
 
 # One row a room, by level. A room is a folder or a single file; a new one has to be given its level here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("typing", "conditions", "sharding", "exit_codes"),
+    ("typing", "conditions", "sharding", "exit_codes", "platform_flags"),
     ("stages", "media"),
     ("models", "diffusion", "data"),
     ("training", "evaluation", "interop", "scale"),

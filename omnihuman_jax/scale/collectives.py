@@ -251,8 +251,7 @@ def _groups(line: str, devices: int) -> tuple[tuple[int, ...], ...]:
 def _mesh_groups(dims: str, device_ids: str | None, wanted: str, *, devices: int) -> tuple[tuple[int, ...], ...]:
     """Groups along named axes of XLA's own mesh: `mesh['a'=2,'b'=4] {'b'}`; `'b':(2)2` is the part of 'b' of 2 ways after 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", dims)}
-    ids = _iota(device_ids) if device_ids and "<=" in device_ids else np.asarray(_numbers(device_ids or "")) if device_ids else None
-    ids = np.arange(devices) if ids is None else ids
+    ids = _device_ids(device_ids, devices)
     parts: list[tuple[str, int, int]] = []  # (axis, ways before the part, ways of the part)
     for name, before, ways in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", wanted):
         parts.append((name, int(before) if before else 1, int(ways) if ways else sizes[name]))
@@ -269,6 +268,19 @@ def _mesh_groups(dims: str, device_ids: str | None, wanted: str, *, devices: int
         shape.append(size // at)
     moved = np.moveaxis(ids.reshape(shape), chosen, range(-len(chosen), 0)) if chosen else ids.reshape(-1, 1)
     return _as_groups(moved.reshape(-1, math.prod(shape[i] for i in chosen)))
+
+
+def _device_ids(text: str | None, devices: int) -> np.ndarray:
+    """The mesh's devices in order: `[4,2]T(1,0)`, an iota over that shape, transposed; `[8]<=[4,2]T(1,0)`; or a list."""
+    if text is None:
+        return np.arange(devices)
+    if "<=" in text:
+        return _iota(text)
+    if match := re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        source = _numbers(match[1])
+        ids = np.arange(math.prod(source)).reshape(source)
+        return ids.transpose(_numbers(match[2])) if match[2] else ids
+    return np.asarray(_numbers(text))
 
 
 def _iota(text: str) -> np.ndarray:

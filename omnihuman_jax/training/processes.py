@@ -21,6 +21,8 @@ import jax
 from jax._src import distributed, xla_bridge
 from jax.experimental import multihost_utils
 
+from omnihuman_jax import platform_flags
+
 logger = logging.getLogger(__name__)
 
 _LEFT = "omnihuman/left/"
@@ -71,7 +73,7 @@ def join(
         "shutdown_timeout_seconds": shutdown_s,
     }
     if automatic:
-        jax.distributed.initialize(**times)
+        jax.distributed.initialize(local_device_ids=platform_flags.slurm_device_ids(os.environ), **times)
         return True
     if coordinator is not None and (not count or index is None):
         raise ValueError(f"coordinator {coordinator} is given: --num-processes and --process-id are needed too")

@@ -44,7 +44,7 @@ ENTRY %main (p: f32[16,4], /*index=1*/q: bf16[8]) -> f32[16,4] {{
          "all-to-all", ("context",), ((0, 2), (1, 3), (4, 6), (5, 7)), 256, 128),
         ("%x = f32[16,4]{1,0} all-to-all(%p), replica_groups=mesh['a'=4,'b'=2], device_ids=([8]<=[2,4]T(1,0)) {'b'}",
          "all-to-all", ("fsdp",), ((0, 4), (1, 5), (2, 6), (3, 7)), 256, 128),
-        ("%x = f32[16,4]{1,0} all-to-all(%p), replica_groups=mesh['a'=4,'b'=2] device_ids=([8]<=[2,4]T(1,0)) {'b'}",
+        ("%x = f32[16,4]{1,0} all-to-all(%p), replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}",
          "all-to-all", ("fsdp",), ((0, 4), (1, 5), (2, 6), (3, 7)), 256, 128),
         ("%x = (f32[16,4], f32[16,4], u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,2},{2,0},{1,3},{3,1}}",
          "collective-permute", ("context",), ((0, 2), (2, 0), (1, 3), (3, 1)), 256, 256),

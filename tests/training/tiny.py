@@ -104,11 +104,12 @@ class Trainer:
         *,
         config: mmdit.MMDiTConfig | None = None,
         step: StepConfig | None = None,
+        devices: int | None = None,
         **optimizer: Any,
     ):
         self.config = config or model_config()
         self.mesh_config = mesh or sharding.MeshConfig()
-        self.mesh = sharding.create_mesh(self.mesh_config)
+        self.mesh = sharding.create_mesh(self.mesh_config, jax.devices()[:devices])
         self.optimizer_config = optim.OptimizerConfig(**{"learning_rate": 1e-2, "warmup_steps": 0, **optimizer})
         shapes, self.axes = mmdit.abstract_params(self.config)
         self.labels = train_state.group_labels(self.axes)
@@ -130,7 +131,9 @@ class Trainer:
         return jax.device_put(state, self.shardings)
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return placement.place_batch(batch, self.batch_shardings, range(SEQUENCES), SEQUENCES)
+        rows = placement.local_rows(self.mesh, SEQUENCES)
+        own = {name: array[rows.start : rows.stop] for name, array in batch.items()}
+        return placement.place_batch(own, self.batch_shardings, rows, SEQUENCES)
 
     def step(self, state, batch, *, trainable=("base", "audio", "pose"), stage_start=False, interval_start=False, rate=None):
         controls = Controls(

@@ -1,0 +1,84 @@
+"""XLA's and NCCL's settings for NVIDIA GPUs, in one place. They have to be in the environment before JAX starts: no JAX here.
+
+What is set already stays as it is, so a user's own XLA_FLAGS win, flag by flag. `OMNIHUMAN_GPU_FLAGS=off` sets nothing. TPUs need
+nothing: libtpu schedules collectives behind compute by default.
+"""
+
+import importlib.util
+import os
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+
+SWITCH = "OMNIHUMAN_GPU_FLAGS"
+
+# Overlap of collectives with compute: what XLA's own optimisation level 1 for GPUs switches on (openxla.org/xla/gpu_optimization_
+# levels). The model is a scan over blocks, so that without double buffering a block's gather of weights waits for the block before.
+XLA_FLAGS: dict[str, str] = {
+    "xla_gpu_enable_latency_hiding_scheduler": "true",
+    "xla_gpu_enable_pipelined_all_gather": "true",
+    "xla_gpu_enable_pipelined_reduce_scatter": "true",
+    "xla_gpu_enable_pipelined_all_reduce": "true",
+    "xla_gpu_enable_while_loop_double_buffering": "true",
+}
+# JAX takes three quarters of a GPU's memory by default; NVIDIA's guide for training says 0.8 to 0.9.
+VARIABLES: dict[str, str] = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
+
+
+def settings(platform: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables to set for `platform` (`cuda`, `tpu`, `cpu`), given those that are set."""
+    if platform != "cuda" or environment.get(SWITCH, "").lower() in ("off", "0"):
+        return {}
+    present = environment.get("XLA_FLAGS", "").split()
+    names = {flag.lstrip("-").split("=", 1)[0] for flag in present}
+    added = [f"--{name}={value}" for name, value in XLA_FLAGS.items() if name not in names]
+    result = {name: value for name, value in VARIABLES.items() if name not in environment}
+    return result | ({"XLA_FLAGS": " ".join([*present, *added])} if added else {})
+
+
+def platform_of(environment: Mapping[str, str], devices: Path = Path("/dev")) -> str:
+    """What JAX will start on, as far as can be told without starting it: its own variable, else GPUs with a plugin for them."""
+    asked = environment.get("JAX_PLATFORMS", "").lower().split(",")[0]
+    if asked:
+        return "cuda" if asked in ("cuda", "gpu") else asked
+    plugin = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    return "cuda" if plugin and (devices / "nvidiactl").exists() else "cpu"
+
+
+def apply(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """Sets what the platform of this machine asks for; returns what it set."""
+    chosen = settings(platform_of(environment), environment)
+    environment.update(chosen)
+    return chosen
+
+
+def slurm_device_ids(environment: Mapping[str, str]) -> list[int] | None:
+    """GPUs that this SLURM task should use, as `jax.distributed.initialize(local_device_ids=...)` takes them; None: JAX's choice.
+
+    JAX gives a SLURM task the one GPU of its SLURM_LOCALID: with one task a node the others idle without a word. Here the GPUs that
+    the task can see are shared out among the node's tasks, one or more each.
+
+    Raises:
+        ValueError: they cannot be, with the numbers and the srun options that cure it.
+    """
+    local = environment.get("SLURM_LOCALID")
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE"))
+    if local is None or tasks is None or "JAX_LOCAL_DEVICE_IDS" in environment:
+        return None
+    visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS")
+    if not visible:
+        return None  # no GPU was asked for: a job on CPUs
+    gpus = len([gpu for gpu in visible.split(",") if gpu])
+    # `4(x2),3`: tasks of each node; jobs here have the same on every node.
+    counts = {int(part.split("(")[0]) for part in tasks.split(",")}
+    if len(counts) > 1:
+        raise ValueError(f"SLURM runs {tasks} tasks on the nodes of this job; give every node the same with --ntasks-per-node")
+    here, index = counts.pop(), int(local)
+    if gpus == 1 and here > 1:
+        return [0]  # bound by SLURM (--gpus-per-task, --gpu-bind): what the task sees is its own
+    if gpus % here:
+        raise ValueError(
+            f"{here} SLURM tasks on a node of {gpus} GPUs cannot share them evenly; take --ntasks-per-node=1 or "
+            f"--ntasks-per-node={gpus}"
+        )
+    share = gpus // here
+    return list(range(index * share, (index + 1) * share))

@@ -1,0 +1,64 @@
+"""GPU settings: only for GPUs, never over a user's own, each known to XLA; SLURM tasks get the GPUs that are theirs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from omnihuman_jax import platform_flags
+from omnihuman_jax.platform_flags import settings, slurm_device_ids
+
+
+def test_only_on_gpus_and_never_over_the_users_own() -> None:
+    assert settings("cpu", {}) == settings("tpu", {}) == settings("cuda", {"OMNIHUMAN_GPU_FLAGS": "off"}) == {}
+    fresh = settings("cuda", {})
+    assert "--xla_gpu_enable_latency_hiding_scheduler=true" in fresh["XLA_FLAGS"].split()
+    own = {"XLA_FLAGS": "--xla_dump_to=d --xla_gpu_enable_latency_hiding_scheduler=false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
+    added = settings("cuda", own)
+    assert added["XLA_FLAGS"].startswith(own["XLA_FLAGS"] + " ") and added["XLA_FLAGS"].count("latency_hiding") == 1
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in added
+    assert settings("cuda", own | added) == {}  # once
+
+
+def test_which_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked, platform in {"cpu": "cpu", "cuda,cpu": "cuda", "gpu": "cuda", "tpu": "tpu"}.items():
+        assert platform_flags.platform_of({"JAX_PLATFORMS": asked}) == platform
+    (tmp_path / "nvidiactl").write_text("")
+    monkeypatch.setattr(platform_flags.importlib.util, "find_spec", lambda name: name == "jax_cuda12_plugin" or None)
+    assert platform_flags.platform_of({}, tmp_path) == "cuda"
+    assert platform_flags.platform_of({}, tmp_path / "none") == "cpu"  # a plugin without a GPU
+
+
+def test_xla_knows_every_flag() -> None:
+    """XLA ends a process whose flags it does not know."""
+    run = [sys.executable, "-c", "import jax; print(int(jax.jit(lambda x: x + 1)(1)))"]
+    environment = os.environ | {"XLA_FLAGS": settings("cuda", {})["XLA_FLAGS"], "JAX_PLATFORMS": "cpu"}
+    assert subprocess.run(run, env=environment, capture_output=True, text=True).stdout.strip() == "2"
+    broken = environment | {"XLA_FLAGS": environment["XLA_FLAGS"] + " --xla_gpu_no_such_flag=true"}
+    assert subprocess.run(run, env=broken, capture_output=True).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("tasks", "local", "visible", "expected"),
+    [
+        ("1(x4)", "0", "0,1,2,3,4,5,6,7", list(range(8))),  # one task a node: JAX alone would use one GPU of the eight
+        ("8(x2)", "5", "0,1,2,3,4,5,6,7", [5]),
+        ("2", "1", "0,1,2,3,4,5,6,7", [4, 5, 6, 7]),
+        ("8(x2)", "5", "5", [0]),  # bound by SLURM
+    ],
+)
+def test_gpus_of_a_slurm_task(tasks: str, local: str, visible: str, expected: list[int]) -> None:
+    environment = {"SLURM_LOCALID": local, "SLURM_STEP_TASKS_PER_NODE": tasks, "CUDA_VISIBLE_DEVICES": visible}
+    assert slurm_device_ids(environment) == expected
+    assert slurm_device_ids(environment | {"JAX_LOCAL_DEVICE_IDS": "0"}) is None  # the user's word
+
+
+def test_slurm_without_gpus_and_uneven_shares() -> None:
+    assert slurm_device_ids({}) is None
+    assert slurm_device_ids({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}) is None
+    with pytest.raises(ValueError, match=r"3 SLURM tasks on a node of 8 GPUs .*--ntasks-per-node=1 or --ntasks-per-node=8"):
+        slurm_device_ids({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "3", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"})
+    with pytest.raises(ValueError, match="same with --ntasks-per-node"):
+        slurm_device_ids({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "CUDA_VISIBLE_DEVICES": "0,1"})
