@@ -1,10 +1,14 @@
 """What is looked at before anything is sent, beside the spec's own fields: the target, the image, the config on the accelerator."""
 
 import dataclasses
+import json
+import os
 import re
+import shlex
 import subprocess
 import sys
-from pathlib import PurePosixPath
+import tempfile
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 from launch import command, jobset, local, queued_resource, slurm
@@ -129,8 +133,19 @@ def plan_argv(spec: RunSpec) -> list[str]:
 
 
 def preflight(spec: RunSpec) -> None:
-    """Shows the memory plan; ValueError if the run does not fit."""
-    print(f"preflight: omnihuman {' '.join(plan_argv(spec)[3:])}", file=sys.stderr, flush=True)
-    done = subprocess.run(plan_argv(spec), stdout=sys.stderr, check=False)
-    if done.returncode:
-        raise ValueError(f"preflight: `omnihuman plan` refuses this run on {spec.machines} (code {done.returncode}), see above")
+    """Shows the memory plan; ValueError if there is none, or the run does not fit."""
+    argv = plan_argv(spec)
+    print(f"preflight: omnihuman {shlex.join(argv[3:])}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "plan.json"
+        # On a machine that has accelerators too, the plan is a matter of the CPU.
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        done = subprocess.run([*argv, f"--json={answer}"], stdout=sys.stderr, env=environment, check=False)
+        if done.returncode or not answer.is_file():
+            raise ValueError(f"preflight: `omnihuman plan` refuses this run on {spec.machines} (code {done.returncode}), see above")
+        memory = json.loads(answer.read_text(encoding="utf-8"))["memory"]
+    if not memory["fits"]:
+        peak = memory["peak"] / 2**30
+        raise ValueError(
+            f"preflight: {spec.config} needs {peak:.1f} GiB a device on {spec.machines}, more than there is; see above"
+        )

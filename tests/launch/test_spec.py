@@ -9,7 +9,7 @@ import yaml
 from launch import checks
 from launch.spec import RunSpec, load_spec
 from omnihuman_jax import cli
-from tests.launch.specs import DIGEST, GOOD, ON_SLURM, ON_TPU_VM, ROOT, changed, spec
+from tests.launch.specs import GOOD, ON_SLURM, ON_TPU_VM, ROOT, changed, spec
 
 EXAMPLES = {
     "v5p": "jobset",
@@ -244,5 +244,18 @@ def test_preflight_asks_plan_about_the_very_run() -> None:
     assert "--topology=h100:256" in checks.plan_argv(spec(accelerator={"type": "h100-mega", "nodes": 32}))
 
 
-def test_digests_are_digests() -> None:
-    assert len(DIGEST) == 71
+@pytest.mark.parametrize(("nodes", "fits"), [(1, False), (4, True)])
+def test_preflight_refuses_what_does_not_fit(nodes: int, fits: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By the real `omnihuman plan`, which has a formula for GPUs and so is quick."""
+    mesh = {"mesh.data": 1, "mesh.fsdp": 8 * nodes, "mesh.context": 1, "data.plan.sequences_per_step": 32}
+    data = changed(
+        {
+            "config": str(ROOT / "configs" / ("omnihuman_1b.py" if fits else "omnihuman_7b.py")),
+            "accelerator": {"type": "h100", "nodes": nodes},
+            "overrides": mesh,
+        }
+    )
+    assert submit(tmp_path, yaml.safe_dump(data), "jobset", "--preflight") == (0 if fits else 2)
+    captured = capfd.readouterr()
+    assert "parameters" in captured.err and ("kind: JobSet" in captured.out) == fits
+    assert ("GiB a device on 1 x h100: 8 devices, more than there is" in captured.err) == (not fits)
