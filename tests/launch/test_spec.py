@@ -250,7 +250,7 @@ def test_preflight_refuses_what_does_not_fit(nodes: int, fits: bool, tmp_path: P
     mesh = {"mesh.data": 1, "mesh.fsdp": 8 * nodes, "mesh.context": 1, "data.plan.sequences_per_step": 32}
     data = changed(
         {
-            "config": str(ROOT / "configs" / ("omnihuman_1b.py" if fits else "omnihuman_7b.py")),
+            "config": str(ROOT / "configs" / ("omnihuman_1b.py" if fits else "omnihuman_13b.py")),
             "accelerator": {"type": "h100", "nodes": nodes},
             "overrides": mesh,
         }
