@@ -94,6 +94,16 @@ def resolve(strategy: AttentionStrategy, *, one_window: bool = False) -> Kernel:
     return IMPLEMENTATIONS[name](strategy, where)
 
 
+def check_one_window(strategy: AttentionStrategy, windows: int | None, dtype: jnp.dtype) -> bool:
+    """Whether `cudnn` can take the joint attention; ValueError, with the cure, where the strategy asks for it and it cannot."""
+    one, half = windows == 1, jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    if strategy.kernel == ONE_WINDOW and not one:
+        raise ValueError(f"model.attention cudnn takes one window a sequence, data.plan.windows is {windows}; take triton or auto")
+    if strategy.kernel == ONE_WINDOW and not half:
+        raise ValueError(f"model.attention cudnn computes in bfloat16, compute_dtype is {jnp.dtype(dtype)}; take triton or auto")
+    return one and half
+
+
 def attention(
     q_BMNK: jax.Array,
     k_BSNK: jax.Array,
@@ -149,9 +159,7 @@ def joint_attention(
         video_ids_BL, text_ids_BS: `segment_ids` of `PackedShape`.
         windows: a sequence's window slots, if known: one window needs no ids (`cudnn`).
     """
-    if strategy.kernel == ONE_WINDOW and windows != 1:
-        raise ValueError(f"model.attention cudnn takes one window a sequence, data.plan.windows is {windows}; take triton or auto")
-    kernel = resolve(strategy, one_window=windows == 1)
+    kernel = resolve(strategy, one_window=check_one_window(strategy, windows, video[0].dtype))
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return context_parallel.local(kernel, video, text, video_ids_BL, text_ids_BS)

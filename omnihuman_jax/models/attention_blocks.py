@@ -33,8 +33,9 @@ def _range(ids: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
 
 
 def fit_block(length: int, block: int, unit: int) -> int:
-    """`block`, or less where `length` is shorter: the length rounded up to a multiple of `unit`."""
-    return min(block, round_up(length, unit))
+    """The block, of at most `block` and in multiples of `unit`, that cuts `length` into as many parts with the least to fill up."""
+    parts = -(-length // block)
+    return min(block, round_up(-(-length // parts), unit))
 
 
 def round_up(length: int, multiple: int) -> int:

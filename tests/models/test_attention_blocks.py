@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnihuman_jax.models.attention_blocks import block_pairs
+from omnihuman_jax.models.attention_blocks import block_pairs, fit_block
 from omnihuman_jax.models.attention_gpu import Triton
 from omnihuman_jax.models.attention_kernel import Kernel, attend, window_ids
 from omnihuman_jax.models.attention_tpu import Splash
@@ -34,6 +34,14 @@ def test_no_pair_is_missed_and_within_a_stream_none_is_too_many(block_q: int, bl
     if block_kv != 24:
         np.testing.assert_array_equal(found, needed)
         assert found.mean() < 0.7
+
+
+@pytest.mark.parametrize(
+    ("length", "block", "unit", "expected"),
+    [(33792, 1024, 128, 1024), (1344, 1024, 128, 768), (57, 128, 128, 128), (70, 16, 1, 14)],
+)
+def test_a_block_cuts_a_length_with_little_to_fill_up(length: int, block: int, unit: int, expected: int) -> None:
+    assert fit_block(length, block, unit) == expected
 
 
 KERNELS: dict[str, tuple[Kernel, int, int, list[int], list[int]]] = {
@@ -76,6 +84,9 @@ def test_blocks_between_windows_are_not_computed(name: str) -> None:
     """A block of keys that is computed shows: what is not a number stays none through masked weights of zero."""
     kernel, q, k, v, weight, (q_ids, kv_ids) = case(name)
     block_q, block_kv = kernel.block_q, kernel.block_kv
+    if name != "triton":
+        unit = {"blocked": 1, "splash": 128}[name]
+        block_q, block_kv = fit_block(q.shape[1], block_q, unit), fit_block(k.shape[1], block_kv, unit)
     # Queries of the first window alone: of the keys, only blocks that hold a token of it may be touched.
     q_ids = jnp.where(q_ids == 1, q_ids, -1)[:1]
     kv_ids = kv_ids[:1]

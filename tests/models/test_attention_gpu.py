@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.models import attention_gpu
-from omnihuman_jax.models.attention import AttentionStrategy, joint_attention, resolve
+from omnihuman_jax.models.attention import AttentionStrategy, check_one_window, joint_attention, resolve
 from omnihuman_jax.models.attention_gpu import Cudnn, Triton, fused
 from omnihuman_jax.models.attention_kernel import Kernel, attend, window_ids
 from omnihuman_jax.models.attention_xla import Dense
@@ -100,8 +100,13 @@ def test_which_kernel_a_gpu_gets(cudnn_installed: None) -> None:
         assert resolve(AttentionStrategy(), one_window=True) == Cudnn()
         assert resolve(AttentionStrategy()) == Triton()
         assert resolve(AttentionStrategy(kernel="cudnn")) == Triton(), "audio and the text refiner have ids"
+    x = jnp.zeros((1, 4, 1, 8))
+    run = functools.partial(joint_attention, (x,) * 3, (x,) * 3, None, None, strategy=AttentionStrategy(kernel="cudnn"))
     with pytest.raises(ValueError, match=r"cudnn takes one window a sequence, data.plan.windows is 3; take triton or auto"):
-        x = jnp.zeros((1, 4, 1, 8))
-        joint_attention((x,) * 3, (x,) * 3, None, None, strategy=AttentionStrategy(kernel="cudnn"), windows=3)
+        run(windows=3)
+    with pytest.raises(ValueError, match=r"cudnn computes in bfloat16, compute_dtype is float32"):
+        run(windows=1)
+    auto = AttentionStrategy()
+    assert check_one_window(auto, 1, jnp.bfloat16) and not check_one_window(auto, 1, jnp.float32)
     with pytest.raises(ValueError, match="attention_block_q 48: triton takes powers of two"):
         AttentionStrategy(kernel="triton", block_q=48).validate()
