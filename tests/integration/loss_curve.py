@@ -32,7 +32,7 @@ def curve(
         sharding.MeshConfig(**(mesh or {})),
         config=config,
         step=StepConfig(micro_batches=micro_batches, offload=offload),
-        devices=devices,
+        devices=jax.devices()[:devices],
         learning_rate=2e-3,
         warmup_steps=5,
     )

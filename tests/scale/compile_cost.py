@@ -26,12 +26,19 @@ from tests.training import tiny
 
 def lower(depth: int, mesh: sharding.MeshConfig, devices: int | None = None) -> jax.stages.Lowered:
     """The tiny model's step with `depth` dual and as many single blocks, lowered."""
-    trainer = tiny.Trainer(mesh, config=tiny.model_config(dual=depth, single=depth, remat="block"), devices=devices)
+    trainer = tiny.Trainer(mesh, config=tiny.model_config(dual=depth, single=depth, remat="block"), devices=jax.devices()[:devices])
     return lower_step(trainer)
 
 
 def lower_step(trainer: tiny.Trainer) -> jax.stages.Lowered:
-    """A trainer's step, lowered without an array."""
+    """A trainer's step, lowered without an array, for the devices of its mesh."""
+    traced = trace_step(trainer)
+    with jax.set_mesh(trainer.mesh):
+        return traced.lower()
+
+
+def trace_step(trainer: tiny.Trainer) -> jax.stages.Traced:
+    """A trainer's step, traced without an array."""
     state = train_state.abstract_train_state(trainer.config, trainer.optimizer, trainer.shardings)
     batch = {
         name: jax.ShapeDtypeStruct(dims, dtype, sharding=trainer.batch_shardings[name])
@@ -40,7 +47,7 @@ def lower_step(trainer: tiny.Trainer) -> jax.stages.Lowered:
     groups = dict.fromkeys(optim.present_groups(trainer.labels), True)
     controls = place_controls(Controls(learning_rate=1e-3, trainable=groups, stage_start=False, interval_start=False))
     with jax.set_mesh(trainer.mesh):
-        return trainer.step_fn.lower(state, batch, controls)
+        return trainer.step_fn.trace(state, batch, controls)
 
 
 def instructions(text: str) -> int:

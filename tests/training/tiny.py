@@ -104,12 +104,12 @@ class Trainer:
         *,
         config: mmdit.MMDiTConfig | None = None,
         step: StepConfig | None = None,
-        devices: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
         **optimizer: Any,
     ):
         self.config = config or model_config()
         self.mesh_config = mesh or sharding.MeshConfig()
-        self.mesh = sharding.create_mesh(self.mesh_config, jax.devices()[:devices])
+        self.mesh = sharding.create_mesh(self.mesh_config, devices)
         self.optimizer_config = optim.OptimizerConfig(**{"learning_rate": 1e-2, "warmup_steps": 0, **optimizer})
         shapes, self.axes = mmdit.abstract_params(self.config)
         self.labels = train_state.group_labels(self.axes)
