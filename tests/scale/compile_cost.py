@@ -1,5 +1,6 @@
 """What depth costs to compile: `python -m tests.scale.compile_cost` (or `make compile-cost`) prints lowering, compilation and
-size of the whole train step at several depths, as ratios to the first.
+size of the whole train step at several depths, as ratios to the first. Times are CPU seconds of the process: what else runs on the
+machine does not show.
 
 Blocks are stacked and scanned: the program holds one body a kind of block, whatever the depth.
 """
@@ -61,13 +62,13 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     lower(1, sharding.MeshConfig(), 1)  # what is traced once a process
     first: tuple[float, float] | None = None
-    print(f"{'blocks':>8} {'lowering':>9} {'compile':>9} {'instructions':>13}   (times relative to the first row)")
+    print(f"{'layers':>8} {'lowering':>9} {'compile':>9} {'instructions':>13}   (CPU time relative to the first row)")
     for depth in options.depths:
-        start = time.perf_counter()
+        start = time.process_time()
         lowered = lower(depth, sharding.MeshConfig(), 1)
-        middle = time.perf_counter()
+        middle = time.process_time()
         text = lowered.compile().as_text()
-        times = middle - start, time.perf_counter() - middle
+        times = middle - start, time.process_time() - middle
         first = first or times
         print(
             f"{depth:>4} + {depth:<3} {times[0] / first[0]:>8.2f} {times[1] / first[1]:>9.2f} {instructions(text):>13}", flush=True
