@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := setup.py constraints.txt
 
-.PHONY: bench help venv demo test test-slow loss-curves collectives compile-cost parity check format lock clean
+.PHONY: scale bench help venv demo test test-slow loss-curves collectives compile-cost parity check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,6 +66,9 @@ collectives: $(VENV)/.torch  ## what the step of each sharding strategy sends: a
 
 compile-cost: $(VENV)/.dev  ## what depth costs to compile, as ratios
 	@$(BIN)/python -m tests.scale.compile_cost
+
+scale: $(VENV)/.torch  ## docs/scale.md: compiles for TPU slices what is not compiled yet (minutes each), writes its tables
+	@$(BIN)/python docs/scale/tables.py --compile
 
 check: $(VENV)/.dev  ## lint, format, types
 	@$(BIN)/ruff check .

@@ -60,13 +60,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "plan": Command(
         module="omnihuman_jax.plan",
-        help="what training would see: realised ratios, repeats, fill; refuses a schedule that the data cannot feed",
-        example="omnihuman plan --config configs/demo.py --config.data.dataset=runs/mine/dataset",
-    ),
-    "packing": Command(
-        module="omnihuman_jax.packing",
-        help="what attention saves by leaving out the blocks between the windows of a pack",
-        example="omnihuman packing --config configs/omnihuman_7b.py",
+        help="what training would see of its data; with --topology, what a step would cost on a pod (no TPU needed)",
+        example="omnihuman plan --config configs/omnihuman_13b.py:720p --topology v5p:8x8x8 --micro-batch 1",
     ),
     "train": Command(
         module="omnihuman_jax.train",

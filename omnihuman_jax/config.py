@@ -257,7 +257,9 @@ def _override_message(file: str, overrides: Sequence[str], error: BaseException)
         name = re.sub(r"^--?(no)?config\.", "", flag.split("=", 1)[0])
         if name not in known and "[" not in name and (near := difflib.get_close_matches(name, known, 1)):
             return f"{file}: {flag}: there is no field {name!r}; did you mean {near[0]!r}?"
-    return f"{file}: {text.splitlines()[0]}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # ml_collections heads the error of a config file's own code with a line that says only that there was one.
+    return f"{file}: {lines[-1] if lines[0].endswith(':') else lines[0]}"
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,18 @@ def test_rematerialised_work_costs_time_and_is_not_useful() -> None:
     assert block.model_flops == flops.train_step_flops(config.model, shape, 16)
     assert block.roofline is not None and attention.roofline is not None and block.roofline.mfu < attention.roofline.mfu
     assert block.costs.memory.peak < attention.costs.memory.peak
+
+
+def test_results_behind_the_docs_can_be_read() -> None:
+    """docs/scale.md's tables come from these; every table has its place on the page."""
+    results = sorted((ROOT / "docs" / "scale").glob("*.json"))
+    assert results
+    for path in results:
+        plan = load_plan(json.loads(path.read_text()))
+        assert not plan.estimated and "GiB" in format_plan(plan), path.name
+    page = (ROOT / "docs" / "scale.md").read_text()
+    tables = set(re.findall(r'"(\w+)": \w+_table', (ROOT / "docs" / "scale" / "tables.py").read_text()))
+    assert tables == set(re.findall(r"<!-- table: (\w+) -->", page)) == set(re.findall(r"<!-- end: (\w+) -->", page))
 
 
 def small_config() -> ExperimentConfig:
