@@ -1,17 +1,22 @@
 """What can be known about the GPU kernels without a GPU: that they lower for CUDA, and that what surrounds cuDNN is right."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnihuman_jax.models import attention_gpu
+from omnihuman_jax import sharding
+from omnihuman_jax.models import attention_gpu, mmdit
 from omnihuman_jax.models.attention import AttentionStrategy, check_one_window, joint_attention, resolve
 from omnihuman_jax.models.attention_gpu import Cudnn, Triton, fused
 from omnihuman_jax.models.attention_kernel import Kernel, attend, window_ids
 from omnihuman_jax.models.attention_xla import Dense
+from omnihuman_jax.training.train_step import loss_fn
+from tests.training import tiny
 
 CUDNN_VERSION = 91_000
 
@@ -46,6 +51,42 @@ def test_the_packed_kernel_lowers_for_cuda_forward_and_backward() -> None:
 def test_cudnn_lowers_for_cuda_forward_and_backward(cudnn_installed: None) -> None:
     text = lowered(Cudnn())
     assert text.count("@__cudnn$fmhaSoftmax(") == 1 and text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("attention", "mode", "windows"), [("auto", "ulysses", 3), ("auto", "ring", 3), ("cudnn", "ulysses", 1), ("cudnn", "ring", 1)]
+)
+def test_the_loss_of_a_sharded_model_lowers_for_cuda(attention: str, mode: str, windows: int, cudnn_installed: None) -> None:
+    """Gradients of the training loss in bfloat16 on data 2 x context 2; packs as a described GPU mesh has them."""
+    ways, axes = (2, 1, 2, 1), sharding.MESH_AXES
+    if attention == "auto":
+        device = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+        types = (jax.sharding.AxisType.Auto,) * len(axes)
+        mesh: Any = jax.sharding.AbstractMesh(ways, axes, axis_types=types, abstract_device=device)
+        active = jax.sharding.use_abstract_mesh(mesh)
+    else:  # cuDNN's primitive wants devices, whatever they are, when it is lowered
+        mesh = sharding.create_mesh(sharding.MeshConfig(**dict(zip(axes, ways, strict=True))), jax.devices()[:4])
+        active = jax.set_mesh(mesh)
+    config = dataclasses.replace(tiny.model_config(dual=1, single=1), attention=attention, context_parallel=mode)
+    objective = dataclasses.replace(tiny.objective(config), dtype=jnp.bfloat16)
+
+    def place(leaf: Any, logical: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+        placed = sharding.named_sharding(mesh, logical, leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+
+    params = jax.tree.map(place, *mmdit.abstract_params(config))
+    arrays = dataclasses.replace(tiny.packed_shape(), windows=windows).arrays(tiny.SEQUENCES)
+    batch = {name: place(jax.ShapeDtypeStruct(dims, dtype), logical) for name, (dims, dtype, logical) in arrays.items()}
+    with active:
+        grad = jax.jit(jax.grad(lambda params, batch: loss_fn(params, objective, jnp.int32(0), batch)[0]))
+        text = grad.trace(params, batch).lower(lowering_platforms=("cuda",)).as_text()
+    exchange = {"ulysses": "all_to_all", "ring": "collective_permute"}[mode]
+    assert f"stablehlo.{exchange}" in text
+    if attention == "auto":
+        assert "packed_attention_backward_kv" in text and "cudnn" not in text
+    else:
+        assert "@__cudnn$fmhaSoftmax(" in text and "@__cudnn$fmhaSoftmaxBackward(" in text
 
 
 def test_around_cudnn_the_windows_keys_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
