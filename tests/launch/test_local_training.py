@@ -60,7 +60,7 @@ def run_and_kill(job_spec: RunSpec, rank: int, number: signal.Signals, at_step: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "rank", "code", "counted"), [(signal.SIGKILL, 1, 137, 1)])
+@pytest.mark.parametrize(("number", "rank", "code", "counted"), [(signal.SIGKILL, 1, 137, 1), (signal.SIGTERM, 0, 42, 0)])
 def test_a_run_that_loses_a_rank_ends_as_one_that_does_not(
     tmp_path: Path, number: signal.Signals, rank: int, code: int, counted: int
 ) -> None:

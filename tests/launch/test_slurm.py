@@ -10,6 +10,7 @@ import pytest
 from launch import slurm
 from omnihuman_jax import exit_codes
 from tests.launch.specs import IMAGE, ON_SLURM, spec
+from tests.training import runs
 
 # srun: every task with SLURM's variables, as slurmstepd sets them; the highest code, as srun reports.
 SRUN = """#!/usr/bin/env python3
@@ -158,3 +159,17 @@ def test_a_requeued_job_counts_on(cluster: Path, monkeypatch: pytest.MonkeyPatch
     assert codes == [exit_codes.RESTART, exit_codes.OK]
     state = cluster / "run" / "launch" / "77"
     assert (state / "failures").read_text() == "2\n" and (state / "attempts").read_text() == "4\n"
+
+
+@pytest.mark.slow
+def test_the_trainer_itself_finds_its_peers_by_slurms_variables(cluster: Path, tmp_path: Path) -> None:
+    """Two tasks, JAX's own detection, supervision, the script's end: a whole tiny training run."""
+    dataset, run = runs.write_dataset(tmp_path / "dataset"), tmp_path / "trained"
+    steps = 7
+    nodes = {"accelerator": {"type": "cpu", "nodes": 2, "devices": 2}, "volumes": [], "output": str(run), "restarts": 0}
+    overrides = {"data.dataset": str(dataset), "stages.rows[1].steps": steps - 5}
+    job = spec(nodes, config=str(runs.CONFIG), overrides=overrides, slurm={"python": sys.executable, "workdir": str(tmp_path)})
+    done = subprocess.run(["bash"], input=slurm.render(job), text=True, capture_output=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line["step"] for line in runs.records(run)] == list(range(1, steps + 1))
+    assert (run / "checkpoints" / str(steps)).is_dir()

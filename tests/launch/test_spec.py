@@ -244,7 +244,7 @@ def test_preflight_asks_plan_about_the_very_run() -> None:
     assert "--topology=h100:256" in checks.plan_argv(spec(accelerator={"type": "h100-mega", "nodes": 32}))
 
 
-@pytest.mark.parametrize(("nodes", "fits"), [(1, False), (4, True)])
+@pytest.mark.parametrize(("nodes", "fits"), [(1, False), pytest.param(4, True, marks=pytest.mark.slow)])
 def test_preflight_refuses_what_does_not_fit(nodes: int, fits: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """By the real `omnihuman plan`, which has a formula for GPUs and so is quick."""
     mesh = {"mesh.data": 1, "mesh.fsdp": 8 * nodes, "mesh.context": 1, "data.plan.sequences_per_step": 32}
