@@ -60,20 +60,23 @@ def check_image(spec: RunSpec, target: str, *, allow_tag: bool) -> None:
 
 def check_output(spec: RunSpec, target: str) -> None:
     """A restart has to find the run again: on a volume or a shared file system, not inside a container."""
-    if not spec.output.startswith("/"):
-        hint = "; mount the bucket (volumes), checkpoints alone may be a URI" if "://" in spec.output else ""
-        raise ValueError(f"output {spec.output!r}: an absolute path for --target {target}{hint}")
+    places = {"output": spec.output}
+    if spec.checkpoints and "://" not in spec.checkpoints:
+        places["checkpoints"] = spec.checkpoints
+    for field, place in places.items():
+        if not place.startswith("/"):
+            hint = "; mount the bucket (volumes), checkpoints alone may be a URI" if "://" in place else ""
+            raise ValueError(f"{field} {place!r}: an absolute path for --target {target}{hint}")
     if target == "jobset":
         homes = [volume.mount for volume in spec.volumes if not volume.read_only]
     elif target == "queued-resource":
         homes = list(spec.tpu_vm.mounts.values())
     else:
         return
-    if not any(PurePosixPath(spec.output).is_relative_to(home) for home in homes):
-        field = "volumes" if target == "jobset" else "tpu_vm.mounts"
-        raise ValueError(
-            f"output {spec.output!r} lies on none of {field} ({', '.join(homes) or 'there are none'}): restarts would not find it"
-        )
+    where = f"{'volumes' if target == 'jobset' else 'tpu_vm.mounts'} ({', '.join(homes) or 'there are none'})"
+    for field, place in places.items():
+        if not any(PurePosixPath(place).is_relative_to(home) for home in homes):
+            raise ValueError(f"{field} {place!r} lies on none of {where}: restarts would not find it")
 
 
 def check_secrets(spec: RunSpec, target: str) -> None:

@@ -9,7 +9,8 @@ COORDINATOR_PORT = 8482
 
 def overrides(spec: RunSpec) -> list[str]:
     """The spec's overrides as flags."""
-    return [f"--config.{name}={value}" for name, value in spec.overrides.items()]
+    fields = dict(spec.overrides) | ({"checkpoint.directory": spec.checkpoints} if spec.checkpoints else {})
+    return [f"--config.{name}={value}" for name, value in fields.items()]
 
 
 def train(spec: RunSpec, join: Sequence[str], *, simulate: int = 0) -> list[str]:

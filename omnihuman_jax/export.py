@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 
 from omnihuman_jax import config as experiment
 from omnihuman_jax.interop import safetensors_io
@@ -21,7 +22,7 @@ from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.key_table import KeyTable, ReadSlice, key_table
 from omnihuman_jax.interop.serving import Serving, copy_modules
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.training.checkpoint import WEIGHTS, Checkpoints, RunRecord
+from omnihuman_jax.training.checkpoint import WEIGHTS, Checkpoints, RunRecord, checkpoint_directory
 
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ARCHITECTURE = "OmniHumanForVideo"
@@ -199,9 +200,9 @@ def _check_choices(weights: str, dtype: str) -> None:
         raise ValueError(f"dtype {dtype!r}: choose {' or '.join(DTYPES)}")
 
 
-def _checkpoint(run: Path, step: int | None) -> tuple[Path, RunRecord]:
+def _checkpoint(run: Path, step: int | None) -> tuple[epath.Path, RunRecord]:
     """The folder of a finished checkpoint of `run`, and its record."""
-    folder = run / "checkpoints"
+    folder = epath.Path(checkpoint_directory(run))
     if not folder.is_dir():
         raise FileNotFoundError(f"{run} holds no checkpoints; give the run directory of `omnihuman train`")
     with Checkpoints(folder) as checkpoints:

@@ -94,7 +94,7 @@ def open_run(
             axes,
         )
 
-    params, record = checkpoint.load_weights(directory / "checkpoints", abstract, weights=weights, step=step)
+    params, record = checkpoint.load_weights(checkpoint.checkpoint_directory(directory), abstract, weights=weights, step=step)
     config = experiment.from_json(record.config)
     # A run keeps the spec of its data: sampling needs the data themselves for a default size and length only.
     spec = records.DatasetSpec.load(directory if dataset is None else dataset)

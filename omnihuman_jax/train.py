@@ -37,7 +37,14 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale import flops, splits
 from omnihuman_jax.training import compilation_cache, placement, processes, run_guard, train_state
 from omnihuman_jax.training import optimizer as optim
-from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, DamagedError, RunRecord, load_weights
+from omnihuman_jax.training.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    RunRecord,
+    checkpoint_directory,
+    load_weights,
+)
 from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
 from omnihuman_jax.training.numerics import RepeatedStep
 from omnihuman_jax.training.progress import progress_bar
@@ -130,7 +137,8 @@ def train(
 
     Args:
         config: resolved; validated here.
-        run_dir: gets config.json, dataset.json, metrics.jsonl, tensorboard/, checkpoints/; a run found there is continued.
+        run_dir: gets config.json, dataset.json, metrics.jsonl, tensorboard/, checkpoints/ (if
+            `checkpoint.directory` does not say where); a run found there is continued.
         stop_after: stop there, with a checkpoint.
         accept_changes: resume although the config or the data plan changed.
         progress: show a progress bar on process 0.
@@ -146,7 +154,7 @@ def train(
     with (
         jax.set_mesh(parts.mesh),
         contextlib.closing(guard),
-        Checkpoints(run_dir / "checkpoints", config.checkpoint, guard.note) as checkpoints,
+        Checkpoints(config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, guard.note) as checkpoints,
     ):
         state, record, start = resume(parts, run_dir, checkpoints, record, guard, accept_changes=accept_changes)
         if wrong := train_state.misplaced_leaves(state, parts.state_shardings):
@@ -170,7 +178,7 @@ def first_state(parts: Parts, record: RunRecord) -> tuple[train_state.TrainState
         return train_state.create_train_state(config.model, parts.optimizer, parts.state_shardings, config.seed), record
     abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings).params
     try:
-        params, stored = load_weights(f"{source}/checkpoints", abstract)
+        params, stored = load_weights(checkpoint_directory(source), abstract)
     except CheckpointError as error:
         raise CheckpointError(
             f"initial_weights: {error} (`omnihuman import ... --config FILE` makes one for the model of a config file)"
@@ -297,7 +305,7 @@ def check_nothing_is_lost(run_dir: Path, interval: int) -> None:
     logged = max((line["step"] for line in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
     if logged > 2 * interval:
         raise CheckpointError(
-            f"{run_dir} has trained {logged} steps but holds no checkpoint; restore {run_dir / 'checkpoints'}, "
+            f"{run_dir} has trained {logged} steps but holds no checkpoint; restore {checkpoint_directory(run_dir)}, "
             f"or remove {run_dir} to start over"
         )
 

@@ -33,11 +33,15 @@ MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 1 << 24
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
-    """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0: none)."""
+    """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0: none).
+
+    They lie in `directory`, a folder or a URI such as gs://bucket/run (which needs gcsfs); empty: in RUN/checkpoints.
+    """
 
     interval: int = 1000
     keep: int = 3
     keep_every: int = 0
+    directory: str = ""
 
     def validate(self) -> None:
         """ValueError on intervals below 1."""
@@ -72,6 +76,13 @@ class RunRecord:
         if weights not in WEIGHTS:
             raise ValueError(f"weights {weights!r}: choose ema or raw")
         return "params" if self.step == 0 else WEIGHTS[weights]
+
+
+def checkpoint_directory(run_dir: Path | str) -> Path | str:
+    """Where a run's checkpoints lie, as its own config.json says."""
+    file = Path(run_dir) / "config.json"
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return stored.get("checkpoint", {}).get("directory") or Path(run_dir) / "checkpoints"
 
 
 class CheckpointError(ValueError):

@@ -123,7 +123,7 @@ def test_the_failure_policy_tells_preemption_crash_and_user_error_apart() -> Non
 def test_queue_secrets_and_the_rest() -> None:
     run = spec(
         queue="q", priority="high", secrets={"HF_TOKEN": {"secret": "hub", "key": "token"}}, env={"A": "b"}, grace_s=77,
-        service_account="trainer", compilation_cache="gs://b/cache",
+        service_account="trainer", compilation_cache="gs://b/cache", checkpoints="gs://b/run",
         volumes=[
             {"name": "runs", "mount": "/runs", "source": {"csi": {"driver": "gcsfuse.csi.storage.gke.io"}}}
         ],
@@ -136,6 +136,7 @@ def test_queue_secrets_and_the_rest() -> None:
     assert template["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
     assert template["spec"]["terminationGracePeriodSeconds"] == 77 and template["spec"]["serviceAccountName"] == "trainer"
     assert template["spec"]["automountServiceAccountToken"] is False and "hostNetwork" not in template["spec"]
+    assert "--config.checkpoint.directory=gs://b/run" in template["spec"]["containers"][0]["command"]
     env = env_of(manifest)
     assert env["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
     assert env["A"] == "b" and env["JAX_COMPILATION_CACHE_DIR"] == "gs://b/cache"

@@ -9,6 +9,7 @@ import pytest
 
 from launch import slurm
 from omnihuman_jax import exit_codes
+from omnihuman_jax.training.checkpoint import Checkpoints, checkpoint_directory
 from tests.launch.specs import IMAGE, ON_SLURM, spec
 from tests.training import runs
 
@@ -168,8 +169,13 @@ def test_the_trainer_itself_finds_its_peers_by_slurms_variables(cluster: Path, t
     steps = 7
     nodes = {"accelerator": {"type": "cpu", "nodes": 2, "devices": 2}, "volumes": [], "output": str(run), "restarts": 0}
     overrides = {"data.dataset": str(dataset), "stages.rows[1].steps": steps - 5}
+    elsewhere = tmp_path / "elsewhere"
+    nodes["checkpoints"] = str(elsewhere)
     job = spec(nodes, config=str(runs.CONFIG), overrides=overrides, slurm={"python": sys.executable, "workdir": str(tmp_path)})
     done = subprocess.run(["bash"], input=slurm.render(job), text=True, capture_output=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line["step"] for line in runs.records(run)] == list(range(1, steps + 1))
-    assert (run / "checkpoints" / str(steps)).is_dir()
+    assert (elsewhere / str(steps)).is_dir() and not (run / "checkpoints").exists()
+    # Whoever reads the run finds them there.
+    with Checkpoints(checkpoint_directory(run)) as checkpoints:
+        assert checkpoints.steps[-1] == steps

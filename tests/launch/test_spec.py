@@ -68,6 +68,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("a short digest", "jobset", changed({"image": "repo/trainer@sha256:abc"}), "is not of the form repo@sha256:<64 hex digits>"),
     ("no image", "jobset", changed({"image": ""}), "image is missing; --target jobset runs one"),
     ("output in the container", "jobset", changed({"output": "/tmp/run"}), "'/tmp/run' lies on none of volumes (/runs)"),
+    ("checkpoints in the container", "jobset", changed({"checkpoints": "/tmp/c"}), "checkpoints '/tmp/c' lies on none of volumes"),
     ("a bucket as output", "jobset", changed({"output": "gs://b/run"}), "mount the bucket (volumes)"),
     ("a relative output", "slurm", changed(ON_SLURM, {"output": "runs/a"}), "an absolute path for --target slurm"),
     ("a config that is not there", "jobset", changed({"config": "configs/none.py"}), "configs/none.py does not exist"),

@@ -15,7 +15,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from omnihuman_jax import sharding
 from omnihuman_jax.training import seals
-from omnihuman_jax.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints, DamagedError, RunRecord, load_weights
+from omnihuman_jax.training.checkpoint import (
+    CheckpointConfig,
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    RunRecord,
+    checkpoint_directory,
+    load_weights,
+)
 from omnihuman_jax.training.train_state import Counters, TrainState
 
 CONFIG = {"seed": 3, "model": {"width": 16}, "stages": {"rows": [{"name": "a", "steps": 2}]}}
@@ -83,6 +91,13 @@ def test_a_save_in_progress_is_not_touched_by_the_steps_that_go_on(tmp_path: Pat
         restored = checkpoints.restore(2, shapes)
     for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(before), strict=True):
         assert np.array_equal(np.asarray(ours), theirs)
+
+
+def test_a_run_says_where_its_checkpoints_lie(tmp_path: Path) -> None:
+    assert checkpoint_directory(tmp_path) == tmp_path / "checkpoints"
+    for directory, expected in (("", tmp_path / "checkpoints"), ("gs://bucket/run", "gs://bucket/run")):
+        (tmp_path / "config.json").write_text(json.dumps({"checkpoint": {"interval": 3, "directory": directory}}))
+        assert checkpoint_directory(tmp_path) == expected
 
 
 def test_weights_alone_on_another_placement(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
