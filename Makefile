@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := setup.py constraints.txt
 
-.PHONY: scale bench help venv demo test test-slow loss-curves collectives compile-cost parity check format lock clean
+.PHONY: scale bench help venv demo test test-slow loss-curves collectives compile-cost parity codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of 
 	@status=0; $(BIN)/python -m pytest --slow=$(SLOW) || status=$$?
 	# 5: this part has no test.
 	[ $$status -eq 0 ] || [ $$status -eq 5 ] || exit $$status
+
+codec-memory: $(VENV)/.torch  ## memory of the full-size video codecs, compiled for a 16 GiB chip (an hour or more on two cores)
+	@$(BIN)/python -m omnihuman_jax.scale.codec_memory
 
 parity: $(VENV)/.torch  ## ours against the original libraries: the table in docs/parity.md, measured anew
 	@$(BIN)/python -m tests.parity.table

@@ -20,10 +20,11 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
 from omnihuman_jax.data.records import decode_record, features, open_records
+from omnihuman_jax.models.codec import load_codec
 from omnihuman_jax.models.dct_codec import DctCodec
 from omnihuman_jax.models.speech_encoder import load_speech_encoder
 from omnihuman_jax.models.text_encoder import load_text_encoder
-from tests.models import tiny_networks
+from tests.models import tiny_networks, vae_folders
 
 MARGIN = 3
 ALL = ("text", "reference", "audio", "pose")
@@ -293,6 +294,26 @@ def test_dataset_says_what_made_it(dataset, networks):
     assert spec.encoder_sha256 == hashes
     assert (spec.codec, spec.latent_channels, spec.margin, spec.speech_layers, spec.audio_width) == ("dct", 48, MARGIN, (0, 2), 32)
     assert (spec.text_encoder, spec.speech_encoder) == tuple(map(str, networks))
+
+
+def test_a_video_autoencoder_encodes_and_is_recorded(clips_dir, networks, tmp_path):
+    vae = vae_folders.write_vae(tmp_path / "vae")
+    config = EncodeConfig(
+        codec=str(vae),
+        codec_options={"chunk_latents": 2},
+        text_encoder=str(networks[0]),
+        windows=WindowConfig(area=32 * 32, frames=(5,), stride=12, image_stride=12, references=1, margin=MARGIN),
+    )
+    encode(clips_dir, tmp_path / "dataset", config, Console(quiet=True))
+    source = open_records(tmp_path / "dataset")
+    digest = hashlib.sha256((vae / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+    assert source.spec.encoder_sha256["codec/diffusion_pytorch_model.safetensors"] == digest
+    assert (source.spec.codec, source.spec.latent_channels) == (str(vae), 4)
+    codec = load_codec(source.spec.codec, source.spec.codec_options)
+    assert codec.options["chunk_latents"] == 2 and source.spec.codec_options == codec.options
+    size = tuple(8 * side for side in source[0].latents_FHWC.shape[1:3])
+    pictures = media.read_video(clips_dir / "videos" / "talk.mp4", size=size, start_s=4 / 25)[:5].astype(np.float32) / 127.5 - 1
+    np.testing.assert_allclose(source[0].latents_FHWC, codec.encode(pictures), rtol=1e-3, atol=2e-2)
 
 
 def test_catalog_agrees_with_the_records(catalog, records):

@@ -2,16 +2,21 @@
 
 import dataclasses
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 
 from omnihuman_jax import driving, generate, inference, media
+from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.sampler import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_float
+from omnihuman_jax.models.codec import load_codec
 from tests.evaluation import tiny_run
+from tests.models import vae_folders
 
+WIDE = {"z_dim": 48, "latents_mean": (0.0,) * 48, "latents_std": (1.0,) * 48}
 QUICK = SamplingConfig(num_steps=2, guidance=GuidanceConfig(scale=2.0))
 
 
@@ -64,6 +69,41 @@ def test_a_long_video_is_chained_by_one_program_and_is_as_long_as_its_sound(run,
     assert len(sound) == pytest.approx(1.2 * 16_000, abs=64)
     length = min(len(sound), len(driver))
     assert np.corrcoef(sound[:length], driver[:length])[0, 1] > 0.95, "the sound is the driving one, in time"
+
+
+@pytest.fixture(scope="module")
+def run_of_a_vae(tiny, tmp_path_factory):
+    """The tiny run, as if its latents had been made by an autoencoder of as many channels."""
+    folder = tmp_path_factory.mktemp("vae_run")
+    shutil.copytree(tiny.run, folder / "run")
+    vae = vae_folders.write_vae(folder / "vae", sizes=WIDE)
+    codec = load_codec(str(vae), {"chunk_latents": 2})
+    spec = DatasetSpec.load(folder / "run")
+    hashes = {f"codec/{name}": digest for name, digest in codec.sha256.items()} | dict(spec.encoder_sha256)
+    dataclasses.replace(spec, codec=codec.name, codec_options=codec.options, encoder_sha256=hashes).save(folder / "run")
+    return folder
+
+
+def test_a_run_is_decoded_by_the_autoencoder_that_encoded_its_data(run_of_a_vae, talking, tmp_path):
+    """Found where it was, or where --codec says that it is now; its weights are looked at."""
+    moved = shutil.copytree(run_of_a_vae / "vae", tmp_path / "moved")
+    opened = inference.open_run(run_of_a_vae / "run", codec=str(moved))
+    codec = load_codec(str(moved), {"chunk_latents": 2})
+    pictures = tiny_run.moving_picture(8, 5, 16, 16)
+    latents = inference.encode_pictures(opened, pictures)
+    np.testing.assert_array_equal(latents, codec.encode(pictures))
+    np.testing.assert_array_equal(inference.decode_pictures(opened, latents), codec.decode(latents))
+    vae_folders.write_vae(moved, changed={"quant_conv.bias": np.ones(96, np.float32)}, sizes=WIDE)
+    with pytest.raises(ValueError, match=r"moved is not the codec that the run's data were encoded with.*--codec"):
+        inference.open_run(run_of_a_vae / "run", codec=str(moved))
+
+
+@pytest.mark.slow
+def test_a_long_video_through_an_autoencoder(run_of_a_vae, talking, tmp_path):
+    opened = inference.open_run(run_of_a_vae / "run")
+    request = driving.Request(image=talking, audio=talking, seconds=0.52, size=(32, 48))
+    made = generate.generate(opened, request, tmp_path / "out.mp4", config=QUICK)
+    assert (made.frames, made.segments) == (13, 2) and media.probe(made.path).frames == 13
 
 
 def test_motion_frames_are_the_last_decoded_frames_encoded_again(run, talking):

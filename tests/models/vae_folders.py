@@ -1,5 +1,6 @@
 """Tiny autoencoders in diffusers' layout, with weights that a seed determines, without diffusers. Used by several tests."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -23,8 +24,8 @@ CONFIGS = {
 }
 
 
-def tensors(kind: str) -> dict[str, np.ndarray]:
-    _, shapes = vae_codec.describe(kind, CONFIGS[kind], np.float32)
+def tensors(kind: str, **sizes) -> dict[str, np.ndarray]:
+    _, shapes = vae_codec.describe(kind, dataclasses.replace(CONFIGS[kind], **sizes), np.float32)
     rng = np.random.default_rng(3)
     made = {}
     for name, shape in shapes.items():
@@ -34,15 +35,22 @@ def tensors(kind: str) -> dict[str, np.ndarray]:
     return made
 
 
-def config_json(kind: str) -> dict:
-    config = CONFIGS[kind]
+def config_json(kind: str, **sizes) -> dict:
+    config = dataclasses.replace(CONFIGS[kind], **sizes)
     return {"_class_name": kind, "_diffusers_version": "0.42.1"} | {name: getattr(config, name) for name in config.__slots__}
 
 
-def write_vae(folder: Path, kind: str = "AutoencoderKLWan", changed: dict[str, np.ndarray | None] | None = None, **config) -> Path:
-    """The folder; `changed` tensors replace those of their name (None: left out), `config` entries of config.json."""
+def write_vae(
+    folder: Path,
+    kind: str = "AutoencoderKLWan",
+    changed: dict[str, np.ndarray | None] | None = None,
+    sizes: dict | None = None,
+    **config,
+) -> Path:
+    """The folder. `sizes` of the network; `changed`: tensors instead of those of their name (None: left out); `config`:
+    entries of config.json that need not fit them."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config_json(kind) | config))
-    kept = {name: tensor for name, tensor in (tensors(kind) | (changed or {})).items() if tensor is not None}
+    (folder / "config.json").write_text(json.dumps(config_json(kind, **(sizes or {})) | config))
+    kept = {name: tensor for name, tensor in (tensors(kind, **(sizes or {})) | (changed or {})).items() if tensor is not None}
     save_file(kept, folder / "diffusion_pytorch_model.safetensors")
     return folder
