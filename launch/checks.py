@@ -32,11 +32,7 @@ def check(spec: RunSpec, target: str, options: Options) -> None:
         check_image(spec, target, allow_tag=options.allow_tag)
         check_output(spec, target)
         check_secrets(spec, target)
-    module = TARGETS[target]
-    if target == "jobset":
-        check_jobset(spec)
-    else:
-        module.check(spec)
+    TARGETS[target].check(spec)
     check_config(spec, target)
     if target == "jobset":
         jobset.manifest(spec)
@@ -86,21 +82,6 @@ def check_secrets(spec: RunSpec, target: str) -> None:
             raise ValueError(f"secrets.{name}: pods read Kubernetes secrets; give secret and key instead of file")
         if target != "jobset" and ref.secret:
             raise ValueError(f"secrets.{name}: --target {target} reads files on the machines; give file instead of secret and key")
-
-
-def check_jobset(spec: RunSpec) -> None:
-    """What GKE asks for beyond the schema."""
-    machines = spec.machines
-    if machines.kind == "cpu":
-        raise ValueError("accelerator.type cpu is for --target local and slurm; jobset runs TPU slices and GPU nodes")
-    if machines.type == "tpu7x" and machines.hosts > 1 and not spec.placement_policy:
-        raise ValueError("placement_policy is missing: GKE places several hosts of tpu7x by a workload policy; name it")
-    if machines.type != "tpu7x" and spec.placement_policy:
-        raise ValueError(f"placement_policy is for tpu7x, not for {machines.type}")
-    if machines.kind == "gpu" and spec.security == "tpu":
-        raise ValueError("security: tpu is for TPU pods; a GPU pod is restricted (the default) or privileged")
-    if machines.kind == "tpu" and spec.security == "restricted":
-        raise ValueError("security: restricted keeps the TPU runtime from pinning memory; take tpu (the default) or privileged")
 
 
 def check_config(spec: RunSpec, target: str) -> None:

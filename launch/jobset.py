@@ -27,6 +27,21 @@ _JOBSET = "jobset.sigs.k8s.io"
 _POLICY = "PodFailurePolicy"
 
 
+def check(spec: RunSpec) -> None:
+    """What GKE asks for beyond the schema."""
+    machines = spec.machines
+    if machines.kind == "cpu":
+        raise ValueError("accelerator.type cpu is for --target local and slurm; jobset runs TPU slices and GPU nodes")
+    if machines.type == "tpu7x" and machines.hosts > 1 and not spec.placement_policy:
+        raise ValueError("placement_policy is missing: GKE places several hosts of tpu7x by a workload policy; name it")
+    if machines.type != "tpu7x" and spec.placement_policy:
+        raise ValueError(f"placement_policy is for tpu7x, not for {machines.type}")
+    if machines.kind == "gpu" and spec.security == "tpu":
+        raise ValueError("security: tpu is for TPU pods; a GPU pod is restricted (the default) or privileged")
+    if machines.kind == "tpu" and spec.security == "restricted":
+        raise ValueError("security: restricted keeps the TPU runtime from pinning memory; take tpu (the default) or privileged")
+
+
 def manifest(spec: RunSpec) -> dict[str, Any]:
     """The JobSet, ready for `kubectl create -f -`; checked by `check_manifest`."""
     machines = spec.machines

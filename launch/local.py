@@ -138,6 +138,7 @@ class LocalJob:
         self._poll_s = poll_s
         self._running: dict[int, subprocess.Popen] = {}
         self._stop = threading.Event()
+        self._hurry = threading.Event()
         self._events: list[Event] = []
 
     def pids(self) -> dict[int, int]:
@@ -145,7 +146,12 @@ class LocalJob:
         return {rank: process.pid for rank, process in list(self._running.items()) if process.poll() is None}
 
     def stop(self) -> None:
-        """Asks the processes to save and stop, by SIGTERM; `run` returns when they have, or after the grace period."""
+        """Asks the processes to save and stop, by SIGTERM; `run` returns when they have, or after the grace period.
+
+        A second call waits no longer: SIGKILL.
+        """
+        if self._stop.is_set():
+            self._hurry.set()
         self._stop.set()
 
     def run(self) -> Outcome:
@@ -231,7 +237,8 @@ class LocalJob:
                 stopping = True
                 self._signal(signal.SIGTERM, "terminating")
                 deadline = min(deadline, time.monotonic() + self.spec.grace_s)
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or (self._hurry.is_set() and self._running):
+                self._hurry.clear()
                 # Nobody failed but some have finished and the rest does not: it hangs.
                 first = exit_codes.HANG if first is None else first
                 self._signal(signal.SIGKILL, "killing")

@@ -129,6 +129,20 @@ def test_stop_saves_and_ends(tmp_path: Path) -> None:
     assert not job.pids()
 
 
+def test_a_second_stop_waits_no_longer(tmp_path: Path) -> None:
+    job = LocalJob(a_spec(tmp_path, grace_s=60), command_of=lambda *_: [sys.executable, "-c", IGNORES])
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(target=lambda: outcomes.append(job.run()))
+    thread.start()
+    deadline = time.monotonic() + 20
+    while len(job.pids()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.stop()
+    job.stop()
+    thread.join(20)
+    assert outcomes and not job.pids() and outcomes[0].events[-1].text == "stopped; the same command continues"
+
+
 def test_a_second_launcher_is_refused_and_a_later_one_counts_on(tmp_path: Path) -> None:
     job_spec = a_spec(tmp_path)
 
