@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = T
     config.validate()
     check(config, topology)
     if topology.accelerator.platform == "gpu":
-        return _estimated(config, topology, note="no compiler for GPUs works without one: everything here is formula")
+        note = "no compiler for GPUs works without one: everything here is formula"
+        return _estimated(config, topology, note=f"{note}; {lowered_for_cuda(config, topology)}" if compile_step else note)
     if not compile_step:
         return _estimated(config, topology, note="not compiled: everything here is formula")
     mesh = sharding.create_mesh(config.mesh, described_devices.describe(topology))
@@ -79,6 +81,20 @@ def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = T
     costs = read_program(compiled, text, mesh, topology, lower_s=lower_s, compile_s=compile_s)
     note = "" if costs.works else "libtpu gives no text of this program: no collectives, no roofline"
     return _plan(config, topology, mesh.shape, costs, note=note)
+
+
+def lowered_for_cuda(config: ExperimentConfig, topology: Topology) -> str:
+    """Lowers the step for cuda on a mesh of GPUs that has sizes only, and says so in a sentence."""
+    gpu = jax.sharding.AbstractDevice(device_kind=topology.accelerator.name, num_cores=None, platform="gpu")
+    auto = (jax.sharding.AxisType.Auto,) * len(sharding.MESH_AXES)
+    ways = config.mesh.shape(topology.devices, topology.num_slices)
+    mesh: Any = jax.sharding.AbstractMesh(ways, sharding.MESH_AXES, auto, abstract_device=gpu)
+    parts = train.assemble_step(config, mesh, planned_shape(config))
+    with jax.sharding.use_abstract_mesh(mesh):
+        state = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+        text = train.lower_step(parts, state, ("cuda",)).as_text()
+    kernels = text.count("__gpu$xla.gpu.triton") + len(re.findall(r"@__cudnn\$fmha\w*\(", text))
+    return f"the step lowers for cuda, with {kernels} calls of attention kernels"
 
 
 def _estimated(config: ExperimentConfig, topology: Topology, note: str) -> ScalePlan:

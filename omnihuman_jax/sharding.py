@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax.typing import PackedShape
 
@@ -168,6 +168,13 @@ def hybrid_layout(config: MeshConfig, slices: Sequence[Sequence[Any]]) -> np.nda
     return together.reshape([outer * inner for outer, inner in zip(across, inside, strict=True)])
 
 
+def platform_of(mesh: Mesh | AbstractMesh) -> str:
+    """`cpu`, `gpu` or `tpu`: of its devices, which may be described only, or have sizes only."""
+    device = mesh.abstract_mesh.abstract_device
+    assert device is not None
+    return device.platform
+
+
 def partition_spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes; KeyError-like ValueError on an unknown one."""
     entries: list[tuple[str, ...] | None] = []
@@ -200,6 +207,8 @@ def batch_shardings(mesh: Mesh, shape: PackedShape, batch: int) -> dict[str, Nam
 
 def require_host_memory(mesh: Mesh, why: str) -> None:
     """ValueError where the devices of `mesh` have no pinned host memory; devices that are only described are believed."""
+    if isinstance(mesh, AbstractMesh):
+        return
     device = mesh.devices.flat[0]
     if not hasattr(device, "addressable_memories"):
         return

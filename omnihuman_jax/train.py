@@ -105,7 +105,7 @@ def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> S
     labels = train_state.group_labels(axes)
     optimizer = optim.create_optimizer(config.optimizer, labels, axes, seed=config.seed)
     shardings = train_state.state_shardings(mesh, shapes, axes, optimizer, config.step.offload)
-    dtype = compute_dtype(config, mesh.devices.flat[0].platform)
+    dtype = compute_dtype(config, sharding.platform_of(mesh))
     objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=dtype)
     step = make_train_step(
         objective, optimizer, config.optimizer, config.ema, labels,
@@ -290,13 +290,13 @@ def compile_step(parts: StepParts, state: train_state.TrainState) -> Any:
     return compiled
 
 
-def lower_step(parts: StepParts, state: train_state.TrainState) -> Any:
-    """The traced and lowered step; `state` may be abstract."""
+def lower_step(parts: StepParts, state: train_state.TrainState, platforms: tuple[str, ...] | None = None) -> Any:
+    """The traced and lowered step; `state` may be abstract. `platforms`: others than the mesh's, to look at and not to run."""
     batch = {
         name: jax.ShapeDtypeStruct(dims, dtype, sharding=parts.batch_shardings[name])
         for name, (dims, dtype, _) in parts.shape.arrays(parts.sequences).items()
     }
-    return parts.train_step.lower(state, batch, controls_at(parts.config, parts.groups, 0))
+    return parts.train_step.trace(state, batch, controls_at(parts.config, parts.groups, 0)).lower(lowering_platforms=platforms)
 
 
 def check_nothing_is_lost(run_dir: Path, interval: int) -> None:

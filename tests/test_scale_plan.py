@@ -51,7 +51,7 @@ def test_by_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_gpus_are_planned_by_formula(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--topology", "h100:128", "--micro-batch", "1") == 0
+    assert run("--topology", "h100:128", "--micro-batch", "1", "--estimate") == 0
     text = capsys.readouterr().out
     assert "no compiler for GPUs works without one" in text and "of nvlink" in text and "16 hosts" in text
 
@@ -149,6 +149,12 @@ def small_config() -> ExperimentConfig:
         mesh=MeshConfig(data=2, fsdp=2, context=2),
         stages=paper_stages(steps=10),
     )  # fmt: skip
+
+
+def test_the_step_lowers_for_gpus_that_have_sizes_only() -> None:
+    """Forward and backward of the one scanned block; before XLA removes what nothing uses, the forward kernel may stand there twice."""
+    plan = scale_plan.plan(small_config(), parse_topology("h100:8"))
+    assert plan.estimated and re.search(r"the step lowers for cuda, with [34] calls of attention kernels", plan.note)
 
 
 @pytest.mark.slow
