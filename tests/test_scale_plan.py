@@ -152,7 +152,7 @@ def small_config() -> ExperimentConfig:
 
 
 def test_the_step_lowers_for_gpus_that_have_sizes_only() -> None:
-    """Forward and backward of the one scanned block; before XLA removes what nothing uses, the forward kernel may stand there twice."""
+    """The one scanned block; before XLA removes what nothing uses, the forward kernel may stand there twice."""
     plan = scale_plan.plan(small_config(), parse_topology("h100:8"))
     assert plan.estimated and re.search(r"the step lowers for cuda, with [34] calls of attention kernels", plan.note)
 
