@@ -31,6 +31,7 @@ TRAINER = [
     "pillow>=10",
     "rich>=13",
     "tensorboardX>=2.6.2,<3",
+    "prometheus_client>=0.20,<1",
     # Run specs, and the JobSets made of them.
     "PyYAML>=6,<7",
     "jsonschema>=4.26,<5",

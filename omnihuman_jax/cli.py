@@ -103,6 +103,11 @@ COMMANDS: dict[str, Command] = {
         help="safetensors, config.json and a standalone PyTorch module in one folder",
         example="omnihuman export --run runs/mine/run --out runs/mine/export --weights ema --dtype fp32",
     ),
+    "goodput": Command(
+        module="omnihuman_jax.goodput",
+        help="where a run's time went, over all its attempts: new steps, repeated ones, compiling, saving, waiting, idle",
+        example="omnihuman goodput --run runs/mine/run",
+    ),
     "report": Command(
         module="omnihuman_jax.report",
         help="one self-contained HTML page of a run: curves, ratios, funnel, evaluation, samples that play",

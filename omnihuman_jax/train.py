@@ -45,9 +45,11 @@ from omnihuman_jax.training.checkpoint import (
     checkpoint_directory,
     load_weights,
 )
+from omnihuman_jax.training.events import EventLog
 from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
 from omnihuman_jax.training.numerics import RepeatedStep
 from omnihuman_jax.training.progress import progress_bar
+from omnihuman_jax.training.prometheus import Exporter
 from omnihuman_jax.training.run_guard import RunGuard
 from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
 from omnihuman_jax.typing import PackedShape
@@ -153,10 +155,12 @@ def train(
     guard = RunGuard(config.watchdog, config.numerics, run_dir, parts.plan, parts.records)
     with (
         jax.set_mesh(parts.mesh),
+        EventLog(run_dir) as events,
         contextlib.closing(guard),
         Checkpoints(config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, guard.note) as checkpoints,
     ):
-        state, record, start = resume(parts, run_dir, checkpoints, record, guard, accept_changes=accept_changes)
+        with events.span("restore"):
+            state, record, start = resume(parts, run_dir, checkpoints, record, guard, accept_changes=accept_changes)
         if wrong := train_state.misplaced_leaves(state, parts.state_shardings):
             raise AssertionError(f"state not sharded as the table says: {'; '.join(wrong[:5])}")
         logger.info(
@@ -167,7 +171,7 @@ def train(
             if jax.process_index() == 0:
                 write_config(config, run_dir)
                 parts.records.spec.save(run_dir)
-            state = run_steps(parts, state, checkpoints, record, run_dir, guard, start=start, end=end, progress=progress)
+            state = run_steps(parts, state, checkpoints, record, run_dir, guard, events, start=start, end=end, progress=progress)
     return state
 
 
@@ -226,6 +230,7 @@ def run_steps(
     record: RunRecord,
     run_dir: Path,
     guard: RunGuard,
+    events: EventLog,
     *,
     start: int,
     end: int,
@@ -243,19 +248,22 @@ def run_steps(
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(contextlib.closing(MetricsWriter(run_dir, config.logging, step=start))) if lead else None
         show = stack.enter_context(progress_bar(start, config.stages.total_steps, enabled=progress and lead))
+        exporter = stack.enter_context(contextlib.closing(Exporter(config.logging, config.name)))
         stop = stack.enter_context(processes.stop_request())
         speed.compiling()
-        train_step = compile_step(parts, state)
+        with events.span("compile"):
+            train_step = compile_step(parts, state)
         repeated = RepeatedStep(parts.train_step) if config.numerics.repeat_interval else None
         speed.compiled(start)
         previous = None
-        for step, batch in zip(range(start, end), loader):
+        for step, batch in zip(range(start, end), events.waiting(loader)):
             done = step + 1
             placed = placement.place_batch(batch, parts.batch_shardings, rows, total)
             controls = controls_at(config, parts.groups, step)
             if repeated is not None and done % config.numerics.repeat_interval == 0:
                 guard.compare(step, repeated.differing(state, placed, controls))
             state, metrics = train_step(state, placed, controls)
+            events.dispatched()
             speed.first_result(metrics["loss"])
             # One step in flight: the host prepares the next while the devices work, and never runs further ahead.
             if previous is not None:
@@ -267,15 +275,18 @@ def run_steps(
             if line is not None and writer is not None:
                 writer.write(line)
             show(done, line)
+            events.step(done)
+            if is_logged(config, step):
+                exporter.update(done, line, events.seconds, events.compare_hosts(done))
             stopping = stop.agreed(done)
             if done % config.checkpoint.interval == 0 or done == end or stopping:
-                with guard.watchdog.allow(config.watchdog.save_s, f"saving step {done}"):
+                with guard.watchdog.allow(config.watchdog.save_s, f"saving step {done}"), events.span("save"):
                     checkpoints.save(state, dataclasses.replace(record, step=done))
             if stopping:
                 break
         if previous is not None:
             guard.observe(*previous)
-        with guard.watchdog.allow(config.watchdog.save_s, "finishing the last save"):
+        with guard.watchdog.allow(config.watchdog.save_s, "finishing the last save"), events.span("save"):
             saved = checkpoints.wait()
     if unreadable := parts.records.unreadable:
         logger.warning("%d unreadable records were masked; %s names them", len(unreadable), run_dir / run_guard.QUARANTINE)

@@ -25,15 +25,23 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class LoggingConfig:
-    """A line of metrics every `interval` steps and at the end of a stage; TensorBoard beside the JSONL file or not."""
+    """A line of metrics every `interval` steps and at the end of a stage; TensorBoard beside the JSONL file or not.
+
+    prometheus_port: every process serves its newest numbers there (several on one machine: the next free port); 0 does not
+    prometheus_host: address that it listens on; anyone who reaches it can read it
+    """
 
     interval: int = 10
     tensorboard: bool = True
+    prometheus_port: int = 0
+    prometheus_host: str = "127.0.0.1"
 
     def validate(self) -> None:
-        """ValueError on an interval below 1."""
+        """ValueError on an interval below 1 or a port that is none."""
         if self.interval < 1:
             raise ValueError(f"logging.interval must be >= 1, not {self.interval}")
+        if not 0 <= self.prometheus_port < 2**16:
+            raise ValueError(f"logging.prometheus_port must be in [0, 65535], not {self.prometheus_port}")
 
 
 def summarise(counters: Counters, stage: Stage) -> dict[str, float]:

@@ -14,6 +14,7 @@ import pytest
 from omnihuman_jax import exit_codes, train
 from omnihuman_jax.config import from_json, to_json
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.reporting.goodput import read_goodput
 from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints
 from omnihuman_jax.training.incidents import read_lines
 from omnihuman_jax.training.metrics import read_metrics
@@ -69,6 +70,12 @@ def test_kill_9_and_resume_is_bit_for_bit_the_undisturbed_run(tmp_path: Path, da
     assert 13 <= killed_at < STEPS
     runs.train(tmp_path, dataset, *OPTIONS)
     assert_same_run(tmp_path, straight)
+    # Every second of both attempts is accounted for, and no step twice.
+    goodput = read_goodput(tmp_path)
+    assert [attempt.code for attempt in goodput.attempts] == [None, exit_codes.OK]
+    assert sum(attempt.new for attempt in goodput.attempts) == STEPS == goodput.attempts[1].last
+    assert sum(goodput.seconds.values()) == pytest.approx(goodput.wall, rel=1e-6)
+    assert all(goodput.seconds[kind] > 0 for kind in ("productive", "compile", "restore", "save", "data_wait", "start_up", "down"))
 
 
 def test_sigterm_stops_with_a_checkpoint_and_resumes_the_same_way(tmp_path: Path, dataset: Path, straight: Path) -> None:

@@ -1,0 +1,65 @@
+"""Goodput: where a run's time went, over all its attempts: new steps, repeated ones, compiling, restoring, saving, waiting, idle.
+
+omnihuman goodput --run runs/mine/run
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from omnihuman_jax.reporting.goodput import KINDS, Goodput, picture, read_goodput
+
+
+def to_json(goodput: Goodput) -> dict[str, object]:
+    """What `--json` writes: shares, seconds by kind, and a row an attempt."""
+    attempts = [
+        {field.name: getattr(attempt, field.name) for field in dataclasses.fields(attempt) if field.name != "stretches"}
+        for attempt in goodput.attempts
+    ]
+    straggler = {"process": goodput.host_ratio[0], "ratio": goodput.host_ratio[1]} if goodput.host_ratio else None
+    return {
+        "goodput": goodput.share, "wall_s": goodput.wall, "seconds": goodput.seconds, "straggler": straggler, "attempts": attempts,
+    }  # fmt: skip
+
+
+def print_table(goodput: Goodput) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"goodput {goodput.share:.1%} of {goodput.wall:,.1f} s in {len(goodput.attempts)} attempts; seconds")
+    for column in ("attempt", "end", "steps", "new", *(kind.replace("_", " ") for kind in KINDS)):
+        table.add_column(column, justify="left" if column in ("attempt", "end") else "right")
+    for attempt in goodput.attempts:
+        ended = "killed" if attempt.code is None else f"exit {attempt.code}"
+        steps = f"{attempt.first}-{attempt.last}" if attempt.last else "-"
+        numbers = (f"{attempt.seconds[kind]:,.1f}" for kind in KINDS)
+        table.add_row(str(attempt.number), ended, steps, str(attempt.new), *numbers)
+    table.add_section()
+    new = sum(attempt.new for attempt in goodput.attempts)
+    table.add_row("all", "", "", str(new), *(f"{goodput.seconds[kind]:,.1f}" for kind in KINDS))
+    table.add_row("share", "", "", "", *(f"{goodput.seconds[kind] / max(goodput.wall, 1e-9):.1%}" for kind in KINDS))
+    Console(width=140).print(table)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`omnihuman goodput`."""
+    parser = argparse.ArgumentParser(
+        prog="omnihuman goodput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory of `omnihuman train`")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the picture; RUN/goodput.svg by default")
+    options = parser.parse_args(argv)
+    goodput = read_goodput(options.run)
+    print_table(goodput)
+    if goodput.host_ratio and goodput.host_ratio[1] > 1.2:
+        name, ratio = goodput.host_ratio
+        print(f"process {name} takes {ratio:.1f} times the median host's own time a step: look at its disk, network and neighbours")
+    out = options.out or options.run / "goodput.svg"
+    out.write_text(picture(goodput), encoding="utf-8")
+    if options.json:
+        options.json.write_text(json.dumps(to_json(goodput), indent=2) + "\n", encoding="utf-8")
+    print(f"{out}: the same as a picture; it opens in a browser")
+    return 0
