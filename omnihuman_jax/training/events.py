@@ -149,11 +149,11 @@ class EventLog:
         self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
         self._write({"event": "span", "t": time.time(), "s": round(seconds, 6), "kind": kind})
 
-    def _heard(self, name: str, seconds: float, **_: Any) -> None:
-        if name == _COMPILED and self._open is None and not self._looping:
-            self._span("compile", seconds)
-        elif name in _BACKGROUND:
-            self._write({"event": "background", "t": time.time(), "s": round(seconds, 6), "kind": _BACKGROUND[name]})
+    def _heard(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == _COMPILED and self._open is None and not self._looping:
+            self._span("compile", duration_secs)
+        elif event in _BACKGROUND:
+            self._write({"event": "background", "t": time.time(), "s": round(duration_secs, 6), "kind": _BACKGROUND[event]})
 
     def _write(self, record: dict[str, Any]) -> None:
         append_line(self._path, record)
