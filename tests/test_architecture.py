@@ -26,6 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "export",
         "import_weights",
         "plan",
+        "goodput",
         "scale_plan",
         "packing",
         "inference",
