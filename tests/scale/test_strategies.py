@@ -1,8 +1,7 @@
 """What the step of each sharding strategy sends: only what the scheme asks for, and no more of it than it asks for.
 
-Compiled for 8 simulated devices. XLA:CPU writes a reduce-scatter of gradients as an all-reduce of which each device keeps its
-part; TPU and GPU compilers make it one (`tests/scale/test_tpu_programs.py`). What the attention strategies exchange along
-`context` inside their `shard_map` is tested with them.
+Compiled for 8 simulated devices. XLA:CPU knows no reduce-scatter of gradients: it writes an all-reduce of which each device
+keeps its part. What the attention strategies exchange along `context` inside their `shard_map` is tested with them.
 """
 
 import math
