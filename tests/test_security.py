@@ -87,6 +87,15 @@ def test_encoders_refuse_weights_in_pickle_form(tmp_path: Path, sentinel: Path, 
             load(folder)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_text_encoder_of_transformers_with_a_pickle_for_weights(tmp_path: Path, sentinel: Path, name: str) -> None:
+    """transformers itself would unpickle the first."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "d_model": 8, "num_layers": 1, "vocab_size": 16}))
+    torch_file(sentinel, tmp_path / name)
+    with pytest.raises(Exception, match=r"(?i)pickle|safetensor|header"):
+        load_text_encoder(tmp_path)
+
+
 def test_a_pickle_named_safetensors_is_an_error(tmp_path: Path, sentinel: Path) -> None:
     folder = tiny_networks.write_bert(tmp_path / "bert")
     (folder / "model.safetensors").write_bytes(bomb(sentinel))
@@ -102,7 +111,7 @@ def test_a_folder_of_pickles_is_no_codec_and_no_export(tmp_path: Path, sentinel:
     for name in ("diffusion_pytorch_model.bin", "vae.pt", "config.pkl"):
         torch_file(sentinel, tmp_path / name)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLHunyuanVideo"}))
-    with pytest.raises((ValueError, FileNotFoundError)):
+    with pytest.raises(ValueError, match="is a pickle, which is refused"):
         load_codec(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="are pickles, which run code when loaded"):
         safetensors_io.open_folder(tmp_path)
