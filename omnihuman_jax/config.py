@@ -43,8 +43,8 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 # changes it by rounding only).
 FREE_ON_RESUME = (
     "name", "data.dataset", "data.read_threads", "mesh", "step", "model.remat", "model.attention", "model.attention_block_q",
-    "model.attention_block_kv", "model.context_parallel", "model.ulysses_ways", "checkpoint", "logging", "sampling",
-    "watchdog", "numerics.max_skipped", "numerics.max_rollbacks", "numerics.repeat_interval",
+    "model.attention_block_kv", "model.attention_fused_backward", "model.context_parallel", "model.ulysses_ways", "checkpoint",
+    "logging", "sampling", "watchdog", "numerics.max_skipped", "numerics.max_rollbacks", "numerics.repeat_interval",
 )  # fmt: skip
 
 

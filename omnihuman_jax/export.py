@@ -27,7 +27,15 @@ from omnihuman_jax.training.checkpoint import WEIGHTS, Checkpoints, RunRecord, c
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ARCHITECTURE = "OmniHumanForVideo"
 # Fields of MMDiTConfig that say how JAX computes, not what.
-EXECUTION_FIELDS = ("remat", "attention", "attention_block_q", "attention_block_kv", "context_parallel", "ulysses_ways")
+EXECUTION_FIELDS = (
+    "remat",
+    "attention",
+    "attention_block_q",
+    "attention_block_kv",
+    "attention_fused_backward",
+    "context_parallel",
+    "ulysses_ways",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

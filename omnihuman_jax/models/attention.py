@@ -29,6 +29,7 @@ class AttentionStrategy:
 
     kernel: a key of `IMPLEMENTATIONS`, or `auto`: the fastest one on the platform of the mesh's devices
     block_q, block_kv: sizes of a kernel's blocks of queries and keys; 0 is the kernel's own choice
+    fused_backward: splash's backward pass in one kernel: fewer products, more memory (`attention_tpu.Splash`)
     context_parallel: a key of `context_parallel.MODES`
     ulysses_ways: devices that share out heads under `ulysses_ring`; the ring goes over context / ulysses_ways groups of them
     """
@@ -36,6 +37,7 @@ class AttentionStrategy:
     kernel: str = "auto"
     block_q: int = 0
     block_kv: int = 0
+    fused_backward: bool = True
     context_parallel: str = "gather"
     ulysses_ways: int = 0
 
@@ -64,7 +66,9 @@ IMPLEMENTATIONS: dict[str, Callable[[AttentionStrategy, str], Kernel]] = {
     "per_head": lambda strategy, platform: PerHead(),
     "cudnn": lambda strategy, platform: Cudnn(),
     "triton": lambda strategy, platform: Triton(**_blocks(strategy), interpret=platform != "gpu"),
-    "splash": lambda strategy, platform: Splash(**_blocks(strategy), interpret=platform != "tpu"),
+    "splash": lambda strategy, platform: Splash(
+        **_blocks(strategy), fused_backward=strategy.fused_backward, interpret=platform != "tpu"
+    ),
 }
 """Name -> the kernel for a platform (a Pallas kernel runs in interpret mode, slowly, on any other than its own)."""
 

@@ -19,6 +19,7 @@ from omnihuman_jax.models.attention_blocks import NO_KEY_FILL, NO_QUERY_FILL, bl
 from omnihuman_jax.models.attention_kernel import QKV, delta
 
 LANES = 128  # of a vector register: blocks are multiples of it
+PARTS_BYTES = 2**30  # of the queries' gradient, once a block of keys: heads are taken a few at a time to stay below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Splash:
 
     block_q: int = 1024
     block_kv: int = 1024
+    fused_backward: bool = True
+    """One backward kernel of five products a block, not two of seven in all; the queries' gradient passes through memory, once
+    a block of keys: at most about `PARTS_BYTES` at a time."""
     interpret: bool = False
     """Run the kernels' Python on any platform, slowly: for tests."""
 
@@ -48,7 +52,9 @@ class Splash:
         padded = rows[0].shape[2]
         lse_BNM, delta_BNM = (fill(x, 2, padded, 0.0) for x in (lse_BNM, delta(out_BMNK, grad_BMNK)))
         grad_BNMK = fill(grad_BMNK, 1, padded, 0.0).transpose(0, 2, 1, 3)
-        grads = each(self._backward_row, (*rows, lse_BNM, delta_BNM, grad_BNMK))
+        grads = each(
+            self._fused_backward_row if self.fused_backward else self._backward_row, (*rows, lse_BNM, delta_BNM, grad_BNMK)
+        )
         grad_q, grad_k, grad_v = (x.transpose(0, 2, 1, 3)[:, :length] for x, length in zip(grads, lengths, strict=True))
         return grad_q * _scale(q_BMNK).astype(grad_q.dtype), grad_k, grad_v
 
@@ -102,11 +108,47 @@ class Splash:
             "interpret": self.interpret,
         }
         arrays = (q_NMK, k_NSK, v_NSK, splash.SegmentIds(q=q_ids_M, kv=kv_ids_S), None, lse_NM, grad_NMK, delta_NM)
-        # Two kernels, not the fused one: that writes the queries' gradient once a block of keys.
         _, grad_k, grad_v = splash._splash_attention_bwd_dkv(
             *arrays, **common, bkv_compute=block_kv, mask_info=_walk(pairs, by_keys=True), use_fused_bwd_kernel=False
         )
         return splash._splash_attention_bwd_dq(*arrays, **common, mask_info=_walk(pairs)), grad_k, grad_v
+
+    def _fused_backward_row(self, q_NMK, k_NSK, v_NSK, q_ids_M, kv_ids_S, lse_NM, delta_NM, grad_NMK):
+        block_q, compute = self._blocks(q_NMK.shape[1], k_NSK.shape[1])
+        heads, keys, head_bytes = q_NMK.shape[0], k_NSK.shape[1], q_NMK[0].nbytes
+        # Longer than that, a block in memory is two blocks of products: half the parts.
+        block_kv = compute if keys // compute * head_bytes <= PARTS_BYTES else 2 * compute
+        filled = round_up(keys, block_kv)
+        k_NSK, v_NSK = (fill(x, 1, filled, 0.0) for x in (k_NSK, v_NSK))
+        kv_ids_S = fill(kv_ids_S, 0, filled, NO_KEY_FILL)
+        mask_info = _walk(block_pairs(q_ids_M, kv_ids_S, block_q, block_kv), by_keys=True)
+        ids, layout = splash.SegmentIds(q=q_ids_M, kv=kv_ids_S), splash.QKVLayout.HEAD_DIM_MINOR
+
+        def some(q, k, v, lse, aligned, grad):
+            return splash._splash_attention_bwd_dkv(
+                q, k, v, ids, None, lse, grad, aligned,
+                bq=block_q,
+                bkv=block_kv,
+                bkv_compute=compute,
+                is_mqa=False,
+                mask_info=mask_info,
+                mask_value=splash.DEFAULT_MASK_VALUE,
+                attn_logits_soft_cap=None,
+                use_fused_bwd_kernel=True,
+                q_layout=layout,
+                k_layout=layout,
+                v_layout=layout,
+                mask_function=None,
+                interpret=self.interpret,
+            )  # fmt: skip
+
+        together = max(1, PARTS_BYTES // (filled // block_kv * head_bytes))
+        together = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= together)
+        arrays = (q_NMK, k_NSK, v_NSK, lse_NM, delta_NM, grad_NMK)
+        parts = jax.tree.map(lambda x: x.reshape(heads // together, together, *x.shape[1:]), arrays)
+        grads = each(some, parts)
+        grad_q, grad_k, grad_v = (x.reshape(heads, *x.shape[2:]) for x in grads)
+        return grad_q, grad_k[:, :keys], grad_v[:, :keys]
 
 
 def _walk(pairs: jax.Array, *, by_keys: bool = False) -> MaskInfo:

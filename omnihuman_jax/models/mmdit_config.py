@@ -67,6 +67,8 @@ class MMDiTConfig:
     """Queries in a block of the attention kernel; 0 = the kernel's own choice."""
     attention_block_kv: int = 0
     """Keys in a block of the attention kernel; 0 = the kernel's own choice."""
+    attention_fused_backward: bool = True
+    """On TPUs: one backward kernel with fewer products, and more memory, instead of two."""
     context_parallel: str = "gather"
     """What the devices of the mesh's `context` axis exchange for attention: a key of `context_parallel.MODES`."""
     ulysses_ways: int = 0
@@ -94,6 +96,7 @@ class MMDiTConfig:
             kernel=self.attention,
             block_q=self.attention_block_q,
             block_kv=self.attention_block_kv,
+            fused_backward=self.attention_fused_backward,
             context_parallel=self.context_parallel,
             ulysses_ways=self.ulysses_ways,
         )

@@ -48,6 +48,13 @@ KERNELS: dict[str, tuple[Kernel, int, int, list[int], list[int]]] = {
     # Lengths that are no multiple of a block, windows of odd length, a window of one token, padding.
     "blocked": (Blocked(block_q=16, block_kv=9), 70, 11, [23, 1, 30], [4, 2, 3]),
     "triton": (Triton(block_q=32, block_kv=16, interpret=True), 150, 21, [43, 1, 70], [4, 6, 3]),
+    "splash, two backward kernels": (
+        Splash(block_q=256, block_kv=128, fused_backward=False, interpret=True),
+        610,
+        57,
+        [183, 1, 160],
+        [20, 9, 16],
+    ),
     "splash": (Splash(block_q=256, block_kv=128, interpret=True), 610, 57, [183, 1, 160], [20, 9, 16]),
 }
 
@@ -85,7 +92,7 @@ def test_blocks_between_windows_are_not_computed(name: str) -> None:
     kernel, q, k, v, weight, (q_ids, kv_ids) = case(name)
     block_q, block_kv = kernel.block_q, kernel.block_kv
     if name != "triton":
-        unit = {"blocked": 1, "splash": 128}[name]
+        unit = 1 if name == "blocked" else 128
         block_q, block_kv = fit_block(q.shape[1], block_q, unit), fit_block(k.shape[1], block_kv, unit)
     # Queries of the first window alone: of the keys, only blocks that hold a token of it may be touched.
     q_ids = jnp.where(q_ids == 1, q_ids, -1)[:1]
