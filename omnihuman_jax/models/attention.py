@@ -37,7 +37,7 @@ class AttentionStrategy:
     kernel: str = "auto"
     block_q: int = 0
     block_kv: int = 0
-    fused_backward: bool = True
+    fused_backward: bool = False
     context_parallel: str = "gather"
     ulysses_ways: int = 0
 

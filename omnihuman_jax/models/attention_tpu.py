@@ -28,7 +28,7 @@ class Splash:
 
     block_q: int = 1024
     block_kv: int = 1024
-    fused_backward: bool = True
+    fused_backward: bool = False
     """One backward kernel of five products a block, not two of seven in all; the queries' gradient passes through memory, once
     a block of keys: at most about `PARTS_BYTES` at a time."""
     interpret: bool = False

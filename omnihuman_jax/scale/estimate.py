@@ -134,6 +134,7 @@ def _works(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topolo
     found = sizes(config, shape)
     attention = found.attention_flops * times / layout.ways
     linear = found.forward_flops * times / layout.ways - attention
+    two_kernels = topology.accelerator.platform == "tpu" and not config.attention_fused_backward
     again, kernel_again = layout.remat in _PRODUCTS_AGAIN, layout.remat in _KERNEL_AGAIN
     tokens = times * (shape.latent_tokens / layout.mesh["context"] + shape.text_tokens)
     layers = config.num_dual_layers + config.num_single_layers
@@ -142,8 +143,8 @@ def _works(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topolo
     optimizer = parameters * 2 * (_MASTER_AND_EMA + 2 * layout.moment_bytes + _GRADIENT) / (layout.mesh["fsdp"] * layout.ways)
     return [
         Work(kind="attention_forward", flops=attention * (1 + kernel_again), bytes=0),
-        # Splash: two kernels, seven products a block where the forward pass has two. On GPU one kernel of five.
-        Work(kind="attention_backward", flops=attention * (3.5 if topology.accelerator.platform == "tpu" else 2.5), bytes=0),
+        # Splash: two kernels, seven products a block where the forward pass has two, or one of five. On GPU one of five.
+        Work(kind="attention_backward", flops=attention * (3.5 if two_kernels else 2.5), bytes=0),
         Work(kind="matmul", flops=linear * (3 + again), bytes=0),
         Work(kind="memory", flops=0, bytes=elementwise + optimizer),
     ]

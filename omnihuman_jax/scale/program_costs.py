@@ -139,6 +139,8 @@ def attention_pass(computation: Computation, instruction: Instruction) -> tuple[
     if found is None:
         return "memory", 0.0
     kind, products = _PASSES[found]
+    if found == "dkv" and any(len(shape.dims) == 4 for shape in instruction.shapes):
+        products += 1  # the fused kernel: the queries' gradient too, once a block of keys
     floats = ("bf16", "f16", "f32")
     arrays = [
         s.dims for shapes in computation.operand_shapes(instruction) for s in shapes if len(s.dims) == 3 and s.dtype in floats

@@ -48,8 +48,8 @@ KERNELS: dict[str, tuple[Kernel, int, int, list[int], list[int]]] = {
     # Lengths that are no multiple of a block, windows of odd length, a window of one token, padding.
     "blocked": (Blocked(block_q=16, block_kv=9), 70, 11, [23, 1, 30], [4, 2, 3]),
     "triton": (Triton(block_q=32, block_kv=16, interpret=True), 150, 21, [43, 1, 70], [4, 6, 3]),
-    "splash, two backward kernels": (
-        Splash(block_q=256, block_kv=128, fused_backward=False, interpret=True),
+    "splash, one backward kernel": (
+        Splash(block_q=256, block_kv=128, fused_backward=True, interpret=True),
         610,
         57,
         [183, 1, 160],

@@ -165,3 +165,8 @@ def test_attention_kernels_are_counted_from_their_shapes() -> None:
     product = 2 * 3 * 1024 * 2048 * 128
     assert sum(work.flops for work in works if work.kind == "attention_forward") == 2 * product
     assert sum(work.flops for work in works if work.kind == "attention_backward") == (3 + 4) * product
+    fused = KERNELS.replace(
+        "dkv_segmented.1 = bf16[3,2048,128]{2,1,0} custom", "dkv_segmented.1 = bf16[2,3,1024,128]{3,2,1,0} custom"
+    )
+    works = works_of(Program.parse(fused))
+    assert sum(work.flops for work in works if work.kind == "attention_backward") == (3 + 5) * product
