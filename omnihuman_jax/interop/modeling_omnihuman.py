@@ -125,8 +125,8 @@ def apply_rotary(x_BNLK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return x_BNLK * cos + turned * sin
 
 
-def attention(q_BNQK: Tensor, k_BNVK: Tensor, v_BNVK: Tensor, mask_B1QV: Tensor) -> Tensor:
-    """Scaled dot-product attention, heads merged: [B, Q, N * K]. `mask` is True where a query sees a key."""
+def attention(q_BNQK: Tensor, k_BNVK: Tensor, v_BNVK: Tensor, mask_B1QV: Tensor | None) -> Tensor:
+    """Scaled dot-product attention, heads merged: [B, Q, N * K]. `mask` is True where a query sees a key; None: everywhere."""
     return F.scaled_dot_product_attention(q_BNQK, k_BNVK, v_BNVK, attn_mask=mask_B1QV).transpose(1, 2).flatten(2)
 
 
@@ -280,7 +280,7 @@ class RefinerBlock(nn.Module):
         self.ff = FeedForward(width, 4 * width, "silu")  # 4 whatever the other blocks' mlp_ratio, as in diffusers
         self.norm_out = Modulation(width, 2)
 
-    def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
         gate_attn, gate_mlp = self.norm_out(condition_BGD)
         x_BSD = gated(x_BSD, gate_attn, slot_BS, self.attn.to_out[0](attention(*self.attn.qkv(self.norm1(x_BSD)), mask)))
         return gated(x_BSD, gate_mlp, slot_BS, self.ff(self.norm2(x_BSD)))
@@ -291,7 +291,7 @@ class TokenRefiner(nn.Module):
         super().__init__()
         self.refiner_blocks = nn.ModuleList([RefinerBlock(width, num_heads) for _ in range(num_layers)])
 
-    def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
         for block in self.refiner_blocks:
             x_BSD = block(x_BSD, condition_BGD, slot_BS, mask)
         return x_BSD
@@ -306,7 +306,7 @@ class TextEmbedder(nn.Module):
         self.proj_in = nn.Linear(text_width, width)
         self.token_refiner = TokenRefiner(width, num_heads, num_layers)
 
-    def forward(self, text_BSE: Tensor, t_BG: Tensor, segment_ids_BS: Tensor, slot_BS: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, text_BSE: Tensor, t_BG: Tensor, segment_ids_BS: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
         slots = torch.arange(1, t_BG.shape[1] + 1, device=t_BG.device)
         member_BGS = (segment_ids_BS[:, None, :] == slots[None, :, None]).to(torch.float32)
         count_BG1 = member_BGS.sum(-1, keepdim=True).clamp(min=1)
@@ -411,7 +411,7 @@ class Context(NamedTuple):
     row_BL: Tensor
     row_BS: Tensor
     rotary: tuple[Tensor, Tensor]
-    mask_B1MM: Tensor
+    mask_B1MM: Tensor | None
     audio: AudioTokens | None
 
 
@@ -504,7 +504,15 @@ class OmniHumanForVideo(nn.Module):
         self.norm_out = Modulation(width, 2)
         self.proj_out = nn.Linear(width, config.patch_channels)
 
-    def forward(self, tokens_BLC: Tensor, t_BG: Tensor, batch: Mapping[str, Tensor], *, guidance: float = 1.0) -> Tensor:
+    def forward(
+        self,
+        tokens_BLC: Tensor,
+        t_BG: Tensor,
+        batch: Mapping[str, Tensor],
+        *,
+        guidance: float = 1.0,
+        one_window: bool = False,
+    ) -> Tensor:
         """The velocity [B, L, C] in float32, of every token (those of padding mean nothing).
 
         Args:
@@ -523,6 +531,8 @@ class OmniHumanForVideo(nn.Module):
             audio_BTE, audio_index_BFA           speech features; rows that a latent frame attends to, -1 for none
             keypoints_BTJ3, pose_index_BFP       (x, y, confidence) in token units; rows that a latent frame sees, -1 for none
           guidance: the scale that a guidance-distilled model is told; others do not read it.
+          one_window: every sequence is one window without padding, in both streams. Attention then needs no mask, which is
+            [M, M] otherwise: what lets PyTorch use its fast kernels on long sequences.
         """
         slot_BL, slot_BS = ((batch[name].long() - 1).clamp(min=0) for name in ("segment_ids_BL", "text_segment_ids_BS"))
         segments_BM = torch.cat([batch["segment_ids_BL"], batch["text_segment_ids_BS"]], dim=1)
@@ -536,13 +546,14 @@ class OmniHumanForVideo(nn.Module):
             row_BL=2 * slot_BL + clean_tokens(batch, slot_BL),
             row_BS=2 * slot_BS,
             rotary=rotary_embedding(batch["positions_BL3"], self.config.rope_axes, self.config.rope_theta),
-            mask_B1MM=same_segment(segments_BM),
+            mask_B1MM=None if one_window else same_segment(segments_BM),
             audio=audio,
         )
         x_BLD = self.x_embedder(tokens_BLC)
         if self.pose_embedder is not None and "keypoints_BTJ3" in batch:
             x_BLD = x_BLD + self.pose_embedder(batch, slot_BL)
-        text_BSD = self.context_embedder(batch["text_BSE"], t_BG, text_segments_BS, slot_BS, same_segment(text_segments_BS))
+        text_mask = None if one_window else same_segment(text_segments_BS)
+        text_BSD = self.context_embedder(batch["text_BSE"], t_BG, text_segments_BS, slot_BS, text_mask)
         for block in [*self.transformer_blocks, *self.single_transformer_blocks]:
             x_BLD, text_BSD = block(x_BLD, text_BSD, context)
         scale_BRD, shift_BRD = self.norm_out(context.condition_BRD)

@@ -179,10 +179,12 @@ class OmniHumanPipeline:
         out = Path(out)
         if out.suffix != ".mp4":
             raise ValueError(f"{out}: give a name that ends in .mp4")
-        segment_frames = segment_frames or self.config.segment_frames
+        segment_frames = self.config.segment_frames if segment_frames is None else segment_frames
         if not segment_frames:
             raise ValueError("the export does not say how long a segment is: give segment_frames")
-        num_steps, guidance = num_steps or self.config.num_steps, guidance or self.config.guidance
+        num_steps, guidance = self.config.num_steps if num_steps is None else num_steps, guidance or self.config.guidance
+        if num_steps < 1:
+            raise ValueError(f"sampling needs at least 1 step, not {num_steps}")
         signals = self.read_signals(image, audio, pose, text, seconds, size, segment_frames)
         segments = segments_of(signals.frames, segment_frames)
 
@@ -226,19 +228,18 @@ class OmniHumanPipeline:
             window,
             audio_slots=TEMPORAL_STRIDE + 2 * self.sizes.audio.neighbours if self.sizes.audio else 0,
             pose_slots=TEMPORAL_STRIDE + 2 * self.sizes.pose.neighbours if self.sizes.pose else 0,
-            text_tokens=max(len(window.text_SE), len(self.empty.text_SE)),
         )
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         guided = guidance.enabled and (window.has_text or window.audio_TE is not None)
         if noise_BLC is None:
             noise_BLC = token_noise(seed, slots(batch), batch["token_BL"], self.sizes.patch_channels)
         tokens = sample(
-            self.model,
+            functools.partial(self.model, one_window=True),
             batch,
             noise_BLC,
             timesteps(num_steps, video_tokens(batch), self.config.flow),
             guidance_scales(guidance, num_steps),
-            unconditional=without(batch, self.empty) if guided else None,
+            unconditional=without(batch, self.empty, len(self.empty.text_SE)) if guided else None,
             on_step=on_step,
         )
         video = tokens[0][~batch["is_reference_BL"][0]].cpu().numpy()

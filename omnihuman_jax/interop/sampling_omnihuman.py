@@ -145,23 +145,24 @@ def token_noise(seed: int, slot_BL: Tensor, token_BL: Tensor, channels: int) -> 
     return _normal(x0 ^ x1)
 
 
-def without(batch: Batch, empty: EmptyPrompt) -> dict[str, Tensor]:
+def without(batch: Batch, empty: EmptyPrompt, text_rows: int | None = None) -> dict[str, Tensor]:
     """`batch` for the unconditional branch: no audio and the empty prompt, everything else kept.
 
-    ValueError if the empty prompt of every window does not fit the batch's text rows.
+    `text_rows`: rows of text of a sequence; those of `batch` by default. ValueError if the empty prompt of every window does not
+    fit them.
     """
     out = dict(batch)
     active = batch["active_BG4"].clone()
     active[..., [TEXT, AUDIO]] = False
-    text, ids = torch.zeros_like(batch["text_BSE"]), torch.zeros_like(batch["text_segment_ids_BS"])
+    rows = batch["text_BSE"].shape[1] if text_rows is None else text_rows
+    text = batch["text_BSE"].new_zeros(len(active), rows, batch["text_BSE"].shape[2])
+    ids = batch["text_segment_ids_BS"].new_zeros(len(active), rows)
     pooled = torch.zeros_like(batch["pooled_BGE"])
     length = len(empty.text_SE)
     for row, segments_L in enumerate(batch["segment_ids_BL"].tolist()):
         present = sorted(set(segments_L) - {0})
-        if len(present) * length > text.shape[1]:
-            raise ValueError(
-                f"guidance needs {len(present)} windows x {length} tokens of the empty prompt, of {text.shape[1]} rows of text"
-            )
+        if len(present) * length > rows:
+            raise ValueError(f"guidance needs {len(present)} windows x {length} tokens of the empty prompt, of {rows} rows of text")
         for place, segment in enumerate(present):
             own = slice(place * length, (place + 1) * length)
             text[row, own], ids[row, own] = empty.text_SE.to(text), segment
@@ -175,6 +176,23 @@ def given_tokens(batch: Batch) -> Tensor:
     segment_BL = batch["segment_ids_BL"]
     motion_BL = batch["motion_BG"].gather(1, (segment_BL.long() - 1).clamp(min=0)) & (segment_BL > 0)
     return batch["is_reference_BL"] | (motion_BL & (batch["positions_BL3"][..., 0] < MOTION_LATENTS)) | (segment_BL == 0)
+
+
+def _velocity(model: Callable[..., Tensor], batch: Batch, unconditional: Batch | None) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """(tokens, t, guidance scale) -> velocity [B, L, C] float32."""
+    if unconditional is None:
+        return lambda tokens_BLC, t_BG, scale: model(tokens_BLC, t_BG, batch).float()
+    together = all(batch[name].shape == unconditional[name].shape for name in batch)
+    both = {name: torch.cat([batch[name], unconditional[name]]) for name in batch} if together else {}
+
+    def guided(tokens_BLC: Tensor, t_BG: Tensor, scale: float) -> Tensor:
+        if together:
+            conditional, other = model(torch.cat([tokens_BLC] * 2), torch.cat([t_BG] * 2), both).float().chunk(2)
+        else:
+            conditional, other = (model(tokens_BLC, t_BG, branch).float() for branch in (batch, unconditional))
+        return other + scale * (conditional - other)
+
+    return guided
 
 
 @torch.no_grad()
@@ -196,22 +214,19 @@ def sample(
       noise_BLC: `token_noise`, or any standard normal noise.
       timesteps_KBG: of `timesteps`.
       scales_K: guidance scale of each step; read only with `unconditional`.
-      unconditional: of `without`; None turns guidance off, which halves the cost. Both branches run as one batch of 2B rows.
+      unconditional: of `without`; None turns guidance off, which halves the cost. Both branches run as one batch of 2B rows, or
+        one after the other where they have different numbers of text rows.
       on_step: hears (steps done, steps in all).
     """
     clean_BLC, given_BL1 = batch["latents_BLC"].float(), given_tokens(batch)[..., None]
     segment_BL = batch["segment_ids_BL"].long()
-    both = batch if unconditional is None else {name: torch.cat([batch[name], unconditional[name]]) for name in batch}
+    velocity = _velocity(model, batch, unconditional)
     tokens_BLC = torch.where(given_BL1, clean_BLC, noise_BLC.float())
     steps = len(timesteps_KBG) - 1
     for step in range(steps):
         t_BG, next_t_BG = timesteps_KBG[step], timesteps_KBG[step + 1]
-        if unconditional is None:
-            velocity_BLC = model(tokens_BLC, t_BG, both)
-        else:
-            conditional, other = model(torch.cat([tokens_BLC] * 2), torch.cat([t_BG] * 2), both).float().chunk(2)
-            velocity_BLC = other + scales_K[step] * (conditional - other)
+        velocity_BLC = velocity(tokens_BLC, t_BG, scales_K[step])
         change_BL = (next_t_BG - t_BG).gather(1, (segment_BL - 1).clamp(min=0))
-        tokens_BLC = torch.where(given_BL1, clean_BLC, tokens_BLC + change_BL[..., None] * velocity_BLC.float())
+        tokens_BLC = torch.where(given_BL1, clean_BLC, tokens_BLC + change_BL[..., None] * velocity_BLC)
         on_step(step + 1, steps)
     return tokens_BLC

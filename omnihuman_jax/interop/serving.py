@@ -65,7 +65,7 @@ class Serving:
         return {
             "codec": spec.codec,
             "codec_sha256": digests("codec"),
-            "codec_options": dict(getattr(spec, "codec_options", {})),
+            "codec_options": dict(spec.codec_options),
             "text_encoder": spec.text_encoder,
             "text_sha256": digests("text_encoder"),
             "speech_encoder": spec.speech_encoder,

@@ -79,14 +79,8 @@ def row_index(latents: int, slots: int, margin: int, valid_T: np.ndarray) -> np.
     return np.where(inside & valid_T[np.clip(rows, 0, len(valid_T) - 1)], rows, -1)
 
 
-def pack(window: WindowInput, *, audio_slots: int, pose_slots: int, text_tokens: int) -> dict[str, Tensor]:
-    """The batch of one sequence with this one window.
-
-    Args:
-      window: the window.
-      audio_slots, pose_slots: 4 + 2 neighbours of the model's audio and pose branch.
-      text_tokens: rows of text, filled up with padding: the longer of the prompt and the empty prompt.
-    """
+def pack(window: WindowInput, *, audio_slots: int, pose_slots: int) -> dict[str, Tensor]:
+    """The batch of one sequence with this one window and no padding; slots: 4 + 2 neighbours of the audio and pose branch."""
     frames, height, width, _ = window.latents_FHWC.shape
     reference, video = window.reference_HWC, patchify(window.latents_FHWC)
     grid = np.meshgrid(np.arange(frames), np.arange(height // PATCH), np.arange(width // PATCH), indexing="ij")
@@ -94,8 +88,6 @@ def pack(window: WindowInput, *, audio_slots: int, pose_slots: int, text_tokens:
     area = len(positions) // frames
     count = 0 if reference is None else area
     first = [] if reference is None else [patchify(reference[None])]
-    text = np.zeros((text_tokens, window.text_SE.shape[1]), np.float32)
-    text[: len(window.text_SE)] = window.text_SE
     is_audio, is_pose = window.audio_TE is not None, window.keypoints_TJ3 is not None
     arrays = {
         "latents_BLC": np.concatenate([*first, video]).astype(np.float32),
@@ -106,8 +98,8 @@ def pack(window: WindowInput, *, audio_slots: int, pose_slots: int, text_tokens:
         "frame_BL": np.concatenate([np.full(count, -1), positions[:, 0]]),
         # Counted from the first video token: the noise of a window does not change with its reference.
         "token_BL": np.concatenate([np.arange(count), np.arange(len(video))]),
-        "text_BSE": text,
-        "text_segment_ids_BS": (np.arange(text_tokens) < len(window.text_SE)).astype(np.int64),
+        "text_BSE": np.asarray(window.text_SE, np.float32),
+        "text_segment_ids_BS": np.ones(len(window.text_SE), np.int64),
         "pooled_BGE": np.asarray(window.pooled_E, np.float32)[None],
         "active_BG4": np.array([[window.has_text, reference is not None, is_audio, is_pose]]),
         "motion_BG": np.array([window.motion]),

@@ -145,6 +145,7 @@ def test_wrong_input_is_one_line(serving, folder, tiny, talking, tmp_path, capsy
     assert "shorter than 9 s" in says("--audio", str(talking), "--seconds", "9")
     assert "1 + 4n frames, not 10" in says("--segment-frames", "10")
     assert "is not the text encoder" in says("--text", "a", "--text-encoder", str(tiny.speech))
+    assert "at least 1 step" in says("--steps", "0")
     assert "give keypoints (.npz)" in says("--pose", str(talking))
     assert "finite and >= 0" in says("--guidance-scale", "-1", "--text", "a")
     assert not (tmp_path / "o.mp4").exists()

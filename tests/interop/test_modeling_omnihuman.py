@@ -172,8 +172,12 @@ def test_one_window_that_fills_its_sequence(small):
     window = Window(latents=5, height=4, width=8, text_tokens=shape.text_tokens, active=EVERY.without(Condition.REFERENCE))
     batch = packed_batch(shape, [[window], [window]])
     assert (batch["segment_ids_BL"] == 1).all()
-    theirs, ours = model.velocities(batch, np.full((2, shape.windows), 0.6, np.float32))
+    t_BG = np.full((2, shape.windows), 0.6, np.float32)
+    theirs, ours = model.velocities(batch, t_BG)
     assert relative_error(theirs, ours) <= TOLERANCE
+    with torch.no_grad():
+        unmasked = model.module(torch.from_numpy(batch["latents_BLC"]), torch.from_numpy(t_BG), torch_batch(batch), one_window=True)
+    assert relative_error(unmasked.numpy().reshape(ours.shape), ours) <= TOLERANCE
 
 
 def test_every_condition_changes_the_velocity(small):
