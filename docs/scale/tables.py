@@ -79,11 +79,13 @@ SMALLEST = (
     Run("13b_v6e-4x4", _THIRTEEN, "v6e:4x4", 1, _mesh(2, 8, "block_offload")),
     Run("13b_tpu7x-2x2x1", _THIRTEEN, "tpu7x:2x2x1", 1, _mesh(1, 8, "block")),
 )
+# The layout that XLA gathers by all-reduces, and the attention kernels run again.
+SHARDS = Run("13b_v5p-4x4x8_128-shards", _THIRTEEN, "v5p:4x4x8", 1, _mesh(16, 8, "block"))
 BEST = (
     Run("13b_best_v5p-4x4x8", _THIRTEEN, "v5p:4x4x8"),
     Run("13b_best_v6e-16x16", _THIRTEEN, "v6e:16x16"),
 )
-ALL = {run.name: run for run in (*FIT, *WEAK, *SMALLEST)}
+ALL = {run.name: run for run in (*FIT, SHARDS, *WEAK, *SMALLEST)}
 
 
 def result(run: Run) -> ScalePlan:
@@ -170,6 +172,17 @@ def roofline_table() -> Iterator[str]:
     yield from table(head, rows)
 
 
+def shards_table() -> Iterator[str]:
+    """Two layouts of one model on one slice: what they send for the weights and their gradients."""
+    rows = []
+    for run in (SHARDS, FIT[0]):
+        plan = result(run)
+        for c in sorted(plan.costs.communications, key=lambda c: -c.sent_bytes):
+            if c.sent_bytes > GIB and c.kind != "all-to-all":
+                rows.append([layout(plan), c.kind, " x ".join(c.axes), str(c.count), f"{c.sent_bytes / GIB:.1f}", how(plan)])
+    yield from table(("mesh", "collective", "axes", "times a step", "GiB sent a device", "from"), rows)
+
+
 def check_table() -> Iterator[str]:
     """Formula against program."""
     rows = []
@@ -180,8 +193,8 @@ def check_table() -> Iterator[str]:
         kinds = ("attention_forward", "attention_backward", "matmul")
         ratio = [_flops(plan.costs, kind) / _flops(plan.formula, kind) for kind in kinds]
         peak = plan.costs.memory.peak / plan.formula.memory.peak
-        xla = plan.costs.xla_flops / plan.costs.xla_flops_matched
-        rows.append([run.name, *(f"{x:.3f}" for x in ratio), f"{xla:.3f}", f"{peak:.2f}"])
+        xla = f"{plan.costs.xla_flops / plan.costs.xla_flops_matched:.3f}" if plan.costs.xla_flops else "-"
+        rows.append([run.name, *(f"{x:.3f}" for x in ratio), xla, f"{peak:.2f}"])
     yield from table(
         ("program", "attention forward", "attention backward", "products", "XLA's count / ours, bodies once", "peak memory"), rows
     )
@@ -323,7 +336,7 @@ def hardware_table() -> Iterator[str]:
 
 
 TABLES = {
-    "fit": fit_table, "roofline": roofline_table, "check": check_table, "collectives": collectives_table,
+    "fit": fit_table, "shards": shards_table, "roofline": roofline_table, "check": check_table, "collectives": collectives_table,
     "sensitivity": sensitivity_table, "weak": weak_table, "smallest": smallest_table, "best": best_table, "rest": rest_table,
     "hardware": hardware_table,
 }  # fmt: skip
