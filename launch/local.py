@@ -204,17 +204,14 @@ class LocalJob:
         # JAX would listen on every interface, and asks nobody who he is.
         environment = self._child_environment(secrets) | {"JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}
         with contextlib.ExitStack() as stack:
+            stack.callback(self._kill)
             for rank in range(layout.processes):
                 log = stack.enter_context(log_path(self.folder, self.attempt, rank).open("ab"))
                 self._running[rank] = _start(self.command_of(self.attempt, rank, layout, port), environment, log)
                 self._emit("started", rank=rank, pid=self._running[rank].pid)
             self._write_state("running")
             shown = stack.enter_context(log_path(self.folder, self.attempt, 0).open("r", encoding="utf-8", errors="replace"))
-            try:
-                return self._watch(shown)
-            finally:
-                self._kill()
-                self._running.clear()
+            return self._watch(shown)
 
     def _watch(self, shown: IO[str]) -> int:
         """Waits for all processes; ends the others once one has failed, or has finished and they do not."""
@@ -272,6 +269,7 @@ class LocalJob:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self._running.clear()
 
     def _trainer(self, attempt: int, rank: int, layout: Layout, port: int) -> list[str]:
         join = [f"--coordinator=127.0.0.1:{port}", f"--num-processes={layout.processes}", f"--process-id={rank}"]

@@ -129,6 +129,20 @@ def test_stop_saves_and_ends(tmp_path: Path) -> None:
     assert not job.pids()
 
 
+def test_no_process_outlives_a_launcher_that_fails(tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def fail(event: Event) -> None:
+        if event.kind == "started":
+            pids.append(event.pid or 0)
+        if len(pids) == 2:
+            raise RuntimeError("of the test")
+
+    with pytest.raises(RuntimeError, match="of the test"):
+        run(a_spec(tmp_path), {}, default=SLEEP, on_event=fail)
+    assert len(pids) == 2 and not any(local_state.process_start(pid) for pid in pids)
+
+
 def test_a_second_stop_waits_no_longer(tmp_path: Path) -> None:
     job = LocalJob(a_spec(tmp_path, grace_s=60), command_of=lambda *_: [sys.executable, "-c", IGNORES])
     outcomes: list[Outcome] = []
