@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := setup.py constraints.txt
 
-.PHONY: scale bench help venv demo test test-slow loss-curves collectives compile-cost parity codec-memory check format lock clean
+.PHONY: scale bench help venv demo test test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,9 @@ compile-cost: $(VENV)/.dev  ## what depth costs to compile, as ratios
 
 scale: $(VENV)/.torch  ## docs/scale.md: compiles for TPU slices what is not compiled yet (minutes each), writes its tables
 	@$(BIN)/python docs/scale/tables.py --compile
+
+weights-1b: $(VENV)/.demo  ## a 1 B model imported and exported for real, with the peak of host memory (20 GB of disk, 7 GiB)
+	@$(BIN)/python -m tests.interop.stream_1b runs/weights_1b
 
 check: $(VENV)/.dev  ## lint, format, types
 	@$(BIN)/ruff check .

@@ -88,6 +88,11 @@ COMMANDS: dict[str, Command] = {
         help="end a submitted job: its processes save first",
         example="omnihuman cancel launch/examples/v5p.yaml --target jobset",
     ),
+    "import": Command(
+        module="omnihuman_jax.import_weights",
+        help="open weights (HunyuanVideo in diffusers' layout), or an exported model -> a checkpoint to start from",
+        example="omnihuman import hunyuan-video --from HunyuanVideo/transformer --to runs/hunyuan_video",
+    ),
     "generate": Command(
         module="omnihuman_jax.generate",
         help="an image, a voice and/or a pose -> an mp4 with sound",
@@ -100,8 +105,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "export": Command(
         module="omnihuman_jax.export",
-        help="safetensors, config.json and a standalone PyTorch module in one folder",
-        example="omnihuman export --run runs/mine/run --out runs/mine/export --weights ema --dtype fp32",
+        help="safetensors with a standalone PyTorch module, or for diffusers' own class, in one folder",
+        example="omnihuman export runs/mine/run --to runs/mine/export --format torch --weights ema --dtype fp32",
     ),
     "goodput": Command(
         module="omnihuman_jax.goodput",

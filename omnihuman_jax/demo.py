@@ -117,7 +117,7 @@ def story(out: Path, config: Path, devices: int) -> list[Step]:
         ),
         Step(
             name="export",
-            argv=("export", "--run", str(run), "--out", str(out / "export"), "--weights", "ema", "--dtype", "fp32"),
+            argv=("export", str(run), "--to", str(out / "export"), "--weights", "ema", "--dtype", "fp32"),
             why="safetensors, config.json and a PyTorch module that needs torch alone.",
         ),
         Step(name="report", argv=("report", "--run", str(out)), why="One page that a browser opens, and a contact sheet."),

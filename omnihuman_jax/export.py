@@ -3,6 +3,9 @@
 The folder: model.safetensors (or shards with an index), config.json, README.md, modeling_omnihuman.py (the model; needs torch and
 safetensors alone) and, beside it, the modules of a pipeline from files to an mp4 (`interop.serving.MODULES`). It appears whole or
 not at all, and its tensors stream through the host one by one.
+
+Format `diffusers`: the base part as diffusers' own `HunyuanVideoTransformer3DModel` loads it, and beside it the additions,
+omnihuman_additions.safetensors and .json, under the names of our PyTorch module. `omnihuman import omnihuman` reads both formats.
 """
 
 import argparse
@@ -17,13 +20,14 @@ import numpy as np
 from etils import epath
 
 from omnihuman_jax import config as experiment
-from omnihuman_jax.interop import safetensors_io
+from omnihuman_jax.interop import hunyuan_video, safetensors_io
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.key_table import KeyTable, ReadSlice, key_table
 from omnihuman_jax.interop.serving import Serving, copy_modules
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.training.checkpoint import WEIGHTS, Checkpoints, RunRecord, checkpoint_directory
 
+FORMATS = ("torch", "diffusers")
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ARCHITECTURE = "OmniHumanForVideo"
 # Fields of MMDiTConfig that say how JAX computes, not what.
@@ -53,6 +57,7 @@ def export_run(
     run: Path,
     out: Path,
     *,
+    form: str = "torch",
     weights: str = "ema",
     dtype: str = "fp32",
     step: int | None = None,
@@ -62,8 +67,9 @@ def export_run(
     """Exports a checkpoint of the run in `run` to `out`.
 
     Args:
-        run: run directory of `omnihuman train`.
+        run: run folder of `omnihuman train` or `omnihuman import`, or the folder of one step in its checkpoints/.
         out: a folder that does not exist, is empty, or holds an earlier export, which is then replaced.
+        form: `torch` or `diffusers`.
         weights: `ema` or `raw`.
         dtype: `fp32`, the master weights bit for bit, or `bf16`, rounded to nearest.
         step: of the checkpoint; the newest by default.
@@ -75,14 +81,18 @@ def export_run(
         FileExistsError: `out` holds something else.
         ValueError: a checkpoint that is damaged or does not fit its own config.
     """
-    _check_choices(weights, dtype)
+    _check_choices(weights, dtype, form)
     folder, record = _checkpoint(run, step)
     config = experiment.from_json(record.config)
     model = config.model
     table = key_table(model)
-    leaves = CheckpointLeaves(folder, WEIGHTS[weights])
-    table.check_ours(leaves.shapes, f"{folder}/{WEIGHTS[weights]}")
+    leaves = CheckpointLeaves(folder, record.part(weights))
+    table.check_ours(leaves.shapes, f"{folder}/{record.part(weights)}")
     about = {"weights": weights, "dtype": dtype, "step": record.step, "run": str(record.config["name"])}
+    if form == "diffusers":
+        return export_diffusers(
+            model, table, leaves.read, out, dtype=dtype, about=about, max_shard_bytes=max_shard_bytes, progress=progress
+        )
     return export_params(
         model,
         table,
@@ -90,7 +100,7 @@ def export_run(
         out,
         dtype=dtype,
         about=about,
-        serving=Serving.of_run(run, config.data.dataset, config.sampling, config.flow),
+        serving=Serving.of_run(folder.parent.parent, config.data.dataset, config.sampling, config.flow),
         max_shard_bytes=max_shard_bytes,
         progress=progress,
     )
@@ -129,12 +139,52 @@ def export_params(
     return Exported(folder=out, tensors=len(sources), parameters=parameters, nbytes=total, step=int(about["step"]))
 
 
+def export_diffusers(
+    model: mmdit.MMDiTConfig,
+    table: KeyTable,
+    read: ReadSlice,
+    out: Path,
+    *,
+    dtype: str,
+    about: dict[str, Any],
+    max_shard_bytes: int = safetensors_io.DEFAULT_MAX_SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Exported:
+    """Writes a folder that diffusers' class loads by `from_pretrained`, with what it does not know in files beside its own."""
+    config = hunyuan_video.diffusers_config(model)
+    sources = {
+        hunyuan_video.STEM: table.only(("base",)).to_torch(read, DTYPES[dtype]),
+        hunyuan_video.ADDITIONS_STEM: table.only(hunyuan_video.ADDED_GROUPS).to_torch(read, DTYPES[dtype]),
+    }
+    every = [source for part in sources.values() for source in part]
+    total, done = sum(source.nbytes for source in every), 0
+
+    def written(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, total)
+
+    additions = module_config(model, about)
+    additions["model"] = {name: additions["model"][name] for name in hunyuan_video.ADDED_GROUPS}
+    with safetensors_io.whole_folder(out, overwrite=is_export(out)) as folder:
+        for stem, part in sources.items():
+            if part:
+                safetensors_io.write_folder(folder, part, stem=stem, max_shard_bytes=max_shard_bytes, progress=written)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / f"{hunyuan_video.ADDITIONS_STEM}.json").write_text(json.dumps(additions, indent=2) + "\n")
+    parameters = sum(int(np.prod(source.shape)) for source in every)
+    return Exported(folder=out, tensors=len(every), parameters=parameters, nbytes=total, step=int(about["step"]))
+
+
 def is_export(folder: Path) -> bool:
     """Whether `folder` was written by an export."""
-    try:
-        return json.loads((folder / "config.json").read_text())["architecture"] == ARCHITECTURE
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    for name in ("config.json", f"{hunyuan_video.ADDITIONS_STEM}.json"):
+        try:
+            if json.loads((folder / name).read_text())["architecture"] == ARCHITECTURE:
+                return True
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return False
 
 
 def module_config(model: mmdit.MMDiTConfig, about: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +251,9 @@ compared with those that the model was trained with). `--help` lists the options
 """
 
 
-def _check_choices(weights: str, dtype: str) -> None:
+def _check_choices(weights: str, dtype: str, form: str) -> None:
+    if form not in FORMATS:
+        raise ValueError(f"format {form!r}: choose {' or '.join(FORMATS)}")
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r}: choose {' or '.join(sorted(WEIGHTS))}")
     if dtype not in DTYPES:
@@ -209,10 +261,14 @@ def _check_choices(weights: str, dtype: str) -> None:
 
 
 def _checkpoint(run: Path, step: int | None) -> tuple[epath.Path, RunRecord]:
-    """The folder of a finished checkpoint of `run`, and its record."""
+    """The folder of a finished checkpoint, and its record; `run` is a run folder, or that of a step in its checkpoints/."""
+    if run.parent.name == "checkpoints" and run.name.isdigit():
+        if step is not None and step != int(run.name):
+            raise ValueError(f"{run} is step {int(run.name)}: leave --step {step} out, or give the run folder")
+        run, step = run.parent.parent, int(run.name)
     folder = epath.Path(checkpoint_directory(run))
     if not folder.is_dir():
-        raise FileNotFoundError(f"{run} holds no checkpoints; give the run directory of `omnihuman train`")
+        raise FileNotFoundError(f"{run} holds no checkpoints; give the run folder of `omnihuman train` or `omnihuman import`")
     with Checkpoints(folder) as checkpoints:
         steps = checkpoints.steps
         if not steps:
@@ -229,11 +285,12 @@ def main(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="omnihuman export",
-        description="Writes a checkpoint as safetensors, config.json and a standalone PyTorch module.",
-        epilog="example: omnihuman export --run runs/mine/run --out runs/mine/export --weights ema --dtype fp32",
+        description="Writes a checkpoint as safetensors: with a standalone PyTorch module, or for diffusers' own class.",
+        epilog="example: omnihuman export runs/mine/run --to runs/mine/export --format torch --weights ema --dtype fp32",
     )
-    parser.add_argument("--run", required=True, type=Path, help="run directory of `omnihuman train`")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write; an earlier export in it is replaced")
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="run folder, or that of a step in its checkpoints/")
+    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="to write; an earlier export in it is replaced")
+    parser.add_argument("--format", choices=FORMATS, default="torch", help="(%(default)s)")
     parser.add_argument("--weights", choices=sorted(WEIGHTS), default="ema", help="(%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="(%(default)s)")
     parser.add_argument("--step", type=int, help="checkpoint; the newest by default")
@@ -243,8 +300,9 @@ def main(argv: Sequence[str]) -> int:
     with Progress(*columns, transient=True) as bar:
         task = bar.add_task("exporting", total=None)
         result = export_run(
-            options.run,
-            options.out,
+            options.checkpoint,
+            options.to,
+            form=options.format,
             weights=options.weights,
             dtype=options.dtype,
             step=options.step,
@@ -253,6 +311,7 @@ def main(argv: Sequence[str]) -> int:
         )
     print(
         f"{result.folder}: step {result.step}, {options.weights} weights, {result.parameters / 1e6:.1f} M parameters in "
-        f"{result.tensors} tensors, {result.nbytes / 1e6:.1f} MB of {options.dtype}; its README.md shows how to load it"
+        f"{result.tensors} tensors, {result.nbytes / 1e6:.1f} MB of {options.dtype}; "
+        + ("its README.md shows how to load it" if options.format == "torch" else f"{hunyuan_video.CLASS}.from_pretrained loads it")
     )
     return 0

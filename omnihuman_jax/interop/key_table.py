@@ -9,7 +9,7 @@ Nothing here reads more than a layer of a leaf at a time: who calls decides what
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -103,12 +103,16 @@ class KeyTableError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Ours, reshaped to `split`, transposed by `order`, reshaped to `theirs`; only moves numbers, so it inverts exactly."""
+    """Ours, reshaped to `split`, transposed by `order`, reshaped to `theirs`; only moves numbers, so it inverts exactly.
+
+    `rows_dim`: the dim of ours whose slices are runs of rows of theirs, and so of bytes of its file.
+    """
 
     ours: tuple[int, ...]
     split: tuple[int, ...]
     order: tuple[int, ...]
     theirs: tuple[int, ...]
+    rows_dim: int = 0
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         return array.reshape(self.split).transpose(self.order).reshape(self.theirs)
@@ -155,26 +159,37 @@ class KeyTable:
     def to_torch(self, read: ReadSlice, dtype: np.dtype) -> list[TensorSource]:
         """Their tensors in `dtype`, each made from ours when its turn to be written comes."""
         return [
-            TensorSource(name=e.name, shape=e.shape, dtype=np.dtype(dtype), read=lambda e=e: _assemble(e, read, np.dtype(dtype)))  # type: ignore[misc]
+            TensorSource(name=e.name, shape=e.shape, dtype=np.dtype(dtype), parts=lambda e=e: _parts(e, read), rounds=True)  # type: ignore[misc]
             for e in self.entries
         ]
 
-    def slices_from_torch(self, read: ReadTensor) -> Iterator[tuple[Path, int | None, np.ndarray]]:
-        """(path, layer, values) of all our parameters, tensor by tensor of theirs, in the dtype that `read` gives."""
+    def parts_from_torch(self, read: ReadTensor) -> Iterator[tuple[Part, np.ndarray]]:
+        """(part, its values) of all our parameters, tensor by tensor of theirs, in the dtype that `read` gives.
+
+        Values are a view of what was read wherever their layout lets them be, so that bytes are touched as they are used.
+        """
         for entry in self.entries:
             tensor = read(entry.name)
             begin = 0
             for part in entry.parts:
                 end = begin + part.layout.theirs[-1]
                 values = tensor if len(entry.parts) == 1 else tensor[..., begin:end]
-                yield part.path, part.layer, part.layout.from_torch(values)
+                yield part, part.layout.from_torch(values)
                 begin = end
+            del tensor, values  # before the next read: one tensor at a time
+
+    def only(self, groups: Collection[str]) -> "KeyTable":
+        """The part of the table that `mmdit.condition_group` puts into one of `groups` (`base`, `audio`, `pose`)."""
+        return KeyTable(
+            entries=tuple(e for e in self.entries if mmdit.condition_group(e.parts[0].path) in groups),
+            shapes={path: shape for path, shape in self.shapes.items() if mmdit.condition_group(path) in groups},
+        )
 
     def from_torch(self, read: ReadTensor, dtype: np.dtype = np.dtype(np.float32)) -> Params:  # noqa: B008
         """Our parameters as a nested dict of numpy arrays of `dtype`, filled tensor by tensor of theirs."""
         leaves = {path: np.empty(shape, dtype) for path, shape in self.shapes.items()}
-        for path, layer, values in self.slices_from_torch(read):
-            leaves[path][... if layer is None else layer] = values
+        for part, values in self.parts_from_torch(read):
+            leaves[part.path][... if part.layer is None else part.layer] = values
         return nest(leaves)
 
 
@@ -262,20 +277,20 @@ def _layout(path: Path, shape: tuple[int, ...], latent_channels: int) -> Layout:
     if leaf == "kernel":
         dims = 2 if module.split("/")[-1] == "out" or module == "pose_guider/embed" else 1
         inputs, outputs = math.prod(shape[:dims]), math.prod(shape[dims:])
-        return Layout(ours=shape, split=(inputs, outputs), order=(1, 0), theirs=(outputs, inputs))
+        return Layout(ours=shape, split=(inputs, outputs), order=(1, 0), theirs=(outputs, inputs), rows_dim=dims)
     theirs = shape if leaf == "position" else (math.prod(shape),)
     return Layout(ours=shape, split=theirs, order=tuple(range(len(theirs))), theirs=theirs)
 
 
-def _assemble(entry: Entry, read: ReadSlice, dtype: np.dtype) -> np.ndarray:
-    """A tensor of theirs, rounded to `dtype` (to nearest, ties to even) where it is narrower than ours."""
+def _parts(entry: Entry, read: ReadSlice) -> list[np.ndarray]:
+    """The parts of a tensor of theirs, in its layout: views of what `read` gave."""
     parts = []
     for part in entry.parts:
         array = np.asarray(read(part.path, part.layer))
         if array.shape != part.layout.ours:
             raise KeyTableError(f"{'/'.join(part.path)}: {list(array.shape)} was read, {list(part.layout.ours)} was expected")
-        parts.append(part.layout.to_torch(array.astype(dtype, copy=False)))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        parts.append(part.layout.to_torch(array))
+    return parts
 
 
 def _check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -35,21 +35,53 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _HEADER_LIMIT_BYTES = 100_000_000  # the reference implementation's limit
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _REPLACED = "-replaced"
+ROW_BLOCK_BYTES = 1 << 21  # what is transposed, rounded and written at a time
 DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # Hugging Face's own default
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSource:
-    """A tensor to be written: what its header says, and how to get it when its turn comes."""
+    """A tensor to be written: what its header says, and how to get it when its turn comes.
+
+    `parts` gives the arrays that lie side by side along its last dim, in any order of their bytes in memory; numbers are
+    rounded to `dtype` (to nearest, ties to even) if `rounds`, and must be of it if not.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    read: Callable[[], np.ndarray]
+    parts: Callable[[], Sequence[np.ndarray]]
+    rounds: bool = False
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def row_blocks(self, block_bytes: int = ROW_BLOCK_BYTES) -> Iterator[np.ndarray]:
+        """The tensor, rows after rows, as contiguous arrays of about `block_bytes`: with what `parts` gave, the peak."""
+        parts = self.parts()
+        for part in parts:
+            if part.dtype != self.dtype and not self.rounds:
+                raise ValueError(f"{self.name}: {part.dtype} was read, {self.dtype} was announced")
+        joined = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts)) if len(parts) > 1 else parts[0].shape
+        if math.prod(joined) != math.prod(self.shape):
+            raise ValueError(f"{self.name}: {list(joined)} was read, {list(self.shape)} was announced")
+        if parts[0].ndim == 0:
+            yield parts[0].astype(self.dtype).reshape(self.shape)
+            return
+        rows = max(1, block_bytes // max(1, self.nbytes // max(1, len(parts[0]))))
+        for begin in range(0, len(parts[0]), rows):
+            block = np.empty((min(rows, len(parts[0]) - begin), *joined[1:]), self.dtype)
+            end = 0
+            for part in parts:  # straight into place: no copy is made of a whole part
+                block[..., end : end + part.shape[-1]] = part[begin : begin + len(block)]
+                end += part.shape[-1]
+            yield block
+
+    def read(self) -> np.ndarray:
+        """The tensor at once."""
+        blocks = list(self.row_blocks(max(1, self.nbytes)))
+        return blocks[0].reshape(self.shape) if blocks else np.zeros(self.shape, self.dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,12 +131,9 @@ def write_file(path: Path, sources: Sequence[TensorSource], metadata: Mapping[st
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for source in sources:
-            tensor = np.ascontiguousarray(source.read()).reshape(source.shape)
-            if tensor.dtype != source.dtype:
-                raise ValueError(f"{source.name}: {tensor.dtype} was read, {source.dtype} was announced")
-            if tensor.nbytes:
-                file.write(tensor.reshape(-1).view(np.uint8).data)
-            del tensor  # before the next read: one tensor at a time
+            for block in source.row_blocks():
+                if block.nbytes:
+                    file.write(block.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
 
@@ -124,12 +153,12 @@ def write_folder(
     """
 
     def counted(source: TensorSource) -> TensorSource:
-        def read() -> np.ndarray:
-            tensor = source.read()
+        def parts() -> Sequence[np.ndarray]:
+            arrays = source.parts()
             progress(source.nbytes)
-            return tensor
+            return arrays
 
-        return dataclasses.replace(source, read=read)
+        return dataclasses.replace(source, parts=parts)
 
     shards = plan_shards([counted(source) for source in sources], max_shard_bytes)
     if len(shards) == 1:

@@ -197,15 +197,15 @@ class Checkpoints:
 
         No moments and no average: a run that starts from them begins with zeros and with the parameters themselves.
         """
-        self._start({"params": params}, record)
+        self._start({"params": params}, record, frugal=True)
         if not self.wait():
             raise OSError(f"{self.directory}/{record.step} could not be written; see the line above")
 
-    def _start(self, parts: dict[str, Any], record: RunRecord) -> None:
+    def _start(self, parts: dict[str, Any], record: RunRecord, *, frugal: bool = False) -> None:
         reason = ""
         try:
             metadata = record.to_json() | {"sums": fingerprint.sums(_flatten(parts))}
-            with self._context():
+            with self._context(parts if frugal else None):
                 response = ocp.save_checkpointables_async(
                     self._folder / str(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))
                 )
@@ -319,8 +319,17 @@ class Checkpoints:
             raise CheckpointError(f"{where} has no readable record of its run (format {FORMAT}); {_CURE}")
         return metadata
 
-    def _context(self) -> ocp.Context:
-        return _context(self.directory)
+    def _context(self, frugal: Any = None) -> ocp.Context:
+        """`frugal`: arrays that are saved leaf by leaf, for a host that is smaller than they are."""
+        context = _context(self.directory)
+        if frugal is not None:
+            # Without limits Orbax copies everything to the host at once, and collects all it has encoded for one commit.
+            leaves = jax.tree.leaves(frugal)
+            shards = [shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards]
+            context.memory.write_concurrent_bytes = 1 + max(shards)
+            context.memory.transfer_concurrent_bytes = 1 + max(leaf.nbytes for leaf in leaves)
+            context.memory.is_prioritized_key_fn = lambda path: False
+        return context
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The whole state of a step, in the shardings of `abstract`; CheckpointError names what does not fit."""

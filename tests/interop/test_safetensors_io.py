@@ -19,7 +19,7 @@ from omnihuman_jax.interop import safetensors_io as io
 
 
 def _source(name: str, array: np.ndarray, read=None) -> io.TensorSource:
-    return io.TensorSource(name=name, shape=array.shape, dtype=array.dtype, read=read or (lambda: array))
+    return io.TensorSource(name=name, shape=array.shape, dtype=array.dtype, parts=lambda: [read() if read else array])
 
 
 def _arrays() -> dict[str, np.ndarray]:

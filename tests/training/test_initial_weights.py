@@ -1,0 +1,78 @@
+"""A run that starts from weights of `omnihuman import`: they are its step 0, and its checkpoints say where they come from."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from omnihuman_jax import import_weights, train
+from omnihuman_jax.config import ExperimentConfig, to_json
+from omnihuman_jax.models import mmdit
+from omnihuman_jax.sharding import MeshConfig
+from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, RunRecord
+from tests.training import runs, tiny_config
+
+ORIGIN = {"kind": "hunyuan-video", "folder": "transformer", "files": {"config.json": "0" * 64}}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return runs.write_dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> tuple[Path, dict]:
+    """A checkpoint as `omnihuman import` writes it, and its parameters."""
+    config = tiny_config.get_config()
+    params = jax.jit(lambda: mmdit.init_params(config.model, jax.random.key(99)))()
+    folder = tmp_path_factory.mktemp("weights") / "imported"
+    import_weights.save(params, config, ORIGIN, folder)
+    return folder, params
+
+
+def _config(dataset: Path, weights: Path) -> ExperimentConfig:
+    config = tiny_config.get_config()
+    config.mesh = MeshConfig(data=2, fsdp=2, context=2)
+    config.data.dataset, config.initial_weights = str(dataset), str(weights)
+    return config
+
+
+def test_step_0_is_the_imported_weights(dataset, weights):
+    folder, params = weights
+    config = _config(dataset, folder)
+    parts = train.assemble(config)
+    with jax.set_mesh(parts.mesh):
+        state, record = train.first_state(parts, RunRecord(config=to_json(config), fingerprint="f", step=0))
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, params)
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
+    assert int(state.step) == 0
+    assert record.origin == {**ORIGIN, "initial_weights": {"run": "tiny", "step": 0}}
+    config.model = dataclasses.replace(config.model, width=48, rope_axes=(8, 8, 8))
+    with pytest.raises(CheckpointError, match=r"initial_weights: .*does not fit this model: .*omnihuman import"):
+        train.first_state(train.assemble(config), record)
+
+
+def test_imported_weights_are_no_run(dataset, weights):
+    folder, _ = weights
+    record = RunRecord(config=to_json(_config(dataset, folder)), fingerprint="f", step=0)
+    refused = pytest.raises(ValueError, match=r"not a run; train in another --run with --config.initial_weights=")
+    with Checkpoints(folder / "checkpoints") as checkpoints, refused:
+        train.resume_step(folder, checkpoints, record, accept_changes=True)
+
+
+@pytest.mark.slow
+def test_training_starts_from_them_and_remembers_it(dataset, weights, tmp_path):
+    folder, params = weights
+    option = f"--config.initial_weights={folder}"
+    runs.train(tmp_path / "run", dataset, option, "--stop-after=1", "--config.optimizer.learning_rate=1e-9")
+    runs.train(tmp_path / "run", dataset, option, "--stop-after=2", "--config.optimizer.learning_rate=1e-9")
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert checkpoints.record(2).origin == {**ORIGIN, "initial_weights": {"run": "tiny", "step": 0}}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["initial_weights"] == str(folder)
+    stored = runs.checkpoint(tmp_path / "run", 1)
+    kernel = np.asarray(params["dual_blocks"]["video"]["attention"]["q"]["kernel"])
+    np.testing.assert_allclose(stored["params/dual_blocks/video/attention/q/kernel"], kernel, atol=1e-7)
