@@ -323,6 +323,10 @@ def check_nothing_is_lost(run_dir: Path, interval: int) -> None:
 
 def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, accept_changes: bool) -> RunRecord:
     """The record to go on with; ValueError if the run there is not this one."""
+    if stored.step == 0:
+        raise ValueError(
+            f"{run_dir} holds weights to start from, not a run; train in another --run with --config.initial_weights={run_dir}"
+        )
     changes = changed_fields(stored.config, record.config)
     if stored.fingerprint != record.fingerprint:
         changes.append(

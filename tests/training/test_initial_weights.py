@@ -61,7 +61,7 @@ def test_imported_weights_are_no_run(dataset, weights):
     record = RunRecord(config=to_json(_config(dataset, folder)), fingerprint="f", step=0)
     refused = pytest.raises(ValueError, match=r"not a run; train in another --run with --config.initial_weights=")
     with Checkpoints(folder / "checkpoints") as checkpoints, refused:
-        train.resume_step(folder, checkpoints, record, accept_changes=True)
+        train.continue_record(folder, checkpoints.record(0), record, accept_changes=True)
 
 
 @pytest.mark.slow
