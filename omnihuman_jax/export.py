@@ -100,7 +100,7 @@ def export_run(
         out,
         dtype=dtype,
         about=about,
-        serving=Serving.of_run(folder.parent.parent, config.data.dataset, config.sampling, config.flow),
+        serving=Serving.of_run(_run_folder(run), config.data.dataset, config.sampling, config.flow),
         max_shard_bytes=max_shard_bytes,
         progress=progress,
     )
@@ -260,12 +260,17 @@ def _check_choices(weights: str, dtype: str, form: str) -> None:
         raise ValueError(f"dtype {dtype!r}: choose {' or '.join(DTYPES)}")
 
 
+def _run_folder(path: Path) -> Path:
+    """The run of `path`, which is its folder, or that of a step in its checkpoints/."""
+    return path.parent.parent if path.parent.name == "checkpoints" and path.name.isdigit() else path
+
+
 def _checkpoint(run: Path, step: int | None) -> tuple[epath.Path, RunRecord]:
     """The folder of a finished checkpoint, and its record; `run` is a run folder, or that of a step in its checkpoints/."""
-    if run.parent.name == "checkpoints" and run.name.isdigit():
+    if _run_folder(run) != run:
         if step is not None and step != int(run.name):
             raise ValueError(f"{run} is step {int(run.name)}: leave --step {step} out, or give the run folder")
-        run, step = run.parent.parent, int(run.name)
+        run, step = _run_folder(run), int(run.name)
     folder = epath.Path(checkpoint_directory(run))
     if not folder.is_dir():
         raise FileNotFoundError(f"{run} holds no checkpoints; give the run folder of `omnihuman train` or `omnihuman import`")

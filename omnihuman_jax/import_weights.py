@@ -168,6 +168,8 @@ def import_weights(
 
 def save(params: Params, config: experiment.ExperimentConfig, origin: Mapping[str, Any], to: Path) -> None:
     """The run folder of step 0: config.json, origin.json and the checkpoint, which holds both as well."""
+    # They lie here, wherever the run that starts from them will keep its own.
+    config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, directory=""))
     if jax.process_index() == 0:
         to.mkdir(parents=True, exist_ok=True)
         experiment.write_config(config, to)
