@@ -62,6 +62,7 @@ def test_gpus_are_planned_by_formula(capsys: pytest.CaptureFixture[str]) -> None
         (["--topology", "v5p:3x3x3"], "the nearest are 2x4x4"),
         (["--topology", "v5p:4x4x8", "--slices", "0"], "at least 1"),
         (["--sweep"], "--sweep belongs to the scale plan: add --topology"),
+        (["--topology", "v4:4x4x4", "--micro-batch", "1"], "describes v4:4x4x4 as 128 devices, a job there has 64.*--estimate"),
         (["--slices", "2"], "--slices belongs to the scale plan"),
         (["--topology", "v5p:2x4x4", "--estimate"], "multiple of 64 devices, there are 32: mesh.fsdp=4 or mesh.context=4"),
         (["--topology", "v5p:4x4x8", "--estimate", "--config.data.plan.sequences_per_step=17"], "17"),

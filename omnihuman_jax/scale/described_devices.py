@@ -34,10 +34,17 @@ def describe(topology: Topology) -> list[Any]:
     prepare()
     options = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices)
+        found = list(topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **options).devices)
     except ImportError as error:
-        raise ValueError(f"{topology.name}: needs libtpu; pip install -e '.[scale]'") from error
+        raise ValueError(f"{topology.name}: needs libtpu; pip install -e '.[topologies]'") from error
     except (JaxRuntimeError, RuntimeError) as error:
         text = str(error).splitlines()[0]
         hint = "; pip install libtpu" if "libtpu" in text.lower() else ""
         raise ValueError(f"libtpu cannot describe {topology.name}: {text}{hint}") from error
+    if len(found) != topology.devices:
+        # v4: a job sees chips, libtpu 0.0.52 describes their cores.
+        raise ValueError(
+            f"libtpu describes {topology.name} as {len(found)} devices, a job there has {topology.devices}: "
+            "its program cannot be compiled here; plan it by formula, with --estimate"
+        )
+    return found
