@@ -1,5 +1,6 @@
 """Splash and what is around it, compiled for real TPU topologies by libtpu, on a machine without one."""
 
+import math
 import os
 import re
 import subprocess
@@ -65,25 +66,33 @@ def kernels(text: str) -> Counter[str]:
 
 
 def exchanges(text: str) -> set[str]:
+    """Kinds of collective whose arrays are larger than the text's (200 x 8 x 128): XLA takes small ones apart as it likes."""
     kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
-    return set(re.findall(rf" ({kinds})(?:-start)?\(", text))
+    found = set()
+    for line in text.splitlines():
+        if match := re.search(rf" = (.*?) ({kinds})(?:-start)?\(", line):
+            arrays = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"\[([\d,]+)\]", match[1])]
+            if max(arrays, default=0) > 250_000:
+                found.add(match[2])
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "expected", "calls"),
     [
-        ("ulysses", {"all-to-all", "all-gather", "all-reduce"}, 1),
+        ("ulysses", {"all-to-all"}, 1),
         # The blocks in a loop, the text's keys before it.
-        ("ring", {"collective-permute", "all-reduce"}, 2),
-        ("ulysses_ring", {"all-to-all", "all-gather", "collective-permute", "all-reduce"}, 2),
+        ("ring", {"collective-permute"}, 2),
+        ("ulysses_ring", {"all-to-all", "collective-permute"}, 2),
     ],
 )
-def test_each_mode_compiles_for_tpus_with_its_own_exchanges(mode: str, expected: set[str], calls: int) -> None:
+def test_each_mode_compiles_for_tpus_and_moves_the_video_by_its_own_exchanges_alone(
+    mode: str, expected: set[str], calls: int
+) -> None:
     text = compiled(mode, "none")
     assert kernels(text) == {"fwd": calls, "dq": calls, "dkv": calls}
-    # Small gradients may be scattered or reduced, as XLA likes.
-    assert expected - {"all-reduce"} <= exchanges(text) <= expected | {"reduce-scatter"}
+    assert exchanges(text) == expected
 
 
 @pytest.mark.slow
