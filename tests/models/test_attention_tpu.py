@@ -87,9 +87,7 @@ def exchanges(text: str) -> set[str]:
         ("ulysses_ring", {"all-to-all", "collective-permute"}, 2),
     ],
 )
-def test_each_mode_compiles_for_tpus_and_moves_the_video_by_its_own_exchanges_alone(
-    mode: str, expected: set[str], calls: int
-) -> None:
+def test_on_tpus_the_video_moves_by_the_exchanges_of_its_mode_alone(mode: str, expected: set[str], calls: int) -> None:
     text = compiled(mode, "none")
     assert kernels(text) == {"fwd": calls, "dq": calls, "dkv": calls}
     assert exchanges(text) == expected
