@@ -2,8 +2,8 @@
 
 A tile is cut at multiples of a stride and is smaller at the far edges; neighbours are blended linearly over what they
 share, one after the other in reading order, and a tile's head may be blended with a neighbour that was blended before.
-That order is part of the result. Tiles of one shape run through one program (`jax.lax.map`): at most two lengths a dim
-unless the stride is below half a tile.
+That order is part of the result. Tiles of one shape run through one program (`jax.lax.map`); there are two or three lengths a
+dim where the stride is half a tile or more, and more below that.
 
 Everything here is of one video, [frames, height, width, channels], and counts tiles in latents.
 """
