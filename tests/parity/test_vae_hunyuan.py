@@ -41,10 +41,16 @@ def test_whole(tmp_path, measured, frames, height, width):
     "sizes",
     [
         {"block_out_channels": (6, 9, 12, 15), "norm_num_groups": 3, "layers_per_block": 2, "latent_channels": 5},
-        {"block_out_channels": (8, 8, 16), "norm_num_groups": 4, "layers_per_block": 3, "latent_channels": 2},
-        {**ODD, "mid_block_add_attention": False, "scaling_factor": 1.7},
+        {
+            "block_out_channels": (8, 8, 16),
+            "norm_num_groups": 4,
+            "layers_per_block": 3,
+            "latent_channels": 2,
+            "down_block_types": ("HunyuanVideoDownBlock3D",) * 3,
+            "up_block_types": ("HunyuanVideoUpBlock3D",) * 3,
+        },
     ],
-    ids=["widths of threes", "three blocks", "no attention"],
+    ids=["widths of threes", "three blocks"],
 )
 def test_other_depths_and_widths(tmp_path, measured, sizes):
     model = vae_cases.oracle("hunyuan", sizes)
