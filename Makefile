@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := setup.py constraints.txt
 
-.PHONY: scale bench help venv demo test test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: scale bench bench-checkpoint help venv demo test test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,10 @@ test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of 
 
 codec-memory: $(VENV)/.torch  ## memory of the full-size video codecs, compiled for a 16 GiB chip (an hour or more on two cores)
 	@$(BIN)/python -m omnihuman_jax.scale.codec_memory
+
+BENCH_OUT ?= runs/bench
+bench-checkpoint: $(VENV)/.demo  ## what a checkpoint costs on the disk of BENCH_OUT: stall, write speed beside the disk's own
+	@$(BIN)/omnihuman --simulate-devices 4 bench-checkpoint --out $(BENCH_OUT)
 
 parity: $(VENV)/.torch  ## ours against the original libraries: the table in docs/parity.md, measured anew
 	@$(BIN)/python -m tests.parity.table

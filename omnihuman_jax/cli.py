@@ -93,6 +93,16 @@ COMMANDS: dict[str, Command] = {
         help="open weights (HunyuanVideo in diffusers' layout), or an exported model -> a checkpoint to start from",
         example="omnihuman import hunyuan-video --from HunyuanVideo/transformer --to runs/hunyuan_video",
     ),
+    "replay": Command(
+        module="omnihuman_jax.replay",
+        help="a step that went wrong again: its batch out of the plan, loss and gradient of each window",
+        example="omnihuman replay --run runs/mine/run 1234",
+    ),
+    "bench-checkpoint": Command(
+        module="omnihuman_jax.bench_checkpoint",
+        help="what a checkpoint costs on this disk: how long training waits, how fast it is written",
+        example="omnihuman --simulate-devices 4 bench-checkpoint --out runs/bench --gib 1",
+    ),
     "generate": Command(
         module="omnihuman_jax.generate",
         help="an image, a voice and/or a pose -> an mp4 with sound",

@@ -42,7 +42,8 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 # May differ between a run and its resume: none of these changes what the steps to come compute (another mesh or platform
 # changes it by rounding only).
 FREE_ON_RESUME = (
-    "name", "data.dataset", "data.read_threads", "mesh", "step", "model.remat", "model.attention", "model.attention_block_q",
+    "name", "data.dataset", "data.read_threads", "data.retries", "data.retry_delay_s",
+    "mesh", "step", "model.remat", "model.attention", "model.attention_block_q",
     "model.attention_block_kv", "model.attention_fused_backward", "model.context_parallel", "model.ulysses_ways", "checkpoint",
     "logging", "sampling", "watchdog", "numerics.max_skipped", "numerics.max_rollbacks", "numerics.repeat_interval",
 )  # fmt: skip
@@ -55,11 +56,14 @@ class DataConfig:
     dataset: folder of `omnihuman encode`
     plan: sizes of the packed sequences and of a step
     read_threads: threads that read records ahead
+    retries, retry_delay_s: how often storage that does not answer is asked again, after doubling pauses from the delay on
     """
 
     dataset: str = ""
     plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     read_threads: int = 4
+    retries: int = 6
+    retry_delay_s: float = 1.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -97,6 +101,8 @@ class ExperimentConfig:
             raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; it is one of {', '.join(COMPUTE_DTYPES)}")
         if self.data.read_threads < 1:
             raise ValueError(f"data.read_threads must be >= 1, not {self.data.read_threads}")
+        if self.data.retries < 0 or self.data.retry_delay_s < 0:
+            raise ValueError(f"data.retries {self.data.retries} and retry_delay_s {self.data.retry_delay_s} must be >= 0")
         parts: tuple[Any, ...] = (self.data.plan, self.model, self.flow, self.stages, self.optimizer, self.ema)
         for part in (*parts, self.step, self.checkpoint, self.logging, self.sampling):
             part.validate()

@@ -92,7 +92,7 @@ def assemble(config: ExperimentConfig) -> Parts:
     config.validate()
     mesh = sharding.create_mesh(config.mesh)
     dataset = dataset_dir(config)
-    records = open_records(dataset)
+    records = open_records(dataset, retries=config.data.retries, delay_s=config.data.retry_delay_s)
     plan = Plan(Catalog.load(dataset), config.stages, config.data.plan, config.seed)
     step = assemble_step(config, mesh, packed_shape(config, records.spec))
     parts = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
@@ -282,6 +282,8 @@ def run_steps(
             if done % config.checkpoint.interval == 0 or done == end or stopping:
                 with guard.watchdog.allow(config.watchdog.save_s, f"saving step {done}"), events.span("save"):
                     checkpoints.save(state, dataclasses.replace(record, step=done))
+                if checkpoints.failed_saves >= config.checkpoint.max_failed_saves and not checkpoints.disk_is_full:
+                    raise processes.RunEnded(f"{checkpoints.failed_saves} saves in a row failed", exit_codes.RETRY)
             if stopping:
                 break
         if previous is not None:

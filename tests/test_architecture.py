@@ -27,6 +27,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "import_weights",
         "plan",
         "goodput",
+        "replay",
+        "bench_checkpoint",
         "scale_plan",
         "packing",
         "inference",

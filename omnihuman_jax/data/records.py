@@ -6,7 +6,9 @@ window, see `catalog.py`), and `dataset.json` + `dataset.npz` (which encoders ma
 
 import dataclasses
 import json
+import logging
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ, latent_frames_of
+
+logger = logging.getLogger(__name__)
 
 DATASET_NAME = "windows"
 SPLIT = "train"  # of the files; which windows are trained on is a column of the catalog
@@ -285,18 +289,29 @@ def write_dataset_metadata(directory: str | os.PathLike[str], spec: DatasetSpec,
     spec.save(directory)
 
 
-class RecordSource:
-    """Random access to the windows of a dataset; thread-safe. An unreadable record is None, and its reason is kept."""
+class StorageError(OSError):
+    """The storage that the records lie on did not answer for as long as it was given: no fault of a record."""
 
-    def __init__(self, directory: str | os.PathLike[str]):
+
+class RecordSource:
+    """Random access to the windows of a dataset; thread-safe. An unreadable record is None, and its reason is kept.
+
+    A record is unreadable if its bytes are wrong: the same on every host and at every try. Storage that does not answer is
+    waited for instead, `retries` times with doubling pauses from `delay_s` on, and is a StorageError after that.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, retries: int = 6, delay_s: float = 1.0):
         import tensorflow_datasets as tfds
 
         self.directory = Path(directory)
         self.spec = DatasetSpec.load(directory)
         self._features = features(self.spec)
+        self._retries, self._delay_s = retries, delay_s
         builder = tfds.builder_from_directory(str(directory))
-        for name in builder.info.splits[SPLIT].filenames:
-            path = self.directory / name
+        split = builder.info.splits[SPLIT]
+        self._shards = [self.directory / name for name in split.filenames]
+        self._ends = np.cumsum(split.shard_lengths)
+        for path in self._shards:
             if not path.is_file() or not path.stat().st_size:
                 raise FileNotFoundError(f"{path}: shard missing or empty; copy it again or run `omnihuman encode` again")
         self._source = builder.as_data_source(split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
@@ -306,20 +321,36 @@ class RecordSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> WindowRecord | None:
-        """The window at `index`; None if its bytes are damaged. IndexError outside of the dataset."""
+        """The window at `index`; None if its bytes are damaged. IndexError outside of the dataset, StorageError without storage."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)} in {self.directory}; the catalog belongs to another dataset")
+        for attempt in range(self._retries + 1):
+            try:
+                record = decode_record(self._features.deserialize_example_np(self._source[index]), self.spec)
+                record.validate(self.spec)
+                return record
+            except MemoryError:
+                raise
+            except Exception as error:  # readers raise RuntimeError on a bad checksum, protobuf and numpy what they please
+                if (outage := self._outage(index)) is None:
+                    self.unreadable[index] = f"{type(error).__name__}: {error}".splitlines()[0]
+                    return None
+            if attempt < self._retries:
+                pause = self._delay_s * 2**attempt
+                logger.warning("record %d: storage does not answer (%s); try %d in %g s", index, outage, attempt + 2, pause)
+                time.sleep(pause)
+        raise StorageError(f"record {index}: storage did not answer in {self._retries + 1} tries: {outage}")
+
+    def _outage(self, index: int) -> str | None:
+        """Why the shard of a record cannot be read at all; None if it can, and the record itself is to blame."""
+        path = self._shards[int(np.searchsorted(self._ends, index, side="right"))]
         try:
-            record = decode_record(self._features.deserialize_example_np(self._source[index]), self.spec)
-            record.validate(self.spec)
-        except MemoryError:
-            raise
-        except Exception as error:  # readers raise RuntimeError on a bad checksum, protobuf and numpy what they please
-            self.unreadable[index] = f"{type(error).__name__}: {error}".splitlines()[0]
-            return None
-        return record
+            with path.open("rb", buffering=0) as file:
+                return None if file.read(1) else f"{path} is empty"
+        except OSError as error:
+            return f"{path}: {error.strerror or error}"
 
 
-def open_records(directory: str | os.PathLike[str]) -> RecordSource:
+def open_records(directory: str | os.PathLike[str], *, retries: int = 6, delay_s: float = 1.0) -> RecordSource:
     """The records of the dataset in `directory`."""
-    return RecordSource(directory)
+    return RecordSource(directory, retries=retries, delay_s=delay_s)

@@ -36,18 +36,21 @@ class CheckpointConfig:
     """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0: none).
 
     They lie in `directory`, a folder or a URI such as gs://bucket/run (which needs gcsfs); empty: in RUN/checkpoints.
+    max_failed_saves: so many saves in a row that failed, for another reason than a full disk, end the attempt; a host may be sick
     """
 
     interval: int = 1000
     keep: int = 3
     keep_every: int = 0
     directory: str = ""
+    max_failed_saves: int = 5
 
     def validate(self) -> None:
         """ValueError on intervals below 1."""
-        if self.interval < 1 or self.keep < 1 or self.keep_every < 0:
+        if self.interval < 1 or self.keep < 1 or self.keep_every < 0 or self.max_failed_saves < 1:
             raise ValueError(
-                f"checkpoint: interval {self.interval} and keep {self.keep} must be >= 1, keep_every {self.keep_every} must be >= 0"
+                f"checkpoint: interval {self.interval}, keep {self.keep}, max_failed_saves {self.max_failed_saves} must be >= 1, "
+                f"keep_every {self.keep_every} must be >= 0"
             )
 
 
@@ -116,6 +119,10 @@ class _Save:
             processes.post(f"save_failed/{self.step}", _cause(error))
         self.seconds = time.monotonic() - self._begin
 
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
     def wait(self) -> str:
         """Until it is whole, or has failed here or on another process: why, or ""."""
         while self._thread.is_alive():
@@ -130,7 +137,7 @@ class Checkpoints:
     """The checkpoints of one run directory; all processes call every method, in the same order.
 
     A failed save is no error: the run goes on, the steps before stay, and the next save is a new try. `failed_saves` counts those
-    in a row.
+    in a row, `disk_is_full` says what the last one failed of.
 
     Args:
         directory: of the run's checkpoints.
@@ -150,6 +157,7 @@ class Checkpoints:
         self._notify = notify
         self._saving: _Save | None = None
         self.failed_saves = 0
+        self.disk_is_full = False
         self._stall_s = 0.0
         self.last_save: dict[str, Any] = {}
         if config is not None and jax.process_index() == 0:
@@ -186,6 +194,11 @@ class Checkpoints:
         self._start(_parts(state), record)
         self._stall_s += time.monotonic() - begin
         return self._saving is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """No save is in progress on this process."""
+        return self._saving is None or not self._saving.is_running
 
     def take_stall(self) -> float:
         """Seconds that `save` has kept the caller waiting since the last call."""
@@ -234,6 +247,7 @@ class Checkpoints:
             return
         self._saving = None
         self.failed_saves += 1
+        self.disk_is_full = any(mark in why for why in failures for mark in _NO_ROOM)
         logger.error(
             "step %d was NOT saved (%s); the run goes on, the newest checkpoint is step %s, the next save is a new try",
             step, failures[0], self.latest_step,
@@ -366,6 +380,10 @@ class Checkpoints:
             with self._context():
                 loaded = ocp.load_checkpointables(self._folder / str(step), abstract)
         except Exception as error:
+            if any(mark in _cause(error) for mark in _OUTAGE):
+                raise processes.RunEnded(
+                    f"{where}: storage does not answer: {_cause(error)}", exit_codes.RETRY, alone=True
+                ) from error
             if jax.process_count() > 1:
                 # The others wait in a barrier of Orbax that this process will never reach: they are told to leave instead.
                 seals.condemn(self._folder / str(step), _cause(error))
@@ -382,6 +400,10 @@ class Checkpoints:
         return loaded
 
 
+# As errno has it, and as TensorStore does.
+_NO_ROOM = ("No space left", "Disk quota", "File too large", "ENOSPC", "RESOURCE_EXHAUSTED")
+# A fault of the way there, not of the bytes: nothing is set aside for it.
+_OUTAGE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Input/output error", "Stale file handle", "Connection", "timed out")
 _CURE = "remove that folder to go back to the checkpoint before it, or train in another --run"
 
 
@@ -414,6 +436,7 @@ def _context(directory: Path | str) -> ocp.Context:
     context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE if remote else ocp.options.AtomicityMode.ATOMIC_RENAME
     # Replicas share the writing of large leaves; for small ones Orbax would compile a slicing program a shape, for seconds.
     context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
+    context.array.saving.use_compression = False
     context.array.saving.scoped_storage_options_creator = _storage
     return context
 

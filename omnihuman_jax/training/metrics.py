@@ -1,5 +1,6 @@
 """What a run says about itself: metrics.jsonl (exact), TensorBoard (curves), and the machine's own matrix-multiply peak."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -122,7 +123,8 @@ class MetricsWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _keep_until(self.path, step)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
+        self._file = self.path.open("ab", buffering=0)
+        self._pending = b""
         self._board = None
         if config.tensorboard:
             from tensorboardX import SummaryWriter
@@ -131,15 +133,22 @@ class MetricsWriter:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One line; floats as `repr` has them, so equal lines mean equal bits."""
-        self._file.write(json.dumps({name: value if _finite(value) else repr(value) for name, value in record.items()}) + "\n")
-        if self._board is not None:
-            for name, value in record.items():
-                if name not in ("step", "stage"):
-                    self._board.add_scalar(name, value, global_step=record["step"])
+        line = json.dumps({name: value if _finite(value) else repr(value) for name, value in record.items()}) + "\n"
+        self._pending += line.encode()
+        try:  # a full disk must not end a run: what cannot be written now is kept for the next time
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+            if self._board is not None:
+                for name, value in record.items():
+                    if name not in ("step", "stage"):
+                        self._board.add_scalar(name, value, global_step=record["step"])
+        except OSError as error:
+            logger.error("%s cannot be written (%s); %d bytes wait", self.path, error, len(self._pending))
 
     def close(self) -> None:
         """Flushes both."""
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -13,7 +13,7 @@ import jax
 
 from omnihuman_jax import exit_codes
 from omnihuman_jax.data.plan import Plan
-from omnihuman_jax.data.records import RecordSource
+from omnihuman_jax.data.records import RecordSource, StorageError
 from omnihuman_jax.training import processes
 from omnihuman_jax.training.incidents import Incidents, append_line, read_lines
 from omnihuman_jax.training.numerics import NumericsConfig, Verdict
@@ -210,4 +210,6 @@ def exit_code(error: BaseException) -> int:
         return exit_codes.INTERRUPTED
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else exit_codes.FAILURE
+    if isinstance(error, StorageError):
+        return exit_codes.RETRY
     return exit_codes.USER_ERROR if isinstance(error, ValueError | FileNotFoundError) else exit_codes.FAILURE

@@ -124,12 +124,18 @@ def record(table: Catalog, row: int) -> WindowRecord:
     )
 
 
-def write_dataset(directory: Path, table: Catalog, num_shards: int = 2) -> Path:
-    """The dataset of a catalog on disk."""
+def write_dataset(directory: Path, table: Catalog, num_shards: int = 2, poisoned: tuple[int, ...] = ()) -> Path:
+    """The dataset of a catalog on disk; a latent of the `poisoned` rows is not a number."""
+
+    def made(row: int) -> WindowRecord:
+        window = record(table, row)
+        if row in poisoned:
+            window.latents_FHWC[0, 0, 0, 0] = np.nan
+        return window
+
     parts = np.array_split(np.arange(len(table)), num_shards)
     shards = [
-        write_shard(shard_path(directory, i, num_shards), (record(table, int(row)) for row in rows), spec())
-        for i, rows in enumerate(parts)
+        write_shard(shard_path(directory, i, num_shards), (made(int(row)) for row in rows), spec()) for i, rows in enumerate(parts)
     ]
     write_dataset_metadata(directory, spec(), shards)
     table.save(directory)

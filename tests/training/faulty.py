@@ -2,7 +2,8 @@
 
     python -m tests.training.faulty KIND STEP -- ARGUMENTS OF omnihuman
 
-KIND: `raise` (an exception), `sleep` (Python hangs), `user_error`; STEP counts the batches that this process has placed.
+KIND: `raise` (an exception), `sleep` (Python hangs), `user_error`, each when this process places batch STEP; `no_storage`: shard
+STEP of the dataset goes away once the dataset is open; `corrupt`: what is computed differs by a bit at its STEP-th repetition.
 """
 
 import itertools
@@ -18,6 +19,35 @@ if __name__ == "__main__":
         cli.simulate_devices(int(arguments[1]))
         arguments = arguments[2:]
     from omnihuman_jax.training import placement
+
+    if kind == "no_storage":
+        from omnihuman_jax.data.records import RecordSource
+
+        init = RecordSource.__init__
+
+        def gone(self, directory, **kwargs):
+            init(self, directory, **kwargs)
+            shard = self._shards[int(at)]
+            shard.rename(shard.with_name(shard.name + ".away"))
+
+        RecordSource.__init__ = gone
+        at = 0
+
+    if kind == "corrupt":
+        import jax.numpy as jnp
+
+        from omnihuman_jax.training import numerics
+
+        differing, repetitions = numerics.RepeatedStep.differing, itertools.count(1)
+
+        def corrupt(self, state, batch, controls):
+            run, calls = self._run, itertools.count()
+            if next(repetitions) == int(at):
+                self._run = lambda *args: run(*args) ^ jnp.uint32(next(calls))
+            return differing(self, state, batch, controls)
+
+        numerics.RepeatedStep.differing = corrupt
+        at = 0
 
     place_batch, calls = placement.place_batch, itertools.count(1)
 

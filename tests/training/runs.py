@@ -12,6 +12,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import exit_codes
+from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.training.metrics import read_metrics
 from tests.data import synthetic
 
@@ -21,8 +22,12 @@ DEVICES = 4
 TIMES = ("step_time_s", "tokens_per_s", "flops_per_s", "matmul_peak_share", "compile_s", "first_step_s", "save_stall_s")
 
 
-def write_dataset(folder: Path) -> Path:
-    return synthetic.write_dataset(folder, synthetic.catalog(48, latent_frames=(1, 3), strong=0.3))
+def catalog() -> Catalog:
+    return synthetic.catalog(48, latent_frames=(1, 3), strong=0.3)
+
+
+def write_dataset(folder: Path, *, poisoned: tuple[int, ...] = ()) -> Path:
+    return synthetic.write_dataset(folder, catalog(), poisoned=poisoned)
 
 
 def start(
@@ -56,10 +61,10 @@ def finish(*processes: subprocess.Popen, timeout: float = 400) -> list[str]:
     return outputs
 
 
-def train(run: Path, dataset: Path, *options: str, processes: int = 1) -> str:
-    """One training job on `DEVICES` devices in all, split over `processes`; what process 0 printed."""
+def train(run: Path, dataset: Path, *options: str, processes: int = 1, devices: int | None = None) -> str:
+    """One training job on `devices` (each process; `DEVICES` in all by default) and `processes`; what process 0 printed."""
     if processes == 1:
-        return finish(start(run, dataset, *options))[0]
+        return finish(start(run, dataset, *options, devices=devices or DEVICES))[0]
     return finish(*start_all(run, dataset, *options, processes=processes))[0]
 
 

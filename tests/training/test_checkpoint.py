@@ -1,5 +1,6 @@
 """Checkpoints of a handful of arrays on eight devices: whole, exact, sharded as asked, and loud when something is wrong."""
 
+import errno
 import json
 import resource
 import shutil
@@ -12,8 +13,9 @@ import optax
 import pytest
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 
-from omnihuman_jax import sharding
+from omnihuman_jax import exit_codes, sharding
 from omnihuman_jax.training import seals
 from omnihuman_jax.training.checkpoint import (
     CheckpointConfig,
@@ -24,6 +26,7 @@ from omnihuman_jax.training.checkpoint import (
     checkpoint_directory,
     load_weights,
 )
+from omnihuman_jax.training.processes import RunEnded
 from omnihuman_jax.training.train_state import Counters, TrainState
 
 CONFIG = {"seed": 3, "model": {"width": 16}, "stages": {"rows": [{"name": "a", "steps": 2}]}}
@@ -260,3 +263,19 @@ def test_readers_look_at_seal_and_fingerprint(tmp_path: Path, mesh: jax.sharding
     (folder / "1" / "progress" / "_METADATA").unlink()
     with pytest.raises(CheckpointError, match="c/1 is damaged: progress/_METADATA is missing"):
         load_weights(folder, shapes, weights="raw")
+
+
+def test_storage_that_does_not_answer_is_no_damage(
+    tmp_path: Path, mesh: jax.sharding.Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path / "c", mesh, 1)
+
+    def unavailable(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")  # what a network file system gives; none can be taken away here
+
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        monkeypatch.setattr(ocp, "load_checkpointables", unavailable)
+        with pytest.raises(RunEnded, match="storage does not answer") as ended:
+            checkpoints.restore(1, abstract(make_state(mesh)))
+        assert ended.value.code == exit_codes.RETRY and ended.value.alone
+        assert checkpoints.choose() == 1

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -95,3 +96,18 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_peak_is_measured_on_all_devices() -> None:
     peak = measure_matmul_peak(sharding.create_mesh(sharding.MeshConfig(data=4, tensor=2)), jnp.float32)
     assert 1e8 < peak < 1e13
+
+
+def test_a_full_disk_only_delays_lines(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), step=0)
+    writer.write({"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+        for step in (2, 3):
+            writer.write({"step": step})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.write({"step": 4})
+    writer.close()
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4]

@@ -1,0 +1,154 @@
+"""Replay: what went wrong at a step? Its batch, out of the plan, through the model of the nearest checkpoint, window by window.
+
+    omnihuman replay --run runs/mine/run 1234
+
+STEP is the number in metrics.jsonl, nonfinite.jsonl and spikes.jsonl. Noise and timesteps are those of the step. A window that is
+named alone did it; none, and the parameters are to blame (or the steps since the checkpoint: see which one was taken).
+"""
+
+import argparse
+import dataclasses
+import logging
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from omnihuman_jax import config as experiment
+from omnihuman_jax import sharding
+from omnihuman_jax.config import ExperimentConfig
+from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
+from omnihuman_jax.data.pipeline import window_input
+from omnihuman_jax.data.plan import PlacedWindow
+from omnihuman_jax.train import Parts, assemble
+from omnihuman_jax.training import placement, train_state
+from omnihuman_jax.training.checkpoint import Checkpoints, checkpoint_directory
+from omnihuman_jax.training.train_step import Objective, loss_fn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Replayed:
+    """One window alone, or the whole batch (`window` ""): its loss, and the norm of the gradients of all parameters."""
+
+    window: str
+    slot: int
+    active: str
+    loss: float
+    grad_norm: float
+    inputs_finite: bool
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is not finite."""
+        named = (("input", 0.0 if self.inputs_finite else math.nan), ("loss", self.loss), ("gradient", self.grad_norm))
+        return [name for name, value in named if not math.isfinite(value)]
+
+
+def replay(config: ExperimentConfig, run_dir: Path, step: int) -> tuple[int, Iterator[Replayed]]:
+    """(step of the checkpoint whose parameters are used, 0 for the initial ones; the whole batch, then each of its windows).
+
+    Raises:
+        ValueError: a step outside the schedule, or a run of other data.
+    """
+    parts = assemble(config)
+    if not 1 <= step <= config.stages.total_steps:
+        raise ValueError(f"step {step} is not in the schedule: steps are 1 to {config.stages.total_steps}")
+    abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+    with jax.set_mesh(parts.mesh), Checkpoints(checkpoint_directory(run_dir)) as checkpoints:
+        before = [saved for saved in checkpoints.steps if saved < step]
+        if before:
+            params = checkpoints.restore_part(before[-1], "params", abstract.params)
+        else:
+            params = train_state.create_train_state(config.model, parts.optimizer, parts.state_shardings, config.seed).params
+    return (before[-1] if before else 0), _windows(parts, params, step - 1)
+
+
+def _windows(parts: Parts, params: Any, step: int) -> Iterator[Replayed]:
+    config, plan = parts.config, parts.plan
+    objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=parts.dtype)
+
+    def run(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, objective, np.int32(step), batch)
+        return loss, optax.tree.norm(grads)
+
+    run = jax.jit(run, in_shardings=(parts.state_shardings.params, parts.batch_shardings))
+    sequences = plan.batch(step).sequences
+    records = [[_input(parts, placed) for placed in sequence] for sequence in sequences]
+
+    def result(inputs: list[list[PackInput | None]], window: str, slot: int, active: str) -> Replayed:
+        batch = stack_sequences([pack_sequence(sequence, parts.shape) for sequence in inputs])
+        finite = all(np.isfinite(value).all() for value in batch.values() if value.dtype.kind == "f")
+        with jax.set_mesh(parts.mesh):
+            placed = placement.place_batch(batch, parts.batch_shardings, range(parts.sequences), parts.sequences)
+            loss, norm = jax.device_get(run(params, placed))
+        return Replayed(
+            window=window, slot=slot, active=active, loss=float(loss), grad_norm=float(norm), inputs_finite=bool(finite)
+        )
+
+    yield result(records, "", -1, "")
+    for row, sequence in enumerate(sequences):
+        for group, placed in enumerate(sequence):
+            # Alone in the batch: a value that is not finite gets at everything that is packed with it.
+            alone: list[list[PackInput | None]] = [[] for _ in sequences]
+            alone[row] = [*(None for _ in range(group)), records[row][group]]
+            yield result(alone, str(plan.catalog.window_id[placed.row]), placed.slot, placed.active.label)
+
+
+def _input(parts: Parts, placed: PlacedWindow) -> PackInput | None:
+    record = parts.records[int(parts.plan.catalog.record[placed.row])]
+    return None if record is None else window_input(record, placed, parts.records.spec)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Options."""
+    parser = argparse.ArgumentParser(
+        prog="omnihuman replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory of `omnihuman train`")
+    parser.add_argument("step", type=int, metavar="STEP", help="as metrics.jsonl and nonfinite.jsonl number it")
+    parser.add_argument("--dataset", default="", metavar="DIR", help="where the data lies now, if it was moved")
+    parser.add_argument("--mesh", metavar="D,F,C,T", help="another mesh than the run's: ways of data, fsdp, context and tensor")
+    return parser.parse_args(list(argv))
+
+
+def main(argv: Sequence[str]) -> int:
+    """`omnihuman replay`; 0 whatever it finds."""
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    options = parse(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    config = experiment.read_config(options.run)
+    if options.dataset:
+        config.data.dataset = options.dataset
+    if options.mesh:
+        try:
+            config.mesh = sharding.MeshConfig(**dict(zip(sharding.MESH_AXES, map(int, options.mesh.split(",")), strict=True)))
+        except ValueError as error:
+            raise ValueError(f"--mesh {options.mesh}: four numbers like 1,4,1,1") from error
+    checkpoint, results = replay(config, options.run, options.step)
+    _, stage = config.stages.stage_at(options.step - 1)
+    behind = options.step - 1 - checkpoint
+    where = "exactly those of the step" if not behind else f"{behind} steps older than the step's own"
+    print(f"step {options.step} (stage {stage.name}), parameters of checkpoint {checkpoint}: {where}", flush=True)
+    table = Table("window", "slot", "active", "loss", "gradient norm", "not finite")
+    console, wrong = Console(width=None if sys.stdout.isatty() else 120), []
+    for found in track(results, description="windows", console=Console(stderr=True), disable=not sys.stderr.isatty()):
+        name = found.window or "the whole batch"
+        slot = str(found.slot) if found.window else ""
+        table.add_row(name, slot, found.active, f"{found.loss:.6g}", f"{found.grad_norm:.6g}", ", ".join(found.wrong))
+        if found.wrong and found.window:
+            wrong.append(f"{name} ({', '.join(found.wrong)})")
+    console.print(table)
+    print(f"not finite alone: {', '.join(wrong)}" if wrong else "every window alone is finite")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

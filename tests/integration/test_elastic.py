@@ -1,0 +1,82 @@
+"""A run goes on with other devices: the state bit for bit, the same windows, the same losses to rounding."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from omnihuman_jax import train
+from omnihuman_jax.config import read_config
+from omnihuman_jax.sharding import MESH_AXES, MeshConfig
+from omnihuman_jax.training import train_state
+from omnihuman_jax.training.checkpoint import Checkpoints
+from tests.training import runs
+
+FIRST, STEPS = 4, 24
+OPTIONS = (f"--config.stages.rows[1].steps={STEPS - 5}", f"--config.checkpoint.interval={FIRST}", "--config.checkpoint.keep=9")
+# name: devices of each process, processes, ways of data, fsdp, context and tensor, micro batches
+MESHES = {
+    "fsdp alone": (4, 1, (1, 4, 1, 1), 1),
+    "context and tensor": (4, 1, (1, 1, 2, 2), 1),
+    "half the devices, in two parts": (2, 1, (1, 2, 1, 1), 2),
+    "one device, in four parts": (1, 1, (1, 1, 1, 1), 4),
+    "two processes": (2, 2, (2, 2, 1, 1), 1),
+}
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(the run on data 2 x fsdp 2, its dataset)."""
+    folder = tmp_path_factory.mktemp("elastic")
+    dataset = runs.write_dataset(folder / "dataset")
+    runs.train(folder / "run", dataset, *OPTIONS)
+    return folder / "run", dataset
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "ways", [(8, 1, 1, 1), (1, 4, 2, 1), (2, 2, 1, 2), (1, 2, 2, 2)], ids=lambda ways: "x".join(map(str, ways))
+)
+def test_the_restored_state_is_the_saved_one(straight: tuple[Path, Path], ways: tuple[int, int, int, int]) -> None:
+    run, _ = straight
+    config = read_config(run)
+    config.mesh, config.data.plan.sequences_per_step = MeshConfig(**dict(zip(MESH_AXES, ways, strict=True))), 8
+    parts = train.assemble(config)
+    abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+    with jax.set_mesh(parts.mesh), Checkpoints(run / "checkpoints") as checkpoints:
+        state = checkpoints.restore(FIRST, abstract)
+    assert train_state.misplaced_leaves(state, parts.state_shardings) == []
+    stored = runs.checkpoint(run, FIRST)
+    for part in ("params", "ema"):
+        flat, _ = jax.tree_util.tree_flatten_with_path(getattr(state, part))
+        for path, leaf in flat:
+            name = f"{part}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
+            assert np.asarray(leaf).tobytes() == stored[name].tobytes(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
+def test_the_next_20_losses(
+    straight: tuple[Path, Path], tmp_path: Path, name: str, measured: Callable[[str, float, float], None]
+) -> None:
+    run, dataset = straight
+    devices, processes, ways, parts = MESHES[name]
+    (tmp_path / "checkpoints").mkdir()
+    for file in ("config.json", "metrics.jsonl"):
+        shutil.copy(run / file, tmp_path / file)
+    shutil.copytree(run / "checkpoints" / str(FIRST), tmp_path / "checkpoints" / str(FIRST))
+    options = [*OPTIONS, f"--config.step.micro_batches={parts}"]
+    options += [f"--config.mesh.{axis}={number}" for axis, number in zip(MESH_AXES, ways, strict=True)]
+    runs.train(tmp_path, dataset, *options, processes=processes, devices=devices)
+    ours, theirs = runs.records(tmp_path), runs.records(run)
+    assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    assert ours[:FIRST] == theirs[:FIRST]
+    for mine, other in zip(ours[FIRST:], theirs[FIRST:], strict=True):
+        measured("loss of the next 20 steps, continued on other devices", abs(mine["loss"] / other["loss"] - 1), TOLERANCE)
+    mine, other = runs.checkpoint(tmp_path, STEPS), runs.checkpoint(run, STEPS)
+    windows = "progress/counters/stage_windows"
+    assert np.array_equal(mine[windows], other[windows])  # the very same windows

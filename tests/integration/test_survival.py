@@ -1,0 +1,179 @@
+"""What happens when numbers, records, disks or storage go wrong: runs of one process, as a user sees them."""
+
+import json
+import re
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from omnihuman_jax import exit_codes, replay
+from omnihuman_jax.config import read_config
+from omnihuman_jax.training.incidents import read_lines
+from omnihuman_jax.training.metrics import read_metrics
+from tests.data import synthetic
+from tests.training import runs
+
+POISONED, DAMAGED = 2, 16  # rows of the catalog that the first steps read
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A run on a dataset with a latent that is no number and a record that cannot be read; with the dataset and its output."""
+    folder = tmp_path_factory.mktemp("wrong")
+    dataset = runs.write_dataset(folder / "dataset", poisoned=(POISONED,))
+    synthetic.damage(dataset, runs.catalog(), DAMAGED)
+    output = runs.train(folder / "run", dataset, "--config.checkpoint.interval=4")
+    return folder / "run", dataset, output
+
+
+def test_steps_that_are_not_finite_are_skipped_counted_and_named(wrong: tuple[Path, Path, str]) -> None:
+    run, _, output = wrong
+    lines = list(read_lines(run / "nonfinite.jsonl"))
+    assert lines and all("w2" in [window["window"] for window in line["windows"]] for line in lines)
+    assert all(line["not_finite"] == ["loss", "gradient"] and line["loss"] == "nan" for line in lines)
+    logged = read_metrics(run)
+    assert logged[-1]["step"] == 12 and logged[-1]["skipped_updates"] == len(lines)
+    assert [line["step"] for line in logged if line["loss"] == "nan"] == [line["step"] for line in lines]
+    assert f"`omnihuman replay --run {run} {lines[0]['step']}` looks at it" in output
+    assert [line["step"] for line in read_lines(run / "incidents.jsonl")] == [line["step"] for line in lines]
+
+
+@pytest.mark.slow
+def test_replay_finds_the_window(wrong: tuple[Path, Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    run, _, _ = wrong
+    step = next(read_lines(run / "nonfinite.jsonl"))["step"]
+    # This process has 8 devices.
+    assert replay.main([f"--run={run}", str(step), "--mesh=2,2,1,2"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"not finite alone: w2 \(input, loss, gradient\)$", printed.strip())
+    good = next(line["step"] for line in read_metrics(run) if line["loss"] != "nan" and line["step"] > 4)
+    config = read_config(run)
+    config.mesh.tensor = 2
+    checkpoint, found = replay.replay(config, run, good)
+    whole = next(found)
+    logged = next(line for line in read_metrics(run) if line["step"] == good)
+    assert checkpoint == (good - 1) // 4 * 4 and not whole.wrong
+    if checkpoint == good - 1:  # the parameters are those of the step
+        assert whole.loss == pytest.approx(logged["loss"], rel=1e-5)
+    with pytest.raises(ValueError, match="steps are 1 to 12"):
+        replay.replay(config, run, 13)
+
+
+def test_a_record_that_cannot_be_read_is_named_once_and_counted(wrong: tuple[Path, Path, str]) -> None:
+    run, _, output = wrong
+    (line,) = read_lines(run / "quarantine.jsonl")
+    assert line["record"] == DAMAGED and line["window"] == "w16" and line["reason"]
+    assert read_metrics(run)[-1]["placeholders"] > 0 and "quarantine.jsonl names them" in output
+
+
+@pytest.mark.slow
+def test_a_resume_with_bad_data_is_bit_for_bit_the_run(wrong: tuple[Path, Path, str], tmp_path: Path) -> None:
+    run, dataset, _ = wrong
+    runs.train(tmp_path, dataset, "--config.checkpoint.interval=4", "--stop-after=7")
+    runs.train(tmp_path, dataset, "--config.checkpoint.interval=4")
+    assert runs.records(tmp_path) == runs.records(run)
+    assert [line["record"] for line in read_lines(tmp_path / "quarantine.jsonl")] == [DAMAGED]
+    ours, theirs = runs.checkpoint(tmp_path, 12), runs.checkpoint(run, 12)
+    assert [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()] == []
+
+
+@pytest.mark.slow
+def test_parameters_that_went_wrong_are_rolled_back_and_not_for_ever(tmp_path: Path) -> None:
+    """A learning rate that no model survives: back to a checkpoint from before, on from after, and in the end to a person."""
+    dataset = runs.write_dataset(tmp_path / "dataset")
+    run = tmp_path / "run"
+    options = ("--config.stages.rows[1].steps=35", "--config.checkpoint.interval=1", "--config.checkpoint.keep=9")
+    runs.train(run, dataset, *options, "--stop-after=4")
+    options += (
+        "--config.optimizer.learning_rate=1e30", "--config.numerics.max_skipped=3", "--config.numerics.max_rollbacks=2",
+        "--accept-changes",
+    )  # fmt: skip
+    codes = []
+    for _ in range(4):
+        process = runs.start(run, dataset, *options)
+        (code,), (output,) = runs.outcomes([process])
+        codes.append(code)
+        if code == exit_codes.USER_ERROR:
+            break
+    assert codes == [exit_codes.RETRY, exit_codes.RETRY, exit_codes.USER_ERROR], output
+    assert "after 2 rollbacks" in output and "numerics.max_rollbacks" in output
+    done = [line for line in read_lines(run / "rollbacks.jsonl") if "checkpoint" in line]
+    assert len(done) == 2 and all(line["checkpoint"] <= line["first"] < line["to"] for line in done)
+    assert done[1]["first"] >= done[0]["to"]  # further on, not the same steps again
+    assert (run / "checkpoints" / "rolled_back").is_dir()
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_a_run_saves_costs_that_checkpoint_only(tmp_path: Path) -> None:
+    dataset = runs.write_dataset(tmp_path / "dataset")
+    run = tmp_path / "run"
+    process = runs.start(run, dataset, "--config.stages.rows[1].steps=35", "--config.checkpoint.interval=5")
+
+    def reached(condition) -> None:
+        for _ in range(2400):
+            if condition():
+                return
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        raise AssertionError("not reached")
+
+    reached(lambda: (run / "checkpoints" / "5" / "seal.json").exists())
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    # No file may grow past 32 KiB: what a full disk is to a checkpoint, while metrics.jsonl is shorter.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 15, hard))
+    reached(lambda: any(line["incident"] == "save_failed" for line in read_lines(run / "incidents.jsonl")))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    (code,), (output,) = runs.outcomes([process])
+    assert code == exit_codes.OK and "was NOT saved" in output, output
+    failed = [line["step"] for line in read_lines(run / "incidents.jsonl") if line["incident"] == "save_failed"]
+    kept = sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    assert failed and kept[-1] == 40 and not set(failed) & set(kept)
+
+
+@pytest.mark.slow
+def test_storage_that_is_gone_is_waited_for_and_then_left_for_a_restart(tmp_path: Path) -> None:
+    dataset = runs.write_dataset(tmp_path / "dataset")
+    run = tmp_path / "run"
+    options = ("--config.data.retries=2", "--config.data.retry_delay_s=0.2", "--config.checkpoint.interval=4")
+    process = runs.start(run, dataset, *options, fault=("no_storage", 0))
+    (left,), (output,) = runs.outcomes([process])
+    assert left == exit_codes.RETRY, output
+    assert output.count("storage does not answer") >= 2 and "did not answer in 3 tries" in output
+    assert not (run / "quarantine.jsonl").exists()  # no record is to blame
+    for path in dataset.glob("*.away"):
+        shutil.move(path, str(path).removesuffix(".away"))
+    runs.train(run, dataset, *options)
+    assert read_metrics(run)[-1]["step"] == 12 and read_metrics(run)[-1]["placeholders"] == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_cleanly_and_is_no_restart(tmp_path: Path) -> None:
+    dataset = runs.write_dataset(tmp_path / "dataset")
+    run = tmp_path / "run"
+    process = runs.start(run, dataset, "--config.stages.rows[1].steps=95")
+    while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    (code,), (output,) = runs.outcomes([process])
+    assert code == exit_codes.INTERRUPTED and "stopped by hand at step" in output
+    stopped = json.loads((run / "incidents.jsonl").read_text().splitlines()[-1])
+    assert stopped["incident"] == "stopped" and (run / "checkpoints" / str(stopped["step"]) / "seal.json").exists()
+
+
+@pytest.mark.slow
+def test_a_step_computed_twice_that_differs_ends_the_attempt_and_the_next_goes_on(tmp_path: Path) -> None:
+    dataset = runs.write_dataset(tmp_path / "dataset")
+    run = tmp_path / "run"
+    options = ("--config.numerics.repeat_interval=3", "--config.checkpoint.interval=4")
+    process = runs.start(run, dataset, *options, fault=("corrupt", 2))
+    (code,), (output,) = runs.outcomes([process])
+    assert code == exit_codes.RETRY and "step 6, computed twice, differs in" in output
+    runs.train(run, dataset, *options)
+    undisturbed = tmp_path / "undisturbed"
+    runs.train(undisturbed, dataset, "--config.checkpoint.interval=4")
+    assert runs.records(run) == runs.records(undisturbed)
