@@ -298,6 +298,7 @@ class Checkpoints:
     def reject(self, step: int, reason: str) -> None:
         """Sets a step aside, loudly; all processes call it."""
         logger.error("checkpoint %s/%d is set aside, the one before it is next: %s", self.directory, step, reason)
+        processes.gather(None)  # nobody may still be looking at what moves: it would miss the step, which is a user's error
         if jax.process_index() == 0:
             target = seals.set_aside(self._folder, step, reason)
             self._notify("checkpoint_rejected", {"step": step, "reason": reason, "moved_to": str(target)})
