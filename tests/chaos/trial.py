@@ -23,7 +23,7 @@ from tests.training import runs
 
 STEPS, INTERVAL, DEVICES = 60, 5, 4
 HEARTBEAT_S, WATCHDOG_S = 10, 60
-CORRUPT_ROW, NAN_ROW = 17, 40
+CORRUPT_ROW, NAN_ROW = 18, 40
 DISK_MB = 48
 
 
