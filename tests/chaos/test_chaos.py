@@ -1,0 +1,48 @@
+"""The chaos harness itself, on a few faults; `make chaos` runs thirty."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import faults, run
+from tests.chaos.faults import Fault
+from tests.chaos.trial import Trial, write_dataset
+
+
+def test_every_kind_is_planned() -> None:
+    import random
+
+    rows = run.plan_faults(30, random.Random(3))
+    planned = [fault for row in rows for fault in row]
+    assert len(planned) == 30 and {fault.kind for fault in planned} == set(faults.KINDS)
+    assert all(0 < row[0].step and row[-1].step < 60 for row in rows)
+
+
+def test_a_fault_that_left_the_wrong_bits_is_found(tmp_path: Path) -> None:
+    """The check fails on a difference: of a bit, of a step that was lost, of a fault that never struck."""
+    import numpy as np
+
+    def trial(value: float, *plan: Fault) -> Trial:
+        made = Trial(tmp_path, tmp_path, 2, list(plan), tmp_path, 0)
+        made.arrays = {"params/w": np.array([value], np.float32)}
+        return made
+
+    for name in ("quarantine.jsonl", "nonfinite.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    good = Fault(kind=faults.KILL, step=7, rank=0, struck=1.0, detected=2.0, recovered=3.0, newest=5, resumed=5)
+    assert run.check(trial(1.0, good), trial(1.0)) == []
+    assert "differ" in run.check(trial(1.0), trial(np.nextafter(np.float32(1), np.float32(2))))[0]
+    lost = Fault(kind=faults.KILL, step=7, rank=0, struck=1.0, detected=2.0, recovered=3.0, newest=5, resumed=0)
+    assert "went on from step 0" in run.check(trial(1.0, lost), trial(1.0))[0]
+    assert "recovered 0" in run.check(trial(1.0, Fault(kind=faults.STOP, step=7, rank=0)), trial(1.0))[0]
+
+
+@pytest.mark.slow
+def test_a_struck_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset")
+    reference = Trial(tmp_path / "reference", dataset, 2, [], tmp_path / "cache", 0)
+    assert reference.execute().code == 0
+    plan = [Fault(kind=kind, step=step, rank=1) for kind, step in ((faults.KILL, 8), (faults.FLIP, 20), (faults.TERMINATE, 33))]
+    struck = Trial(tmp_path / "struck", dataset, 2, plan, tmp_path / "cache", 1)
+    assert struck.execute().code == 0
+    assert run.check(struck, reference) == []
