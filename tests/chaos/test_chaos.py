@@ -15,7 +15,7 @@ def test_every_kind_is_planned() -> None:
     rows = run.plan_faults(30, random.Random(3))
     planned = [fault for row in rows for fault in row]
     assert len(planned) == 30 and {fault.kind for fault in planned} == set(faults.KINDS)
-    assert all(0 < row[0].step and row[-1].step < 60 for row in rows)
+    assert all(row[0].step > 0 and row[-1].step < 60 for row in rows)
 
 
 def test_a_fault_that_left_the_wrong_bits_is_found(tmp_path: Path) -> None:
