@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 PACKAGES := setup.py constraints.txt
 
-.PHONY: scale bench bench-checkpoint help venv demo test test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: chaos scale bench bench-checkpoint help venv demo test test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ test: $(VENV)/.torch  ## the whole suite, 8 simulated devices
 
 bench: $(VENV)/.torch  ## speed and memory of a train step beside PyTorch's, on this machine, in one run (10 minutes)
 	@$(BIN)/python -m tests.benchmarks.step_speed
+
+chaos: $(VENV)/.torch  ## thirty faults at random moments on real processes; the bits must be those of an undisturbed run (15 minutes)
+	@$(BIN)/python -m tests.chaos.run --faults 30 --write
 
 SLOW ?= all
 test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of them

@@ -1,6 +1,5 @@
 """One run under the launcher's restart rule, struck by one fault an attempt; what it did, and what it ended with."""
 
-import dataclasses
 import json
 import os
 import random
@@ -31,13 +30,8 @@ def write_dataset(folder: Path) -> Path:
     """Synthetic windows; one record is corrupt, and one holds what is not a number: the same for every run."""
     table = synthetic.catalog(160, latent_frames=(1, 3), strong=0.3)
     # One that trains everything, so that it is drawn; images seldom are.
-    nan_row = max(row for row in range(len(table)) if int(table.eligible[row]) == synthetic.ELIGIBLE["all"])
-
-    def record(table, row):
-        made = synthetic.record(table, row)
-        return dataclasses.replace(made, latents_FHWC=np.full_like(made.latents_FHWC, np.nan)) if row == nan_row else made
-
-    synthetic.write_dataset(folder, table, record=record)
+    row = max(row for row in range(len(table)) if int(table.eligible[row]) == synthetic.ELIGIBLE["all"])
+    synthetic.write_dataset(folder, table, poisoned=(row,))
     synthetic.damage(folder, table, CORRUPT_ROW)
     return folder
 
