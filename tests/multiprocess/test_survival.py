@@ -96,9 +96,9 @@ def test_all_agree_on_the_newest_whole_checkpoint(tmp_path: Path, dataset: Path)
     options = (*OPTIONS, "--config.checkpoint.keep=9")
     runs.train(tmp_path, dataset, *options, "--stop-after=22", processes=2)
     straight = runs.records(tmp_path)
-    # One is short, which one of the two processes sees; one has a bit flipped in what only one of them reads.
+    # One is short, which one of the two processes sees; one has a bit flipped.
     next((tmp_path / "checkpoints" / "22" / "ema").rglob("d/*")).write_bytes(b"")
-    file = max((tmp_path / "checkpoints" / "20" / "params").rglob("ocdbt.process_1/d/*"), key=lambda path: path.stat().st_size)
+    file = max((tmp_path / "checkpoints" / "20" / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
     data = np.fromfile(file, np.uint8)
     data[len(data) // 2] ^= 1
     data.tofile(file)
