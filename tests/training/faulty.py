@@ -25,9 +25,11 @@ if __name__ == "__main__":
 
         init = RecordSource.__init__
 
+        lost = int(at)
+
         def gone(self, directory, **kwargs):
             init(self, directory, **kwargs)
-            shard = self._shards[int(at)]
+            shard = self._shards[lost]
             shard.rename(shard.with_name(shard.name + ".away"))
 
         RecordSource.__init__ = gone
@@ -38,11 +40,11 @@ if __name__ == "__main__":
 
         from omnihuman_jax.training import numerics
 
-        differing, repetitions = numerics.RepeatedStep.differing, itertools.count(1)
+        differing, repetitions, when = numerics.RepeatedStep.differing, itertools.count(1), int(at)
 
         def corrupt(self, state, batch, controls):
             run, calls = self._run, itertools.count()
-            if next(repetitions) == int(at):
+            if next(repetitions) == when:
                 self._run = lambda *args: run(*args) ^ jnp.uint32(next(calls))
             return differing(self, state, batch, controls)
 
