@@ -63,6 +63,11 @@ COMMANDS: dict[str, Command] = {
         help="what training would see of its data; with --topology, what a step would cost on a pod (no TPU needed)",
         example="omnihuman plan --config configs/omnihuman_13b.py:720p --topology v5p:8x8x8 --micro-batch 1",
     ),
+    "packing": Command(
+        module="omnihuman_jax.packing",
+        help="what attention saves by leaving out the blocks between the windows of a pack",
+        example="omnihuman packing --config configs/omnihuman_7b.py",
+    ),
     "train": Command(
         module="omnihuman_jax.train",
         help="train, or continue where the run folder stopped: the same command for both",

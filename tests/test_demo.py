@@ -109,7 +109,8 @@ def test_every_step_is_a_command_that_exists(tmp_path: Path) -> None:
     steps = demo.story(tmp_path, tmp_path / "c.py", 8)
     names = [next(arg for arg in step.argv if arg in cli.COMMANDS) for step in steps]
     assert len({step.name for step in steps}) == len(steps)
-    beside = {"demo", "packing", "import-weights", "submit", "status", "logs", "cancel"}  # no step of the story
+    # No steps of the story.
+    beside = {"demo", "packing", "import", "submit", "status", "logs", "cancel", "replay", "bench-checkpoint", "goodput"}
     assert list(dict.fromkeys(names)) == [name for name in cli.COMMANDS if name not in beside]
 
 
