@@ -176,6 +176,7 @@ def _process_start() -> float:
     """When this process began: imports are part of what a start costs. Now, where the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        boot = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
-        return boot + ticks / os.sysconf("SC_CLK_TCK")
+        # Not by btime of /proc/stat, which is in whole seconds: the start would lie up to one before the end of the last attempt.
+        age = float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+        return time.time() - age
     return time.time()
