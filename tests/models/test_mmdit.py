@@ -167,6 +167,7 @@ def test_gradients_are_finite_and_reach_every_parameter(config, params, pack, wi
         assert is_inert(path) or np.abs(leaf).max() > 0, f"unused: {jax.tree_util.keystr(path)}"
 
 
+@pytest.mark.slow
 def test_remat_changes_no_number(config, params, pack, window) -> None:
     config = dataclasses.replace(config, audio=None, pose=None, num_refiner_layers=0, num_single_layers=1)
     params = without_additions(params)

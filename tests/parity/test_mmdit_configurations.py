@@ -205,6 +205,7 @@ def test_gradients_are_those_of_diffusers(name, measured):
     measured(claim, largest_gradient_error(ours, theirs), GRADIENT_TOLERANCE)
 
 
+@pytest.mark.slow
 def test_gradients_with_every_condition_are_those_of_the_exported_module(measured):
     """Packed windows with reference, motion, audio and pose: a squared error over the tokens that are noisy."""
     config = odd_config(num_dual_layers=1, num_single_layers=1, remat="none")

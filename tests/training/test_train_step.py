@@ -91,6 +91,7 @@ def test_training_lowers_the_loss(trainer: tiny.Trainer) -> None:
     assert trainer.step_fn._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_moments_and_block_inputs_in_host_memory_are_the_same_step(trainer: tiny.Trainer) -> None:
     """On CPU both memories are one, so this proves that the values pass; test_host_offload.py proves where they lie on a TPU."""
     config = tiny.model_config(remat="block_offload")
