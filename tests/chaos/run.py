@@ -80,9 +80,11 @@ def check(trial: Trial, reference: Trial) -> list[str]:
 def table(trials: list[Trial], seconds: float) -> str:
     """The page's section: a row a kind."""
     done = [fault for trial in trials for fault in trial.plan]
+    counts = " and ".join(str(count) for count in sorted({trial.processes for trial in trials}))
     lines = [
-        f"{len(done)} faults in {len(trials)} runs of {STEPS} steps with a checkpoint every {INTERVAL}, on 2 and 4 processes, in "
-        f"{seconds / 60:.0f} minutes; in every run a record is corrupt and one is not finite. Seconds: median (largest).",
+        f"{len(done)} faults in {len(trials)} runs of {STEPS} steps with a checkpoint every {INTERVAL}, on "
+        f"{counts} processes, in {seconds / 60:.0f} minutes;",
+        "in every run a record is corrupt and one is not finite. Seconds: median (largest).",
         "",
         "| fault | times | exit codes seen | detected after s | trained on after s | steps repeated | recovered |",
         "|---|---|---|---|---|---|---|",
