@@ -9,7 +9,7 @@ import pytest
 
 from omnihuman_jax import goodput as command
 from omnihuman_jax.reporting.goodput import KINDS, picture, read_goodput
-from omnihuman_jax.training.events import EventLog, slowest
+from omnihuman_jax.training.events import EventLog
 from omnihuman_jax.training.metrics import LoggingConfig
 from omnihuman_jax.training.prometheus import Exporter
 
@@ -93,11 +93,6 @@ def test_the_log_tells_waits_from_steps(tmp_path: Path) -> None:
         (1, 3, 0, 0),
     ]
     assert goodput.seconds["repeated"] > 0 and sum(goodput.seconds.values()) == pytest.approx(goodput.wall)
-
-
-def test_the_slowest_host_is_measured_against_the_median() -> None:
-    assert slowest({"0": 1.0, "1": 2.5, "2": 1.0}) == ("1", 2.5)
-    assert slowest({"0": 1.0}) == ("", 1.0)
 
 
 def test_prometheus_reads_what_the_run_does() -> None:

@@ -16,7 +16,6 @@ The spans of the loop come from the loop itself; what JAX compiles elsewhere, an
 import contextlib
 import os
 import re
-import statistics
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -157,14 +156,6 @@ class EventLog:
 
     def _write(self, record: dict[str, Any]) -> None:
         append_line(self._path, record)
-
-
-def slowest(host_s: dict[str, float]) -> tuple[str, float]:
-    """(process, its seconds a step over the median's): the straggler; ("", 1.0) where there is nobody to compare with."""
-    if len(host_s) < 2:
-        return "", 1.0
-    process = max(host_s, key=lambda name: host_s[name])
-    return process, host_s[process] / max(statistics.median(host_s.values()), 1e-9)
 
 
 def _next_attempt(folder: Path) -> int:
