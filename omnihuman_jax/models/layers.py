@@ -4,6 +4,7 @@ Parameters are float32; a layer computes in the dtype of its input, except norms
 Every kernel is stored [in..., out...], so that its logical axes read like its shape.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -82,6 +83,7 @@ class Linear(nnx.Module):
         self.num_in = len(in_shape)
         # `embed` says where a weight is stored; in use, and in activations, that dim is whole.
         self.axes = tuple(None if axis == "embed" else axis for axis in axes)
+        self.stored_axes = tuple(axes)
         init = init or normal(1.0 / math.sqrt(math.prod(in_shape)))
         self.kernel = param(rngs, (*in_shape, *out_shape), axes, init)
         # The bias of an `embed` output is small and read everywhere: replicated.
@@ -89,10 +91,26 @@ class Linear(nnx.Module):
         self.bias = param(rngs, out_shape, bias_axes, zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = constrain(self.kernel[...].astype(x.dtype), *self.axes)
+        kernel = gathered(self.kernel[...].astype(x.dtype), self.stored_axes, self.axes)
         y = jnp.tensordot(pin(x, *self.axes[: self.num_in]), kernel, axes=self.num_in)
         y = pin(y, *self.axes[self.num_in :])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gathered(kernel: jax.Array, stored: tuple[str | None, ...], used: tuple[str | None, ...]) -> jax.Array:
+    """`kernel` brought from where the logical axes `stored` keep it to where `used` need it; its gradient goes straight back.
+
+    The transpose of a constraint is that constraint again: plain autodiff would make a gradient whole on every device before it
+    is cut, and XLA does not see that a reduce-scatter is all that is wanted.
+    """
+    return constrain(kernel, *used)
+
+
+gathered.defvjp(
+    lambda kernel, stored, used: (gathered(kernel, stored, used), None),
+    lambda stored, used, _, grad: (constrain(grad, *stored),),
+)
 
 
 def pin(x: jax.Array, *last_axes: str | None) -> jax.Array:

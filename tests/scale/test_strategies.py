@@ -28,8 +28,9 @@ CONFIG = tiny.model_config(dual=2, single=2, remat="block")
 SMALL = 512  # bytes; below: sums for the log, the gradient norm, indices
 PHRASE = "nvoluntary full rematerialization"
 
-GATHER, REDUCE = "all-gather", "all-reduce"
+GATHER, REDUCE, PERMUTE = "all-gather", "all-reduce", "collective-permute"
 WEIGHTS, GRADIENTS, ACTIVATIONS, TABLES = "weights", "gradients", "activations", "modulation tables"
+CUT = "gradients that are cut already"
 
 # Mesh -> (kind, axes) -> what it carries. Nothing else may be there, and each of these must be.
 STRATEGIES: dict[str, tuple[dict[str, int], dict[tuple[str, tuple[str, ...]], str]]] = {
@@ -41,12 +42,18 @@ STRATEGIES: dict[str, tuple[dict[str, int], dict[tuple[str, tuple[str, ...]], st
     ),
     "context": (
         {"data": 1, "fsdp": 2, "context": 4},
-        {(GATHER, ("fsdp", "context")): WEIGHTS, (REDUCE, ("fsdp",)): GRADIENTS, (REDUCE, ("context",)): GRADIENTS},
+        {
+            (GATHER, ("fsdp", "context")): WEIGHTS, (REDUCE, ("fsdp",)): GRADIENTS, (REDUCE, ("context",)): GRADIENTS,
+            (REDUCE, ("fsdp", "context")): GRADIENTS,
+        },
     ),
     "data x fsdp x tensor": (
         {"data": 2, "fsdp": 2, "tensor": 2},
         {
-            (GATHER, ("fsdp",)): WEIGHTS, (REDUCE, ("data", "fsdp")): GRADIENTS,
+            # Matrices over fsdp first, of which each device keeps its part; biases over both. The last: a few small
+            # matrices, cut in another order.
+            (GATHER, ("fsdp",)): WEIGHTS, (REDUCE, ("fsdp",)): GRADIENTS, (REDUCE, ("data",)): CUT,
+            (REDUCE, ("data", "fsdp")): GRADIENTS, (PERMUTE, ("fsdp", "tensor")): CUT,
             (REDUCE, ("tensor",)): ACTIVATIONS, (GATHER, ("tensor",)): TABLES,
         },
     ),
@@ -88,8 +95,11 @@ def test_only_what_the_scheme_asks_for(
         assert passes > 1.5, "weights that are not gathered are not sharded"
         measured(f"weights gathered a step, {name}: share of two passes over the sharded weights", passes / 2, 1.0)
     # Once an axis that splits rows or tokens. The time embedding's parameters have two uses, each reduced on its own.
-    splits = sum(what == GRADIENTS for what in expected.values())
-    share = carried(REDUCE, GRADIENTS) / splits / parameter_bytes(mesh, gathered=False)
+    reduced = [item for item in found if item.kind == REDUCE and expected[item.kind, item.axes] in (GRADIENTS, CUT)]
+    ways = {GRADIENTS: 1, CUT: mesh.get("fsdp", 1) * mesh.get("context", 1)}
+    axes = {axis for item in reduced for axis in item.axes}
+    sent = sum(item.operand_bytes * item.trips * len(item.axes) * ways[expected[item.kind, item.axes]] for item in reduced)
+    share = sent / len(axes) / parameter_bytes(mesh, gathered=False)
     measured(f"gradients reduced a step and axis, {name}: share of the parameters", share, 1.3)
     assert share > 0.9
     if TABLES in expected.values():

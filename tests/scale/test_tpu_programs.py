@@ -59,7 +59,7 @@ def test_what_lies_in_the_hosts_memory_and_what_is_sent() -> None:
 
     found = [item for item in collectives(compiled.as_text(), dict(trainer.mesh.shape)) if item.operand_bytes >= 512]
     kinds = {(item.kind, item.axes) for item in found}
-    assert ("all-gather", ("fsdp",)) in kinds
+    assert ("all-gather", ("fsdp",)) in kinds and ("reduce-scatter", ("fsdp",)) in kinds
     assert all(item.axes in (("fsdp",), ("data",), ("data", "fsdp")) for item in found), kinds
     # Weights are gathered inside a slice; only gradients cross.
     assert {item.kind for item in found if "data" in item.axes} <= {"all-reduce", "reduce-scatter"}
