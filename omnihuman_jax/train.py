@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from omnihuman_jax.training.checkpoint import (
     checkpoint_directory,
     load_weights,
 )
-from omnihuman_jax.training.events import EventLog
+from omnihuman_jax.training.events import EventLog, last_saved
 from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
 from omnihuman_jax.training.numerics import RepeatedStep
 from omnihuman_jax.training.progress import progress_bar
@@ -157,9 +157,10 @@ def train(
         jax.set_mesh(parts.mesh),
         EventLog(run_dir) as events,
         contextlib.closing(guard),
-        Checkpoints(config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, guard.note) as checkpoints,
+        contextlib.ExitStack() as stack,
     ):
-        with events.span("restore"):
+        with events.span("restore"), guard.watchdog.allow(config.watchdog.restore_s, "choosing and reading a checkpoint"):
+            checkpoints = stack.enter_context(open_checkpoints(config, run_dir, guard, events))
             state, record, start = resume(parts, run_dir, checkpoints, record, guard, accept_changes=accept_changes)
         if wrong := train_state.misplaced_leaves(state, parts.state_shardings):
             raise AssertionError(f"state not sharded as the table says: {'; '.join(wrong[:5])}")
@@ -173,6 +174,28 @@ def train(
                 parts.records.spec.save(run_dir)
             state = run_steps(parts, state, checkpoints, record, run_dir, guard, events, start=start, end=end, progress=progress)
     return state
+
+
+def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, events: EventLog) -> Checkpoints:
+    """The run's checkpoints, which may not be gone once there were any; what they have to say goes where it belongs."""
+
+    def note(kind: str, details: Mapping[str, Any]) -> None:
+        events.saved(details) if kind == "saved" else guard.note(kind, details)
+
+    expected = processes.gather(must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks))[0]
+    return Checkpoints(config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, note, expected)
+
+
+def must_be_there(run_dir: Path, interval: int, rollbacks: run_guard.Rollbacks) -> str:
+    """Why there must be a checkpoint of this run, by its own logs; "" if there need be none."""
+    anew = rollbacks.begun_anew_at()
+    if (step := last_saved(run_dir)) > anew:
+        return f"has saved step {step}"
+    # A second save waits for the first: past two intervals there must have been a checkpoint.
+    logged = max((line["step"] for line in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
+    if logged > anew + 2 * interval and rollbacks.pending() is None:
+        return f"has trained {logged} steps, with a checkpoint every {interval}"
+    return ""
 
 
 def first_state(parts: Parts, record: RunRecord) -> tuple[train_state.TrainState, RunRecord]:
@@ -200,27 +223,24 @@ def resume(
     After too many steps that went wrong in a row it is one from before them, and the step is the one after them.
     """
     config, asked = parts.config, guard.rollbacks.pending()
-    with guard.watchdog.allow(config.watchdog.restore_s, "choosing and reading a checkpoint"):
-        below = asked["first"] if asked else None
-        while (step := checkpoints.choose(below)) is not None:
-            abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
-            try:
-                record = continue_record(run_dir, checkpoints.record(step), record, accept_changes=accept_changes)
-                state = checkpoints.restore(step, abstract)
-                break
-            except DamagedError as error:
-                checkpoints.reject(step, str(error))
-        else:
-            if asked is None and guard.rollbacks.jump_from(0) is None:
-                check_nothing_is_lost(run_dir, config.checkpoint.interval)
-            state, record = first_state(parts, record)
-        if asked:
-            checkpoints.roll_back(asked["first"])
-            guard.rollbacks.carried_out(asked, step or 0)
-            guard.incidents.note("rolled_back", {"checkpoint": step or 0, "on_from": asked["to"]})
-            logger.warning("rolled back to step %d, on from step %d", step or 0, asked["to"])
-        to = guard.rollbacks.jump_from(step or 0)
-        return (state, record, step or 0) if to is None else (train_state.skip_to(state, to, parts.state_shardings), record, to)
+    below = asked["first"] if asked else None
+    while (step := checkpoints.choose(below)) is not None:
+        abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+        try:
+            record = continue_record(run_dir, checkpoints.record(step), record, accept_changes=accept_changes)
+            state = checkpoints.restore(step, abstract)
+            break
+        except DamagedError as error:
+            checkpoints.reject(step, str(error))
+    else:
+        state, record = first_state(parts, record)
+    if asked:
+        checkpoints.roll_back(asked["first"])
+        guard.rollbacks.carried_out(asked, step or 0)
+        guard.incidents.note("rolled_back", {"checkpoint": step or 0, "on_from": asked["to"]})
+        logger.warning("rolled back to step %d, on from step %d", step or 0, asked["to"])
+    to = guard.rollbacks.jump_from(step or 0)
+    return (state, record, step or 0) if to is None else (train_state.skip_to(state, to, parts.state_shardings), record, to)
 
 
 def run_steps(
@@ -279,17 +299,18 @@ def run_steps(
             if is_logged(config, step):
                 exporter.update(done, line, events.seconds, events.compare_hosts(done))
             stopping = stop.agreed(done)
-            if done % config.checkpoint.interval == 0 or done == end or stopping:
+            scheduled = done % config.checkpoint.interval == 0 or done == end or stopping
+            if scheduled or checkpoints.wants_save():
                 with guard.watchdog.allow(config.watchdog.save_s, f"saving step {done}"), events.span("save"):
-                    checkpoints.save(state, dataclasses.replace(record, step=done))
-                if checkpoints.failed_saves >= config.checkpoint.max_failed_saves and not checkpoints.disk_is_full:
-                    raise processes.RunEnded(f"{checkpoints.failed_saves} saves in a row failed", exit_codes.RETRY)
+                    checkpoints.save(state, dataclasses.replace(record, step=done), scheduled=scheduled)
+            if checkpoints.is_hopeless and not (done == end or stopping):
+                raise processes.RunEnded(f"{checkpoints.failed_saves} saves in a row failed", exit_codes.RETRY)
             if stopping:
                 break
         if previous is not None:
             guard.observe(*previous)
         with guard.watchdog.allow(config.watchdog.save_s, "finishing the last save"), events.span("save"):
-            saved = checkpoints.wait()
+            saved = checkpoints.finish(state, dataclasses.replace(record, step=done))
     if unreadable := parts.records.unreadable:
         logger.warning("%d unreadable records were masked; %s names them", len(unreadable), run_dir / run_guard.QUARANTINE)
     guard.finish(done, config.stages.total_steps, saved=saved, stop=stop if stopping else None)
@@ -310,17 +331,6 @@ def lower_step(parts: StepParts, state: train_state.TrainState, platforms: tuple
         for name, (dims, dtype, _) in parts.shape.arrays(parts.sequences).items()
     }
     return parts.train_step.trace(state, batch, controls_at(parts.config, parts.groups, 0)).lower(lowering_platforms=platforms)
-
-
-def check_nothing_is_lost(run_dir: Path, interval: int) -> None:
-    """CheckpointError if a run without a checkpoint has trained for so long that there must have been one."""
-    # A second save waits for the first: past two intervals there must have been a checkpoint.
-    logged = max((line["step"] for line in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
-    if logged > 2 * interval:
-        raise CheckpointError(
-            f"{run_dir} has trained {logged} steps but holds no checkpoint; restore {checkpoint_directory(run_dir)}, "
-            f"or remove {run_dir} to start over"
-        )
 
 
 def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, accept_changes: bool) -> RunRecord:

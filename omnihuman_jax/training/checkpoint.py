@@ -6,6 +6,7 @@ counters), and as its metadata the resolved config and the plan's fingerprint. S
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import exit_codes
-from omnihuman_jax.training import fingerprint, processes, seals
+from omnihuman_jax.training import fingerprint, processes, seals, storage
 from omnihuman_jax.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -36,17 +37,24 @@ class CheckpointConfig:
     """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0: none).
 
     They lie in `directory`, a folder or a URI such as gs://bucket/run (which needs gcsfs); empty: in RUN/checkpoints.
-    max_failed_saves: so many saves in a row that failed, for another reason than a full disk, end the attempt; a host may be sick
+    retries, retry_delay_s: how often storage that does not answer is asked again, after doubling pauses from the delay on: a read
+        is repeated, a save is made anew of the state of the step that has come by then
+    max_failed_saves: so many saves in a row (their tries do not count) that failed, for another reason than a full disk, end the
+        attempt; a host may be sick
     """
 
     interval: int = 1000
     keep: int = 3
     keep_every: int = 0
     directory: str = ""
+    retries: int = 6
+    retry_delay_s: float = 1.0
     max_failed_saves: int = 5
 
     def validate(self) -> None:
         """ValueError on intervals below 1."""
+        if self.retries < 0 or self.retry_delay_s < 0:
+            raise ValueError(f"checkpoint.retries {self.retries} and retry_delay_s {self.retry_delay_s} must be >= 0")
         if self.interval < 1 or self.keep < 1 or self.keep_every < 0 or self.max_failed_saves < 1:
             raise ValueError(
                 f"checkpoint: interval {self.interval}, keep {self.keep}, max_failed_saves {self.max_failed_saves} must be >= 1, "
@@ -115,8 +123,8 @@ class _Save:
             self.nbytes = self._finish()
         except BaseException as error:
             self.error = error
-            logger.error("saving step %d failed: %s", self.step, _cause(error))
-            processes.post(f"save_failed/{self.step}", _cause(error))
+            logger.error("saving step %d failed: %s", self.step, storage.cause(error))
+            processes.post(f"save_failed/{self.step}", storage.cause(error))
         self.seconds = time.monotonic() - self._begin
 
     @property
@@ -130,19 +138,22 @@ class _Save:
             # Whoever failed reaches no barrier of this save: do not wait for that.
             if self._thread.is_alive() and (elsewhere := processes.posted(f"save_failed/{self.step}")):
                 return next(iter(elsewhere.values()))
-        return "" if self.error is None else _cause(self.error)
+        return "" if self.error is None else storage.cause(self.error)
 
 
 class Checkpoints:
     """The checkpoints of one run directory; all processes call every method, in the same order.
 
-    A failed save is no error: the run goes on, the steps before stay, and the next save is a new try. `failed_saves` counts those
-    in a row, `disk_is_full` says what the last one failed of.
+    A failed save is no error: the run goes on, the steps before stay. `failed_saves` counts those in a row, `disk_is_full` says
+    what the last one failed of. If it was anything else, `wants_save` says when to try again: the state that was to be saved is
+    gone by then (its buffers were donated to the next step), so the try takes the one of its own step.
 
     Args:
         directory: of the run's checkpoints.
-        config: None for a reader, which removes nothing.
+        config: None for a reader, which removes nothing, and does not wait for storage that does not answer.
         notify: called with (kind, details) for what has to be known later: a step that was set aside, a save that failed.
+        expected: why there must be checkpoints ("has saved step 30"), where there must: a folder without any is storage that is
+            gone.
     """
 
     def __init__(
@@ -150,20 +161,59 @@ class Checkpoints:
         directory: Path | str,
         config: CheckpointConfig | None = None,
         notify: Callable[[str, dict[str, Any]], None] = lambda kind, details: None,
+        expected: str = "",
     ):
         self.directory = Path(directory).absolute() if "://" not in str(directory) else directory
         self._folder = epath.Path(self.directory)
         self._config = config
         self._notify = notify
+        self._expected = expected
+        self._identity = ""
         self._saving: _Save | None = None
+        self._scheduled = True
+        self._tries = 0
+        self._again_at: float | None = None
         self.failed_saves = 0
         self.disk_is_full = False
         self._stall_s = 0.0
         self.last_save: dict[str, Any] = {}
-        if config is not None and jax.process_index() == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for name in seals.remove_partial(self._folder):
-                logger.info("removed %s/%s, left by a save that was cut short", self.directory, name)
+        if config is not None:
+            self._ask(f"opening {self.directory}", self._open)
+            identity = processes.gather(self._identity)[0]
+            self._ask(f"opening {self.directory}", lambda: storage.recognise(self._folder, identity))
+            self._identity = identity
+
+    def _open(self) -> None:
+        """On process 0: the folder, without what a save that died has left."""
+        if jax.process_index() != 0:
+            return
+        if self._expected and not (seals.committed_steps(self._folder) or seals.aside(self._folder)):
+            raise storage.Gone(
+                f"no checkpoint in {self.directory}, which is {'empty' if self._folder.is_dir() else 'not there'}, but this run "
+                f"{self._expected}; bring it back, or remove the run directory to start over"
+            )
+        try:
+            self._identity = storage.identify(self._folder)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            if self._expected:
+                raise storage.Gone(f"{self.directory}: {error.strerror}") from error
+            raise CheckpointError(f"checkpoints cannot be written to {self.directory}: {error.strerror}") from error
+        for name in seals.remove_partial(self._folder):
+            logger.info("removed %s/%s, left by a save that was cut short", self.directory, name)
+
+    def _ask(self, what: str, look: Callable[[], Any]) -> Any:
+        if self._config is not None:
+            return storage.ask(what, look, retries=self._config.retries, delay_s=self._config.retry_delay_s)
+        try:
+            return look()
+        except OSError as error:
+            if storage.does_not_answer(error):
+                raise CheckpointError(f"{what}: storage does not answer: {storage.cause(error)}") from error
+            raise
+
+    def _recognise(self) -> None:
+        if self._config is not None:
+            storage.recognise(self._folder, self._identity)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -187,13 +237,42 @@ class Checkpoints:
         """Steps that were saved to the end; read from disk every time: a list that is kept lies after a failed save."""
         return [step for step in seals.committed_steps(self._folder) if seals.is_sealed(self._folder / str(step))]
 
-    def save(self, state: TrainState, record: RunRecord) -> bool:
-        """Starts a save and returns once the arrays are copied to the host; an earlier save is waited for. False: it failed."""
+    def save(self, state: TrainState, record: RunRecord, *, scheduled: bool = True) -> bool:
+        """Starts a save and returns once the arrays are copied to the host; an earlier save is waited for. False: it failed.
+
+        `scheduled`: not because `wants_save` said so; one that fails counts, and has all its tries.
+        """
         begin = time.monotonic()
         self.wait()
+        self._scheduled = scheduled
+        if self._again_at is None:
+            self._tries = 0
         self._start(_parts(state), record)
         self._stall_s += time.monotonic() - begin
         return self._saving is not None
+
+    def wants_save(self) -> bool:
+        """After every step: whether a save that failed is to be tried again with this one's state.
+
+        The processes ask one another only while a save is being written, or waits for its next try.
+        """
+        if self._saving is not None:
+            seen = processes.gather([self._saving.is_running, self._saving.error is not None])
+            if any(failed for _, failed in seen) or not any(running for running, _ in seen):
+                self.wait()
+        return self._again_at is not None and bool(processes.gather(time.monotonic() >= self._again_at)[0])
+
+    def finish(self, state: TrainState, record: RunRecord) -> bool:
+        """Until the save of `state`, the last one, is on disk and sealed, with all its tries; False if none of them was good."""
+        while not self.wait() and self._again_at is not None:
+            time.sleep(max(0.0, self._again_at - time.monotonic()))
+            self.save(state, record, scheduled=False)
+        return self.failed_saves == 0
+
+    @property
+    def is_hopeless(self) -> bool:
+        """`max_failed_saves` in a row, and not of a full disk."""
+        return self._config is not None and self.failed_saves >= self._config.max_failed_saves and not self.disk_is_full
 
     @property
     def is_idle(self) -> bool:
@@ -217,50 +296,65 @@ class Checkpoints:
     def _start(self, parts: dict[str, Any], record: RunRecord, *, frugal: bool = False) -> None:
         reason = ""
         try:
-            metadata = record.to_json() | {"sums": fingerprint.sums(_flatten(parts))}
-            with self._context(parts if frugal else None):
-                response = ocp.save_checkpointables_async(
-                    self._folder / str(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))
-                )
-            self._saving = _Save(record.step, response, lambda: self._finish(record.step))
-        except Exception as error:
-            reason = _cause(error)
-        self._settle(record.step, reason)
+            # Before any of them enters Orbax, whose barriers wait minutes for one that has failed.
+            self._recognise()
+        except OSError as error:
+            reason = storage.cause(error)
+        if self._settle(record.step, reason):
+            try:
+                metadata = record.to_json() | {"sums": fingerprint.sums(_flatten(parts))}
+                with self._context(parts if frugal else None):
+                    response = ocp.save_checkpointables_async(
+                        self._folder / str(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))
+                    )
+                self._saving = _Save(record.step, response, lambda: self._finish(record.step))
+            except Exception as error:
+                reason = storage.cause(error)
+            self._settle(record.step, reason)
 
     def wait(self) -> bool:
         """Blocks until the save in progress is on disk and sealed; False if it, or one before it, failed."""
         if (saving := self._saving) is not None:
             reason = saving.wait()
-            self._saving = None if reason else saving
-            self._settle(saving.step, reason)
-            if self._saving is not None:
-                self.failed_saves = 0
+            if self._settle(saving.step, reason):
+                self.failed_saves, self._again_at = 0, None
                 self.last_save = {"step": saving.step, "seconds": saving.seconds, "bytes": saving.nbytes}
                 self._notify("saved", self.last_save)
             self._saving = None
         return self.failed_saves == 0
 
-    def _settle(self, step: int, reason: str) -> None:
+    def _settle(self, step: int, reason: str) -> bool:
         """All processes agree on whether the save of `step` is (still) good; if not, what it left is removed."""
         failures = [why for why in processes.gather(reason) if why]
         if not failures:
-            return
+            return True
         self._saving = None
-        self.failed_saves += 1
-        self.disk_is_full = any(mark in why for why in failures for mark in _NO_ROOM)
+        self.failed_saves += self._scheduled
+        self.disk_is_full = any(storage.has_no_room(why) for why in failures)
+        pause = self._next_pause()
+        self._again_at = None if pause is None else time.monotonic() + pause
         logger.error(
-            "step %d was NOT saved (%s); the run goes on, the newest checkpoint is step %s, the next save is a new try",
-            step, failures[0], self.latest_step,
+            "step %d was NOT saved (%s); the run goes on, all checkpoints before it stay; %s", step, failures[0],
+            "the next save is a new try" if pause is None else f"the first step in {pause:g} s is try {self._tries + 1}",
         )  # fmt: skip
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 seals.remove_partial(self._folder)
                 if (self._folder / str(step)).exists():
                     (self._folder / str(step)).rmtree()
-        self._notify("save_failed", {"step": step, "reason": failures[0], "in_a_row": self.failed_saves})
+        self._notify("save_failed", {"step": step, "reason": failures[0], "in_a_row": self.failed_saves, "again_in_s": pause})
+        return False
+
+    def _next_pause(self) -> float | None:
+        """Seconds to the next try of a save that has failed, None: at the next interval."""
+        if self._config is None or self.disk_is_full or self._tries >= self._config.retries:
+            return None
+        self._tries += 1
+        return self._config.retry_delay_s * 2.0 ** (self._tries - 1)
 
     def _finish(self, step: int) -> int:
         """After the commit, on process 0: the seal, and only then room for the next; bytes written."""
+        self._recognise()  # Orbax makes a folder that is gone anew, below the mount
         if jax.process_index() != 0:
             return 0
         nbytes = seals.write(self._folder / str(step))
@@ -280,10 +374,12 @@ class Checkpoints:
 
         Raises:
             CheckpointError: there were checkpoints, and none of them is whole.
+            RunEnded: storage did not answer, or had nothing of what this run has saved, however often it was asked.
         """
-        steps = processes.gather(seals.committed_steps(self._folder))[0]
+        steps = self._ask(f"looking for checkpoints in {self.directory}", self._present_steps)
+        steps = processes.gather(steps)[0]
         for step in reversed([step for step in steps if below is None or step < below]):
-            reason = seals.damage(self._folder / str(step), jax.process_index(), jax.process_count())
+            reason = self._ask(f"checking {self.directory}/{step}", functools.partial(self._damage, step))
             reasons = [why for why in processes.gather(reason) if why]
             if not reasons:
                 return int(step)
@@ -295,40 +391,70 @@ class Checkpoints:
             )
         return None
 
+    def _present_steps(self) -> list[int]:
+        self._recognise()
+        return seals.committed_steps(self._folder)
+
+    def _damage(self, step: int) -> str:
+        """`seals.damage` of this process's share; a folder that goes away meanwhile is no damage."""
+        reason = seals.damage(self._folder / str(step), jax.process_index(), jax.process_count())
+        if reason:
+            self._recognise()
+        return reason
+
     def reject(self, step: int, reason: str) -> None:
         """Sets a step aside, loudly; all processes call it."""
         logger.error("checkpoint %s/%d is set aside, the one before it is next: %s", self.directory, step, reason)
         processes.gather(None)  # nobody may still be looking at what moves: it would miss the step, which is a user's error
-        if jax.process_index() == 0:
+
+        def move() -> None:
             target = seals.set_aside(self._folder, step, reason)
             self._notify("checkpoint_rejected", {"step": step, "reason": reason, "moved_to": str(target)})
-        processes.gather(None)
+
+        self._by_lead(move)
 
     def roll_back(self, step: int) -> None:
         """Moves the checkpoints of `step` and later out of the way; all processes call it."""
-        if jax.process_index() == 0:
+
+        def move() -> None:
             for later in [later for later in seals.committed_steps(self._folder) if later >= step]:
                 seals.set_aside(self._folder, later, f"rolled back to before step {step}", under="rolled_back")
-        processes.gather(None)
+
+        self._by_lead(move)
+
+    def _by_lead(self, move: Callable[[], None]) -> None:
+        """`move` on process 0; if its storage refuses, all leave for a restart, which looks anew."""
+        reason = ""
+        if jax.process_index() == 0:
+            try:
+                move()
+            except OSError as error:
+                reason = storage.cause(error)
+        if reason := processes.gather(reason)[0]:
+            raise processes.RunEnded(f"{self.directory}: a checkpoint could not be moved: {reason}", exit_codes.RETRY)
 
     def record(self, step: int) -> RunRecord:
         """The record of a step; CheckpointError if it is missing or of another format."""
-        stored = self._metadata(step).custom_metadata
+        stored = self._ask(f"reading {self.directory}/{step}", lambda: self._metadata(step)).custom_metadata
         return RunRecord(
             config=stored["config"], fingerprint=stored["fingerprint"], step=stored["step"], origin=stored.get("origin", {})
         )
 
     def _metadata(self, step: int) -> Any:
         where = f"{self.directory}/{step}"
+        self._recognise()
         if step not in self.steps:
             raise CheckpointError(f"{self.directory} has no step {step}; it has {self.steps or 'none'}")
         if reason := seals.damage(self._folder / str(step)):
+            self._recognise()
             raise DamagedError(f"{where} is damaged: {reason}; {_CURE}")
         try:
             with self._context():
                 metadata = ocp.checkpointables_metadata(self._folder / str(step))
         except Exception as error:
-            raise DamagedError(f"{where} is damaged: {_cause(error)}; {_CURE}") from error
+            if storage.does_not_answer(error):
+                raise storage.Gone(storage.cause(error)) from error
+            raise DamagedError(f"{where} is damaged: {storage.cause(error)}; {_CURE}") from error
         stored = metadata.custom_metadata
         if not isinstance(stored, dict) or stored.get("format") != FORMAT:
             raise CheckpointError(f"{where} has no readable record of its run (format {FORMAT}); {_CURE}")
@@ -366,7 +492,7 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         where = f"{self.directory}/{step}"
-        metadata = self._metadata(step)
+        metadata = self._ask(f"reading {where}", lambda: self._metadata(step))
         stored = metadata.metadata
         written: dict[str, int] = metadata.custom_metadata["sums"]
         if missing := sorted(set(abstract) - {name for name, value in stored.items() if value is not None}):
@@ -377,21 +503,9 @@ class Checkpoints:
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise CheckpointError(f"{where} does not fit this model: {shown}")
-        try:
-            with self._context():
-                loaded = ocp.load_checkpointables(self._folder / str(step), abstract)
-        except Exception as error:
-            if any(mark in _cause(error) for mark in _OUTAGE):
-                raise processes.RunEnded(
-                    f"{where}: storage does not answer: {_cause(error)}", exit_codes.RETRY, alone=True
-                ) from error
-            if jax.process_count() > 1:
-                # The others wait in a barrier of Orbax that this process will never reach: they are told to leave instead.
-                seals.condemn(self._folder / str(step), _cause(error))
-                raise processes.RunEnded(
-                    f"{where} cannot be read: {_cause(error)}; the next start sets it aside", exit_codes.RETRY, alone=True
-                ) from error
-            raise DamagedError(f"{where} cannot be read: {_cause(error)}; {_CURE}") from error
+        loaded, reason = self._ask(f"reading {where}", functools.partial(self._try_to_load, step, abstract))
+        if reasons := [why for why in processes.gather(reason) if why]:
+            raise DamagedError(f"{where} cannot be read: {reasons[0]}; {_CURE}")
         changed = [name for name, value in fingerprint.sums(_flatten(loaded)).items() if written.get(name) != value]
         if changed:
             raise DamagedError(
@@ -400,11 +514,20 @@ class Checkpoints:
             )
         return loaded
 
+    def _try_to_load(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        """(what this process reads, ""), or (None, why it cannot); each for itself, so that none waits for one that fails."""
+        try:
+            context, own = self._context(), jax.process_index()
+            context.multiprocessing.primary_host, context.multiprocessing.active_processes = own, {own}
+            with context:
+                return ocp.load_checkpointables(self._folder / str(step), abstract), ""
+        except Exception as error:
+            if storage.does_not_answer(error):
+                raise storage.Gone(storage.cause(error)) from error
+            self._recognise()
+            return None, storage.cause(error)
 
-# As errno has it, and as TensorStore does.
-_NO_ROOM = ("No space left", "Disk quota", "File too large", "ENOSPC", "RESOURCE_EXHAUSTED")
-# A fault of the way there, not of the bytes: nothing is set aside for it.
-_OUTAGE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Input/output error", "Stale file handle", "Connection", "timed out")
+
 _CURE = "remove that folder to go back to the checkpoint before it, or train in another --run"
 
 
@@ -483,14 +606,6 @@ def _mismatches(part: str, stored: Any, wanted: Any) -> list[str]:
         if shape != tuple(want[name].shape) or dtype != np.dtype(want[name].dtype):
             lines.append(f"{part}/{name} is {dtype}{list(shape)}, wanted {np.dtype(want[name].dtype)}{list(want[name].shape)}")
     return sorted(lines)
-
-
-def _cause(error: BaseException) -> str:
-    """One line of the innermost cause: Orbax wraps the real one in a misleading one."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
 
 
 def size_bytes(abstract: Any) -> int:

@@ -6,18 +6,18 @@ RUN/events/<attempt>-<process>.jsonl, one JSON line an event, in the order of th
     {"event": "span", "t", "s", "kind"}       `s` seconds up to `t` of compile, restore, save (others: start-up)
     {"event": "steps", "t", "s", "wait_s", "first", "last"}       steps first .. last (from 1): `s` seconds, `wait_s` for data
     {"event": "hosts", "t", "step", "host_s"}       process 0: each host's own seconds a step (data and dispatch, no devices)
-    {"event": "background", "t", "s", "kind"}       Orbax's own time for a save, while the loop goes on
+    {"event": "saved", "t", "s", "step", "bytes"}       process 0: a checkpoint was whole, `s` seconds after its save began
     {"event": "end", "t", "code"}       missing where the process was killed, or left because another one did
 
-The spans of the loop come from the loop itself; what JAX compiles elsewhere, and what Orbax does while the loop goes on, from
-`jax.monitoring`.
+The spans of the loop come from the loop itself, what JAX compiles elsewhere from `jax.monitoring`. Orbax's own events of a save end
+before it is sealed, and come of saves that fail on another host too: the loop says when one is whole.
 """
 
 import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ import jax.monitoring
 
 from omnihuman_jax import exit_codes
 from omnihuman_jax.training import processes
-from omnihuman_jax.training.incidents import append_line
+from omnihuman_jax.training.incidents import append_line, read_lines
 from omnihuman_jax.training.processes import RunEnded
 from omnihuman_jax.training.run_guard import exit_code
 
@@ -34,7 +34,6 @@ FOLDER = "events"
 # Steps are written together until they took this long: a line a second at most.
 FLUSH_S = 1.0
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_BACKGROUND = {"/jax/orbax/write/async/total_duration_secs": "save_in_background"}
 
 Item = TypeVar("Item")
 
@@ -124,6 +123,12 @@ class EventLog:
         self._write({"event": "hosts", "t": time.time(), "step": done, "host_s": seconds})
         return seconds
 
+    def saved(self, save: Mapping[str, Any]) -> None:
+        """A checkpoint is whole: its step, seconds and bytes."""
+        if jax.process_index() == 0:
+            whole = {"step": save["step"], "bytes": save["bytes"]}
+            self._write({"event": "saved", "t": time.time(), "s": round(save["seconds"], 6), **whole})
+
     def _lap(self) -> None:
         now = time.perf_counter()
         # Before the loop the time between spans is start-up: nobody's step.
@@ -151,11 +156,17 @@ class EventLog:
     def _heard(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == _COMPILED and self._open is None and not self._looping:
             self._span("compile", duration_secs)
-        elif event in _BACKGROUND:
-            self._write({"event": "background", "t": time.time(), "s": round(duration_secs, 6), "kind": _BACKGROUND[event]})
 
     def _write(self, record: dict[str, Any]) -> None:
         append_line(self._path, record)
+
+
+def last_saved(run_dir: Path) -> int:
+    """The newest step that an attempt at this run says it has saved, 0 if none does."""
+    for log in sorted((run_dir / FOLDER).glob("*-0.jsonl"), key=lambda path: int(path.name.split("-")[0]), reverse=True):
+        if steps := [line["step"] for line in read_lines(log) if line.get("event") == "saved"]:
+            return int(max(steps))
+    return 0
 
 
 def _next_attempt(folder: Path) -> int:

@@ -58,6 +58,10 @@ class Rollbacks:
             append_line(self._path, {**asked, "checkpoint": checkpoint})
         processes.gather(None)
 
+    def begun_anew_at(self) -> int:
+        """The step where the run went on from its initial weights for the last time, without a checkpoint; 0: it never did."""
+        return max((int(line["to"]) for line in self.done() if line["checkpoint"] == 0), default=0)
+
     def jump_from(self, checkpoint: int) -> int | None:
         """Where a run that starts from this checkpoint goes on, None: where it is."""
         to = [line["to"] for line in self.done() if line["checkpoint"] == checkpoint]
@@ -88,9 +92,8 @@ class RunGuard:
         self.watchdog.stop()
 
     def note(self, kind: str, details: Mapping[str, Any]) -> None:
-        """What the checkpoints have to say: incidents, all but a save that went well."""
-        if kind != "saved":
-            self.incidents.note(kind, details)
+        """What the checkpoints have to say."""
+        self.incidents.note(kind, details)
 
     def observe(self, step: int, seen: Mapping[str, Any]) -> None:
         """The step (counted from 0) is finished: feeds the watchdog, writes down what was wrong, RunEnded if too much was.

@@ -14,7 +14,6 @@ from etils import epath
 
 SEAL = "seal.json"
 SET_ASIDE = "damaged"
-CONDEMNED = "unreadable.txt"
 PARTIAL = ".orbax-checkpoint-tmp"
 
 
@@ -44,15 +43,8 @@ def is_sealed(folder: epath.Path) -> bool:
     return bool((folder / SEAL).exists())
 
 
-def condemn(folder: epath.Path, reason: str) -> None:
-    """Marks a step that one process could not read, so that the next start does not try again."""
-    (folder / CONDEMNED).write_text(reason + "\n")
-
-
 def damage(folder: epath.Path, share: int = 0, shares: int = 1) -> str:
     """What is wrong with a step, "" if nothing: one of `shares` readers looks at its share of the files."""
-    if (folder / CONDEMNED).exists():
-        return f"it could not be read: {(folder / CONDEMNED).read_text().strip()}"
     try:
         files: dict[str, int] = json.loads((folder / SEAL).read_text())["files"]
     except FileNotFoundError:

@@ -5,7 +5,9 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -177,3 +179,91 @@ def test_a_step_computed_twice_that_differs_ends_the_attempt_and_the_next_goes_o
     undisturbed = tmp_path / "undisturbed"
     runs.train(undisturbed, dataset, "--config.checkpoint.interval=4")
     assert runs.records(run) == runs.records(undisturbed)
+
+
+def without_storage(folder: Path, how: str = "") -> None:
+    """What a mount that vanishes leaves: nothing, or an empty folder."""
+    folder.rename(folder.with_name("away"))
+    if how == "empty":
+        folder.mkdir()
+
+
+def incidents(run: Path, kind: str) -> list[dict]:
+    return [line for line in read_lines(run / "incidents.jsonl") if line["incident"] == kind]
+
+
+def until(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    raise AssertionError("not reached")
+
+
+RETRIES = ("--config.checkpoint.retries=4", "--config.checkpoint.retry_delay_s=0.2")
+
+
+@pytest.mark.slow
+def test_checkpoint_storage_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+    """While saving the run goes on and saves sooner than its interval says; while reading it waits, and never begins anew."""
+    dataset = runs.write_dataset(tmp_path / "dataset")
+    run, folder = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    options = (*RETRIES, "--config.stages.rows[1].steps=95", "--config.checkpoint.interval=10", "--config.checkpoint.keep=99")
+    process = runs.start(run, dataset, *options, "--stop-after=45")
+    until(process, lambda: (folder / "10" / "seal.json").exists())
+    without_storage(folder)
+    until(process, lambda: bool(incidents(run, "save_failed")))
+    assert not folder.exists()
+    folder.with_name("away").rename(folder)
+    (code,), (output,) = runs.outcomes([process])
+    assert code == exit_codes.OK and "was NOT saved" in output, output
+    failed = [line["step"] for line in incidents(run, "save_failed")]
+    kept = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    assert failed[0] % 10 == 0 and not set(failed) & set(kept) and any(step % 10 for step in kept if step < 45), kept
+    assert [line["step"] for line in read_lines(run / "events" / "0000-0.jsonl") if line["event"] == "saved"] == kept
+    # The next start meets a mount that is not there yet, and then one that does not come.
+    without_storage(folder, "empty")
+    process = runs.start(run, dataset, *options, "--stop-after=46")
+    printed = ""
+    while "storage does not answer" not in printed:
+        line = process.stdout.readline()
+        assert line, printed
+        printed += line
+    assert "this run has saved step 45" in printed
+    folder.rmdir()
+    folder.with_name("away").rename(folder)
+    (code,), (output,) = runs.outcomes([process])
+    assert code == exit_codes.OK and read_metrics(run)[-1]["step"] == 46, output
+    without_storage(folder)
+    process = runs.start(run, dataset, *options, "--config.checkpoint.retries=1", "--stop-after=47")
+    (code,), (output,) = runs.outcomes([process])
+    assert code == exit_codes.RETRY and "did not answer in 2 tries" in output and not folder.exists(), output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["max_failed_saves", "the last save"])
+def test_saves_that_fail_for_good_end_the_attempt_for_a_restart(tmp_path: Path, what: str) -> None:
+    dataset = runs.write_dataset(tmp_path / "dataset")
+    run, folder = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    options = ("--config.checkpoint.retries=1", "--config.checkpoint.retry_delay_s=0.1", "--config.checkpoint.interval=4")
+    if what == "max_failed_saves":
+        options += ("--config.checkpoint.max_failed_saves=2", "--config.stages.rows[1].steps=995")
+    else:
+        options += ("--config.stages.rows[1].steps=35", "--config.checkpoint.max_failed_saves=99")
+    process = runs.start(run, dataset, *options)
+    until(process, lambda: (folder / "4" / "seal.json").exists())
+    without_storage(folder, "empty")
+    (code,), (output,) = runs.outcomes([process])
+    assert code == exit_codes.RETRY, output
+    last = read_metrics(run)[-1]["step"]
+    if what == "max_failed_saves":
+        assert "2 saves in a row failed" in output and last < 100
+        assert {line["in_a_row"] for line in incidents(run, "save_failed")} == {1, 2}
+    else:
+        assert last == 40 and "step 40 of 40 could not be saved" in output
+        assert len([line for line in incidents(run, "save_failed") if line["step"] == 40]) == 2  # the save and its one try
+    assert list(folder.iterdir()) == []  # nothing was written below the mount
+    folder.rmdir()
+    folder.with_name("away").rename(folder)
+    runs.train(run, dataset, *options, f"--stop-after={last + 1 if last < 40 else 40}")

@@ -2,8 +2,11 @@
 
 import errno
 import json
+import os
 import resource
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -16,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import exit_codes, sharding
-from omnihuman_jax.training import seals
+from omnihuman_jax.training import seals, storage
 from omnihuman_jax.training.checkpoint import (
     CheckpointConfig,
     CheckpointError,
@@ -243,7 +246,8 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, mesh: jax.sh
             assert not checkpoints.wait() and checkpoints.failed_saves == 2
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert checkpoints.steps == [1] and sorted(path.name for path in folder.iterdir()) == ["1"]
+        assert not checkpoints.wants_save()  # there is no room: it is the next interval's
+        assert checkpoints.steps == [1] and sorted(path.name for path in folder.iterdir()) == ["1", storage.IDENTITY]
         checkpoints.save(make_state(mesh, 4, width=1 << 16), record(4))
         assert checkpoints.wait() and checkpoints.failed_saves == 0
     assert noted == [("save_failed", 2), ("save_failed", 3), ("saved", 4)]
@@ -265,17 +269,147 @@ def test_readers_look_at_seal_and_fingerprint(tmp_path: Path, mesh: jax.sharding
         load_weights(folder, shapes, weights="raw")
 
 
-def test_storage_that_does_not_answer_is_no_damage(
-    tmp_path: Path, mesh: jax.sharding.Mesh, monkeypatch: pytest.MonkeyPatch
+QUICK = CheckpointConfig(keep=9, retries=2, retry_delay_s=0.2)
+
+
+def take_away(folder: Path, how: str) -> None:
+    """The folder, as a mount that vanishes leaves it: no folder, an empty one, or something that is none."""
+    folder.rename(folder.with_name("away"))
+    if how == "empty":
+        folder.mkdir()
+    if how == "a file":
+        folder.write_text("")
+
+
+def bring_back(folder: Path) -> None:
+    if folder.is_dir():
+        folder.rmdir()
+    folder.unlink(missing_ok=True)
+    folder.with_name("away").rename(folder)
+
+
+WAYS = ("not there", "empty", "a file")
+
+
+@pytest.mark.parametrize("how", WAYS[1:])
+def test_a_save_that_storage_did_not_take_is_made_again_of_a_later_step(tmp_path: Path, mesh: jax.sharding.Mesh, how: str) -> None:
+    folder, noted = saved(tmp_path / "c", mesh, 1), []
+    with Checkpoints(folder, QUICK, lambda kind, details: noted.append((kind, details["step"]))) as checkpoints:
+        take_away(folder, how)
+        checkpoints.save(make_state(mesh, 2), record(2))
+        assert checkpoints.failed_saves == 1 and not checkpoints.disk_is_full
+        assert not checkpoints.wants_save()  # the pause is not over
+        time.sleep(0.25)
+        assert checkpoints.wants_save()
+        checkpoints.save(make_state(mesh, 3), record(3), scheduled=False)
+        assert checkpoints.failed_saves == 1  # a try is no other save
+        bring_back(folder)
+        time.sleep(0.25)
+        assert not checkpoints.wants_save()  # the second pause is twice as long
+        time.sleep(0.2)
+        assert checkpoints.wants_save()
+        checkpoints.save(make_state(mesh, 5), record(5), scheduled=False)
+        assert checkpoints.wait() and not checkpoints.wants_save() and checkpoints.steps == [1, 5]
+        checkpoints.restore(5, abstract(make_state(mesh)))
+    assert noted == [("save_failed", 2), ("save_failed", 3), ("saved", 5)]
+
+
+def test_a_save_that_fails_while_it_is_written_is_noticed_at_the_next_step(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path / "c", mesh, 1)
+    with Checkpoints(folder, QUICK) as checkpoints:
+        checkpoints.save(make_state(mesh, 2), record(2))
+        take_away(folder, "not there")
+        while checkpoints.failed_saves == 0:
+            assert not checkpoints.wants_save()
+            time.sleep(0.01)
+        assert not folder.exists() or list(folder.iterdir()) == []  # nor was anything left below the mount
+        bring_back(folder)
+        assert not checkpoints.wait() and checkpoints.finish(make_state(mesh, 3), record(3))
+        assert checkpoints.latest_step == 3
+
+
+def test_the_last_save_is_tried_again_and_then_given_up(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path / "c", mesh, 1)
+    with Checkpoints(folder, QUICK) as checkpoints:
+        take_away(folder, "not there")
+        threading.Timer(0.4, bring_back, [folder]).start()
+        checkpoints.save(make_state(mesh, 2), record(2))
+        assert checkpoints.finish(make_state(mesh, 2), record(2)) and checkpoints.steps == [1, 2]
+        take_away(folder, "empty")
+        begin = time.monotonic()
+        checkpoints.save(make_state(mesh, 3), record(3))
+        assert not checkpoints.finish(make_state(mesh, 3), record(3))
+        assert 0.6 <= time.monotonic() - begin < 5 and not checkpoints.is_hopeless
+        for step in range(4, 8):  # scheduled ones, each with its tries ahead
+            checkpoints.save(make_state(mesh, step), record(step))
+        assert checkpoints.failed_saves == 5 and checkpoints.is_hopeless
+        assert list(folder.iterdir()) == []  # nothing was written below the mount
+
+
+def test_reading_waits_for_storage_and_then_leaves_for_a_restart(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path / "c", mesh, 1, 2)
+    with Checkpoints(folder, QUICK) as checkpoints:
+        reads = (
+            checkpoints.choose,
+            lambda: checkpoints.record(2),
+            lambda: checkpoints.restore(2, abstract(make_state(mesh, 2))),
+        )
+        for read, how in zip(reads, WAYS, strict=True):
+            take_away(folder, how)
+            back = threading.Timer(0.1, bring_back, [folder])
+            back.start()
+            assert read() is not None
+            back.join()
+        take_away(folder, "empty")
+        for read in reads[::2]:
+            with pytest.raises(RunEnded, match="storage did not answer in 3 tries") as ended:
+                read()
+            assert ended.value.code == exit_codes.RETRY and not ended.value.alone
+        bring_back(folder)
+        assert checkpoints.choose() == 2 and not (folder / "damaged").exists()  # nothing is to blame
+
+
+@pytest.mark.parametrize("how", WAYS[1:])
+def test_a_run_that_has_saved_does_not_begin_anew_because_its_folder_is_gone(
+    tmp_path: Path, mesh: jax.sharding.Mesh, how: str
 ) -> None:
+    folder = saved(tmp_path / "c", mesh, 1)
+    take_away(folder, how)
+    with pytest.raises(RunEnded, match=r"c.*did not answer in 3 tries: .*has saved step 1|Not a directory") as ended:
+        Checkpoints(folder, QUICK, expected="has saved step 1")
+    assert ended.value.code == exit_codes.RETRY
+    back = threading.Timer(0.3, bring_back, [folder])
+    back.start()
+    with Checkpoints(folder, QUICK, expected="has saved step 1") as checkpoints:
+        back.join()
+        assert checkpoints.choose() == 1
+
+
+def test_a_first_start_makes_its_folder_or_says_why_not(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "a" / "b", QUICK) as checkpoints:
+        assert checkpoints.choose() is None
+    (tmp_path / "file").write_text("")
+    for directory in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(CheckpointError, match=rf"cannot be written to {directory}: "):
+            Checkpoints(directory, QUICK)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])
+def test_errors_of_the_way_to_the_storage_are_told_from_those_of_the_bytes(number: int) -> None:
+    outer = ValueError("Failed to load checkpointable: state due to incompatible handler")
+    outer.__cause__ = OSError(number, os.strerror(number))
+    assert storage.does_not_answer(outer)
+    assert storage.does_not_answer(ValueError("UNAVAILABLE: Error reading gs://bucket/run/5/d/0"))
+    for error in (ValueError("DATA_LOSS: checksum"), OSError(errno.ENOSPC, "No space left on device"), FileNotFoundError("x")):
+        assert not storage.does_not_answer(error)
+
+
+def test_a_reader_does_not_wait(tmp_path: Path, mesh: jax.sharding.Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path / "c", mesh, 1)
 
     def unavailable(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")  # what a network file system gives; none can be taken away here
 
-    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        monkeypatch.setattr(ocp, "load_checkpointables", unavailable)
-        with pytest.raises(RunEnded, match="storage does not answer") as ended:
-            checkpoints.restore(1, abstract(make_state(mesh)))
-        assert ended.value.code == exit_codes.RETRY and ended.value.alone
-        assert checkpoints.choose() == 1
+    monkeypatch.setattr(ocp, "load_checkpointables", unavailable)
+    with pytest.raises(CheckpointError, match=r"storage does not answer: .*Input/output error"):
+        load_weights(folder, abstract(make_state(mesh)).params)
