@@ -6,6 +6,8 @@ import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
+from omnihuman_jax import config as experiment
+from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.typing import PackedShape
 
@@ -274,8 +276,12 @@ def test_parameters_are_exactly_diffusers_weights() -> None:
     assert sum(x.size for x in jax.tree.leaves(shapes)) == sum(weight.numel() for weight in model.parameters())
 
 
-def test_full_size_has_hunyuan_videos_parameter_count() -> None:
-    shapes, _ = mmdit.abstract_params(mmdit.MMDiTConfig(guidance_embed=True))
+def test_full_size_has_every_key_and_shape(measured) -> None:
+    config = experiment.load_config("configs/omnihuman_13b.py").model
     with torch.device("meta"):
         model = HunyuanVideoTransformer3DModel()
+    here = {(entry.name, tuple(entry.shape)) for entry in kt.key_table(config).only(("base",)).entries}
+    unlike = here ^ {(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+    measured("13 B, full size: names or shapes unlike those of diffusers' module on the meta device", len(unlike), 0)
+    shapes, _ = mmdit.abstract_params(mmdit.MMDiTConfig(guidance_embed=True))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == sum(weight.numel() for weight in model.parameters())

@@ -17,6 +17,14 @@ def test_only_what_stands_between_the_markers_changes():
     assert table.replaced(new, table.table(rows)) == new
 
 
+def test_a_claim_is_one_row_with_its_largest_value():
+    """A claim may be measured by quick and by slow tests."""
+    row = {"claim": "a", "limit": 1e-5, "test": "tests/a.py"}
+    lines = table.table([row | {"value": value} for value in (2e-7, 1.76e-6, 0.0)]).splitlines()
+    assert lines[2:] == ["| a | 1.8e-06 | 1e-05 | `tests/a.py` |"]
+    assert table.table([row | {"value": 0, "limit": 0}]).endswith("| a | 0 | 0 | `tests/a.py` |")
+
+
 @pytest.mark.parametrize("page", ["", table.BEGIN, table.END + table.BEGIN, (table.BEGIN + table.END) * 2])
 def test_a_page_without_the_markers_is_refused(page):
     with pytest.raises(ValueError, match="markers"):
