@@ -35,7 +35,7 @@ from omnihuman_jax.data.plan import Plan
 from omnihuman_jax.data.records import RecordSource, open_records
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale import flops, splits
-from omnihuman_jax.training import compilation_cache, placement, processes, run_guard, train_state
+from omnihuman_jax.training import compilation_cache, placement, processes, run_guard, tiers, train_state
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training.checkpoint import (
     CheckpointError,
@@ -183,7 +183,7 @@ def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, e
         events.saved(details) if kind == "saved" else guard.note(kind, details)
 
     expected = processes.gather(must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks))[0]
-    return Checkpoints(config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, note, expected)
+    return tiers.open_checkpoints(config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, note, expected)
 
 
 def must_be_there(run_dir: Path, interval: int, rollbacks: run_guard.Rollbacks) -> str:
@@ -223,9 +223,8 @@ def resume(
     After too many steps that went wrong in a row it is one from before them, and the step is the one after them.
     """
     config, asked = parts.config, guard.rollbacks.pending()
-    below = asked["first"] if asked else None
-    while (step := checkpoints.choose(below)) is not None:
-        abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+    abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+    while (step := checkpoints.choose(abstract, asked["first"] if asked else None)) is not None:
         try:
             record = continue_record(run_dir, checkpoints.record(step), record, accept_changes=accept_changes)
             state = checkpoints.restore(step, abstract)
@@ -299,10 +298,9 @@ def run_steps(
             if is_logged(config, step):
                 exporter.update(done, line, events.seconds, events.compare_hosts(done))
             stopping = stop.agreed(done)
-            scheduled = done % config.checkpoint.interval == 0 or done == end or stopping
-            if scheduled or checkpoints.wants_save():
+            if why := checkpoints.due(done, last=done == end or stopping):
                 with guard.watchdog.allow(config.watchdog.save_s, f"saving step {done}"), events.span("save"):
-                    checkpoints.save(state, dataclasses.replace(record, step=done), scheduled=scheduled)
+                    checkpoints.save(state, dataclasses.replace(record, step=done), why)
             if checkpoints.is_hopeless and not (done == end or stopping):
                 raise processes.RunEnded(f"{checkpoints.failed_saves} saves in a row failed", exit_codes.RETRY)
             if stopping:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,19 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import exit_codes
 from omnihuman_jax.training import fingerprint, processes, seals, storage
+from omnihuman_jax.training.checkpoint_parts import assemble_state, context_for, flatten, mismatches, parts_of
 from omnihuman_jax.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = {"raw": "params", "ema": "ema"}
 FORMAT = 2
-MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 1 << 24
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -37,6 +35,9 @@ class CheckpointConfig:
     """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0: none).
 
     They lie in `directory`, a folder or a URI such as gs://bucket/run (which needs gcsfs); empty: in RUN/checkpoints.
+    local_directory: a folder on each host's own disk (or in its memory) for copies of the steps between, empty: none. A restart
+        takes the newest step that is whole in either tier
+    local_interval: of these copies; it divides `interval`. local_keep: how many stay
     retries, retry_delay_s: how often storage that does not answer is asked again, after doubling pauses from the delay on: a read
         is repeated, a save is made anew of the state of the step that has come by then
     max_failed_saves: so many saves in a row (their tries do not count) that failed, for another reason than a full disk, end the
@@ -47,6 +48,9 @@ class CheckpointConfig:
     keep: int = 3
     keep_every: int = 0
     directory: str = ""
+    local_directory: str = ""
+    local_interval: int = 0
+    local_keep: int = 1
     retries: int = 6
     retry_delay_s: float = 1.0
     max_failed_saves: int = 5
@@ -55,10 +59,30 @@ class CheckpointConfig:
         """ValueError on intervals below 1."""
         if self.retries < 0 or self.retry_delay_s < 0:
             raise ValueError(f"checkpoint.retries {self.retries} and retry_delay_s {self.retry_delay_s} must be >= 0")
+        self._validate_local()
         if self.interval < 1 or self.keep < 1 or self.keep_every < 0 or self.max_failed_saves < 1:
             raise ValueError(
                 f"checkpoint: interval {self.interval}, keep {self.keep}, max_failed_saves {self.max_failed_saves} must be >= 1, "
                 f"keep_every {self.keep_every} must be >= 0"
+            )
+
+    def _validate_local(self) -> None:
+        every, directory = self.local_interval, self.local_directory
+        if bool(directory) != bool(every):
+            raise ValueError(
+                f"checkpoint.local_directory {directory!r} and local_interval {every}: set both, for copies on each host's own "
+                f"disk, or neither"
+            )
+        if "://" in directory:
+            raise ValueError(f"checkpoint.local_directory {directory!r} is no folder of a host's own disk")
+        if every < 0 or self.local_keep < 1:
+            raise ValueError(f"checkpoint.local_interval {every} must be >= 0 and local_keep {self.local_keep} >= 1")
+        if every and (every >= self.interval or self.interval % every):
+            fits = [n for n in range(1, self.interval) if self.interval % n == 0]
+            near = sorted(sorted(fits, key=lambda n: (abs(n - every), n))[:2])
+            raise ValueError(
+                f"checkpoint.local_interval {every} must be below interval {self.interval} and divide it; the nearest: "
+                f"{' or '.join(map(str, near)) or 'none'}"
             )
 
 
@@ -80,6 +104,11 @@ class RunRecord:
             "format": FORMAT, "config": dict(self.config), "fingerprint": self.fingerprint, "step": self.step,
             "origin": dict(self.origin),
         }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "RunRecord":
+        """Out of what a checkpoint says."""
+        return cls(config=stored["config"], fingerprint=stored["fingerprint"], step=stored["step"], origin=stored.get("origin", {}))
 
     def part(self, weights: str) -> str:
         """The part that holds these weights (`ema` or `raw`): at step 0, which `omnihuman import` writes, the average of
@@ -145,7 +174,7 @@ class Checkpoints:
     """The checkpoints of one run directory; all processes call every method, in the same order.
 
     A failed save is no error: the run goes on, the steps before stay. `failed_saves` counts those in a row, `disk_is_full` says
-    what the last one failed of. If it was anything else, `wants_save` says when to try again: the state that was to be saved is
+    what the last one failed of. If it was anything else, `due` says when to try again: the state that was to be saved is
     gone by then (its buffers were donated to the next step), so the try takes the one of its own step.
 
     Args:
@@ -170,7 +199,7 @@ class Checkpoints:
         self._expected = expected
         self._identity = ""
         self._saving: _Save | None = None
-        self._scheduled = True
+        self._counts = True
         self._tries = 0
         self._again_at: float | None = None
         self.failed_saves = 0
@@ -237,36 +266,40 @@ class Checkpoints:
         """Steps that were saved to the end; read from disk every time: a list that is kept lies after a failed save."""
         return [step for step in seals.committed_steps(self._folder) if seals.is_sealed(self._folder / str(step))]
 
-    def save(self, state: TrainState, record: RunRecord, *, scheduled: bool = True) -> bool:
-        """Starts a save and returns once the arrays are copied to the host; an earlier save is waited for. False: it failed.
+    def due(self, step: int, *, last: bool = False) -> str:
+        """After every step: why `save` has to be called with its state; "" if it has not.
 
-        `scheduled`: not because `wants_save` said so; one that fails counts, and has all its tries.
+        `interval`, and also for the `last` step; `again` for one that failed, whose pause is over. The processes ask one another
+        only while a save is being written, or waits for its next try.
         """
-        begin = time.monotonic()
-        self.wait()
-        self._scheduled = scheduled
-        if self._again_at is None:
-            self._tries = 0
-        self._start(_parts(state), record)
-        self._stall_s += time.monotonic() - begin
-        return self._saving is not None
-
-    def wants_save(self) -> bool:
-        """After every step: whether a save that failed is to be tried again with this one's state.
-
-        The processes ask one another only while a save is being written, or waits for its next try.
-        """
+        if last or (self._config is not None and step % self._config.interval == 0):
+            return "interval"
         if self._saving is not None:
             seen = processes.gather([self._saving.is_running, self._saving.error is not None])
             if any(failed for _, failed in seen) or not any(running for running, _ in seen):
                 self.wait()
-        return self._again_at is not None and bool(processes.gather(time.monotonic() >= self._again_at)[0])
+        is_time = self._again_at is not None and processes.gather(time.monotonic() >= self._again_at)[0]
+        return "again" if is_time else ""
+
+    def save(self, state: TrainState, record: RunRecord, why: str = "interval") -> bool:
+        """Starts a save and returns once the arrays are copied to the host; an earlier save is waited for. False: it failed.
+
+        `why`: what `due` said. One of an interval that fails counts, and has all its tries.
+        """
+        begin = time.monotonic()
+        self.wait()
+        self._counts = why == "interval"
+        if self._again_at is None:
+            self._tries = 0
+        self._start(parts_of(state), record)
+        self._stall_s += time.monotonic() - begin
+        return self._saving is not None
 
     def finish(self, state: TrainState, record: RunRecord) -> bool:
         """Until the save of `state`, the last one, is on disk and sealed, with all its tries; False if none of them was good."""
         while not self.wait() and self._again_at is not None:
             time.sleep(max(0.0, self._again_at - time.monotonic()))
-            self.save(state, record, scheduled=False)
+            self.save(state, record, "again")
         return self.failed_saves == 0
 
     @property
@@ -302,7 +335,7 @@ class Checkpoints:
             reason = storage.cause(error)
         if self._settle(record.step, reason):
             try:
-                metadata = record.to_json() | {"sums": fingerprint.sums(_flatten(parts))}
+                metadata = record.to_json() | {"sums": fingerprint.sums(flatten(parts))}
                 with self._context(parts if frugal else None):
                     response = ocp.save_checkpointables_async(
                         self._folder / str(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))
@@ -329,7 +362,7 @@ class Checkpoints:
         if not failures:
             return True
         self._saving = None
-        self.failed_saves += self._scheduled
+        self.failed_saves += self._counts
         self.disk_is_full = any(storage.has_no_room(why) for why in failures)
         pause = self._next_pause()
         self._again_at = None if pause is None else time.monotonic() + pause
@@ -367,10 +400,11 @@ class Checkpoints:
                     (self._folder / str(old)).rmtree()
         return nbytes
 
-    def choose(self, below: int | None = None) -> int | None:
+    def choose(self, abstract: TrainState | None = None, below: int | None = None) -> int | None:
         """The newest step (under `below`) that every process finds whole; those that are not are set aside, with a note.
 
         Each process looks at its share of the files, and all vote, without a collective. None: there is no checkpoint at all.
+        `abstract`: of the state, for those who store it as it lies on the devices.
 
         Raises:
             CheckpointError: there were checkpoints, and none of them is whole.
@@ -435,10 +469,7 @@ class Checkpoints:
 
     def record(self, step: int) -> RunRecord:
         """The record of a step; CheckpointError if it is missing or of another format."""
-        stored = self._ask(f"reading {self.directory}/{step}", lambda: self._metadata(step)).custom_metadata
-        return RunRecord(
-            config=stored["config"], fingerprint=stored["fingerprint"], step=stored["step"], origin=stored.get("origin", {})
-        )
+        return RunRecord.from_json(self._ask(f"reading {self.directory}/{step}", lambda: self._metadata(step)).custom_metadata)
 
     def _metadata(self, step: int) -> Any:
         where = f"{self.directory}/{step}"
@@ -462,7 +493,7 @@ class Checkpoints:
 
     def _context(self, frugal: Any = None) -> ocp.Context:
         """`frugal`: arrays that are saved leaf by leaf, for a host that is smaller than they are."""
-        context = _context(self.directory)
+        context = context_for(self.directory)
         if frugal is not None:
             # Without limits Orbax copies everything to the host at once, and collects all it has encoded for one commit.
             leaves = jax.tree.leaves(frugal)
@@ -474,14 +505,7 @@ class Checkpoints:
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The whole state of a step, in the shardings of `abstract`; CheckpointError names what does not fit."""
-        parts = self._load(step, _parts(abstract))
-        state = TrainState(
-            params=parts["params"],
-            opt_state=_refill(abstract.opt_state, parts["optimizer"]),
-            ema=parts["ema"],
-            step=parts["progress"]["step"],
-            counters=_refill(abstract.counters, parts["progress"]["counters"]),
-        )
+        state = assemble_state(self._load(step, parts_of(abstract)), abstract)
         if int(state.step) != step:
             raise CheckpointError(f"{self.directory}/{step} holds the state of step {int(state.step)}; {_CURE}")
         return state
@@ -499,14 +523,14 @@ class Checkpoints:
             if {name.split("/")[0] for name in written}.issuperset(missing):
                 raise DamagedError(f"{where} is damaged: the metadata of {', '.join(missing)} cannot be read; {_CURE}")
             raise CheckpointError(f"{where} lacks {', '.join(missing)}; {_CURE}")
-        problems = [line for name in abstract for line in _mismatches(name, stored[name], abstract[name])]
+        problems = [line for name in abstract for line in mismatches(name, stored[name], abstract[name])]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise CheckpointError(f"{where} does not fit this model: {shown}")
         loaded, reason = self._ask(f"reading {where}", functools.partial(self._try_to_load, step, abstract))
         if reasons := [why for why in processes.gather(reason) if why]:
             raise DamagedError(f"{where} cannot be read: {reasons[0]}; {_CURE}")
-        changed = [name for name, value in fingerprint.sums(_flatten(loaded)).items() if written.get(name) != value]
+        changed = [name for name, value in fingerprint.sums(flatten(loaded)).items() if written.get(name) != value]
         if changed:
             raise DamagedError(
                 f"{where} has changed since it was written: {len(changed)} arrays have another fingerprint, {changed[0]} is the "
@@ -551,63 +575,3 @@ def load_weights(directory: Path | str, abstract: Any, *, weights: str = "ema", 
         record = checkpoints.record(step)
         shapes = abstract(record) if callable(abstract) else abstract
         return checkpoints.restore_part(step, record.part(weights), shapes), record
-
-
-def _context(directory: Path | str) -> ocp.Context:
-    context = ocp.Context()
-    # Explicit: AUTO decides by path, and a bucket mounted as a folder would then list half-written steps as good ones.
-    remote = "://" in str(directory)
-    context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE if remote else ocp.options.AtomicityMode.ATOMIC_RENAME
-    # Replicas share the writing of large leaves; for small ones Orbax would compile a slicing program a shape, for seconds.
-    context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
-    context.array.saving.use_compression = False
-    context.array.saving.scoped_storage_options_creator = _storage
-    return context
-
-
-def _storage(path: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
-    """Chunks of stacked blocks hold an eighth of a layer, or what lies between 1 and 16 MB if that is nearer.
-
-    Orbax's own chunk is all that a device holds of a leaf, several GB for a large model's stack: `omnihuman export` reads
-    layer by layer, and could not without decoding all of them.
-    """
-    if "blocks" not in jax.tree_util.keystr(path) or leaf.ndim < 2 or leaf.nbytes <= MIN_CHUNK_BYTES:
-        return None
-    chunk = min(max(leaf.nbytes // leaf.shape[0] // 8, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
-    return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=chunk, shard_axes=(0,))
-
-
-def _parts(state: TrainState) -> dict[str, Any]:
-    return {
-        "params": state.params,
-        "ema": state.ema,
-        "optimizer": _flatten(state.opt_state),
-        "progress": {"step": state.step, "counters": _flatten(state.counters)},
-    }
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    """Leaves by path: optax's nested tuples would tie a checkpoint to optax's own classes."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
-
-
-def _refill(like: Any, flat: Mapping[str, Any]) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flatten(like)])
-
-
-def _mismatches(part: str, stored: Any, wanted: Any) -> list[str]:
-    """Lines about leaves that are missing, unknown, or of another shape or dtype."""
-    have, want = _flatten(stored), _flatten(wanted)
-    lines = [f"{part}/{name} is missing" for name in want if name not in have]
-    lines += [f"{part}/{name} is unknown" for name in have if name not in want]
-    for name in want.keys() & have.keys():
-        shape, dtype = tuple(have[name].shape), np.dtype(have[name].dtype)
-        if shape != tuple(want[name].shape) or dtype != np.dtype(want[name].dtype):
-            lines.append(f"{part}/{name} is {dtype}{list(shape)}, wanted {np.dtype(want[name].dtype)}{list(want[name].shape)}")
-    return sorted(lines)
-
-
-def size_bytes(abstract: Any) -> int:
-    """Bytes of a tree's arrays, as a checkpoint of it takes on disk uncompressed."""
-    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(abstract))

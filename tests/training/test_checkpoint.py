@@ -35,6 +35,9 @@ from omnihuman_jax.training.train_state import Counters, TrainState
 CONFIG = {"seed": 3, "model": {"width": 16}, "stages": {"rows": [{"name": "a", "steps": 2}]}}
 
 
+STEP = 1  # after which no save is due
+
+
 def record(step: int) -> RunRecord:
     return RunRecord(config=CONFIG, fingerprint="0123", step=step)
 
@@ -246,7 +249,7 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, mesh: jax.sh
             assert not checkpoints.wait() and checkpoints.failed_saves == 2
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert not checkpoints.wants_save()  # there is no room: it is the next interval's
+        assert not checkpoints.due(STEP)  # there is no room: it is the next interval's
         assert checkpoints.steps == [1] and sorted(path.name for path in folder.iterdir()) == ["1", storage.IDENTITY]
         checkpoints.save(make_state(mesh, 4, width=1 << 16), record(4))
         assert checkpoints.wait() and checkpoints.failed_saves == 0
@@ -298,18 +301,18 @@ def test_a_save_that_storage_did_not_take_is_made_again_of_a_later_step(tmp_path
         take_away(folder, how)
         checkpoints.save(make_state(mesh, 2), record(2))
         assert checkpoints.failed_saves == 1 and not checkpoints.disk_is_full
-        assert not checkpoints.wants_save()  # the pause is not over
+        assert not checkpoints.due(STEP)  # the pause is not over
         time.sleep(0.25)
-        assert checkpoints.wants_save()
-        checkpoints.save(make_state(mesh, 3), record(3), scheduled=False)
+        assert checkpoints.due(STEP) == "again"
+        checkpoints.save(make_state(mesh, 3), record(3), "again")
         assert checkpoints.failed_saves == 1  # a try is no other save
         bring_back(folder)
         time.sleep(0.25)
-        assert not checkpoints.wants_save()  # the second pause is twice as long
+        assert not checkpoints.due(STEP)  # the second pause is twice as long
         time.sleep(0.2)
-        assert checkpoints.wants_save()
-        checkpoints.save(make_state(mesh, 5), record(5), scheduled=False)
-        assert checkpoints.wait() and not checkpoints.wants_save() and checkpoints.steps == [1, 5]
+        assert checkpoints.due(STEP) == "again"
+        checkpoints.save(make_state(mesh, 5), record(5), "again")
+        assert checkpoints.wait() and not checkpoints.due(STEP) and checkpoints.steps == [1, 5]
         checkpoints.restore(5, abstract(make_state(mesh)))
     assert noted == [("save_failed", 2), ("save_failed", 3), ("saved", 5)]
 
@@ -320,7 +323,7 @@ def test_a_save_that_fails_while_it_is_written_is_noticed_at_the_next_step(tmp_p
         checkpoints.save(make_state(mesh, 2), record(2))
         take_away(folder, "not there")
         while checkpoints.failed_saves == 0:
-            assert not checkpoints.wants_save()
+            assert not checkpoints.due(STEP)
             time.sleep(0.01)
         assert not folder.exists() or list(folder.iterdir()) == []  # nor was anything left below the mount
         bring_back(folder)
