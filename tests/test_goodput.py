@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> Path:
     ]  # fmt: skip
     second = [
         start(1050.0), span("restore", 1060.0, 5.0), span("compile", 1061.0, 1.0), steps(7, 14, 1069.0, 8.0),
-        {"event": "background", "t": 1069.0, "s": 3.0, "kind": "save_in_background"}, {"event": "end", "t": 1070.0, "code": 0},
+        {"event": "saved", "t": 1069.0, "s": 3.0, "step": 12, "bytes": 99}, {"event": "end", "t": 1070.0, "code": 0},
     ]  # fmt: skip
     (tmp_path / "events").mkdir()
     for number, events in enumerate((first, second)):

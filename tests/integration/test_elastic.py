@@ -42,9 +42,13 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     "ways", [(8, 1, 1, 1), (1, 4, 2, 1), (2, 2, 1, 2), (1, 2, 2, 2)], ids=lambda ways: "x".join(map(str, ways))
 )
 def test_the_restored_state_is_the_saved_one(straight: tuple[Path, Path], ways: tuple[int, int, int, int]) -> None:
-    run, _ = straight
+    assert_restored(straight[0], MeshConfig(**dict(zip(MESH_AXES, ways, strict=True))))
+
+
+def assert_restored(run: Path, mesh: MeshConfig) -> None:
+    """The state of step `FIRST`, restored on this process's eight devices, is what was saved, placed as the mesh says."""
     config = read_config(run)
-    config.mesh, config.data.plan.sequences_per_step = MeshConfig(**dict(zip(MESH_AXES, ways, strict=True))), 8
+    config.mesh, config.data.plan.sequences_per_step = mesh, 8
     parts = train.assemble(config)
     abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
     with jax.set_mesh(parts.mesh), Checkpoints(run / "checkpoints") as checkpoints:
@@ -65,18 +69,56 @@ def test_the_next_20_losses(
 ) -> None:
     run, dataset = straight
     devices, processes, ways, parts = MESHES[name]
-    (tmp_path / "checkpoints").mkdir()
-    for file in ("config.json", "metrics.jsonl"):
-        shutil.copy(run / file, tmp_path / file)
-    shutil.copytree(run / "checkpoints" / str(FIRST), tmp_path / "checkpoints" / str(FIRST))
+    begin_as(run, tmp_path)
     options = [*OPTIONS, f"--config.step.micro_batches={parts}"]
     options += [f"--config.mesh.{axis}={number}" for axis, number in zip(MESH_AXES, ways, strict=True)]
     runs.train(tmp_path, dataset, *options, processes=processes, devices=devices)
-    ours, theirs = runs.records(tmp_path), runs.records(run)
-    assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
-    assert ours[:FIRST] == theirs[:FIRST]
-    for mine, other in zip(ours[FIRST:], theirs[FIRST:], strict=True):
-        measured("loss of the next 20 steps, continued on other devices", abs(mine["loss"] / other["loss"] - 1), TOLERANCE)
+    for difference in differences(tmp_path, run):
+        measured("loss of the next 20 steps, continued on other devices", difference, TOLERANCE)
     mine, other = runs.checkpoint(tmp_path, STEPS), runs.checkpoint(run, STEPS)
     windows = "progress/counters/stage_windows"
     assert np.array_equal(mine[windows], other[windows])  # the very same windows
+
+
+def begin_as(run: Path, other: Path) -> None:
+    """`other` has trained and saved `FIRST` steps of `run`."""
+    (other / "checkpoints").mkdir(parents=True)
+    for file in ("config.json", "metrics.jsonl"):
+        shutil.copy(run / file, other / file)
+    shutil.copytree(run / "checkpoints" / str(FIRST), other / "checkpoints" / str(FIRST))
+
+
+def differences(run: Path, straight: Path) -> list[float]:
+    """Of the losses after step `FIRST`, relative; before it nothing may differ."""
+    ours, theirs = runs.records(run), runs.records(straight)
+    assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
+    assert ours[:FIRST] == theirs[:FIRST]
+    return [abs(mine["loss"] / other["loss"] - 1) for mine, other in zip(ours[FIRST:], theirs[FIRST:], strict=True)]
+
+
+# Slices -> their mesh: four devices each, the state whole in every slice.
+SLICES = {1: MeshConfig(slices=1, data=2, fsdp=2), 2: MeshConfig(slices=2, data=2, fsdp=2, dcn_data=2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["2 to 1", "1 to 2"])
+def test_another_number_of_slices(tmp_path: Path, before: int, after: int, measured: Callable[[str, float, float], None]) -> None:
+    dataset = runs.write_dataset(tmp_path / "dataset")
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    options = {
+        number: [
+            *OPTIONS, "--config.data.plan.sequences_per_step=8",
+            *(f"--config.mesh.{field}={getattr(mesh, field)}" for field in ("slices", "data", "fsdp", "dcn_data")),
+        ]
+        for number, mesh in SLICES.items()
+    }  # fmt: skip
+    runs.train(straight, dataset, *options[before], devices=4 * before)
+    begin_as(straight, run)
+    runs.train(run, dataset, *options[after], devices=4 * after)
+    for difference in differences(run, straight):
+        measured("loss of the next 20 steps, continued on another number of slices", difference, TOLERANCE)
+    mine, other = runs.checkpoint(run, STEPS), runs.checkpoint(straight, STEPS)
+    windows = "progress/counters/stage_windows"
+    assert np.array_equal(mine[windows], other[windows])  # the very same windows
+    # Eight devices here: of two slices, or of a larger one.
+    assert_restored(straight, SLICES[2] if after == 2 else MeshConfig(slices=1, data=4, fsdp=2))

@@ -16,6 +16,7 @@ from omnihuman_jax.config import from_json, to_json
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.reporting.goodput import read_goodput
 from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints
+from omnihuman_jax.training.events import last_saved
 from omnihuman_jax.training.incidents import read_lines
 from omnihuman_jax.training.metrics import read_metrics
 from omnihuman_jax.training.processes import RunEnded
@@ -108,6 +109,12 @@ def test_what_is_logged(straight: Path) -> None:
     assert lines[-1]["matmul_peak_share"] > 0 and lines[-1]["tokens_per_s"] > 0
     config = from_json(json.loads((straight / "config.json").read_text()))
     assert config.stages.total_steps == STEPS and (straight / "dataset.json").exists()
+    # When each checkpoint was whole, how long that took, and how large it is: the seal's sizes.
+    saved = [event for event in read_lines(straight / "events" / "0000-0.jsonl") if event["event"] == "saved"]
+    assert [event["step"] for event in saved] == list(range(INTERVAL, STEPS + 1, INTERVAL)) and last_saved(straight) == STEPS
+    for event in saved:
+        files = json.loads((straight / "checkpoints" / str(event["step"]) / "seal.json").read_text())["files"]
+        assert event["bytes"] == sum(files.values()) and event["s"] > 0
 
 
 def test_parameters_of_a_condition_wait_for_their_stage(straight: Path) -> None:

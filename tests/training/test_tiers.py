@@ -40,7 +40,7 @@ def test_one_tier_unless_a_local_directory_is_set(tmp_path: Path) -> None:
     [
         ({"local_directory": "/disk"}, r"local_directory '/disk' and local_interval 0: set both"),
         ({"local_interval": 5}, r"local_directory '' and local_interval 5: set both"),
-        ({"local_directory": "/disk", "local_interval": 7, "interval": 30}, r"local_interval 7 must be below interval 30 .* 5 or 6"),
+        ({"local_directory": "/disk", "local_interval": 7, "interval": 30}, r"7 must be below interval 30 and .* 5 or 6"),
         ({"local_directory": "/disk", "local_interval": 30, "interval": 30}, r"local_interval 30 must be below interval 30 .*15"),
         ({"local_directory": "gs://bucket/x", "local_interval": 10}, r"'gs://bucket/x' is no folder of a host's own disk"),
         ({"local_directory": "/disk", "local_interval": 10, "local_keep": 0}, r"local_keep 0 >= 1"),
