@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from omnihuman_jax.typing import Params
 
 _FLOATS = ("float32", "bfloat16", "float16")
 _HASH_BLOCK_BYTES = 1 << 22
+_INIT_BYTES = 1 << 24
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, bytes done, bytes in all)."""
@@ -213,17 +214,40 @@ def make_additions(config: experiment.ExperimentConfig, leaves: ShardedParams, m
     key = jax.random.key(config.seed)
     for number, (stack, layers) in enumerate([("", 1), *stacks.items()]):
         own = {path: place for path, place in places.items() if (path[0] if path[0] in stacks else "") == stack}
-        if not own:
-            continue
+        for group in _batches(own, key_table.key_table(one).shapes):
+            # Compiled ahead and dropped: what jit keeps would stay on the host.
+            run = _initialiser(one, group).lower(key).compile()
+            for layer in range(layers):
+                arrays = run(jax.random.fold_in(jax.random.fold_in(key, number), layer))
+                leaves.write_arrays(layer if stack else None, arrays)
+                del arrays
 
-        def init(key: jax.Array, own: Mapping[key_table.Path, Any] = own) -> dict[key_table.Path, jax.Array]:
-            flat = key_table.flatten(mmdit.init_params(one, key))  # what is not returned is never computed
-            return {path: flat[path] for path in own}
 
-        run = jax.jit(init, out_shardings=own)
-        for layer in range(layers):
-            arrays = run(jax.random.fold_in(jax.random.fold_in(key, number), layer))
-            leaves.write_arrays(layer if stack else None, arrays)
+def _initialiser(model: mmdit.MMDiTConfig, places: Mapping[key_table.Path, Any]) -> Any:
+    """f(key): the freshly initialised parameters at `places`; what is not returned is never computed."""
+
+    def init(key: jax.Array) -> dict[key_table.Path, jax.Array]:
+        flat = key_table.flatten(mmdit.init_params(model, key))
+        return {path: flat[path] for path in places}
+
+    return jax.jit(init, out_shardings=dict(places))
+
+
+def _batches(
+    places: Mapping[key_table.Path, Any], shapes: Mapping[key_table.Path, tuple[int, ...]]
+) -> Iterator[dict[key_table.Path, Any]]:
+    """`places`, in parts of at most `_INIT_BYTES` (or one leaf): random numbers take several times what they fill."""
+    batch: dict[key_table.Path, Any] = {}
+    size = 0
+    for path, place in places.items():
+        nbytes = 4 * math.prod(shapes[path])
+        if batch and size + nbytes > _INIT_BYTES:
+            yield batch
+            batch, size = {}, 0
+        batch[path] = place
+        size += nbytes
+    if batch:
+        yield batch
 
 
 def hash_files(files: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:

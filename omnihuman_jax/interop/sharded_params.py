@@ -95,13 +95,19 @@ class ShardedParams:
     def _update(self, path: Path, block: jax.Array, start: np.ndarray) -> None:
         leaf = self._abstract[path]
         if path not in self._leaves:
-            self._leaves[path] = jnp.zeros(leaf.shape, leaf.dtype, device=_sharding(leaf))
+            self._leaves[path] = _zeros(leaf.shape, leaf.dtype, _sharding(leaf))
+        update = _updater(leaf.shape, block.shape, leaf.dtype, _sharding(leaf))
         # Waited for: a host that reads faster than its devices write would pile blocks up.
-        self._leaves[path] = jax.block_until_ready(_updater(_sharding(leaf))(self._leaves.pop(path), block, start))
+        self._leaves[path] = jax.block_until_ready(update(self._leaves.pop(path), block, start))
 
 
-@functools.lru_cache(maxsize=256)
-def _updater(sharding: NamedSharding) -> Any:
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.Array:
+    # Compiled ahead and dropped, like what follows: a program that jit keeps takes MBs of the host, and every shape is one.
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding).lower().compile()()
+
+
+@functools.lru_cache(maxsize=4)
+def _updater(leaf: tuple[int, ...], block: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Any:
     """f(leaf, block, start): every device puts its shard of `block` into its shard of `leaf` at `start`, in place."""
 
     def update(leaf: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
@@ -114,7 +120,11 @@ def _updater(sharding: NamedSharding) -> Any:
         out_specs=sharding.spec,
         check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=0)
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape in (leaf, block)]
+    start = jax.ShapeDtypeStruct((len(leaf),), jnp.int32, sharding=everywhere)
+    compiled = jax.jit(mapped, donate_argnums=0).lower(*shapes, start).compile()
+    return lambda leaf, block, start: compiled(leaf, block, jax.device_put(start, everywhere))
 
 
 def _sharding(leaf: jax.ShapeDtypeStruct) -> NamedSharding:

@@ -20,7 +20,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import exit_codes
-from omnihuman_jax.training import fingerprint, processes, seals, storage
+from omnihuman_jax.training import checkpoint_slices, fingerprint, processes, seals, storage
 from omnihuman_jax.training.checkpoint_parts import assemble_state, context_for, flatten, mismatches, parts_of
 from omnihuman_jax.training.train_state import TrainState
 
@@ -336,7 +336,10 @@ class Checkpoints:
         if self._settle(record.step, reason):
             try:
                 metadata = record.to_json() | {"sums": fingerprint.sums(flatten(parts))}
-                with self._context(parts if frugal else None):
+                context = context_for(self.directory)
+                if frugal:
+                    checkpoint_slices.use(context)
+                with context:
                     response = ocp.save_checkpointables_async(
                         self._folder / str(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))
                     )
@@ -480,7 +483,7 @@ class Checkpoints:
             self._recognise()
             raise DamagedError(f"{where} is damaged: {reason}; {_CURE}")
         try:
-            with self._context():
+            with context_for(self.directory):
                 metadata = ocp.checkpointables_metadata(self._folder / str(step))
         except Exception as error:
             if storage.does_not_answer(error):
@@ -490,18 +493,6 @@ class Checkpoints:
         if not isinstance(stored, dict) or stored.get("format") != FORMAT:
             raise CheckpointError(f"{where} has no readable record of its run (format {FORMAT}); {_CURE}")
         return metadata
-
-    def _context(self, frugal: Any = None) -> ocp.Context:
-        """`frugal`: arrays that are saved leaf by leaf, for a host that is smaller than they are."""
-        context = context_for(self.directory)
-        if frugal is not None:
-            # Without limits Orbax copies everything to the host at once, and collects all it has encoded for one commit.
-            leaves = jax.tree.leaves(frugal)
-            shards = [shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards]
-            context.memory.write_concurrent_bytes = 1 + max(shards)
-            context.memory.transfer_concurrent_bytes = 1 + max(leaf.nbytes for leaf in leaves)
-            context.memory.is_prioritized_key_fn = lambda path: False
-        return context
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The whole state of a step, in the shardings of `abstract`; CheckpointError names what does not fit."""
@@ -541,7 +532,7 @@ class Checkpoints:
     def _try_to_load(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
         """(what this process reads, ""), or (None, why it cannot); each for itself, so that none waits for one that fails."""
         try:
-            context, own = self._context(), jax.process_index()
+            context, own = context_for(self.directory), jax.process_index()
             context.multiprocessing.primary_host, context.multiprocessing.active_processes = own, {own}
             with context:
                 return ocp.load_checkpointables(self._folder / str(step), abstract), ""

@@ -28,13 +28,15 @@ def context_for(directory: Path | str) -> ocp.Context:
 
 
 def _storage(path: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
-    """Chunks of stacked blocks hold an eighth of a layer, or what lies between 1 and 16 MB if that is nearer.
+    """Chunks of stacked blocks hold an eighth of a layer, or what lies between 1 and 16 MB if that is nearer; others up to 16 MB.
 
     Orbax's own chunk is all that a device holds of a leaf, several GB for a large model's stack: `omnihuman export` reads
     layer by layer, and could not without decoding all of them.
     """
-    if "blocks" not in jax.tree_util.keystr(path) or leaf.ndim < 2 or leaf.nbytes <= MIN_CHUNK_BYTES:
+    if leaf.ndim < 2 or leaf.nbytes <= MIN_CHUNK_BYTES:
         return None
+    if "blocks" not in jax.tree_util.keystr(path):
+        return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=MAX_CHUNK_BYTES)
     chunk = min(max(leaf.nbytes // leaf.shape[0] // 8, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
     return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=chunk, shard_axes=(0,))
 
