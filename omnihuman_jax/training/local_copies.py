@@ -140,6 +140,7 @@ class LocalCopies:
         self._own = self._run / str(jax.process_index())
         self._keep, self._notify = keep, notify
         self._saving: tuple[int, threading.Thread, list[str]] | None = None
+        self.layouts: tuple[str, ...] = ()  # of all processes, once `newest` has asked
         reason = ""
         try:
             self._own.mkdir(parents=True, exist_ok=True)
@@ -212,7 +213,7 @@ class LocalCopies:
                     lost.setdefault(step, "it holds other shards: another mesh, or another number of processes")
         digests = {step: _digest(metadata) for step, (_, metadata) in held.items()}
         seen = processes.gather([layout, [[step, digests[step]] for step in held], [[step, why] for step, why in lost.items()]])
-        layouts = tuple(other for other, _, _ in seen)
+        layouts = self.layouts = tuple(other for other, _, _ in seen)
         for step in sorted({step for _, steps, bad in seen for step, _ in (*steps, *bad)}, reverse=True):
             holders = {index: dict(steps)[step] for index, (_, steps, _) in enumerate(seen) if step in dict(steps)}
             first = next(iter(holders.values()), "")

@@ -77,8 +77,8 @@ class TieredCheckpoints(Checkpoints):
         # Back from steps that went wrong goes to a checkpoint: a copy may be gone by the next start, which has to find the same.
         if below is None:
             self._chosen = self._local.newest(step or 0, flatten(parts_of(abstract)))
+            self._warn_of_lone_shards()
         if self._chosen is not None:
-            self._warn_of_lone_shards(self._chosen)
             logger.warning(
                 "resuming from the local copy of step %d; the newest checkpoint is %s", self._chosen.step, step or "none"
             )
@@ -89,11 +89,12 @@ class TieredCheckpoints(Checkpoints):
         self._local.forget((step or 0) + 1)
         return step
 
-    def _warn_of_lone_shards(self, copy: Copy) -> None:
-        alone = [copy.layouts.count(layout) == 1 for layout in copy.layouts]
+    def _warn_of_lone_shards(self) -> None:
+        layouts = self._local.layouts
+        alone = [layouts.count(layout) == 1 for layout in layouts]
         if jax.process_count() > 1 and any(alone):
             logger.warning(
-                "%d of %d processes hold shards that no other holds: with one of their disks the local step is lost; mesh.data or "
+                "%d of %d processes hold shards that no other holds: with one of their disks a local step is lost; mesh.data or "
                 "mesh.dcn_data of 2 or more, across hosts, would keep a second copy", sum(alone), len(alone),
             )  # fmt: skip
 

@@ -1,9 +1,11 @@
 """Several processes, and one of them dies, hangs, fails or is asked to stop: all end soon, with the code that says what to do."""
 
 import os
+import resource
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +113,50 @@ def test_all_agree_on_the_newest_whole_checkpoint(tmp_path: Path, dataset: Path)
     assert runs.records(tmp_path) == straight
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "damaged").iterdir()) == ["20-1", "22-1"]
     assert [line["step"] for line in read_lines(tmp_path / "incidents.jsonl") if "moved_to" in line] == [22, 20]
+
+
+@pytest.mark.slow
+def test_saves_that_fail_for_one_of_two_fail_for_both_and_are_made_again(tmp_path: Path, dataset: Path) -> None:
+    """One process does not see the folder, then one cannot write while the other waits for it, then the folder is gone for both."""
+    options = (*OPTIONS, "--config.checkpoint.keep=99", "--config.checkpoint.retry_delay_s=0.2", "--config.checkpoint.interval=20")
+    folder = tmp_path / "checkpoints"
+
+    def failures() -> list[dict]:
+        return [line for line in read_lines(tmp_path / "incidents.jsonl") if line["incident"] == "save_failed"]
+
+    def until(condition: Callable[[], bool]) -> None:
+        for _ in range(6000):
+            if condition():
+                return
+            assert all(job.poll() is None for job in jobs), runs.outcomes(jobs)
+            time.sleep(0.02)
+        raise AssertionError("not reached")
+
+    def newest() -> int:
+        return max((int(seal.parent.name) for seal in folder.glob("*/seal.json")), default=0)
+
+    jobs = runs.start_all(tmp_path, dataset, *options, "--config.stages.rows[1].steps=1995", faults={1: ("blind", 10)})
+    until(lambda: newest() > 20)
+    assert [line["in_a_row"] for line in failures()] == [1, 1] and all("planted" in line["reason"] for line in failures())
+    assert newest() > 20 and newest() % 20  # sooner than the interval says
+    # Process 1 cannot write a file of any size: process 0 would wait for it in a barrier of Orbax, for minutes.
+    _, hard = resource.prlimit(jobs[1].pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(jobs[1].pid, resource.RLIMIT_FSIZE, (1 << 12, hard))
+    begin, before = time.monotonic(), newest()
+    until(lambda: len(failures()) == 3)
+    resource.prlimit(jobs[1].pid, resource.RLIMIT_FSIZE, (hard, hard))
+    until(lambda: newest() > before + 20)
+    assert time.monotonic() - begin < 100 and "File too large" in failures()[2]["reason"]
+    folder.rename(tmp_path / "away")
+    until(lambda: len(failures()) > 3)
+    (tmp_path / "away").rename(folder)
+    last = failures()[-1]["step"]
+    until(lambda: newest() > last)
+    jobs[0].send_signal(signal.SIGTERM)
+    codes, outputs = runs.outcomes(jobs)
+    assert codes == [exit_codes.RESTART] * 2, outputs
+    # The next start finds none of it, and both leave for a restart.
+    folder.rename(tmp_path / "away")
+    jobs = runs.start_all(tmp_path, dataset, *options, "--config.stages.rows[1].steps=1995", "--config.checkpoint.retries=1")
+    codes, outputs = runs.outcomes(jobs)
+    assert codes == [exit_codes.RETRY] * 2 and all("did not answer in 2 tries" in output for output in outputs), outputs

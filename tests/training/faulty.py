@@ -3,7 +3,8 @@
     python -m tests.training.faulty KIND STEP -- ARGUMENTS OF omnihuman
 
 KIND: `raise` (an exception), `sleep` (Python hangs), `user_error`, each when this process places batch STEP; `no_storage`: shard
-STEP of the dataset goes away once the dataset is open; `corrupt`: what is computed differs by a bit at its STEP-th repetition.
+STEP of the dataset goes away once the dataset is open; `blind`: from batch STEP on this process does not find the folder of the
+checkpoints, twice; `corrupt`: what is computed differs by a bit at its STEP-th repetition.
 """
 
 import itertools
@@ -55,6 +56,18 @@ if __name__ == "__main__":
 
     def faulty(*args, **kwargs):
         if next(calls) == int(at):
+            if kind == "blind":
+                from omnihuman_jax.training import storage
+
+                recognise, times = storage.recognise, itertools.count()
+
+                def gone(folder, identity):
+                    if next(times) < 2:
+                        raise storage.Gone(f"{folder} is not there any more (planted)")
+                    recognise(folder, identity)
+
+                storage.recognise = gone
+                return place_batch(*args, **kwargs)
             if kind == "sleep":
                 time.sleep(600)
             raise (ValueError if kind == "user_error" else RuntimeError)(f"planted at batch {at}")
