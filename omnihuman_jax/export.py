@@ -25,7 +25,7 @@ from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.key_table import KeyTable, ReadSlice, key_table
 from omnihuman_jax.interop.serving import Serving, copy_modules
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.training.checkpoint import WEIGHTS, Checkpoints, RunRecord, checkpoint_directory
+from omnihuman_jax.training.checkpoint_reader import WEIGHTS, CheckpointReader, RunRecord, checkpoint_directory
 
 FORMATS = ("torch", "diffusers")
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -274,7 +274,7 @@ def _checkpoint(run: Path, step: int | None) -> tuple[epath.Path, RunRecord]:
     folder = epath.Path(checkpoint_directory(run))
     if not folder.is_dir():
         raise FileNotFoundError(f"{run} holds no checkpoints; give the run folder of `omnihuman train` or `omnihuman import`")
-    with Checkpoints(folder) as checkpoints:
+    with CheckpointReader(folder) as checkpoints:
         steps = checkpoints.steps
         if not steps:
             raise FileNotFoundError(f"{folder} has no finished checkpoint; train first, or wait for the first save")

@@ -31,7 +31,8 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.training import processes
-from omnihuman_jax.training.checkpoint import Checkpoints, RunRecord
+from omnihuman_jax.training.checkpoint import Checkpoints
+from omnihuman_jax.training.checkpoint_reader import RunRecord
 from omnihuman_jax.typing import Params
 
 _FLOATS = ("float32", "bfloat16", "float16")

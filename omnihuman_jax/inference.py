@@ -23,7 +23,7 @@ from omnihuman_jax.data import packing, records
 from omnihuman_jax.diffusion import flow_matching, guidance, sampler
 from omnihuman_jax.models import codec as codecs
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.training import checkpoint
+from omnihuman_jax.training.checkpoint_reader import RunRecord, checkpoint_directory, load_weights
 from omnihuman_jax.typing import PATCH, Batch, PackedShape, Params
 
 
@@ -84,7 +84,7 @@ def open_run(
         devices = devices[: math.prod(ways)]
     created = sharding.create_mesh(mesh_config, devices)
 
-    def abstract(record: checkpoint.RunRecord) -> Params:
+    def abstract(record: RunRecord) -> Params:
         shapes, axes = mmdit.abstract_params(experiment.from_json(record.config).model)
         return jax.tree.map(
             lambda shape, axis: jax.ShapeDtypeStruct(
@@ -94,7 +94,7 @@ def open_run(
             axes,
         )
 
-    params, record = checkpoint.load_weights(checkpoint.checkpoint_directory(directory), abstract, weights=weights, step=step)
+    params, record = load_weights(checkpoint_directory(directory), abstract, weights=weights, step=step)
     config = experiment.from_json(record.config)
     # A run keeps the spec of its data: sampling needs the data themselves for a default size and length only.
     spec = records.DatasetSpec.load(directory if dataset is None else dataset)

@@ -27,7 +27,7 @@ from omnihuman_jax.data.pipeline import window_input
 from omnihuman_jax.data.plan import PlacedWindow
 from omnihuman_jax.train import Parts, assemble
 from omnihuman_jax.training import placement, train_state
-from omnihuman_jax.training.checkpoint import Checkpoints, checkpoint_directory
+from omnihuman_jax.training.checkpoint_reader import CheckpointReader, checkpoint_directory
 from omnihuman_jax.training.train_step import Objective, loss_fn
 
 
@@ -59,7 +59,7 @@ def replay(config: ExperimentConfig, run_dir: Path, step: int) -> tuple[int, Ite
     if not 1 <= step <= config.stages.total_steps:
         raise ValueError(f"step {step} is not in the schedule: steps are 1 to {config.stages.total_steps}")
     abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
-    with jax.set_mesh(parts.mesh), Checkpoints(checkpoint_directory(run_dir)) as checkpoints:
+    with jax.set_mesh(parts.mesh), CheckpointReader(checkpoint_directory(run_dir)) as checkpoints:
         before = [saved for saved in checkpoints.steps if saved < step]
         if before:
             params = checkpoints.restore_part(before[-1], "params", abstract.params)

@@ -37,14 +37,8 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale import flops, splits
 from omnihuman_jax.training import compilation_cache, placement, processes, run_guard, tiers, train_state
 from omnihuman_jax.training import optimizer as optim
-from omnihuman_jax.training.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    DamagedError,
-    RunRecord,
-    checkpoint_directory,
-    load_weights,
-)
+from omnihuman_jax.training.checkpoint import Checkpoints
+from omnihuman_jax.training.checkpoint_reader import CheckpointError, DamagedError, RunRecord, checkpoint_directory, load_weights
 from omnihuman_jax.training.events import EventLog, last_saved
 from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
 from omnihuman_jax.training.numerics import RepeatedStep

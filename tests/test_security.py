@@ -19,7 +19,7 @@ from omnihuman_jax.interop import safetensors_io
 from omnihuman_jax.models.codec import load_codec
 from omnihuman_jax.models.speech_encoder import load_speech_encoder
 from omnihuman_jax.models.text_encoder import load_text_encoder
-from omnihuman_jax.training.checkpoint import Checkpoints
+from omnihuman_jax.training.checkpoint_reader import CheckpointReader
 from tests.data import synthetic
 from tests.models import tiny_networks
 from tests.test_architecture import PACKAGES, ROOT
@@ -163,7 +163,7 @@ def test_every_kind_of_file_of_a_checkpoint_as_a_pickle(tmp_path: Path, sentinel
         (folder / name).write_bytes(bomb(sentinel))
         (folder / "1" / "state.pkl").write_bytes(bomb(sentinel))
         try:
-            with Checkpoints(folder) as checkpoints:
+            with CheckpointReader(folder) as checkpoints:
                 checkpoints.record(1)
                 checkpoints.restore(1, shapes)
             read += 1

@@ -60,7 +60,7 @@ class CheckpointLeaves:
     def read(self, path: tuple[str, ...], layer: int | None) -> np.ndarray:
         """The leaf at `path`, or one layer of it; layers are fastest read in order.
 
-        Chunks that hold several layers (as checkpoints have them that were written before `training.checkpoint` kept
+        Chunks that hold several layers (as checkpoints have them that were written before `training.checkpoint_parts` kept
         chunks within a layer) are decoded once for all of their layers, which then stay until the next ones are asked for.
         """
         array = self._arrays[path]

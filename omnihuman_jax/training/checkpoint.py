@@ -1,7 +1,6 @@
-"""Checkpoints: Orbax v1, asynchronous, whole or not at all, and never a silent fresh start.
+"""Checkpoints of a run: Orbax v1, asynchronous, whole or not at all, and never a silent fresh start.
 
-A step holds four parts that can be read alone: `params`, `ema`, `optimizer` (moments and counts) and `progress` (step and
-counters), and as its metadata the resolved config and the plan's fingerprint. Sampling reads one part, resume all of them.
+What lies in one, and how it is read, is `checkpoint_reader`.
 """
 
 import contextlib
@@ -11,23 +10,20 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import exit_codes
 from omnihuman_jax.training import checkpoint_slices, fingerprint, processes, seals, storage
-from omnihuman_jax.training.checkpoint_parts import assemble_state, context_for, flatten, mismatches, parts_of
+from omnihuman_jax.training.checkpoint_parts import context_for, flatten, parts_of
+from omnihuman_jax.training.checkpoint_reader import CheckpointError, CheckpointReader, RunRecord
 from omnihuman_jax.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS = {"raw": "params", "ema": "ema"}
-FORMAT = 2
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -86,53 +82,6 @@ class CheckpointConfig:
             )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RunRecord:
-    """What a checkpoint says about the run that wrote it: resolved config (JSON), plan fingerprint, finished steps.
-
-    `origin` says where weights that were not born in this run come from: what `omnihuman import` read, with the sha256 of
-    every file; a run that starts from an import keeps it.
-    """
-
-    config: Mapping[str, Any]
-    fingerprint: str
-    step: int
-    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT, "config": dict(self.config), "fingerprint": self.fingerprint, "step": self.step,
-            "origin": dict(self.origin),
-        }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "RunRecord":
-        """Out of what a checkpoint says."""
-        return cls(config=stored["config"], fingerprint=stored["fingerprint"], step=stored["step"], origin=stored.get("origin", {}))
-
-    def part(self, weights: str) -> str:
-        """The part that holds these weights (`ema` or `raw`): at step 0, which `omnihuman import` writes, the average of
-        the parameters is the parameters, and lies there once."""
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights {weights!r}: choose ema or raw")
-        return "params" if self.step == 0 else WEIGHTS[weights]
-
-
-def checkpoint_directory(run_dir: Path | str) -> Path | str:
-    """Where a run's checkpoints lie, as its own config.json says."""
-    file = Path(run_dir) / "config.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return stored.get("checkpoint", {}).get("directory") or Path(run_dir) / "checkpoints"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, with the file and the cure."""
-
-
-class DamagedError(CheckpointError):
-    """A checkpoint whose files are all there, and wrong."""
-
-
 class _Save:
     """A save in progress: a thread waits for Orbax, then (process 0) seals the step and makes room."""
 
@@ -170,7 +119,7 @@ class _Save:
         return "" if self.error is None else storage.cause(self.error)
 
 
-class Checkpoints:
+class Checkpoints(CheckpointReader):
     """The checkpoints of one run directory; all processes call every method, in the same order.
 
     A failed save is no error: the run goes on, the steps before stay. `failed_saves` counts those in a row, `disk_is_full` says
@@ -179,7 +128,7 @@ class Checkpoints:
 
     Args:
         directory: of the run's checkpoints.
-        config: None for a reader, which removes nothing, and does not wait for storage that does not answer.
+        config: when to save, what to keep, how long to wait for storage.
         notify: called with (kind, details) for what has to be known later: a step that was set aside, a save that failed.
         expected: why there must be checkpoints ("has saved step 30"), where there must: a folder without any is storage that is
             gone.
@@ -188,12 +137,11 @@ class Checkpoints:
     def __init__(
         self,
         directory: Path | str,
-        config: CheckpointConfig | None = None,
+        config: CheckpointConfig,
         notify: Callable[[str, dict[str, Any]], None] = lambda kind, details: None,
         expected: str = "",
     ):
-        self.directory = Path(directory).absolute() if "://" not in str(directory) else directory
-        self._folder = epath.Path(self.directory)
+        super().__init__(directory)
         self._config = config
         self._notify = notify
         self._expected = expected
@@ -206,11 +154,10 @@ class Checkpoints:
         self.disk_is_full = False
         self._stall_s = 0.0
         self.last_save: dict[str, Any] = {}
-        if config is not None:
-            self._ask(f"opening {self.directory}", self._open)
-            identity = processes.gather(self._identity)[0]
-            self._ask(f"opening {self.directory}", lambda: storage.recognise(self._folder, identity))
-            self._identity = identity
+        self._ask(f"opening {self.directory}", self._open)
+        identity = processes.gather(self._identity)[0]
+        self._ask(f"opening {self.directory}", lambda: storage.recognise(self._folder, identity))
+        self._identity = identity
 
     def _open(self) -> None:
         """On process 0: the folder, without what a save that died has left."""
@@ -231,21 +178,10 @@ class Checkpoints:
             logger.info("removed %s/%s, left by a save that was cut short", self.directory, name)
 
     def _ask(self, what: str, look: Callable[[], Any]) -> Any:
-        if self._config is not None:
-            return storage.ask(what, look, retries=self._config.retries, delay_s=self._config.retry_delay_s)
-        try:
-            return look()
-        except OSError as error:
-            if storage.does_not_answer(error):
-                raise CheckpointError(f"{what}: storage does not answer: {storage.cause(error)}") from error
-            raise
+        return storage.ask(what, look, retries=self._config.retries, delay_s=self._config.retry_delay_s)
 
     def _recognise(self) -> None:
-        if self._config is not None:
-            storage.recognise(self._folder, self._identity)
-
-    def __enter__(self) -> "Checkpoints":
-        return self
+        storage.recognise(self._folder, self._identity)
 
     def __exit__(self, kind: Any, *_: object) -> None:
         # An end that all processes have agreed on leaves no save half done.
@@ -256,23 +192,13 @@ class Checkpoints:
         """Waits for a save in progress."""
         self.wait()
 
-    @property
-    def latest_step(self) -> int | None:
-        """The newest finished checkpoint, None if there is none."""
-        return self.steps[-1] if self.steps else None
-
-    @property
-    def steps(self) -> list[int]:
-        """Steps that were saved to the end; read from disk every time: a list that is kept lies after a failed save."""
-        return [step for step in seals.committed_steps(self._folder) if seals.is_sealed(self._folder / str(step))]
-
     def due(self, step: int, *, last: bool = False) -> str:
         """After every step: why `save` has to be called with its state; "" if it has not.
 
         `interval`, and also for the `last` step; `again` for one that failed, whose pause is over. The processes ask one another
         only while a save is being written, or waits for its next try.
         """
-        if last or (self._config is not None and step % self._config.interval == 0):
+        if last or step % self._config.interval == 0:
             return "interval"
         if self._saving is not None:
             seen = processes.gather([self._saving.is_running, self._saving.error is not None])
@@ -305,7 +231,7 @@ class Checkpoints:
     @property
     def is_hopeless(self) -> bool:
         """`max_failed_saves` in a row, and not of a full disk."""
-        return self._config is not None and self.failed_saves >= self._config.max_failed_saves and not self.disk_is_full
+        return self.failed_saves >= self._config.max_failed_saves and not self.disk_is_full
 
     @property
     def is_idle(self) -> bool:
@@ -383,7 +309,7 @@ class Checkpoints:
 
     def _next_pause(self) -> float | None:
         """Seconds to the next try of a save that has failed, None: at the next interval."""
-        if self._config is None or self.disk_is_full or self._tries >= self._config.retries:
+        if self.disk_is_full or self._tries >= self._config.retries:
             return None
         self._tries += 1
         return self._config.retry_delay_s * 2.0 ** (self._tries - 1)
@@ -394,8 +320,6 @@ class Checkpoints:
         if jax.process_index() != 0:
             return 0
         nbytes = seals.write(self._folder / str(step))
-        if self._config is None:
-            return nbytes
         steps, every = self.steps, self._config.keep_every
         for old in steps[: -self._config.keep]:
             if not (every and old % every == 0):
@@ -469,100 +393,3 @@ class Checkpoints:
                 reason = storage.cause(error)
         if reason := processes.gather(reason)[0]:
             raise processes.RunEnded(f"{self.directory}: a checkpoint could not be moved: {reason}", exit_codes.RETRY)
-
-    def record(self, step: int) -> RunRecord:
-        """The record of a step; CheckpointError if it is missing or of another format."""
-        return RunRecord.from_json(self._ask(f"reading {self.directory}/{step}", lambda: self._metadata(step)).custom_metadata)
-
-    def _metadata(self, step: int) -> Any:
-        where = f"{self.directory}/{step}"
-        self._recognise()
-        if step not in self.steps:
-            raise CheckpointError(f"{self.directory} has no step {step}; it has {self.steps or 'none'}")
-        if reason := seals.damage(self._folder / str(step)):
-            self._recognise()
-            raise DamagedError(f"{where} is damaged: {reason}; {_CURE}")
-        try:
-            with context_for(self.directory):
-                metadata = ocp.checkpointables_metadata(self._folder / str(step))
-        except Exception as error:
-            if storage.does_not_answer(error):
-                raise storage.Gone(storage.cause(error)) from error
-            raise DamagedError(f"{where} is damaged: {storage.cause(error)}; {_CURE}") from error
-        stored = metadata.custom_metadata
-        if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-            raise CheckpointError(f"{where} has no readable record of its run (format {FORMAT}); {_CURE}")
-        return metadata
-
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The whole state of a step, in the shardings of `abstract`; CheckpointError names what does not fit."""
-        state = assemble_state(self._load(step, parts_of(abstract)), abstract)
-        if int(state.step) != step:
-            raise CheckpointError(f"{self.directory}/{step} holds the state of step {int(state.step)}; {_CURE}")
-        return state
-
-    def restore_part(self, step: int, part: str, abstract: Any) -> Any:
-        """One part alone (`params`, `ema`, ...), in the shardings of `abstract`."""
-        return self._load(step, {part: abstract})[part]
-
-    def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        where = f"{self.directory}/{step}"
-        metadata = self._ask(f"reading {where}", lambda: self._metadata(step))
-        stored = metadata.metadata
-        written: dict[str, int] = metadata.custom_metadata["sums"]
-        if missing := sorted(set(abstract) - {name for name, value in stored.items() if value is not None}):
-            if {name.split("/")[0] for name in written}.issuperset(missing):
-                raise DamagedError(f"{where} is damaged: the metadata of {', '.join(missing)} cannot be read; {_CURE}")
-            raise CheckpointError(f"{where} lacks {', '.join(missing)}; {_CURE}")
-        problems = [line for name in abstract for line in mismatches(name, stored[name], abstract[name])]
-        if problems:
-            shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-            raise CheckpointError(f"{where} does not fit this model: {shown}")
-        loaded, reason = self._ask(f"reading {where}", functools.partial(self._try_to_load, step, abstract))
-        if reasons := [why for why in processes.gather(reason) if why]:
-            raise DamagedError(f"{where} cannot be read: {reasons[0]}; {_CURE}")
-        changed = [name for name, value in fingerprint.sums(flatten(loaded)).items() if written.get(name) != value]
-        if changed:
-            raise DamagedError(
-                f"{where} has changed since it was written: {len(changed)} arrays have another fingerprint, {changed[0]} is the "
-                f"first; {_CURE}"
-            )
-        return loaded
-
-    def _try_to_load(self, step: int, abstract: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-        """(what this process reads, ""), or (None, why it cannot); each for itself, so that none waits for one that fails."""
-        try:
-            context, own = context_for(self.directory), jax.process_index()
-            context.multiprocessing.primary_host, context.multiprocessing.active_processes = own, {own}
-            with context:
-                return ocp.load_checkpointables(self._folder / str(step), abstract), ""
-        except Exception as error:
-            if storage.does_not_answer(error):
-                raise storage.Gone(storage.cause(error)) from error
-            self._recognise()
-            return None, storage.cause(error)
-
-
-_CURE = "remove that folder to go back to the checkpoint before it, or train in another --run"
-
-
-def load_weights(directory: Path | str, abstract: Any, *, weights: str = "ema", step: int | None = None) -> tuple[Any, RunRecord]:
-    """Weights of a checkpoint for sampling or export: (parameters in the shardings of `abstract`, record).
-
-    Args:
-        directory: the run's `checkpoints` folder.
-        abstract: ShapeDtypeStructs of the parameters, or a function of the record that makes them.
-        weights: `ema` or `raw`.
-        step: None for the newest.
-    """
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights {weights!r}: choose ema or raw")
-    if "://" not in str(directory) and not Path(directory).is_dir():
-        raise FileNotFoundError(f"{directory} does not exist; give the run directory of `omnihuman train`")
-    with Checkpoints(directory) as checkpoints:
-        step = checkpoints.latest_step if step is None else step
-        if step is None:
-            raise FileNotFoundError(f"{directory} has no finished checkpoint; train first, or wait for the first save")
-        record = checkpoints.record(step)
-        shapes = abstract(record) if callable(abstract) else abstract
-        return checkpoints.restore_part(step, record.part(weights), shapes), record

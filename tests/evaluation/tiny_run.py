@@ -30,7 +30,8 @@ from omnihuman_jax.models.text_encoder import load_text_encoder
 from omnihuman_jax.stages import paper_stages
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import train_state
-from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints, RunRecord
+from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from omnihuman_jax.training.checkpoint_reader import RunRecord
 
 FRAMES, MARGIN = 9, 2
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "man", "speaks")

@@ -12,7 +12,7 @@ from omnihuman_jax import train
 from omnihuman_jax.config import read_config
 from omnihuman_jax.sharding import MESH_AXES, MeshConfig
 from omnihuman_jax.training import train_state
-from omnihuman_jax.training.checkpoint import Checkpoints
+from omnihuman_jax.training.checkpoint_reader import CheckpointReader
 from tests.training import runs
 
 FIRST, STEPS = 4, 24
@@ -51,7 +51,7 @@ def assert_restored(run: Path, mesh: MeshConfig) -> None:
     config.mesh, config.data.plan.sequences_per_step = mesh, 8
     parts = train.assemble(config)
     abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
-    with jax.set_mesh(parts.mesh), Checkpoints(run / "checkpoints") as checkpoints:
+    with jax.set_mesh(parts.mesh), CheckpointReader(run / "checkpoints") as checkpoints:
         state = checkpoints.restore(FIRST, abstract)
     assert train_state.misplaced_leaves(state, parts.state_shardings) == []
     stored = runs.checkpoint(run, FIRST)

@@ -15,7 +15,7 @@ from omnihuman_jax import exit_codes, train
 from omnihuman_jax.config import from_json, to_json
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.reporting.goodput import read_goodput
-from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints
+from omnihuman_jax.training.checkpoint_reader import CheckpointError, CheckpointReader
 from omnihuman_jax.training.events import last_saved
 from omnihuman_jax.training.incidents import read_lines
 from omnihuman_jax.training.metrics import read_metrics
@@ -87,7 +87,7 @@ def test_sigterm_stops_with_a_checkpoint_and_resumes_the_same_way(tmp_path: Path
     output = process.communicate()[0]
     assert process.returncode == exit_codes.RESTART and "the same command continues" in output
     stopped_at = read_metrics(tmp_path)[-1]["step"]
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    with CheckpointReader(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest_step == stopped_at < STEPS
     runs.train(tmp_path, dataset, *OPTIONS)
     assert_same_run(tmp_path, straight)

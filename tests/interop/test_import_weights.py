@@ -25,7 +25,7 @@ from omnihuman_jax.interop.sharded_params import ShardedParams
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
-from omnihuman_jax.training.checkpoint import Checkpoints, load_weights
+from omnihuman_jax.training.checkpoint_reader import CheckpointReader, load_weights
 from tests.interop.cases import Window, packed_batch, random_tensors, shape_for
 from tests.parity.test_mmdit_diffusers import FRAMES, config_of, inputs, oracle, ours, relative_error, theirs
 
@@ -137,7 +137,7 @@ def test_additions_make_the_round_trip_too(imported, tmp_path, form, dtype):
 
 def test_files_are_recorded_and_checked(original, imported, tmp_path):
     folder = original[1] / "transformer"
-    with Checkpoints(imported / "checkpoints") as checkpoints:
+    with CheckpointReader(imported / "checkpoints") as checkpoints:
         origin = checkpoints.record(0).origin
     names = {path.name for path in folder.iterdir()}
     assert origin["files"] == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}

@@ -9,7 +9,7 @@ import pytest
 
 from launch import slurm
 from omnihuman_jax import exit_codes
-from omnihuman_jax.training.checkpoint import Checkpoints, checkpoint_directory
+from omnihuman_jax.training.checkpoint_reader import CheckpointReader, checkpoint_directory
 from tests.launch.specs import IMAGE, ON_SLURM, spec
 from tests.training import runs
 
@@ -177,5 +177,5 @@ def test_the_trainer_itself_finds_its_peers_by_slurms_variables(cluster: Path, t
     assert [line["step"] for line in runs.records(run)] == list(range(1, steps + 1))
     assert (elsewhere / str(steps)).is_dir() and not (run / "checkpoints").exists()
     # Whoever reads the run finds them there.
-    with Checkpoints(checkpoint_directory(run)) as checkpoints:
+    with CheckpointReader(checkpoint_directory(run)) as checkpoints:
         assert checkpoints.steps[-1] == steps

@@ -20,10 +20,10 @@ from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import exit_codes, sharding
 from omnihuman_jax.training import seals, storage
-from omnihuman_jax.training.checkpoint import (
-    CheckpointConfig,
+from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from omnihuman_jax.training.checkpoint_reader import (
     CheckpointError,
-    Checkpoints,
+    CheckpointReader,
     DamagedError,
     RunRecord,
     checkpoint_directory,
@@ -76,7 +76,7 @@ def saved(folder: Path, mesh: jax.sharding.Mesh, *steps: int, width: int = 16) -
 def test_everything_comes_back_bit_for_bit_where_it_was(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
     folder = saved(tmp_path / "c", mesh, 4, 7)
     state = make_state(mesh, 7)
-    with Checkpoints(folder) as checkpoints:
+    with CheckpointReader(folder) as checkpoints:
         assert checkpoints.steps == [4, 7] and checkpoints.latest_step == 7
         assert checkpoints.record(7) == record(7)
         restored = checkpoints.restore(7, abstract(state))
@@ -127,7 +127,7 @@ def test_old_checkpoints_make_room(tmp_path: Path, mesh: jax.sharding.Mesh) -> N
         for step in (10, 11, 12, 13):
             checkpoints.save(make_state(mesh, step), record(step))
         checkpoints.wait()
-    with Checkpoints(tmp_path) as checkpoints:
+    with CheckpointReader(tmp_path) as checkpoints:
         assert checkpoints.steps == [10, 12, 13]
 
 
@@ -147,33 +147,33 @@ def test_a_damaged_part_is_an_error_that_names_the_folder_and_the_cure(tmp_path:
     folder = saved(tmp_path / "c", mesh, 1)
     for data in (folder / "1" / part).rglob("d/*"):
         data.write_bytes(data.read_bytes()[:3])
-    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=r"c/1 .*remove that folder") as error:
+    with CheckpointReader(folder) as checkpoints, pytest.raises(CheckpointError, match=r"c/1 .*remove that folder") as error:
         checkpoints.restore(1, abstract(make_state(mesh)))
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_part_and_a_missing_record(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
-    with Checkpoints(tmp_path / "weights") as checkpoints:
+    with Checkpoints(tmp_path / "weights", CheckpointConfig()) as checkpoints:
         checkpoints.save_weights(make_state(mesh).params, record(0))
-    with Checkpoints(tmp_path / "weights") as checkpoints, pytest.raises(CheckpointError, match="weights/0 lacks optimizer"):
+    with CheckpointReader(tmp_path / "weights") as checkpoints, pytest.raises(CheckpointError, match="weights/0 lacks optimizer"):
         checkpoints.restore_part(0, "optimizer", {"count": jax.ShapeDtypeStruct((), jnp.int32)})
     folder = saved(tmp_path / "c", mesh, 1)
     shutil.rmtree(folder / "1" / "ema")
-    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match=r"c/1 is damaged: ema/.* is missing"):
+    with CheckpointReader(folder) as checkpoints, pytest.raises(CheckpointError, match=r"c/1 is damaged: ema/.* is missing"):
         checkpoints.record(1)
     metadata = folder / "1" / "_CHECKPOINT_METADATA"
     content = json.loads(metadata.read_text())
     content["custom_metadata"] = {}
     metadata.write_text(json.dumps(content))
     seals.write(epath.Path(folder / "1"))
-    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match="no readable record of its run"):
+    with CheckpointReader(folder) as checkpoints, pytest.raises(CheckpointError, match="no readable record of its run"):
         checkpoints.record(1)
 
 
 def test_another_model_is_told_leaf_by_leaf(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
     folder = saved(tmp_path / "c", mesh, 1)
     with (
-        Checkpoints(folder) as checkpoints,
+        CheckpointReader(folder) as checkpoints,
         pytest.raises(CheckpointError, match=r"params/a/kernel is float32\[16, 3\], wanted float32\[32, 3\]"),
     ):
         checkpoints.restore(1, abstract(make_state(mesh, width=32)))
@@ -229,7 +229,7 @@ def test_files_that_are_gone_cut_short_or_were_never_sealed(tmp_path: Path, mesh
     assert len(noted) == 3
     for reason, expected in zip(noted, ("is missing", "has 0 bytes", "no seal"), strict=True):
         assert expected in reason
-    with Checkpoints(folder) as checkpoints:
+    with CheckpointReader(folder) as checkpoints:
         assert checkpoints.steps == [1]
 
 
@@ -254,7 +254,7 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, mesh: jax.sh
         checkpoints.save(make_state(mesh, 4, width=1 << 16), record(4))
         assert checkpoints.wait() and checkpoints.failed_saves == 0
     assert noted == [("save_failed", 2), ("save_failed", 3), ("saved", 4)]
-    with Checkpoints(folder) as checkpoints:
+    with CheckpointReader(folder) as checkpoints:
         assert checkpoints.steps == [4]
         checkpoints.restore(4, abstract(make_state(mesh, 4, width=1 << 16)))
 

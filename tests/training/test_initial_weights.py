@@ -12,7 +12,7 @@ from omnihuman_jax import import_weights, train
 from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.sharding import MeshConfig
-from omnihuman_jax.training.checkpoint import CheckpointError, Checkpoints, RunRecord
+from omnihuman_jax.training.checkpoint_reader import CheckpointError, CheckpointReader, RunRecord
 from tests.training import runs, tiny_config
 
 ORIGIN = {"kind": "hunyuan-video", "folder": "transformer", "files": {"config.json": "0" * 64}}
@@ -60,7 +60,7 @@ def test_imported_weights_are_no_run(dataset, weights):
     folder, _ = weights
     record = RunRecord(config=to_json(_config(dataset, folder)), fingerprint="f", step=0)
     refused = pytest.raises(ValueError, match=r"not a run; train in another --run with --config.initial_weights=")
-    with Checkpoints(folder / "checkpoints") as checkpoints, refused:
+    with CheckpointReader(folder / "checkpoints") as checkpoints, refused:
         train.continue_record(folder, checkpoints.record(0), record, accept_changes=True)
 
 
@@ -70,7 +70,7 @@ def test_training_starts_from_them_and_remembers_it(dataset, weights, tmp_path):
     option = f"--config.initial_weights={folder}"
     runs.train(tmp_path / "run", dataset, option, "--stop-after=1", "--config.optimizer.learning_rate=1e-9")
     runs.train(tmp_path / "run", dataset, option, "--stop-after=2", "--config.optimizer.learning_rate=1e-9")
-    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+    with CheckpointReader(tmp_path / "run" / "checkpoints") as checkpoints:
         assert checkpoints.record(2).origin == {**ORIGIN, "initial_weights": {"run": "tiny", "step": 0}}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["initial_weights"] == str(folder)
     stored = runs.checkpoint(tmp_path / "run", 1)

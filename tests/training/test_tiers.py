@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import sharding
-from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints, DamagedError
+from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from omnihuman_jax.training.checkpoint_reader import DamagedError
 from omnihuman_jax.training.tiers import LOCAL, TieredCheckpoints, open_checkpoints
 from tests.training.test_checkpoint import abstract, make_state, mesh, record
 
