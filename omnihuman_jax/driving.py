@@ -252,7 +252,7 @@ def encode_text(run: inference.TrainedRun, request: Request) -> tuple[np.ndarray
         return run.spec.empty_text_SE, run.spec.empty_pooled_E
     encoder = load_text_encoder(request.text_encoder or run.spec.text_encoder)
     check_encoder(run, "text_encoder", encoder.ref, encoder.sha256)
-    tokens, pooled = encoder.encode([request.text])
+    tokens, pooled = encoder.encode([request.text], run.spec.max_text_tokens)
     text_SE, pooled_E = np.asarray(tokens[0], np.float32), np.asarray(pooled[0], np.float32)
     if text_SE.shape[1] != run.spec.text_width:
         raise ValueError(f"the text encoder is {text_SE.shape[1]} wide, the run was trained on {run.spec.text_width}")

@@ -123,6 +123,7 @@ def _encode_into(
         empty_text_SE=empty.tokens[0].astype(np.float16),
         empty_pooled_E=empty.pooled[0].astype(np.float16),
         codec_options=codec.options,
+        max_text_tokens=config.max_text_tokens,
         encoder_sha256={
             **{f"codec/{name}": digest for name, digest in codec.sha256.items()},
             **{f"text_encoder/{name}": digest for name, digest in text.sha256.items()},

@@ -34,6 +34,7 @@ class DatasetSpec:
     speech_layers: hidden layers kept, flattened layer after layer into `audio_width` columns.
     margin: frames of real audio features and keypoints stored on each side of a window.
     empty_text_SE [S, text_width], empty_pooled_E [pooled_width]: the empty prompt, as the text encoder embeds it.
+    max_text_tokens: that prompts were cut to. 128 in data sets that do not say it.
     encoder_sha256: codec/, text_encoder/ or speech_encoder/ and a file name -> sha256 of those weights.
     """
 
@@ -53,6 +54,7 @@ class DatasetSpec:
     sample_rate_hz: int = SAMPLE_RATE_HZ
     codec_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     encoder_sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    max_text_tokens: int = 128
 
     def __post_init__(self) -> None:
         if self.empty_text_SE.ndim != 2 or self.empty_text_SE.shape[1] != self.text_width or not len(self.empty_text_SE):

@@ -354,8 +354,8 @@ class OneText:
     def __init__(self, encoder: Any) -> None:
         self.encoder = encoder
 
-    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        tokens, pooled = self.encoder.encode([text])
+    def encode(self, text: str, max_tokens: int = MAX_TEXT_TOKENS) -> tuple[np.ndarray, np.ndarray]:
+        tokens, pooled = self.encoder.encode([text], max_tokens)
         return tokens[0], pooled[0]
 
 
@@ -371,13 +371,13 @@ class BertTextEncoder:
         self.network = load_network(BertModel(config, add_pooling_layer=False), folder, ("bert.",), device)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(MAX_TEXT_TOKENS)
         modules = folder / "modules.json"
         parts = json.loads(modules.read_text()) if modules.is_file() else []
         self.normalise = any(str(part.get("type", "")).endswith("Normalize") for part in parts)
 
     @torch.no_grad()
-    def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, text: str, max_tokens: int = MAX_TEXT_TOKENS) -> tuple[np.ndarray, np.ndarray]:
+        self.tokenizer.enable_truncation(max_tokens)
         ids = torch.tensor([self.tokenizer.encode(text).ids], device=self.device)
         tokens = self.network(ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0].float()
         pooled = tokens.mean(0)

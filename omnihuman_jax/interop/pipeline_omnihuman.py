@@ -66,6 +66,7 @@ SOUND_CONTEXT_S = 1.0
 class ServingConfig:
     """The part "serving" of config.json: what the model was trained on, and how it is sampled.
 
+    max_text_tokens: that a prompt is cut to
     segment_frames, area: of the longest window, and of the median picture, trained on; 0: they have to be given
     *_sha256: file -> sha256 of the networks' weights; none for a codec without weights
     """
@@ -84,6 +85,7 @@ class ServingConfig:
     area: int
     flow: FlowConfig
     guidance: GuidanceConfig
+    max_text_tokens: int = 128
 
     @classmethod
     def from_json(cls, path: Path) -> "ServingConfig":
@@ -350,7 +352,7 @@ class OmniHumanPipeline:
             folder = Path(self.config.text_encoder)
             check_weights("text encoder", folder, self.config.text_sha256)
             self._text = load_text_encoder(folder, self.device)
-        return self._text.encode(text)
+        return self._text.encode(text, self.config.max_text_tokens)
 
 
 def _advance(on_step: Callable[[int, int], Any], segment: int, segments: int, done: int, steps: int) -> None:

@@ -68,6 +68,7 @@ class Serving:
             "codec_options": dict(spec.codec_options),
             "text_encoder": spec.text_encoder,
             "text_sha256": digests("text_encoder"),
+            "max_text_tokens": spec.max_text_tokens,
             "speech_encoder": spec.speech_encoder,
             "speech_sha256": digests("speech_encoder"),
             "speech_layers": list(spec.speech_layers),

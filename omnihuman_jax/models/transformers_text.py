@@ -117,9 +117,16 @@ def _load(kind: Any, folder: Path, device: str) -> Any:
             f"{folder}: needs model.safetensors; {found}; convert once with transformers: "
             "AutoModel.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
         )
-    model, info = kind.from_pretrained(folder, dtype="auto", use_safetensors=True, output_loading_info=True)
+    # Tensors of another shape are told like the rest: transformers would raise at the first look, in a table of many lines.
+    model, info = kind.from_pretrained(
+        folder, dtype="auto", use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+    )
     wrong = [f"{name} is missing" for name in sorted(info["missing_keys"])]
     wrong += [f"{name} is unknown" for name in sorted(info["unexpected_keys"]) if not name.startswith(_UNUSED)]
+    wrong += [
+        f"{name} has shape {tuple(found)}, expected {tuple(expected)}"
+        for name, found, expected in sorted(info["mismatched_keys"], key=lambda entry: str(entry[0]))
+    ]
     if wrong:
         raise ValueError(f"{folder}: weights do not fit config.json: {'; '.join(wrong[:20])} ({len(wrong)} in all)")
     return model.eval().requires_grad_(False).to(device)

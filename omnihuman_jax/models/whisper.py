@@ -46,10 +46,14 @@ class WhisperConfig:
         return cls(width=width, num_layers=layers, num_heads=heads, mlp_width=mlp, num_mel_bins=mels)
 
 
+# The rest of the whole model.
+_UNUSED = ("decoder.", "proj_out.")
+
+
 def whisper_params(config: WhisperConfig, folder: PretrainedFolder) -> dict[str, Any]:
     """The folder's tensors -> a plain dict, layers stacked; ValueError names what is missing or of another shape."""
-    tensors = folder.tensors("model.encoder.") or folder.tensors("encoder.")
-    weights = Weights(tensors)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in folder.tensors("").items()}
+    weights = Weights({name.removeprefix("encoder."): tensor for name, tensor in tensors.items()})
     d, mlp = config.width, config.mlp_width
 
     def linear(name: str, inputs: int = d, outputs: int = d, bias: bool = True) -> dict[str, np.ndarray]:
@@ -83,7 +87,7 @@ def whisper_params(config: WhisperConfig, folder: PretrainedFolder) -> dict[str,
         "positions": weights.take("embed_positions.weight", _CHUNK_STEPS, d),
         "norm": norm("layer_norm"),
     }
-    weights.check(str(folder.path))
+    weights.check(str(folder.path), unused=_UNUSED)
     return params | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
 
 

@@ -105,7 +105,9 @@ def networks(tmp_path_factory):
 def config(networks):
     windows = WindowConfig(area=64 * 48, frames=(1, 5, 17), stride=6, image_stride=12, references=3, margin=MARGIN)
     text, speech = map(str, networks)
-    return EncodeConfig(text_encoder=text, speech_encoder=speech, speech_layers=(0, 2), windows=windows, shard_windows=7)
+    return EncodeConfig(
+        text_encoder=text, speech_encoder=speech, speech_layers=(0, 2), windows=windows, shard_windows=7, max_text_tokens=61
+    )
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +295,7 @@ def test_dataset_says_what_made_it(dataset, networks):
     }
     assert spec.encoder_sha256 == hashes
     assert (spec.codec, spec.latent_channels, spec.margin, spec.speech_layers, spec.audio_width) == ("dct", 48, MARGIN, (0, 2), 32)
-    assert (spec.text_encoder, spec.speech_encoder) == tuple(map(str, networks))
+    assert (spec.text_encoder, spec.speech_encoder) == tuple(map(str, networks)) and spec.max_text_tokens == 61
 
 
 def test_a_video_autoencoder_encodes_and_is_recorded(clips_dir, networks, tmp_path):

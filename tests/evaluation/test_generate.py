@@ -71,6 +71,14 @@ def test_a_long_video_is_chained_by_one_program_and_is_as_long_as_its_sound(run,
     assert np.corrcoef(sound[:length], driver[:length])[0, 1] > 0.95, "the sound is the driving one, in time"
 
 
+def test_a_prompt_is_cut_where_the_captions_of_the_data_were(run):
+    request = driving.Request(image="not read", text="a man speaks a man speaks")
+    whole, _ = driving.encode_text(run, request)
+    assert len(whole) == 8  # its words, and the two tokens around them
+    short = dataclasses.replace(run, spec=dataclasses.replace(run.spec, max_text_tokens=5))
+    assert len(driving.encode_text(short, request)[0]) == 5
+
+
 @pytest.fixture(scope="module")
 def run_of_a_vae(tiny, tmp_path_factory):
     """The tiny run, as if its latents had been made by an autoencoder of as many channels."""

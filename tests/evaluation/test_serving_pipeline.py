@@ -17,6 +17,7 @@ from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.sampler import SamplingConfig
 from omnihuman_jax.interop.serving import MODULES
+from omnihuman_jax.models.text_encoder import load_text_encoder
 
 TOLERANCE = 1e-4
 TEN = SamplingConfig(num_steps=10, segment_frames=9, guidance=GuidanceConfig(scale=4.0))
@@ -133,6 +134,18 @@ def test_the_command_makes_the_video_of_generate_without_jax(folder, run, tiny, 
     np.testing.assert_array_equal(*(media.read_audio(tmp_path / f"{name}.mp4") for name in ("jax", "torch")))
 
 
+def test_a_prompt_is_cut_where_the_captions_of_the_data_were(serving, folder, tiny, tmp_path):
+    short = shutil.copytree(folder, tmp_path / "short")
+    values = json.loads((short / "config.json").read_text())
+    assert values["serving"]["max_text_tokens"] == 128
+    values["serving"]["max_text_tokens"] = 5
+    (short / "config.json").write_text(json.dumps(values))
+    tokens, _ = serving.OmniHumanPipeline.from_pretrained(short)._text_features("a man speaks a man speaks")
+    expected, _ = load_text_encoder(tiny.text).encode(["a man speaks a man speaks"], 5)
+    assert len(tokens) == 5
+    np.testing.assert_allclose(tokens, expected[0], atol=1e-4)
+
+
 def test_wrong_input_is_one_line(serving, folder, tiny, talking, tmp_path, capsys):
     def says(*flags: str, image: str = str(talking)) -> str:
         assert serving.main(["--model", str(folder), "--image", image, "--out", str(tmp_path / "o.mp4"), *flags]) == 2
@@ -163,14 +176,15 @@ def test_a_folder_without_the_runs_data_says_so(folder, serving, tmp_path):
 def test_large_text_encoders_are_those_of_encode(serving, tmp_path):
     import encoders_omnihuman
 
-    from omnihuman_jax.models.text_encoder import load_text_encoder
     from tests.models import tiny_transformers
 
     folder = tiny_transformers.write_t5(tmp_path / "wan", "umt5", inside=True)
     ours = load_text_encoder(folder)
     encoders_omnihuman.check_weights("text encoder", folder, ours.sha256)
-    tokens, pooled = encoders_omnihuman.load_text_encoder(folder, torch.device("cpu")).encode("a man")
+    theirs = encoders_omnihuman.load_text_encoder(folder, torch.device("cpu"))
+    tokens, pooled = theirs.encode("a man")
     np.testing.assert_array_equal(tokens, ours.encode(["a man"]).tokens[0])
+    np.testing.assert_array_equal(theirs.encode("a man", 2)[0], ours.encode(["a man"], 2).tokens[0])
     assert pooled.shape == (0,)
     (folder / "text_encoder" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"text_encoder/model\.safetensors is another file"):

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from omnihuman_jax.models import whisper
 from omnihuman_jax.models.pretrained import open_pretrained
@@ -129,3 +130,15 @@ def test_an_unsupported_config_is_refused(tmp_path, change, message):
     (folder / "config.json").write_text(json.dumps(tiny_networks.WHISPER | change))
     with pytest.raises(ValueError, match=message):
         load_speech_encoder(folder)
+
+
+def test_every_weight_that_does_not_fit_is_named(tmp_path):
+    folder = tiny_networks.write_whisper(tmp_path / "whisper")
+    tensors = tiny_networks.whisper_tensors()
+    lost = tensors.pop("model.encoder.layers.1.fc1.bias")
+    tensors |= {"model.encodr.extra": lost, "model.encoder.layer_norm.bias": lost[:2], "model.decoder.layer_norm.bias": lost}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError) as error:
+        load_speech_encoder(folder)
+    for part in ("layers.1.fc1.bias is missing", "layer_norm.bias has shape (2,)", "encodr.extra is unknown", "(3 in all)"):
+        assert part in str(error.value)

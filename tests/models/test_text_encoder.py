@@ -79,6 +79,13 @@ def test_a_missing_weight_is_named(damaged):
         load_text_encoder(damaged)
 
 
+def test_an_unknown_weight_is_named(damaged):
+    tensors = load_file(damaged / "model.safetensors")
+    save_file(tensors | {"encoder.layer.9.extra": tensors["embeddings.LayerNorm.bias"]}, damaged / "model.safetensors")
+    with pytest.raises(ValueError, match=r"encoder\.layer\.9\.extra is unknown \(1 in all\)"):
+        load_text_encoder(damaged)
+
+
 def test_a_weight_of_another_shape_is_named(damaged):
     config = json.loads((damaged / "config.json").read_text()) | {"max_position_embeddings": 64}
     (damaged / "config.json").write_text(json.dumps(config))

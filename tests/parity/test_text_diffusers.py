@@ -126,6 +126,9 @@ def test_what_is_wrong_is_one_line(hunyuan, tmp_path, monkeypatch):
     save_file(tensors | {"encoder.extra": lost}, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"final_layer_norm\.weight is missing; encoder\.extra is unknown \(2 in all\)"):
         load_text_encoder(folder)
+    save_file(tensors | {"encoder.final_layer_norm.weight": lost[:3]}, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"final_layer_norm\.weight has shape \(3,\), expected .* \(1 in all\)"):
+        load_text_encoder(folder)
     weights.rename(weights.with_name("pytorch_model.bin"))
     with pytest.raises(ValueError, match=r"pytorch_model\.bin is a pickle, which is refused.*safe_serialization"):
         load_text_encoder(folder)
@@ -145,3 +148,22 @@ def test_what_is_wrong_is_one_line(hunyuan, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_transformers)
     with pytest.raises(ValueError, match=r"needs transformers; pip install -e '\.\[text\]'"):
         load_text_encoder(hunyuan)
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [("text_encoder", "layers.0.mlp.up_proj.weight"), ("text_encoder_2", "encoder.layers.0.mlp.fc1.weight")],
+)
+def test_weights_of_a_chat_model_and_of_clip_that_do_not_fit_are_named(tmp_path, network, name):
+    folder = tiny_transformers.write_hunyuan(tmp_path / "hunyuan")
+    weights = folder / network / "model.safetensors"
+    tensors = load_file(weights)
+    (full,) = [key for key in tensors if key.endswith(name)]
+    other = next(key for key in tensors if key.endswith("layers.0.self_attn.q_proj.weight"))
+    lost = tensors.pop(full)
+    tensors |= {other: tensors[other][:3], f"{full}.extra": lost}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError) as error:
+        load_text_encoder(folder)
+    for part in (f"{name} is missing", f"{name}.extra is unknown", "self_attn.q_proj.weight has shape (3,", "(3 in all)"):
+        assert part in str(error.value)
