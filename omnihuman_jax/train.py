@@ -176,7 +176,9 @@ def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, e
     def note(kind: str, details: Mapping[str, Any]) -> None:
         events.saved(details) if kind == "saved" else guard.note(kind, details)
 
-    expected = processes.gather(must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks))[0]
+    # Process 0 has written the logs: another may see less of them.
+    expected = must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks) if jax.process_index() == 0 else ""
+    expected = processes.gather(expected)[0]
     return tiers.open_checkpoints(config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, note, expected)
 
 
@@ -187,7 +189,7 @@ def must_be_there(run_dir: Path, interval: int, rollbacks: run_guard.Rollbacks) 
         return f"has saved step {step}"
     # A second save waits for the first: past two intervals there must have been a checkpoint.
     logged = max((line["step"] for line in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
-    if logged > anew + 2 * interval and rollbacks.pending() is None:
+    if logged > anew + 2 * interval and not rollbacks.is_pending():
         return f"has trained {logged} steps, with a checkpoint every {interval}"
     return ""
 

@@ -147,8 +147,13 @@ class LocalCopies:
             seals.remove_partial(self._own)
         except OSError as error:
             reason = storage.cause(error)
-        if reasons := [f"process {index}: {why}" for index, why in enumerate(processes.gather(reason)) if why]:
+        answers = processes.gather(reason)
+        reasons = [f"process {index}: {why}" for index, why in enumerate(answers) if why]
+        if all(answers):
             raise ValueError(f"checkpoint.local_directory {directory} cannot be written to: {'; '.join(reasons[:3])}")
+        if reasons:  # a disk that is broken on one host stops no run
+            logger.error("%s cannot be written to: %s; there will be no local copies", directory, "; ".join(reasons[:8]))
+            notify("local_disk_unusable", {"reasons": reasons[:8]})
 
     def save(self, flat: Mapping[str, jax.Array], metadata: Mapping[str, Any]) -> None:
         """Returns once the arrays are copied to the host; an earlier copy is waited for. `metadata`: JSON, with `step`."""
@@ -181,13 +186,17 @@ class LocalCopies:
             with contextlib.suppress(OSError):
                 seals.remove_partial(self._own)
             return
+        kept = _steps(self._own)[-self._keep :]
         for folder in self._process_folders():
-            for old in seals.committed_steps(folder)[: -self._keep]:
+            for old in [old for old in _steps(folder) if kept and old < kept[0]]:
                 _remove(folder / str(old))
 
     def _process_folders(self) -> list[epath.Path]:
         """Of this disk: another process may have been on this host before."""
-        return [entry for entry in self._run.iterdir() if entry.is_dir()] if self._run.is_dir() else []
+        try:
+            return [entry for entry in self._run.iterdir() if entry.is_dir()]
+        except OSError:
+            return []
 
     def newest(self, above: int, flat: Mapping[str, Any]) -> Copy | None:
         """The newest copy above step `above` of arrays like `flat` that the processes hold together.
@@ -199,9 +208,7 @@ class LocalCopies:
         held: dict[int, tuple[epath.Path, dict[str, Any]]] = {}
         lost: dict[int, str] = {}
         for folder in sorted(self._process_folders(), key=lambda folder: folder != self._own, reverse=True):
-            for step in seals.committed_steps(folder):
-                if step <= above:
-                    continue
+            for step in [step for step in _steps(folder) if step > above]:
                 try:
                     metadata, rows = read_index(folder / str(step))
                 except (OSError, ValueError, KeyError, TypeError) as error:
@@ -264,13 +271,14 @@ class LocalCopies:
     def forget(self, step: int) -> None:
         """Removes the copies of `step` and later."""
         for folder in self._process_folders():
-            for later in [later for later in seals.committed_steps(folder) if later >= step]:
+            for later in [later for later in _steps(folder) if later >= step]:
                 _remove(folder / str(later))
 
     def reject(self, copy: Copy, reason: str) -> None:
         """Takes a copy out of the way: set aside on the disk where it is damaged, removed on others."""
         if copy.folder is not None and not self._is_sound(copy.folder):
-            seals.set_aside(copy.folder.parent, copy.step, reason)
+            with contextlib.suppress(OSError):
+                seals.set_aside(copy.folder.parent, copy.step, reason)
         self.forget(copy.step)
 
     def _is_sound(self, folder: epath.Path) -> bool:
@@ -286,6 +294,14 @@ def _digest(metadata: Mapping[str, Any]) -> str:
     """The same for copies of the same state; the configs of the processes may name different folders."""
     same = [metadata.get(name) for name in ("step", "fingerprint", "sums")]
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """The copies in a process's folder; none where the disk does not say."""
+    try:
+        return seals.committed_steps(folder)
+    except OSError:
+        return []
 
 
 def _remove(folder: epath.Path) -> None:

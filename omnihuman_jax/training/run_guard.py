@@ -44,8 +44,12 @@ class Rollbacks:
 
     def pending(self) -> dict[str, Any] | None:
         """The one that the last attempt asked for, the same on all processes."""
+        return processes.gather(self._lines()[-1] if self.is_pending() else None)[0]
+
+    def is_pending(self) -> bool:
+        """Whether there is one, as this process sees it."""
         lines = self._lines()
-        return processes.gather(lines[-1] if lines and "checkpoint" not in lines[-1] else None)[0]
+        return bool(lines) and "checkpoint" not in lines[-1]
 
     def ask(self, first: int, to: int) -> None:
         """Steps [first, to) went wrong."""

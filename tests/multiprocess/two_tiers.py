@@ -104,9 +104,20 @@ def scenarios(run: Run) -> Iterator[tuple[str, tuple[int | None, list[str]]]]:
     run.save(LOCAL, "local")
     damage(shorten=False)
     yield "a bit of one copy flipped", run.restart()
+    if second and run.mesh.shape["data"] == 1:
+        assert list(run.disk.glob(f"*/1/damaged/{LOCAL}-1/why.json")), "the evidence is gone"
     run.save(LOCAL, "local")
     damage(shorten=True)
     yield "one copy is cut short", run.restart()
+    if second:
+        shutil.rmtree(run.disk)
+        run.disk.write_text("")
+    processes.gather(None)
+    run.save(LOCAL, "local")
+    yield "one disk is broken", run.restart()
+    if second:
+        run.disk.unlink()
+    processes.gather(None)
     run.save(LOCAL, "local")
     if not second:
         next((run.folder / "checkpoints" / str(PERSISTENT) / "params").rglob("d/*")).write_bytes(b"")
