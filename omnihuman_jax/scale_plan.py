@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from omnihuman_jax import sharding, train
+from omnihuman_jax import assembly, sharding
 from omnihuman_jax.config import ExperimentConfig, planned_shape, to_json
 from omnihuman_jax.models.mmdit_config import REMAT_POLICIES
 from omnihuman_jax.scale import described_devices
@@ -60,11 +60,11 @@ def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = T
     if not compile_step:
         return _estimated(config, topology, note="not compiled: everything here is formula")
     mesh = sharding.create_mesh(config.mesh, described_devices.describe(topology))
-    parts = train.assemble_step(config, mesh, planned_shape(config))
+    parts = assembly.assemble_step(config, mesh, planned_shape(config))
     started = time.monotonic()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         state = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
-        lowered = train.lower_step(parts, state)
+        lowered = assembly.lower_step(parts, state)
     lower_s = time.monotonic() - started
     started = time.monotonic()
     try:
@@ -89,10 +89,10 @@ def lowered_for_cuda(config: ExperimentConfig, topology: Topology) -> str:
     auto = (jax.sharding.AxisType.Auto,) * len(sharding.MESH_AXES)
     ways = config.mesh.shape(topology.devices, topology.num_slices)
     mesh: Any = jax.sharding.AbstractMesh(ways, sharding.MESH_AXES, auto, abstract_device=gpu)
-    parts = train.assemble_step(config, mesh, planned_shape(config))
+    parts = assembly.assemble_step(config, mesh, planned_shape(config))
     with jax.sharding.use_abstract_mesh(mesh):
         state = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
-        text = train.lower_step(parts, state, ("cuda",)).as_text()
+        text = assembly.lower_step(parts, state, ("cuda",)).as_text()
     kernels = text.count("__gpu$xla.gpu.triton") + len(re.findall(r"@__cudnn\$fmha\w*\(", text))
     return f"the step lowers for cuda, with {kernels} calls of attention kernels"
 

@@ -16,27 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from omnihuman_jax import exit_codes, sharding
+from omnihuman_jax import exit_codes
+from omnihuman_jax.assembly import Parts, assemble, compile_step, controls_at
 from omnihuman_jax.config import (
     ExperimentConfig,
     changed_fields,
-    compute_dtype,
-    dataset_dir,
     load_config,
-    packed_shape,
     to_json,
     write_config,
 )
-from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.pipeline import make_loader
-from omnihuman_jax.data.plan import Plan
-from omnihuman_jax.data.records import RecordSource, open_records
-from omnihuman_jax.models import mmdit
-from omnihuman_jax.scale import flops, splits
+from omnihuman_jax.scale import flops
 from omnihuman_jax.training import compilation_cache, placement, processes, run_guard, tiers, train_state
-from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training.checkpoint import Checkpoints
 from omnihuman_jax.training.checkpoint_reader import CheckpointError, DamagedError, RunRecord, checkpoint_directory, load_weights
 from omnihuman_jax.training.events import EventLog, last_saved
@@ -45,80 +37,8 @@ from omnihuman_jax.training.numerics import RepeatedStep
 from omnihuman_jax.training.progress import progress_bar
 from omnihuman_jax.training.prometheus import Exporter
 from omnihuman_jax.training.run_guard import RunGuard
-from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
-from omnihuman_jax.typing import PackedShape
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepParts:
-    """The train step of a config on a mesh, and what it needs: no data, no array. `omnihuman plan` compiles the same."""
-
-    config: ExperimentConfig
-    mesh: Mesh
-    shape: PackedShape
-    batch_shardings: dict[str, Any]
-    dtype: Any
-    optimizer: Any
-    groups: tuple[str, ...]
-    num_parameters: int
-    state_shardings: train_state.TrainState
-    train_step: Any
-
-    @property
-    def sequences(self) -> int:
-        """Of the global batch."""
-        return self.config.data.plan.sequences_per_step
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts(StepParts):
-    """Everything that a run is made of and that does not change while it runs."""
-
-    plan: Plan
-    records: RecordSource
-    rows: range
-
-
-def assemble(config: ExperimentConfig) -> Parts:
-    """Mesh, data plan and the (not yet compiled) step; ValueError or FileNotFoundError if they do not fit together."""
-    config.validate()
-    mesh = sharding.create_mesh(config.mesh)
-    dataset = dataset_dir(config)
-    records = open_records(dataset, retries=config.data.retries, delay_s=config.data.retry_delay_s)
-    plan = Plan(Catalog.load(dataset), config.stages, config.data.plan, config.seed)
-    step = assemble_step(config, mesh, packed_shape(config, records.spec))
-    parts = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
-    return Parts(**parts, plan=plan, records=records, rows=placement.local_rows(mesh, step.sequences))
-
-
-def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> StepParts:
-    """The (not yet compiled) step for batches of `shape` on `mesh`, of real or only described devices."""
-    sequences = config.data.plan.sequences_per_step
-    splits.check_ways(mesh.shape, config.model, config.data.plan, config.step.micro_batches)
-    shapes, axes = mmdit.abstract_params(config.model)
-    labels = train_state.group_labels(axes)
-    optimizer = optim.create_optimizer(config.optimizer, labels, axes, seed=config.seed)
-    shardings = train_state.state_shardings(mesh, shapes, axes, optimizer, config.step.offload)
-    dtype = compute_dtype(config, sharding.platform_of(mesh))
-    objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=dtype)
-    step = make_train_step(
-        objective, optimizer, config.optimizer, config.ema, labels,
-        mesh=mesh, shape=shape, batch=sequences, shardings=shardings, config=config.step, numbers=config.numerics,
-    )  # fmt: skip
-    return StepParts(
-        config=config,
-        mesh=mesh,
-        shape=shape,
-        batch_shardings=sharding.batch_shardings(mesh, shape, sequences),
-        dtype=objective.dtype,
-        optimizer=optimizer,
-        groups=optim.present_groups(labels),
-        num_parameters=flops.count_parameters(shapes),
-        state_shardings=shardings,
-        train_step=step,
-    )
 
 
 def train(
@@ -311,22 +231,6 @@ def run_steps(
     return state
 
 
-def compile_step(parts: StepParts, state: train_state.TrainState) -> Any:
-    """The step as one program for all stages, compiled before any process runs it: it can only be called, never recompiled."""
-    compiled = lower_step(parts, state).compile()
-    processes.wait_for_peers("omnihuman_train_step_compiled")
-    return compiled
-
-
-def lower_step(parts: StepParts, state: train_state.TrainState, platforms: tuple[str, ...] | None = None) -> Any:
-    """The traced and lowered step; `state` may be abstract. `platforms`: others than the mesh's, to look at and not to run."""
-    batch = {
-        name: jax.ShapeDtypeStruct(dims, dtype, sharding=parts.batch_shardings[name])
-        for name, (dims, dtype, _) in parts.shape.arrays(parts.sequences).items()
-    }
-    return parts.train_step.trace(state, batch, controls_at(parts.config, parts.groups, 0)).lower(lowering_platforms=platforms)
-
-
 def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, accept_changes: bool) -> RunRecord:
     """The record to go on with; ValueError if the run there is not this one."""
     if stored.step == 0:
@@ -346,23 +250,6 @@ def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, acce
     for change in changes:
         logger.warning("accepted change: %s", change)
     return dataclasses.replace(record, origin=stored.origin)
-
-
-def controls_at(config: ExperimentConfig, groups: Sequence[str], step: int) -> Controls:
-    """What `step` takes as inputs besides its batch: learning rate, which groups train, which sums restart."""
-    schedule = config.stages
-    index, stage = schedule.stage_at(step)
-    introduced = [condition.label for condition in schedule.introduced(step)]
-    trainable = optim.trainable_groups(introduced, stage.frozen)
-    stage_start = step == schedule.starts[index]
-    return place_controls(
-        Controls(
-            learning_rate=optim.learning_rate_at(config.optimizer, step, schedule.total_steps, stage.learning_rate_scale),
-            trainable={group: trainable[group] for group in groups},
-            stage_start=stage_start,
-            interval_start=stage_start or step % config.logging.interval == 0,
-        )
-    )
 
 
 def is_logged(config: ExperimentConfig, step: int) -> bool:

@@ -18,6 +18,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("training", "evaluation", "interop", "scale"),
     ("config", "reporting"),
     (
+        "assembly",
         "train",
         "inference",
         "driving",

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from omnihuman_jax import train
+from omnihuman_jax import assembly
 from omnihuman_jax.config import read_config
 from omnihuman_jax.sharding import MESH_AXES, MeshConfig
 from omnihuman_jax.training import train_state
@@ -49,7 +49,7 @@ def assert_restored(run: Path, mesh: MeshConfig) -> None:
     """The state of step `FIRST`, restored on this process's eight devices, is what was saved, placed as the mesh says."""
     config = read_config(run)
     config.mesh, config.data.plan.sequences_per_step = mesh, 8
-    parts = train.assemble(config)
+    parts = assembly.assemble(config)
     abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
     with jax.set_mesh(parts.mesh), CheckpointReader(run / "checkpoints") as checkpoints:
         state = checkpoints.restore(FIRST, abstract)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import exit_codes, train
-from omnihuman_jax.config import from_json, to_json
+from omnihuman_jax.config import changed_fields, from_json, to_json
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.reporting.goodput import read_goodput
 from omnihuman_jax.training.checkpoint_reader import CheckpointError, CheckpointReader
@@ -206,4 +206,4 @@ def test_no_whole_checkpoint_is_no_fresh_start(copy: Path, dataset: Path, straig
 def test_free_fields_do_not_change_what_is_computed(straight: Path) -> None:
     config = from_json(json.loads((straight / "config.json").read_text()))
     changed = dataclasses.replace(config, name="other", mesh=dataclasses.replace(config.mesh, data=1, fsdp=4))
-    assert train.changed_fields(to_json(config), to_json(changed)) == []
+    assert changed_fields(to_json(config), to_json(changed)) == []

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from omnihuman_jax import import_weights, train
+from omnihuman_jax import assembly, import_weights, train
 from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.sharding import MeshConfig
@@ -43,7 +43,7 @@ def _config(dataset: Path, weights: Path) -> ExperimentConfig:
 def test_step_0_is_the_imported_weights(dataset, weights):
     folder, params = weights
     config = _config(dataset, folder)
-    parts = train.assemble(config)
+    parts = assembly.assemble(config)
     with jax.set_mesh(parts.mesh):
         state, record = train.first_state(parts, RunRecord(config=to_json(config), fingerprint="f", step=0))
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
@@ -53,7 +53,7 @@ def test_step_0_is_the_imported_weights(dataset, weights):
     assert record.origin == {**ORIGIN, "initial_weights": {"run": "tiny", "step": 0}}
     config.model = dataclasses.replace(config.model, width=48, rope_axes=(8, 8, 8))
     with pytest.raises(CheckpointError, match=r"initial_weights: .*does not fit this model: .*omnihuman import"):
-        train.first_state(train.assemble(config), record)
+        train.first_state(assembly.assemble(config), record)
 
 
 def test_imported_weights_are_no_run(dataset, weights):
