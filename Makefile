@@ -80,7 +80,7 @@ compile-cost: $(VENV)/.dev  ## what depth costs to compile, as ratios
 scale: $(VENV)/.torch  ## docs/scale.md: compiles for TPU slices what is not compiled yet (minutes each), writes its tables
 	@$(BIN)/python docs/scale/tables.py --compile
 
-weights-1b: $(VENV)/.demo  ## a 1 B model imported and exported for real, with the peak of host memory (20 GB of disk, 12 GiB)
+weights-1b: $(VENV)/.demo  ## a 1 B model imported and exported for real, with the peak of host memory (20 GB of disk, 8 GiB)
 	@$(BIN)/python -m tests.interop.stream_1b runs/weights_1b
 
 check: $(VENV)/.dev  ## lint, format, types

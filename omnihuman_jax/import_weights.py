@@ -57,12 +57,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Imported:
-    """What an import wrote: the checkpoint's run folder, tensors and parameters read, parameters added."""
+    """What an import wrote: the checkpoint's run folder, tensors and parameters read, parameters added, and the bytes that they
+    all took on the devices of this process, copies included."""
 
     folder: Path
     tensors: int
     parameters: int
     added: int
+    nbytes: int
 
 
 def open_hunyuan_video(folder: Path) -> Source:
@@ -163,9 +165,17 @@ def import_weights(
     make_additions(config, leaves, mesh, added)
     progress("writing the checkpoint", hashed + total, hashed + total)
     origin = {"kind": source.kind, "folder": source.folder.name, "files": hashes}
-    save(leaves.params(), config, origin, to)
+    params = leaves.params()
+    nbytes = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
+    save(params, config, origin, to)
     count = lambda part: sum(math.prod(entry.shape) for entry in part.entries)  # noqa: E731
-    return Imported(folder=to, tensors=len(source.tensors), parameters=count(present), added=count(table) - count(present))
+    return Imported(
+        folder=to,
+        tensors=len(source.tensors),
+        parameters=count(present),
+        added=count(table) - count(present),
+        nbytes=nbytes,
+    )
 
 
 def save(params: Params, config: experiment.ExperimentConfig, origin: Mapping[str, Any], to: Path) -> None:

@@ -96,6 +96,11 @@ def open_run(
 
     params, record = load_weights(checkpoint_directory(directory), abstract, weights=weights, step=step)
     config = experiment.from_json(record.config)
+    if dataset is None and record.step == 0 and not (directory / "dataset.json").is_file():
+        raise FileNotFoundError(
+            f"{directory}: imported weights that no data have trained yet; say with --dataset which folder of `omnihuman encode` "
+            "has the encoders to sample them with"
+        )
     # A run keeps the spec of its data: sampling needs the data themselves for a default size and length only.
     spec = records.DatasetSpec.load(directory if dataset is None else dataset)
     experiment.packed_shape(config, spec)

@@ -41,3 +41,26 @@ def test_arrays_in_host_memory() -> None:
     place = NamedSharding(mesh, PartitionSpec("fsdp"))
     waiting = jax.device_put(value(np.float32), place.with_memory_kind(sharding.HOST_MEMORY))
     assert fingerprint.sums({"a": waiting}) == fingerprint.sums({"a": jax.device_put(value(np.float32), place)})
+
+
+@pytest.mark.parametrize("shape", [(1600,), (8, 4, 12, 20)])
+def test_large_arrays_are_summed_in_runs_of_rows_to_the_same(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    mesh = sharding.create_mesh(sharding.MeshConfig(data=2, fsdp=4))
+    whole = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    expected = int(jax.jit(fingerprint.weighted_sum)(whole))
+    specs = [PartitionSpec(), PartitionSpec(("data", "fsdp")), *([PartitionSpec(None, "fsdp")] if len(shape) > 1 else [])]
+    arrays = {str(spec): jax.device_put(whole, NamedSharding(mesh, spec)) for spec in specs} | {"one": jnp.asarray(whole)}
+    fingerprint._program.cache_clear()
+    monkeypatch.setattr(fingerprint, "_RUN_ELEMENTS", 70)  # with rows left over, and cuts in the first dim and behind it
+    try:
+        assert set(fingerprint.sums(arrays).values()) == {expected}
+    finally:
+        fingerprint._program.cache_clear()
+
+
+def test_a_sum_takes_no_memory_of_its_arrays_size() -> None:
+    mesh = sharding.create_mesh(sharding.MeshConfig(data=2, fsdp=4))
+    place = NamedSharding(mesh, PartitionSpec(None, None, "fsdp"))
+    stack = jax.ShapeDtypeStruct((4, 1024, 4096), jnp.float32, sharding=place)  # 16 MB a device
+    needs = fingerprint._program((place,)).lower([stack]).compile().memory_analysis()
+    assert needs.argument_size_in_bytes == 1 << 24 and needs.temp_size_in_bytes < 1 << 22
