@@ -4,10 +4,13 @@ import hashlib
 import json
 import pickle
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from omnihuman_jax.models import vae_codec
 from omnihuman_jax.models.codec import VideoCodec, load_codec, parse_options
 from omnihuman_jax.models.vae_tiling import Tile
 from tests.models import vae_folders
@@ -169,3 +172,20 @@ def test_bfloat16_is_near(wan):
 def test_a_tile_falls_on_latents():
     assert Tile.of_pixels("height", 256, 192, 8) == Tile(size=32, stride=24)
     assert Tile.of_pixels("height", 0, 192, 8).size == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiled_programs_lower_for_accelerators_in_bfloat16(kind, platform):
+    """As far as a machine without them can go: every convolution is one of bfloat16, which `auto` chooses there."""
+    config = vae_folders.CONFIGS[kind]
+    tiles = {"tile_height": 32, "tile_width": 32, "stride_height": 24, "stride_width": 24}
+    settings = vae_codec.options_of(kind, tiles | {"dtype": "bfloat16"})
+    params, _ = vae_codec.describe(kind, config, jnp.bfloat16)
+    for method, shape in (("encode", (5, 32, 56, 3)), ("decode", (2, 4, 7, config.latent_channels))):
+        x = jax.ShapeDtypeStruct(shape, jnp.float32)
+        lowered = vae_codec.run.trace(method, kind, config, settings, params, x).lower(lowering_platforms=(platform,))
+        convolutions = [line for line in lowered.as_text().splitlines() if "stablehlo.convolution" in line]
+        assert convolutions
+        assert not [line for line in convolutions if "f32" in line.rsplit(" : ", 1)[1]]
