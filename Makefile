@@ -65,7 +65,7 @@ BENCH_OUT ?= runs/bench
 bench-checkpoint: $(VENV)/.demo  ## what a checkpoint costs on the disk of BENCH_OUT: stall, write speed beside the disk's own
 	@$(BIN)/omnihuman --simulate-devices 4 bench-checkpoint --out $(BENCH_OUT)
 
-parity: $(VENV)/.torch  ## ours against the original libraries: the table in docs/parity.md, measured anew
+parity: $(VENV)/.torch  ## ours against the original libraries: the table in docs/parity.md, measured anew (10 minutes or more)
 	@$(BIN)/python -m tests.parity.table
 
 loss-curves: $(VENV)/.torch  ## the same loss curve on every mesh, in micro-batches, with offload, in two processes: a table
