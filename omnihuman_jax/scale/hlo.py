@@ -22,7 +22,8 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _FREE = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "iota",
     "partition-id", "replica-id", "opt-barrier", "add-dependency", "get-dimension-size", "domain", "recv-done", "send-done",
-    "copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done", "async-update", "async-start",
+    "copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "slice-done", "async-done",
+    "async-update", "async-start",
 })  # fmt: skip
 
 _UNFOLD = re.compile(r"\{\n\s*\}")  # a kernel's metadata goes over two lines
@@ -162,6 +163,9 @@ class Program:
         operands = [computation.by_name.get(name) for name in instruction.operands]
         if instruction.opcode == "copy-start":
             return sum(shape.bytes for shape in instruction.shapes[:2] if shape.space == HBM)
+        if instruction.opcode == "slice-start":  # ((operand), slice, context)
+            part = instruction.shapes[1]
+            return part.bytes * sum(shape.space == HBM for shape in instruction.shapes[:2])
         if instruction.opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * written
         if instruction.opcode == "dynamic-update-slice":

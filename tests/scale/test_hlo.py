@@ -127,6 +127,22 @@ def test_bytes_of_slices_updates_and_on_chip_memory() -> None:
     assert costs == {"state": 0, "i": 0, "x": 0, "row": 2048 + 4, "in_vmem": 1024, "new": 2048 + 4, "out": 0}
 
 
+PREFETCHED = """HloModule m
+
+ENTRY %main (x: f32[64,1024]) -> f32[8,1024] {
+  %x = f32[64,1024]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[64,1024]{1,0:T(8,128)}), f32[8,1024]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:8], [0:1024]}
+  ROOT %done = f32[8,1024]{1,0:T(8,128)S(1)} slice-done(%start)
+}
+"""
+
+
+def test_of_what_is_prefetched_only_the_slice_is_read() -> None:
+    program = Program.parse(PREFETCHED)
+    main = program.computations["main"]
+    assert {i.name: program.hbm_bytes(main, i) for i in main.instructions} == {"x": 0, "start": 4 * 8 * 1024, "done": 0}
+
+
 def test_a_loop_of_unknown_length_is_an_error() -> None:
     with pytest.raises(ValueError, match="cannot tell how often %loop turns"):
         _ = Program.parse(SLICED.replace("direction=LT", "direction=NE")).runs
