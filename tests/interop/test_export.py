@@ -26,7 +26,8 @@ from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.modeling_omnihuman import OmniHumanForVideo
 from omnihuman_jax.interop.serving import MODULES
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.training.checkpoint_reader import CheckpointReader, RunRecord, load_weights
+from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from omnihuman_jax.training.checkpoint_reader import RunRecord, load_weights
 from omnihuman_jax.training.train_state import Counters, TrainState
 from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for
 
@@ -50,7 +51,7 @@ def _params(seed: int) -> dict:
 def run(tmp_path_factory) -> Path:
     """A run directory with two checkpoints, written by the trainer's own code."""
     directory = tmp_path_factory.mktemp("runs") / "run"
-    with CheckpointReader(directory / "checkpoints") as checkpoints:
+    with Checkpoints(directory / "checkpoints", CheckpointConfig()) as checkpoints:
         for step in (STEP - 4, STEP):
             state = TrainState(
                 params=_params(step),
