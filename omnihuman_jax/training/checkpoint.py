@@ -204,8 +204,9 @@ class Checkpoints(CheckpointReader):
             seen = processes.gather([self._saving.is_running, self._saving.error is not None])
             if any(failed for _, failed in seen) or not any(running for running, _ in seen):
                 self.wait()
-        is_time = self._again_at is not None and processes.gather(time.monotonic() >= self._again_at)[0]
-        return "again" if is_time else ""
+        if self._saving is not None or self._again_at is None:
+            return ""
+        return "again" if processes.gather(time.monotonic() >= self._again_at)[0] else ""
 
     def save(self, state: TrainState, record: RunRecord, why: str = "interval") -> bool:
         """Starts a save and returns once the arrays are copied to the host; an earlier save is waited for. False: it failed.
