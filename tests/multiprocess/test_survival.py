@@ -106,9 +106,7 @@ def test_all_agree_on_the_newest_whole_checkpoint(tmp_path: Path, dataset: Path)
     data.tofile(file)
     jobs = runs.start_all(tmp_path, dataset, *options, "--stop-after=22")
     codes, outputs = runs.outcomes(jobs)
-    if codes != [0, 0]:  # the flip made the file unreadable, for one process: told, and the next start goes on
-        assert set(codes) == {exit_codes.RETRY}, outputs
-        runs.train(tmp_path, dataset, *options, "--stop-after=22", processes=2)
+    assert codes == [0, 0], outputs
     assert [record["step"] for record in straight] == [record["step"] for record in runs.records(tmp_path)]
     assert runs.records(tmp_path) == straight
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "damaged").iterdir()) == ["20-1", "22-1"]
