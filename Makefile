@@ -63,7 +63,7 @@ codec-memory: $(VENV)/.torch  ## memory of the full-size video codecs, compiled 
 
 BENCH_OUT ?= runs/bench
 bench-checkpoint: $(VENV)/.demo  ## what a checkpoint costs on the disk of BENCH_OUT: stall, write speed beside the disk's own
-	@$(BIN)/omnihuman --simulate-devices 4 bench-checkpoint --out $(BENCH_OUT)
+	@$(BIN)/omnihuman --simulate-devices 4 bench-checkpoint --out $(BENCH_OUT) --gib 3
 
 parity: $(VENV)/.torch  ## ours against the original libraries: the table in docs/parity.md, measured anew (10 minutes or more)
 	@$(BIN)/python -m tests.parity.table

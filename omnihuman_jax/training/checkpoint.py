@@ -85,25 +85,26 @@ class CheckpointConfig:
 class _Save:
     """A save in progress: a thread waits for Orbax, then (process 0) seals the step and makes room."""
 
-    def __init__(self, step: int, response: Any, finish: Callable[[], int]):
+    def __init__(self, step: int, response: Any, seal: Callable[[], int], make_room: Callable[[], None]):
         self.step = step
         self.error: BaseException | None = None
         self.nbytes = 0
         self.seconds = 0.0
         self._begin = time.monotonic()
-        self._response, self._finish = response, finish
+        self._response, self._seal, self._make_room = response, seal, make_room
         self._thread = threading.Thread(target=self._run, name=f"omnihuman-save-{step}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self._response.result()
-            self.nbytes = self._finish()
+            self.nbytes = self._seal()
+            self.seconds = time.monotonic() - self._begin
+            self._make_room()
         except BaseException as error:
             self.error = error
             logger.error("saving step %d failed: %s", self.step, storage.cause(error))
             processes.post(f"save_failed/{self.step}", storage.cause(error))
-        self.seconds = time.monotonic() - self._begin
 
     @property
     def is_running(self) -> bool:
@@ -270,7 +271,7 @@ class Checkpoints(CheckpointReader):
                     response = ocp.save_checkpointables_async(
                         self._folder / str(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))
                     )
-                self._saving = _Save(record.step, response, lambda: self._finish(record.step))
+                self._saving = _Save(record.step, response, lambda: self._seal(record.step), self._make_room)
             except Exception as error:
                 reason = storage.cause(error)
             self._settle(record.step, reason)
@@ -315,18 +316,22 @@ class Checkpoints(CheckpointReader):
         self._tries += 1
         return self._config.retry_delay_s * 2.0 ** (self._tries - 1)
 
-    def _finish(self, step: int) -> int:
-        """After the commit, on process 0: the seal, and only then room for the next; bytes written."""
+    def _seal(self, step: int) -> int:
+        """After the commit, on process 0: bytes of the step that is now sealed."""
         self._recognise()  # Orbax makes a folder that is gone anew, below the mount
         if jax.process_index() != 0:
             return 0
-        nbytes = seals.write(self._folder / str(step))
+        return seals.write(self._folder / str(step))
+
+    def _make_room(self) -> None:
+        """After the seal, on process 0: older steps go."""
+        if jax.process_index() != 0:
+            return
         steps, every = self.steps, self._config.keep_every
         for old in steps[: -self._config.keep]:
             if not (every and old % every == 0):
                 with contextlib.suppress(OSError):
                     (self._folder / str(old)).rmtree()
-        return nbytes
 
     def choose(self, abstract: TrainState | None = None, below: int | None = None) -> int | None:
         """The newest step (under `below`) that every process finds whole; those that are not are set aside, with a note.

@@ -11,7 +11,8 @@ from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax.training.train_state import TrainState
 
-MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 1 << 24
+MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 1 << 22
+FILE_BYTES = 1 << 28
 
 
 def context_for(directory: Path | str) -> ocp.Context:
@@ -24,11 +25,13 @@ def context_for(directory: Path | str) -> ocp.Context:
     context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
     context.array.saving.use_compression = False
     context.array.saving.scoped_storage_options_creator = _storage
+    # In one file of up to 2 GB, which is Orbax's own, nothing is written at the same time.
+    context.array.saving.ocdbt_target_data_file_size = FILE_BYTES
     return context
 
 
 def _storage(path: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
-    """Chunks of stacked blocks hold an eighth of a layer, or what lies between 1 and 16 MB if that is nearer; others up to 16 MB.
+    """Chunks of stacked blocks hold an eighth of a layer, or what lies between 1 and 4 MB if that is nearer; others up to 4 MB.
 
     Orbax's own chunk is all that a device holds of a leaf, several GB for a large model's stack: `omnihuman export` reads
     layer by layer, and could not without decoding all of them.
