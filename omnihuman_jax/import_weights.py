@@ -9,6 +9,7 @@ Several processes: the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PR
 """
 
 import argparse
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -163,6 +164,7 @@ def import_weights(
         del values
     added = tuple(group for group in ADDED_GROUPS if group not in source.groups)
     make_additions(config, leaves, mesh, added)
+    give_back_freed_memory()
     progress("writing the checkpoint", hashed + total, hashed + total)
     origin = {"kind": source.kind, "folder": source.folder.name, "files": hashes}
     params = leaves.params()
@@ -232,6 +234,13 @@ def make_additions(config: experiment.ExperimentConfig, leaves: ShardedParams, m
                 arrays = run(jax.random.fold_in(jax.random.fold_in(key, number), layer))
                 leaves.write_arrays(layer if stack else None, arrays)
                 del arrays
+
+
+def give_back_freed_memory() -> None:
+    """Compilers and random numbers are done with theirs; glibc would keep it, and what the save takes would come on top."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _initialiser(model: mmdit.MMDiTConfig, places: Mapping[key_table.Path, Any]) -> Any:
