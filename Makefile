@@ -58,7 +58,7 @@ test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of 
 	# 5: this part has no test.
 	[ $$status -eq 0 ] || [ $$status -eq 5 ] || exit $$status
 
-codec-memory: $(VENV)/.torch  ## memory of the full-size video codecs, compiled for a 16 GiB chip (an hour or more on two cores)
+codec-memory: $(VENV)/.torch  ## memory of the full-size video codecs, compiled for a 16 GiB chip (a few minutes)
 	@$(BIN)/python -m omnihuman_jax.scale.codec_memory
 
 BENCH_OUT ?= runs/bench

@@ -2,21 +2,48 @@
 
 import pytest
 
-from omnihuman_jax.models import wan_vae
 from omnihuman_jax.scale import codec_memory
 from omnihuman_jax.scale.described_devices import describe
 from omnihuman_jax.scale.hardware import parse_topology
 
-SMALL = wan_vae.WanVaeConfig(base_dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
+DUMP = """BufferAssignment:
+allocation 0: size 536870912, page 0, parameter 1, shape |f32[2]| at ShapeIndex {}:
+allocation 1: size 1073741824, page 0, output shape is |f32[4]|, maybe-live-out:
+ value: <1 add @0> (size=99,offset=0): f32[4]
+allocation 2: size 2147483648, page 0, preallocated-temp:
+allocation 3: size 999, color 1, page 0, preallocated-temp:
+allocation 4: size 1073741824, page 0, constant:
+"""
+
+
+def account(frames: int, method: str, *options: str) -> dict[str, float]:
+    return codec_memory.measure_assigned("AutoencoderKLWan", method, ["--size", f"{frames}x64x64", *options])
+
+
+def test_a_dump_is_read_as_the_compilers_account():
+    assert codec_memory.assigned(DUMP) == {"arguments": 0.5, "output": 1.0, "temporaries": 3.0, "all": 4.5}
 
 
 @pytest.mark.slow
 def test_memory_grows_with_the_video_by_little_more_than_the_video():
-    """Stretch by stretch: twice the frames are twice the frames, and no more of anything else."""
-    device = describe(parse_topology("v5e:2x2"))[0]
-    short, long = (codec_memory.measure("AutoencoderKLWan", "decode", (n, 64, 64), {}, device, SMALL) for n in (17, 33))
+    """Stretch by stretch: twice the frames are twice the frames, and no more of anything else. The released sizes."""
+    short, long = account(17, "decode"), account(33, "decode")
     assert short["output"] < long["output"] < 2 * short["output"]
-    assert long["temporaries"] < 2.2 * short["temporaries"]
+    assert long["temporaries"] < 1.05 * short["temporaries"]
+
+
+@pytest.mark.slow
+def test_what_is_assigned_is_what_the_whole_compilation_says():
+    device = describe(parse_topology("v5e:2x2"))[0]
+    whole = codec_memory.measure("AutoencoderKLWan", "encode", (1, 64, 64), {}, device)
+    early = account(1, "encode")
+    assert {name: early[name] for name in ("arguments", "output")} == {name: whole[name] for name in ("arguments", "output")}
+    assert early["temporaries"] == pytest.approx(whole["temporaries"], rel=0.02)
+
+
+def test_an_error_of_the_compilation_is_shown():
+    with pytest.raises(ValueError, match=r"(?s)no account of its memory.*v5e:9x9"):
+        account(17, "decode", "--topology", "v5e:9x9")
 
 
 def test_wrong_sizes_are_named():
