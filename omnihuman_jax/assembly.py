@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from omnihuman_jax import sharding
+from omnihuman_jax import platform_flags, sharding
 from omnihuman_jax.config import (
     ExperimentConfig,
     compute_dtype,
@@ -98,6 +98,7 @@ def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> S
 def compile_step(parts: StepParts, state: train_state.TrainState) -> Any:
     """The step as one program for all stages, compiled before any process runs it: it can only be called, never recompiled."""
     compiled = lower_step(parts, state).compile()
+    platform_flags.give_back_memory()
     processes.wait_for_peers("omnihuman_train_step_compiled")
     return compiled
 

@@ -212,6 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry_point() -> None:
     """What the console script calls."""
+    if set(sys.argv[1:]) & set(COMMANDS):
+        platform_flags.restart_for_cpu()
     sys.exit(main())
 
 

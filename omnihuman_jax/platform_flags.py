@@ -1,11 +1,14 @@
-"""XLA's and NCCL's settings for NVIDIA GPUs, in one place. They have to be in the environment before JAX starts: no JAX here.
+"""Settings of XLA for NVIDIA GPUs and of the C library for CPUs, in one place. They have to be in the environment before JAX
+starts (the C library's, before Python does): no JAX here.
 
-What is set already stays as it is, so a user's own XLA_FLAGS win, flag by flag. `OMNIHUMAN_GPU_FLAGS=off` sets nothing. TPUs need
-nothing: libtpu schedules collectives behind compute by default.
+What is set already stays as it is, so a user's own XLA_FLAGS win, flag by flag. `OMNIHUMAN_GPU_FLAGS=off` and
+`OMNIHUMAN_CPU_FLAGS=off` set nothing. TPUs need nothing: libtpu schedules collectives behind compute by default.
 """
 
+import ctypes
 import importlib.util
 import os
+import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -22,6 +25,13 @@ XLA_FLAGS: dict[str, str] = {
 }
 # JAX takes three quarters of a GPU's memory by default; NVIDIA's guide for training says 0.8 to 0.9.
 VARIABLES: dict[str, str] = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
+
+
+CPU_SWITCH = "OMNIHUMAN_CPU_FLAGS"
+# glibc's malloc asks for huge pages. XLA:CPU takes a step's temporaries from malloc and gives them back after it: with pages of
+# 4 KiB the kernel spends a tenth of the step on handing out 650 MiB of them again (docs/speed.md).
+TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
+_HUGE_PAGES_FILE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def settings(platform: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -49,6 +59,28 @@ def apply(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
     chosen = settings(platform_of(environment), environment)
     environment.update(chosen)
     return chosen
+
+
+def cpu_settings(environment: Mapping[str, str], kernel: Path = _HUGE_PAGES_FILE) -> dict[str, str]:
+    """Variables that a process which computes on the CPU should be started with, given those that are set."""
+    on_request = kernel.exists() and "[madvise]" in kernel.read_text()
+    present = environment.get(TUNABLES, "")
+    if not on_request or HUGE_PAGES in present or environment.get(CPU_SWITCH, "").lower() in ("off", "0"):
+        return {}
+    return {TUNABLES: ":".join(filter(None, (present, f"{HUGE_PAGES}=1")))}
+
+
+def restart_for_cpu(environment: Mapping[str, str] = os.environ) -> None:
+    """Starts this program anew, as the same process, if it computes on the CPU and `cpu_settings` has something to set."""
+    if platform_of(environment) == "cpu" and (wanted := cpu_settings(environment)):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment, **wanted})
+
+
+def give_back_memory() -> None:
+    """Returns to the system what malloc holds and nobody uses: a gigabyte after XLA:CPU has compiled a step."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)
 
 
 def slurm_device_ids(environment: Mapping[str, str]) -> list[int] | None:

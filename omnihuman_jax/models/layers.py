@@ -92,7 +92,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = gathered(self.kernel[...].astype(x.dtype), self.stored_axes, self.axes)
-        y = jnp.tensordot(pin(x, *self.axes[: self.num_in]), kernel, axes=self.num_in)
+        y = product(self.num_in, pin(x, *self.axes[: self.num_in]), kernel)
         y = pin(y, *self.axes[self.num_in :])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
@@ -111,6 +111,38 @@ gathered.defvjp(
     lambda kernel, stored, used: (gathered(kernel, stored, used), None),
     lambda stored, used, _, grad: (constrain(grad, *stored),),
 )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(num_in: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x [..., in...] @ kernel [in..., out...]`, `num_in` dims of `in`.
+
+    Its gradients are the products that jax derives, with their operands in an order that leaves the result as it is stored: XLA
+    on CPU transposes whole kernels otherwise, once a block.
+    """
+    return jnp.tensordot(x, kernel, axes=num_in)
+
+
+def _product_forward(num_in: int, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return product(num_in, x, kernel), (x, kernel)
+
+
+def _product_backward(num_in: int, kept: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    rows, outs = x.ndim - num_in, kernel.ndim - num_in
+    leading, last = tuple(range(rows)), tuple(range(rows, grad.ndim))
+    grad_kernel = jax.lax.dot_general(x, grad, ((leading, leading), ((), ())))
+    out_dims = tuple(range(num_in, kernel.ndim))
+    if outs > 1 and math.prod(x.shape[:rows]) < math.prod(kernel.shape[:num_in]):
+        # Fewer rows than the kernel has (modulation): it is they that are transposed.
+        grad_x = jax.lax.dot_general(kernel, grad, ((out_dims, last), ((), ())))
+        grad_x = jnp.moveaxis(grad_x, tuple(range(num_in)), tuple(range(-num_in, 0)))
+    else:
+        grad_x = jax.lax.dot_general(grad, kernel, ((last, out_dims), ((), ())))
+    return grad_x, grad_kernel
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def pin(x: jax.Array, *last_axes: str | None) -> jax.Array:

@@ -8,6 +8,7 @@ parameters, moments, counts and EMA bit for bit; one that starts late gets its o
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -92,12 +93,35 @@ def create_optimizer(config: OptimizerConfig, labels: Params, axes: Params, *, s
         seed: of the moments' stochastic rounding.
     """
     decayed = jax.tree.map(lambda leaf: sum(axis != "layers" for axis in leaf) >= 2, axes, is_leaf=_is_axes)
-    adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
-    chain = optax.chain(
-        adam if config.moments_dtype == "float32" else moments.in_bfloat16(adam, seed, config.moments_rounding),
-        optax.add_decayed_weights(config.weight_decay, mask=lambda params: _like_masked(decayed, params)),
-    )
-    return optax.partition(dict.fromkeys(present_groups(labels), chain), labels)
+    plain = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
+    adam = plain if config.moments_dtype == "float32" else moments.in_bfloat16(plain, seed, config.moments_rounding)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=lambda params: _like_masked(decayed, params))
+    chains = {group: optax.chain(_in_place(adam, config, group), decay) for group in present_groups(labels)}
+    return optax.partition(chains, labels)
+
+
+def _in_place(adam: optax.GradientTransformation, config: OptimizerConfig, group: str) -> optax.GradientTransformationExtraArgs:
+    """`adam`, whose state stays as it is where `moves[group]` (a bool scalar) is false, and is written before it is read again.
+
+    Left alone, XLA on CPU computes parameters and moments each from the *old* moments, and to be able to write the new ones over
+    them copies both first: two more states' worth of memory and traffic.
+    """
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, moves: Mapping[str, jax.Array] | None = None, **_: Any
+    ) -> tuple[Any, Any]:
+        directions, new = adam.update(updates, state, params)
+        if moves is not None:
+            new = jax.tree.map(lambda new, old: jnp.where(moves[group], new, old), new, state)
+        if config.moments_dtype != "float32":
+            return directions, new  # from the moments before they were rounded
+        pairs = jax.tree.map(lambda *pair: jax.lax.optimization_barrier(pair), new.mu, new.nu)
+        pick = lambda i: jax.tree.map(lambda _, pair: pair[i], new.mu, pairs)  # noqa: E731
+        new = new._replace(mu=pick(0), nu=pick(1))
+        mu, nu = (optax.tree.bias_correction(x, beta, new.count) for x, beta in ((new.mu, config.beta1), (new.nu, config.beta2)))
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + config.epsilon), mu, nu), new
+
+    return optax.GradientTransformationExtraArgs(adam.init, update)
 
 
 def present_groups(labels: Params) -> tuple[str, ...]:
@@ -140,17 +164,13 @@ def update(
     # Selecting, not scaling by norm/norm: below the limit gradients pass bit for bit.
     grads = jax.tree.map(lambda g: jnp.where(norm > config.clip_norm, g * (config.clip_norm / norm), g), grads)
     counts = group_counts(opt_state)
-    updates, new_opt_state = optimizer.update(grads, opt_state, params)
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, opt_state, params, moves=moves)
     rate = {group: learning_rate * _warmup(config, count) for group, count in counts.items()}
     decay = {group: jnp.minimum(ema_config.decay, (1.0 + count) / (10.0 + count)) for group, count in counts.items()}
     params = jax.tree.map(lambda label, p, u: jnp.where(moves[label], p - rate[label] * u, p), labels, params, updates)
     ema = jax.tree.map(lambda label, e, p: jnp.where(moves[label], e + (1 - decay[label]) * (p - e), e), labels, ema, params)
-    kept = {
-        group: jax.tree.map(lambda new, old, moving=moves[group]: jnp.where(moving, new, old), state, opt_state.inner_states[group])
-        for group, state in new_opt_state.inner_states.items()
-    }
     rates = {group: jnp.where(trainable[group], value, 0.0) for group, value in rate.items()}
-    return params, ema, type(opt_state)(kept), norm, rates
+    return params, ema, opt_state, norm, rates
 
 
 def trainable_groups(introduced: Sequence[str], frozen: Sequence[str]) -> dict[str, bool]:

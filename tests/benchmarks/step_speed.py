@@ -1,11 +1,12 @@
 """Speed and memory of one machine: our forward pass and train step against diffusers' HunyuanVideo in PyTorch, in one run.
 
     python -m tests.benchmarks.step_speed              # what `make bench` runs
-    python -m tests.benchmarks.step_speed --rounds 9 --only jax,torch-compile --checkpointing off
+    python -m tests.benchmarks.step_speed --rounds 9 --only jax,torch-compile --checkpointing off --width 1024
 
 Same sizes, float32, one packed window of 1024 + 64 tokens, all cores. Every variant is a process of its own that stays
 alive; a round asks each of them in turn for one forward pass, one train step and one matrix product, so that a machine whose
 speed drifts slows all of them alike. A train step is noise, forward, backward, clipping, AdamW and EMA on either side.
+All run under what `omnihuman` sets on a CPU (`platform_flags.cpu_settings`: huge pages), or, with `--pages default`, none of them.
 Without checkpointing ours keeps every product's output and computes element-wise work again (`remat: products`), PyTorch
 keeps what autograd keeps: neither computes a product twice. Medians.
 """
@@ -20,18 +21,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from omnihuman_jax import platform_flags
+
 VARIANTS = ("jax", "torch-eager", "torch-compile")
 FRAMES, HEIGHT, WIDTH, TEXT = 4, 16, 16, 64  # tokens
+COMMON = {"latent_channels": 16, "text_width": 512, "pooled_width": 128, "num_refiner_layers": 1, "rope_axes": (16, 56, 56)}
 SIZES = {
-    "width": 512,
-    "num_heads": 4,
-    "num_dual_layers": 4,
-    "num_single_layers": 4,
-    "latent_channels": 16,
-    "text_width": 512,
-    "pooled_width": 128,
-    "num_refiner_layers": 1,
-    "rope_axes": (16, 56, 56),
+    512: {"width": 512, "num_heads": 4, "num_dual_layers": 4, "num_single_layers": 4, **COMMON},
+    1024: {"width": 1024, "num_heads": 8, "num_dual_layers": 2, "num_single_layers": 2, **COMMON},
 }
 MATMUL = 2048
 RATE, DECAY, CLIP, EMA = 1e-4, 0.01, 1.0, 0.999
@@ -39,7 +36,7 @@ RATE, DECAY, CLIP, EMA = 1e-4, 0.01, 1.0, 0.999
 Work = dict[str, Callable[[], None]]
 
 
-def jax_work(checkpointing: bool) -> tuple[Work, int]:
+def jax_work(checkpointing: bool, width: int = 512) -> tuple[Work, int]:
     """forward, step and matmul of ours, and the FLOPs of a step."""
     import jax
     import jax.numpy as jnp
@@ -55,7 +52,7 @@ def jax_work(checkpointing: bool) -> tuple[Work, int]:
     from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
     from tests.interop.cases import Window, packed_batch, shape_for
 
-    model = mmdit.MMDiTConfig(**SIZES, remat="block" if checkpointing else "products")
+    model = mmdit.MMDiTConfig(**SIZES[width], remat="block" if checkpointing else "products")
     shape = shape_for(model, latent_tokens=FRAMES * HEIGHT * WIDTH, text_tokens=TEXT, windows=1, latent_frames=FRAMES, frames=17)
     window = Window(latents=FRAMES, height=HEIGHT, width=WIDTH, text_tokens=TEXT, active=ConditionSet.of(Condition.TEXT))
     mesh = sharding.create_mesh(sharding.MeshConfig(), jax.devices()[:1])
@@ -99,25 +96,26 @@ def jax_work(checkpointing: bool) -> tuple[Work, int]:
     )
 
 
-def torch_work(compiled: bool, checkpointing: bool) -> tuple[Work, int]:
+def torch_work(compiled: bool, checkpointing: bool, width: int = 512) -> tuple[Work, int]:
     """The same of diffusers' HunyuanVideoTransformer3DModel."""
     import torch
     from diffusers import HunyuanVideoTransformer3DModel
 
     torch.manual_seed(0)
+    sizes = SIZES[width]
     model = HunyuanVideoTransformer3DModel(
-        in_channels=SIZES["latent_channels"],
-        out_channels=SIZES["latent_channels"],
-        num_attention_heads=SIZES["num_heads"],
-        attention_head_dim=SIZES["width"] // SIZES["num_heads"],
-        num_layers=SIZES["num_dual_layers"],
-        num_single_layers=SIZES["num_single_layers"],
-        num_refiner_layers=SIZES["num_refiner_layers"],
+        in_channels=sizes["latent_channels"],
+        out_channels=sizes["latent_channels"],
+        num_attention_heads=sizes["num_heads"],
+        attention_head_dim=sizes["width"] // sizes["num_heads"],
+        num_layers=sizes["num_dual_layers"],
+        num_single_layers=sizes["num_single_layers"],
+        num_refiner_layers=sizes["num_refiner_layers"],
         guidance_embeds=False,
-        text_embed_dim=SIZES["text_width"],
-        pooled_projection_dim=SIZES["pooled_width"],
+        text_embed_dim=sizes["text_width"],
+        pooled_projection_dim=sizes["pooled_width"],
         rope_theta=256.0,
-        rope_axes_dim=SIZES["rope_axes"],
+        rope_axes_dim=sizes["rope_axes"],
     )
     if checkpointing:
         model.enable_gradient_checkpointing()
@@ -125,8 +123,8 @@ def torch_work(compiled: bool, checkpointing: bool) -> tuple[Work, int]:
     ema = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY, foreach=True)
     run = torch.compile(model) if compiled else model
-    latents = torch.randn(1, SIZES["latent_channels"], FRAMES, 2 * HEIGHT, 2 * WIDTH)
-    text, pooled = torch.randn(1, TEXT, SIZES["text_width"]), torch.randn(1, SIZES["pooled_width"])
+    latents = torch.randn(1, sizes["latent_channels"], FRAMES, 2 * HEIGHT, 2 * WIDTH)
+    text, pooled = torch.randn(1, TEXT, sizes["text_width"]), torch.randn(1, sizes["pooled_width"])
     mask = torch.ones(1, TEXT, dtype=torch.bool)
     square = torch.randn(MATMUL, MATMUL)
 
@@ -150,17 +148,18 @@ def torch_work(compiled: bool, checkpointing: bool) -> tuple[Work, int]:
     return {"forward": forward, "step": step, "matmul": lambda: torch.mm(square, square)}, 0
 
 
-def worker(variant: str, checkpointing: bool) -> None:
+def worker(variant: str, checkpointing: bool, width: int) -> None:
     """Builds and warms up, then answers one line of JSON to each line of its input: {'seconds'} of that work, or of `memory`."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print goes elsewhere
     before = _status("VmRSS")
     if variant == "jax":
-        work, flops = jax_work(checkpointing)
+        work, flops = jax_work(checkpointing, width)
     else:
-        work, flops = torch_work(variant == "torch-compile", checkpointing)
+        work, flops = torch_work(variant == "torch-compile", checkpointing, width)
     for name in ("forward", "step", "step", "matmul"):
         work[name]()
+    platform_flags.give_back_memory()  # as the trainer does once it has compiled
     # The high-water mark from here on is the steps' own: building and compiling are over.
     Path("/proc/self/clear_refs").write_text("5")
     answers.write(json.dumps({"flops": flops}) + "\n")
@@ -183,11 +182,11 @@ def _status(field: str) -> int:
 class Variant:
     """One process, asked a line at a time."""
 
-    def __init__(self, name: str, checkpointing: bool):
+    def __init__(self, name: str, checkpointing: bool, width: int, environment: dict[str, str]):
         self.name = name
         command = [sys.executable, "-m", "tests.benchmarks.step_speed", "--worker", name]
         self.process = subprocess.Popen(
-            [*command, "--checkpointing", "on" if checkpointing else "off"],
+            [*command, "--checkpointing", "on" if checkpointing else "off", "--width", str(width)], env=environment,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         self.seconds: dict[str, list[float]] = {"forward": [], "step": [], "matmul": []}
@@ -212,15 +211,15 @@ class Variant:
         self.process.wait()
 
 
-def measure(names: Sequence[str], checkpointing: bool, rounds: int) -> None:
+def measure(names: Sequence[str], checkpointing: bool, width: int, rounds: int, environment: dict[str, str]) -> None:
     """Prints the table of one setting."""
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
 
     variants = []
-    for name in track(names, description=f"building, checkpointing {'on' if checkpointing else 'off'}"):
-        variants.append(Variant(name, checkpointing))
+    for name in track(names, description=f"building, width {width}, checkpointing {'on' if checkpointing else 'off'}"):
+        variants.append(Variant(name, checkpointing, width, environment))
     for _ in track(range(rounds), description="measuring"):
         for work in ("matmul", "forward", "step"):
             for variant in variants:
@@ -230,7 +229,7 @@ def measure(names: Sequence[str], checkpointing: bool, rounds: int) -> None:
     peak = max(peaks.values())
     medians = {variant.name: {work: statistics.median(times) for work, times in variant.seconds.items()} for variant in variants}
     fastest = min((medians[name]["step"] for name in names if name.startswith("torch")), default=None)
-    table = Table(title=f"checkpointing {'on' if checkpointing else 'off'}, {rounds} rounds, medians")
+    table = Table(title=f"width {width}, checkpointing {'on' if checkpointing else 'off'}, {rounds} rounds, medians")
     columns = ("forward s", "step s", "speed, of the faster torch step", "GFLOP/s of step", "of the machine's peak")
     for column in ("", *columns, "own matmul GFLOP/s", "step's peak MiB"):
         table.add_column(column, justify="right" if column else "left")
@@ -250,14 +249,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="(%(default)s)")
     parser.add_argument("--only", default=",".join(VARIANTS), metavar="NAME,...", help="(%(default)s)")
     parser.add_argument("--checkpointing", choices=("on", "off", "both"), default="both", help="(%(default)s)")
+    parser.add_argument("--width", choices=("512", "1024", "both"), default="both", help="(%(default)s)")
+    parser.add_argument("--pages", choices=("huge", "default"), default="huge", help="(%(default)s)")
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        worker(options.worker, options.checkpointing == "on")
+        worker(options.worker, options.checkpointing == "on", int(options.width))
         return
-    for checkpointing in (False, True):
-        if options.checkpointing in ("both", "on" if checkpointing else "off"):
-            measure(options.only.split(","), checkpointing, options.rounds)
+    environment = dict(os.environ) | {"JAX_PLATFORMS": "cpu"}
+    if options.pages == "huge":
+        environment |= platform_flags.cpu_settings(environment)
+    for width in SIZES:
+        for checkpointing in (False, True):
+            if options.width in ("both", str(width)) and options.checkpointing in ("both", "on" if checkpointing else "off"):
+                measure(options.only.split(","), checkpointing, width, options.rounds, environment)
 
 
 if __name__ == "__main__":
