@@ -1,4 +1,4 @@
-"""GPU settings: only for GPUs, never over a user's own, each known to XLA; SLURM tasks get the GPUs that are theirs."""
+"""GPU and CPU settings: each only where it belongs, never over a user's own, each known to XLA; SLURM tasks get the GPUs that are theirs."""
 
 import os
 import subprocess
@@ -20,6 +20,33 @@ def test_only_on_gpus_and_never_over_the_users_own() -> None:
     assert added["XLA_FLAGS"].startswith(own["XLA_FLAGS"] + " ") and added["XLA_FLAGS"].count("latency_hiding") == 1
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in added
     assert settings("cuda", own | added) == {}  # once
+
+
+def test_huge_pages_on_request_and_never_over_the_users_own(tmp_path: Path) -> None:
+    kernel = tmp_path / "enabled"
+    assert platform_flags.cpu_settings({}, kernel) == {}  # another system
+    kernel.write_text("always [madvise] never\n")
+    assert platform_flags.cpu_settings({}, kernel) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    own = {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1"}
+    added = platform_flags.cpu_settings(own, kernel)
+    assert added == {"GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.hugetlb=1"}
+    assert platform_flags.cpu_settings(added, kernel) == {}  # once: the program starts itself again with it
+    assert platform_flags.cpu_settings({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, kernel) == {}
+    assert platform_flags.cpu_settings({"OMNIHUMAN_CPU_FLAGS": "off"}, kernel) == {}
+    kernel.write_text("[always] madvise never\n")
+    assert platform_flags.cpu_settings({}, kernel) == {}  # there without asking
+
+
+def test_a_restart_for_the_cpu_is_the_same_program_and_happens_once() -> None:
+    code = (
+        "import os, sys\nfrom omnihuman_jax import platform_flags\n"
+        "platform_flags.cpu_settings = lambda env: {} if 'SEEN' in env else {'SEEN': '1'}\n"
+        "platform_flags.restart_for_cpu()\nprint(sys.argv[1:], os.getpid())"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, "a b", "c"], env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, text=True
+    )
+    assert run.communicate()[0].strip() == f"['a b', 'c'] {run.pid}"
 
 
 def test_which_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,3 +60,17 @@ def test_time_embedding_starts_with_cosines_of_a_thousand_t(monkeypatch) -> None
     np.testing.assert_allclose(features[0], [1.0] * 128 + [0.0] * 128)
     np.testing.assert_allclose(features[1, [0, 128]], [np.cos(250.0), np.sin(250.0)], rtol=1e-5)
     np.testing.assert_allclose(features[1, 127], np.cos(250.0 * 10_000.0 ** (-127 / 128)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "num_in", "out"), [((2, 5, 6), 1, (3, 4)), ((2, 3, 6), 1, (7,)), ((2, 5, 3, 4), 2, (6,)), ((1, 2, 8), 1, (3, 5))]
+)
+def test_gradients_of_a_product_are_those_that_jax_derives(x: tuple, num_in: int, out: tuple) -> None:
+    rng = np.random.default_rng(0)
+    shapes = x, (*x[-num_in:], *out), (*x[:-num_in], *out)
+    arrays, kernel, grad = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    ours = jax.vjp(lambda a, b: layers.product(num_in, a, b), arrays, kernel)
+    theirs = jax.vjp(lambda a, b: jnp.tensordot(a, b, axes=num_in), arrays, kernel)
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    for mine, other in zip(ours[1](grad), theirs[1](grad), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)
