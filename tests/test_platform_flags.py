@@ -1,4 +1,4 @@
-"""GPU and CPU settings: each only where it belongs, never over a user's own, each known to XLA; SLURM tasks get the GPUs that are theirs."""
+"""GPU and CPU settings: each where it belongs, never over a user's own, known to XLA; SLURM tasks get the GPUs that are theirs."""
 
 import os
 import subprocess

@@ -101,10 +101,10 @@ def create_optimizer(config: OptimizerConfig, labels: Params, axes: Params, *, s
 
 
 def _in_place(adam: optax.GradientTransformation, config: OptimizerConfig, group: str) -> optax.GradientTransformationExtraArgs:
-    """`adam`, whose state stays as it is where `moves[group]` (a bool scalar) is false, and is written before it is read again.
+    """`adam`; where `moves[group]` (a bool scalar) is false its state stays as it is. The directions come from the state kept.
 
-    Left alone, XLA on CPU computes parameters and moments each from the *old* moments, and to be able to write the new ones over
-    them copies both first: two more states' worth of memory and traffic.
+    From the moments as they were before that choice XLA on CPU would compute the parameters a second time, out of the *old*
+    moments, and to be able to write the new ones over them copy both first: two parameters' worth of memory and traffic more.
     """
 
     def update(
@@ -115,9 +115,6 @@ def _in_place(adam: optax.GradientTransformation, config: OptimizerConfig, group
             new = jax.tree.map(lambda new, old: jnp.where(moves[group], new, old), new, state)
         if config.moments_dtype != "float32":
             return directions, new  # from the moments before they were rounded
-        pairs = jax.tree.map(lambda *pair: jax.lax.optimization_barrier(pair), new.mu, new.nu)
-        pick = lambda i: jax.tree.map(lambda _, pair: pair[i], new.mu, pairs)  # noqa: E731
-        new = new._replace(mu=pick(0), nu=pick(1))
         mu, nu = (optax.tree.bias_correction(x, beta, new.count) for x, beta in ((new.mu, config.beta1), (new.nu, config.beta2)))
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + config.epsilon), mu, nu), new
 

@@ -171,10 +171,11 @@ def test_unknown_groups() -> None:
 
 def test_the_update_is_written_over_its_state_without_copies() -> None:
     """XLA on CPU would copy both moments first, if parameters were computed from the old ones."""
-    axes, labels = {"kernel": ("embed", "mlp")}, {"kernel": "base"}
+    names = ("q", "k", "v")
+    axes, labels = dict.fromkeys(names, ("embed", "mlp")), dict.fromkeys(names, "base")
     config = optim.OptimizerConfig(warmup_steps=0)
     optimizer = optim.create_optimizer(config, labels, axes)
-    params = {"kernel": jax.ShapeDtypeStruct((384, 256), jnp.float32)}
+    params = dict.fromkeys(names, jax.ShapeDtypeStruct((384, 256), jnp.float32))
 
     def update(state, grads):
         params, ema, opt_state = state
@@ -186,5 +187,4 @@ def test_the_update_is_written_over_its_state_without_copies() -> None:
     compiled = jax.jit(update, donate_argnums=0).lower((params, params, jax.eval_shape(optimizer.init, params)), params).compile()
     copies = [line for line in compiled.as_text().splitlines() if re.search(r"= f32\[384,256\]\S* copy\(", line)]
     assert not copies, copies
-    leaf = 4 * 384 * 256
-    assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * leaf  # the clipped gradient
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 384 * 256  # of a leaf; of five with copies
