@@ -46,7 +46,7 @@ demo: $(VENV)/.demo  ## videos -> trained, resumed, sampled and exported model, 
 test: $(VENV)/.torch  ## the whole suite, 8 simulated devices
 	@$(BIN)/python -m pytest
 
-bench: $(VENV)/.torch  ## speed and memory of a train step beside PyTorch's, on this machine, in one run (10 minutes)
+bench: $(VENV)/.torch  ## speed and memory of a train step beside PyTorch's, on this machine, in one run (20 minutes)
 	@$(BIN)/python -m tests.benchmarks.step_speed
 
 chaos: $(VENV)/.torch  ## thirty faults at random moments on real processes; the bits must be those of an undisturbed run (15 minutes)
