@@ -9,7 +9,6 @@ Several processes: the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PR
 """
 
 import argparse
-import ctypes
 import dataclasses
 import hashlib
 import json
@@ -24,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from omnihuman_jax import config as experiment
-from omnihuman_jax import sharding
+from omnihuman_jax import platform_flags, sharding
 from omnihuman_jax.interop import hunyuan_video, key_table, safetensors_io
 from omnihuman_jax.interop.hunyuan_video import ADDED_GROUPS, ADDITIONS_STEM
 from omnihuman_jax.interop.sharded_params import ShardedParams
@@ -164,7 +163,7 @@ def import_weights(
         del values
     added = tuple(group for group in ADDED_GROUPS if group not in source.groups)
     make_additions(config, leaves, mesh, added)
-    give_back_freed_memory()
+    platform_flags.give_back_memory()  # what the save takes would come on top
     progress("writing the checkpoint", hashed + total, hashed + total)
     origin = {"kind": source.kind, "folder": source.folder.name, "files": hashes}
     params = leaves.params()
@@ -234,13 +233,6 @@ def make_additions(config: experiment.ExperimentConfig, leaves: ShardedParams, m
                 arrays = run(jax.random.fold_in(jax.random.fold_in(key, number), layer))
                 leaves.write_arrays(layer if stack else None, arrays)
                 del arrays
-
-
-def give_back_freed_memory() -> None:
-    """Compilers and random numbers are done with theirs; glibc would keep it, and what the save takes would come on top."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _initialiser(model: mmdit.MMDiTConfig, places: Mapping[key_table.Path, Any]) -> Any:

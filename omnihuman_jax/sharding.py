@@ -175,6 +175,12 @@ def platform_of(mesh: Mesh | AbstractMesh) -> str:
     return device.platform
 
 
+def platform() -> str:
+    """`cpu`, `gpu` or `tpu`: of the mesh's devices (a program for TPUs may be compiled on a CPU), else the default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device is not None else jax.default_backend()
+
+
 def partition_spec(logical_axes: Sequence[str | None]) -> PartitionSpec:
     """The PartitionSpec of an array with these logical axes; KeyError-like ValueError on an unknown one."""
     entries: list[tuple[str, ...] | None] = []

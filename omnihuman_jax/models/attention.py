@@ -20,7 +20,7 @@ from omnihuman_jax.models.attention_gpu import Cudnn, Triton
 from omnihuman_jax.models.attention_kernel import QKV, Kernel, attend
 from omnihuman_jax.models.attention_tpu import Splash
 from omnihuman_jax.models.attention_xla import Blocked, Dense
-from omnihuman_jax.sharding import RULES
+from omnihuman_jax.sharding import RULES, platform
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +74,6 @@ IMPLEMENTATIONS: dict[str, Callable[[AttentionStrategy, str], Kernel]] = {
 
 FASTEST = {"cpu": "per_head", "tpu": "splash", "gpu": "triton"}
 ONE_WINDOW = "cudnn"  # knows no ids
-
-
-def platform() -> str:
-    """`cpu`, `gpu` or `tpu`: of the mesh's devices (a program for TPUs may be compiled on a CPU), else the default backend."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device is not None else jax.default_backend()
 
 
 def resolve(strategy: AttentionStrategy, *, one_window: bool = False) -> Kernel:

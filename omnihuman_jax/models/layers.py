@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from omnihuman_jax.sharding import RULES, constrain, partition_spec
+from omnihuman_jax.sharding import RULES, constrain, partition_spec, platform
 
 Init = Callable[[jax.Array, Sequence[int], jnp.dtype], jax.Array]
 
@@ -113,18 +113,22 @@ gathered.defvjp(
 )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def product(num_in: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x [..., in...] @ kernel [in..., out...]`, `num_in` dims of `in`.
+    """`x [..., in...] @ kernel [in..., out...]`, `num_in` dims of `in`."""
+    return _ordered_product(num_in, x, kernel) if platform() == "cpu" else jnp.tensordot(x, kernel, axes=num_in)
 
-    Its gradients are the products that jax derives, with their operands in an order that leaves the result as it is stored: XLA
-    on CPU transposes whole kernels otherwise, once a block.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _ordered_product(num_in: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Its gradients are the products that jax derives, with their operands in an order that leaves the result as it is stored.
+
+    XLA on CPU transposes whole kernels otherwise, once a block; other compilers choose their own layouts.
     """
     return jnp.tensordot(x, kernel, axes=num_in)
 
 
 def _product_forward(num_in: int, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return product(num_in, x, kernel), (x, kernel)
+    return jnp.tensordot(x, kernel, axes=num_in), (x, kernel)
 
 
 def _product_backward(num_in: int, kept: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -142,7 +146,7 @@ def _product_backward(num_in: int, kept: tuple[jax.Array, jax.Array], grad: jax.
     return grad_x, grad_kernel
 
 
-product.defvjp(_product_forward, _product_backward)
+_ordered_product.defvjp(_product_forward, _product_backward)
 
 
 def pin(x: jax.Array, *last_axes: str | None) -> jax.Array:
