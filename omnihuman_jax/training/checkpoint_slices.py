@@ -18,7 +18,6 @@ from orbax.checkpoint._src.futures import future
 from orbax.checkpoint._src.multihost import multihost
 from orbax.checkpoint._src.serialization import jax_array_handlers, ocdbt_utils, replica_slices, tensorstore_utils, types
 from orbax.checkpoint.experimental.v1._src.serialization import array_leaf_handler, registry
-from orbax.checkpoint.experimental.v1._src.serialization import types as leaf_types
 
 SLICE_BYTES = 1 << 24
 COMMIT_BYTES = 1 << 25
@@ -34,8 +33,9 @@ def use(context: ocp.Context) -> None:
 
 class _TreeHandler(ocp.handlers.PyTreeHandler):
     def __init__(self) -> None:
-        leaves = registry.StandardLeafHandlerRegistry()
-        leaves.add(jax.Array, leaf_types.AbstractShardedArray, _LeafHandler, override=True, secondary_typestrs=["jax.Array"])
+        leaves = registry.BaseLeafHandlerRegistry()
+        for leaf, abstract, names, handler in registry.STANDARD_TYPE_AND_ABSTRACT_TYPE_AND_TYPESTR_TO_HANDLER:
+            leaves.add(leaf, abstract, _LeafHandler if leaf is jax.Array else handler, secondary_typestrs=names)
         super().__init__(leaf_handler_registry=leaves)
 
 
