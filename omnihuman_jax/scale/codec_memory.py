@@ -79,7 +79,10 @@ def measure(
 
 
 def assigned(text: str) -> dict[str, float]:
-    """GiB of arguments, output, temporaries and all, of XLA's dump of a buffer assignment; the default memory (HBM) alone."""
+    """GiB in HBM of arguments, output, temporaries and all, from XLA's dump of a buffer assignment.
+
+    Constants count as temporaries here; a compiled program's own account leaves them out (a few MB).
+    """
     sizes = {"arguments": 0, "output": 0, "temporaries": 0}
     for size, what in re.findall(r"^allocation \d+: size (\d+), (.*)$", text, re.MULTILINE):
         if not re.search(r"\bcolor [1-9]", what):  # colours are memories on the chip

@@ -34,11 +34,13 @@ def test_memory_grows_with_the_video_by_little_more_than_the_video():
 
 @pytest.mark.slow
 def test_what_is_assigned_is_what_the_whole_compilation_says():
+    """But for constants and what a thread has of its own, a few MB: the compiled program's account leaves them out."""
     device = describe(parse_topology("v5e:2x2"))[0]
-    whole = codec_memory.measure("AutoencoderKLWan", "encode", (1, 64, 64), {}, device)
-    early = account(1, "encode")
+    whole = codec_memory.measure("AutoencoderKLWan", "encode", (1, 1024, 1024), {}, device)
+    early = codec_memory.measure_assigned("AutoencoderKLWan", "encode", ["--size", "1x1024x1024"])
     assert {name: early[name] for name in ("arguments", "output")} == {name: whole[name] for name in ("arguments", "output")}
-    assert early["temporaries"] == pytest.approx(whole["temporaries"], rel=0.02)
+    assert whole["temporaries"] > 0.2
+    assert early["temporaries"] == pytest.approx(whole["temporaries"], abs=0.005)
 
 
 def test_an_error_of_the_compilation_is_shown():
