@@ -19,8 +19,8 @@ from orbax.checkpoint._src.multihost import multihost
 from orbax.checkpoint._src.serialization import jax_array_handlers, ocdbt_utils, replica_slices, tensorstore_utils, types
 from orbax.checkpoint.experimental.v1._src.serialization import array_leaf_handler, registry
 
-SLICE_BYTES = 1 << 24
-COMMIT_BYTES = 1 << 25
+SLICE_BYTES = 1 << 23
+COMMIT_BYTES = 1 << 24
 """Written in one transaction, which TensorStore keeps in memory until it commits."""
 
 
