@@ -155,7 +155,7 @@ def communications_of(found: Iterable[Collective], mesh: Mesh, topology: Topolog
     sums: dict[tuple[str, tuple[str, ...], str, bool], list[float]] = collections.defaultdict(lambda: [0.0] * 4)
     paths: dict[tuple[int, ...], interconnect.Path] = {}
     for item in found:
-        group = item.groups[0]
+        group = next((group for group in item.groups if len(set(group)) > 1), item.groups[0])
         if group not in paths:
             paths[group] = interconnect.path_between(topology, [places[i] for i in group])
         path = paths[group]
@@ -191,6 +191,30 @@ def host_copies_of(program: Program, topology: Topology) -> list[Communication]:
     ]
 
 
+def between_slices_of(program: Program, topology: Topology) -> list[Communication]:
+    """What crosses the data-centre network: XLA writes it as transfers through the host, apart from the collectives of a slice."""
+    sums: dict[str, list[float]] = collections.defaultdict(lambda: [0.0] * 3)
+    path = interconnect.Path(devices=topology.num_slices, slices=topology.num_slices)
+    for _, instruction, times in program.executed():
+        if instruction.opcode == "send" and (found := _TRANSFER.search(instruction.rest)):
+            kind, size = _TRANSFERS.get(found[1], found[1].lower().replace("_", "-")), instruction.shapes[0].bytes
+            total = sums[kind]
+            total[0] += times
+            total[1] += times * size
+            total[2] += times * interconnect.seconds(topology, kind, size, path)
+    return [
+        Communication(
+            kind=kind, axes=("slices",), network="dcn", count=int(count), bytes=size, seconds=seconds, hidden=True,
+            sent_bytes=interconnect.sent_bytes(kind, size, topology.num_slices),
+        )
+        for kind, (count, size, seconds) in sorted(sums.items())
+    ]  # fmt: skip
+
+
+_TRANSFERS = {"ONE_TO_ONE": "collective-permute"}
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+
+
 def text_of(compiled: Any) -> str:
     """The compiled text; "" where libtpu gives none (tpu7x)."""
     try:
@@ -215,6 +239,7 @@ def read_program(
         works=tuple(works_of(program)),
         communications=(
             *communications_of(collectives(text, mesh.shape), mesh, topology),
+            *between_slices_of(program, topology),
             *host_copies_of(program, topology),
         ),
         xla_flops=compiled.cost_analysis()["flops"],
