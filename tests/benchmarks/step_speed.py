@@ -5,7 +5,8 @@
 
 Same sizes, float32, one packed window of 1024 + 64 tokens, all cores. Every variant is a process of its own that stays
 alive; a round asks each of them in turn for one forward pass, one train step and one matrix product, so that a machine whose
-speed drifts slows all of them alike. A train step is noise, forward, backward, clipping, AdamW and EMA on either side.
+speed drifts slows all of them alike. Each is done twice and the second is timed, as in a loop. A train step is noise, forward,
+backward, clipping, AdamW and EMA on either side.
 All run under what `omnihuman` sets on a CPU (`platform_flags.cpu_settings`: huge pages), or, with `--pages default`, none of them.
 Without checkpointing ours keeps every product's output and computes element-wise work again (`remat: products`), PyTorch
 keeps what autograd keeps: neither computes a product twice. Medians.
@@ -31,6 +32,7 @@ SIZES = {
     1024: {"width": 1024, "num_heads": 8, "num_dual_layers": 2, "num_single_layers": 2, **COMMON},
 }
 MATMUL = 2048
+SETTLE_S = 0.5  # threads of the one before spin for a while after their last operation, and take a core from the next
 RATE, DECAY, CLIP, EMA = 1e-4, 0.01, 1.0, 0.999
 
 Work = dict[str, Callable[[], None]]
@@ -168,6 +170,7 @@ def worker(variant: str, checkpointing: bool, width: int) -> None:
         if name == "memory":
             answers.write(json.dumps({"peak_mib": _status("VmHWM") / 1024, "import_mib": before / 1024}) + "\n")
             continue
+        work[name]()  # as in a loop: caches, allocator and threads are those of the one before
         start = time.perf_counter()
         work[name]()
         answers.write(json.dumps({"seconds": time.perf_counter() - start}) + "\n")
@@ -223,6 +226,7 @@ def measure(names: Sequence[str], checkpointing: bool, width: int, rounds: int, 
     for _ in track(range(rounds), description="measuring"):
         for work in ("matmul", "forward", "step"):
             for variant in variants:
+                time.sleep(SETTLE_S)
                 variant.seconds[work].append(variant.ask(work)["seconds"])
     flops = max(variant.flops for variant in variants)
     peaks = {variant.name: 2 * MATMUL**3 / min(variant.seconds["matmul"]) / 1e9 for variant in variants}
