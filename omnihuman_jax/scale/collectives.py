@@ -7,30 +7,14 @@ micro-batches) runs as often as the loop turns; it is counted with the product o
 import collections
 import dataclasses
 import functools
-import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-KINDS = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
+from omnihuman_jax.scale.hlo import COLLECTIVES, Computation, Instruction, Program
 
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "c64": 64, "c128": 128}  # the others' are in their names
-_HEADER = re.compile(r"^(?:ENTRY\s+)?%?([\w.\-]+)[ (].*\{\s*$")
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT\s+)?%?([\w.\-]+)\s*=\s*(.*)$")
-_CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|branch_computations|called_computations|async_computation)=(\{[^}]*\}|%?[\w.\-]+)"
-)
-_TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:,?\s*device_ids=\((.*?)\))?\s*\{([^}]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
@@ -42,11 +26,11 @@ _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 class Collective:
     """One collective instruction of a program.
 
-    kind: one of `KINDS`; an all-reduce of which each device keeps its part is a reduce-scatter.
+    kind: one of `hlo.COLLECTIVES`; an all-reduce of which each device keeps its part is a reduce-scatter.
     axes: mesh axes along which its devices exchange, in the mesh's order.
     groups: positions of the mesh's devices (row-major) that exchange with each other; of a collective-permute, its pairs.
     operand_bytes: that a device puts in, each time.
-    trips: times it runs in one run of the program. depth: number of loops around it.
+    trips: times it runs in one run of the program.
     source: where in the model it comes from, as jax named it.
     asynchronous: it starts and finishes apart, so that computation can run in between.
     """
@@ -56,7 +40,6 @@ class Collective:
     groups: tuple[tuple[int, ...], ...]
     operand_bytes: int
     trips: int
-    depth: int
     source: str
     asynchronous: bool = False
 
@@ -84,38 +67,31 @@ class Collective:
         return self.wire_bytes * self.trips
 
 
-def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
+def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collective]:
     """Every collective of a compiled program, in the order of its text.
 
     Args:
-        text: `compiled.as_text()`, of the program after partitioning (CPU, GPU or TPU).
+        program: after partitioning (CPU, GPU or TPU).
         mesh_shape: axis -> ways of the mesh that the program was compiled for, in the order of its axes.
 
     Raises:
-        ValueError: a text without an entry computation, or groups that do not fit the mesh.
+        ValueError: groups that do not fit the mesh.
     """
-    computations, entry = _computations(text)
-    runs = _runs(computations, entry)
     found = []
-    for name, lines in computations.items():
-        if name not in runs:
-            continue
-        trips, depth = runs[name]
-        sizes = {match[1]: _bytes(_type_of(match[2])) for line in lines if (match := _INSTRUCTION.match(line))}
-        for line in lines:
-            if (match := _INSTRUCTION.match(line)) and (kind := _kind(match[2], name)):
-                groups = _groups(line, math.prod(mesh_shape.values()))
+    for computation, executed, trips in program.executed():
+        for where, instruction in program.inside(computation, executed):
+            if kind := _kind(where, instruction):
+                groups = _groups(instruction.rest, math.prod(mesh_shape.values()))
                 if kind == "collective-permute" or len(groups[0]) > 1:
                     found.append(
                         Collective(
                             kind=kind,
                             axes=_axes(groups, mesh_shape),
                             groups=groups,
-                            operand_bytes=sum(sizes.get(operand, 0) for operand in _operands(match[2])),
+                            operand_bytes=sum(shape.bytes for shapes in where.operand_shapes(instruction) for shape in shapes),
                             trips=trips,
-                            depth=depth,
-                            source=(re.search(r'op_name="([^"]*)"', line) or [""] * 2)[1],
-                            asynchronous="-start(" in line,
+                            source=instruction.op_name,
+                            asynchronous=instruction.opcode.endswith("-start"),
                         )
                     )
     return found
@@ -130,120 +106,25 @@ def by_kind(found: Sequence[Collective], *, least_bytes: int = 0) -> dict[tuple[
     return dict(total)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """Name -> instruction lines, and the entry's name."""
-    computations: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        if not line.startswith(" ") and (match := _HEADER.match(line)) and not line.startswith("HloModule"):
-            current = computations.setdefault(match[1], [])
-            entry = match[1] if line.startswith("ENTRY") else entry
-        elif line.rstrip() == "}":  # and no `}}, metadata=...`: a Pallas kernel's metadata goes over two lines
-            current = None
-        elif current is not None:
-            current.append(line)
-    if not entry:
-        raise ValueError("no ENTRY computation: this is not the text of a compiled program")
-    return computations, entry
-
-
-def _runs(computations: Mapping[str, list[str]], entry: str) -> dict[str, tuple[int, int]]:
-    """Computation -> (times it runs, loops around it); those that nothing calls are left out."""
-    calls: dict[str, list[tuple[str, int, int]]] = {}
-    for name, lines in computations.items():
-        calls[name] = []
-        for line in lines:
-            loop = int(re.search(r"\bwhile\(", line) is not None)
-            trips = _trip_count(line, computations) if loop else 1
-            for target in itertools.chain.from_iterable(re.findall(r"[\w.\-]+", match[1]) for match in _CALLED.finditer(line)):
-                if target in computations:
-                    calls[name].append((target, trips, loop))
-    runs: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
-    for name in _callers_first(calls, entry):
-        times, depth = (1, 0) if name == entry else runs[name]
-        runs[name] = times, depth
-        for target, trips, nested in calls[name]:
-            runs[target] = runs[target][0] + times * trips, max(runs[target][1], depth + nested)
-    return dict(runs)
-
-
-def _callers_first(calls: Mapping[str, list[tuple[str, int, int]]], entry: str) -> list[str]:
-    done: dict[str, None] = {}
-
-    def visit(name: str) -> None:
-        if name not in done:
-            for target, _, _ in calls[name]:
-                visit(target)
-            done[name] = None
-
-    visit(entry)
-    return list(reversed(done))
-
-
-def _trip_count(line: str, computations: Mapping[str, list[str]]) -> int:
-    """Of a `while`: what XLA knows, else the largest constant that its condition compares with, else 1."""
-    if match := _TRIPS.search(line):
-        return int(match[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    constants = re.findall(
-        r"s32\[\](?:\{\S*\})? constant\((\d+)\)", "\n".join(computations.get(condition[1], []) if condition else [])
-    )
-    return max(map(int, constants), default=1)
-
-
-def _kind(body: str, computation: str) -> str | None:
+def _kind(computation: Computation, instruction: Instruction) -> str | None:
     """The collective that an instruction starts, None for any other."""
-    match = re.search(r"(?:^|[\s)}\]])([a-z][a-z\-]*)\(", body)
-    opcode = match[1] if match else ""
-    kind = opcode.removesuffix("-start")
-    if kind not in KINDS:
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES:
         return None
     # TPU: a fusion of an all-reduce and the slice that a device keeps, which is how reduce-scatters are written there.
-    return "reduce-scatter" if kind == "all-reduce" and "all-reduce-scatter" in computation else kind
+    return "reduce-scatter" if kind == "all-reduce" and "all-reduce-scatter" in computation.name else kind
 
 
-def _type_of(body: str) -> str:
-    """The type at the start of `type opcode(...)`: a tuple in parentheses, or everything up to the first blank."""
-    if not body.startswith("("):
-        return body.split(" ", 1)[0]
-    depth = 0
-    for i, character in enumerate(body):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            return body[: i + 1]
-    return body
-
-
-def _operands(body: str) -> Iterator[str]:
-    """Names of an instruction's operands."""
-    rest = body[len(_type_of(body)) :]
-    depth, start = 0, rest.index("(")
-    for i, character in enumerate(rest[start:], start):
-        depth += (character == "(") - (character == ")")
-        if depth == 0:
-            yield from re.findall(r"%([\w.\-]+)", rest[start:i])
-            return
-
-
-def _bytes(kind: str) -> int:
-    """Of all arrays in a type."""
-    total = 0.0
-    for dtype, dims in re.findall(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\]", kind):
-        bits = _BITS.get(dtype) or int((re.search(r"\d+", dtype) or ["0"])[0])
-        total += bits / 8 * math.prod(int(dim) for dim in dims.split(",") if dim)
-    return int(total)
-
-
-def _groups(line: str, devices: int) -> tuple[tuple[int, ...], ...]:
+def _groups(attributes: str, devices: int) -> tuple[tuple[int, ...], ...]:
     """Which devices exchange; all with all where the text leaves it out."""
-    if match := _PAIRS.search(line):
+    if match := _PAIRS.search(attributes):
         return tuple(_numbers(pair) for pair in re.findall(r"\{(\d+,\d+)\}", match[1])) or ((0, 0),)
-    if match := _MESH_GROUPS.search(line):
+    if match := _MESH_GROUPS.search(attributes):
         return _mesh_groups(*match.groups(), devices=devices)
-    if match := _IOTA_GROUPS.search(line):
+    if match := _IOTA_GROUPS.search(attributes):
         dims = _numbers((_IOTA.match(match[1]) or [""] * 2)[1])
         return _as_groups(_iota(match[1]).reshape(-1, dims[-1]))
-    if (match := _LISTED_GROUPS.search(line)) and match[1]:
+    if (match := _LISTED_GROUPS.search(attributes)) and match[1]:
         return tuple(_numbers(group) for group in re.findall(r"\{([\d,]+)\}", match[1]))
     return (tuple(range(devices)),)
 

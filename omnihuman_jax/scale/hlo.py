@@ -17,7 +17,15 @@ DTYPE_BYTES = {
 }  # fmt: skip
 HBM, VMEM, HOST = 0, 1, 5  # memory spaces in a layout, as libtpu writes them: S(1), S(5)
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 # Nothing is read or written for these: names for values, control, or the second half of a pair.
 _FREE = frozenset({
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "iota",
@@ -125,7 +133,7 @@ class Program:
                 return
             counts[name] = counts.get(name, 0) + times
             for instruction in self.computations[name].instructions:
-                for callee, factor in self._callees(instruction):
+                for callee, factor in self._callees(self.computations[name], instruction):
                     visit(callee, times * factor)
 
         visit(self.entry, 1)
@@ -189,10 +197,10 @@ class Program:
         # A result that is an update in place writes the update alone.
         return read + max(0, written - sum(whole - part for whole, part in updated.values()))
 
-    def _callees(self, instruction: Instruction) -> Iterator[tuple[str, int]]:
+    def _callees(self, computation: Computation, instruction: Instruction) -> Iterator[tuple[str, int]]:
         match instruction.opcode:
             case "while":
-                yield instruction.attribute("body").lstrip("%"), self.trip_count(instruction)
+                yield instruction.attribute("body").lstrip("%"), self.trip_count(computation, instruction)
             case "call" | "async-start":
                 yield from ((name, 1) for name in _CALLS.findall(instruction.rest)[:1])
             case "conditional":
@@ -201,19 +209,30 @@ class Program:
                 )
                 yield from ((name, 1) for name in _NAME.findall(branches))
 
-    def trip_count(self, instruction: Instruction) -> int:
-        """Turns of a `while` that counts from 0 to a constant; ValueError for another."""
+    def trip_count(self, computation: Computation, instruction: Instruction) -> int:
+        """Turns of a `while` of `computation` that counts up by 1 to a constant; ValueError for another."""
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.rest):
             return int(known.group(1))
         condition = self.computations[instruction.attribute("condition").lstrip("%")]
         limits = [int(i.rest) for i in _constants(condition)]
-        root = condition.root
-        for where, inner in self.inside(condition, root):
+        for where, inner in self.inside(condition, condition.root):
             if inner.opcode == "compare":
                 own = [int(i.rest) for i in _constants(where)] or limits
                 if len(set(own)) == 1 and "direction=LT" in inner.rest:
-                    return own[0]
+                    return own[0] - _first_turn(computation, instruction, condition)
         raise ValueError(f"cannot tell how often %{instruction.name} turns: {condition.name} has the constants {limits}")
+
+
+def _first_turn(computation: Computation, loop: Instruction, condition: Computation) -> int:
+    """Where the counter starts: 0, or 1 where XLA computes the first turn ahead of the loop."""
+    read = [i for i in condition.instructions if i.opcode == "get-tuple-element"]
+    start = computation.by_name.get(loop.operands[0])
+    if len(read) != 1 or start is None or start.opcode != "tuple":
+        return 0
+    value = computation.by_name.get(start.operands[int(read[0].attribute("index"))])
+    while value is not None and value.opcode in ("copy", "bitcast") and value.operands:
+        value = computation.by_name.get(value.operands[0])
+    return int(value.rest) if value is not None and value.opcode == "constant" and value.rest.isdigit() else 0
 
 
 def parse_instruction(line: str) -> Instruction | None:

@@ -238,7 +238,7 @@ def read_program(
         memory=memory,
         works=tuple(works_of(program)),
         communications=(
-            *communications_of(collectives(text, mesh.shape), mesh, topology),
+            *communications_of(collectives(program, mesh.shape), mesh, topology),
             *between_slices_of(program, topology),
             *host_copies_of(program, topology),
         ),

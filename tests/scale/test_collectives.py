@@ -8,12 +8,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax import sharding
 from omnihuman_jax.scale.collectives import by_kind, collectives
+from omnihuman_jax.scale.hlo import Program
 
 MESH = {"data": 1, "fsdp": 2, "context": 2, "tensor": 2}
 
 
-def program(instruction: str) -> str:
-    return f"""HloModule m
+def program(instruction: str) -> Program:
+    return Program.parse(f"""HloModule m
 %sum (a: f32[], b: f32[]) -> f32[] {{
   %a = f32[] parameter(0)
   %b = f32[] parameter(1)
@@ -26,7 +27,7 @@ ENTRY %main (p: f32[16,4], /*index=1*/q: bf16[8]) -> f32[16,4] {{
   {instruction}
   ROOT %r = f32[16,4]{{1,0}} copy(%p)
 }}
-"""
+""")
 
 
 @pytest.mark.parametrize(
@@ -55,14 +56,14 @@ ENTRY %main (p: f32[16,4], /*index=1*/q: bf16[8]) -> f32[16,4] {{
 def test_spellings(instruction: str, kind: str, axes: tuple, groups: tuple, operand: int, wire: int) -> None:
     (found,) = collectives(program(instruction), MESH)
     assert (found.kind, found.axes, found.groups) == (kind, axes, groups)
-    assert (found.operand_bytes, found.wire_bytes, found.trips, found.depth) == (operand, wire, 1, 0)
+    assert (found.operand_bytes, found.wire_bytes, found.trips) == (operand, wire, 1)
 
 
 def test_what_is_no_program_and_what_is_no_collective() -> None:
     assert collectives(program("%x = f32[16,4]{1,0} all-gather-done(%p)"), MESH) == []
     assert collectives(program("%x = f32[16,4]{1,0} all-reduce(%p), replica_groups=[8,1]<=[8]"), MESH) == []
     with pytest.raises(ValueError, match="no ENTRY"):
-        collectives("stablehlo", MESH)
+        Program.parse("stablehlo")
     with pytest.raises(ValueError, match="8 devices on a mesh of"):
         collectives(program("%x = f32[16,4]{1,0} all-reduce(%p), replica_groups={{0,7}}"), {"data": 4})
 
@@ -84,9 +85,9 @@ def test_loops_multiply() -> None:
     shapes = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 32), jnp.float32)
     with jax.set_mesh(mesh):
         text = jax.jit(run, in_shardings=places, out_shardings=places[0]).lower(*shapes).compile().as_text()
-    found = collectives(text, dict(mesh.shape))
+    found = collectives(Program.parse(text), dict(mesh.shape))
     (gather,), (reduce,) = ([item for item in found if item.kind == kind] for kind in ("all-gather", "all-reduce"))
     assert (gather.axes, gather.trips, gather.operand_bytes) == (("fsdp",), 1, 8 * 16 * 4)
-    assert (reduce.axes, reduce.trips, reduce.depth, reduce.operand_bytes) == (("tensor",), 15, 2, 4 * 16 * 4)
+    assert (reduce.axes, reduce.trips, reduce.operand_bytes) == (("tensor",), 15, 4 * 16 * 4)
     assert by_kind(found) == {("all-gather", ("fsdp",)): 512, ("all-reduce", ("tensor",)): 15 * 256}
     assert by_kind(found, least_bytes=257) == {("all-gather", ("fsdp",)): 512}

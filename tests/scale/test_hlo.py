@@ -31,6 +31,39 @@ def test_loops_count_as_often_as_they_turn() -> None:
     assert compiled.cost_analysis()["flops"] < 5 * product
 
 
+PEELED = """HloModule m
+
+%turns (state.1: (s32[], f32[8,8])) -> pred[] {
+  %state.1 = (s32[], f32[8,8]{1,0}) parameter(0)
+  %limit = s32[] constant(20)
+  %at = s32[] get-tuple-element(%state.1), index=0
+  ROOT %more = pred[] compare(%at, %limit), direction=LT
+}
+
+%turn (state.2: (s32[], f32[8,8])) -> (s32[], f32[8,8]) {
+  %state.2 = (s32[], f32[8,8]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state.2), index=0
+  %x = f32[8,8]{1,0} get-tuple-element(%state.2), index=1
+  %y = f32[8,8]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %next = (s32[], f32[8,8]{1,0}) tuple(%i, %y)
+}
+
+ENTRY %main (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  %first = s32[] constant(START)
+  %copied = s32[] copy(%first)
+  %state = (s32[], f32[8,8]{1,0}) tuple(%copied, %p)
+  %loop = (s32[], f32[8,8]{1,0}) while(%state), condition=%turns, body=%turn
+  ROOT %out = f32[8,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_loop_whose_first_turn_runs_ahead_of_it(start: int) -> None:
+    assert flops_of(Program.parse(PEELED.replace("START", str(start)))) == (20 - start) * 2 * 8**3
+
+
 def test_batched_products_and_gradients_as_xla_counts_them() -> None:
     def loss(q, k):
         return jnp.sum(jnp.einsum("bmnk,bsnk->bnms", q, k))

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from omnihuman_jax import sharding
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale.collectives import Collective, collectives
+from omnihuman_jax.scale.hlo import Program
 from tests.integration.loss_curve import QUICK
 from tests.scale.compile_cost import lower_step
 from tests.training import tiny
@@ -78,7 +79,11 @@ def test_only_what_the_scheme_asks_for(
     trainer = tiny.Trainer(sharding.MeshConfig(**mesh), config=CONFIG)
     text = lower_step(trainer).compile(compiler_options=QUICK).as_text()
     assert PHRASE not in capfd.readouterr().err
-    found = [item for item in collectives(text, dict(trainer.mesh.shape)) if item.operand_bytes >= SMALL and not exchanged(item)]
+    found = [
+        item
+        for item in collectives(Program.parse(text), dict(trainer.mesh.shape))
+        if item.operand_bytes >= SMALL and not exchanged(item)
+    ]
     seen = {(item.kind, item.axes) for item in found}
     assert seen == set(expected), f"not asked for: {seen - set(expected)}; missing: {set(expected) - seen}"
 

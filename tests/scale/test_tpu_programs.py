@@ -14,6 +14,7 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale import described_devices
 from omnihuman_jax.scale.collectives import collectives
 from omnihuman_jax.scale.hardware import parse_topology
+from omnihuman_jax.scale.hlo import Program
 from omnihuman_jax.training.train_step import StepConfig
 from tests.scale.compile_cost import lower_step
 from tests.training import tiny
@@ -57,7 +58,7 @@ def test_what_lies_in_the_hosts_memory_and_what_is_sent() -> None:
     streams = LAYERS * trainer.config.width * 4 * (tiny.packed_shape().latent_tokens + tiny.packed_shape().text_tokens)
     assert memory.host_temp_size_in_bytes >= streams
 
-    found = [item for item in collectives(compiled.as_text(), dict(trainer.mesh.shape)) if item.operand_bytes >= 512]
+    found = [item for item in collectives(Program.parse(compiled.as_text()), dict(trainer.mesh.shape)) if item.operand_bytes >= 512]
     kinds = {(item.kind, item.axes) for item in found}
     assert ("all-gather", ("fsdp",)) in kinds and ("reduce-scatter", ("fsdp",)) in kinds
     assert all(item.axes in (("fsdp",), ("data",), ("data", "fsdp")) for item in found), kinds
