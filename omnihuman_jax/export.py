@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from omnihuman_jax import config as experiment
+from omnihuman_jax import platform_flags
 from omnihuman_jax.interop import hunyuan_video, safetensors_io
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.key_table import KeyTable, ReadSlice, key_table
@@ -82,6 +83,7 @@ def export_run(
         ValueError: a checkpoint that is damaged or does not fit its own config.
     """
     _check_choices(weights, dtype, form)
+    platform_flags.map_large_buffers()
     folder, record = _checkpoint(run, step)
     config = experiment.from_json(record.config)
     model = config.model

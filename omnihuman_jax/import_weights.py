@@ -148,6 +148,7 @@ def import_weights(
     if expected is not None:
         check_hashes(hashes, expected, source.folder)
     hashed = sum(file.stat().st_size for file in source.files)
+    platform_flags.map_large_buffers()
     mesh = import_mesh(config.model)
     leaves = ShardedParams(abstract_leaves(config.model, mesh))
     done = hashed

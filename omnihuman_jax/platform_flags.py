@@ -83,6 +83,20 @@ def give_back_memory() -> None:
         trim(0)
 
 
+def map_large_buffers(least: int = 1 << 20) -> None:
+    """From now on malloc maps every buffer of `least` bytes or more by itself and unmaps it when it is freed.
+
+    Left alone, glibc raises that threshold to 32 MiB as such buffers are freed, cuts later ones from its heaps, and a small one
+    that lives on behind them keeps their memory: what streams a model in slices then holds many times a slice (docs/parity.md).
+    """
+    option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
+    if option is not None:
+        option(_M_MMAP_THRESHOLD, least)
+
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
+
+
 def slurm_device_ids(environment: Mapping[str, str]) -> list[int] | None:
     """GPUs that this SLURM task should use, as `jax.distributed.initialize(local_device_ids=...)` takes them; None: JAX's choice.
 

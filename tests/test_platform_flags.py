@@ -49,6 +49,36 @@ def test_a_restart_for_the_cpu_is_the_same_program_and_happens_once() -> None:
     assert run.communicate()[0].strip() == f"['a b', 'c'] {run.pid}"
 
 
+HELD = """
+import ctypes, sys
+from omnihuman_jax import platform_flags
+if sys.argv[1] == "mapped":
+    platform_flags.map_large_buffers()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+size = 8 << 20
+libc.free(libc.malloc(2 * size))  # glibc learns that such buffers come and go
+slices = []
+for _ in range(20):
+    slices.append(libc.malloc(size))
+    libc.memset(slices[-1], 1, size)
+small = libc.malloc(64 << 10)  # lives on behind them
+rss = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
+before = rss()
+for address in slices:
+    libc.free(address)
+print((before - rss()) / size)
+"""
+
+
+@pytest.mark.parametrize(("how", "given_back"), [("mapped", 20), ("left alone", 0)])
+def test_freed_slices_go_back_to_the_system_whatever_lies_behind_them(how: str, given_back: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    done = subprocess.run([sys.executable, "-c", HELD, how], env=environment, capture_output=True, text=True, check=True)
+    assert abs(float(done.stdout) - given_back) < 1
+
+
 def test_which_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for asked, platform in {"cpu": "cpu", "cuda,cpu": "cuda", "gpu": "cuda", "tpu": "tpu"}.items():
         assert platform_flags.platform_of({"JAX_PLATFORMS": asked}) == platform
