@@ -6,6 +6,7 @@ What lies in one, and how it is read, is `checkpoint_reader`.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import threading
@@ -24,6 +25,8 @@ from omnihuman_jax.training.checkpoint_reader import CheckpointError, Checkpoint
 from omnihuman_jax.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
+
+_saves = itertools.count()
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -83,10 +86,15 @@ class CheckpointConfig:
 
 
 class _Save:
-    """A save in progress: a thread waits for Orbax, then (process 0) seals the step and makes room."""
+    """A save in progress: a thread waits for Orbax, then (process 0) seals the step and makes room.
 
-    def __init__(self, step: int, response: Any, seal: Callable[[], int], make_room: Callable[[], None]):
+    `number`: of this save in the life of the job, the same on all processes: a step may be saved again, and what another process
+    said of the first try is no word about the second.
+    """
+
+    def __init__(self, step: int, number: int, response: Any, seal: Callable[[], int], make_room: Callable[[], None]):
         self.step = step
+        self._note = f"save_failed/{number}"
         self.error: BaseException | None = None
         self.nbytes = 0
         self.seconds = 0.0
@@ -104,7 +112,7 @@ class _Save:
         except BaseException as error:
             self.error = error
             logger.error("saving step %d failed: %s", self.step, storage.cause(error))
-            processes.post(f"save_failed/{self.step}", storage.cause(error))
+            processes.post(self._note, storage.cause(error))
 
     @property
     def is_running(self) -> bool:
@@ -115,7 +123,7 @@ class _Save:
         while self._thread.is_alive():
             self._thread.join(0.2)
             # Whoever failed reaches no barrier of this save: do not wait for that.
-            if self._thread.is_alive() and (elsewhere := processes.posted(f"save_failed/{self.step}")):
+            if self._thread.is_alive() and (elsewhere := processes.posted(self._note)):
                 return next(iter(elsewhere.values()))
         return "" if self.error is None else storage.cause(self.error)
 
@@ -255,7 +263,7 @@ class Checkpoints(CheckpointReader):
             raise OSError(f"{self.directory}/{record.step} could not be written; see the line above")
 
     def _start(self, parts: dict[str, Any], record: RunRecord, *, frugal: bool = False) -> None:
-        reason = ""
+        reason, number = "", next(_saves)
         try:
             # Before any of them enters Orbax, whose barriers wait minutes for one that has failed.
             self._recognise()
@@ -271,7 +279,7 @@ class Checkpoints(CheckpointReader):
                     response = ocp.save_checkpointables_async(
                         self._folder / str(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))
                     )
-                self._saving = _Save(record.step, response, lambda: self._seal(record.step), self._make_room)
+                self._saving = _Save(record.step, number, response, lambda: self._seal(record.step), self._make_room)
             except Exception as error:
                 reason = storage.cause(error)
             self._settle(record.step, reason)

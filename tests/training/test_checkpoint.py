@@ -1,6 +1,7 @@
 """Checkpoints of a handful of arrays on eight devices: whole, exact, sharded as asked, and loud when something is wrong."""
 
 import errno
+import itertools
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import exit_codes, sharding
-from omnihuman_jax.training import seals, storage
+from omnihuman_jax.training import processes, seals, storage
 from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from omnihuman_jax.training.checkpoint_reader import (
     CheckpointError,
@@ -348,6 +349,28 @@ def test_the_last_save_is_tried_again_and_then_given_up(tmp_path: Path, mesh: ja
             checkpoints.save(make_state(mesh, step), record(step))
         assert checkpoints.failed_saves == 5 and checkpoints.is_hopeless
         assert list(folder.iterdir()) == []  # nothing was written below the mount
+
+
+def test_what_was_said_of_a_save_is_no_word_about_its_next_try(
+    tmp_path: Path, mesh: jax.sharding.Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Notes as several processes leave them: nobody deletes one, and the last step of a run is saved again under its number."""
+    notes: dict[str, dict[str, str]] = {}
+    monkeypatch.setattr(processes, "post", lambda key, value: notes.update({key: {"1": value}}))
+    monkeypatch.setattr(processes, "posted", lambda key: notes.get(key, {}))
+    write, calls = seals.write, itertools.count()
+
+    def slow(folder: epath.Path) -> int:
+        if next(calls) == 0:
+            raise OSError(errno.EIO, "Input/output error")
+        time.sleep(0.5)  # longer than `wait` goes without a look at the notes
+        return write(folder)
+
+    monkeypatch.setattr(seals, "write", slow)
+    with Checkpoints(tmp_path, QUICK) as checkpoints:
+        checkpoints.save(make_state(mesh, 2), record(2))
+        assert checkpoints.finish(make_state(mesh, 2), record(2)) and next(calls) == 2
+        assert checkpoints.steps == [2] and len(notes) == 1
 
 
 def test_reading_waits_for_storage_and_then_leaves_for_a_restart(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
