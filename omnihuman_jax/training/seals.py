@@ -14,6 +14,7 @@ from etils import epath
 
 SEAL = "seal.json"
 SET_ASIDE = "damaged"
+KEEP = ".keep"
 PARTIAL = ".orbax-checkpoint-tmp"
 
 
@@ -74,6 +75,9 @@ def set_aside(directory: epath.Path, step: int, reason: str, under: str = SET_AS
     """Moves a step out of the way, with a note of why; where it lies now."""
     folder = directory / under
     folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        # A bucket has no folders but those of its objects; nothing can be moved into one that is not there.
+        (folder / KEEP).write_text("")
     taken = {entry.name for entry in folder.iterdir()}
     target = next(folder / name for n in range(1, 1_000_000) if (name := f"{step}-{n}") not in taken)
     (directory / str(step)).rename(target)

@@ -1,0 +1,53 @@
+"""Checkpoints in a bucket, which has no folders: what a save that died has left is set aside there as on a disk."""
+
+import json
+
+import pytest
+
+from omnihuman_jax.training import seals, storage
+from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
+from tests.training.bucket import empty_bucket
+
+RUN = "bucket/a/run"
+
+
+def committed(objects: dict[str, bytes], step: int) -> None:
+    """A step as Orbax and TensorStore leave it: written past whoever keeps listings."""
+    for name in ("_CHECKPOINT_METADATA", "params/d/0", "ema/d/0", "progress/_METADATA"):
+        objects[f"{RUN}/{step}/{name}"] = bytes(step)
+
+
+def test_a_step_without_a_seal_is_set_aside_and_later_ones_are_rolled_back() -> None:
+    bucket, noted = empty_bucket(), []
+    with Checkpoints(f"gs://{RUN}", CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
+        identity = json.loads(bucket[f"{RUN}/{storage.IDENTITY}"])["id"]
+        assert checkpoints.steps == [] and checkpoints.choose() is None
+        for step in (5, 10, 15):
+            committed(bucket, step)
+            assert seals.committed_steps(checkpoints._folder)[-1] == step  # looked at anew
+            if step != 15:
+                assert seals.write(checkpoints._folder / str(step)) == 4 * step
+        assert checkpoints.steps == [5, 10]
+    # The next start, after a kill between the commit and the seal.
+    with Checkpoints(f"gs://{RUN}", CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
+        assert checkpoints._identity == identity
+        assert checkpoints.choose() == 10
+        assert bucket[f"{RUN}/damaged/15-1/params/d/0"] == bytes(15) and f"{RUN}/15/params/d/0" not in bucket
+        assert "no seal" in json.loads(bucket[f"{RUN}/damaged/15-1/why.json"])["reason"]
+        assert [kind for kind, _ in noted] == ["checkpoint_rejected"]
+        committed(bucket, 15)
+        checkpoints.reject(15, "again")
+        assert f"{RUN}/damaged/15-2/ema/d/0" in bucket
+        bucket[f"{RUN}/10/ema/d/0"] = b"short"
+        assert checkpoints.choose() == 5 and list(seals.aside(checkpoints._folder)) == ["10-1"]
+        checkpoints.roll_back(5)
+        assert checkpoints.steps == [] and f"{RUN}/rolled_back/5-1/seal.json" in bucket
+        assert not [name for name in bucket if name.startswith((f"{RUN}/5/", f"{RUN}/10/", f"{RUN}/15/"))]
+
+
+@pytest.mark.parametrize("left", ["15.orbax-checkpoint-tmp/params/d/0", "15.orbax-checkpoint-tmp"])
+def test_what_a_save_that_died_has_left_is_removed(left: str) -> None:
+    bucket = empty_bucket()
+    bucket[f"{RUN}/{left}"] = b"half"
+    with Checkpoints(f"gs://{RUN}", CheckpointConfig()):
+        assert sorted(bucket) == [f"{RUN}/{storage.IDENTITY}"]
