@@ -96,6 +96,7 @@ class _Save:
         self.step = step
         self._note = f"save_failed/{number}"
         self.error: BaseException | None = None
+        self.no_room = ""
         self.nbytes = 0
         self.seconds = 0.0
         self._begin = time.monotonic()
@@ -108,11 +109,16 @@ class _Save:
             self._response.result()
             self.nbytes = self._seal()
             self.seconds = time.monotonic() - self._begin
-            self._make_room()
         except BaseException as error:
             self.error = error
             logger.error("saving step %d failed: %s", self.step, storage.cause(error))
             processes.post(self._note, storage.cause(error))
+            return
+        try:
+            self._make_room()
+        except Exception as error:  # the step is whole, whatever became of the older ones
+            logger.error("step %d is saved, but no room could be made for the next: %s", self.step, storage.cause(error))
+            self.no_room = storage.cause(error)
 
     @property
     def is_running(self) -> bool:
@@ -292,6 +298,8 @@ class Checkpoints(CheckpointReader):
                 self.failed_saves, self._again_at = 0, None
                 self.last_save = {"step": saving.step, "seconds": saving.seconds, "bytes": saving.nbytes}
                 self._notify("saved", self.last_save)
+                if saving.no_room:
+                    self._notify("older_checkpoints_stay", {"step": saving.step, "reason": saving.no_room})
             self._saving = None
         return self.failed_saves == 0
 
@@ -332,14 +340,18 @@ class Checkpoints(CheckpointReader):
         return seals.write(self._folder / str(step))
 
     def _make_room(self) -> None:
-        """After the seal, on process 0: older steps go."""
+        """After the seal, on process 0: older steps go; the first error once all were tried."""
         if jax.process_index() != 0:
             return
-        steps, every = self.steps, self._config.keep_every
+        steps, every, errors = self.steps, self._config.keep_every, []
         for old in steps[: -self._config.keep]:
             if not (every and old % every == 0):
-                with contextlib.suppress(OSError):
+                try:
                     (self._folder / str(old)).rmtree()
+                except OSError as error:
+                    errors.append(error)
+        if errors:
+            raise errors[0]
 
     def choose(self, abstract: TrainState | None = None, below: int | None = None) -> int | None:
         """The newest step (under `below`) that every process finds whole; those that are not are set aside, with a note.

@@ -132,6 +132,29 @@ def test_old_checkpoints_make_room(tmp_path: Path, mesh: jax.sharding.Mesh) -> N
         assert checkpoints.steps == [10, 12, 13]
 
 
+def test_a_save_is_good_though_older_ones_cannot_be_removed(
+    tmp_path: Path, mesh: jax.sharding.Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    noted = []
+    with Checkpoints(tmp_path, CheckpointConfig(keep=1), lambda kind, details: noted.append(kind)) as checkpoints:
+        checkpoints.save(make_state(mesh, 1), record(1))
+        assert checkpoints.wait()
+        looks = itertools.count()
+
+        def fails(folder: epath.Path) -> bool:
+            if folder.name == "1" and next(looks) == 0:
+                raise OSError(errno.EIO, "Input/output error")
+            return sealed(folder)
+
+        sealed = seals.is_sealed
+        monkeypatch.setattr(seals, "is_sealed", fails)
+        checkpoints.save(make_state(mesh, 2), record(2))
+        assert checkpoints.wait() and checkpoints.failed_saves == 0 and checkpoints.steps == [1, 2]
+        assert noted == ["saved", "saved", "older_checkpoints_stay"] and "no room could be made" in caplog.text
+        checkpoints.save(make_state(mesh, 3), record(3))
+        assert checkpoints.wait() and checkpoints.steps == [3]
+
+
 def test_a_half_written_step_is_not_a_checkpoint(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
     folder = saved(tmp_path / "c", mesh, 1)
     shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp")
