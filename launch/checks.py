@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
-from launch import command, jobset, local, queued_resource, slurm
+from launch import command, jobset, literals, local, queued_resource, slurm
 from launch.spec import RunSpec
 
 TARGETS: dict[str, ModuleType] = {"jobset": jobset, "queued-resource": queued_resource, "slurm": slurm, "local": local}
@@ -35,23 +34,22 @@ def check(spec: RunSpec, target: str, options: Options) -> None:
     TARGETS[target].check(spec)
     check_config(spec, target)
     if target == "jobset":
-        jobset.manifest(spec)
+        for where, image in literals.images_of_pod(jobset.pod_of(jobset.manifest(spec))):
+            literals.check_image(where, image, allow_tag=options.allow_tag)
     if options.preflight:
         preflight(spec)
 
 
 def check_image(spec: RunSpec, target: str, *, allow_tag: bool) -> None:
-    """An image by digest is the one that was tested; a tag is whatever it points to when a pod starts, also after a restart."""
-    if target == "slurm" and spec.slurm.runtime == "python":
-        return
+    """The spec's image, and those that its lines for SLURM name; `check` looks at the pods' own, which a patch may change."""
+    if target == "slurm":
+        for image in literals.images_in_text([*spec.slurm.directives, *spec.slurm.setup]):
+            literals.check_image("slurm: the image", image, allow_tag=allow_tag)
+        if spec.slurm.runtime == "python":
+            return
     if not spec.image:
         raise ValueError(f"image is missing; --target {target} runs one, by digest: repo@sha256:...")
-    if re.fullmatch(r"[a-z0-9][\w.:/-]*@sha256:[0-9a-f]{64}", spec.image):
-        return
-    if "@" in spec.image or not re.fullmatch(r"[a-z0-9][\w.:/-]*", spec.image):
-        raise ValueError(f"image {spec.image!r} is not of the form repo@sha256:<64 hex digits>")
-    if not allow_tag:
-        raise ValueError(f"image {spec.image!r} is named by tag, which can change under a job; give its digest, or --allow-tag")
+    literals.check_image("image", spec.image, allow_tag=allow_tag)
 
 
 def check_output(spec: RunSpec, target: str) -> None:

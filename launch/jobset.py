@@ -82,6 +82,11 @@ def manifest(spec: RunSpec) -> dict[str, Any]:
     return jobset
 
 
+def pod_of(jobset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The pod's spec of a manifest."""
+    return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
 def _pod_failure_rules() -> list[dict[str, Any]]:
     """Which failed pods give their Job a reason of its own; all others end in BackoffLimitExceeded, which is counted."""
     codes = [exit_codes.FREE_RESTARTS, exit_codes.FAIL_AT_ONCE]

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from launch import accelerators
+from launch import accelerators, literals
 from launch.accelerators import Machines
 
 # JobSet's webhook: the coordinator's label `<name>-slice-0-0.<name>` has at most 63 characters.
@@ -25,11 +25,6 @@ SLURM_RUNTIMES = ("python", "apptainer")
 # What renderers set themselves: a value in `env` would be overwritten, or break the meeting of the processes.
 RESERVED_ENV = re.compile(
     r"JAX_(COORDINATOR_ADDRESS|NUM_PROCESSES|PROCESS_ID|LOCAL_DEVICE_IDS)|MEGASCALE_\w+|RESTART_ATTEMPT|TPU_WORKER_\w+"
-)
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(API_?)?KEY(_|$)", re.IGNORECASE)
-_SECRET_VALUE = re.compile(
-    r"(^|[^A-Za-z0-9])(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{16}|AIza[\w-]{30,}|xox[abp]-\w{8,})"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s:@]+@"
 )
 
 
@@ -131,6 +126,7 @@ class RunSpec:
     spot, reservation: which capacity; at most one of them
     placement_policy: GKE's, which several hosts of tpu7x need
     env, secrets: of every process; values in the open, secrets by reference only
+    not_secret: names of variables and options, or whole fields, that look like a secret and are none
     grace_s: between SIGTERM and SIGKILL: one step and one blocking save have to fit in
     restarts: after crashes; preemptions cost none, errors of the user get none
     ttl_s: how long a finished JobSet stays for reading
@@ -157,6 +153,7 @@ class RunSpec:
     placement_policy: str = ""
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
     secrets: Mapping[str, SecretRef] = dataclasses.field(default_factory=dict)
+    not_secret: tuple[str, ...] = ()
     grace_s: int = 120
     restarts: int = 10
     ttl_s: int = 43200
@@ -232,15 +229,7 @@ class RunSpec:
                 raise ValueError(f"env {name} is set by the launcher; leave it out")
         if twice := set(self.env) & set(self.secrets):
             raise ValueError(f"{', '.join(sorted(twice))} is in env and in secrets; keep the one in secrets")
-        for name in self.env:
-            if _SECRET_NAME.search(name):
-                raise ValueError(f"env.{name} looks like a secret, and all who may read jobs would read it; refer to it in secrets")
-        literals: dict[str, Any] = {f"env.{name}": value for name, value in self.env.items()}
-        literals |= {f"overrides.{name}": value for name, value in self.overrides.items()}
-        literals |= {field: getattr(self, field) for field in ("config", "output", "checkpoints", "image", "compilation_cache")}
-        for field, value in literals.items():
-            if _SECRET_VALUE.search(str(value)):
-                raise ValueError(f"the value of {field} looks like a credential; refer to it in secrets, and revoke this one")
+        literals.check_secrets(dataclasses.asdict(dataclasses.replace(self, not_secret=())), self.not_secret)
         for name, ref in self.secrets.items():
             if bool(ref.secret) != bool(ref.key) or bool(ref.secret) == bool(ref.file):
                 raise ValueError(f"secrets.{name}: either secret and key (Kubernetes), or file")

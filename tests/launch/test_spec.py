@@ -9,7 +9,7 @@ import yaml
 from launch import checks
 from launch.spec import RunSpec, load_spec
 from omnihuman_jax import cli
-from tests.launch.specs import GOOD, ON_SLURM, ON_TPU_VM, ROOT, changed, spec
+from tests.launch.specs import GOOD, IMAGE, ON_SLURM, ON_TPU_VM, ROOT, SLURM, changed, spec
 
 EXAMPLES = {
     "v5p": "jobset",
@@ -19,6 +19,12 @@ EXAMPLES = {
     "slurm": "slurm",
     "local": "local",
 }
+
+
+def sidecar(name: str = "side", **fields: Any) -> dict[str, Any]:
+    """A patch with one container."""
+    return {"spec": {"containers": [{"name": name, **fields}]}}
+
 
 CASES: list[tuple[str, str, dict[str, Any], str]] = [
     # what, target, spec, part of the error
@@ -54,6 +60,60 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "jobset",
         changed({"overrides": {"data.dataset": "https://me:secret@host/x"}}),
         "overrides.data.dataset looks like a credential",
+    ),
+    *(
+        (f"a secret in {what}", "jobset", changed({"pod_patch": patch}), message)
+        for what, patch, message in [
+            ("a pod's env", sidecar(env=[{"name": "HF_TOKEN", "value": "x"}]), "containers[0].env[0].value looks like a secret"),
+            ("a pod's value", sidecar(env=[{"name": "HUB", "value": "hf_" + "a" * 30}]), "value looks like a credential"),
+            ("a pod's arguments", sidecar(args=["--api-key", "abc"]), "args[1] gives api-key a value, which looks like a secret"),
+            ("a pod's line of bash", sidecar(args=["A=b DB_PASSWORD='x' run"]), "args[0] gives DB_PASSWORD a value"),
+            ("an annotation", {"metadata": {"annotations": {"x/api-token": "abc"}}}, "annotations.x/api-token looks like a secret"),
+            ("a key", {"metadata": {"annotations": {"AKIA" + "A" * 16: ""}}}, "looks like a credential"),
+        ]
+    ),
+    (
+        "a secret in a line of bash",
+        "slurm",
+        changed(ON_SLURM, {"slurm": {"setup": ["module load x", "export HF_TOKEN=abc"]}}),
+        "slurm.setup[1] gives HF_TOKEN a value, which looks like a secret that all who may read jobs read; refer to it in secrets; "
+        "if it is none, say not_secret: [HF_TOKEN]",
+    ),
+    (
+        "a secret in a directive",
+        "slurm",
+        changed(ON_SLURM, {"slurm": {"directives": ["--export=ALL,WANDB_API_KEY=abc"]}}),
+        "slurm.directives[0] gives WANDB_API_KEY a value",
+    ),
+    (
+        "a tag in a patch",
+        "jobset",
+        changed({"pod_patch": sidecar(name="train", image="repo/x:1")}),
+        "containers[train] 'repo/x:1' is",
+    ),
+    (
+        "a sidecar by tag",
+        "jobset",
+        changed({"pod_patch": sidecar(image="repo/x")}),
+        "image of containers[side] 'repo/x' is named by tag",
+    ),
+    (
+        "an init container by tag",
+        "jobset",
+        changed({"pod_patch": {"spec": {"initContainers": [{"name": "first", "image": "repo/x:2"}]}}}),
+        "image of initContainers[first] 'repo/x:2' is named by tag",
+    ),
+    (
+        "an image volume by tag",
+        "jobset",
+        changed({"pod_patch": {"spec": {"volumes": [{"name": "code", "image": {"reference": "repo/x:2"}}]}}}),
+        "image of volumes[code] 'repo/x:2' is named by tag",
+    ),
+    (
+        "a tag in a line of bash",
+        "slurm",
+        changed(ON_SLURM, {"slurm": SLURM | {"setup": ["apptainer pull docker://repo/x:1"]}}),
+        "slurm: the image 'repo/x:1' is named by tag",
     ),
     ("half a reference", "jobset", changed({"secrets": {"T": {"secret": "s"}}}), "secrets.T: either secret and key"),
     ("a file for a pod", "jobset", changed({"secrets": {"T": {"file": "/x"}}}), "pods read Kubernetes secrets"),
@@ -206,6 +266,29 @@ def test_a_missing_file_says_where_examples_are() -> None:
 def test_allow_tag_lets_a_tag_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(tmp_path, yaml.safe_dump(changed({"image": "repo/trainer:1.2"})), "jobset", "--allow-tag") == 0
     assert yaml.safe_load(capsys.readouterr().out)["kind"] == "JobSet"
+
+
+def test_what_only_looks_like_a_secret() -> None:
+    """Other words, references, files, and what the spec itself says is none."""
+    patch = {
+        "spec": {
+            "tolerations": [{"key": "google.com/tpu", "operator": "Exists"}],
+            "containers": [
+                {
+                    "name": "side",
+                    "image": IMAGE,
+                    "args": ["--token-file", "/run/token", "TOKEN=$(cat /run/token) run"],
+                    "env": [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}],
+                }
+            ],
+        }
+    }
+    env = {"TOKENIZERS_PARALLELISM": "false", "MAX_TOKENS": "77", "GOOGLE_CREDENTIALS_FILE": "/run/key", "MONKEY": "x"}
+    checks.check(spec(env=env, pod_patch=patch), "jobset", checks.Options())
+    with pytest.raises(ValueError, match=r"env\.SORT_KEY looks like a secret.*say not_secret: \[SORT_KEY\]"):
+        spec(env={"SORT_KEY": "date"})
+    spec(env={"SORT_KEY": "date"}, not_secret=["SORT_KEY"])
+    spec(env={"A": "sk-" + "learn-" * 4}, not_secret=["env.A"])
 
 
 @pytest.mark.parametrize(("name", "target"), EXAMPLES.items())
