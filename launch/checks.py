@@ -3,17 +3,25 @@
 import dataclasses
 import json
 import os
+import posixpath
 import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from launch import command, jobset, literals, local, queued_resource, slurm
 from launch.spec import RunSpec
 
+if TYPE_CHECKING:
+    from omnihuman_jax.config import ExperimentConfig
+
 TARGETS: dict[str, ModuleType] = {"jobset": jobset, "queued-resource": queued_resource, "slurm": slurm, "local": local}
+# Metrics and event logs are appended to, which object stores cannot do.
+_NO_BUCKET = "; logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,21 +35,28 @@ class Options:
 def check(spec: RunSpec, target: str, options: Options) -> None:
     """ValueError or FileNotFoundError, one line with the cure, on the first thing that is wrong."""
     spec.validate()
-    if target != "local":
-        check_image(spec, target, allow_tag=options.allow_tag)
-        check_output(spec, target)
-        check_secrets(spec, target)
     TARGETS[target].check(spec)
-    check_config(spec, target)
-    if target == "jobset":
-        for where, image in literals.images_of_pod(jobset.pod_of(jobset.manifest(spec))):
-            literals.check_image(where, image, allow_tag=options.allow_tag)
+    if target != "local":
+        check_secrets(spec, target)
+    pod = jobset.pod_of(jobset.manifest(spec)) if target == "jobset" else {}
+    config = load(spec)
+    if target != "local":
+        check_images(spec, target, pod, allow_tag=options.allow_tag)
+        check_output(spec, target, config.checkpoint.directory, pod)
+    check_mesh(spec, target, config)
     if options.preflight:
         preflight(spec)
 
 
-def check_image(spec: RunSpec, target: str, *, allow_tag: bool) -> None:
-    """The spec's image, and those that its lines for SLURM name; `check` looks at the pods' own, which a patch may change."""
+def load(spec: RunSpec) -> "ExperimentConfig":
+    """The config with its overrides, as the trainer will load it."""
+    from omnihuman_jax.config import load_config
+
+    return load_config(spec.config, command.overrides(spec))
+
+
+def check_images(spec: RunSpec, target: str, pod: Mapping[str, Any], *, allow_tag: bool) -> None:
+    """The spec's image, those that its lines for SLURM name, and those of the pod, which a patch may change."""
     if target == "slurm":
         for image in literals.images_in_text([*spec.slurm.directives, *spec.slurm.setup]):
             literals.check_image("slurm: the image", image, allow_tag=allow_tag)
@@ -50,27 +65,59 @@ def check_image(spec: RunSpec, target: str, *, allow_tag: bool) -> None:
     if not spec.image:
         raise ValueError(f"image is missing; --target {target} runs one, by digest: repo@sha256:...")
     literals.check_image("image", spec.image, allow_tag=allow_tag)
+    for where, image in literals.images_of_pod(pod):
+        literals.check_image(where, image, allow_tag=allow_tag)
 
 
-def check_output(spec: RunSpec, target: str) -> None:
-    """A restart has to find the run again: on a volume or a shared file system, not inside a container."""
+def check_output(spec: RunSpec, target: str, directory: str, pod: Mapping[str, Any]) -> None:
+    """A restart has to find the run again: on a volume or a shared file system, not inside a container.
+
+    Args:
+        spec: the run.
+        target: not `local`.
+        directory: of the checkpoints, as the config says with all overrides; empty: in the output.
+        pod: jobset: the pod as it will be, patched.
+    """
     places = {"output": spec.output}
-    if spec.checkpoints and "://" not in spec.checkpoints:
-        places["checkpoints"] = spec.checkpoints
+    if directory and ("://" not in directory or directory.startswith("file:")):
+        own = (
+            "overrides.checkpoint.directory"
+            if "checkpoint.directory" in spec.overrides
+            else f"checkpoint.directory of {spec.config}"
+        )
+        places["checkpoints" if spec.checkpoints else own] = directory
     for field, place in places.items():
         if not place.startswith("/"):
-            hint = "; mount the bucket (volumes), checkpoints alone may be a URI" if "://" in place else ""
-            raise ValueError(f"{field} {place!r}: an absolute path for --target {target}{hint}")
-    if target == "jobset":
-        homes = [volume.mount for volume in spec.volumes if not volume.read_only]
-    elif target == "queued-resource":
-        homes = list(spec.tpu_vm.mounts.values())
-    else:
+            raise ValueError(f"{field} {place!r}: an absolute path for --target {target}{_NO_BUCKET if '://' in place else ''}")
+    homes = _homes(spec, target, pod)
+    if homes is None:
         return
-    where = f"{'volumes' if target == 'jobset' else 'tpu_vm.mounts'} ({', '.join(homes) or 'there are none'})"
+    where = {"jobset": "volumes", "queued-resource": "tpu_vm.mounts", "slurm": "output and slurm.binds"}[target]
+    lasting = f"{where} ({', '.join(home for home, reason in homes.items() if not reason) or 'there are none'})"
     for field, place in places.items():
-        if not any(PurePosixPath(place).is_relative_to(home) for home in homes):
-            raise ValueError(f"{field} {place!r} lies on none of {where}: restarts would not find it")
+        path = PurePosixPath(posixpath.normpath(place))
+        around = [home for home in homes if path.is_relative_to(home)]
+        if not around:
+            raise ValueError(f"{field} {place!r} lies on none of {lasting}: restarts would not find it")
+        if reason := homes[max(around, key=lambda home: len(PurePosixPath(home).parts))]:
+            raise ValueError(f"{field} {place!r} lies on {reason}: restarts would not find it; put it on one of {lasting}")
+
+
+def _homes(spec: RunSpec, target: str, pod: Mapping[str, Any]) -> dict[str, str] | None:
+    """The folders that the trainer sees from outside its container, and why what is written there would not last; None: all."""
+    if target == "jobset":
+        return jobset.homes(pod)
+    if target == "queued-resource":
+        own = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+        return {
+            container: f"{host} of the VM, which does not last" if any(PurePosixPath(host).is_relative_to(o) for o in own) else ""
+            for host, container in spec.tpu_vm.mounts.items()
+        }
+    if spec.slurm.runtime == "apptainer":
+        binds = [bind.split(":") for bind in spec.slurm.binds]
+        inside = {(parts[1] if len(parts) > 1 else parts[0]): "ro" in parts[2:] for parts in binds}
+        return {spec.output: ""} | {path: "a bind that is read-only" if fixed else "" for path, fixed in inside.items()}
+    return None
 
 
 def check_secrets(spec: RunSpec, target: str) -> None:
@@ -82,12 +129,10 @@ def check_secrets(spec: RunSpec, target: str) -> None:
             raise ValueError(f"secrets.{name}: --target {target} reads files on the machines; give file instead of secret and key")
 
 
-def check_config(spec: RunSpec, target: str) -> None:
-    """The config has to load with its overrides, and its mesh to split model and batch over exactly these devices."""
-    from omnihuman_jax.config import load_config
+def check_mesh(spec: RunSpec, target: str, config: "ExperimentConfig") -> None:
+    """The config's mesh has to split model and batch over exactly these devices."""
     from omnihuman_jax.scale.splits import check_splits
 
-    config = load_config(spec.config, command.overrides(spec))
     machines, slices, devices, where = spec.machines, None, spec.machines.devices, str(spec.machines)
     if target == "local":
         layout = local.layout_of(spec)

@@ -23,6 +23,8 @@ CONTAINER = "train"
 USER = 1000
 # TPU runtime, megascale, JAX's coordinator, TPU metrics: for readers and NetworkPolicies; a pod listens with or without them.
 TPU_PORTS = {"tpu": 8471, "megascale": 8080, "coordinator": command.COORDINATOR_PORT, "tpu-metrics": 8431}
+# Volumes that end with their pod, or cannot be written.
+FLEETING = ("emptyDir", "ephemeral", "configMap", "secret", "downwardAPI", "projected", "image", "gitRepo")
 _JOBSET = "jobset.sigs.k8s.io"
 _POLICY = "PodFailurePolicy"
 
@@ -246,6 +248,21 @@ def _volumes(spec: RunSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return volumes, mounts
 
 
+def homes(pod: Mapping[str, Any]) -> dict[str, str]:
+    """The trainer's mounts, and why what is written there would not last; empty where it would, by the kind of volume."""
+    train = next(container for container in pod["containers"] if container["name"] == CONTAINER)
+    volumes = {volume["name"]: volume for volume in pod.get("volumes", ())}
+    reasons = {}
+    for mount in train.get("volumeMounts", ()):
+        sources = {kind: source for kind, source in volumes[mount["name"]].items() if kind != "name"}
+        kind = next(iter(sources), "emptyDir")
+        reason = f"the volume {mount['name']!r}, of kind {kind}, which ends with its pod" if kind in FLEETING else ""
+        if mount.get("readOnly") or (sources.get(kind) or {}).get("readOnly"):
+            reason = f"the volume {mount['name']!r}, which is read-only"
+        reasons[mount["mountPath"]] = reason
+    return reasons
+
+
 def merge(base: Any, patch: Any) -> Any:
     """`patch` laid over `base`: mappings by key (None removes one), lists of things with a name by name, other lists appended."""
     if isinstance(base, Mapping) and isinstance(patch, Mapping):
@@ -308,11 +325,11 @@ def _check_pod(pod: Mapping[str, Any], chips: int) -> None:
     for mount in train.get("volumeMounts", ()):
         if mount["name"] not in volumes:
             raise ValueError(f"JobSet: volumeMount {mount['mountPath']} names a volume {mount['name']!r} that is not there")
-    limits, requests = train["resources"]["limits"], train["resources"]["requests"]
+    limits, requests = (train.get("resources", {}).get(kind, {}) for kind in ("limits", "requests"))
     for resource in ("google.com/tpu", "nvidia.com/gpu"):
-        if resource in limits and not int(limits[resource]) == int(requests.get(resource, -1)) == chips:
+        if resource in {**limits, **requests} and not int(limits.get(resource, -1)) == int(requests.get(resource, -1)) == chips:
             raise ValueError(
-                f"JobSet: {resource}: limits {limits[resource]} and requests {requests.get(resource)} must both be {chips}"
+                f"JobSet: {resource}: limits {limits.get(resource)} and requests {requests.get(resource)} must both be {chips}"
             )
 
 

@@ -197,6 +197,8 @@ class RunSpec:
         for name in self.overrides:
             if name.startswith(("-", "config.")) or "=" in name:
                 raise ValueError(f"overrides.{name}: the field alone, such as data.dataset or train.steps")
+        if self.checkpoints and "checkpoint.directory" in self.overrides:
+            raise ValueError("overrides.checkpoint.directory is what checkpoints says; keep checkpoints")
         self._validate_env()
         _unique("volumes: name", [volume.name for volume in self.volumes])
         _unique("volumes: mount", [volume.mount for volume in self.volumes])

@@ -9,7 +9,7 @@ import yaml
 from launch import checks
 from launch.spec import RunSpec, load_spec
 from omnihuman_jax import cli
-from tests.launch.specs import GOOD, IMAGE, ON_SLURM, ON_TPU_VM, ROOT, SLURM, changed, spec
+from tests.launch.specs import GOOD, IMAGE, ON_SLURM, ON_TPU_VM, ROOT, SLURM, TPU_VM, changed, spec
 
 EXAMPLES = {
     "v5p": "jobset",
@@ -127,9 +127,71 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("an image by tag", "jobset", changed({"image": "repo/trainer:latest"}), "is named by tag, which can change under a job"),
     ("a short digest", "jobset", changed({"image": "repo/trainer@sha256:abc"}), "is not of the form repo@sha256:<64 hex digits>"),
     ("no image", "jobset", changed({"image": ""}), "image is missing; --target jobset runs one"),
-    ("output in the container", "jobset", changed({"output": "/tmp/run"}), "'/tmp/run' lies on none of volumes (/runs)"),
-    ("checkpoints in the container", "jobset", changed({"checkpoints": "/tmp/c"}), "checkpoints '/tmp/c' lies on none of volumes"),
-    ("a bucket as output", "jobset", changed({"output": "gs://b/run"}), "mount the bucket (volumes)"),
+    ("output in the container", "jobset", changed({"output": "/app/run"}), "'/app/run' lies on none of volumes (/runs)"),
+    ("output in the pod", "jobset", changed({"output": "/tmp/run"}), "the volume 'tmp', of kind emptyDir, which ends with its pod"),
+    ("output beside its volume", "jobset", changed({"output": "/runs/../app"}), "lies on none of volumes (/runs)"),
+    (
+        "output on an emptyDir",
+        "jobset",
+        changed({"volumes": [GOOD["volumes"][0] | {"source": {"emptyDir": {}}}]}),
+        "output '/runs/run' lies on the volume 'runs', of kind emptyDir, which ends with its pod: restarts would not find it; "
+        "put it on one of volumes (there are none)",
+    ),
+    (
+        "an emptyDir over a volume",
+        "jobset",
+        changed({"volumes": [*GOOD["volumes"], {"name": "top", "mount": "/runs/run", "source": {"emptyDir": {}}}]}),
+        "lies on the volume 'top', of kind emptyDir",
+    ),
+    (
+        "a patch that takes the volume",
+        "jobset",
+        changed({"pod_patch": {"spec": {"volumes": [{"name": "runs", "persistentVolumeClaim": None, "emptyDir": {}}]}}}),
+        "lies on the volume 'runs', of kind emptyDir",
+    ),
+    (
+        "output where nothing is written",
+        "jobset",
+        changed({"volumes": [GOOD["volumes"][0] | {"read_only": True}]}),
+        "lies on the volume 'runs', which is read-only",
+    ),
+    ("checkpoints in the container", "jobset", changed({"checkpoints": "/c"}), "checkpoints '/c' lies on none of volumes"),
+    (
+        "checkpoints moved away",
+        "jobset",
+        changed({"overrides": {"checkpoint.directory": "/tmp/x"}}),
+        "overrides.checkpoint.directory '/tmp/x' lies on the volume 'tmp'",
+    ),
+    (
+        "checkpoints said twice",
+        "jobset",
+        changed({"checkpoints": "/runs/c", "overrides": {"checkpoint.directory": "/runs/d"}}),
+        "overrides.checkpoint.directory is what checkpoints says",
+    ),
+    (
+        "checkpoints by file://",
+        "jobset",
+        changed({"checkpoints": "file:///runs/c"}),
+        "checkpoints 'file:///runs/c': an absolute path",
+    ),
+    (
+        "output in the VM's own memory",
+        "queued-resource",
+        changed(ON_TPU_VM, {"tpu_vm": TPU_VM | {"mounts": {"/dev/shm/x": "/runs"}}}),
+        "lies on /dev/shm/x of the VM, which does not last",
+    ),
+    (
+        "checkpoints that the container does not see",
+        "slurm",
+        changed(ON_SLURM, {"image": IMAGE, "slurm": {"runtime": "apptainer"}, "checkpoints": "/shared/c"}),
+        "checkpoints '/shared/c' lies on none of output and slurm.binds (/shared/run)",
+    ),
+    (
+        "a bucket as output",
+        "jobset",
+        changed({"output": "gs://b/run"}),
+        "logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI",
+    ),
     ("a relative output", "slurm", changed(ON_SLURM, {"output": "runs/a"}), "an absolute path for --target slurm"),
     ("a config that is not there", "jobset", changed({"config": "configs/none.py"}), "configs/none.py does not exist"),
     (
