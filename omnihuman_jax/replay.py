@@ -22,12 +22,14 @@ import optax
 from omnihuman_jax import config as experiment
 from omnihuman_jax import sharding
 from omnihuman_jax.assembly import Parts, assemble
-from omnihuman_jax.config import ExperimentConfig
+from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
 from omnihuman_jax.data.pipeline import window_input
 from omnihuman_jax.data.plan import PlacedWindow
+from omnihuman_jax.train import first_state
 from omnihuman_jax.training import placement, train_state
-from omnihuman_jax.training.checkpoint_reader import CheckpointReader, checkpoint_directory
+from omnihuman_jax.training.checkpoint_reader import CheckpointReader, RunRecord, checkpoint_directory
+from omnihuman_jax.training.run_guard import Rollbacks
 from omnihuman_jax.training.train_step import Objective, loss_fn
 
 
@@ -52,6 +54,8 @@ class Replayed:
 def replay(config: ExperimentConfig, run_dir: Path, step: int) -> tuple[int, Iterator[Replayed]]:
     """(step of the checkpoint whose parameters are used, 0 for the initial ones; the whole batch, then each of its windows).
 
+    Where no checkpoint before the step is left, the run's first parameters: random ones, or those of `initial_weights`.
+
     Raises:
         ValueError: a step outside the schedule, or a run of other data.
     """
@@ -64,8 +68,14 @@ def replay(config: ExperimentConfig, run_dir: Path, step: int) -> tuple[int, Ite
         if before:
             params = checkpoints.restore_part(before[-1], "params", abstract.params)
         else:
-            params = train_state.create_train_state(config.model, parts.optimizer, parts.state_shardings, config.seed).params
+            params = first_state(parts, RunRecord(config=to_json(config), fingerprint="", step=0))[0].params
     return (before[-1] if before else 0), _windows(parts, params, step - 1)
+
+
+def steps_between(run_dir: Path, checkpoint: int, step: int) -> int:
+    """Steps that the run trained after a checkpoint and before `step`: without those that rollbacks jumped over."""
+    jumps = {line["checkpoint"]: line["to"] for line in Rollbacks(run_dir).done() if line["to"] < step}
+    return sum(not any(at <= done < to for at, to in jumps.items()) for done in range(checkpoint, step - 1))
 
 
 def _windows(parts: Parts, params: Any, step: int) -> Iterator[Replayed]:
@@ -134,9 +144,12 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"--mesh {options.mesh}: four numbers like 1,4,1,1") from error
     checkpoint, results = replay(config, options.run, options.step)
     _, stage = config.stages.stage_at(options.step - 1)
-    behind = options.step - 1 - checkpoint
+    behind = steps_between(options.run, checkpoint, options.step)
     where = "exactly those of the step" if not behind else f"{behind} steps older than the step's own"
-    print(f"step {options.step} (stage {stage.name}), parameters of checkpoint {checkpoint}: {where}", flush=True)
+    taken = f"parameters of checkpoint {checkpoint}"
+    if not checkpoint:
+        taken = f"no checkpoint before it is left, the run's first parameters ({config.initial_weights or 'random'})"
+    print(f"step {options.step} (stage {stage.name}), {taken}: {where}", flush=True)
     table = Table("window", "slot", "active", "loss", "gradient norm", "not finite")
     console, wrong = Console(width=None if sys.stdout.isatty() else 120), []
     for found in track(results, description="windows", console=Console(stderr=True), disable=not sys.stderr.isatty()):

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from omnihuman_jax import assembly, import_weights, train
+from omnihuman_jax import assembly, import_weights, replay, train
 from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.sharding import MeshConfig
+from omnihuman_jax.training import run_guard
 from omnihuman_jax.training.checkpoint_reader import CheckpointError, CheckpointReader, RunRecord
+from omnihuman_jax.training.incidents import append_line
 from tests.training import runs, tiny_config
 
 ORIGIN = {"kind": "hunyuan-video", "folder": "transformer", "files": {"config.json": "0" * 64}}
@@ -54,6 +56,19 @@ def test_step_0_is_the_imported_weights(dataset, weights):
     config.model = dataclasses.replace(config.model, width=48, rope_axes=(8, 8, 8))
     with pytest.raises(CheckpointError, match=r"initial_weights: .*does not fit this model: .*omnihuman import"):
         train.first_state(assembly.assemble(config), record)
+
+
+def test_replay_without_a_checkpoint_takes_the_weights_that_the_run_began_with(dataset, weights, tmp_path, monkeypatch):
+    folder, params = weights
+    monkeypatch.setattr(replay, "_windows", lambda parts, params, step: iter([params]))  # compiles for half a minute
+    checkpoint, found = replay.replay(_config(dataset, folder), tmp_path, 7)
+    assert checkpoint == 0
+    jax.tree.map(np.testing.assert_array_equal, next(found), params)
+    assert replay.steps_between(tmp_path, 0, 7) == 6 and replay.steps_between(tmp_path, 6, 7) == 0
+    for line in ({"first": 2, "to": 5}, {"first": 2, "to": 5, "checkpoint": 1}):
+        append_line(tmp_path / run_guard.ROLLBACKS, line)
+    # Step 4 was trained before the rollback, after three others; step 7 after it: after steps 1 and 6.
+    assert replay.steps_between(tmp_path, 0, 4) == 3 and replay.steps_between(tmp_path, 0, 7) == 2
 
 
 def test_imported_weights_are_no_run(dataset, weights):
