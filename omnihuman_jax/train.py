@@ -37,6 +37,7 @@ from omnihuman_jax.training.numerics import RepeatedStep
 from omnihuman_jax.training.progress import progress_bar
 from omnihuman_jax.training.prometheus import Exporter
 from omnihuman_jax.training.run_guard import RunGuard
+from omnihuman_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +64,16 @@ def train(
         ValueError, FileNotFoundError: with the cure, before anything is trained or overwritten.
     """
     run_dir = Path(run_dir)
-    parts = assemble(config)
-    record = RunRecord(config=to_json(config), fingerprint=parts.plan.fingerprint(), step=0)
+    config.validate()
     end = min(config.stages.total_steps, stop_after if stop_after is not None else config.stages.total_steps)
-    guard = RunGuard(config.watchdog, config.numerics, run_dir, parts.plan, parts.records)
-    with (
-        jax.set_mesh(parts.mesh),
-        EventLog(run_dir) as events,
-        contextlib.closing(guard),
-        contextlib.ExitStack() as stack,
-    ):
+    with contextlib.ExitStack() as stack:
+        watchdog = Watchdog(config.watchdog, run_dir / f"stacks-{processes.own_index()}.txt")
+        stack.callback(watchdog.stop)
+        parts = assemble(config)
+        record = RunRecord(config=to_json(config), fingerprint=parts.plan.fingerprint(), step=0)
+        guard = RunGuard(watchdog, config.numerics, run_dir, parts.plan, parts.records)
+        stack.enter_context(jax.set_mesh(parts.mesh))
+        events = stack.enter_context(EventLog(run_dir))
         with events.span("restore"), guard.watchdog.allow(config.watchdog.restore_s, "choosing and reading a checkpoint"):
             checkpoints = stack.enter_context(open_checkpoints(config, run_dir, guard, events))
             state, record, start = resume(parts, run_dir, checkpoints, record, guard, accept_changes=accept_changes)

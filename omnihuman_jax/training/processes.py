@@ -100,6 +100,11 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
+def own_index() -> int:
+    """`jax.process_index`, without starting the devices, which may be what hangs."""
+    return int(distributed.global_state.process_id)
+
+
 def wait_for_peers(name: str, timeout_s: int = 3600) -> None:
     """Until every process is here. The first collective of a program waits 30 s for the others, compilers may differ by more."""
     if (client := _client()) is not None:

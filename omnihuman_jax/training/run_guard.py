@@ -18,7 +18,7 @@ from omnihuman_jax.training import processes
 from omnihuman_jax.training.incidents import Incidents, append_line, read_lines
 from omnihuman_jax.training.numerics import NumericsConfig, Verdict
 from omnihuman_jax.training.processes import RunEnded, StopRequest
-from omnihuman_jax.training.watchdog import Watchdog, WatchdogConfig
+from omnihuman_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -76,24 +76,20 @@ class RunGuard:
     """Of one attempt at a run: the watchdog, the incidents, the verdicts on its steps, the records that could not be read.
 
     Args:
-        watchdog, numbers: the limits.
+        watchdog, numbers: of this process; the limits.
         run_dir: of the run; gets incidents.jsonl, nonfinite.jsonl, spikes.jsonl, rollbacks.jsonl, quarantine.jsonl and
             stacks-<process>.txt, each when there is something to say.
         plan: names what a step trains on.
         records: knows which of its records could not be read so far, and why.
     """
 
-    def __init__(self, watchdog: WatchdogConfig, numbers: NumericsConfig, run_dir: Path, plan: Plan, records: RecordSource):
+    def __init__(self, watchdog: Watchdog, numbers: NumericsConfig, run_dir: Path, plan: Plan, records: RecordSource):
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir, self._numbers, self._plan, self._records = run_dir, numbers, plan, records
         self.incidents = Incidents(run_dir)
         self.rollbacks = Rollbacks(run_dir)
-        self.watchdog = Watchdog(watchdog, run_dir / f"stacks-{jax.process_index()}.txt")
+        self.watchdog = watchdog
         self._quarantined = {line["record"] for line in read_lines(run_dir / QUARANTINE)}
-
-    def close(self) -> None:
-        """Watches no longer."""
-        self.watchdog.stop()
 
     def note(self, kind: str, details: Mapping[str, Any]) -> None:
         """What the checkpoints have to say."""

@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
 from omnihuman_jax import exit_codes
 from omnihuman_jax.training import processes
 
@@ -23,11 +21,13 @@ from omnihuman_jax.training import processes
 class WatchdogConfig:
     """Seconds without progress after which a process gives up; 0 never does.
 
-    step_s: from one step to the next, counted from the first (which compiles)
+    start_s: from the start to the first finished step, without `restore_s`: opening the data set, compiling, the first collectives
+    step_s: from one step to the next
     save_s: a save that the loop waits for: the one before, or the last
     restore_s: choosing and reading a checkpoint
     """
 
+    start_s: float = 3600.0
     step_s: float = 1800.0
     save_s: float = 3600.0
     restore_s: float = 3600.0
@@ -40,7 +40,7 @@ class WatchdogConfig:
 
 
 class Watchdog:
-    """One a process. `beat()` after every step; `allow(...)` around what has a limit of its own."""
+    """One a process, from its start on. `beat()` after every step; `allow(...)` around what has a limit of its own."""
 
     def __init__(self, config: WatchdogConfig, stacks: Path | None = None, *, poll_s: float = 0.25):
         self.config = config
@@ -49,6 +49,7 @@ class Watchdog:
         self._lock = threading.Lock()
         self._deadline: tuple[float, float, str] | None = None  # (when, limit, of what)
         self._stopped = threading.Event()
+        self._set(config.start_s, "the start, up to the first step")
         threading.Thread(target=self._run, name="omnihuman-watchdog", daemon=True).start()
 
     def beat(self) -> None:
@@ -57,7 +58,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def allow(self, seconds: float, what: str) -> Iterator[None]:
-        """`what` may take `seconds`; afterwards a step has its whole time again, if steps were watched before."""
+        """`what` may take `seconds`; afterwards what was watched before has its whole time again."""
         before = self._deadline
         self._set(seconds, what)
         try:
@@ -88,8 +89,10 @@ class Watchdog:
         print(f"watchdog: {message}; the stacks of all threads:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
         if self._stacks is not None:
+            with contextlib.suppress(OSError):
+                self._stacks.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(OSError), self._stacks.open("a") as file:
-                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} process {jax.process_index()}: {message}\n")
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} process {processes.own_index()}: {message}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         processes.abandon(exit_codes.HANG, message)
