@@ -1,7 +1,7 @@
 """What a run is made of: mesh, data plan, optimizer, step. `train` runs it, `plan` compiles it elsewhere, `replay` looks at it."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,13 +55,20 @@ class Parts(StepParts):
     rows: range
 
 
-def assemble(config: ExperimentConfig) -> Parts:
-    """Mesh, data plan and the (not yet compiled) step; ValueError or FileNotFoundError if they do not fit together."""
+def assemble(config: ExperimentConfig, ask: Callable[[str, Callable[[], Any]], Any] = lambda what, look: look()) -> Parts:
+    """Mesh, data plan and the (not yet compiled) step; ValueError or FileNotFoundError if they do not fit together.
+
+    `ask`: called with what is looked for and how; for those who wait for the data set's storage.
+    """
     config.validate()
     mesh = sharding.create_mesh(config.mesh)
     dataset = dataset_dir(config)
-    records = open_records(dataset, retries=config.data.retries, delay_s=config.data.retry_delay_s)
-    plan = Plan(Catalog.load(dataset), config.stages, config.data.plan, config.seed)
+
+    def look() -> tuple[RecordSource, Catalog]:
+        return open_records(dataset, retries=config.data.retries, delay_s=config.data.retry_delay_s), Catalog.load(dataset)
+
+    records, catalog = ask(f"opening {dataset}", look)
+    plan = Plan(catalog, config.stages, config.data.plan, config.seed)
     step = assemble_step(config, mesh, packed_shape(config, records.spec))
     parts = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}
     return Parts(**parts, plan=plan, records=records, rows=placement.local_rows(mesh, step.sequences))

@@ -9,9 +9,10 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or `--distributed` 
 import argparse
 import contextlib
 import dataclasses
+import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from omnihuman_jax.config import (
 )
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.scale import flops
-from omnihuman_jax.training import compilation_cache, placement, processes, run_guard, tiers, train_state
+from omnihuman_jax.training import compilation_cache, placement, processes, run_guard, storage, tiers, train_state
 from omnihuman_jax.training.checkpoint import Checkpoints
 from omnihuman_jax.training.checkpoint_reader import CheckpointError, DamagedError, RunRecord, checkpoint_directory, load_weights
 from omnihuman_jax.training.events import EventLog, last_saved
@@ -69,7 +70,7 @@ def train(
     with contextlib.ExitStack() as stack:
         watchdog = Watchdog(config.watchdog, run_dir / f"stacks-{processes.own_index()}.txt")
         stack.callback(watchdog.stop)
-        parts = assemble(config)
+        parts = open_parts(config, run_dir)
         record = RunRecord(config=to_json(config), fingerprint=parts.plan.fingerprint(), step=0)
         guard = RunGuard(watchdog, config.numerics, run_dir, parts.plan, parts.records)
         stack.enter_context(jax.set_mesh(parts.mesh))
@@ -89,6 +90,34 @@ def train(
                 parts.records.spec.save(run_dir)
             state = run_steps(parts, state, checkpoints, record, run_dir, guard, events, start=start, end=end, progress=progress)
     return state
+
+
+def open_parts(config: ExperimentConfig, run_dir: Path) -> Parts:
+    """`assemble`, with patience for the data set's storage. RunEnded, for a restart, where it does not come back.
+
+    A data set that this run has opened before and that is not there any more is storage that is gone; otherwise the path is wrong.
+    """
+    known = processes.gather(has_opened(run_dir, config.data.dataset))[0]
+
+    def ask(what: str, look: Callable[[], Any]) -> Any:
+        def tolerant() -> Any:
+            try:
+                return look()
+            except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+                if known:
+                    raise storage.Gone(f"this run has opened it before, and now: {error}") from None
+                raise
+
+        return storage.ask(what, tolerant, retries=config.data.retries, delay_s=config.data.retry_delay_s)
+
+    return assemble(config, ask)
+
+
+def has_opened(run_dir: Path, dataset: str) -> bool:
+    """Whether this run, by its own config.json, which the first start writes once all is open, has had that data set."""
+    file = run_dir / "config.json"
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return bool(dataset) and stored.get("data", {}).get("dataset") == dataset
 
 
 def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, events: EventLog) -> Checkpoints:

@@ -1,23 +1,28 @@
 """What happens when numbers, records, disks or storage go wrong: runs of one process, as a user sees them."""
 
+import errno
+import itertools
 import json
 import re
 import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from omnihuman_jax import exit_codes, replay
-from omnihuman_jax.config import read_config
+from omnihuman_jax import exit_codes, replay, train
+from omnihuman_jax.config import read_config, write_config
+from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.training.incidents import read_lines
 from omnihuman_jax.training.metrics import read_metrics
+from omnihuman_jax.training.processes import RunEnded
 from tests.data import synthetic
-from tests.training import runs
+from tests.training import runs, tiny_config
 
 POISONED, DAMAGED = 2, 16  # rows of the catalog that the first steps read
 
@@ -150,6 +155,35 @@ def test_storage_that_is_gone_is_waited_for_and_then_left_for_a_restart(tmp_path
         shutil.move(path, str(path).removesuffix(".away"))
     runs.train(run, dataset, *options)
     assert read_metrics(run)[-1]["step"] == 12 and read_metrics(run)[-1]["placeholders"] == 0
+
+
+def test_a_data_set_that_a_run_has_had_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, away, run = tmp_path / "dataset", tmp_path / "away", tmp_path / "run"
+    config = tiny_config.get_config()
+    config.mesh.context = 2  # this process has 8 devices
+    config.data.dataset, config.data.retries, config.data.retry_delay_s = str(dataset), 2, 0.1
+    with pytest.raises(FileNotFoundError, match="no dataset here"):  # a first start: the path is wrong
+        train.open_parts(config, run)
+    run.mkdir()
+    write_config(config, run)
+    with pytest.raises(RunEnded, match=r"opening .*dataset: storage did not answer in 3 tries: .*opened it before") as ended:
+        train.open_parts(config, run)
+    assert ended.value.code == exit_codes.RETRY and not ended.value.alone
+    runs.write_dataset(away)
+    threading.Timer(0.15, away.rename, [dataset]).start()
+    assert len(train.open_parts(config, run).records) == len(runs.catalog())
+    load, calls = Catalog.load, itertools.count()
+
+    def broken(folder: str) -> Catalog:
+        if next(calls) < 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return load(folder)
+
+    monkeypatch.setattr(Catalog, "load", broken)
+    assert train.open_parts(config, tmp_path / "first start").records.directory == dataset and next(calls) == 3
+    config.data.dataset = str(tmp_path / "datset")  # not what the run had: a slip of the pen
+    with pytest.raises(FileNotFoundError, match="no dataset here"):
+        train.open_parts(config, run)
 
 
 @pytest.mark.slow

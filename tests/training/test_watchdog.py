@@ -53,7 +53,7 @@ def test_a_start_that_hangs_is_ended_too(tmp_path: Path, monkeypatch: pytest.Mon
         told.append((code, reason))
         over.set()
 
-    def opens_a_data_set(config: object) -> None:
+    def opens_a_data_set(config: object, ask: object) -> None:
         raise ValueError("ended" if over.wait(20) else "nobody saw it hang")
 
     monkeypatch.setattr(processes, "abandon", abandon)  # which ends the process
