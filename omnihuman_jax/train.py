@@ -70,6 +70,7 @@ def train(
     with contextlib.ExitStack() as stack:
         watchdog = Watchdog(config.watchdog, run_dir / f"stacks-{processes.own_index()}.txt")
         stack.callback(watchdog.stop)
+        processes.be_patient(config.watchdog.longest_s)
         parts = open_parts(config, run_dir)
         record = RunRecord(config=to_json(config), fingerprint=parts.plan.fingerprint(), step=0)
         guard = RunGuard(watchdog, config.numerics, run_dir, parts.plan, parts.records)

@@ -29,6 +29,8 @@ _LEFT = "omnihuman/left/"
 # How long the coordinator stays after a failure, so that its peers can read why: they look every second.
 LINGER_S = 2.5
 _gathers = itertools.count()
+# How long one process waits for what another does meanwhile. No shorter than the watchdog's limits, which end what hangs.
+_patience_s = 3600.0
 
 
 class RunEnded(Exception):
@@ -105,13 +107,19 @@ def own_index() -> int:
     return int(distributed.global_state.process_id)
 
 
-def wait_for_peers(name: str, timeout_s: int = 3600) -> None:
+def be_patient(seconds: float) -> None:
+    """From now on the others may come so much later to `gather` and `wait_for_peers`; 3600 s unless told."""
+    global _patience_s
+    _patience_s = seconds
+
+
+def wait_for_peers(name: str) -> None:
     """Until every process is here. The first collective of a program waits 30 s for the others, compilers may differ by more."""
     if (client := _client()) is not None:
-        client.wait_at_barrier(name, timeout_s * 1000)
+        client.wait_at_barrier(name, int(_patience_s * 1000))
 
 
-def gather(value: Any, timeout_s: int = 600) -> list[Any]:
+def gather(value: Any) -> list[Any]:
     """Everyone's `value` (JSON), by process: all processes call it, in the same order, and none goes on before all have."""
     client = _client()
     if client is None or jax.process_count() == 1:
@@ -119,7 +127,7 @@ def gather(value: Any, timeout_s: int = 600) -> list[Any]:
     call = next(_gathers)
     key = f"omnihuman/gather/{call}"
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
-    client.wait_at_barrier(key, timeout_s * 1000)
+    client.wait_at_barrier(key, int(_patience_s * 1000))
     found = dict(client.key_value_dir_get(f"{key}/"))
     if jax.process_index() == 0 and call:
         # Whoever came to this barrier has read the answers of the one before.

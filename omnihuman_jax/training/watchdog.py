@@ -32,6 +32,15 @@ class WatchdogConfig:
     save_s: float = 3600.0
     restore_s: float = 3600.0
 
+    @property
+    def longest_s(self) -> float:
+        """How long one process may keep the others waiting: the longest of the limits, a week where one is none; and a minute.
+
+        Whoever hangs is to be ended by his own watchdog, with his stacks, not by the others' impatience.
+        """
+        limits = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return 60.0 + (max(limits) if all(limits) else 7 * 86400.0)
+
     def validate(self) -> None:
         """ValueError on a negative limit."""
         for field in dataclasses.fields(self):

@@ -1,0 +1,43 @@
+"""How long processes wait for one another."""
+
+from typing import Any
+
+import jax
+import pytest
+
+from omnihuman_jax.training import processes
+from omnihuman_jax.training.watchdog import WatchdogConfig
+
+
+class Service:
+    """The coordination service of two processes, as far as a gather needs it; the other one has answered 5."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, str] = {}
+        self.limits_s: list[float] = []
+
+    def key_value_set(self, key: str, value: str) -> None:
+        self.stored |= {key: value, f"{key[:-1]}1": "5"}
+
+    def wait_at_barrier(self, name: str, timeout_ms: int) -> None:
+        self.limits_s.append(timeout_ms / 1000)
+
+    def key_value_dir_get(self, prefix: str) -> list[tuple[str, Any]]:
+        return [(key, value) for key, value in self.stored.items() if key.startswith(prefix)]
+
+    def key_value_delete(self, key: str) -> None:
+        """Of the one before."""
+
+
+def test_nobody_is_given_up_before_his_own_watchdog_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service()
+    monkeypatch.setattr(processes, "_client", lambda: service)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "_patience_s", processes._patience_s)
+    config = WatchdogConfig(restore_s=7200.0)
+    assert processes.gather(3) == [3, 5]
+    processes.be_patient(config.longest_s)
+    assert processes.gather(4) == [4, 5]
+    processes.wait_for_peers("compiled")
+    assert service.limits_s[1] == service.limits_s[2] > config.restore_s > service.limits_s[0] >= WatchdogConfig().restore_s
+    assert WatchdogConfig(save_s=0).longest_s > 7 * 86400  # no limit
