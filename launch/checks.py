@@ -20,6 +20,23 @@ if TYPE_CHECKING:
     from omnihuman_jax.config import ExperimentConfig
 
 TARGETS: dict[str, ModuleType] = {"jobset": jobset, "queued-resource": queued_resource, "slurm": slurm, "local": local}
+# Fields that some targets have no use for; elsewhere they are refused, not dropped. `local` takes all: it stands for the cluster.
+_KUBERNETES = ("namespace", "queue", "priority", "placement_policy", "ttl_s", "security", "host_network", "volumes", "pod_patch")
+TAKEN_BY = {
+    **dict.fromkeys(_KUBERNETES, ("jobset",)),
+    "service_account": ("jobset", "queued-resource"),
+    "spot": ("jobset", "queued-resource"),
+}
+INSTEAD = {
+    "slurm": {
+        # A class of Kubernetes has no number that SLURM could take.
+        "priority": "SLURM has slurm.qos, and slurm.directives such as --nice=100",
+        "queue": "SLURM has slurm.partition",
+        "spot": "SLURM has slurm.partition",
+        "volumes": "the nodes' own file systems are there, in a container by slurm.binds",
+    },
+    "queued-resource": {"volumes": "TPU VMs have tpu_vm.mounts"},
+}
 # Metrics and event logs are appended to, which object stores cannot do.
 _NO_BUCKET = "; logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI"
 
@@ -36,6 +53,7 @@ def check(spec: RunSpec, target: str, options: Options) -> None:
     """ValueError or FileNotFoundError, one line with the cure, on the first thing that is wrong."""
     spec.validate()
     TARGETS[target].check(spec)
+    check_fields(spec, target)
     if target != "local":
         check_secrets(spec, target)
     pod = jobset.pod_of(jobset.manifest(spec)) if target == "jobset" else {}
@@ -46,6 +64,15 @@ def check(spec: RunSpec, target: str, options: Options) -> None:
     check_mesh(spec, target, config)
     if options.preflight:
         preflight(spec)
+
+
+def check_fields(spec: RunSpec, target: str) -> None:
+    """What a target cannot do is an error; the blocks `slurm`, `tpu_vm` and `local` say themselves whose they are."""
+    unset = RunSpec(name="", config="", output="", accelerator=spec.accelerator)
+    for field, targets in TAKEN_BY.items():
+        if target not in (*targets, "local") and getattr(spec, field) != getattr(unset, field):
+            hint = INSTEAD.get(target, {}).get(field, "leave it out")
+            raise ValueError(f"{field} is nothing to --target {target}, only to {' and '.join(targets)}; {hint}")
 
 
 def load(spec: RunSpec) -> "ExperimentConfig":

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from launch import command, external
+from launch import command, external, kubernetes_names
 from launch.accelerators import GPU_MACHINES, TPU_NAMES
 from launch.spec import MAX_NAME, RunSpec
 from omnihuman_jax import exit_codes
@@ -31,6 +31,7 @@ _POLICY = "PodFailurePolicy"
 
 def check(spec: RunSpec) -> None:
     """What GKE asks for beyond the schema."""
+    kubernetes_names.check(spec)
     machines = spec.machines
     if machines.kind == "cpu":
         raise ValueError("accelerator.type cpu is for --target local and slurm; jobset runs TPU slices and GPU nodes")

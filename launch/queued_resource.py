@@ -25,8 +25,6 @@ def check(spec: RunSpec) -> None:
     for field in ("zone", "project"):
         if not getattr(spec.tpu_vm, field):
             raise ValueError(f"tpu_vm.{field} is missing")
-    if spec.queue or spec.priority:
-        raise ValueError("queue and priority are Kubernetes'; leave them out for --target queued-resource")
 
 
 def nodes(spec: RunSpec) -> list[str]:

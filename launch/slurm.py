@@ -27,8 +27,13 @@ def check(spec: RunSpec) -> None:
     for field in ("python", "workdir"):
         if (value := getattr(slurm, field)) and not value.startswith("/"):
             raise ValueError(f"slurm.{field} {value!r} is not an absolute path")
-    if spec.queue or spec.spot or spec.volumes or spec.pod_patch:
-        raise ValueError("queue, spot, volumes and pod_patch are Kubernetes'; SLURM has partition, qos and directives")
+    unused = {"image": spec.image, "slurm.binds": slurm.binds}
+    if slurm.runtime == "apptainer":
+        unused = {"slurm.python": slurm.python, "slurm.workdir": slurm.workdir}
+    if names := [name for name, value in unused.items() if value]:
+        raise ValueError(
+            f"{' and '.join(names)}: nothing to slurm.runtime {slurm.runtime}; leave it out, or take the other runtime"
+        )
 
 
 def state_dir(spec: RunSpec) -> str:

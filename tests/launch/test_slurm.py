@@ -100,7 +100,7 @@ def test_bash_reads_it_and_values_stay_values() -> None:
 
 def test_a_container_and_cpu_nodes() -> None:
     fields = {"runtime": "apptainer", "binds": ["/shared/data"], "directives": ["--exclude=node7"], "setup": ["module load x"]}
-    text = slurm.render(spec(ON_SLURM, slurm=fields))
+    text = slurm.render(spec(ON_SLURM, image=IMAGE, slurm=fields))
     wanted = f"srun --wait=120 apptainer exec --nv --pwd /app --bind /shared/run --bind /shared/data docker://{IMAGE} python"
     assert wanted in text and "#SBATCH --exclude=node7\n" in text and "\nmodule load x\n" in text
     on_cpu = slurm.render(spec(ON_SLURM, accelerator={"type": "cpu", "nodes": 2, "devices": 4}))

@@ -242,7 +242,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     (
         "the host's network in a restricted pod",
         "jobset",
-        changed(ON_SLURM, {"host_network": True, "security": "restricted"}),
+        changed(ON_SLURM, {"image": IMAGE, "host_network": True, "security": "restricted"}),
         "host_network is not allowed by security 'restricted'",
     ),
     ("a restricted TPU pod", "jobset", changed({"security": "restricted"}), "keeps the TPU runtime from pinning memory"),
@@ -252,6 +252,44 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "jobset",
         changed({"accelerator": {"type": "tpu7x", "topology": "4x4x8"}}),
         "placement_policy is missing",
+    ),
+    *(
+        (
+            f"{field} on {target}",
+            target,
+            changed(base, {field: value}),
+            f"{field} is nothing to --target {target}, only to {takers}",
+        )
+        for target, base, field, value, takers in [
+            ("slurm", ON_SLURM, "priority", "high", "jobset; SLURM has slurm.qos, and slurm.directives such as --nice=100"),
+            ("slurm", ON_SLURM, "namespace", "research", "jobset; leave it out"),
+            ("slurm", ON_SLURM, "service_account", "me", "jobset and queued-resource; leave it out"),
+            ("slurm", ON_SLURM, "volumes", GOOD["volumes"], "jobset; the nodes' own file systems are there"),
+            ("queued-resource", ON_TPU_VM, "volumes", GOOD["volumes"], "jobset; TPU VMs have tpu_vm.mounts"),
+            ("queued-resource", ON_TPU_VM, "pod_patch", sidecar(image=IMAGE), "jobset; leave it out"),
+            ("queued-resource", ON_TPU_VM, "host_network", True, "jobset"),
+            ("queued-resource", ON_TPU_VM, "security", "privileged", "jobset"),
+            ("queued-resource", ON_TPU_VM, "ttl_s", 60, "jobset"),
+        ]
+    ),
+    (
+        "an image that no container runs",
+        "slurm",
+        changed(ON_SLURM, {"image": IMAGE}),
+        "image: nothing to slurm.runtime python; leave it out, or take the other runtime",
+    ),
+    *(
+        (f"a bad {field}", "jobset", changed({field: value}), message)
+        for field, value, message in [
+            ("namespace", "Bad NS", "namespace 'Bad NS' is no name to Kubernetes: lower-case letters, digits and '-' inside"),
+            ("namespace", "", "namespace and the names of volumes must not be empty"),
+            ("queue", "bad queue!", "queue 'bad queue!' is no name to Kubernetes"),
+            ("priority", "High", "priority 'High' is no name to Kubernetes"),
+            ("service_account", "me@project", "service_account 'me@project' is no name"),
+            ("reservation", "a b", "reservation 'a b' is no name to Kubernetes"),
+            ("secrets", {"T": {"secret": "Hub", "key": "k"}}, "secrets.T.secret 'Hub' is no name to Kubernetes"),
+            ("volumes", [GOOD["volumes"][0] | {"name": "my_runs"}], "volumes[0].name 'my_runs' is no name to Kubernetes"),
+        ]
     ),
     ("CPUs on GKE", "jobset", changed({"accelerator": {"type": "cpu", "nodes": 2}}), "cpu is for --target local and slurm"),
     ("a TPU on SLURM", "slurm", changed({"output": "/shared/run"}), "SLURM runs GPU or cpu nodes"),
