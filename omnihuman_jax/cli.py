@@ -126,7 +126,7 @@ COMMANDS: dict[str, Command] = {
     "goodput": Command(
         module="omnihuman_jax.goodput",
         help="where a run's time went, over all its attempts: new steps, repeated ones, compiling, saving, waiting, idle",
-        example="omnihuman goodput --run runs/mine/run",
+        example="omnihuman goodput runs/mine/run",
     ),
     "report": Command(
         module="omnihuman_jax.report",

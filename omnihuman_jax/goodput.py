@@ -1,6 +1,6 @@
 """Goodput: where a run's time went, over all its attempts: new steps, repeated ones, compiling, restoring, saving, waiting, idle.
 
-omnihuman goodput --run runs/mine/run
+omnihuman goodput runs/mine/run
 """
 
 import argparse
@@ -48,16 +48,19 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="omnihuman goodput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory of `omnihuman train`")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("run", nargs="?", type=Path, metavar="RUN", help="run directory of `omnihuman train`")
+    where.add_argument("--run", dest="named", type=Path, metavar="RUN", help="the same, as the other commands have it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the picture; RUN/goodput.svg by default")
     options = parser.parse_args(argv)
-    goodput = read_goodput(options.run)
+    run = options.run or options.named
+    goodput = read_goodput(run)
     print_table(goodput)
     if goodput.host_ratio and goodput.host_ratio[1] > 1.2:
         name, ratio = goodput.host_ratio
         print(f"process {name} takes {ratio:.1f} times the median host's own time a step: look at its disk, network and neighbours")
-    out = options.out or options.run / "goodput.svg"
+    out = options.out or run / "goodput.svg"
     out.write_text(picture(goodput), encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps(to_json(goodput), indent=2) + "\n", encoding="utf-8")

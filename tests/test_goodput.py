@@ -60,7 +60,7 @@ def test_every_second_has_one_kind(run: Path) -> None:
 
 
 def test_the_command_prints_a_table_and_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["--run", str(run), "--json", str(run / "goodput.json")]) == 0
+    assert command.main([str(run), "--json", str(run / "goodput.json")]) == 0
     printed = capsys.readouterr().out
     assert "goodput 25.7% of 70.0 s in 2 attempts" in printed and "killed" in printed and "process 1 takes 3.0 times" in printed
     stored = json.loads((run / "goodput.json").read_text())
@@ -69,6 +69,8 @@ def test_the_command_prints_a_table_and_draws(run: Path, capsys: pytest.CaptureF
     bars = [element for element in drawn.iter() if element.tag.endswith("title")]
     assert {bar.text.split(",")[0] for bar in bars} == {kind.replace("_", " ") for kind in KINDS}
     assert picture(read_goodput(run)) == (run / "goodput.svg").read_text()
+    assert command.main(["--run", str(run), "--out", str(run / "again.svg")]) == 0
+    assert (run / "again.svg").read_text() == (run / "goodput.svg").read_text()
 
 
 def test_a_run_without_events_is_an_error_with_the_cure(tmp_path: Path) -> None:

@@ -345,13 +345,22 @@ def test_there_are_enough_broken_specs() -> None:
     [
         ("name: a\nname: b\n", "the key 'name' is there twice"),
         ("name: [a\n", "not YAML"),
+        ("? {a: b}\n: 1\n", "not YAML: a key has to be text"),
+        ("? [a]\n: 1\n", "not YAML: a key has to be text"),
+        ("pod_patch: {? {a: b} : 1}\n", "not YAML: a key has to be text"),
+        ("name: 2026-13-01\n", "not YAML: month must be in 1..12"),
+        ("name: caf\xe9\n", "not UTF-8: invalid continuation byte at byte 9"),
+        (
+            "{name: a, config: c, output: o, accelerator: {type: cpu}, pod_patch: &a {x: *a}}",
+            "an alias refers to what holds it",
+        ),
         ("- a\n", "the spec: expects a mapping"),
         ("name: !!python/object/apply:os.system ['touch pwned']\n", "not YAML: could not determine a constructor"),
     ],
 )
 def test_a_file_that_is_no_spec(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "spec.yaml").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"spec\.yaml") as error:
         load_spec("spec.yaml")
     assert message in str(error.value) and "\n" not in str(error.value)
