@@ -160,6 +160,7 @@ class LocalJob:
         secrets = read_secrets({name: ref.file for name, ref in self.spec.secrets.items()})
         (self.folder / "logs").mkdir(parents=True, exist_ok=True)
         with _locked(self.folder / "lock", self.spec.output):
+            self._outlast()
             first = self.attempt = next_attempt(self.folder)
             counted = free = 0
             pause = self._pause_s
@@ -181,6 +182,24 @@ class LocalJob:
                     self._stop.wait(pause)
                     pause = min(pause * 2, MAX_PAUSE_S) if time.monotonic() - began < STEADY_S else self._pause_s
                 self.attempt += 1
+
+    def _outlast(self) -> None:
+        """Until no rank of a launcher that was killed is left: it may still be saving, where the next attempt would write.
+
+        They had SIGTERM when that launcher died, so their grace period runs already; what outlives it is killed.
+        """
+        deadline, told = time.monotonic() + self.spec.grace_s, False
+        while left := local_state.survivors(self.folder):
+            if not told:
+                told = True
+                print(
+                    f"{self.spec.name}: waiting for processes of an earlier launcher: {', '.join(map(str, left))}", file=sys.stderr
+                )
+            if time.monotonic() > deadline or self._hurry.is_set():
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(pid, signal.SIGKILL)
+            time.sleep(self._poll_s)
 
     def _reason_to_end(self, verdict: Verdict, counted: int) -> str:
         """Why there is no further attempt; empty if there is one."""
@@ -297,9 +316,9 @@ class LocalJob:
 
     def _write_state(self, state: str, **fields: Any) -> None:
         processes = {str(rank): process.pid for rank, process in self._running.items()}
-        local_state.write(
-            self.folder, {"name": self.spec.name, "state": state, "attempt": self.attempt, "processes": processes, **fields}
-        )
+        started = {rank: local_state.process_start(pid) for rank, pid in processes.items()}
+        data = {"name": self.spec.name, "state": state, "attempt": self.attempt, "processes": processes, "started": started}
+        local_state.write(self.folder, data | fields)
 
 
 def run_local(spec: RunSpec, **options: Any) -> Outcome:

@@ -20,11 +20,22 @@ def log_path(folder: Path, attempt: int, rank: int) -> Path:
 
 
 def process_start(pid: int) -> str:
-    """When a process was started, in ticks since boot (tells it from a later one of the same id); empty if there is none."""
+    """When a process was started, in ticks since boot (tells it from a later one of the same id); empty if none runs any more."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+    return "" if fields[0] in "ZX" else fields[19]  # ended, and nobody has asked how
+
+
+def survivors(folder: Path) -> list[int]:
+    """Process ids of ranks that still run, of a launcher that was killed."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    started = state.get("started", {})
+    return [pid for rank, pid in state["processes"].items() if started.get(rank) and process_start(pid) == started[rank]]
 
 
 def read(spec: RunSpec) -> dict[str, Any]:

@@ -261,3 +261,25 @@ def test_the_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert not any(local_state.process_start(process) for process in processes)
     assert local.status(job_spec) == 0
+
+
+@pytest.mark.parametrize("program", ["import time; time.sleep(0.7)", IGNORES], ids=["saves for a while", "does not end"])
+def test_ranks_of_a_launcher_that_was_killed_are_outlasted(tmp_path: Path, program: str) -> None:
+    job_spec = a_spec(tmp_path, grace_s=2)
+    folder = local_state.state_dir(job_spec)
+    folder.mkdir(parents=True)
+    old = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    other = subprocess.Popen([sys.executable, "-c", SLEEP])
+    try:
+        # `other` has the number of a rank that ended long ago.
+        left = {"processes": {"0": old.pid, "1": other.pid}, "started": {"0": local_state.process_start(old.pid), "1": "1"}}
+        local_state.write(folder, {"name": "run", "state": "running", "attempt": 3, **left})
+        seen: list[str] = []
+        outcome = run(job_spec, {}, on_event=lambda event: seen.append(local_state.process_start(old.pid)))
+        assert outcome.code == 0 and outcome.events[0].attempt == 4
+        assert seen and not any(seen)
+        assert old.wait(5) == (0 if program != IGNORES else -signal.SIGKILL) and other.poll() is None
+    finally:
+        for process in (old, other):
+            process.kill()
+            process.wait()
