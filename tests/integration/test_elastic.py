@@ -12,6 +12,7 @@ from omnihuman_jax import assembly
 from omnihuman_jax.config import read_config
 from omnihuman_jax.sharding import MESH_AXES, MeshConfig
 from omnihuman_jax.training import train_state
+from omnihuman_jax.training.checkpoint_parts import flatten, parts_of
 from omnihuman_jax.training.checkpoint_reader import CheckpointReader
 from tests.training import runs
 
@@ -54,12 +55,10 @@ def assert_restored(run: Path, mesh: MeshConfig) -> None:
     with jax.set_mesh(parts.mesh), CheckpointReader(run / "checkpoints") as checkpoints:
         state = checkpoints.restore(FIRST, abstract)
     assert train_state.misplaced_leaves(state, parts.state_shardings) == []
-    stored = runs.checkpoint(run, FIRST)
-    for part in ("params", "ema"):
-        flat, _ = jax.tree_util.tree_flatten_with_path(getattr(state, part))
-        for path, leaf in flat:
-            name = f"{part}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
-            assert np.asarray(leaf).tobytes() == stored[name].tobytes(), name
+    stored, flat = runs.checkpoint(run, FIRST), flatten(parts_of(state))
+    assert flat.keys() == stored.keys() and {name.split("/")[0] for name in flat} == {"params", "ema", "optimizer", "progress"}
+    for name, leaf in flat.items():
+        assert leaf.dtype == stored[name].dtype and np.asarray(leaf).tobytes() == stored[name].tobytes(), name
 
 
 @pytest.mark.slow
