@@ -156,7 +156,7 @@ class RunGuard:
         return [{"window": str(ids[placed.row]), "slot": placed.slot} for placed in self._plan.batch(step).windows]
 
     def _quarantine(self) -> None:
-        """A line for each record that could not be read, once in the life of the run."""
+        """A line for each record that this process could not read, and no process of an earlier attempt."""
         catalog = self._plan.catalog
         for record in [record for record in list(self._records.unreadable) if record not in self._quarantined]:
             self._quarantined.add(record)
