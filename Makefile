@@ -49,7 +49,7 @@ test: $(VENV)/.torch  ## the whole suite, 8 simulated devices
 bench: $(VENV)/.torch  ## speed and memory of a train step beside PyTorch's, on this machine, in one run (20 minutes)
 	@$(BIN)/python -m tests.benchmarks.step_speed
 
-chaos: $(VENV)/.torch  ## thirty faults at random moments on real processes; the bits must be those of an undisturbed run (15 minutes)
+chaos: $(VENV)/.torch  ## thirty faults at random moments on real processes; the bits must be those of an undisturbed run (40 minutes)
 	@$(BIN)/python -m tests.chaos.run --faults 30 --write
 
 SLOW ?= all

@@ -101,6 +101,8 @@ def table(trials: list[Trial], seconds: float) -> str:
             f"| {kind} | {len(rows)} | {codes} | {_both(detected)} | {_both(recovered)} | {_both(repeated, 0)} "
             f"| {len(recovered)} of {len(rows)} |"
         )
+    if done and not any(fault.kind == faults.DISK_FULL for fault in done):
+        lines += ["", f"No {faults.DISK_FULL}: that needs a file system of its own, and root to mount it."]
     goodput = [read_goodput(trial.run) for trial in trials]
     share = sum(g.seconds["productive"] for g in goodput) / max(sum(g.wall for g in goodput), 1e-9)
     lines += ["", f"Goodput over all of it (`omnihuman goodput`): {share:.0%}; restarts dominate runs of a minute."]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from omnihuman_jax.reporting.goodput import Goodput
 from tests.chaos import faults, run
 from tests.chaos.faults import Fault
 from tests.chaos.trial import Trial, write_dataset
@@ -35,6 +36,20 @@ def test_a_fault_that_left_the_wrong_bits_is_found(tmp_path: Path) -> None:
     lost = Fault(kind=faults.KILL, step=7, rank=0, struck=1.0, detected=2.0, recovered=3.0, newest=5, resumed=0)
     assert "went on from step 0" in run.check(trial(1.0, lost), trial(1.0))[0]
     assert "recovered 0" in run.check(trial(1.0, Fault(kind=faults.STOP, step=7, rank=0)), trial(1.0))[0]
+
+
+def test_where_no_disk_can_be_filled_other_faults_strike_loudly(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = [Fault(kind=kind, step=7, rank=0) for kind in (faults.DISK_FULL, faults.KILL, faults.DISK_FULL)]
+    trial = Trial(tmp_path, tmp_path, 2, plan, tmp_path, 0)
+    trial.do_without_a_disk()
+    assert len(trial.plan) == 3 and faults.DISK_FULL not in {fault.kind for fault in trial.plan}
+    assert capsys.readouterr().err.count("NO FULL DISK") == 2
+    monkeypatch.setattr(
+        run, "read_goodput", lambda folder: Goodput(attempts=(), seconds={"productive": 1.0}, wall=2.0, host_ratio=None)
+    )
+    assert f"No {faults.DISK_FULL}" in run.table([trial], 60)
 
 
 @pytest.mark.slow

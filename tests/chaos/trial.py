@@ -57,7 +57,7 @@ class Trial:
         """Until the run is done; the faults know then what came of them."""
         with faults.small_disk(self.run / "disk", DISK_MB) as own_disk:
             if not own_disk:
-                self.plan = [fault for fault in self.plan if fault.kind != faults.DISK_FULL]
+                self.do_without_a_disk()
             self._left = list(self.plan)
             job_spec = spec(
                 {"accelerator": {"type": "cpu", "nodes": self.processes, "devices": DEVICES // self.processes}, "image": ""},
@@ -93,6 +93,17 @@ class Trial:
             if outcome.code == 0:
                 self.arrays = self._final()
             return outcome
+
+    def do_without_a_disk(self) -> None:
+        """Other faults in place of full disks, where there is no disk that may be filled; said loudly."""
+        others = [kind for kind in faults.KINDS if kind != faults.DISK_FULL]
+        for fault in [fault for fault in self.plan if fault.kind == faults.DISK_FULL]:
+            fault.kind = self._rng.choice(others)
+            print(
+                f"{self.run}: NO FULL DISK: a file system of its own could not be mounted (that needs root); "
+                f"in its place: {fault.kind}",
+                file=sys.stderr,
+            )
 
     def _final(self) -> dict[str, np.ndarray]:
         return runs.checkpoint(self.run / "disk", STEPS)
