@@ -42,16 +42,30 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--micro-batch", type=int, default=0, metavar="N", help="sequences a data-parallel group at a time; sets the batch"
     )
     scale.add_argument("--sweep", action="store_true", help="search mesh x remat x micro-batch, rank what fits")
-    scale.add_argument("--compile", type=int, default=3, metavar="N", help="layouts of a sweep that are compiled (default 3)")
+    scale.add_argument("--compile", type=int, metavar="N", help="layouts of a sweep that are compiled (default 3)")
     scale.add_argument("--estimate", action="store_true", help="compile nothing: formulas alone, at once")
     scale.add_argument("--text", default="", metavar="FILE", help="keep the compiled program's text there")
     scale.add_argument("--json", metavar="FILE", help="write everything there as well")
     options, overrides = parser.parse_known_args(list(argv))
-    given = [name for name in ("sweep", "estimate", "json", "micro_batch") if getattr(options, name)]
-    if options.topology is None and (given or options.slices != 1):
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(options).items()
+        if name != "config" and value not in (None, "", 0, False)
+    ]
+    given = [name for name in given if name != "--slices" or options.slices != 1]
+    if options.topology is None and given:
+        raise ValueError(f"{given[0]} belongs to the scale plan: add --topology, e.g. v5p:8x8x8")
+    if options.compile is not None and (not options.sweep or options.estimate):
         raise ValueError(
-            f"--{(given or ['slices'])[0].replace('_', '-')} belongs to the scale plan: add --topology, e.g. v5p:8x8x8"
+            "--compile says how many layouts of a --sweep are compiled" + ", and --estimate compiles none" * options.sweep
         )
+    if options.text and (options.sweep or options.estimate):
+        other = "--sweep" if options.sweep else "--estimate"
+        raise ValueError(f"--text keeps the text of the one step that is compiled: not with {other}")
+    for name in ("micro_batch", "compile"):
+        if (getattr(options, name) or 0) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {0 if name == 'compile' else 1}")
+    options.compile = 3 if options.compile is None else options.compile
     return options, overrides
 
 

@@ -14,11 +14,12 @@ import jax
 
 from omnihuman_jax import assembly, sharding
 from omnihuman_jax.config import ExperimentConfig, planned_shape, to_json
-from omnihuman_jax.models.mmdit_config import REMAT_POLICIES
+from omnihuman_jax.models import context_parallel
+from omnihuman_jax.models.mmdit_config import REMAT_POLICIES, MMDiTConfig
 from omnihuman_jax.scale import described_devices
 from omnihuman_jax.scale.estimate import Layout, estimate, sizes
 from omnihuman_jax.scale.hardware import Topology, parse_topology
-from omnihuman_jax.scale.program_costs import ProgramCosts, device_memory, read_program, refused_memory, text_of
+from omnihuman_jax.scale.program_costs import ProgramCosts, device_memory, read_program, refused_memory, text_of, words_of
 from omnihuman_jax.scale.splits import check_splits
 from omnihuman_jax.scale.step_plan import ScalePlan, format_plan
 from omnihuman_jax.training import train_state
@@ -72,9 +73,9 @@ def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = T
     except jax.errors.JaxRuntimeError as error:
         memory = refused_memory(error, device_memory(topology, mesh))
         if memory is None:
-            raise
+            raise ValueError(f"the compiler refuses this step for {topology.name}: {words_of(error)}") from error
         costs = ProgramCosts(memory=memory, lower_s=lower_s, compile_s=time.monotonic() - started)
-        return _plan(config, topology, mesh.shape, costs, note="the compiler refused it: " + str(error).splitlines()[0][:300])
+        return _plan(config, topology, mesh.shape, costs, note=f"the compiler refused it: {words_of(error)}")
     compile_s, text = time.monotonic() - started, text_of(compiled)
     if keep_text:
         Path(keep_text).write_text(text, encoding="utf-8")
@@ -170,15 +171,15 @@ class Candidate:
         return f"{mesh or 'one device'}, remat {self.estimate.remat}, {per_group} a group"
 
 
-def candidates(config: ExperimentConfig, topology: Topology, *, most_sequences: int = 2) -> list[Candidate]:
+def candidates(config: ExperimentConfig, topology: Topology, *, micro_batches: Sequence[int] = (1, 2)) -> list[Candidate]:
     """Every mesh x remat x micro-batch that is possible, those that should fit and be fastest first.
 
-    Sequences are 1 .. `most_sequences` a data-parallel group at a time. What should not fit comes last, smallest first.
+    `micro_batches`: sequences of a data-parallel group at a time. What should not fit comes last, smallest first.
     """
     found = []
     for mesh in _meshes(config, topology):
         for remat in REMAT_POLICIES:
-            for per_group in range(1, most_sequences + 1):
+            for per_group in micro_batches:
                 tried = dataclasses.replace(config, mesh=mesh, model=dataclasses.replace(config.model, remat=remat))
                 tried = with_layout(tried, topology, micro_batch=per_group, accumulate=1)
                 found.append(Candidate(config=tried, estimate=_estimated(tried, topology, note="")))
@@ -188,21 +189,72 @@ def candidates(config: ExperimentConfig, topology: Topology, *, most_sequences: 
         assert line is not None
         return (not memory.fits, -line.mfu if memory.fits else memory.peak)
 
+    if not found:
+        raise ValueError(
+            f"no mesh of {topology.devices} devices ({topology.num_slices} slices) with mesh.tensor {config.mesh.tensor} and "
+            f"mesh.dcn_fsdp {config.mesh.dcn_fsdp} splits width {config.model.width}, {config.model.num_heads} heads and "
+            f"{config.data.plan.latent_tokens} tokens; try mesh.tensor=1, mesh.dcn_fsdp=1"
+        )
     return sorted(found, key=rank)
 
 
 def _meshes(config: ExperimentConfig, topology: Topology) -> Iterator[sharding.MeshConfig]:
-    """fsdp x context over a slice, with what is left, and the slices, as data; heads and tokens must divide."""
-    devices, heads = topology.devices // topology.num_slices, config.model.num_heads
-    for context in (ways for ways in range(1, devices + 1) if devices % ways == 0):
-        if heads % context or config.data.plan.latent_tokens % context:
+    """fsdp x context over a slice beside the config's `tensor`, what is left as data, slices as the config says.
+
+    Heads, tokens and width must divide, heads where `model.context_parallel` shares them out.
+    """
+    mesh, model, tokens = config.mesh, config.model, config.data.plan.latent_tokens
+    devices, tensor = topology.devices // topology.num_slices, max(mesh.tensor, 1)
+    if devices % tensor or model.num_heads % tensor:
+        raise ValueError(
+            f"mesh.tensor {tensor} does not divide both the {devices} devices of a slice and model.num_heads {model.num_heads}; "
+            f"{sharding.nearest_divisors(math.gcd(devices, model.num_heads), tensor)}"
+        )
+    _, dcn_fsdp = mesh.across(topology.num_slices)
+    for context in _divisors(devices // tensor):
+        if tokens % context or not _heads_go(model, context, tensor):
             continue
-        left = devices // context
-        for fsdp in (ways for ways in range(1, left + 1) if left % ways == 0):
-            if config.model.width % (fsdp * context) == 0:
-                yield dataclasses.replace(
-                    config.mesh, data=devices // (fsdp * context) * topology.num_slices, fsdp=fsdp, context=context
-                )
+        for fsdp in _divisors(devices // tensor // context):
+            data = devices // (tensor * context * fsdp)
+            if model.width % (fsdp * dcn_fsdp * context) == 0 and (dcn_fsdp == 1 or data == 1):
+                yield dataclasses.replace(mesh, data=data, fsdp=fsdp, context=context, tensor=tensor)
+
+
+def _divisors(number: int) -> list[int]:
+    return [ways for ways in range(1, number + 1) if number % ways == 0]
+
+
+def _heads_go(model: MMDiTConfig, context: int, tensor: int) -> bool:
+    """Whether the exchange of attention can share the heads out, or need not."""
+    try:
+        context_parallel.heads_ways(model.context_parallel, model.num_heads // tensor, context, model.ulysses_ways)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclasses.dataclass(kw_only=True)
+class Sweep:
+    """What a sweep found so far: all candidates by formula, best first; those compiled, best first; those refused, and why."""
+
+    found: list[Candidate]
+    plans: list[ScalePlan] = dataclasses.field(default_factory=list)
+    failed: list[tuple[Candidate, str]] = dataclasses.field(default_factory=list)
+
+    @property
+    def best(self) -> ScalePlan:
+        """Compiled, if anything was."""
+        return self.plans[0] if self.plans else self.found[0].estimate
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "compiled": [plan.to_json() for plan in self.plans],
+            "failed": [
+                {"layout": candidate.text, "mesh": dict(candidate.estimate.mesh), "error": e} for candidate, e in self.failed
+            ],
+            "by_formula": [candidate.estimate.to_json() for candidate in self.found[:20]],
+        }
 
 
 def sweep(
@@ -210,20 +262,29 @@ def sweep(
     topology: Topology,
     *,
     compiles: int,
+    micro_batches: Sequence[int] = (1, 2),
     on_compile: Callable[[int, Candidate], None] = lambda done, candidate: None,
-) -> tuple[list[Candidate], list[ScalePlan]]:
-    """All candidates by formula, and the best `compiles` of them compiled, those that fit and are fastest first."""
-    found = candidates(config, topology)
-    plans = []
-    for done, candidate in enumerate(_different(found)[:compiles]):
+    on_result: Callable[[Sweep], None] = lambda so_far: None,
+) -> Sweep:
+    """All candidates by formula, and the best `compiles` of them compiled, those that fit and are fastest first.
+
+    A candidate that the compiler refuses for another reason than memory is noted with its words, and the next one follows.
+    """
+    so_far = Sweep(found=candidates(config, topology, micro_batches=micro_batches))
+    for done, candidate in enumerate(_different(so_far.found)[:compiles]):
         on_compile(done, candidate)
-        plans.append(plan(candidate.config, topology))
+        try:
+            so_far.plans.append(plan(candidate.config, topology))
+        except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+            so_far.failed.append((candidate, words_of(error)))
+        so_far.plans.sort(key=_rank)
+        on_result(so_far)
+    return so_far
 
-    def rank(compiled: ScalePlan) -> tuple[bool, float]:
-        line = compiled.roofline
-        return (not compiled.costs.memory.fits, -line.mfu if line else 0.0)
 
-    return found, sorted(plans, key=rank)
+def _rank(compiled: ScalePlan) -> tuple[bool, float]:
+    line = compiled.roofline
+    return (not compiled.costs.memory.fits, -line.mfu if line else 0.0)
 
 
 def _different(found: Sequence[Candidate]) -> list[Candidate]:
@@ -234,8 +295,9 @@ def _different(found: Sequence[Candidate]) -> list[Candidate]:
     return list(seen.values())
 
 
-def format_sweep(found: Sequence[Candidate], plans: Sequence[ScalePlan], shown: int = 10) -> str:
-    """Two tables: the best by formula, and what was compiled."""
+def format_sweep(result: Sweep, shown: int = 10) -> str:
+    """Two tables, the best by formula and what was compiled; and what the compiler refused."""
+    found, plans = result.found, result.plans
     fitting = [c for c in found if c.estimate.costs.memory.fits]
     lines = [f"{len(found)} layouts, {len(fitting)} should fit; the best {min(shown, len(found))} by formula:"]
     for candidate in found[:shown]:
@@ -244,6 +306,8 @@ def format_sweep(found: Sequence[Candidate], plans: Sequence[ScalePlan], shown: 
     for compiled in plans:
         candidate = Candidate(config=ExperimentConfig(), estimate=compiled)
         lines.append(f"  {candidate.text:<58} {_figures(compiled)}")
+    for candidate, error in result.failed:
+        lines.append(f"  {candidate.text:<58} failed: {error}")
     return "\n".join(lines)
 
 
@@ -257,27 +321,36 @@ def run(config: ExperimentConfig, options: Any) -> int:
     """`omnihuman plan --topology`: prints, and writes `--json`."""
     topology = parse_topology(options.topology, options.slices)
     if options.sweep:
-        with _progress(options.compile) as on_compile:
-            found, plans = sweep(config, topology, compiles=0 if options.estimate else options.compile, on_compile=on_compile)
-        print(format_sweep(found, plans))
-        data: Any = {"compiled": [p.to_json() for p in plans], "by_formula": [c.estimate.to_json() for c in found[:20]]}
-        best = plans[0] if plans else found[0].estimate
-        print(format_plan(best))
-    else:
-        config = with_layout(config, topology, micro_batch=options.micro_batch)
-        with _progress(1) as on_compile:
-            if not options.estimate:
-                on_compile(0, None)
-            best = plan(config, topology, compile_step=not options.estimate, keep_text=options.text)
-        print(format_plan(best))
-        data = best.to_json() | {"config": to_json(config)}
-    if options.json:
-        path = Path(options.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(path.suffix + ".part")
-        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        compiles = 0 if options.estimate else options.compile
+        with _progress(compiles) as on_compile:
+            result = sweep(
+                config, topology, compiles=compiles, on_compile=on_compile,
+                micro_batches=(options.micro_batch,) if options.micro_batch else (1, 2),
+                on_result=lambda so_far: _write(options.json, so_far.to_json()),
+            )  # fmt: skip
+        _write(options.json, result.to_json())
+        print(format_sweep(result))
+        print(format_plan(result.best))
+        return 0
+    config = with_layout(config, topology, micro_batch=options.micro_batch)
+    with _progress(1) as on_compile:
+        if not options.estimate:
+            on_compile(0, None)
+        best = plan(config, topology, compile_step=not options.estimate, keep_text=options.text)
+    print(format_plan(best))
+    _write(options.json, best.to_json() | {"config": to_json(config)})
     return 0
+
+
+def _write(name: str | None, data: Mapping[str, Any]) -> None:
+    """JSON, whole or not at all."""
+    if not name:
+        return
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".part")
+    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 @contextlib.contextmanager

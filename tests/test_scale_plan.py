@@ -1,12 +1,14 @@
 """`omnihuman plan --topology`: what it prints and writes, by formula here; compiled for described TPUs in the slow tests."""
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from omnihuman_jax import plan as plan_command
@@ -17,9 +19,9 @@ from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.mmdit_config import REMAT_POLICIES
 from omnihuman_jax.scale import flops
 from omnihuman_jax.scale.estimate import KEPT_ROWS
-from omnihuman_jax.scale.hardware import parse_topology
+from omnihuman_jax.scale.hardware import Topology, parse_topology
 from omnihuman_jax.scale.roofline import KINDS
-from omnihuman_jax.scale.step_plan import advice, format_plan, load_plan
+from omnihuman_jax.scale.step_plan import ScalePlan, advice, format_plan, load_plan
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import paper_stages
 
@@ -64,6 +66,10 @@ def test_gpus_are_planned_by_formula(capsys: pytest.CaptureFixture[str]) -> None
         (["--sweep"], "--sweep belongs to the scale plan: add --topology"),
         (["--topology", "v4:4x4x4", "--micro-batch", "1"], "describes v4:4x4x4 as 128 devices, a job there has 64.*--estimate"),
         (["--slices", "2"], "--slices belongs to the scale plan"),
+        (["--compile", "2"], "--compile belongs to the scale plan"),
+        (["--text", "step.txt"], "--text belongs to the scale plan"),
+        (["--topology", "v5p:4x4x8", "--compile", "2"], "--compile says how many layouts of a --sweep"),
+        (["--topology", "v5p:4x4x8", "--sweep", "--text", "step.txt"], "--text .* not with --sweep"),
         (["--topology", "v5p:2x4x4", "--estimate"], "multiple of 64 devices, there are 32: mesh.fsdp=4 or mesh.context=4"),
         (["--topology", "v5p:4x4x8", "--estimate", "--config.data.plan.sequences_per_step=17"], "17"),
     ],
@@ -92,6 +98,65 @@ def test_the_sweep_ranks_what_fits_first(capsys: pytest.CaptureFixture[str]) -> 
     assert {candidate.estimate.remat for candidate in found} == set(REMAT_POLICIES) <= set(KEPT_ROWS)
     for candidate in found:
         assert 24 % candidate.estimate.mesh["context"] == 0
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "overrides"),
+    [
+        ("v6e:4x4", 2, []),
+        ("v6e:4x4", 2, ["mesh.dcn_fsdp=2"]),
+        ("v5p:2x2x2", 1, ["mesh.tensor=2"]),
+        ("h100:16", 1, ["mesh.tensor=4"]),
+    ],
+)
+def test_every_mesh_of_a_sweep_is_one_of_these_devices(topology: str, slices: int, overrides: list[str]) -> None:
+    config, target = load_config(CONFIG, [f"--config.{o}" for o in overrides]), parse_topology(topology, slices)
+    found = scale_plan.candidates(config, target, micro_batches=(1,))
+    assert len({tuple(c.estimate.mesh.values()) for c in found}) > 1
+    for candidate in found:
+        assert math.prod(candidate.estimate.mesh.values()) == target.devices
+        assert candidate.estimate.mesh["tensor"] == config.mesh.tensor
+        scale_plan.layout_of(candidate.config, candidate.estimate.mesh)
+    scale_plan.check(found[0].config, target)
+
+
+def test_a_sweep_takes_ways_that_no_heads_divide_where_none_are_shared_out() -> None:
+    ways = {}
+    for mode in ("ulysses", "ring", "gather", "ulysses_ring"):
+        config = load_config(CONFIG, [f"--config.model.context_parallel={mode}"])
+        found = scale_plan.candidates(config, parse_topology("v5e:4x4"), micro_batches=(1,))
+        ways[mode] = {c.estimate.mesh["context"] for c in found}
+    assert ways == {"ulysses": {1, 2, 4, 8}, "ring": {1, 2, 4, 8, 16}, "gather": {1, 2, 4, 8, 16}, "ulysses_ring": {1, 2, 4, 8, 16}}
+
+
+def test_a_sweep_says_what_tensor_ways_would_do() -> None:
+    with pytest.raises(ValueError, match=r"mesh.tensor 3 does not divide both the 16 devices.*2 or 4"):
+        scale_plan.candidates(load_config(CONFIG, ["--config.mesh.tensor=3"]), parse_topology("v5e:4x4"))
+
+
+def test_a_sweep_goes_on_after_a_failure_and_keeps_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, calls, kept = tmp_path / "sweep.json", [], []
+    estimated = scale_plan.plan
+
+    def compiled(config: ExperimentConfig, topology: Topology) -> ScalePlan:
+        if path.is_file():
+            data = json.loads(path.read_text())
+            kept.append((len(data["compiled"]), len(data["failed"])))
+        calls.append(config)
+        if len(calls) == 2:
+            raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed\nto compile")
+        return estimated(config, topology, compile_step=False)
+
+    monkeypatch.setattr(scale_plan, "plan", compiled)
+    assert run("--topology", "v6e:4x4", "--sweep", "--compile", "3", "--micro-batch", "2", "--json", str(path)) == 0
+    assert len(calls) == 3 and kept == [(1, 0), (1, 1)]
+    assert "failed: INTERNAL: Mosaic failed to compile" in capsys.readouterr().out
+    data = json.loads(path.read_text())
+    assert len(data["compiled"]) == 2 and data["failed"][0]["error"] == "INTERNAL: Mosaic failed to compile"
+    for plan in data["by_formula"]:
+        assert plan["sequences"] == 2 * plan["mesh"]["data"] * plan["mesh"]["fsdp"]
 
 
 def test_what_does_not_fit_names_the_knobs() -> None:

@@ -98,15 +98,29 @@ def memory_of(compiled: Any, limit: int) -> Memory:
 
 
 def refused_memory(error: Exception, limit: int) -> Memory | None:
-    """What the compiler says that a program would take which does not fit; None if the error is another."""
+    """What the compiler says that a program would take which does not fit into HBM; None if the error is another.
+
+    Also None where on-chip memory is full (VMEM: a kernel's blocks are too large): no larger slice or shorter batch mends that.
+    """
     text = str(error)
-    if "RESOURCE_EXHAUSTED" not in text:
+    if "RESOURCE_EXHAUSTED" not in text or not _HBM.search(text):
         return None
-    sizes = [float(number) * {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}[unit] for number, unit in _SIZES.findall(text)]
-    return Memory(limit=limit, needed=int(max(sizes, default=limit + 1)))
+    if used := _USED.search(text):
+        return Memory(limit=limit, needed=max(int(float(used[1]) * _UNITS[used[2]]), limit + 1))
+    sizes = [float(number) * _UNITS[unit] for number, unit in _SIZES.findall(text)]
+    return Memory(limit=limit, needed=max(int(max(sizes, default=0)), limit + 1))
 
 
+_HBM = re.compile(r"HbmOom|ran out of memory (?:on|in memory space) hbm|hbm capacity by", re.IGNORECASE)
+_USED = re.compile(r"Used (\d+(?:\.\d+)?)([KMGT])(?:i?B)? of \S+ hbm", re.IGNORECASE)
+_UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZES = re.compile(r"(\d+(?:\.\d+)?)\s?([KMGT])(?:i?B)?\b")
+
+
+def words_of(error: Exception, most: int = 400) -> str:
+    """What the compiler says, on one line: its beginning and its end, where it says what is too large."""
+    text = " ".join(re.sub(r"See https?://\S+ for more details\.", "", str(error)).split())
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most - most // 2) :]}"
 
 
 def works_of(program: Program) -> list[Work]:
