@@ -37,6 +37,9 @@ INSTEAD = {
     },
     "queued-resource": {"volumes": "TPU VMs have tpu_vm.mounts"},
 }
+# What a save costs, for a warning: bytes a parameter, and bytes a second that a host writes to a disk of the network.
+STATE_BYTES = 16
+WRITE_RATE = 0.5e9
 # Metrics and event logs are appended to, which object stores cannot do.
 _NO_BUCKET = "; logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI"
 
@@ -197,9 +200,28 @@ def preflight(spec: RunSpec) -> None:
         done = subprocess.run([*argv, f"--json={answer}"], stdout=sys.stderr, env=environment, check=False)
         if done.returncode or not answer.is_file():
             raise ValueError(f"preflight: `omnihuman plan` refuses this run on {spec.machines} (code {done.returncode}), see above")
-        memory = json.loads(answer.read_text(encoding="utf-8"))["memory"]
+        plan = json.loads(answer.read_text(encoding="utf-8"))
+        memory = plan["memory"]
     if not memory["fits"]:
         peak = memory["peak"] / 2**30
         raise ValueError(
             f"preflight: {spec.config} needs {peak:.1f} GiB a device on {spec.machines}, more than there is; see above"
         )
+    if warning := grace_warning(spec, plan["parameters"]):
+        print(f"preflight: warning: {warning}", file=sys.stderr, flush=True)
+
+
+def grace_warning(spec: RunSpec, parameters: int) -> str:
+    """Why `grace_s` may be too short for the save that a SIGTERM asks for; empty if it is not.
+
+    Each host writes its share of the state: 16 bytes a parameter, which are weights, their average and two moments in float32.
+    """
+    share = STATE_BYTES * parameters / spec.machines.processes
+    seconds = share / WRITE_RATE
+    if seconds <= spec.grace_s:
+        return ""
+    return (
+        f"a save of {share / 1e9:.1f} GB a host takes {seconds:.1f} s at an assumed {WRITE_RATE / 1e9:g} GB/s, more than grace_s "
+        f"{spec.grace_s}: a preempted run would lose the steps since its last checkpoint; raise grace_s, or measure the rate "
+        "(omnihuman bench-checkpoint)"
+    )

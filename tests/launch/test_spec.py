@@ -446,9 +446,18 @@ def test_preflight_refuses_what_does_not_fit(nodes: int, fits: bool, tmp_path: P
             "config": str(ROOT / "configs" / ("omnihuman_1b.py" if fits else "omnihuman_13b.py")),
             "accelerator": {"type": "h100", "nodes": nodes},
             "overrides": mesh,
+            "grace_s": 1,
         }
     )
     assert submit(tmp_path, yaml.safe_dump(data), "jobset", "--preflight") == (0 if fits else 2)
     captured = capfd.readouterr()
     assert "parameters" in captured.err and ("kind: JobSet" in captured.out) == fits
     assert ("GiB a device on 1 x h100: 8 devices, more than there is" in captured.err) == (not fits)
+    assert ("preflight: warning: a save of " in captured.err) == fits
+
+
+def test_a_grace_period_that_no_save_fits_in_is_said() -> None:
+    """13 G parameters of 16 bytes on 64 hosts: 3.25 GB each, 6.5 s."""
+    assert not checks.grace_warning(spec(grace_s=7), 13_000_000_000)
+    warning = checks.grace_warning(spec(grace_s=6), 13_000_000_000)
+    assert warning.startswith("a save of 3.2 GB a host takes 6.5 s at an assumed 0.5 GB/s, more than grace_s 6:")
