@@ -15,7 +15,7 @@ import yaml
 
 from launch import command, external, kubernetes_names
 from launch.accelerators import GPU_MACHINES, TPU_NAMES
-from launch.spec import MAX_NAME, RunSpec
+from launch.spec import MAX_NAME, RESERVED_ENV, RunSpec
 from omnihuman_jax import exit_codes
 
 REPLICATED_JOB = "slice"
@@ -82,7 +82,19 @@ def manifest(spec: RunSpec) -> dict[str, Any]:
         },
     }
     check_manifest(jobset, chips=machines.chips)
+    _check_patch(_pod(spec)["spec"], pod_of(jobset))
     return jobset
+
+
+def _check_patch(own: Mapping[str, Any], patched: Mapping[str, Any]) -> None:
+    """ValueError if a patch changes what the run's checks stand on: the trainer's command line, and how its processes meet."""
+    before = next(container for container in own["containers"] if container["name"] == CONTAINER)
+    after = next(container for container in patched["containers"] if container["name"] == CONTAINER)
+    if any(before.get(field) != after.get(field) for field in ("command", "args")):
+        raise ValueError(f"pod_patch: command and args of {CONTAINER!r} come from the spec; fields of the config go to overrides")
+    for entry in after.get("env", ()):
+        if RESERVED_ENV.fullmatch(entry["name"]) and entry not in before["env"]:
+            raise ValueError(f"pod_patch: env {entry['name']} of {CONTAINER!r} is set by the launcher; leave it out")
 
 
 def pod_of(jobset: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -327,8 +339,11 @@ def _check_pod(pod: Mapping[str, Any], chips: int) -> None:
         if mount["name"] not in volumes:
             raise ValueError(f"JobSet: volumeMount {mount['mountPath']} names a volume {mount['name']!r} that is not there")
     limits, requests = (train.get("resources", {}).get(kind, {}) for kind in ("limits", "requests"))
-    for resource in ("google.com/tpu", "nvidia.com/gpu"):
-        if resource in {**limits, **requests} and not int(limits.get(resource, -1)) == int(requests.get(resource, -1)) == chips:
+    chip_kinds = [resource for resource in ("google.com/tpu", "nvidia.com/gpu") if resource in {**limits, **requests}]
+    if not chip_kinds:
+        raise ValueError(f"JobSet: container {CONTAINER!r} asks for no chips; there must be {chips}")
+    for resource in chip_kinds:
+        if not int(limits.get(resource, -1)) == int(requests.get(resource, -1)) == chips:
             raise ValueError(
                 f"JobSet: {resource}: limits {limits.get(resource)} and requests {requests.get(resource)} must both be {chips}"
             )

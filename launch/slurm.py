@@ -35,6 +35,10 @@ def check(spec: RunSpec) -> None:
             f"{' and '.join(names)}: nothing to slurm.runtime {slurm.runtime}; leave it out, or take the other runtime"
         )
 
+    own = {line.partition("=")[0] for line in directives(spec)[: -len(slurm.directives) or None]}
+    if twice := [line for line in slurm.directives if line.partition("=")[0] in own]:
+        raise ValueError(f"slurm.directives: {twice[0]!r} is set by the launcher from the spec's own fields; leave it out")
+
 
 def state_dir(spec: RunSpec) -> str:
     """Logs, attempts and codes, on the shared file system."""

@@ -239,6 +239,19 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed({"pod_patch": {"spec": {"containers": [{"name": "train", "resources": {"limits": {"google.com/tpu": 1}}}]}}}),
         "google.com/tpu: limits 1 and requests 4 must both be 4",
     ),
+    *(
+        (f"a patch of the trainer's {what}", "jobset", changed({"pod_patch": sidecar("train", **fields)}), message)
+        for what, fields, message in [
+            ("resources", {"resources": None}, "container 'train' asks for no chips; there must be 4"),
+            ("command", {"command": ["python", "other.py"]}, "pod_patch: command and args of 'train' come from the spec"),
+            (
+                "arguments",
+                {"args": ["--config.checkpoint.directory=/c"]},
+                "pod_patch: command and args of 'train' come from the spec",
+            ),
+            ("place", {"env": [{"name": "MEGASCALE_SLICE_ID", "value": "0"}]}, "env MEGASCALE_SLICE_ID of 'train' is set by"),
+        ]
+    ),
     (
         "the host's network in a restricted pod",
         "jobset",
@@ -295,6 +308,12 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("a TPU on SLURM", "slurm", changed({"output": "/shared/run"}), "SLURM runs GPU or cpu nodes"),
     ("no interpreter on SLURM", "slurm", changed(ON_SLURM, {"slurm": {}}), "slurm.python and slurm.workdir are missing"),
     ("a SLURM time in words", "slurm", changed(ON_SLURM, {"slurm": {"time": "a day"}}), "slurm.time 'a day': D-HH:MM:SS"),
+    (
+        "a directive of the launcher's own",
+        "slurm",
+        changed(ON_SLURM, {"slurm": SLURM | {"directives": ["--exclude=a", "--nodes=2"]}}),
+        "slurm.directives: '--nodes=2' is set by the launcher",
+    ),
     ("a directive that ends the line", "slurm", changed(ON_SLURM, {"slurm": {"directives": ["--a=b\nrm"]}}), "is not of the form"),
     (
         "a GPU as queued resource",
