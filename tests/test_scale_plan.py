@@ -1,5 +1,6 @@
 """`omnihuman plan --topology`: what it prints and writes, by formula here; compiled for described TPUs in the slow tests."""
 
+import dataclasses
 import json
 import math
 import os
@@ -40,7 +41,8 @@ def test_by_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for expected in (
         "omnihuman_13b_720p on v5p:4x4x8: 128 chips, 32 hosts, 128 devices; data 2 x fsdp 8 x context 8",
         "16 sequences of 122,880 + 1,024 tokens in 1 micro-batch, remat attention",
-        "15.11 B", "fits; ", "joint attention", "all-to-all         context", "predicted   step", "MFU", "HFU", "assumed",
+        "15.11 B; a device holds 236.1 M of them: 0.88 GiB in float32, 3.52 GiB with EMA and moments",
+        "fits; ", "joint attention", "all-to-all         context", "predicted   step", "MFU", "HFU", "assumed",
         "maxtext.readthedocs.io", "not compiled: everything here is formula",
     ):  # fmt: skip
         assert expected in text
@@ -221,6 +223,31 @@ def test_the_step_lowers_for_gpus_that_have_sizes_only() -> None:
     """The one scanned block; before XLA removes what nothing uses, the forward kernel may stand there twice."""
     plan = scale_plan.plan(small_config(), parse_topology("h100:8"))
     assert plan.estimated and re.search(r"the step lowers for cuda, with [34] calls of attention kernels", plan.note)
+
+
+def test_the_step_of_one_window_lowers_where_no_cudnn_is() -> None:
+    config = small_config()
+    config.data.plan.windows = 1
+    plan = scale_plan.plan(config, parse_topology("h100:8"))
+    assert re.search(r"the step lowers for cuda with our Triton kernel in the place of cuDNN's.*, with [34] calls", plan.note)
+    assert "never measured" not in plan.note
+
+
+def test_the_plan_says_whose_efficiency_it_takes_for_our_kernel() -> None:
+    plan = scale_plan.plan(small_config(), parse_topology("h200:8"), compile_step=False)
+    assert "packed attention is our own Triton kernel, never measured" in plan.note
+
+
+def test_hosts_that_are_full_are_said_to_be() -> None:
+    config = load_config(CONFIG, ["--config.mesh.fsdp=1", "--config.mesh.context=4", "--config.step.offload=moments_ema"])
+    plan = scale_plan.plan(
+        scale_plan.with_layout(config, parse_topology("v5e:2x2"), micro_batch=1), parse_topology("v5e:2x2"), compile_step=False
+    )
+    memory = dataclasses.replace(plan.costs.memory, temporaries=0, host_limit=2**30)
+    full = dataclasses.replace(plan, costs=dataclasses.replace(plan.costs, memory=memory))
+    text = format_plan(full)
+    assert "on the host of its share of 1.00" in text and "DOES NOT FIT; the hosts' memory is full" in text
+    assert full.to_json()["memory"]["fits"] is False
 
 
 @pytest.mark.slow

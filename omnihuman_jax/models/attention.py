@@ -84,12 +84,16 @@ def resolve(strategy: AttentionStrategy, *, one_window: bool = False) -> Kernel:
     """
     strategy.validate()
     where = platform()
-    name = strategy.kernel
-    if name == "auto" and one_window and where == "gpu":
-        name = ONE_WINDOW
-    elif name == "auto" or (name == ONE_WINDOW and not one_window):
-        name = FASTEST.get(where, "blocked")
-    return IMPLEMENTATIONS[name](strategy, where)
+    return IMPLEMENTATIONS[kernel_name(strategy, where, one_window=one_window)](strategy, where)
+
+
+def kernel_name(strategy: AttentionStrategy, where: str, *, one_window: bool) -> str:
+    """The key of `IMPLEMENTATIONS` that `strategy` comes to on a platform."""
+    if strategy.kernel == "auto" and one_window and where == "gpu":
+        return ONE_WINDOW
+    if strategy.kernel == "auto" or (strategy.kernel == ONE_WINDOW and not one_window):
+        return FASTEST.get(where, "blocked")
+    return strategy.kernel
 
 
 def check_one_window(strategy: AttentionStrategy, windows: int | None, dtype: jnp.dtype) -> bool:

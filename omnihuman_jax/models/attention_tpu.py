@@ -69,6 +69,21 @@ class Splash:
     def _blocks(self, m: int, s: int) -> tuple[int, int]:
         return fit_block(m, self.block_q, LANES), fit_block(s, self.block_kv, LANES)
 
+    def fused_backward_bytes(self, heads: int, queries: int, keys: int, head_dim: int, itemsize: int = 2) -> int:
+        """What the one backward kernel writes of the queries' gradient at a time; `heads`, `queries`, `keys` of one call."""
+        block_q, compute = self._blocks(queries, keys)
+        head_bytes = round_up(queries, block_q) * head_dim * itemsize
+        keys = round_up(keys, compute)
+        block_kv, together = self._parts(heads, keys, compute, head_bytes)
+        return round_up(keys, block_kv) // block_kv * head_bytes * together
+
+    def _parts(self, heads: int, keys: int, compute: int, head_bytes: int) -> tuple[int, int]:
+        """Keys of a block in memory, and the heads that are taken together, for at most about `PARTS_BYTES`."""
+        # Longer than that, a block in memory is two blocks of products: half the parts.
+        block_kv = compute if keys // compute * head_bytes <= PARTS_BYTES else 2 * compute
+        together = max(1, PARTS_BYTES // (round_up(keys, block_kv) // block_kv * head_bytes))
+        return block_kv, max(n for n in range(1, heads + 1) if heads % n == 0 and n <= together)
+
     def _forward_row(self, q_NMK, k_NSK, v_NSK, q_ids_M, kv_ids_S):
         block_q, block_kv = self._blocks(q_NMK.shape[1], k_NSK.shape[1])
         pairs = block_pairs(q_ids_M, kv_ids_S, block_q, block_kv)
@@ -115,9 +130,8 @@ class Splash:
 
     def _fused_backward_row(self, q_NMK, k_NSK, v_NSK, q_ids_M, kv_ids_S, lse_NM, delta_NM, grad_NMK):
         block_q, compute = self._blocks(q_NMK.shape[1], k_NSK.shape[1])
-        heads, keys, head_bytes = q_NMK.shape[0], k_NSK.shape[1], q_NMK[0].nbytes
-        # Longer than that, a block in memory is two blocks of products: half the parts.
-        block_kv = compute if keys // compute * head_bytes <= PARTS_BYTES else 2 * compute
+        heads, keys = q_NMK.shape[0], k_NSK.shape[1]
+        block_kv, together = self._parts(heads, keys, compute, q_NMK[0].nbytes)
         filled = round_up(keys, block_kv)
         k_NSK, v_NSK = (fill(x, 1, filled, 0.0) for x in (k_NSK, v_NSK))
         kv_ids_S = fill(kv_ids_S, 0, filled, NO_KEY_FILL)
@@ -142,8 +156,6 @@ class Splash:
                 interpret=self.interpret,
             )  # fmt: skip
 
-        together = max(1, PARTS_BYTES // (filled // block_kv * head_bytes))
-        together = max(n for n in range(1, heads + 1) if heads % n == 0 and n <= together)
         arrays = (q_NMK, k_NSK, v_NSK, lse_NM, delta_NM, grad_NMK)
         parts = jax.tree.map(lambda x: x.reshape(heads // together, together, *x.shape[1:]), arrays)
         grads = each(some, parts)

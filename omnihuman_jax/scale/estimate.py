@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from omnihuman_jax.models import mmdit
+from omnihuman_jax.models import attention, context_parallel, mmdit
+from omnihuman_jax.models.attention_tpu import Splash
 from omnihuman_jax.scale import flops, interconnect
 from omnihuman_jax.scale.hardware import Topology
-from omnihuman_jax.scale.program_costs import Memory, ProgramCosts
+from omnihuman_jax.scale.program_costs import Memory, ProgramCosts, host_memory
 from omnihuman_jax.scale.roofline import Communication, Work
 from omnihuman_jax.typing import PackedShape
 
@@ -21,6 +22,12 @@ BF16, FP32 = 2, 4
 _MASTER_AND_EMA, _GRADIENT = 2 * FP32, FP32
 # Arrays of [tokens, width] in bfloat16 that live at the same time in a block's backward pass; calibrated on compiled steps.
 _WORKING_SET = 26
+# Beyond it, by what `model.context_parallel` exchanges; calibrated on the calls that docs/attention.md lists. `gather`: whole
+# keys, values and both gradients. `ring`: blocks that come and go, all gradients and the output in float32.
+_GATHERED_ROWS, _RING_ROWS = 4, 20
+# Products of a block of scores in an attention kernel's backward pass, where the forward pass has two. Splash and our Triton
+# kernel have two backward kernels of 3 + 4; splash's fused one, flash attention as in cuDNN, and XLA's have five.
+_TWO_KERNELS, _ONE_KERNEL = 7, 5
 # What a layer keeps for its backward pass under each remat policy, in rows of the model's width.
 KEPT_ROWS = {
     "block": 1.0, "attention": 3.0, "dots": 12.0, "products": 14.0, "none": 30.0, "block_offload": 0.0, "attention_offload": 0.0,
@@ -39,6 +46,7 @@ class Layout:
     micro_batches: int = 1
     moment_bytes: int = FP32
     offload: str = "none"
+    compute_dtype: str = "bfloat16"
 
     @property
     def devices(self) -> int:
@@ -54,6 +62,13 @@ class Layout:
     def ways(self) -> int:
         """Devices that share out one sequence."""
         return self.mesh["context"] * self.mesh["tensor"]
+
+
+def attention_kernel(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology) -> str:
+    """The kernel of the joint attention there: a key of `attention.IMPLEMENTATIONS`."""
+    strategy = config.attention_strategy
+    one = attention.check_one_window(strategy, shape.windows, layout.compute_dtype)  # type: ignore[arg-type]
+    return attention.kernel_name(strategy, topology.accelerator.platform, one_window=one)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +117,7 @@ def _sizes(key: _Key) -> Sizes:
 
 
 def estimate(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology) -> ProgramCosts:
-    """Costs on one device of a step with fully sharded parameters and Ulysses over `context`."""
+    """Costs on one device of a step with fully sharded parameters, and `model.context_parallel` over `context`."""
     parameters = sizes(config, shape).parameters
     return ProgramCosts(
         memory=_memory(config, shape, layout, topology, parameters),
@@ -113,28 +128,64 @@ def estimate(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topo
 
 def _memory(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int) -> Memory:
     shards = layout.mesh["fsdp"] * layout.ways
-    moments = 0 if layout.offload != "none" else 2 * layout.moment_bytes
-    kept = _MASTER_AND_EMA - (FP32 if layout.offload == "moments_ema" else 0) + moments
-    state = parameters * kept // shards
+    moments = 2 * layout.moment_bytes
+    on_host = (moments if layout.offload != "none" else 0) + (FP32 if layout.offload == "moments_ema" else 0)
+    state = parameters * (_MASTER_AND_EMA + moments - on_host) // shards
     tokens = layout.sequences * (shape.latent_tokens / layout.mesh["context"] + shape.text_tokens)
     row = tokens * config.width * BF16
     layers = config.num_dual_layers + config.num_single_layers
     per_layer = KEPT_ROWS[layout.remat]
     largest = sizes(config, shape).largest_block * BF16
-    working = _WORKING_SET * row + 3 * largest
+    working = _WORKING_SET * row + 3 * largest + _attention_bytes(config, shape, layout, topology)
     return Memory(
         arguments=int(state),
         temporaries=int(parameters * _GRADIENT // shards + layers * per_layer * row + working),
+        host=int(parameters * on_host // shards + layers * _host_rows(layout) * row),
         limit=topology.accelerator.hbm_bytes * topology.chips // layout.devices,
+        host_limit=host_memory(topology, layout.devices),
     )
+
+
+def _host_rows(layout: Layout) -> int:
+    """Rows of the model's width that a layer leaves in the host's memory."""
+    return {"block_offload": 1, "attention_offload": 2}.get(layout.remat, 0)
+
+
+def _attention_bytes(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology) -> float:
+    """What attention needs beyond the working set: whole or travelling keys, parts of the queries' gradient."""
+    ways, tensor, mode = layout.mesh["context"], layout.mesh["tensor"], config.context_parallel
+    shared, ring = _exchange_ways(config, layout)
+    row = layout.sequences * shape.latent_tokens * config.width * BF16 / layout.ways
+    heads, latent, text = config.num_heads // tensor // shared, shape.latent_tokens, shape.text_tokens
+    queries = keys = latent + text
+    extra = 0.0
+    if ring > 1 and mode == "gather":
+        queries, extra = latent // ways + (text if text % ways else text // ways), _GATHERED_ROWS * ways * row
+        if layout.remat == "none":
+            extra += 2 * ways * row * (config.num_dual_layers + config.num_single_layers)
+    elif ring > 1:
+        queries, keys, extra = latent // ring + text, max(latent // ring, text), _RING_ROWS * row
+    if config.attention_fused_backward and attention_kernel(config, shape, layout, topology) == "splash":
+        kernel = attention.IMPLEMENTATIONS["splash"](config.attention_strategy, "tpu")
+        assert isinstance(kernel, Splash)
+        extra += kernel.fused_backward_bytes(heads, queries, keys, config.head_dim, BF16)
+    return extra
+
+
+def _exchange_ways(config: mmdit.MMDiTConfig, layout: Layout) -> tuple[int, int]:
+    """Devices of `context` that share out heads (Ulysses), and those that exchange keys (a ring, or all that gather them)."""
+    ways, heads = layout.mesh["context"], config.num_heads // layout.mesh["tensor"]
+    shared = context_parallel.heads_ways(config.context_parallel, heads, ways, config.ulysses_ways)
+    return shared, ways // shared
 
 
 def _works(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int) -> list[Work]:
     times = layout.sequences * layout.micro_batches
     found = sizes(config, shape)
-    attention = found.attention_flops * times / layout.ways
-    linear = found.forward_flops * times / layout.ways - attention
-    two_kernels = topology.accelerator.platform == "tpu" and not config.attention_fused_backward
+    joint = found.attention_flops * times / layout.ways
+    linear = found.forward_flops * times / layout.ways - joint
+    kernel = attention_kernel(config, shape, layout, topology)
+    two_kernels = kernel == "triton" or (kernel == "splash" and not config.attention_fused_backward)
     again, kernel_again = layout.remat in _PRODUCTS_AGAIN, layout.remat in _KERNEL_AGAIN
     tokens = times * (shape.latent_tokens / layout.mesh["context"] + shape.text_tokens)
     layers = config.num_dual_layers + config.num_single_layers
@@ -142,9 +193,8 @@ def _works(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topolo
     elementwise = layers * tokens * config.width * FP32 * 24 * (2 + again)
     optimizer = parameters * 2 * (_MASTER_AND_EMA + 2 * layout.moment_bytes + _GRADIENT) / (layout.mesh["fsdp"] * layout.ways)
     return [
-        Work(kind="attention_forward", flops=attention * (1 + kernel_again), bytes=0),
-        # Splash: two kernels, seven products a block where the forward pass has two, or one of five. On GPU one of five.
-        Work(kind="attention_backward", flops=attention * (3.5 if two_kernels else 2.5), bytes=0),
+        Work(kind="attention_forward", flops=joint * (1 + kernel_again), bytes=0),
+        Work(kind="attention_backward", flops=joint * (_TWO_KERNELS if two_kernels else _ONE_KERNEL) / 2, bytes=0),
         Work(kind="matmul", flops=linear * (3 + again), bytes=0),
         Work(kind="memory", flops=0, bytes=elementwise + optimizer),
     ]
@@ -162,24 +212,14 @@ def _communications(
         # kind, axes, bytes each time, how often
         ("all-gather", ("fsdp", "context"), BF16 * share, layout.micro_batches * (1 + again)),
         ("reduce-scatter", ("fsdp", "context"), FP32 * share, layout.micro_batches),
-        ("all-to-all", ("context",), row * layers, layout.micro_batches * 4 * (2 + again)),
         ("all-reduce", ("data",), FP32 * share / fsdp, 1),
         ("all-reduce", ("tensor",), row * layout.mesh["tensor"] * layers, layout.micro_batches * 4),
     ]
-    found = []
-    for kind, axes, size, count in plans:
-        ways = math.prod(layout.mesh[axis] for axis in axes)
-        if ways > 1:
-            path = _path(axes, layout, topology)
-            time = count * interconnect.seconds(topology, kind, size, path)
-            found.append(
-                Communication(
-                    kind=kind, axes=axes, network=path.network, count=count, bytes=count * size,
-                    sent_bytes=count * interconnect.sent_bytes(kind, size, ways), seconds=time, hidden=kind != "all-to-all",
-                )
-            )  # fmt: skip
+    found = [_communication(kind, axes, size, count, _path(axes, layout, topology), topology) for kind, axes, size, count in plans]
+    found[2:2] = _exchanges(config, layout, topology, row * layers)
+    found = [c for c in found if c.sent_bytes]
     if layout.remat.endswith("_offload"):
-        rows = (1 if layout.remat == "block_offload" else 2) * layers * row * layout.micro_batches
+        rows = _host_rows(layout) * layers * row * layout.micro_batches
         time = 2 * rows / topology.accelerator.host_bandwidth
         found.append(
             Communication(
@@ -190,11 +230,51 @@ def _communications(
     return found
 
 
+def _communication(
+    kind: str, axes: tuple[str, ...], size: float, count: int, path: interconnect.Path, topology: Topology, *, hidden: bool = True
+) -> Communication:
+    return Communication(
+        kind=kind, axes=axes, network=path.network, count=count, bytes=count * size, hidden=hidden,
+        sent_bytes=count * interconnect.sent_bytes(kind, size, path.devices) if path.devices > 1 else 0.0,
+        seconds=count * interconnect.seconds(topology, kind, size, path),
+    )  # fmt: skip
+
+
+def _exchanges(config: mmdit.MMDiTConfig, layout: Layout, topology: Topology, rows: float) -> list[Communication]:
+    """What attention sends over `context` (docs/attention.md); the text's few tokens are left out.
+
+    rows: bytes of a device's video queries (keys, values, outputs are as large), of all layers.
+    """
+    shared, ring = _exchange_ways(config, layout)
+    times, tensor = layout.micro_batches, layout.mesh["tensor"]
+    again, kernel_again = layout.remat in _PRODUCTS_AGAIN, layout.remat in _KERNEL_AGAIN
+    heads, keys = _links(shared, tensor, layout, topology), _links(ring, tensor * shared, layout, topology)
+
+    def exchange(kind: str, size: float, count: int, path: interconnect.Path, *, hidden: bool = False) -> Communication:
+        return _communication(kind, ("context",), size, times * count, path, topology, hidden=hidden)
+
+    if config.context_parallel == "gather":
+        # Keys and values; again for the backward pass wherever blocks are computed anew, and their gradients on the way back.
+        gathers = 2 if layout.remat == "none" else 4
+        return [exchange("all-gather", ring * rows, gathers, keys), exchange("reduce-scatter", ring * rows, 2, keys)]
+    # Queries, keys, values and the output: forward, perhaps again, and their gradients.
+    found = [exchange("all-to-all", rows, 4 * (2 + again), heads)]
+    if ring > 1:
+        # Each hop passes keys and values on beside its computation, and backward their gradients in float32, which go home last.
+        found.append(exchange("collective-permute", rows, 2 * ring * (2 + kernel_again), keys, hidden=True))
+        found.append(exchange("collective-permute", FP32 / BF16 * rows, 2 * (ring + 1), keys, hidden=True))
+    return found
+
+
 def _path(axes: tuple[str, ...], layout: Layout, topology: Topology) -> interconnect.Path:
-    """Links of mesh axes laid out in order, the last axis innermost; on a torus its dims are filled one after the other."""
+    """Links of whole mesh axes, laid out in order, the last axis innermost."""
     order = ("data", "fsdp", "context", "tensor")
     inner = math.prod(layout.mesh[axis] for axis in order[order.index(axes[-1]) + 1 :])
-    ways = math.prod(layout.mesh[axis] for axis in axes)
+    return _links(math.prod(layout.mesh[axis] for axis in axes), inner, layout, topology)
+
+
+def _links(ways: int, inner: int, layout: Layout, topology: Topology) -> interconnect.Path:
+    """Links of `ways` devices, each `inner` from the next; a torus's dims are filled one after the other."""
     per_slice = topology.chips_per_slice * layout.devices // topology.chips
     if topology.accelerator.platform == "gpu":
         hosts = (

@@ -36,7 +36,8 @@ class Accelerator:
     peak_flops: dense bfloat16 FLOP/s. hbm_bytes: what a program can use. hbm_bandwidth: bytes/s.
     link_bandwidth: of one ICI link, one way (GPU: of all NVLinks of a GPU, one way). torus_dims: 2, 3; 0 for NVLink.
     wrap: a torus dim has its wrap-around links from this size on (ICI). dcn_bandwidth: of the data-centre network, a chip.
-    host_bandwidth: between a chip and its host's memory, one way. chips_per_host: GPUs of a machine. efficiencies: see there.
+    host_bandwidth: between a chip and its host's memory, one way. chips_per_host: of a machine. host_ram_bytes: of a
+    machine with so many chips; 0: unknown, it differs with who built the machine. efficiencies: see there.
     source: of the numbers.
     """
 

@@ -27,7 +27,10 @@ _PASSES = {"fwd": ("attention_forward", 2), "dkv": ("attention_backward", 4), "d
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Memory:
-    """Bytes on one device, as XLA planned them. `needed` is what the program would take where it was refused."""
+    """Bytes on one device, as XLA planned them. `needed` is what the program would take where it was refused.
+
+    host, host_limit: in the memory of its host, and a device's share of what a host has (0: unknown).
+    """
 
     arguments: int = 0
     temporaries: int = 0
@@ -36,6 +39,7 @@ class Memory:
     code: int = 0
     host: int = 0
     limit: int
+    host_limit: int = 0
     needed: int = 0
 
     @property
@@ -45,8 +49,13 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Into what the chip has."""
-        return self.peak <= self.limit
+        """Into what the chip and its host have."""
+        return self.peak <= self.limit and self.fits_host
+
+    @property
+    def fits_host(self) -> bool:
+        """Into what its host has, if that is known."""
+        return not self.host_limit or self.host <= self.host_limit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +91,7 @@ class ProgramCosts:
         return cls(**values)
 
 
-def memory_of(compiled: Any, limit: int) -> Memory:
+def memory_of(compiled: Any, limit: int, host_limit: int = 0) -> Memory:
     """From `compiled.memory_analysis()`."""
     found = compiled.memory_analysis()
     host = sum(getattr(found, f"host_{name}_size_in_bytes", 0) for name in ("argument", "temp"))
@@ -94,6 +103,7 @@ def memory_of(compiled: Any, limit: int) -> Memory:
         code=found.generated_code_size_in_bytes,
         host=host,
         limit=limit,
+        host_limit=host_limit,
     )
 
 
@@ -241,7 +251,7 @@ def read_program(
     compiled: Any, text: str, mesh: Mesh, topology: Topology, *, lower_s: float = 0.0, compile_s: float = 0.0
 ) -> ProgramCosts:
     """Everything about a compiled step with the text `text`. Without one, memory alone."""
-    memory = memory_of(compiled, device_memory(topology, mesh))
+    memory = memory_of(compiled, device_memory(topology, mesh), host_memory(topology, mesh.size))
     if not text:
         return ProgramCosts(memory=memory, lower_s=lower_s, compile_s=compile_s)
     program = Program.parse(text)
@@ -267,6 +277,11 @@ def read_program(
 def device_memory(topology: Topology, mesh: Mesh) -> int:
     """Usable bytes of one device: a chip's, shared where a chip is several devices."""
     return topology.accelerator.hbm_bytes * topology.chips // mesh.size
+
+
+def host_memory(topology: Topology, devices: int) -> int:
+    """A device's share of its host's memory; 0 where the table does not know."""
+    return topology.accelerator.host_ram_bytes // topology.accelerator.chips_per_host * topology.chips // devices
 
 
 def _place(device: Any, topology: Topology) -> tuple[int, tuple[int, ...]]:

@@ -97,7 +97,12 @@ def _lines(plan: ScalePlan) -> Iterator[str]:
         f"  step        {plan.sequences} sequences of {plan.latent_tokens:,} + {plan.text_tokens:,} tokens in {plan.micro_batches} "
         f"micro-batch{'es' if plan.micro_batches > 1 else ''}, remat {plan.remat}"
     )
-    yield f"  parameters  {plan.parameters / 1e9:.2f} B"
+    shards = plan.mesh["fsdp"] * plan.mesh["context"] * plan.mesh["tensor"]
+    yield (
+        f"  parameters  {plan.parameters / 1e9:.2f} B; a device holds {plan.parameters / shards / 1e6:,.1f} M of them: "
+        f"{4 * plan.parameters / shards / GIB:.2f} GiB in float32, {plan.formula.memory.arguments / GIB:.2f} GiB with EMA and "
+        f"moments{' (those that are not offloaded)' if plan.formula.memory.host else ''}"
+    )
     yield f"  memory      {_memory(costs.memory)}"
     yield f"              {'fits' if costs.memory.fits else 'DOES NOT FIT'}; {advice(plan)}"
     if hint := tile_hint(plan):
@@ -141,7 +146,8 @@ def _memory(memory: Memory) -> str:
         return f"{memory.needed / GIB:.2f} GiB a device would be needed, {memory.limit / GIB:.2f} are there"
     parts = ("arguments", "temporaries", "output", "alias", "code")
     text = ", ".join(f"{name} {getattr(memory, name) / GIB:.2f}" for name in parts)
-    host = f"; {memory.host / GIB:.2f} on the host" if memory.host else ""
+    share = f" of its share of {memory.host_limit / GIB:.2f}" if memory.host_limit else ", whose memory is not known here"
+    host = f"; {memory.host / GIB:.2f} on the host{share}" if memory.host else ""
     return f"GiB a device: {text}; peak {memory.peak / GIB:.2f} of {memory.limit / GIB:.2f}{host}"
 
 
@@ -180,6 +186,12 @@ def advice(plan: ScalePlan) -> str:
     state = memory.arguments or formula.arguments
     spare = memory.limit - memory.peak
     kept = plan.sequences // (plan.mesh["data"] * plan.mesh["fsdp"] * plan.micro_batches)
+    if not memory.fits_host:
+        return (
+            f"the hosts' memory is full, {(memory.host - memory.host_limit) / GIB:.1f} GiB a device too much; turn: "
+            "step.offload=moments or none, model.remat=block or attention (without _offload), "
+            "optimizer.moments_dtype=bfloat16, or more hosts"
+        )
     if not memory.fits:
         knobs = []
         if kept > 1:
