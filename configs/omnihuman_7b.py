@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ExperimentConfig:
         config.model.context_parallel = "ulysses"
         # Running the attention kernel a second time would cost a fifth of the step, its outputs are a few GB a device.
         config.model.remat = "attention"
-        # 64 shards: 48 rows of a weight each. XLA gathers whole tiles of 16 rows; 24 rows it would gather by an all-reduce.
+        # 64 shards, and `data` over the rest: among all chips of a torus XLA would gather weights by an all-reduce.
         config.mesh = MeshConfig(data=-1, fsdp=8, context=8)
     return config
 

@@ -81,12 +81,22 @@ def test_what_cannot_be_says_why(arguments: list[str], says: str) -> None:
         run(*arguments)
 
 
-def test_shards_of_half_a_tile_are_pointed_out(capsys: pytest.CaptureFixture[str]) -> None:
-    """Seen in compiled text: 24 rows a device are gathered by an all-reduce, 48 by an all-gather."""
-    run("--topology", "v5p:4x4x8", "--micro-batch", "1", "--estimate", "--config.mesh.fsdp=16")
-    assert "128 leaves 24 rows of a weight on a device" in (text := capsys.readouterr().out) and "64 or 96 shards" in text
-    run("--topology", "v5p:4x4x8", "--micro-batch", "1", "--estimate")
-    assert "rows of a weight" not in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("topology", "mesh", "pointed_out"),
+    [
+        ("v5p:4x4x8", ["--config.mesh.fsdp=16"], True),
+        ("v5p:4x4x4", [], True),
+        ("v5p:4x4x8", [], False),  # data 2
+        ("v5p:2x4x4", ["--config.mesh.fsdp=4"], False),
+        ("v6e:8x8", [], False),
+    ],
+)
+def test_weights_shared_by_all_chips_of_a_torus_are_pointed_out(
+    topology: str, mesh: list[str], pointed_out: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen in compiled text: gathered by an all-reduce there, and only there."""
+    run("--topology", topology, "--micro-batch", "1", "--estimate", *mesh)
+    assert ("are all chips of a torus" in capsys.readouterr().out) == pointed_out
 
 
 def test_the_sweep_ranks_what_fits_first(capsys: pytest.CaptureFixture[str]) -> None:

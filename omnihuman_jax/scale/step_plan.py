@@ -9,8 +9,6 @@ from omnihuman_jax.scale.hardware import GIB, Topology, parse_topology
 from omnihuman_jax.scale.program_costs import Memory, ProgramCosts
 from omnihuman_jax.scale.roofline import Roofline, roofline
 
-TILE_ROWS = 16  # of a bfloat16 array on TPU
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScalePlan:
@@ -105,7 +103,7 @@ def _lines(plan: ScalePlan) -> Iterator[str]:
     )
     yield f"  memory      {_memory(costs.memory)}"
     yield f"              {'fits' if costs.memory.fits else 'DOES NOT FIT'}; {advice(plan)}"
-    if hint := tile_hint(plan):
+    if hint := torus_hint(plan):
         yield f"  note        {hint}"
     if plan.note:
         yield f"  note        {plan.note}"
@@ -162,21 +160,19 @@ def _check(plan: ScalePlan) -> str:
     return text
 
 
-def tile_hint(plan: ScalePlan) -> str:
-    """Where a device's rows of a weight are no whole tiles; "" where they are. TPU alone.
+def torus_hint(plan: ScalePlan) -> str:
+    """Where every chip of a three-dimensional torus shares the weights; "" where none does.
 
-    XLA gathers tiles of 16 rows in bfloat16; other shards it writes into a buffer of zeros and adds up by an all-reduce: twice the
-    bytes, and no reduce-scatter for the gradients.
+    XLA then gathers a weight by an all-reduce of buffers that are zero but for a device's own shard: twice the bytes. Seen with
+    libtpu's compiler on v5p:4x4x4 and 4x4x8, for shards of any size; not on 2x2x2 and 2x4x4, not on the flat v5e and v6e, and not
+    where `data` leaves smaller groups.
     """
-    shards = plan.mesh["fsdp"] * plan.mesh["context"]
-    rows = plan.width // shards
-    if plan.topology.accelerator.platform != "tpu" or rows % TILE_ROWS == 0:
+    shards, dims = plan.mesh["fsdp"] * plan.mesh["context"], plan.topology.dims
+    if plan.topology.accelerator.platform != "tpu" or shards < plan.devices or len(dims) < 3 or min(dims) < 4:
         return ""
-    good = [n for n in range(1, plan.width // TILE_ROWS + 1) if plan.width % (n * TILE_ROWS) == 0]
-    near = sorted(sorted(good, key=lambda n: abs(n - shards))[:2])
     return (
-        f"mesh.fsdp x mesh.context = {shards} leaves {rows} rows of a weight on a device, no whole tiles of {TILE_ROWS}: XLA "
-        f"gathers such weights by an all-reduce, twice the bytes; {' or '.join(map(str, near))} shards would be gathered"
+        f"mesh.fsdp x mesh.context = {shards} are all chips of a torus: XLA gathers weights among them by an all-reduce, twice the "
+        f"bytes; with mesh.data=2, mesh.fsdp={max(1, plan.mesh['fsdp'] // 2)} they would be gathered"
     )
 
 
