@@ -114,6 +114,17 @@ def test_all_agree_on_the_newest_whole_checkpoint(tmp_path: Path, dataset: Path)
 
 
 @pytest.mark.slow
+def test_the_last_save_fails_for_one_of_two_and_is_made_again_of_the_same_step(tmp_path: Path, dataset: Path) -> None:
+    jobs = runs.start_all(
+        tmp_path, dataset, "--config.checkpoint.retry_delay_s=0.2", "--config.checkpoint.retries=2", faults={1: ("unsealed", 12)}
+    )
+    codes, outputs = runs.outcomes(jobs)
+    assert codes == [exit_codes.OK] * 2, outputs
+    (failed,) = [line for line in read_lines(tmp_path / "incidents.jsonl") if line["incident"] == "save_failed"]
+    assert failed["step"] == 12 and "planted" in failed["reason"] and (tmp_path / "checkpoints" / "12" / "seal.json").exists()
+
+
+@pytest.mark.slow
 def test_saves_that_fail_for_one_of_two_fail_for_both_and_are_made_again(
     tmp_path: Path, dataset: Path, request: pytest.FixtureRequest
 ) -> None:

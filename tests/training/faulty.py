@@ -2,9 +2,10 @@
 
     python -m tests.training.faulty KIND STEP -- ARGUMENTS OF omnihuman
 
-KIND: `raise` (an exception), `sleep` (Python hangs), `user_error`, each when this process places batch STEP; `no_storage`: shard
-STEP of the dataset goes away once the dataset is open; `blind`: from batch STEP on this process does not find the folder of the
-checkpoints, twice; `corrupt`: what is computed differs by a bit at its STEP-th repetition.
+KIND: `raise` (an exception), `sleep` (Python hangs), `user_error`, each when this process places batch STEP; `no_storage`:
+shard STEP of the dataset goes away once the dataset is open; `blind`: from batch STEP on this process does not find the folder
+of the checkpoints, twice; `unsealed`: the save after batch STEP fails here once it is written, the next takes its time;
+`corrupt`: what is computed differs by a bit at its STEP-th repetition.
 """
 
 import itertools
@@ -67,6 +68,20 @@ if __name__ == "__main__":
                     recognise(folder, identity)
 
                 storage.recognise = gone
+                return place_batch(*args, **kwargs)
+            if kind == "unsealed":
+                from omnihuman_jax.training import storage
+
+                recognise, looks = storage.recognise, itertools.count()
+
+                def looked(folder, identity):
+                    # Of each save: one look before, one before the seal.
+                    if (look := next(looks)) == 1:
+                        raise OSError(5, "Input/output error (planted)")
+                    time.sleep(1.0 if look == 3 else 0.0)
+                    recognise(folder, identity)
+
+                storage.recognise = looked
                 return place_batch(*args, **kwargs)
             if kind == "sleep":
                 time.sleep(600)
