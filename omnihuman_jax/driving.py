@@ -19,6 +19,7 @@ from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.sampler import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_float
+from omnihuman_jax.models.pretrained import changed_files
 from omnihuman_jax.models.speech_encoder import load_speech_encoder
 from omnihuman_jax.models.text_encoder import load_text_encoder
 from omnihuman_jax.typing import FPS, MOTION_FRAMES, TEMPORAL_STRIDE, TOKEN_STRIDE
@@ -237,13 +238,15 @@ def encode_speech(run: inference.TrainedRun, request: Request, wave: np.ndarray,
 
 
 def check_encoder(run: inference.TrainedRun, role: str, ref: str, sha256: Mapping[str, str]) -> None:
-    """ValueError if the encoder's weights are not those that the run's data were made with."""
+    """ValueError if the encoder's files are not those that the run's data were made with."""
     trained = {
         name.removeprefix(f"{role}/"): digest for name, digest in run.spec.encoder_sha256.items() if name.startswith(f"{role}/")
     }
-    if trained and dict(sha256) != trained:
-        option = "--" + role.replace("_", "-")
-        raise ValueError(f"{ref} is not the {role.replace('_', ' ')} that the run was trained with ({option} names another folder)")
+    if trained and (changed := changed_files(trained, sha256)):
+        raise ValueError(
+            f"{ref} is not the {role.replace('_', ' ')} that the run was trained with: {', '.join(changed)} changed "
+            f"(--{role.replace('_', '-')} names another folder)"
+        )
 
 
 def encode_text(run: inference.TrainedRun, request: Request) -> tuple[np.ndarray, np.ndarray]:

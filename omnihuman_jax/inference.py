@@ -23,6 +23,7 @@ from omnihuman_jax.data import packing, records
 from omnihuman_jax.diffusion import flow_matching, guidance, sampler
 from omnihuman_jax.models import codec as codecs
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.pretrained import changed_files
 from omnihuman_jax.training.checkpoint_reader import RunRecord, checkpoint_directory, load_weights
 from omnihuman_jax.typing import PATCH, Batch, PackedShape, Params
 
@@ -124,8 +125,11 @@ def _open_codec(spec: records.DatasetSpec, name_or_dir: str) -> codecs.VideoCode
     """The codec that made the run's latents: same weights (ValueError otherwise), same options."""
     codec = codecs.load_codec(name_or_dir, spec.codec_options)
     trained = {name.removeprefix("codec/"): sha for name, sha in spec.encoder_sha256.items() if name.startswith("codec/")}
-    if dict(codec.sha256) != trained:
-        raise ValueError(f"{codec.name} is not the codec that the run's data were encoded with (--codec names another folder)")
+    if changed := changed_files(trained, codec.sha256):
+        raise ValueError(
+            f"{codec.name} is not the codec that the run's data were encoded with: {', '.join(changed)} changed "
+            "(--codec names another folder)"
+        )
     return codec
 
 

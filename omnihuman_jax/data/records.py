@@ -35,7 +35,7 @@ class DatasetSpec:
     margin: frames of real audio features and keypoints stored on each side of a window.
     empty_text_SE [S, text_width], empty_pooled_E [pooled_width]: the empty prompt, as the text encoder embeds it.
     max_text_tokens: that prompts were cut to. 128 in data sets that do not say it.
-    encoder_sha256: codec/, text_encoder/ or speech_encoder/ and a file name -> sha256 of those weights.
+    encoder_sha256: codec/, text_encoder/ or speech_encoder/ and a file name -> sha256 of the weights and of what describes them.
     """
 
     codec: str

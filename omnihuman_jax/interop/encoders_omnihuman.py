@@ -23,6 +23,11 @@ SPATIAL_STRIDE = 8
 STATE_SAMPLES = 320  # 50 hidden states a second, of either speech encoder
 MAX_TEXT_TOKENS = 128
 DCT_FILE = "codec.safetensors"
+# The trainer's list (`transformers_text.DESCRIPTIONS`), and where these files may lie in a folder.
+DESCRIPTIONS = (
+    "config.json", "preprocessor_config.json", "modules.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model",
+)  # fmt: skip
 
 
 class Codec(Protocol):
@@ -49,7 +54,14 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a network's folder, in order; ValueError with the cure if there are none."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if indices:
-        return [folder / name for name in sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))]
+        try:
+            names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+            missing = [name for name in names if not (folder / name).is_file()]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{indices[0]}: damaged (no weight_map of tensor names to files); fetch it again") from None
+        if missing or not names:
+            raise ValueError(f"{folder}: {missing or 'no files'} named by {indices[0].name} are not there; fetch the folder again")
+        return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(
@@ -61,15 +73,27 @@ def weight_files(folder: Path) -> list[Path]:
 
 def check_weights(role: str, folder: Path, expected: Mapping[str, str]) -> None:
     """ValueError unless the folder's files are those (name in the folder -> sha256) that the training data were made with."""
-    for name, digest in expected.items():
+    for name in [*expected, *unrecorded_files(folder, expected)]:
         file = folder / name
         found = None
         if file.is_file():
             with file.open("rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != digest:
-            what = "is another file" if found else "is missing"
+        if found != expected.get(name):
+            what = "is missing" if not found else "is another file" if name in expected else "was not there then"
             raise ValueError(f"{folder} is not the {role} that the model was trained with ({name} {what}); give its folder")
+
+
+def unrecorded_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    """Files that describe a network, beside recorded ones, and that were not recorded: they would be read.
+
+    None for a model whose data were encoded before such files were recorded: then no config.json is.
+    """
+    if not any(Path(name).name == "config.json" for name in expected):
+        return []
+    parts = sorted({Path(name).parent for name in expected})
+    names = [(part / name).as_posix() for part in parts for name in DESCRIPTIONS]
+    return [name for name in names if name not in expected and (folder / name).is_file()]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class ServingConfig:
 
     max_text_tokens: that a prompt is cut to
     segment_frames, area: of the longest window, and of the median picture, trained on; 0: they have to be given
-    *_sha256: file -> sha256 of the networks' weights; none for a codec without weights
+    *_sha256: file -> sha256 of the networks' weights and configs; none for a codec without weights
     """
 
     codec: str

@@ -30,7 +30,7 @@ class VideoCodec(Protocol):
 
     @property
     def sha256(self) -> Mapping[str, str]:
-        """File name -> sha256 of each file of weights; empty without any."""
+        """File name -> sha256 of each file that it is made of; empty without any."""
 
     @property
     def options(self) -> Mapping[str, Any]:

@@ -4,7 +4,6 @@ Weights in pickle form are refused: reading one runs whatever code it holds.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -14,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from omnihuman_jax.models.transformers_text import DESCRIPTIONS, PICKLES, file_sha256
+
 # Owner and repository; and a folder in it, where a repository holds several networks (`.../vae`).
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?")
-_HUB_FILES = ["*.json", "*.txt", "*.safetensors"]
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 # Of transformers and of diffusers: stem of the weights' file, and the class that converts a pickle.
 _STEMS = {"model": "transformers: AutoModel", "diffusion_pytorch_model": "diffusers: AutoModel"}
 _LISTED = 20  # wrong tensors that an error names
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,14 +50,14 @@ class PretrainedFolder:
         stem = "diffusion_pytorch_model" if "_class_name" in self.config else "model"
         index = self.path / f"{stem}.safetensors.index.json"
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(read_weight_map(index).values()))
         else:
             names = [f"{stem}.safetensors"]
         files = [self.path / name for name in names]
         missing = [file.name for file in files if not file.is_file()]
         if not missing:
             return files
-        pickles = sorted(file.name for pattern in _PICKLES for file in self.path.glob(pattern))
+        pickles = sorted(file.name for file in self.path.iterdir() if file.suffix in PICKLES)
         found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
         raise ValueError(
             f"{self.path}: needs {missing[0]}; {found}; convert once with {_STEMS[stem]}"
@@ -76,12 +76,34 @@ class PretrainedFolder:
         return found
 
     def sha256(self) -> dict[str, str]:
-        """File name -> sha256 of each file of weights."""
-        hashes = {}
-        for file in self.weight_files():
-            with file.open("rb") as stream:
-                hashes[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        return hashes
+        """File name -> sha256 of each file that the network is made of: weights, and what describes them (`DESCRIPTIONS`)."""
+        described = [self.path / name for name in DESCRIPTIONS]
+        return {file.name: file_sha256(file) for file in [*self.weight_files(), *described] if file.is_file()}
+
+
+def changed_files(recorded: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Names of files that differ, or that one side lacks; both are file name -> sha256.
+
+    Datasets of before the files that describe the weights were recorded are compared by their weights alone.
+    """
+    if not any(Path(name).name == "config.json" for name in recorded):
+        found = {name: digest for name, digest in found.items() if name.endswith(".safetensors")}
+    return sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))
+
+
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file, of a `*.safetensors.index.json`; ValueError with the cure if it is damaged."""
+    try:
+        stated = json.loads(index.read_text(encoding="utf-8"))
+        names = stated["weight_map"]
+        if names and all(isinstance(name, str) and Path(name).name == name for name in names.values()):
+            return dict(names)
+        reason = "its weight_map names no files of this folder"
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = f"not JSON: {error}"
+    except (KeyError, TypeError, AttributeError):
+        reason = "no weight_map of tensor names to files"
+    raise ValueError(f"{index}: damaged ({reason}); fetch it again")
 
 
 class Weights:

@@ -27,7 +27,7 @@ class SpeechEncoder(Protocol):
 
     @property
     def sha256(self) -> Mapping[str, str]:
-        """File name -> sha256 of each file of weights."""
+        """File name -> sha256 of each file that it is made of."""
 
     @property
     def layers(self) -> tuple[int, ...]:

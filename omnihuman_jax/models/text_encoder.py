@@ -39,7 +39,7 @@ class TextEncoder(Protocol):
 
     @property
     def sha256(self) -> Mapping[str, str]:
-        """File name -> sha256 of each file of weights."""
+        """File name -> sha256 of each file that it is made of."""
 
     @property
     def width(self) -> int:

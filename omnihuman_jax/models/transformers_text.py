@@ -34,7 +34,13 @@ ENCODERS = ("t5", "umt5")
 CHATS = ("llama", "llava")
 # Parts of the whole models that the encoders are taken from; nothing of theirs is read.
 _UNUSED = ("lm_head.", "decoder.", "vision_model.", "visual_projection.", "text_projection.", "logit_scale")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Suffixes of files that are never opened."""
+DESCRIPTIONS = (
+    "config.json", "preprocessor_config.json", "modules.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model",
+)  # fmt: skip
+"""Files beside the weights that what an encoder computes depends on: sizes, scaling, sound normalisation, tokens."""
 
 
 class EncodedText(NamedTuple):
@@ -79,7 +85,7 @@ def load_transformers_text_encoder(folder: Path, *, ref: str | None = None, devi
         classes = {"t5": transformers.T5EncoderModel, "umt5": transformers.UMT5EncoderModel}
         return T5TextEncoder(
             ref=ref,
-            sha256=_sha256(folder, network),
+            sha256=_sha256(folder, network, tokenizer),
             model=_load(classes[kind], network, device),
             tokenizer=transformers.AutoTokenizer.from_pretrained(tokenizer),
             clean=kind == "umt5",
@@ -96,7 +102,7 @@ def load_transformers_text_encoder(folder: Path, *, ref: str | None = None, devi
         language = _load(transformers.LlamaModel, network, device)
     return HunyuanTextEncoder(
         ref=ref,
-        sha256=_sha256(folder, network, second),
+        sha256=_sha256(folder, network, tokenizer, second, folder / "tokenizer_2"),
         model=language,
         tokenizer=transformers.AutoTokenizer.from_pretrained(tokenizer),
         clip=_load(transformers.CLIPTextModel, second, device),
@@ -111,7 +117,7 @@ def _kind(folder: Path) -> str:
 def _load(kind: Any, folder: Path, device: str) -> Any:
     """The network in the dtype of its file, for inference; ValueError names weights that are missing or unknown."""
     if not list(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
         found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
         raise ValueError(
             f"{folder}: needs model.safetensors; {found}; convert once with transformers: "
@@ -132,13 +138,16 @@ def _load(kind: Any, folder: Path, device: str) -> Any:
     return model.eval().requires_grad_(False).to(device)
 
 
-def _sha256(folder: Path, *networks: Path) -> dict[str, str]:
-    """File, relative to the folder -> sha256 of each file of weights."""
-    hashes = {}
-    for file in sorted(file for network in networks for file in network.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            hashes[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return hashes
+def _sha256(folder: Path, *parts: Path) -> dict[str, str]:
+    """File, relative to the folder -> sha256 of each file that the encoder is made of."""
+    files = {file for part in parts for file in part.glob("*.safetensors")}
+    files |= {part / name for part in parts for name in DESCRIPTIONS if (part / name).is_file()}
+    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in sorted(files)}
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _float32(tensor: Any) -> np.ndarray:

@@ -290,9 +290,11 @@ def test_text_and_the_empty_prompt_are_stored(dataset, config, records):
 def test_dataset_says_what_made_it(dataset, networks):
     spec = open_records(dataset[0]).spec
     hashes = {
-        f"{kind}/model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        f"{kind}/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
         for kind, folder in zip(("text_encoder", "speech_encoder"), networks)
+        for file in folder.iterdir()
     }
+    assert {"text_encoder/tokenizer.json", "speech_encoder/config.json", "speech_encoder/model.safetensors"} <= hashes.keys()
     assert spec.encoder_sha256 == hashes
     assert (spec.codec, spec.latent_channels, spec.margin, spec.speech_layers, spec.audio_width) == ("dct", 48, MARGIN, (0, 2), 32)
     assert (spec.text_encoder, spec.speech_encoder) == tuple(map(str, networks)) and spec.max_text_tokens == 61

@@ -55,7 +55,8 @@ def test_the_folder_knows_its_run(folder, tiny, run):
     part = json.loads((folder / "config.json").read_text())["serving"]
     assert part["codec"] == "dct" and part["speech_layers"] == list(run.spec.speech_layers) and part["margin"] == run.spec.margin
     assert (part["segment_frames"], part["num_steps"]) == (9, run.config.sampling.num_steps)
-    assert part["text_sha256"].keys() == part["speech_sha256"].keys() == {"model.safetensors"}
+    assert part["text_sha256"].keys() & part["speech_sha256"].keys() >= {"model.safetensors", "config.json"}
+    assert "tokenizer.json" in part["text_sha256"]
     assert (folder / "media_omnihuman.py").read_text() == Path(media.__file__).read_text()
 
 
@@ -186,6 +187,9 @@ def test_large_text_encoders_are_those_of_encode(serving, tmp_path):
     np.testing.assert_array_equal(tokens, ours.encode(["a man"]).tokens[0])
     np.testing.assert_array_equal(theirs.encode("a man", 2)[0], ours.encode(["a man"], 2).tokens[0])
     assert pooled.shape == (0,)
+    (folder / "tokenizer" / "added_tokens.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"tokenizer/added_tokens\.json was not there then"):
+        encoders_omnihuman.check_weights("text encoder", folder, ours.sha256)
     (folder / "text_encoder" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"text_encoder/model\.safetensors is another file"):
         encoders_omnihuman.check_weights("text encoder", folder, ours.sha256)

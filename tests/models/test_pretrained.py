@@ -8,19 +8,48 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from omnihuman_jax.models.pretrained import open_pretrained
+from omnihuman_jax.interop import encoders_omnihuman
+from omnihuman_jax.models import transformers_text
+from omnihuman_jax.models.pretrained import changed_files, open_pretrained
 from omnihuman_jax.models.speech_encoder import load_speech_encoder
 from omnihuman_jax.models.text_encoder import load_text_encoder
 from tests.models import tiny_networks
 
 
-def test_sha256_of_the_weights_is_recorded(tmp_path):
+def test_sha256_of_every_file_that_is_read_is_recorded(tmp_path):
     text = load_text_encoder(tiny_networks.write_bert(tmp_path / "bert"))
     speech = load_speech_encoder(tiny_networks.write_whisper(tmp_path / "whisper"))
     for encoder, name in ((text, "bert"), (speech, "whisper")):
-        data = (tmp_path / name / "model.safetensors").read_bytes()
-        assert encoder.sha256 == {"model.safetensors": hashlib.sha256(data).hexdigest()}
+        files = sorted((tmp_path / name).iterdir())
+        assert {"model.safetensors", "config.json"} <= {file.name for file in files}
+        assert encoder.sha256 == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
         assert encoder.ref == str(tmp_path / name)
+    assert "tokenizer.json" in text.sha256
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "modules.json", "tokenizer.json"])
+def test_a_changed_or_new_description_is_another_network_on_both_sides(tmp_path, name):
+    """Weights alone do not say how sound is normalised, latents are scaled or text is cut: both readers see it."""
+    folder = tiny_networks.write_bert(tmp_path / "bert")
+    if name != "preprocessor_config.json":  # that one is new
+        (folder / name).write_bytes((folder / name).read_bytes() if (folder / name).is_file() else b"[]")
+    recorded = open_pretrained(folder).sha256()
+    assert not changed_files(recorded, open_pretrained(folder).sha256())
+    encoders_omnihuman.check_weights("text encoder", folder, recorded)
+    old = (folder / name).read_bytes() if (folder / name).is_file() else b"{}"
+    (folder / name).write_bytes(old + b" ")
+    found = open_pretrained(folder).sha256()
+    assert changed_files(recorded, found) == [name]
+    with pytest.raises(ValueError, match=rf"not the text encoder that .* \({name} (is another file|was not there then)\)"):
+        encoders_omnihuman.check_weights("text encoder", folder, recorded)
+    before = {"model.safetensors": recorded["model.safetensors"]}  # of a dataset that recorded weights alone
+    assert not changed_files(before, found)
+    encoders_omnihuman.check_weights("text encoder", folder, before)
+    assert changed_files(before | {"config.json": "0"}, found)
+
+
+def test_both_sides_hash_the_same_files():
+    assert encoders_omnihuman.DESCRIPTIONS == transformers_text.DESCRIPTIONS
 
 
 def test_ref_is_absolute(tmp_path, monkeypatch):
@@ -64,7 +93,7 @@ def test_sharded_weights_are_read(tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     encoder = load_speech_encoder(folder)
     np.testing.assert_array_equal(encoder.features(tiny_networks.wave(0.4), 10), whole)
-    assert sorted(encoder.sha256) == sorted(parts)
+    assert sorted(name for name in encoder.sha256 if name.endswith(".safetensors")) == sorted(parts)
 
 
 def test_half_precision_weights_are_read_as_float32(tmp_path):

@@ -33,8 +33,8 @@ def test_a_folder_is_a_codec(tmp_path, kind):
     codec = load_codec(str(folder), {"dtype": "float32"})
     assert isinstance(codec, VideoCodec)
     assert codec.name == str(folder) and codec.options["dtype"] == "float32"
-    digest = hashlib.sha256((folder / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
-    assert codec.sha256 == {"diffusion_pytorch_model.safetensors": digest}
+    files = [folder / "diffusion_pytorch_model.safetensors", folder / "config.json"]
+    assert codec.sha256 == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     assert codec.latent_channels == vae_folders.CONFIGS[kind].latent_channels
     # Options are recorded as a whole, and give the same codec again.
     assert load_codec(codec.name, json.loads(json.dumps(codec.options))).options == codec.options
@@ -93,7 +93,7 @@ def test_sharded_weights_are_read(tmp_path):
     index = {"weight_map": {name: file for file, part in files.items() for name in part}}
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     codec = load_codec(str(folder))
-    assert sorted(codec.sha256) == sorted(files)
+    assert sorted(codec.sha256) == sorted([*files, "config.json"])
     np.testing.assert_array_equal(codec.params["quant_conv"]["kernel"], whole.params["quant_conv"]["kernel"])
 
 
