@@ -83,6 +83,13 @@ def open_hunyuan_video(folder: Path) -> Source:
 
 def open_omnihuman(folder: Path) -> Source:
     """A folder of `omnihuman export`, in either format: base part and additions."""
+    try:
+        return _open_omnihuman(folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}: a value of its config has another type than was exported ({error}); export it again") from error
+
+
+def _open_omnihuman(folder: Path) -> Source:
     stated = hunyuan_video.read_json(folder / "config.json")
     if "_class_name" in stated:
         additions = hunyuan_video.read_json(folder / f"{ADDITIONS_STEM}.json")

@@ -37,7 +37,9 @@ class CheckpointLeaves:
         if not stored.get("use_ocdbt"):
             raise ValueError(f"{folder} was not written as one OCDBT store; write it again with this package's Orbax")
         self._driver = "zarr3" if stored.get("use_zarr3") else "zarr"
-        self._base = str(folder) if "://" in str(folder) else f"file://{Path(folder).absolute()}"
+        # As a driver's spec, not as a URL, in which `#`, `?` and `%` would mean something else.
+        remote = "://" in str(folder)
+        self._base = str(folder) if remote else {"driver": "file", "path": f"{Path(folder).absolute()}/"}
         self._context = ts.Context(_CONTEXT)
         paths = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in stored["tree_metadata"].values()]
         self._arrays = {path: self._open(path) for path in paths}

@@ -72,6 +72,12 @@ def model_config(folder: Path) -> MMDiTConfig:
         wrong.append(
             f"out_channels is {values['out_channels']}, in_channels {ours['latent_channels']}: only equal ones are supported"
         )
+    kinds = {theirs: default for theirs, (_, default) in _FIELDS.items()} | {"attention_head_dim": _HEAD_DIM, "out_channels": 16}
+    wrong += [
+        f"{name} is {values[name]!r}, not {what}: fetch the file again"
+        for name, default in kinds.items()
+        if name in values and (what := _misfit(values[name], default)) and not (name == "out_channels" and values[name] is None)
+    ]
     if wrong:
         raise ValueError(f"{path}: {'; '.join(wrong)}")
     ours["rope_axes"] = tuple(ours["rope_axes"])
@@ -82,6 +88,18 @@ def model_config(folder: Path) -> MMDiTConfig:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return config
+
+
+def _misfit(value: Any, default: Any) -> str:
+    """What `value` should have been to be of the kind of `default`; "" if it is."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, tuple):
+        fits = isinstance(value, list | tuple) and len(value) == len(default) and all(type(item) is int for item in value)
+        return "" if fits else f"{len(default)} whole numbers"
+    if isinstance(default, int):
+        return "" if type(value) is int else "a whole number"
+    return "" if type(value) in (int, float) else "a number"
 
 
 def diffusers_config(config: MMDiTConfig) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from omnihuman_jax.models.pretrained import read_weight_map
+from omnihuman_jax.models.transformers_text import PICKLES
+
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -33,7 +36,6 @@ DTYPES: dict[str, np.dtype] = {
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _HEADER_LIMIT_BYTES = 100_000_000  # the reference implementation's limit
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _REPLACED = "-replaced"
 ROW_BLOCK_BYTES = 1 << 21  # what is transposed, rounded and written at a time
 DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # Hugging Face's own default
@@ -218,7 +220,7 @@ def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
     if len(indices) > 1:
         raise ValueError(f"{folder} holds several models ({', '.join(p.name for p in indices)}); name one")
     if indices:
-        weight_map: dict[str, str] = json.loads(indices[0].read_text())["weight_map"]
+        weight_map = read_weight_map(indices[0])
         files = [folder / name for name in sorted(set(weight_map.values()))]
         if missing := [path.name for path in files if not path.is_file()]:
             raise FileNotFoundError(f"{indices[0]} names files that are not there: {', '.join(missing)}")
@@ -228,9 +230,10 @@ def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
         return tensors
     files = sorted(folder.glob(pattern))
     if not files:
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         cure = (
-            f"; {', '.join(pickles)} are pickles, which run code when loaded: convert them with safetensors' `save_file`"
+            f"; {', '.join(pickles)} are pickles, which run code when loaded: convert once with the library that wrote them "
+            "(diffusers, transformers): MODEL_CLASS.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
             if pickles
             else ""
         )
@@ -270,7 +273,7 @@ def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path
     if destination.exists() and not destination.is_dir():
         raise FileExistsError(f"{destination} is a file; give a folder that does not exist yet")
     if destination.exists() and not overwrite and any(destination.iterdir()):
-        raise FileExistsError(f"{destination} exists and is not empty; choose another folder, or say --overwrite")
+        raise FileExistsError(f"{destination} exists and is not empty; choose another folder, or empty it")
     folder = destination.parent / f"{prefix}{os.getpid()}"
     folder.mkdir()
     try:

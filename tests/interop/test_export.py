@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,14 @@ def test_what_from_pretrained_refuses(run, tmp_path):
         OmniHumanForVideo.from_pretrained(out)
     with pytest.raises(FileNotFoundError, match="omnihuman export"):
         OmniHumanForVideo.from_pretrained(tmp_path)
+
+
+def test_a_path_may_hold_what_means_something_in_a_url(run, tmp_path):
+    for name in ("a%20b", "run #3?"):
+        moved = shutil.copytree(run, tmp_path / name / "run")
+        export.export_run(moved, tmp_path / "out" / name)
+    files = [(tmp_path / "out" / name / "model.safetensors").read_bytes() for name in ("a%20b", "run #3?")]
+    assert files[0] == files[1]
 
 
 def test_an_older_step_on_request(run, tmp_path):

@@ -197,6 +197,13 @@ def test_configs_that_do_not_fit_are_refused(original, imported, tmp_path):
     (folder / "config.json").write_text(json.dumps({**stated, "_class_name": "FluxTransformer2DModel"}))
     with pytest.raises(ValueError, match="describes a FluxTransformer2DModel"):
         import_weights.open_hunyuan_video(folder)
+    for name, value in {
+        "num_layers": "2", "num_single_layers": None, "mlp_ratio": "4", "rope_axes_dim": 3, "attention_head_dim": "x",
+        "guidance_embeds": 1, "out_channels": "16",
+    }.items():  # fmt: skip
+        (folder / "config.json").write_text(json.dumps({**stated, name: value}))
+        with pytest.raises(ValueError, match=rf"config\.json: .*{name} is {value!r}, not .*: fetch the file again"):
+            import_weights.open_hunyuan_video(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
         import_weights.open_hunyuan_video(tmp_path / "empty")

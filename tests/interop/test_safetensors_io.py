@@ -15,7 +15,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from omnihuman_jax.interop import encoders_omnihuman
 from omnihuman_jax.interop import safetensors_io as io
+from omnihuman_jax.models.pretrained import open_pretrained
 
 
 def _source(name: str, array: np.ndarray, read=None) -> io.TensorSource:
@@ -115,6 +117,17 @@ def test_damaged_files_are_named(tmp_path):
         io.open_folder(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"weight_map": null}', '{"weight_map": {"x": 3}}', '{"weight_map": {"x": "../x"}}'])
+def test_a_damaged_index_is_one_line_for_every_reader(tmp_path, text):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    (tmp_path / "config.json").write_text("{}")
+    for read in (io.open_folder, lambda folder: open_pretrained(folder).weight_files(), encoders_omnihuman.weight_files):
+        with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json.*fetch (it|the folder) again") as error:
+            read(tmp_path)
+        assert "\n" not in str(error.value)
+
+
 def test_pickles_and_missing_shards_are_refused_with_the_cure(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin.*pickles.*convert"):
@@ -137,7 +150,7 @@ def test_whole_folder_appears_only_when_complete(tmp_path):
     with io.whole_folder(target) as folder:
         (folder / "a").write_text("1")
     assert [p.name for p in target.iterdir()] == ["a"]
-    with pytest.raises(FileExistsError, match="--overwrite"), io.whole_folder(target):
+    with pytest.raises(FileExistsError, match="not empty; choose another folder, or empty it"), io.whole_folder(target):
         pass
     with pytest.raises(RuntimeError), io.whole_folder(target, overwrite=True) as folder:
         raise RuntimeError
