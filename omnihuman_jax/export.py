@@ -45,13 +45,17 @@ EXECUTION_FIELDS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """What an export wrote: the folder, tensors, parameters and bytes of weights, and the step that they are of."""
+    """What an export wrote: the folder, tensors, parameters and bytes of weights, and the step that they are of.
+
+    weights: `ema` or `raw`, what was there: an import has no average yet, whatever was asked for.
+    """
 
     folder: Path
     tensors: int
     parameters: int
     nbytes: int
     step: int
+    weights: str
 
 
 def export_run(
@@ -71,7 +75,7 @@ def export_run(
         run: run folder of `omnihuman train` or `omnihuman import`, or the folder of one step in its checkpoints/.
         out: a folder that does not exist, is empty, or holds an earlier export, which is then replaced.
         form: `torch` or `diffusers`.
-        weights: `ema` or `raw`.
+        weights: `ema` or `raw`; of an import, which has no average yet, the parameters either way.
         dtype: `fp32`, the master weights bit for bit, or `bf16`, rounded to nearest.
         step: of the checkpoint; the newest by default.
         max_shard_bytes: weights above this size are cut into several files.
@@ -88,8 +92,10 @@ def export_run(
     config = experiment.from_json(record.config)
     model = config.model
     table = key_table(model)
-    leaves = CheckpointLeaves(folder, record.part(weights))
-    table.check_ours(leaves.shapes, f"{folder}/{record.part(weights)}")
+    part = record.part(weights)
+    weights = next(name for name, of in WEIGHTS.items() if of == part)
+    leaves = CheckpointLeaves(folder, part)
+    table.check_ours(leaves.shapes, f"{folder}/{part}")
     about = {"weights": weights, "dtype": dtype, "step": record.step, "run": str(record.config["name"])}
     if form == "diffusers":
         return export_diffusers(
@@ -136,9 +142,11 @@ def export_params(
         copy_modules(folder)
         if serving:
             serving.write(folder)
-        (folder / "README.md").write_text(readme(model, about, out.name))
+        (folder / "README.md").write_text(readme(model, about, out.name, serving))
     parameters = sum(int(np.prod(source.shape)) for source in sources)
-    return Exported(folder=out, tensors=len(sources), parameters=parameters, nbytes=total, step=int(about["step"]))
+    return Exported(
+        folder=out, tensors=len(sources), parameters=parameters, nbytes=total, step=about["step"], weights=about["weights"]
+    )
 
 
 def export_diffusers(
@@ -175,7 +183,9 @@ def export_diffusers(
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (folder / f"{hunyuan_video.ADDITIONS_STEM}.json").write_text(json.dumps(additions, indent=2) + "\n")
     parameters = sum(int(np.prod(source.shape)) for source in every)
-    return Exported(folder=out, tensors=len(every), parameters=parameters, nbytes=total, step=int(about["step"]))
+    return Exported(
+        folder=out, tensors=len(every), parameters=parameters, nbytes=total, step=about["step"], weights=about["weights"]
+    )
 
 
 def is_export(folder: Path) -> bool:
@@ -195,7 +205,7 @@ def module_config(model: mmdit.MMDiTConfig, about: dict[str, Any]) -> dict[str, 
     return {"architecture": ARCHITECTURE, "model": sizes, "export": about}
 
 
-def readme(model: mmdit.MMDiTConfig, about: dict[str, Any], name: str) -> str:
+def readme(model: mmdit.MMDiTConfig, about: dict[str, Any], name: str, serving: Serving | None) -> str:
     """The folder's README: the three lines that load it, and what the model takes."""
     rows = [
         ("`segment_ids_BL`, `text_segment_ids_BS`", "int", "window of a token + 1, 0 for padding"),
@@ -238,12 +248,24 @@ windows (clips) of any size:
 
 The docstring of `OmniHumanForVideo.forward` has the details. `torch.compile(model)` works; attention is PyTorch's
 `scaled_dot_product_attention`. `sampling_omnihuman.py` takes noise to latents.
+{pipeline_section(model) if serving else NO_PIPELINE}"""
 
+
+NO_PIPELINE = """
+`pipeline_omnihuman.py` (from files to a video) does not run from this export: the run had no dataset.json, so nothing says which
+codec and encoders belong to the model. Export a run that was trained on a dataset.
+"""
+
+
+def pipeline_section(model: mmdit.MMDiTConfig) -> str:
+    """The README's part about the pipeline, with the inputs that this model has."""
+    driven = " --audio voice.wav" * bool(model.audio) + " --pose pose.npz" * bool(model.pose and not model.audio)
+    return f"""
 ## From files to a video
 
 ```
 pip install torch safetensors numpy av transformers tokenizers diffusers
-python pipeline_omnihuman.py --image face.png --audio voice.wav --text "A woman speaks." --out talking.mp4
+python pipeline_omnihuman.py --image face.png{driven} --text "A woman speaks." --out talking.mp4
 ```
 
 The same seed gives what `omnihuman generate` gives. The networks beside the model are read from the folders that config.json
@@ -317,7 +339,7 @@ def main(argv: Sequence[str]) -> int:
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     print(
-        f"{result.folder}: step {result.step}, {options.weights} weights, {result.parameters / 1e6:.1f} M parameters in "
+        f"{result.folder}: step {result.step}, {result.weights} weights, {result.parameters / 1e6:.1f} M parameters in "
         f"{result.tensors} tensors, {result.nbytes / 1e6:.1f} MB of {options.dtype}; "
         + ("its README.md shows how to load it" if options.format == "torch" else f"{hunyuan_video.CLASS}.from_pretrained loads it")
     )

@@ -86,7 +86,9 @@ def open_omnihuman(folder: Path) -> Source:
     try:
         return _open_omnihuman(folder)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder}: a value of its config has another type than was exported ({error}); export it again") from error
+        raise ValueError(
+            f"{folder}: a value of its config has another type than was exported ({error}); export it again"
+        ) from error
 
 
 def _open_omnihuman(folder: Path) -> Source:
@@ -133,7 +135,7 @@ def import_weights(
         to: a folder without checkpoints.
         config: of the run that will start from it: its base sizes must be the source's, its additions are made. None: the
             source's own sizes, and the additions' defaults at its width.
-        expected: sha256 by file name, to be checked before anything is read.
+        expected: sha256 by file name, to be checked before anything is read: of every file that is read, and of others.
         progress: is told what is being done.
 
     Raises:
@@ -151,9 +153,13 @@ def import_weights(
         raise FileExistsError(f"{to} holds checkpoints already; choose another --to, or remove it")
     sizes = {name: math.prod(info.shape) * info.dtype.itemsize for name, info in source.tensors.items()}
     total = sum(sizes.values())
-    hashes = hash_files(source.files, lambda done, of: progress("checking files", done, of + total))
+    # A list may name more than is read: what is there of it is checked too.
+    listed = {source.folder / name for name in expected or {}} - set(source.files)
+    others = tuple(sorted(path for path in listed if path.is_file()))
+    every = hash_files((*source.files, *others), lambda done, of: progress("checking files", done, of + total))
     if expected is not None:
-        check_hashes(hashes, expected, source.folder)
+        check_hashes(every, expected, source.folder)
+    hashes = {path.name: every[path.name] for path in source.files}
     hashed = sum(file.stat().st_size for file in source.files)
     platform_flags.map_large_buffers()
     mesh = import_mesh(config.model)
@@ -346,6 +352,13 @@ def _files(folder: Path, tensors: Mapping[str, safetensors_io.TensorInfo]) -> tu
     return tuple(sorted({*weights, *described}))
 
 
+def local_folder(text: str) -> Path:
+    """A path on the command line; a bucket's URL, which Path would take for a folder `gs:`, is refused."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text}: give a folder that is local or mounted, and copy from or to the bucket yourself")
+    return Path(text)
+
+
 def main(argv: Sequence[str]) -> int:
     """`omnihuman import`."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
@@ -355,8 +368,10 @@ def main(argv: Sequence[str]) -> int:
         prog="omnihuman import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("kind", choices=SOURCES, help="hunyuan-video: diffusers' layout; omnihuman: a folder of `omnihuman export`")
-    parser.add_argument("--from", required=True, type=Path, dest="source", metavar="DIR", help="config.json and its .safetensors")
-    parser.add_argument("--to", required=True, type=Path, metavar="CKPT", help="run folder to write")
+    parser.add_argument(
+        "--from", required=True, type=local_folder, dest="source", metavar="DIR", help="config.json and its .safetensors"
+    )
+    parser.add_argument("--to", required=True, type=local_folder, metavar="CKPT", help="run folder to write")
     parser.add_argument(
         "--config", metavar="FILE", help="config of the run that will start from it, for the sizes of the additions"
     )

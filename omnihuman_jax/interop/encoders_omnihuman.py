@@ -7,7 +7,8 @@ is done around them (which layers, frame rate, chunks, scaling) is the trainer's
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +51,25 @@ class TextEncoder(Protocol):
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]: ...
 
 
+def network_folder(role: str, name: str) -> Path:
+    """The folder `name`, or the local copy of the hub id `name`; FileNotFoundError with the cure."""
+    cure = f"give its folder with --{role.replace(' ', '-')}"
+    hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?", name)
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).exists() or not hub_id:
+        raise FileNotFoundError(f"{name}: no such folder; the {role} that the model was trained with lay there: {cure}")
+    repository, part = hub_id.groups()
+    patterns = [f"{part}/{pattern}" if part else pattern for pattern in ("*.json", "*.txt", "*.model", "*.safetensors")]
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(repository, allow_patterns=patterns)) / (part or "")
+    except Exception as error:  # the hub's client raises errors of several libraries
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise FileNotFoundError(f"{name}: no such folder, and not to be had from the hub ({reason}); {cure}") from error
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a network's folder, in order; ValueError with the cure if there are none."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
@@ -64,8 +84,10 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
         raise ValueError(
-            f"{folder}: no safetensors; pickles are refused because reading one runs code: convert once with transformers, "
+            f"{folder}: needs safetensors; {found}; convert once with transformers (or diffusers): "
             "AutoModel.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
         )
     return files
@@ -108,7 +130,7 @@ def load_codec(name: str, exported: Path, device: torch.device, options: Mapping
     """The codec called `name` in config.json: `dct`, whose tensors lie in the exported folder, or a folder of diffusers."""
     if name == "dct":
         return DctCodec(exported / DCT_FILE, device)
-    return VaeCodec(Path(name), device, options)
+    return VaeCodec(network_folder("codec", name), device, options)
 
 
 class DctCodec:
@@ -159,7 +181,11 @@ class VaeCodec:
         auto = "float32" if device.type == "cpu" else "bfloat16"
         name = options.get("dtype", "auto")
         dtype = getattr(torch, auto if name == "auto" else name)
-        self.vae = getattr(diffusers, kind).from_pretrained(folder, torch_dtype=dtype, use_safetensors=True).to(device).eval()
+        vae, loaded = getattr(diffusers, kind).from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        check_loaded(folder, loaded["missing_keys"], loaded["unexpected_keys"])
+        self.vae = vae.to(device).eval()
         config, shape = self.vae.config, (1, -1, 1, 1, 1)
         if kind == "AutoencoderKLWan":
             self.mean = torch.tensor(config.latents_mean, device=device).reshape(shape)
@@ -222,13 +248,31 @@ def at_frame_rate(states_ISE: Tensor, num_frames: int) -> np.ndarray:
     return frames.transpose(0, 1).flatten(1).cpu().numpy()
 
 
-def load_network(model: nn.Module, folder: Path, prefixes: tuple[str, ...], device: torch.device) -> nn.Module:
-    """`model` with the folder's tensors, of which it needs every one; the first of `prefixes` that any name has is cut off."""
+def check_loaded(folder: Path, missing: Iterable[str], unknown: Iterable[str], unused: tuple[str, ...] = ()) -> None:
+    """ValueError with the tensors that the network lacks, and those that it does not know and that begin with none of `unused`."""
+    wrong = [f"{name} is missing" for name in sorted(missing) if not name.startswith(unused)]
+    wrong += [f"{name} is unknown" for name in sorted(unknown) if not name.startswith(unused)]
+    if wrong:
+        listed = "; ".join(wrong[:20]) + ("; ..." if len(wrong) > 20 else "")
+        raise ValueError(f"{folder}: weights do not fit config.json: {listed} ({len(wrong)} in all); fetch the folder again")
+
+
+def load_network(
+    model: nn.Module, folder: Path, prefixes: tuple[str, ...], device: torch.device, unused: tuple[str, ...]
+) -> nn.Module:
+    """`model` with the folder's tensors, of which it needs every one; the first of `prefixes` that any name has is cut off.
+
+    unused: beginnings of names that the whole model has and this part of it does not.
+    """
     tensors = {name: tensor for file in weight_files(folder) for name, tensor in load_file(str(file)).items()}
     prefix = next(prefix for prefix in (*prefixes, "") if any(name.startswith(prefix) for name in tensors))
-    known = model.state_dict().keys()
+    known = model.state_dict()
     own = {name.removeprefix(prefix): tensor.float() for name, tensor in tensors.items() if name.startswith(prefix)}
-    model.load_state_dict({name: tensor for name, tensor in own.items() if name in known})  # heads are not
+    # A prefix says whose the rest is; without one it has to be known.
+    check_loaded(folder, known.keys() - own.keys(), own.keys() - known.keys(), unused)
+    if wrong := [f"{name} {list(own[name].shape)}" for name in known if own[name].shape != known[name].shape]:
+        raise ValueError(f"{folder}: of another shape than config.json says: {'; '.join(wrong[:20])} ({len(wrong)} in all)")
+    model.load_state_dict({name: own[name] for name in known})
     return model.to(device).eval()
 
 
@@ -247,7 +291,9 @@ class WhisperSpeechEncoder:
         config = WhisperConfig(**read_config(folder))
         self.layers, self.device = layers, device
         self.mel = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
-        self.network = load_network(WhisperEncoder(config), folder, ("model.encoder.", "encoder."), device)
+        self.network = load_network(
+            WhisperEncoder(config), folder, ("model.encoder.", "encoder."), device, ("decoder.", "proj_out.")
+        )
 
     @torch.no_grad()
     def features(self, wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
@@ -290,7 +336,10 @@ class Wav2Vec2SpeechEncoder:
         self.layers, self.device = layers, device
         file = folder / "preprocessor_config.json"
         self.normalise = json.loads(file.read_text()).get("do_normalize", True) if file.is_file() else True
-        self.network = Wav2Vec2Model.from_pretrained(folder, use_safetensors=True).float().to(device).eval()
+        network, loaded = Wav2Vec2Model.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+        heads = ("masked_spec_embed", "lm_head.", "quantizer.", "project_q.", "project_hid.")
+        check_loaded(folder, loaded["missing_keys"], loaded["unexpected_keys"], heads)
+        self.network = network.float().to(device).eval()
 
     @torch.no_grad()
     def features(self, wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
@@ -392,7 +441,8 @@ class BertTextEncoder:
 
         self.device = device
         config = BertConfig(**read_config(folder))
-        self.network = load_network(BertModel(config, add_pooling_layer=False), folder, ("bert.",), device)
+        heads = ("pooler.", "cls.", "embeddings.position_ids")
+        self.network = load_network(BertModel(config, add_pooling_layer=False), folder, ("bert.",), device, heads)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
         modules = folder / "modules.json"

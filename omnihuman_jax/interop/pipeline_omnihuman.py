@@ -25,7 +25,15 @@ from typing import Any
 import media_omnihuman as media
 import numpy as np
 import torch
-from encoders_omnihuman import SAMPLE_RATE_HZ, Codec, check_weights, load_codec, load_speech_encoder, load_text_encoder
+from encoders_omnihuman import (
+    SAMPLE_RATE_HZ,
+    Codec,
+    check_weights,
+    load_codec,
+    load_speech_encoder,
+    load_text_encoder,
+    network_folder,
+)
 from modeling_omnihuman import OmniHumanForVideo
 from safetensors.torch import load_file
 from sampling_omnihuman import (
@@ -132,7 +140,7 @@ class OmniHumanPipeline:
           folder: the exported folder.
           device: of the model and of everything around it.
           dtype: of the model; None keeps that of its file.
-          codec, text_encoder, speech_encoder: folders; None for those named in config.json.
+          codec, text_encoder, speech_encoder: folders or hub ids; None for those named in config.json.
         """
         folder, device = Path(folder), torch.device(device)
         config = ServingConfig.from_json(folder / "config.json")
@@ -140,7 +148,7 @@ class OmniHumanPipeline:
         config.text_encoder = text_encoder or config.text_encoder
         config.speech_encoder = speech_encoder or config.speech_encoder
         if config.codec_sha256:
-            check_weights("codec", Path(config.codec), config.codec_sha256)
+            check_weights("codec", network_folder("codec", config.codec), config.codec_sha256)
         model = OmniHumanForVideo.from_pretrained(folder, dtype=dtype, device=device)
         empty = EmptyPrompt(**load_file(str(folder / EMPTY_PROMPT_FILE)))
         return cls(model, config, load_codec(config.codec, folder, device, config.codec_options), empty, device)
@@ -338,7 +346,7 @@ class OmniHumanPipeline:
     def _speech_features(self, wave: np.ndarray, last: Segment) -> np.ndarray:
         """Features [T, E]: of the frames to make, the margin behind them and nothing more."""
         if self._speech is None:
-            folder = Path(self.config.speech_encoder)
+            folder = network_folder("speech encoder", self.config.speech_encoder)
             check_weights("speech encoder", folder, self.config.speech_sha256)
             self._speech = load_speech_encoder(folder, tuple(self.config.speech_layers), self.device)
         needed = (last.start + last.frames + self.config.margin) / FPS + SOUND_CONTEXT_S
@@ -349,7 +357,7 @@ class OmniHumanPipeline:
         if not text:
             return self.empty.text_SE.numpy(), self.empty.pooled_E.numpy()
         if self._text is None:
-            folder = Path(self.config.text_encoder)
+            folder = network_folder("text encoder", self.config.text_encoder)
             check_weights("text encoder", folder, self.config.text_sha256)
             self._text = load_text_encoder(folder, self.device)
         return self._text.encode(text, self.config.max_text_tokens)

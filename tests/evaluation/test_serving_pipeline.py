@@ -1,5 +1,6 @@
 """The exported folder's pipeline gives what `omnihuman generate` gives: the same files and seed in, the same video out."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -57,6 +58,12 @@ def test_the_folder_knows_its_run(folder, tiny, run):
     assert (part["segment_frames"], part["num_steps"]) == (9, run.config.sampling.num_steps)
     assert part["text_sha256"].keys() & part["speech_sha256"].keys() >= {"model.safetensors", "config.json"}
     assert "tokenizer.json" in part["text_sha256"]
+    text = (folder / "README.md").read_text()
+    assert "pipeline_omnihuman.py --image face.png --audio voice.wav --text" in text
+    sizes = run.config.model
+    silent = export.pipeline_section(dataclasses.replace(sizes, audio=None))
+    assert "--audio" not in silent and "--image face.png --pose pose.npz --text" in silent
+    assert "--image face.png --text" in export.pipeline_section(dataclasses.replace(sizes, audio=None, pose=None))
     assert (folder / "media_omnihuman.py").read_text() == Path(media.__file__).read_text()
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from omnihuman_jax.interop import encoders_omnihuman as encoders
 from omnihuman_jax.models.codec import load_codec
+from tests.models import tiny_networks
 from tests.parity import vae_cases
 
 TOLERANCE = 1e-5
@@ -51,6 +53,48 @@ def test_an_autoencoder_is_the_trainers_codec(case, tmp_path, measured):
     measured(f"{claim}: latents", np.abs(theirs - latents).max() / np.abs(latents).max(), TOLERANCE)
     expected = np.asarray(codec.decode(latents))
     measured(f"{claim}: frames", np.abs(frames - expected).max() / np.abs(expected).max(), TOLERANCE)
+
+
+def test_tensors_that_do_not_fit_are_listed(tmp_path):
+    """As the trainer does: a library's warning about missing or unknown tensors is an error here."""
+    cpu = torch.device("cpu")
+    folders = {
+        "bert": (tiny_networks.write_bert(tmp_path / "bert"), lambda at: encoders.load_text_encoder(at, cpu)),
+        "whisper": (tiny_networks.write_whisper(tmp_path / "whisper"), lambda at: encoders.load_speech_encoder(at, (0,), cpu)),
+        "wav2vec2": (
+            tiny_networks.write_wav2vec2(tmp_path / "wav2vec2", norm="group"),
+            lambda at: encoders.load_speech_encoder(at, (0,), cpu),
+        ),
+        "vae": (Path(saved("wan", WAN, tmp_path / "vae")), lambda at: encoders.load_codec(str(at), Path("none"), cpu, {})),
+    }
+    for name, (folder, load) in folders.items():
+        load(folder)
+        (file,) = folder.glob("*.safetensors")
+        tensors = load_file(file)
+        lost = next(key for key in sorted(tensors) if key.lower().endswith(("norm.weight", "gamma")))
+        extra = f"{lost.rpartition('.')[0]}.lora"
+        value = tensors.pop(lost)
+        save_file(tensors | {extra: value}, file)
+        with pytest.raises(ValueError, match=r"do not fit config\.json: \S+ is missing; \S+ is unknown \(2 in all\)") as error:
+            load(folder)
+        assert "lora is unknown" in str(error.value) and str(folder) in str(error.value), name
+
+
+def test_a_hub_id_is_looked_up_or_the_option_named(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        if repository != "some/pipeline" or not all(pattern.startswith("vae/") for pattern in allow_patterns):
+            raise OSError("offline\nand more")
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert encoders.network_folder("codec", "some/pipeline/vae") == tmp_path / "vae"
+    assert encoders.network_folder("codec", str(tmp_path)) == tmp_path
+    with pytest.raises(FileNotFoundError, match=r"^other/model: .* \(offline\); give its folder with --text-encoder$"):
+        encoders.network_folder("text encoder", "other/model")
+    with pytest.raises(FileNotFoundError, match=r"no such folder; the speech encoder .* give its folder with --speech-encoder$"):
+        encoders.network_folder("speech encoder", "/no/such")
 
 
 def test_options_that_diffusers_cannot_do_and_other_classes_are_refused(tmp_path):

@@ -16,7 +16,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from omnihuman_jax import config as experiment
-from omnihuman_jax import export, import_weights
+from omnihuman_jax import export, import_weights, platform_flags
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.config import ExperimentConfig
 from omnihuman_jax.interop import hunyuan_video
@@ -150,7 +150,17 @@ def test_files_are_recorded_and_checked(original, imported, tmp_path):
     source = import_weights.open_hunyuan_video(folder)
     with pytest.raises(ValueError, match=r"other.safetensors is listed but not there; config.json has sha256 .*, expected 0000"):
         import_weights.import_weights(source, tmp_path / "run", expected=wrong)
+    (tmp_path / "more").mkdir()
+    shutil.copytree(folder, tmp_path / "more" / "transformer")
+    source = import_weights.open_hunyuan_video(tmp_path / "more" / "transformer")
+    (source.folder / "notes.json").write_text("{}")
+    unread = {**origin["files"], "notes.json": "2" * 64}
+    with pytest.raises(ValueError, match=r"notes\.json has sha256 44136fa.*, expected 2222"):
+        import_weights.import_weights(source, tmp_path / "run", expected=unread)
     assert not (tmp_path / "run").exists()
+    unread["notes.json"] = hashlib.sha256(b"{}").hexdigest()
+    import_weights.import_weights(source, tmp_path / "run", config=CONFIG, expected=unread)
+    assert json.loads((tmp_path / "run" / "origin.json").read_text())["files"] == origin["files"]
     listed.write_text("abc config.json")
     with pytest.raises(ValueError, match="line 1"):
         import_weights.read_hashes(listed)
@@ -177,6 +187,37 @@ def test_everything_that_does_not_fit_is_one_error(original, tmp_path):
     file.rename(folder / "diffusion_pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"diffusion_pytorch_model.bin are pickles, which run code .* convert them"):
         import_weights.open_hunyuan_video(folder)
+
+
+@pytest.mark.parametrize("option", ["--from", "--to"])
+def test_a_bucket_is_refused_at_once(tmp_path, capsys, option):
+    folders = {"--from": str(tmp_path), "--to": str(tmp_path / "run")} | {option: "gs://bucket/run"}
+    with pytest.raises(SystemExit):
+        import_weights.main(["hunyuan-video", *(part for pair in folders.items() for part in pair)])
+    assert f"argument {option}: gs://bucket/run: give a folder that is local" in capsys.readouterr().err
+
+
+def test_large_buffers_are_mapped_by_import_and_export(original, imported, tmp_path, monkeypatch):
+    """Else freed slices stay with the process: a model streams through in many times the memory."""
+    calls: list[str] = []
+    monkeypatch.setattr(platform_flags, "map_large_buffers", lambda: calls.append("mapped"))
+    monkeypatch.setattr(import_weights, "import_mesh", lambda model: calls.append("reads") or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        import_weights.import_weights(import_weights.open_hunyuan_video(original[1]), tmp_path / "run", config=CONFIG)
+    monkeypatch.setattr(export, "CheckpointLeaves", lambda *_: calls.append("reads") or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export.export_run(imported, tmp_path / "out")
+    assert calls == ["mapped", "reads"] * 2
+
+
+def test_an_export_of_an_import_says_which_weights_it_has(imported, tmp_path, capsys):
+    """No average has been taken yet: what is asked for by default is not what is there. And no dataset: no pipeline."""
+    out = tmp_path / "out"
+    assert export.main([str(imported), "--to", str(out), "--weights", "ema"]) == 0
+    assert "raw weights" in (printed := capsys.readouterr().out) and "ema" not in printed
+    assert json.loads((out / "config.json").read_text())["export"]["weights"] == "raw"
+    text = (out / "README.md").read_text()
+    assert "raw weights" in text and "does not run from this export" in text and "--image" not in text
 
 
 def test_configs_that_do_not_fit_are_refused(original, imported, tmp_path):

@@ -117,7 +117,9 @@ def test_damaged_files_are_named(tmp_path):
         io.open_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"weight_map": null}', '{"weight_map": {"x": 3}}', '{"weight_map": {"x": "../x"}}'])
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "{", '{"weight_map": null}', '{"weight_map": {"x": 3}}', '{"weight_map": {"x": "../x"}}']
+)
 def test_a_damaged_index_is_one_line_for_every_reader(tmp_path, text):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(text)
