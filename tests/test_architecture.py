@@ -184,7 +184,15 @@ SHIPPED = {
     "omnihuman_jax.interop.modeling_omnihuman": {"torch", "safetensors"},
     "omnihuman_jax.interop.sampling_omnihuman": {"torch"},
     "omnihuman_jax.interop.windows_omnihuman": {"torch", "numpy"},
-    "omnihuman_jax.interop.encoders_omnihuman": {"torch", "safetensors", "numpy", "transformers", "tokenizers", "diffusers"}
+    "omnihuman_jax.interop.encoders_omnihuman": {
+        "huggingface_hub",
+        "torch",
+        "safetensors",
+        "numpy",
+        "transformers",
+        "tokenizers",
+        "diffusers",
+    }
     | _SIBLINGS,
     "omnihuman_jax.interop.signals_omnihuman": {"numpy"} | _SIBLINGS,
     "omnihuman_jax.interop.pipeline_omnihuman": {"torch", "safetensors", "numpy"} | _SIBLINGS,
