@@ -183,16 +183,26 @@ def plan_argv(spec: RunSpec) -> list[str]:
     machines = spec.machines
     if machines.kind == "cpu":
         raise ValueError("--preflight plans memory on accelerators; accelerator.type is cpu")
+    from omnihuman_jax.scale.described_devices import FORMULA_ONLY
+    from omnihuman_jax.scale.hardware import ACCELERATORS
+
     generation = machines.type.removesuffix("-mega")
+    if generation not in ACCELERATORS:
+        raise ValueError(
+            f"--preflight: `omnihuman plan` has no figures of {generation}, only of {', '.join(ACCELERATORS)}; submit without it"
+        )
     shape = machines.slice.topology if machines.slice is not None else str(machines.devices)
     argv = ["-m", "omnihuman_jax.cli", "plan", f"--config={spec.config}", f"--topology={generation}:{shape}"]
-    return [sys.executable, *argv, f"--slices={machines.groups}", *command.overrides(spec)]
+    formula = ["--estimate"] if generation in FORMULA_ONLY else []
+    return [sys.executable, *argv, f"--slices={machines.groups}", *formula, *command.overrides(spec)]
 
 
 def preflight(spec: RunSpec) -> None:
     """Shows the memory plan; ValueError if there is none, or the run does not fit."""
     argv = plan_argv(spec)
     print(f"preflight: omnihuman {shlex.join(argv[3:])}", file=sys.stderr, flush=True)
+    if "--estimate" in argv:
+        print(f"preflight: by formula: no program for {spec.machines.type} can be compiled here", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "plan.json"
         # On a machine that has accelerators too, the plan is a matter of the CPU.
@@ -203,10 +213,9 @@ def preflight(spec: RunSpec) -> None:
         plan = json.loads(answer.read_text(encoding="utf-8"))
         memory = plan["memory"]
     if not memory["fits"]:
-        peak = memory["peak"] / 2**30
-        raise ValueError(
-            f"preflight: {spec.config} needs {peak:.1f} GiB a device on {spec.machines}, more than there is; see above"
-        )
+        of_host = memory["peak"] <= memory["limit"]
+        needed = f"{memory['host' if of_host else 'peak'] / 2**30:.1f} GiB a device{' in host memory' if of_host else ''}"
+        raise ValueError(f"preflight: {spec.config} needs {needed} on {spec.machines}, more than there is; see above")
     if warning := grace_warning(spec, plan["parameters"]):
         print(f"preflight: warning: {warning}", file=sys.stderr, flush=True)
 

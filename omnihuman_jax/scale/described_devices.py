@@ -9,6 +9,9 @@ from omnihuman_jax.scale.hardware import Topology
 # Read when libtpu is loaded. Without them it looks for a metadata server, and for other processes that use the same chips.
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
+# Generations whose programs cannot be compiled here, and why: their plans are formula alone.
+FORMULA_ONLY = {"v4": "a job sees chips, libtpu 0.0.52 describes their cores"}
+
 
 def prepare() -> None:
     """Makes this process compile for described devices and run on the CPU; call it before JAX starts a backend."""
@@ -42,7 +45,7 @@ def describe(topology: Topology) -> list[Any]:
         hint = "; pip install libtpu" if "libtpu" in text.lower() else ""
         raise ValueError(f"libtpu cannot describe {topology.name}: {text}{hint}") from error
     if len(found) != topology.devices:
-        # v4: a job sees chips, libtpu 0.0.52 describes their cores.
+        # `FORMULA_ONLY` says of which this is known.
         raise ValueError(
             f"libtpu describes {topology.name} as {len(found)} devices, a job there has {topology.devices}: "
             "its program cannot be compiled here; plan it by formula, with --estimate"

@@ -454,6 +454,24 @@ def test_preflight_asks_plan_about_the_very_run() -> None:
     assert argv[3:5] == ["plan", f"--config={GOOD['config']}"]
     assert argv[5:] == ["--topology=v6e:16x16", "--slices=2", "--config.seed=4"]
     assert "--topology=h100:256" in checks.plan_argv(spec(accelerator={"type": "h100-mega", "nodes": 32}))
+    argv = checks.plan_argv(spec(accelerator={"type": "v4", "topology": "2x2x2"}))
+    assert argv[5:8] == ["--topology=v4:2x2x2", "--slices=1", "--estimate"], "no program for v4 can be compiled here"
+
+
+@pytest.mark.slow
+def test_preflight_of_what_cannot_be_compiled_is_by_formula(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    overrides = {"mesh.data": 1, "mesh.fsdp": 8, "mesh.context": 1, "data.plan.sequences_per_step": 8}
+    config = str(ROOT / "configs" / "omnihuman_1b.py")
+    data = changed({"config": config, "accelerator": {"type": "v4", "topology": "2x2x2"}, "overrides": overrides})
+    code = submit(tmp_path, yaml.safe_dump(data), "jobset", "--preflight")
+    error = capfd.readouterr().err
+    assert code == 0, error
+    assert "preflight: by formula: no program for v4 can be compiled here" in error and "not compiled: everything here" in error
+
+
+def test_preflight_says_what_plan_knows_nothing_of() -> None:
+    with pytest.raises(ValueError, match=r"--preflight: `omnihuman plan` has no figures of gb200, only of v4, .*submit without it"):
+        checks.plan_argv(spec(accelerator={"type": "gb200", "nodes": 2}))
 
 
 @pytest.mark.parametrize(("nodes", "fits"), [(1, False), pytest.param(4, True, marks=pytest.mark.slow)])
