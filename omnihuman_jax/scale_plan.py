@@ -184,9 +184,8 @@ class Candidate:
     @property
     def text(self) -> str:
         """Short."""
-        mesh = " x ".join(f"{axis} {ways}" for axis, ways in self.estimate.mesh.items() if ways > 1)
         per_group = self.estimate.sequences // (self.estimate.mesh["data"] * self.estimate.mesh["fsdp"])
-        return f"{mesh or 'one device'}, remat {self.estimate.remat}, {per_group} a group"
+        return f"{self.estimate.mesh_text}, remat {self.estimate.remat}, {per_group} a group"
 
 
 def candidates(config: ExperimentConfig, topology: Topology, *, micro_batches: Sequence[int] = (1, 2)) -> list[Candidate]:

@@ -70,12 +70,16 @@ class Splash:
         return fit_block(m, self.block_q, LANES), fit_block(s, self.block_kv, LANES)
 
     def fused_backward_bytes(self, heads: int, queries: int, keys: int, head_dim: int, itemsize: int = 2) -> int:
-        """What the one backward kernel writes of the queries' gradient at a time; `heads`, `queries`, `keys` of one call."""
+        """What the one backward kernel takes beyond the two; `heads`, `queries`, `keys` of one call.
+
+        The parts of the queries' gradient; and where heads are taken a few at a time, what goes in and comes out once more.
+        """
         block_q, compute = self._blocks(queries, keys)
         head_bytes = round_up(queries, block_q) * head_dim * itemsize
         keys = round_up(keys, compute)
         block_kv, together = self._parts(heads, keys, compute, head_bytes)
-        return round_up(keys, block_kv) // block_kv * head_bytes * together
+        parts = round_up(keys, block_kv) // block_kv * head_bytes * together
+        return parts + (6 * heads * head_bytes if together < heads else 0)
 
     def _parts(self, heads: int, keys: int, compute: int, head_bytes: int) -> tuple[int, int]:
         """Keys of a block in memory, and the heads that are taken together, for at most about `PARTS_BYTES`."""

@@ -175,10 +175,10 @@ def condition_group(path: tuple[str, ...]) -> str:
 
 def _abstract(config: MMDiTConfig) -> tuple[Any, Any]:
     """Structure and abstract state of the model; cached on the config's contents, which may change under its owner."""
-    return _abstract_of(_Frozen(repr(config), config))
+    return _abstract_of(Frozen(repr(config), config))
 
 
-class _Frozen(NamedTuple):
+class Frozen(NamedTuple):
     """A config that hashes and compares by what it says."""
 
     text: str
@@ -188,14 +188,14 @@ class _Frozen(NamedTuple):
         return hash(self.text)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Frozen) and self.text == other.text
+        return isinstance(other, Frozen) and self.text == other.text
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
 
 @functools.lru_cache(maxsize=16)
-def _abstract_of(frozen: _Frozen) -> tuple[Any, Any]:
+def _abstract_of(frozen: Frozen) -> tuple[Any, Any]:
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):  # a structure, whatever mesh is set
         module = nnx.eval_shape(lambda: MMDiT(frozen.config, nnx.Rngs(params=0)))
     return nnx.split(module)

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from omnihuman_jax.models import attention, context_parallel, mmdit
 from omnihuman_jax.models.attention_tpu import Splash
@@ -84,34 +83,18 @@ class Sizes:
 def sizes(config: mmdit.MMDiTConfig, shape: PackedShape) -> Sizes:
     """Counted once a model and shape: a sweep asks for hundreds of layouts."""
     config = dataclasses.replace(config, remat="none")
-    return _sizes(_Key((repr(config), repr(shape)), config, shape))
-
-
-class _Key(NamedTuple):
-    """A config that hashes and compares by what it says."""
-
-    text: tuple[str, str]
-    config: mmdit.MMDiTConfig
-    shape: PackedShape
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.text == other.text
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
+    return _sizes(mmdit.Frozen(repr(config), config), shape)
 
 
 @functools.lru_cache(maxsize=32)
-def _sizes(key: _Key) -> Sizes:
-    shapes, _ = mmdit.abstract_params(key.config)
-    kinds = (("dual_blocks", key.config.num_dual_layers), ("single_blocks", key.config.num_single_layers))
+def _sizes(frozen: mmdit.Frozen, shape: PackedShape) -> Sizes:
+    config = frozen.config
+    shapes, _ = mmdit.abstract_params(config)
+    kinds = (("dual_blocks", config.num_dual_layers), ("single_blocks", config.num_single_layers))
     return Sizes(
         parameters=flops.count_parameters(shapes),
-        forward_flops=flops.forward_flops(key.config, key.shape),
-        attention_flops=flops.joint_attention_flops(key.config, key.shape),
+        forward_flops=flops.forward_flops(config, shape),
+        attention_flops=flops.joint_attention_flops(config, shape),
         largest_block=max(flops.count_parameters(shapes[name]) // count for name, count in kinds if count),
     )
 

@@ -36,6 +36,11 @@ class ScalePlan:
     note: str = ""
 
     @property
+    def mesh_text(self) -> str:
+        """`data 2 x fsdp 8`."""
+        return " x ".join(f"{axis} {ways}" for axis, ways in self.mesh.items() if ways > 1) or "one device"
+
+    @property
     def useful_flops(self) -> float:
         """The model's own operations of a step, a device."""
         return self.model_flops / self.devices
@@ -89,8 +94,8 @@ def format_plan(plan: ScalePlan) -> str:
 def _lines(plan: ScalePlan) -> Iterator[str]:
     topology, costs = plan.topology, plan.costs
     slices = f"{topology.num_slices} slices of " if topology.num_slices > 1 else ""
-    mesh = " x ".join(f"{axis} {ways}" for axis, ways in plan.mesh.items() if ways > 1) or "one device"
-    yield f"{plan.name} on {slices}{topology.name}: {topology.chips} chips, {topology.hosts} hosts, {plan.devices} devices; {mesh}"
+    machines = f"{topology.chips} chips, {topology.hosts} hosts, {plan.devices} devices"
+    yield f"{plan.name} on {slices}{topology.name}: {machines}; {plan.mesh_text}"
     yield (
         f"  step        {plan.sequences} sequences of {plan.latent_tokens:,} + {plan.text_tokens:,} tokens in {plan.micro_batches} "
         f"micro-batch{'es' if plan.micro_batches > 1 else ''}, remat {plan.remat}"
