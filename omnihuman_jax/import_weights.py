@@ -83,26 +83,16 @@ def open_hunyuan_video(folder: Path) -> Source:
 
 def open_omnihuman(folder: Path) -> Source:
     """A folder of `omnihuman export`, in either format: base part and additions."""
-    try:
-        return _open_omnihuman(folder)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{folder}: a value of its config has another type than was exported ({error}); export it again"
-        ) from error
-
-
-def _open_omnihuman(folder: Path) -> Source:
     stated = hunyuan_video.read_json(folder / "config.json")
     if "_class_name" in stated:
-        additions = hunyuan_video.read_json(folder / f"{ADDITIONS_STEM}.json")
         model = hunyuan_video.model_config(folder)
-        parts = experiment.from_json(additions["model"], mmdit.MMDiTConfig)
+        parts = _stated_model(folder / f"{ADDITIONS_STEM}.json")
         model.audio, model.pose = parts.audio, parts.pose
         tensors = safetensors_io.open_folder(folder, hunyuan_video.STEM)
         if model.audio or model.pose:
             tensors |= safetensors_io.open_folder(folder, ADDITIONS_STEM)
     elif "model" in stated:
-        model = experiment.from_json(stated["model"], mmdit.MMDiTConfig)
+        model = _stated_model(folder / "config.json")
         tensors = safetensors_io.open_folder(folder, "model")
     else:
         raise ValueError(f"{folder}/config.json was not written by `omnihuman export`; `omnihuman import --help` lists the sources")
@@ -115,6 +105,20 @@ def _open_omnihuman(folder: Path) -> Source:
         groups=("base", *ADDED_GROUPS),
         files=_files(folder, tensors),
     )
+
+
+def _stated_model(path: Path) -> mmdit.MMDiTConfig:
+    """The part "model" of what an export wrote; ValueError for what it cannot have written."""
+    try:
+        model = experiment.from_json(hunyuan_video.read_json(path)["model"], mmdit.MMDiTConfig)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its part 'model' cannot be read ({error}); fetch the file again") from error
+    usual = mmdit.MMDiTConfig()
+    for field in dataclasses.fields(model):
+        default, value = getattr(usual, field.name), getattr(model, field.name)
+        if isinstance(default, int | float | tuple) and (what := hunyuan_video.misfit(value, default)):
+            raise ValueError(f"{path}: model.{field.name} is {value!r}, not {what}; fetch the file again")
+    return model
 
 
 SOURCES: dict[str, Callable[[Path], Source]] = {"hunyuan-video": open_hunyuan_video, "omnihuman": open_omnihuman}

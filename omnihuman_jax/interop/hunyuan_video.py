@@ -76,7 +76,7 @@ def model_config(folder: Path) -> MMDiTConfig:
     wrong += [
         f"{name} is {values[name]!r}, not {what}: fetch the file again"
         for name, default in kinds.items()
-        if name in values and (what := _misfit(values[name], default)) and not (name == "out_channels" and values[name] is None)
+        if name in values and (what := misfit(values[name], default)) and not (name == "out_channels" and values[name] is None)
     ]
     if wrong:
         raise ValueError(f"{path}: {'; '.join(wrong)}")
@@ -90,7 +90,7 @@ def model_config(folder: Path) -> MMDiTConfig:
     return config
 
 
-def _misfit(value: Any, default: Any) -> str:
+def misfit(value: Any, default: Any) -> str:
     """What `value` should have been to be of the kind of `default`; "" if it is."""
     if isinstance(default, bool):
         return "" if isinstance(value, bool) else "true or false"

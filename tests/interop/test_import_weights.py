@@ -245,6 +245,13 @@ def test_configs_that_do_not_fit_are_refused(original, imported, tmp_path):
         (folder / "config.json").write_text(json.dumps({**stated, name: value}))
         with pytest.raises(ValueError, match=rf"config\.json: .*{name} is {value!r}, not .*: fetch the file again"):
             import_weights.open_hunyuan_video(folder)
+    exported = export.module_config(FULL, {})
+    for name, value in {"num_dual_layers": "2", "num_refiner_layers": None, "rope_axes": [1], "mlp_ratio": "4", "audio": 5}.items():
+        (folder / "config.json").write_text(json.dumps({**exported, "model": {**exported["model"], name: value}}))
+        with pytest.raises(
+            ValueError, match=rf"config\.json: (model\.{name} is .*, not|its part 'model' cannot).*; fetch the file again"
+        ):
+            import_weights.open_omnihuman(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
         import_weights.open_hunyuan_video(tmp_path / "empty")
