@@ -72,21 +72,6 @@ def test_an_image_without_a_size_gets_generates(pipeline, run, talking):
     assert pipeline._size(talking, None) == (8 * latents.shape[0], 8 * latents.shape[1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("flags", "limit"), [(["--compile"], 4), (["--dtype", "bfloat16"], 24)])
-def test_compiled_and_in_bfloat16_on_a_cpu(serving, folder, talking, tmp_path, flags, limit):
-    made = []
-    for name, extra in (("plain", []), ("other", flags)):
-        out = tmp_path / f"{name}.mp4"
-        given = ["--model", str(folder), "--image", str(talking), "--audio", str(talking), "--size", "32x48", "--seconds", "0.6"]
-        given += ["--seed", "2", "--steps", "3", "--segment-frames", "9", "--device", "cpu", "--out", str(out), *extra]
-        assert serving.main(given) == 0
-        made.append(media.read_video(out).astype(int))
-    plain, other = made
-    assert plain.shape == other.shape == (15, *SIZE, 3)
-    assert np.abs(plain - other).mean() < limit / 4 and np.abs(plain - other).max() <= limit
-
-
 def test_the_codec_is_the_trainers(pipeline, run, measured):
     video = np.random.default_rng(0).uniform(-1, 1, (9, 32, 48, 3)).astype(np.float32)
     ours = inference.encode_pictures(run, video)
