@@ -150,8 +150,9 @@ def works_of(program: Program) -> list[Work]:
 
 def kind_and_flops(program: Program, computation: Computation, instruction: Instruction) -> tuple[str, float]:
     """What an instruction is, and its operations: the attention kernels by the shapes of queries and keys, nothing skipped."""
-    if instruction.opcode == "custom-call" and PALLAS in instruction.attribute("custom_call_target"):
-        return attention_pass(computation, instruction)
+    for where, inner in program.inside(computation, instruction):  # XLA fuses a kernel with the slices that it reads and writes
+        if inner.opcode == "custom-call" and PALLAS in inner.attribute("custom_call_target"):
+            return attention_pass(where, inner)
     flops = program.flops(computation, instruction)
     return ("matmul" if flops else "memory"), flops
 

@@ -219,3 +219,29 @@ def test_attention_kernels_are_counted_from_their_shapes() -> None:
     )
     works = works_of(Program.parse(fused))
     assert sum(work.flops for work in works if work.kind == "attention_backward") == (3 + 5) * product
+
+
+INSIDE_A_FUSION = """HloModule m
+
+%with_its_slices (p0: s8[1,4,4], p1: bf16[3,1024,128], p2: bf16[3,2048,128]) -> bf16[1,1024,128] {
+  %p0 = s8[1,4,4]{2,1,0} parameter(0)
+  %p1 = bf16[3,1024,128]{2,1,0} parameter(1)
+  %p2 = bf16[3,2048,128]{2,1,0} parameter(2)
+  %q = bf16[1,1024,128]{2,1,0} slice(%p1), slice={[0:1], [0:1024], [0:128]}
+  %k = bf16[1,2048,128]{2,1,0} slice(%p2), slice={[0:1], [0:2048], [0:128]}
+  ROOT %splash_mha_fwd_segmented.1 = bf16[1,1024,128]{2,1,0} custom-call(%p0, %q, %k), custom_call_target="tpu_custom_call"
+}
+
+ENTRY %main (walk: s8[1,4,4], q: bf16[3,1024,128], k: bf16[3,2048,128]) -> bf16[1,1024,128] {
+  %walk = s8[1,4,4]{2,1,0} parameter(0)
+  %qs = bf16[3,1024,128]{2,1,0} parameter(1)
+  %ks = bf16[3,2048,128]{2,1,0} parameter(2)
+  ROOT %one_head = bf16[1,1024,128]{2,1,0} fusion(%walk, %qs, %ks), kind=kCustom, calls=%with_its_slices
+}
+"""
+
+
+def test_a_kernel_inside_a_fusion_is_counted() -> None:
+    """XLA fuses the kernels of single heads with the slices that they read and write."""
+    works = works_of(Program.parse(INSIDE_A_FUSION))
+    assert sum(work.flops for work in works if work.kind == "attention_forward") == 2 * 2 * 1024 * 2048 * 128
