@@ -63,7 +63,7 @@ slices = []
 for _ in range(20):
     slices.append(libc.malloc(size))
     libc.memset(slices[-1], 1, size)
-small = libc.malloc(64 << 10)  # lives on behind them
+small = libc.malloc(512 << 10)  # lives on behind them: too large for a hole before them
 rss = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
 before = rss()
 for address in slices:
