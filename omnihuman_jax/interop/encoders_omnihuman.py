@@ -80,7 +80,8 @@ def weight_files(folder: Path) -> list[Path]:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{indices[0]}: damaged (no weight_map of tensor names to files); fetch it again") from None
         if missing or not names:
-            raise ValueError(f"{folder}: {missing or 'no files'} named by {indices[0].name} are not there; fetch the folder again")
+            wanted = ", ".join(missing) or "files with weights"
+            raise ValueError(f"{folder}: {indices[0].name} names {wanted}, not to be found there; fetch the folder again")
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -146,6 +146,7 @@ def _sha256(folder: Path, *parts: Path) -> dict[str, str]:
 
 
 def file_sha256(file: Path) -> str:
+    """Of its bytes, in hex."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

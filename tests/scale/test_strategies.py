@@ -61,8 +61,7 @@ STRATEGIES: dict[str, tuple[dict[str, int], dict[tuple[str, tuple[str, ...]], st
     ),
 }  # fmt: skip
 # The other ways in which attention exchanges along `context`: outside of it they change nothing.
-STRATEGIES |= {f"context, {mode}": STRATEGIES["context"] for mode in ("ring", "ulysses_ring")}
-STRATEGIES["context, ulysses"] = ({"data": 1, "fsdp": 4, "context": 2}, STRATEGIES["context"][1])  # two heads
+STRATEGIES |= {f"context, {mode}": STRATEGIES["context"] for mode in ("ring", "ulysses", "ulysses_ring")}
 
 
 def parameter_bytes(mesh: dict[str, int], *, gathered: bool) -> float:
@@ -80,7 +79,10 @@ def test_only_what_the_scheme_asks_for(
     name: str, capfd: pytest.CaptureFixture, measured: Callable[[str, float, float], None]
 ) -> None:
     mesh, expected = STRATEGIES[name]
-    config = dataclasses.replace(CONFIG, context_parallel=name.partition(", ")[2] or "gather")
+    mode = name.partition(", ")[2] or "gather"
+    config = dataclasses.replace(CONFIG, context_parallel=mode)
+    if mode == "ulysses":
+        config = dataclasses.replace(config, num_heads=4, rope_axes=(2, 2, 4))  # a head for each of `context`
     trainer = tiny.Trainer(sharding.MeshConfig(**mesh), config=config)
     text = lower_step(trainer).compile(compiler_options=QUICK).as_text()
     assert PHRASE not in capfd.readouterr().err
@@ -111,7 +113,7 @@ def test_only_what_the_scheme_asks_for(
     sent = sum(item.operand_bytes * item.trips * len(item.axes) * ways[expected[item.kind, item.axes]] for item in reduced)
     share = sent / len(axes) / parameter_bytes(mesh, gathered=False)
     measured(f"gradients reduced a step and axis, {name}: share of the parameters", share, 1.3)
-    assert share > 0.8
+    assert share > 0.9
     if TABLES in expected.values():
         assert carried(GATHER, TABLES) <= 4 * table_bytes(mesh)  # forward and anew in the backward pass, of two streams
 
