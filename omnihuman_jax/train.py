@@ -244,7 +244,8 @@ def run_steps(
             events.step(done)
             if is_logged(config, step):
                 exporter.update(done, line, events.seconds, events.compare_hosts(done))
-            stopping = stop.agreed(done)
+            # In steps of this attempt: JAX answers at one more than the largest number asked with, and begins at 0.
+            stopping = stop.agreed(done - start)
             if why := checkpoints.due(done, last=done == end or stopping):
                 with guard.watchdog.allow(config.watchdog.save_s, f"saving step {done}"), events.span("save"):
                     checkpoints.save(state, dataclasses.replace(record, step=done), why)

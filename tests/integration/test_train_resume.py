@@ -207,3 +207,21 @@ def test_free_fields_do_not_change_what_is_computed(straight: Path) -> None:
     config = from_json(json.loads((straight / "config.json").read_text()))
     changed = dataclasses.replace(config, name="other", mesh=dataclasses.replace(config.mesh, data=1, fsdp=4))
     assert changed_fields(to_json(config), to_json(changed)) == []
+
+
+def test_sigterm_while_a_resumed_run_compiles_is_answered(dataset: Path, tmp_path: Path) -> None:
+    """The signal of a preemption that comes right after a restart; it once was never answered, nor was any later one."""
+    options = ("--config.checkpoint.interval=3", "--config.stages.rows[1].steps=20000")
+    runs.train(tmp_path, dataset, *options, "--stop-after=3")
+    process = runs.start(tmp_path, dataset, *options)
+    printed = ""
+    while "step 3 of" not in printed:
+        line = process.stdout.readline()
+        assert line, printed
+        printed += line
+    process.send_signal(signal.SIGTERM)
+    try:
+        (code,), (output,) = runs.outcomes([process], timeout=200)
+    finally:
+        process.kill()
+    assert code == exit_codes.RESTART, output
