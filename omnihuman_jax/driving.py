@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.encode.windows import fit_size
-from omnihuman_jax import inference, media
+from omnihuman_jax import inference
 from omnihuman_jax.conditions import Condition, ConditionSet, active_at_inference
 from omnihuman_jax.data.catalog import FILE_NAME as CATALOG_FILE
 from omnihuman_jax.data.catalog import Catalog
@@ -22,6 +22,7 @@ from omnihuman_jax.evaluation.sheet import to_float
 from omnihuman_jax.models.pretrained import changed_files
 from omnihuman_jax.models.speech_encoder import load_speech_encoder
 from omnihuman_jax.models.text_encoder import load_text_encoder
+from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, MOTION_FRAMES, TEMPORAL_STRIDE, TOKEN_STRIDE
 
 # Speech encoders look around; feature rows near the end of what is sampled should not see the sound stop.
@@ -105,10 +106,10 @@ def place(height: int, width: int, size: tuple[int, int]) -> Placement:
 
 def read_reference(path: Path, size: tuple[int, int]) -> np.ndarray:
     """The picture laid over the video's frame (`place`): float32 [1, H, W, 3] in [-1, 1]."""
-    height, width = media.read_image(path).shape[:2]
+    height, width = media_omnihuman.read_image(path).shape[:2]
     at = place(height, width, size)
     scaled = (max(size[0], round(height * at.scale_y)), max(size[1], round(width * at.scale_x)))
-    picture = media.read_image(path, size=scaled)[round(at.top) :, round(at.left) :][: size[0], : size[1]]
+    picture = media_omnihuman.read_image(path, size=scaled)[round(at.top) :, round(at.left) :][: size[0], : size[1]]
     return to_float(picture)[None]
 
 
@@ -138,9 +139,9 @@ def _video_pose(path: Path) -> tuple[np.ndarray, int, int]:
     # Curation's networks are an extra; sampling needs them for a pose video only.
     from data_pipelines.curate.landmarks import extract_landmarks
 
-    header = media.probe(path)
+    header = media_omnihuman.probe(path)
     try:
-        return extract_landmarks(media.iter_video(path)).keypoints_TJ3, header.height, header.width
+        return extract_landmarks(media_omnihuman.iter_video(path)).keypoints_TJ3, header.height, header.width
     except ImportError as error:
         raise ValueError(f"--pose {path}: {error}; or give keypoints (.npz) of `omnihuman curate`") from error
 
@@ -195,12 +196,12 @@ def read_signals(run: inference.TrainedRun, request: Request, segment_frames: in
     spec, size = run.spec, request.size
     if size is None:
         catalog = _catalog(run, "--size")
-        height, width, _ = media.read_image(request.image).shape
+        height, width, _ = media_omnihuman.read_image(request.image).shape
         size = fit_size(height, width, int(np.median(catalog.height * catalog.width)))
     wave = keypoints = audio = None
     available: dict[str, int] = {}
     if request.audio is not None:
-        wave = media.read_audio(request.audio, spec.sample_rate_hz, required=True)
+        wave = media_omnihuman.read_audio(request.audio, spec.sample_rate_hz, required=True)
         assert wave is not None  # `required`
         available[f"--audio {request.audio}"] = len(wave) * FPS // spec.sample_rate_hz
     if request.pose is not None:

@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from omnihuman_jax import inference, media
+from omnihuman_jax import inference
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import WindowRecord, open_records
 from omnihuman_jax.diffusion.sampler import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
+from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
 
 NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO, Condition.POSE)
@@ -236,7 +237,7 @@ def write_results(out: Path, outcomes: Sequence[Outcome], result: Mapping[str, A
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in row["window_id"])
         paths += [folder / f"{name}.png", folder / f"{name}.mp4"]
         sheet.write_png(paths[-2], sheets[-1])
-        media.write_video(paths[-1], np.concatenate([videos[kind] for kind in rows], axis=2), FPS)
+        media_omnihuman.write_video(paths[-1], np.concatenate([videos[kind] for kind in rows], axis=2), FPS)
     paths.append(out / "contact_sheet.png")
     sheet.write_png(paths[-1], sheet.stack_sheets(sheets))
     partial = out / f".evaluation.json.{os.getpid()}.part"

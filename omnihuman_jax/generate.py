@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.encode.windows import Window, with_margins
-from omnihuman_jax import inference, media
+from omnihuman_jax import inference
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.sampler import SamplingConfig
 from omnihuman_jax.driving import Request, Signals, read_signals, segment_frames_of
 from omnihuman_jax.evaluation.sheet import to_uint8
+from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, MOTION_LATENTS, SPATIAL_STRIDE, latent_frames_of
 
 
@@ -133,7 +134,7 @@ def generate(
             yield from to_uint8(pictures[:left])
             left -= min(left, len(pictures))
 
-    media.write_video(out, frames(), FPS, audio=signals.wave, sample_rate=run.spec.sample_rate_hz)
+    media_omnihuman.write_video(out, frames(), FPS, audio=signals.wave, sample_rate=run.spec.sample_rate_hz)
     height, width = (SPATIAL_STRIDE * side for side in signals.reference_HWC.shape[:2])
     return Generated(
         path=out,

@@ -136,7 +136,7 @@ def test_there_is_no_import_cycle() -> None:
         ("omnihuman_jax.models.mmdit", "omnihuman_jax.data.packing"),
         ("omnihuman_jax.data.plan", "omnihuman_jax.models.mmdit"),
         ("omnihuman_jax.diffusion.sampler", "omnihuman_jax.models.mmdit"),
-        ("omnihuman_jax.media", "omnihuman_jax.data.keypoints"),
+        ("omnihuman_jax.serving.media_omnihuman", "omnihuman_jax.data.keypoints"),
         ("omnihuman_jax.sharding", "omnihuman_jax.config"),
         ("omnihuman_jax.training.metrics", "omnihuman_jax.evaluation.psnr"),
         ("omnihuman_jax.training.metrics", "omnihuman_jax.train"),
@@ -181,10 +181,10 @@ _SIBLINGS = {
     f"{name}_omnihuman" for name in ("modeling", "sampling", "windows", "encoders", "text_encoders", "signals", "media", "pipeline")
 }
 SHIPPED = {
-    "omnihuman_jax.interop.modeling_omnihuman": {"torch", "safetensors"},
-    "omnihuman_jax.interop.sampling_omnihuman": {"torch"},
-    "omnihuman_jax.interop.windows_omnihuman": {"torch", "numpy"},
-    "omnihuman_jax.interop.encoders_omnihuman": {
+    "omnihuman_jax.serving.modeling_omnihuman": {"torch", "safetensors"},
+    "omnihuman_jax.serving.sampling_omnihuman": {"torch"},
+    "omnihuman_jax.serving.windows_omnihuman": {"torch", "numpy"},
+    "omnihuman_jax.serving.encoders_omnihuman": {
         "huggingface_hub",
         "torch",
         "safetensors",
@@ -194,15 +194,15 @@ SHIPPED = {
         "diffusers",
     }
     | _SIBLINGS,
-    "omnihuman_jax.interop.signals_omnihuman": {"numpy"} | _SIBLINGS,
-    "omnihuman_jax.interop.pipeline_omnihuman": {"torch", "safetensors", "numpy"} | _SIBLINGS,
-    "omnihuman_jax.models.transformers_text": {"torch", "numpy", "transformers"},
-    "omnihuman_jax.media": {"av", "numpy"},
+    "omnihuman_jax.serving.signals_omnihuman": {"numpy"} | _SIBLINGS,
+    "omnihuman_jax.serving.pipeline_omnihuman": {"torch", "safetensors", "numpy"} | _SIBLINGS,
+    "omnihuman_jax.serving.text_encoders_omnihuman": {"torch", "numpy", "transformers"},
+    "omnihuman_jax.serving.media_omnihuman": {"av", "numpy"},
 }
 
 
 def test_shipped_modules_stand_alone() -> None:
-    from omnihuman_jax.interop.serving import MODULES
+    from omnihuman_jax.interop.export_folder import MODULES
 
     files = {f"{package}.{file.removesuffix('.py')}" for package, file in MODULES.values()}
     assert files == set(SHIPPED)
@@ -236,16 +236,22 @@ def _is_import(node: ast.stmt) -> bool:
 
 
 def test_constants_of_shipped_modules_are_the_packages() -> None:
-    from omnihuman_jax import media, typing
-    from omnihuman_jax.interop import windows_omnihuman
+    from omnihuman_jax import typing
+    from omnihuman_jax.serving import media_omnihuman, windows_omnihuman
 
-    for module in (media, windows_omnihuman):
+    for module in (media_omnihuman, windows_omnihuman):
         for name in ("FPS", "SAMPLE_RATE_HZ", "TEMPORAL_STRIDE", "SPATIAL_STRIDE", "PATCH", "MOTION_FRAMES", "MOTION_LATENTS"):
             assert getattr(module, name, getattr(typing, name)) == getattr(typing, name)
 
 
 def test_curation_media_and_the_command_line_do_not_import_jax() -> None:
-    free = {"omnihuman_jax.media", "omnihuman_jax.cli", "omnihuman_jax.demo", "omnihuman_jax.report", "omnihuman_jax.stages"}
+    free = {
+        "omnihuman_jax.serving.media_omnihuman",
+        "omnihuman_jax.cli",
+        "omnihuman_jax.demo",
+        "omnihuman_jax.report",
+        "omnihuman_jax.stages",
+    }
     wrong = [
         module
         for module in ALL_IMPORTS

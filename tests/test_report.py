@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omnihuman_jax import media, report
+from omnihuman_jax import report
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.reporting import charts, sections
 from omnihuman_jax.reporting.run_folder import ends_of_loss, key_numbers, read_folder, stages_of, worst_ratio
+from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.training.metrics import LoggingConfig, MetricsWriter
 
 STAGES = (("text and reference", 40, {}), ("audio", 80, {"audio": 0.5}), ("all", 140, {"audio": 0.5, "pose": 0.25}))
@@ -78,8 +79,10 @@ def make_run(root: Path) -> Path:
     }  # fmt: skip
     Catalog(**columns).save(root / "dataset")
     tone = 0.1 * np.sin(np.arange(16000) * 0.05).astype(np.float32)
-    media.write_video(root / "samples" / "talking.mp4", moving_square(25, 40), 25, audio=tone, sample_rate=16000)
-    media.write_video(root / "evaluation" / "a.mp4", np.concatenate([moving_square(17, s) for s in (20, 60, 90, 130)], axis=2), 25)
+    media_omnihuman.write_video(root / "samples" / "talking.mp4", moving_square(25, 40), 25, audio=tone, sample_rate=16000)
+    media_omnihuman.write_video(
+        root / "evaluation" / "a.mp4", np.concatenate([moving_square(17, s) for s in (20, 60, 90, 130)], axis=2), 25
+    )
     rows_of_frames = {"truth": moving_square(17, 20), "own pose + audio  24.1 dB": moving_square(17, 60)}
     sheet.write_png(root / "contact_sheet.png", sheet.draw_rows(rows_of_frames, title="a, 17 frames"))
     psnr = {"sample": 24.1, "still": 20.0, "other_pose": 19.5, "other_audio": None}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnihuman_jax import media
+from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv"})
@@ -64,7 +64,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 def inspect(path: str | os.PathLike[str], name: str, video_id: str, sha256: str) -> Video:
     """The header of a video; `media.MediaError` if it is not one or its first picture cannot be decoded."""
-    header = media.probe(path)
+    header = media_omnihuman.probe(path)
     pixels_per_s = header.height * header.width * header.fps
     return Video(
         name=name,
@@ -82,12 +82,12 @@ def inspect(path: str | os.PathLike[str], name: str, video_id: str, sha256: str)
 
 def clip_frames(path: str | os.PathLike[str], start_frame: int, end_frame: int) -> Iterator[np.ndarray]:
     """RGB uint8 [H, W, 3], one a frame of the 25 fps grid."""
-    return media.iter_video(path, fps=FPS, start_s=start_frame / FPS, duration_s=(end_frame - start_frame) / FPS)
+    return media_omnihuman.iter_video(path, fps=FPS, start_s=start_frame / FPS, duration_s=(end_frame - start_frame) / FPS)
 
 
 def clip_audio(path: str | os.PathLike[str], start_frame: int, end_frame: int) -> np.ndarray | None:
     """Mono float32 at 16 kHz, as long as the clip; None without a track."""
-    return media.read_audio(path, SAMPLE_RATE_HZ, start_frame / FPS, (end_frame - start_frame) / FPS)
+    return media_omnihuman.read_audio(path, SAMPLE_RATE_HZ, start_frame / FPS, (end_frame - start_frame) / FPS)
 
 
 def caption_of(path: str | os.PathLike[str], default: str) -> tuple[str, str]:

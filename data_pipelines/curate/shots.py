@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from omnihuman_jax import media
+from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS
 
 # Small enough to be quick and to forget noise, big enough that a person's move is not a cut.
@@ -44,7 +44,7 @@ def frame_changes(path: str | os.PathLike[str], max_seconds: float | None = None
     """
     changes: list[float] = []
     before: np.ndarray | None = None
-    for frame in media.iter_video(path, size=_THUMBNAIL, duration_s=max_seconds):
+    for frame in media_omnihuman.iter_video(path, size=_THUMBNAIL, duration_s=max_seconds):
         picture = frame.astype(np.float32)
         if before is not None:
             changes.append(float(np.abs(picture - before).mean()))

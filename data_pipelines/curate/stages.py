@@ -16,7 +16,7 @@ from typing import Any
 from data_pipelines.curate import decode, landmarks, lipsync, scores, shots
 from data_pipelines.curate.clips import Landmarks, write_text
 from data_pipelines.curate.decode import Video
-from omnihuman_jax.media import MediaError
+from omnihuman_jax.serving.media_omnihuman import MediaError
 from omnihuman_jax.typing import FPS
 
 # A file that ends this far before its header says is cut short.

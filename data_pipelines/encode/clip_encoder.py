@@ -10,13 +10,13 @@ import numpy as np
 
 from data_pipelines.curate.clips import Clip, load_landmarks
 from data_pipelines.encode.windows import Window, cut_windows, fit_size, reference_frames, to_token_units, with_margins
-from omnihuman_jax import media
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
 from omnihuman_jax.data.records import WindowRecord
 from omnihuman_jax.models.codec import VideoCodec
 from omnihuman_jax.models.speech_encoder import SpeechEncoder
 from omnihuman_jax.models.text_encoder import EncodedText, TextEncoder
+from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
 # A window is trained with pose only if a person was found in this share of its frames: the clip's own score says
@@ -114,7 +114,7 @@ class ClipEncoder:
     ):
         self._clips_dir, self._config, self._max_text_tokens = clips_dir, config, max_text_tokens
         self._codec, self._text, self._speech = codec, text, speech
-        self._sound = functools.lru_cache(maxsize=1)(media.read_audio)  # clips of a video follow each other
+        self._sound = functools.lru_cache(maxsize=1)(media_omnihuman.read_audio)  # clips of a video follow each other
 
     def encode(self, clip: Clip) -> tuple[ClipStatistics, Iterator[EncodedWindow]]:
         """(statistics, complete only once the iterator is exhausted; the clip's windows in the order of `windows_of`)."""
@@ -159,7 +159,7 @@ class ClipEncoder:
     def _frames(self, clip: Clip, size: tuple[int, int]) -> np.ndarray:
         """uint8 [T, H, W, 3] of the clip."""
         path = clip.video_path(self._clips_dir)
-        frames = media.read_video(path, size=size, start_s=clip.start_s, duration_s=clip.seconds)
+        frames = media_omnihuman.read_video(path, size=size, start_s=clip.start_s, duration_s=clip.seconds)
         if len(frames) != clip.frames:
             raise ValueError(f"{path}: clip {clip.clip_id} has {clip.frames} frames, {len(frames)} were read; run curate again")
         return frames

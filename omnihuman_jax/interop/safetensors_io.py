@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from omnihuman_jax.models.pretrained import read_weight_map
-from omnihuman_jax.models.transformers_text import PICKLES
+from omnihuman_jax.serving.text_encoders_omnihuman import PICKLES
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),

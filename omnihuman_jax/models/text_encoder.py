@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnihuman_jax.models.pretrained import PretrainedFolder, Weights, open_pretrained
-from omnihuman_jax.models.transformers_text import (
+from omnihuman_jax.serving.text_encoders_omnihuman import (
     MAX_TOKENS,
     EncodedText,
     is_transformers_folder,

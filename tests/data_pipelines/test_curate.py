@@ -16,9 +16,9 @@ from data_pipelines.curate.clips import Clip, Landmarks, load_landmarks, read_cl
 from data_pipelines.curate.curate import CurateConfig, curate, funnel_table
 from data_pipelines.curate.tagging import Thresholds, tag
 from data_pipelines.sample_media import SampleMedia
-from omnihuman_jax import media
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.keypoints import INDEX, RIGHT_HAND
+from omnihuman_jax.serving import media_omnihuman
 
 SECONDS = 8.0
 
@@ -47,7 +47,7 @@ def curated(sample_media: SampleMedia, tmp_path_factory: pytest.TempPathFactory)
     (videos / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(30_000))
     whole = (videos / "bikes.mp4").read_bytes()
     (videos / "cut_short.mp4").write_bytes(whole[: len(whole) // 2])
-    media.write_video(videos / "one frame.mp4", np.zeros((1, 64, 64, 3), np.uint8))
+    media_omnihuman.write_video(videos / "one frame.mp4", np.zeros((1, 64, 64, 3), np.uint8))
     (videos / "notes.pdf").write_bytes(b"%PDF")
     config = CurateConfig(max_seconds_per_video=SECONDS, workers=2)
     return Curated(videos=root / "media", out=root / "clips", config=config, funnel=curate(root / "media", root / "clips", config))
@@ -96,7 +96,7 @@ def test_captions_come_from_the_sidecar_or_the_stated_default(curated: Curated) 
 def test_landmarks_lie_on_the_person_frame_by_frame(curated: Curated) -> None:
     for clip in curated.clips.values():
         found = load_landmarks(curated.out, clip)
-        frames = media.read_video(clip.video_path(curated.out), start_s=clip.start_s, duration_s=clip.seconds)
+        frames = media_omnihuman.read_video(clip.video_path(curated.out), start_s=clip.start_s, duration_s=clip.seconds)
         assert frames.shape[:3] == (clip.frames, clip.height, clip.width)
         x, y, confidence = np.moveaxis(found.keypoints_TJ3, -1, 0)
         assert x.min() >= 0 and y.min() >= 0 and x.max() < clip.width and y.max() < clip.height
@@ -123,7 +123,7 @@ def test_lips_follow_their_own_sound_and_no_other(curated: Curated) -> None:
         aperture = load_landmarks(curated.out, clip).aperture_T
         for heard in ("jwpIntro", "testMovie"):
             path = clips[heard].video_path(curated.out)
-            wave = media.read_audio(path, duration_s=clip.seconds, required=True)
+            wave = media_omnihuman.read_audio(path, duration_s=clip.seconds, required=True)
             assert wave is not None
             scores = {
                 **clips[heard].scores,
@@ -141,7 +141,7 @@ def test_lips_follow_their_own_sound_and_no_other(curated: Curated) -> None:
     # The same sound half a second late: found, and refused for it.
     aperture, wave = (
         load_landmarks(curated.out, clips["jwpIntro"]).aperture_T,
-        media.read_audio(clips["jwpIntro"].video_path(curated.out)),
+        media_omnihuman.read_audio(clips["jwpIntro"].video_path(curated.out)),
     )
     assert wave is not None
     late = lipsync.lip_sync_scores(aperture, np.concatenate([np.zeros(8000, np.float32), wave])[: aperture.size * 640])
@@ -254,11 +254,11 @@ def test_damaged_results_are_refused_by_their_readers(curated: Curated, tmp_path
 
 
 def test_cuts_are_found_and_pans_are_not(tmp_path: Path, sample_media: SampleMedia) -> None:
-    jwp = media.read_video(sample_media.videos / "jwpIntro.mp4", size=(96, 128), duration_s=2)
-    bikes = media.read_video(sample_media.videos / "bikes.mp4", size=(96, 128), duration_s=1)
+    jwp = media_omnihuman.read_video(sample_media.videos / "jwpIntro.mp4", size=(96, 128), duration_s=2)
+    bikes = media_omnihuman.read_video(sample_media.videos / "bikes.mp4", size=(96, 128), duration_s=1)
     wide = np.random.default_rng(0).integers(0, 255, (12, 60, 3), np.uint8).repeat(8, 0).repeat(32, 1)
     pan = np.stack([wide[:, 12 * t : 12 * t + 128] for t in range(50)])
-    media.write_video(tmp_path / "v.mp4", np.concatenate([jwp, bikes, pan]))
+    media_omnihuman.write_video(tmp_path / "v.mp4", np.concatenate([jwp, bikes, pan]))
     changes = shots.frame_changes(tmp_path / "v.mp4")
     assert len(changes) == 124 and changes[80:].mean() > 15  # the pan changes as much as a cut, all the time
     assert shots.find_cuts(changes, shots.ShotConfig()) == [50, 75]

@@ -15,7 +15,6 @@ from data_pipelines.curate.clips import Clip, Landmarks, write_clips
 from data_pipelines.encode import clip_encoder
 from data_pipelines.encode.clip_encoder import WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, encode, main, print_summary
-from omnihuman_jax import media
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
@@ -24,6 +23,7 @@ from omnihuman_jax.models.codec import load_codec
 from omnihuman_jax.models.dct_codec import DctCodec
 from omnihuman_jax.models.speech_encoder import load_speech_encoder
 from omnihuman_jax.models.text_encoder import load_text_encoder
+from omnihuman_jax.serving import media_omnihuman
 from tests.models import tiny_networks, vae_folders
 
 MARGIN = 3
@@ -84,8 +84,8 @@ def clips_dir(tmp_path_factory):
     """talk: 60 frames with sound, clips 4..40 (all conditions) and 40..57 (as long as a window); still: one picture."""
     folder = tmp_path_factory.mktemp("curated")
     (folder / "videos").mkdir()
-    media.write_video(folder / "videos" / "talk.mp4", _pictures(60, 96, 128), audio=tiny_networks.wave(2.4))
-    media.write_video(folder / "videos" / "still.mp4", _pictures(1, 64, 64))
+    media_omnihuman.write_video(folder / "videos" / "talk.mp4", _pictures(60, 96, 128), audio=tiny_networks.wave(2.4))
+    media_omnihuman.write_video(folder / "videos" / "still.mp4", _pictures(1, 64, 64))
     clips = [
         _clip(folder, "talk.mp4", 4, 40, (96, 128), ALL),
         _clip(folder, "talk.mp4", 40, 57, (96, 128), ALL),
@@ -129,7 +129,7 @@ def records(dataset):
 
 
 def _frames(clips_dir, clip_start: int, clip_end: int) -> np.ndarray:
-    frames = media.read_video(clips_dir / "videos" / "talk.mp4", size=(48, 64), start_s=clip_start / 25)
+    frames = media_omnihuman.read_video(clips_dir / "videos" / "talk.mp4", size=(48, 64), start_s=clip_start / 25)
     return frames[: clip_end - clip_start].astype(np.float32) / 127.5 - 1
 
 
@@ -216,7 +216,7 @@ def test_an_image_is_a_clip_of_one_frame(records):
 
 def test_speech_features_have_real_margins(clips_dir, config, catalog, records):
     """Rows are those of the clip's features; beyond the clip, those of the video's sound; beyond the video, none."""
-    sound = media.read_audio(clips_dir / "videos" / "talk.mp4")
+    sound = media_omnihuman.read_audio(clips_dir / "videos" / "talk.mp4")
     encoder = load_speech_encoder(config.speech_encoder, (0, 2))
     first = {"talk-004": 4 - MARGIN, "talk-040": 40 - MARGIN}
     rows = {"talk-004": 36 + 2 * MARGIN, "talk-040": 17 + 2 * MARGIN}
@@ -316,7 +316,9 @@ def test_a_video_autoencoder_encodes_and_is_recorded(clips_dir, networks, tmp_pa
     codec = load_codec(source.spec.codec, source.spec.codec_options)
     assert codec.options["chunk_latents"] == 2 and source.spec.codec_options == codec.options
     size = tuple(8 * side for side in source[0].latents_FHWC.shape[1:3])
-    pictures = media.read_video(clips_dir / "videos" / "talk.mp4", size=size, start_s=4 / 25)[:5].astype(np.float32) / 127.5 - 1
+    pictures = (
+        media_omnihuman.read_video(clips_dir / "videos" / "talk.mp4", size=size, start_s=4 / 25)[:5].astype(np.float32) / 127.5 - 1
+    )
     np.testing.assert_allclose(source[0].latents_FHWC, codec.encode(pictures), rtol=1e-3, atol=2e-2)
 
 

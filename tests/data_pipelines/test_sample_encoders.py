@@ -3,10 +3,10 @@
 import numpy as np
 
 from data_pipelines.sample_media import SampleMedia
-from omnihuman_jax import media
 from omnihuman_jax.models import whisper
 from omnihuman_jax.models.speech_encoder import load_speech_encoder
 from omnihuman_jax.models.text_encoder import load_text_encoder
+from omnihuman_jax.serving import media_omnihuman
 from tests.models.tiny_networks import REAL_GOLDENS, REAL_TEXTS, wave
 
 
@@ -35,7 +35,7 @@ def test_features_follow_the_speech(sample_media: SampleMedia):
     """Real speech: frames next to each other are more alike than frames half a second apart; sound that comes a second
     later moves by 25 frames and not by 24 or 26."""
     encoder = load_speech_encoder(sample_media.speech_encoder)
-    sound = media.read_audio(sample_media.videos / "jwpIntro.mp4", required=True)
+    sound = media_omnihuman.read_audio(sample_media.videos / "jwpIntro.mp4", required=True)
     features = encoder.features(sound, 144)
     assert features.shape == (144, 1152) and abs(features.std() - 1) < 0.01
     near, far = (np.mean(features[lag:] * features[:-lag]) for lag in (1, 12))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from omnihuman_jax import inference, media
+from omnihuman_jax import inference
+from omnihuman_jax.serving import media_omnihuman
 from tests.evaluation import tiny_run
 
 
@@ -23,5 +24,5 @@ def talking(tmp_path_factory):
     path = tmp_path_factory.mktemp("media") / "talking.mp4"
     frames = tiny_run.moving_picture(5, 30, 64, 96)
     sound = 0.3 * np.sin(np.arange(30 * 640) / 9).astype(np.float32)
-    media.write_video(path, ((frames + 1) * 127.5).astype(np.uint8), audio=sound)
+    media_omnihuman.write_video(path, ((frames + 1) * 127.5).astype(np.uint8), audio=sound)
     return path

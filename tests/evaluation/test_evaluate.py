@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omnihuman_jax import evaluate, inference, media
+from omnihuman_jax import evaluate, inference
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import open_records
 from omnihuman_jax.evaluation import psnr
+from omnihuman_jax.serving import media_omnihuman
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_everything_that_the_json_names_is_there_and_shows_what_it_says(result):
     assert [row["other_window_id"].split("/")[0] for row in found["windows"]] == ["clip1", "clip0", "clip1"]
     assert found["guidance"]["scale"] == 1.0 and found["step"] == 6 and found["weights"] == "ema"
     for row in found["windows"]:
-        header = media.probe(out / row["video"])
+        header = media_omnihuman.probe(out / row["video"])
         assert (header.frames, header.height, header.width) == (9, row["height"], 4 * row["width"])
         assert Image.open(out / row["sheet"]).format == "PNG"
     total = sum(Image.open(out / row["sheet"]).height for row in found["windows"])

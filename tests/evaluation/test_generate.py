@@ -7,12 +7,13 @@ import shutil
 import numpy as np
 import pytest
 
-from omnihuman_jax import driving, generate, inference, media
+from omnihuman_jax import driving, generate, inference
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.sampler import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_float
 from omnihuman_jax.models.codec import load_codec
+from omnihuman_jax.serving import media_omnihuman
 from tests.evaluation import tiny_run
 from tests.models import vae_folders
 
@@ -44,7 +45,7 @@ def test_driving_signals_activate_the_papers_sets(run, talking, pose, tmp_path, 
     )
     made = generate.generate(run, request, tmp_path / "out.mp4", config=QUICK)
     assert (made.active.label, made.guided, made.frames, made.segments) == (active, guided, 9, 1)
-    header = media.probe(made.path)
+    header = media_omnihuman.probe(made.path)
     assert (header.frames, header.height, header.width, header.fps, header.codec) == (9, 32, 48, 25, "h264")
     assert header.has_audio == audio
 
@@ -63,9 +64,9 @@ def test_a_long_video_is_chained_by_one_program_and_is_as_long_as_its_sound(run,
     # Motion frames are decoded from latents that were given clean: what the codec keeps of its own output.
     assert all(seam.overlap_psnr_db > 25 for seam in made.seams)
     assert heard[-1] == (pytest.approx(7), 7) and all(a[0] <= b[0] for a, b in itertools.pairwise(heard))
-    header, sound = media.probe(made.path), media.read_audio(made.path)
+    header, sound = media_omnihuman.probe(made.path), media_omnihuman.read_audio(made.path)
     assert header.frames == 30 and header.duration_s == pytest.approx(1.2, abs=0.04)
-    driver = media.read_audio(talking)
+    driver = media_omnihuman.read_audio(talking)
     assert len(sound) == pytest.approx(1.2 * 16_000, abs=64)
     length = min(len(sound), len(driver))
     assert np.corrcoef(sound[:length], driver[:length])[0, 1] > 0.95, "the sound is the driving one, in time"
@@ -111,7 +112,7 @@ def test_a_long_video_through_an_autoencoder(run_of_a_vae, talking, tmp_path):
     opened = inference.open_run(run_of_a_vae / "run")
     request = driving.Request(image=talking, audio=talking, seconds=0.52, size=(32, 48))
     made = generate.generate(opened, request, tmp_path / "out.mp4", config=QUICK)
-    assert (made.frames, made.segments) == (13, 2) and media.probe(made.path).frames == 13
+    assert (made.frames, made.segments) == (13, 2) and media_omnihuman.probe(made.path).frames == 13
 
 
 def test_motion_frames_are_the_last_decoded_frames_encoded_again(run, talking):
@@ -143,7 +144,7 @@ def test_same_seed_same_video_and_flags_reach_the_sampler(tiny, talking, tmp_pat
     def make(name: str, *flags: str) -> np.ndarray:
         out = tmp_path / f"{name}.mp4"
         assert generate.main(arguments(tiny, talking, out, "--seconds", "0.3", "--size", "32x48", *flags)) == 0
-        return media.read_video(out).astype(int)
+        return media_omnihuman.read_video(out).astype(int)
 
     base = make("base")
     assert "8 frames (0.32 s) of 32x48, driven by reference" in capsys.readouterr().out
@@ -176,7 +177,7 @@ def test_reference_and_pose_are_laid_over_the_frame_alike(tmp_path, tiny, pose):
     """A dot in the picture and a keypoint on it end up at the same place, cropped or stretched."""
     picture = np.full((64, 192, 3), 20, np.uint8)
     picture[28:36, 92:100] = 250  # the centre
-    media.write_video(tmp_path / "wide.mp4", picture[None])
+    media_omnihuman.write_video(tmp_path / "wide.mp4", picture[None])
     reference = driving.read_reference(tmp_path / "wide.mp4", (32, 48))
     assert reference.shape == (1, 32, 48, 3) and reference.dtype == np.float32
     bright = np.argwhere(reference[0].mean(-1) > 0).mean(0) + 0.5
@@ -198,7 +199,7 @@ def test_a_picture_of_the_right_size_is_taken_as_it_is(tmp_path):
 
 def test_wrong_input_is_one_line_and_leaves_nothing_behind(tiny, talking, tmp_path, pose):
     silent, none = tmp_path / "silent.mp4", str(tmp_path / "none.png")
-    media.write_video(silent, np.full((6, 64, 64, 3), 90, np.uint8))
+    media_omnihuman.write_video(silent, np.full((6, 64, 64, 3), 90, np.uint8))
     out, other = tmp_path / "out", tmp_path / "bert"
     tiny_run.write_bert(other, seed=9)
     cases = {

@@ -9,8 +9,9 @@ import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
-from omnihuman_jax import cli, config, inference, media, train
+from omnihuman_jax import cli, config, inference, train
 from omnihuman_jax.data.plan import PlanConfig
+from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import Stage, StageSchedule
 from omnihuman_jax.training.metrics import LoggingConfig
@@ -71,7 +72,7 @@ def test_import_sample_train_sample(tiny, talking, tmp_path, capsys):
     assert generate(imported) != 0
     assert "--dataset" in capsys.readouterr().err, "an import does not know what data it will be trained on"
     assert generate(imported, "--dataset", str(tiny.dataset)) == 0
-    assert media.read_video(imported / "out.mp4").shape[0] == 9
+    assert media_omnihuman.read_video(imported / "out.mp4").shape[0] == 9
 
     train.train(run_config(tiny, imported), tmp_path / "run", progress=False)
     assert generate(tmp_path / "run") == 0

@@ -7,10 +7,10 @@ import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop.key_table import KeyTable
-from omnihuman_jax.interop.modeling_omnihuman import AudioConfig, OmniHumanConfig, PoseConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.serving.modeling_omnihuman import AudioConfig, OmniHumanConfig, PoseConfig
 from omnihuman_jax.typing import PackedShape, frames_of_latent
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from omnihuman_jax.interop import key_table as kt
-from omnihuman_jax.interop.modeling_omnihuman import OmniHumanForVideo
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo
 from tests.interop.cases import odd_config, random_tensors, torch_config
 
 FP32, BF16 = np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)

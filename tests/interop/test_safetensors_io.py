@@ -15,9 +15,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from omnihuman_jax.interop import encoders_omnihuman
 from omnihuman_jax.interop import safetensors_io as io
 from omnihuman_jax.models.pretrained import open_pretrained
+from omnihuman_jax.serving import encoders_omnihuman
 
 
 def _source(name: str, array: np.ndarray, read=None) -> io.TensorSource:

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from omnihuman_jax.interop import encoders_omnihuman
-from omnihuman_jax.models import transformers_text
 from omnihuman_jax.models.pretrained import changed_files, open_pretrained
 from omnihuman_jax.models.speech_encoder import load_speech_encoder
 from omnihuman_jax.models.text_encoder import load_text_encoder
+from omnihuman_jax.serving import encoders_omnihuman, text_encoders_omnihuman
 from tests.models import tiny_networks
 
 
@@ -49,7 +48,7 @@ def test_a_changed_or_new_description_is_another_network_on_both_sides(tmp_path,
 
 
 def test_both_sides_hash_the_same_files():
-    assert encoders_omnihuman.DESCRIPTIONS == transformers_text.DESCRIPTIONS
+    assert encoders_omnihuman.DESCRIPTIONS == text_encoders_omnihuman.DESCRIPTIONS
 
 
 def test_ref_is_absolute(tmp_path, monkeypatch):

@@ -15,8 +15,8 @@ from diffusers import HunyuanVideoTransformer3DModel
 
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop import key_table as kt
-from omnihuman_jax.interop.modeling_omnihuman import OmniHumanForVideo
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo
 from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_config
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4

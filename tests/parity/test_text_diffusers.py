@@ -13,8 +13,8 @@ from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, CLIPTextModel, LlamaModel, T5EncoderModel, UMT5EncoderModel
 
-from omnihuman_jax.models import transformers_text
 from omnihuman_jax.models.text_encoder import load_text_encoder
+from omnihuman_jax.serving import text_encoders_omnihuman
 from tests.models import tiny_transformers
 from tests.models.tiny_transformers import TEXTS
 
@@ -26,10 +26,10 @@ def hunyuan(tmp_path_factory):
     return tiny_transformers.write_hunyuan(tmp_path_factory.mktemp("pipelines") / "hunyuan")
 
 
-def cropped(folder: Path) -> transformers_text.HunyuanTextEncoder:
+def cropped(folder: Path) -> text_encoders_omnihuman.HunyuanTextEncoder:
     """The encoder of a folder, cutting what the template's beginning is for a tokenizer of words; the real one's is 95 tokens."""
     encoder = load_text_encoder(folder)
-    beginning = encoder.tokenizer(transformers_text.HUNYUAN_TEMPLATE.split("{}")[0]).input_ids
+    beginning = encoder.tokenizer(text_encoders_omnihuman.HUNYUAN_TEMPLATE.split("{}")[0]).input_ids
     return dataclasses.replace(encoder, crop=len(beginning))
 
 
@@ -40,7 +40,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 def test_the_template_is_diffusers_own():
     theirs = pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE
-    assert theirs == {"template": transformers_text.HUNYUAN_TEMPLATE, "crop_start": transformers_text.HUNYUAN_CROP}
+    assert theirs == {"template": text_encoders_omnihuman.HUNYUAN_TEMPLATE, "crop_start": text_encoders_omnihuman.HUNYUAN_CROP}
 
 
 @pytest.mark.parametrize("max_tokens", [128, 21])
@@ -54,7 +54,7 @@ def test_hunyuan_videos_tokens_and_pooled(hunyuan, max_tokens, measured):
         _execution_device="cpu",
     )
     encoder = cropped(hunyuan)
-    template = {"template": transformers_text.HUNYUAN_TEMPLATE, "crop_start": encoder.crop}
+    template = {"template": text_encoders_omnihuman.HUNYUAN_TEMPLATE, "crop_start": encoder.crop}
     with torch.no_grad():
         states, mask = HunyuanVideoPipeline._get_llama_prompt_embeds(
             pipeline, list(TEXTS), template, max_sequence_length=max_tokens

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from omnihuman_jax import media
+from omnihuman_jax.serving import media_omnihuman
 
 RATE = 16_000
 
@@ -78,7 +78,7 @@ def write(
 def test_other_frame_rates_keep_picture_and_sound_together(tmp_path: Path, rate: Fraction) -> None:
     seconds = 9.0
     path = write(tmp_path / "v.mp4", flashes(round(seconds * rate), float(rate), 1.0), rate, clicks(seconds, 1.0, 48_000))
-    frames, sound = media.read_video(path), media.read_audio(path)
+    frames, sound = media_omnihuman.read_video(path), media_omnihuman.read_audio(path)
     assert sound is not None
     assert abs(len(frames) - 25 * seconds) <= 1
     assert abs(sound.size - RATE * seconds) <= RATE / 25
@@ -91,7 +91,7 @@ def test_other_frame_rates_keep_picture_and_sound_together(tmp_path: Path, rate:
 
 def test_a_known_shift_of_the_sound_is_kept(tmp_path: Path) -> None:
     path = write(tmp_path / "v.mp4", flashes(100, 25, 1.0), Fraction(25), clicks(3.0, 1.0, 48_000), sound_at_s=0.4)
-    sound = media.read_audio(path)
+    sound = media_omnihuman.read_audio(path)
     assert sound is not None and sound.size == 4 * RATE
     np.testing.assert_allclose(click_times(sound, RATE), [0.4, 1.4, 2.4], atol=0.003)
 
@@ -106,7 +106,7 @@ def test_a_hole_in_the_sound_is_silence(tmp_path: Path) -> None:
             chunk.sample_rate, chunk.pts, chunk.time_base = RATE, round(at_s * RATE), Fraction(1, RATE)
             container.mux(audio.encode(chunk))
         container.mux(audio.encode(None))
-    sound = media.read_audio(path)
+    sound = media_omnihuman.read_audio(path)
     assert sound is not None
     loud = [float(np.abs(sound[round(s * RATE) : round((s + 0.9) * RATE)]).max()) > 0.3 for s in (0.05, 1.05, 2.05)]
     assert loud == [True, False, True]
@@ -117,20 +117,20 @@ def test_written_video_reads_back_in_colour_and_in_sync(tmp_path: Path) -> None:
     frames = np.repeat(colours, 25, 0)[:, None, None] * np.ones((1, 48, 64, 1), np.uint8)
     sound = np.zeros(4 * RATE, np.float32)
     sound[RATE * 2] = 0.9
-    media.write_video(tmp_path / "v.mp4", frames, audio=sound)
-    back, heard = media.read_video(tmp_path / "v.mp4"), media.read_audio(tmp_path / "v.mp4")
+    media_omnihuman.write_video(tmp_path / "v.mp4", frames, audio=sound)
+    back, heard = media_omnihuman.read_video(tmp_path / "v.mp4"), media_omnihuman.read_audio(tmp_path / "v.mp4")
     assert heard is not None and back.shape == frames.shape and heard.size == sound.size
     assert np.abs(back[10::25].astype(int) - frames[10::25]).max() <= 6
     assert abs(int(np.abs(heard).argmax()) - RATE * 2) <= 16
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
-    header = media.probe(tmp_path / "v.mp4")
+    header = media_omnihuman.probe(tmp_path / "v.mp4")
     assert (header.codec, header.height, header.width, header.fps, header.has_audio) == ("h264", 48, 64, 25.0, True)
 
 
 def test_sound_is_cut_or_padded_to_the_pictures(tmp_path: Path) -> None:
     for seconds in (1.0, 3.0):
-        media.write_video(tmp_path / "v.mp4", flashes(50, 25, 1.0), audio=np.full(round(seconds * RATE), 0.1, np.float32))
-        sound = media.read_audio(tmp_path / "v.mp4")
+        media_omnihuman.write_video(tmp_path / "v.mp4", flashes(50, 25, 1.0), audio=np.full(round(seconds * RATE), 0.1, np.float32))
+        sound = media_omnihuman.read_audio(tmp_path / "v.mp4")
         assert sound is not None and sound.size == 2 * RATE
 
 
@@ -139,8 +139,8 @@ def test_odd_sides_are_padded_and_frames_may_stream(tmp_path: Path) -> None:
         for value in range(10):
             yield np.full((47, 63, 3), 20 * value, np.uint8)
 
-    media.write_video(tmp_path / "v.mp4", stream())
-    back = media.read_video(tmp_path / "v.mp4")
+    media_omnihuman.write_video(tmp_path / "v.mp4", stream())
+    back = media_omnihuman.read_video(tmp_path / "v.mp4")
     assert back.shape == (10, 48, 64, 3)
     np.testing.assert_allclose(back.mean((1, 2, 3)), 20 * np.arange(10), atol=3)
 
@@ -149,38 +149,38 @@ def test_a_part_is_what_it_is_in_the_whole(tmp_path: Path) -> None:
     count = 200
     frames = (np.arange(count)[:, None, None, None] * np.ones((1, 48, 64, 3))).astype(np.uint8)
     path = write(tmp_path / "v.mp4", frames, Fraction(25), clicks(8.0, 1.0, 48_000), gop_size=25)
-    whole, sound = media.read_video(path), media.read_audio(path)
+    whole, sound = media_omnihuman.read_video(path), media_omnihuman.read_audio(path)
     assert sound is not None
     # 5.2 s lies past the point from which reading begins with a seek.
     for start, end in ((0, 10), (30, 45), (130, 180), (195, 200)):
-        part = media.read_video(path, start_s=start / 25, duration_s=(end - start) / 25)
+        part = media_omnihuman.read_video(path, start_s=start / 25, duration_s=(end - start) / 25)
         np.testing.assert_array_equal(part, whole[start:end])
-        heard = media.read_audio(path, start_s=start / 25, duration_s=(end - start) / 25)
+        heard = media_omnihuman.read_audio(path, start_s=start / 25, duration_s=(end - start) / 25)
         np.testing.assert_array_equal(heard, sound[start * 640 : end * 640])
-    with pytest.raises(media.MediaError, match=r"ends at 8\.000 s"):
-        media.read_video(path, start_s=9.0)
+    with pytest.raises(media_omnihuman.MediaError, match=r"ends at 8\.000 s"):
+        media_omnihuman.read_video(path, start_s=9.0)
 
 
 def test_rotated_and_non_square_pixels_are_undone(tmp_path: Path) -> None:
     frames = np.full((10, 48, 64, 3), 40, np.uint8)
     frames[:, :24, :32] = (220, 30, 30)  # red in the upper left of what is stored
     path = write(tmp_path / "turned.mp4", frames, Fraction(25), rotation=-90)  # shown turned clockwise: red in the upper right
-    shown = media.read_video(path)
-    assert shown.shape[1:] == (64, 48, 3) and (media.probe(path).height, media.probe(path).width) == (64, 48)
+    shown = media_omnihuman.read_video(path)
+    assert shown.shape[1:] == (64, 48, 3) and (media_omnihuman.probe(path).height, media_omnihuman.probe(path).width) == (64, 48)
     assert shown[5, 10, 40, 0] > 180 > 100 > shown[5, 10, 5, 0] and shown[5, 50, 40, 0] < 100
     wide = write(tmp_path / "wide.mp4", frames, Fraction(25), sample_aspect_ratio=Fraction(3, 2))
-    assert media.read_video(wide).shape[1:] == (48, 96, 3)
-    assert media.read_video(wide, size=(32, 32)).shape[1:] == (32, 32, 3)
+    assert media_omnihuman.read_video(wide).shape[1:] == (48, 96, 3)
+    assert media_omnihuman.read_video(wide, size=(32, 32)).shape[1:] == (32, 32, 3)
 
 
 def test_images(tmp_path: Path) -> None:
     picture = np.zeros((40, 60, 3), np.uint8)
     picture[:, 30:] = (10, 200, 90)
     av.VideoFrame.from_ndarray(picture).save(tmp_path / "p.png")
-    np.testing.assert_array_equal(media.read_image(tmp_path / "p.png"), picture)
-    assert media.read_image(tmp_path / "p.png", size=(20, 30)).shape == (20, 30, 3)
-    with pytest.raises(media.MediaError, match=r"p\.png: has no audio track; give a wav"):
-        media.read_audio(tmp_path / "p.png", required=True)
+    np.testing.assert_array_equal(media_omnihuman.read_image(tmp_path / "p.png"), picture)
+    assert media_omnihuman.read_image(tmp_path / "p.png", size=(20, 30)).shape == (20, 30, 3)
+    with pytest.raises(media_omnihuman.MediaError, match=r"p\.png: has no audio track; give a wav"):
+        media_omnihuman.read_audio(tmp_path / "p.png", required=True)
 
 
 def test_sound_alone_is_read_whole(tmp_path: Path) -> None:
@@ -191,27 +191,27 @@ def test_sound_alone_is_read_whole(tmp_path: Path) -> None:
         tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100)
         # Louder on one side than on the other: mono is their mean.
         file.writeframes((tone[:, None] * [1.2, 0.8] * 32767).astype("<i2").tobytes())
-    sound = media.read_audio(tmp_path / "s.wav", required=True)
+    sound = media_omnihuman.read_audio(tmp_path / "s.wav", required=True)
     assert sound is not None and sound.dtype == np.float32 and sound.size == RATE
     expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
     assert np.abs(sound - expected)[200:-200].max() < 5e-3  # band-limited, and not shifted by a sample
-    with pytest.raises(media.MediaError, match="no video track"):
-        media.read_video(tmp_path / "s.wav")
+    with pytest.raises(media_omnihuman.MediaError, match="no video track"):
+        media_omnihuman.read_video(tmp_path / "s.wav")
 
 
 def test_what_is_no_video_says_so_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(20_000))
     (tmp_path / "empty.mp4").write_bytes(b"")
-    media.write_video(tmp_path / "whole.mp4", flashes(50, 25, 1.0))
+    media_omnihuman.write_video(tmp_path / "whole.mp4", flashes(50, 25, 1.0))
     data = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "headless.mp4").write_bytes(data[len(data) // 2 :])
     for name in ("noise.mp4", "empty.mp4", "headless.mp4"):
-        for read in (media.read_video, media.read_audio, media.read_image, media.probe):
-            with pytest.raises(media.MediaError, match=rf"{name}: .*; ") as raised:
+        for read in (media_omnihuman.read_video, media_omnihuman.read_audio, media_omnihuman.read_image, media_omnihuman.probe):
+            with pytest.raises(media_omnihuman.MediaError, match=rf"{name}: .*; ") as raised:
                 read(tmp_path / name)
             assert "\n" not in str(raised.value)
     with pytest.raises(FileNotFoundError, match=r"gone\.mp4: no such video file"):
-        media.read_video(tmp_path / "gone.mp4")
+        media_omnihuman.read_video(tmp_path / "gone.mp4")
 
 
 def test_failed_writes_leave_nothing(tmp_path: Path) -> None:
@@ -220,18 +220,18 @@ def test_failed_writes_leave_nothing(tmp_path: Path) -> None:
         raise KeyError("the frames' maker broke")
 
     with pytest.raises(KeyError):
-        media.write_video(tmp_path / "v.mp4", breaks())
+        media_omnihuman.write_video(tmp_path / "v.mp4", breaks())
     with pytest.raises(ValueError, match="no frames"):
-        media.write_video(tmp_path / "v.mp4", [])
+        media_omnihuman.write_video(tmp_path / "v.mp4", [])
     with pytest.raises(ValueError, match="uint8"):
-        media.write_video(tmp_path / "v.mp4", np.zeros((3, 32, 32, 3), np.float32))
+        media_omnihuman.write_video(tmp_path / "v.mp4", np.zeros((3, 32, 32, 3), np.float32))
     with pytest.raises(ValueError, match="in a video of"):
-        media.write_video(tmp_path / "v.mp4", [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 32, 3), np.uint8)])
+        media_omnihuman.write_video(tmp_path / "v.mp4", [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 32, 3), np.uint8)])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_index_lies_in_front_so_that_browsers_can_stream(tmp_path: Path) -> None:
-    media.write_video(tmp_path / "v.mp4", flashes(10, 25, 1.0))
+    media_omnihuman.write_video(tmp_path / "v.mp4", flashes(10, 25, 1.0))
     data = (tmp_path / "v.mp4").read_bytes()
     boxes, at = [], 0
     while at < len(data):

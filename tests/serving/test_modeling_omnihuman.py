@@ -9,10 +9,10 @@ import torch
 
 from omnihuman_jax.conditions import Condition, ConditionSet, clean_mask
 from omnihuman_jax.interop import key_table as kt
-from omnihuman_jax.interop.modeling_omnihuman import OmniHumanForVideo, clean_tokens
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo, clean_tokens
 from omnihuman_jax.typing import PackedShape
 from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_config
 

@@ -12,9 +12,9 @@ from omnihuman_jax import conditions
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.diffusion import flow_matching, guidance, sampler
 from omnihuman_jax.interop import key_table as kt
-from omnihuman_jax.interop import sampling_omnihuman as serving
-from omnihuman_jax.interop.modeling_omnihuman import OmniHumanForVideo
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.serving import sampling_omnihuman as serving
+from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo
 from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_config
 
 EVERY = ConditionSet.of(*Condition)

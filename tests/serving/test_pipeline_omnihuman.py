@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from omnihuman_jax import driving, export, generate, inference, media
+from omnihuman_jax import driving, export, generate, inference
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.sampler import SamplingConfig
-from omnihuman_jax.interop.serving import MODULES
+from omnihuman_jax.interop.export_folder import MODULES
 from omnihuman_jax.models.text_encoder import load_text_encoder
+from omnihuman_jax.serving import media_omnihuman
 
 TOLERANCE = 1e-4
 TEN = SamplingConfig(num_steps=10, segment_frames=9, guidance=GuidanceConfig(scale=4.0))
@@ -64,7 +65,7 @@ def test_the_folder_knows_its_run(folder, tiny, run):
     silent = export.pipeline_section(dataclasses.replace(sizes, audio=None))
     assert "--audio" not in silent and "--image face.png --pose pose.npz --text" in silent
     assert "--image face.png --text" in export.pipeline_section(dataclasses.replace(sizes, audio=None, pose=None))
-    assert (folder / "media_omnihuman.py").read_text() == Path(media.__file__).read_text()
+    assert (folder / "media_omnihuman.py").read_text() == Path(media_omnihuman.__file__).read_text()
 
 
 def test_an_image_without_a_size_gets_generates(pipeline, run, talking):
@@ -140,11 +141,11 @@ def test_the_command_makes_the_video_of_generate_without_jax(folder, run, tiny, 
     request = driving.Request(image=talking, audio=talking, pose=pose, text="a man speaks", seconds=0.6, size=SIZE, seed=2)
     made = generate.generate(run, request, tmp_path / "jax.mp4", config=TEN)
     assert made.segments > 1
-    ours, theirs = (media.read_video(tmp_path / f"{name}.mp4").astype(int) for name in ("jax", "torch"))
+    ours, theirs = (media_omnihuman.read_video(tmp_path / f"{name}.mp4").astype(int) for name in ("jax", "torch"))
     assert ours.shape == theirs.shape == (15, *SIZE, 3)
     assert np.abs(ours - theirs).max() <= 4 and np.abs(ours - theirs).mean() < 0.1, "a few pixels round the other way"
-    assert media.probe(tmp_path / "torch.mp4").has_audio
-    np.testing.assert_array_equal(*(media.read_audio(tmp_path / f"{name}.mp4") for name in ("jax", "torch")))
+    assert media_omnihuman.probe(tmp_path / "torch.mp4").has_audio
+    np.testing.assert_array_equal(*(media_omnihuman.read_audio(tmp_path / f"{name}.mp4") for name in ("jax", "torch")))
 
 
 def test_a_prompt_is_cut_where_the_captions_of_the_data_were(serving, folder, tiny, tmp_path):
