@@ -16,7 +16,7 @@ import yaml
 from launch import command, external, kubernetes_names
 from launch.accelerators import GPU_MACHINES, TPU_NAMES
 from launch.spec import MAX_NAME, RESERVED_ENV, RunSpec
-from omnihuman_jax import exit_codes
+from omnihuman_jax.runtime import exit_codes
 
 REPLICATED_JOB = "slice"
 CONTAINER = "train"

@@ -3,7 +3,7 @@
     outcome = run_local(load_spec("launch/examples/local.yaml"), on_event=print)
 
 Every attempt starts a process a host with that host's devices simulated. The first process to end decides by its exit code for
-the whole job (`omnihuman_jax.exit_codes`): the others are ended, and the job is restarted or not. What happened lies in
+the whole job (`omnihuman_jax.runtime.exit_codes`): the others are ended, and the job is restarted or not. What happened lies in
 OUTPUT/launch: state.json (now), events.jsonl (ever), logs/ by attempt and rank.
 """
 
@@ -26,8 +26,8 @@ from launch import command, local_state
 from launch.local_state import cancel, log_path, logs, next_attempt, state_dir, status
 from launch.spec import RunSpec
 from launch.supervise import read_secrets
-from omnihuman_jax import exit_codes
-from omnihuman_jax.exit_codes import Verdict
+from omnihuman_jax.runtime import exit_codes
+from omnihuman_jax.runtime.exit_codes import Verdict
 
 MAX_PROCESSES = 16
 # After a crash the survivors cannot save, since a save needs all: they get this long, not the whole grace period.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from launch import command, external
 from launch.spec import RunSpec
-from omnihuman_jax import exit_codes
+from omnihuman_jax.runtime import exit_codes
 
 _PROXIES = "http_proxy https_proxy ftp_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY FTP_PROXY ALL_PROXY NO_PROXY"
 

@@ -16,8 +16,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from omnihuman_jax import exit_codes
-from omnihuman_jax.exit_codes import Verdict
+from omnihuman_jax.runtime import exit_codes
+from omnihuman_jax.runtime.exit_codes import Verdict
 
 # A process that ends sooner is in a loop of failures: each pause is twice the one before.
 STEADY_S = 60.0

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from omnihuman_jax import exit_codes, platform_flags
+from omnihuman_jax.runtime import exit_codes, platform_flags
 
 USER_ERRORS = (
     ValueError,

@@ -27,6 +27,7 @@ from omnihuman_jax.diffusion.sampler import SamplingConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import StageSchedule
 from omnihuman_jax.training.checkpoint import CheckpointConfig
@@ -34,7 +35,6 @@ from omnihuman_jax.training.metrics import LoggingConfig
 from omnihuman_jax.training.numerics import NumericsConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig, trainable_groups
 from omnihuman_jax.training.train_step import StepConfig
-from omnihuman_jax.training.watchdog import WatchdogConfig
 from omnihuman_jax.typing import PackedShape
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")

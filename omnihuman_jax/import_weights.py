@@ -23,14 +23,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from omnihuman_jax import config as experiment
-from omnihuman_jax import platform_flags, sharding
+from omnihuman_jax import sharding
 from omnihuman_jax.interop import hunyuan_video, key_table, safetensors_io
 from omnihuman_jax.interop.hunyuan_video import ADDED_GROUPS, ADDITIONS_STEM
 from omnihuman_jax.interop.sharded_params import ShardedParams
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
-from omnihuman_jax.training import processes
+from omnihuman_jax.runtime import platform_flags, processes
 from omnihuman_jax.training.checkpoint import Checkpoints
 from omnihuman_jax.training.checkpoint_reader import RunRecord
 from omnihuman_jax.typing import Params

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 
-from omnihuman_jax import exit_codes
 from omnihuman_jax.assembly import Parts, assemble, compile_step, controls_at
 from omnihuman_jax.config import (
     ExperimentConfig,
@@ -28,8 +27,10 @@ from omnihuman_jax.config import (
     write_config,
 )
 from omnihuman_jax.data.pipeline import make_loader
+from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, storage
+from omnihuman_jax.runtime.watchdog import Watchdog
 from omnihuman_jax.scale import flops
-from omnihuman_jax.training import compilation_cache, placement, processes, run_guard, storage, tiers, train_state
+from omnihuman_jax.training import placement, run_guard, tiers, train_state
 from omnihuman_jax.training.checkpoint import Checkpoints
 from omnihuman_jax.training.checkpoint_reader import CheckpointError, DamagedError, RunRecord, checkpoint_directory, load_weights
 from omnihuman_jax.training.events import EventLog, last_saved
@@ -38,7 +39,6 @@ from omnihuman_jax.training.numerics import RepeatedStep
 from omnihuman_jax.training.progress import progress_bar
 from omnihuman_jax.training.prometheus import Exporter
 from omnihuman_jax.training.run_guard import RunGuard
-from omnihuman_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

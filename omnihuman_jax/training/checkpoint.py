@@ -17,8 +17,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from omnihuman_jax import exit_codes
-from omnihuman_jax.training import checkpoint_slices, fingerprint, processes, seals, storage
+from omnihuman_jax.runtime import exit_codes, processes, storage
+from omnihuman_jax.training import checkpoint_slices, fingerprint, seals
 from omnihuman_jax.training.checkpoint_parts import context_for, flatten, parts_of
 from omnihuman_jax.training.checkpoint_reader import CheckpointError, CheckpointReader, RunRecord
 from omnihuman_jax.training.saving import Save

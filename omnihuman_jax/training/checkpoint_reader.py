@@ -14,7 +14,8 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from omnihuman_jax.training import fingerprint, processes, seals, storage
+from omnihuman_jax.runtime import processes, storage
+from omnihuman_jax.training import fingerprint, seals
 from omnihuman_jax.training.checkpoint_parts import assemble_state, context_for, flatten, mismatches, parts_of
 from omnihuman_jax.training.train_state import TrainState
 

@@ -24,10 +24,9 @@ from typing import Any, TypeVar
 import jax
 import jax.monitoring
 
-from omnihuman_jax import exit_codes
-from omnihuman_jax.training import processes
-from omnihuman_jax.training.incidents import append_line, read_lines
-from omnihuman_jax.training.processes import RunEnded
+from omnihuman_jax.runtime import exit_codes, processes
+from omnihuman_jax.runtime.incidents import append_line, read_lines
+from omnihuman_jax.runtime.processes import RunEnded
 from omnihuman_jax.training.run_guard import exit_code
 
 FOLDER = "events"

@@ -11,14 +11,13 @@ from typing import Any
 
 import jax
 
-from omnihuman_jax import exit_codes
 from omnihuman_jax.data.plan import Plan
 from omnihuman_jax.data.records import RecordSource, StorageError
-from omnihuman_jax.training import processes
-from omnihuman_jax.training.incidents import Incidents, append_line, read_lines
+from omnihuman_jax.runtime import exit_codes, processes
+from omnihuman_jax.runtime.incidents import Incidents, append_line, read_lines
+from omnihuman_jax.runtime.processes import RunEnded, StopRequest
+from omnihuman_jax.runtime.watchdog import Watchdog
 from omnihuman_jax.training.numerics import NumericsConfig, Verdict
-from omnihuman_jax.training.processes import RunEnded, StopRequest
-from omnihuman_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from omnihuman_jax.training import processes, storage
+from omnihuman_jax.runtime import processes, storage
 
 logger = logging.getLogger(__name__)
 

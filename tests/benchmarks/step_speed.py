@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omnihuman_jax import platform_flags
+from omnihuman_jax.runtime import platform_flags
 
 VARIANTS = ("jax", "torch-eager", "torch-compile")
 FRAMES, HEIGHT, WIDTH, TEXT = 4, 16, 16, 64  # tokens

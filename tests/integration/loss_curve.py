@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from omnihuman_jax import sharding
-from omnihuman_jax.training import processes
+from omnihuman_jax.runtime import processes
 from omnihuman_jax.training.train_step import StepConfig
 from tests.scale.compile_cost import lower_step
 from tests.training import tiny

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax import exit_codes, replay, train
+from omnihuman_jax import replay, train
 from omnihuman_jax.config import read_config, write_config
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.training.incidents import read_lines
+from omnihuman_jax.runtime import exit_codes
+from omnihuman_jax.runtime.incidents import read_lines
+from omnihuman_jax.runtime.processes import RunEnded
 from omnihuman_jax.training.metrics import read_metrics
-from omnihuman_jax.training.processes import RunEnded
 from tests.data import synthetic
 from tests.training import runs, tiny_config
 

@@ -14,7 +14,7 @@ import pytest
 from launch import local, local_state
 from launch.local import Event, Layout, LocalJob, Outcome, run_local
 from launch.spec import RunSpec
-from omnihuman_jax import exit_codes
+from omnihuman_jax.runtime import exit_codes
 from tests.launch.specs import spec
 
 SLEEP = "import time; time.sleep(60)"

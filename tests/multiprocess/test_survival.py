@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnihuman_jax import exit_codes
-from omnihuman_jax.training.incidents import read_lines
+from omnihuman_jax.runtime import exit_codes
+from omnihuman_jax.runtime.incidents import read_lines
 from omnihuman_jax.training.metrics import read_metrics
 from tests.training import runs
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax import exit_codes
-from omnihuman_jax.training.incidents import read_lines
+from omnihuman_jax.runtime import exit_codes
+from omnihuman_jax.runtime.incidents import read_lines
 from omnihuman_jax.training.metrics import read_metrics
 from tests.multiprocess.two_tiers import LOCAL, PERSISTENT
 from tests.training import runs

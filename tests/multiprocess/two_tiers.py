@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax import sharding
-from omnihuman_jax.training import processes
+from omnihuman_jax.runtime import processes
 from omnihuman_jax.training.checkpoint import CheckpointConfig
 from omnihuman_jax.training.checkpoint_reader import DamagedError, RunRecord
 from omnihuman_jax.training.tiers import open_checkpoints

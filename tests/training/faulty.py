@@ -58,7 +58,7 @@ if __name__ == "__main__":
     def faulty(*args, **kwargs):
         if next(calls) == int(at):
             if kind == "blind":
-                from omnihuman_jax.training import storage
+                from omnihuman_jax.runtime import storage
 
                 recognise, times = storage.recognise, itertools.count()
 
@@ -70,7 +70,7 @@ if __name__ == "__main__":
                 storage.recognise = gone
                 return place_batch(*args, **kwargs)
             if kind == "unsealed":
-                from omnihuman_jax.training import storage
+                from omnihuman_jax.runtime import storage
 
                 recognise, looks = storage.recognise, itertools.count()
 

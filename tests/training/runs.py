@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from omnihuman_jax import exit_codes
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.runtime import exit_codes
 from omnihuman_jax.training.metrics import read_metrics
 from tests.data import synthetic
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from omnihuman_jax.training import seals, storage
+from omnihuman_jax.runtime import storage
+from omnihuman_jax.training import seals
 from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
 from tests.training.bucket import empty_bucket
 

@@ -21,7 +21,7 @@ import jax
 from jax._src import distributed, xla_bridge
 from jax.experimental import multihost_utils
 
-from omnihuman_jax import platform_flags
+from omnihuman_jax.runtime import platform_flags
 
 logger = logging.getLogger(__name__)
 

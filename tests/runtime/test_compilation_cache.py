@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from omnihuman_jax.training import compilation_cache
+from omnihuman_jax.runtime import compilation_cache
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_another_users_folder_and_what_is_none(tmp_path: Path, setting: pytest.M
 def test_a_second_process_loads_what_the_first_compiled(tmp_path: Path) -> None:
     code = (
         "import sys, jax, jax.numpy as jnp\n"
-        "from omnihuman_jax.training import compilation_cache\n"
+        "from omnihuman_jax.runtime import compilation_cache\n"
         "compilation_cache.use(sys.argv[1])\n"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
         "hits = []\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax import platform_flags
-from omnihuman_jax.platform_flags import settings, slurm_device_ids
+from omnihuman_jax.runtime import platform_flags
+from omnihuman_jax.runtime.platform_flags import settings, slurm_device_ids
 
 
 def test_only_on_gpus_and_never_over_the_users_own() -> None:
@@ -39,7 +39,7 @@ def test_huge_pages_on_request_and_never_over_the_users_own(tmp_path: Path) -> N
 
 def test_a_restart_for_the_cpu_is_the_same_program_and_happens_once() -> None:
     code = (
-        "import os, sys\nfrom omnihuman_jax import platform_flags\n"
+        "import os, sys\nfrom omnihuman_jax.runtime import platform_flags\n"
         "platform_flags.cpu_settings = lambda env: {} if 'SEEN' in env else {'SEEN': '1'}\n"
         "platform_flags.restart_for_cpu()\nprint(sys.argv[1:], os.getpid())"
     )
@@ -51,7 +51,7 @@ def test_a_restart_for_the_cpu_is_the_same_program_and_happens_once() -> None:
 
 HELD = """
 import ctypes, sys
-from omnihuman_jax import platform_flags
+from omnihuman_jax.runtime import platform_flags
 if sys.argv[1] == "mapped":
     platform_flags.map_large_buffers()
 libc = ctypes.CDLL(None)

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import pytest
 
-from omnihuman_jax.training import processes
-from omnihuman_jax.training.watchdog import WatchdogConfig
+from omnihuman_jax.runtime import processes
+from omnihuman_jax.runtime.watchdog import WatchdogConfig
 
 
 class Service:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax import exit_codes, train
-from omnihuman_jax.training import processes
-from omnihuman_jax.training.watchdog import WatchdogConfig
+from omnihuman_jax import train
+from omnihuman_jax.runtime import exit_codes, processes
+from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from tests.training import tiny_config
 
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from omnihuman_jax.training.watchdog import Watchdog, WatchdogConfig
+from omnihuman_jax.runtime.watchdog import Watchdog, WatchdogConfig
 
 def a_place_to_hang():
     time.sleep(60)

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from omnihuman_jax import exit_codes
-from omnihuman_jax.exit_codes import Verdict
+from omnihuman_jax.runtime import exit_codes
+from omnihuman_jax.runtime.exit_codes import Verdict
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from omnihuman_jax import exit_codes
-from omnihuman_jax.training import processes
+from omnihuman_jax.runtime import exit_codes, processes
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

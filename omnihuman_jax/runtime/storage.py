@@ -16,8 +16,7 @@ from typing import TypeVar
 import fsspec.config
 from etils import epath
 
-from omnihuman_jax import exit_codes
-from omnihuman_jax.training import processes
+from omnihuman_jax.runtime import exit_codes, processes
 
 logger = logging.getLogger(__name__)
 
