@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from omnihuman_jax import assembly, sharding
+from omnihuman_jax.attention import context_parallel
 from omnihuman_jax.config import ExperimentConfig, compute_dtype, planned_shape, to_json
-from omnihuman_jax.models import context_parallel
 from omnihuman_jax.models.mmdit_config import REMAT_POLICIES, MMDiTConfig
 from omnihuman_jax.scale import described_devices
 from omnihuman_jax.scale.estimate import Layout, attention_kernel, estimate, sizes

@@ -16,8 +16,8 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
-from omnihuman_jax.models.attention import AttentionStrategy, joint_attention  # noqa: E402
-from omnihuman_jax.models.attention_tpu import Splash  # noqa: E402
+from omnihuman_jax.attention.dispatch import AttentionStrategy, joint_attention  # noqa: E402
+from omnihuman_jax.attention.tpu import Splash  # noqa: E402
 from omnihuman_jax.scale.hardware import GIB, parse_topology  # noqa: E402
 from omnihuman_jax.sharding import MeshConfig, create_mesh  # noqa: E402
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from omnihuman_jax.attention.dispatch import AttentionStrategy, attention
 from omnihuman_jax.conditions import Condition
-from omnihuman_jax.models.attention import AttentionStrategy, attention
 from omnihuman_jax.models.layers import MLP, Linear, RMSNorm, layer_norm, look_up, normal, one_hot, param, zeros
 from omnihuman_jax.sharding import constrain
 from omnihuman_jax.typing import TEMPORAL_STRIDE, Batch

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from omnihuman_jax.models.attention import attention, joint_attention
-from omnihuman_jax.models.attention_kernel import QKV, window_ids
+from omnihuman_jax.attention.dispatch import attention, joint_attention
+from omnihuman_jax.attention.kernel import QKV, window_ids
 from omnihuman_jax.models.audio_adapter import AudioCrossAttention, AudioTokens
 from omnihuman_jax.models.layers import (
     MLP,

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from omnihuman_jax.models.attention import AttentionStrategy
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.typing import PATCH

@@ -8,8 +8,9 @@ import functools
 import math
 from collections.abc import Mapping
 
-from omnihuman_jax.models import attention, context_parallel, mmdit
-from omnihuman_jax.models.attention_tpu import Splash
+from omnihuman_jax.attention import context_parallel, dispatch
+from omnihuman_jax.attention.tpu import Splash
+from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale import flops, interconnect
 from omnihuman_jax.scale.hardware import Topology
 from omnihuman_jax.scale.program_costs import Memory, ProgramCosts, host_memory
@@ -66,8 +67,8 @@ class Layout:
 def attention_kernel(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology) -> str:
     """The kernel of the joint attention there: a key of `attention.IMPLEMENTATIONS`."""
     strategy = config.attention_strategy
-    one = attention.check_one_window(strategy, shape.windows, layout.compute_dtype)  # type: ignore[arg-type]
-    return attention.kernel_name(strategy, topology.accelerator.platform, one_window=one)
+    one = dispatch.check_one_window(strategy, shape.windows, layout.compute_dtype)  # type: ignore[arg-type]
+    return dispatch.kernel_name(strategy, topology.accelerator.platform, one_window=one)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +150,7 @@ def _attention_bytes(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layo
     elif ring > 1:
         queries, keys, extra = latent // ring + text, max(latent // ring, text), _RING_ROWS * row
     if config.attention_fused_backward and attention_kernel(config, shape, layout, topology) == "splash":
-        kernel = attention.IMPLEMENTATIONS["splash"](config.attention_strategy, "tpu")
+        kernel = dispatch.IMPLEMENTATIONS["splash"](config.attention_strategy, "tpu")
         assert isinstance(kernel, Splash)
         extra += kernel.fused_backward_bytes(heads, queries, keys, config.head_dim, BF16)
     return extra

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from omnihuman_jax.models.attention_blocks import block_pairs, fit_block, round_up
-from omnihuman_jax.models.attention_kernel import window_ids
+from omnihuman_jax.attention.block_pairs import block_pairs, fit_block, round_up
+from omnihuman_jax.attention.kernel import window_ids
 
 
 def joined_ids(video_lengths: Sequence[int], text_lengths: Sequence[int], latent_tokens: int, text_tokens: int) -> np.ndarray:

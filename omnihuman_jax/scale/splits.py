@@ -6,9 +6,10 @@ Every error has the numbers and the nearest values that would do.
 import math
 from collections.abc import Mapping
 
+from omnihuman_jax.attention import context_parallel
+from omnihuman_jax.attention.xla import Dense
 from omnihuman_jax.data.plan import PlanConfig
-from omnihuman_jax.models import context_parallel, mmdit
-from omnihuman_jax.models.attention_xla import Dense
+from omnihuman_jax.models import mmdit
 from omnihuman_jax.sharding import MESH_AXES, RULES, MeshConfig, nearest_divisors
 
 

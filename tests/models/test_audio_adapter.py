@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from omnihuman_jax.models.attention import AttentionStrategy
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.models.audio_adapter import AudioAdapter, AudioAdapterConfig, AudioCrossAttention
 
 CONFIG = AudioAdapterConfig(features=7, width=28, neighbours=1, num_heads=2, head_dim=10)

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from omnihuman_jax import sharding
-from omnihuman_jax.models import attention
+from omnihuman_jax.attention import dispatch
 from omnihuman_jax.training.train_step import StepConfig
 from tests.scale.compile_cost import trace_step
 from tests.training import tiny
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_whole_step_lowers_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     # There is no GPU here to ask; the program is only written, not compiled.
-    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(dispatch, "platform", lambda: "gpu")
     trainer = tiny.Trainer(
         sharding.MeshConfig(data=1, fsdp=2, context=2, tensor=2),
         config=tiny.model_config(single=1, refiner=1, remat="attention_offload"),

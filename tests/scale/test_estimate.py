@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from omnihuman_jax.models.attention_tpu import Splash
+from omnihuman_jax.attention.tpu import Splash
 from omnihuman_jax.models.mmdit_config import MMDiTConfig
 from omnihuman_jax.scale.estimate import Layout, attention_kernel, estimate
 from omnihuman_jax.scale.hardware import parse_topology

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from omnihuman_jax.models.attention_kernel import QKV, Kernel, attend, window_ids
-from omnihuman_jax.models.ring_attention import Ring, ring_attention
+from omnihuman_jax.attention.kernel import QKV, Kernel, attend, window_ids
+from omnihuman_jax.attention.ring import Ring, ring_attention
 
 AXIS = "context"
 MODES = ("gather", "ulysses", "ring", "ulysses_ring")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from omnihuman_jax.models.attention_kernel import MASKED, QKV, delta
+from omnihuman_jax.attention.kernel import MASKED, QKV, delta
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from omnihuman_jax.models.attention import AttentionStrategy, joint_attention
-from omnihuman_jax.models.context_parallel import MODES, heads_ways
+from omnihuman_jax.attention.context_parallel import MODES, heads_ways
+from omnihuman_jax.attention.dispatch import AttentionStrategy, joint_attention
 from omnihuman_jax.sharding import MESH_AXES, MeshConfig, create_mesh
 
 B, L, S, N, K = 2, 48, 16, 8, 6

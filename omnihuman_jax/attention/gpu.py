@@ -16,8 +16,8 @@ from jax._src.cudnn import fused_attention_stablehlo as fused
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from omnihuman_jax.models.attention_blocks import NO_KEY_FILL, NO_QUERY_FILL, block_pairs, fill, round_up
-from omnihuman_jax.models.attention_kernel import MASKED, NO_KEY, QKV, delta
+from omnihuman_jax.attention.block_pairs import NO_KEY_FILL, NO_QUERY_FILL, block_pairs, fill, round_up
+from omnihuman_jax.attention.kernel import MASKED, NO_KEY, QKV, delta
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from omnihuman_jax.models.attention_kernel import MASKED, NO_QUERY_ID, QKV, Kernel, named, seen, window_ids
+from omnihuman_jax.attention.kernel import MASKED, NO_QUERY_ID, QKV, Kernel, named, seen, window_ids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnihuman_jax.models.attention_blocks import block_pairs, fit_block
-from omnihuman_jax.models.attention_gpu import Triton
-from omnihuman_jax.models.attention_kernel import Kernel, attend, window_ids
-from omnihuman_jax.models.attention_tpu import Splash
-from omnihuman_jax.models.attention_xla import Blocked, Dense
+from omnihuman_jax.attention.block_pairs import block_pairs, fit_block
+from omnihuman_jax.attention.gpu import Triton
+from omnihuman_jax.attention.kernel import Kernel, attend, window_ids
+from omnihuman_jax.attention.tpu import Splash
+from omnihuman_jax.attention.xla import Blocked, Dense
 
 TOLERANCE = 1e-5
 

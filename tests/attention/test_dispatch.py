@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnihuman_jax.models.attention import IMPLEMENTATIONS, AttentionStrategy, attention, joint_attention, platform, resolve
-from omnihuman_jax.models.attention_kernel import attend
-from omnihuman_jax.models.attention_xla import Dense
+from omnihuman_jax.attention.dispatch import IMPLEMENTATIONS, AttentionStrategy, attention, joint_attention, platform, resolve
+from omnihuman_jax.attention.kernel import attend
+from omnihuman_jax.attention.xla import Dense
 from omnihuman_jax.sharding import MeshConfig, create_mesh
 
 M, S, N, K = 12, 10, 4, 6

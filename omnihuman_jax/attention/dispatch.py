@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from omnihuman_jax.models import context_parallel
-from omnihuman_jax.models.attention_cpu import PerHead
-from omnihuman_jax.models.attention_gpu import Cudnn, Triton
-from omnihuman_jax.models.attention_kernel import QKV, Kernel, attend
-from omnihuman_jax.models.attention_tpu import Splash
-from omnihuman_jax.models.attention_xla import Blocked, Dense
+from omnihuman_jax.attention import context_parallel
+from omnihuman_jax.attention.cpu import PerHead
+from omnihuman_jax.attention.gpu import Cudnn, Triton
+from omnihuman_jax.attention.kernel import QKV, Kernel, attend
+from omnihuman_jax.attention.tpu import Splash
+from omnihuman_jax.attention.xla import Blocked, Dense
 from omnihuman_jax.sharding import RULES, platform
 
 

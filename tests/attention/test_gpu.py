@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import sharding
-from omnihuman_jax.models import attention_gpu, mmdit
-from omnihuman_jax.models.attention import AttentionStrategy, check_one_window, joint_attention, resolve
-from omnihuman_jax.models.attention_gpu import Cudnn, Triton, fused
-from omnihuman_jax.models.attention_kernel import Kernel, attend, window_ids
-from omnihuman_jax.models.attention_xla import Dense
+from omnihuman_jax.attention import gpu as attention_gpu
+from omnihuman_jax.attention.dispatch import AttentionStrategy, check_one_window, joint_attention, resolve
+from omnihuman_jax.attention.gpu import Cudnn, Triton, fused
+from omnihuman_jax.attention.kernel import Kernel, attend, window_ids
+from omnihuman_jax.attention.xla import Dense
+from omnihuman_jax.models import mmdit
 from omnihuman_jax.training.train_step import loss_fn
 from tests.training import tiny
 

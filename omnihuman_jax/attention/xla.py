@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from omnihuman_jax.models.attention_blocks import NO_KEY_FILL, NO_QUERY_FILL, block_pairs, each, fill, fit_block, round_up
-from omnihuman_jax.models.attention_kernel import MASKED, NO_KEY, QKV, delta
+from omnihuman_jax.attention.block_pairs import NO_KEY_FILL, NO_QUERY_FILL, block_pairs, each, fill, fit_block, round_up
+from omnihuman_jax.attention.kernel import MASKED, NO_KEY, QKV, delta
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
-from omnihuman_jax.models.attention_blocks import NO_KEY_FILL, NO_QUERY_FILL, block_pairs, each, fill, fit_block, round_up
-from omnihuman_jax.models.attention_kernel import QKV, delta
+from omnihuman_jax.attention.block_pairs import NO_KEY_FILL, NO_QUERY_FILL, block_pairs, each, fill, fit_block, round_up
+from omnihuman_jax.attention.kernel import QKV, delta
 
 LANES = 128  # of a vector register: blocks are multiples of it
 PARTS_BYTES = 2**30  # of the queries' gradient, once a block of keys: heads are taken a few at a time to stay below

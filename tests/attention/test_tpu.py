@@ -16,7 +16,7 @@ import json, re, sys
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
-from omnihuman_jax.models.attention import AttentionStrategy, joint_attention
+from omnihuman_jax.attention.dispatch import AttentionStrategy, joint_attention
 from omnihuman_jax.sharding import MeshConfig, create_mesh
 
 mode, remat = sys.argv[1:]
