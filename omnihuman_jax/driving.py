@@ -18,10 +18,10 @@ from omnihuman_jax.data.catalog import FILE_NAME as CATALOG_FILE
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.encoders.pretrained import changed_files
+from omnihuman_jax.encoders.speech import load_speech_encoder
+from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.evaluation.sheet import to_float
-from omnihuman_jax.models.pretrained import changed_files
-from omnihuman_jax.models.speech_encoder import load_speech_encoder
-from omnihuman_jax.models.text_encoder import load_text_encoder
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, MOTION_FRAMES, TEMPORAL_STRIDE, TOKEN_STRIDE
 

@@ -15,13 +15,13 @@ from data_pipelines.curate.clips import Landmarks
 from omnihuman_jax import sharding
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import DatasetSpec, open_records
+from omnihuman_jax.encoders.speech import load_speech_encoder
+from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.interop import safetensors_io
 from omnihuman_jax.models.codec import load_codec
-from omnihuman_jax.models.speech_encoder import load_speech_encoder
-from omnihuman_jax.models.text_encoder import load_text_encoder
 from omnihuman_jax.training.checkpoint_reader import CheckpointReader
 from tests.data import synthetic
-from tests.models import tiny_networks
+from tests.encoders import tiny_networks
 from tests.test_architecture import PACKAGES, ROOT
 from tests.training.test_checkpoint import abstract, make_state, saved
 

@@ -27,9 +27,9 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
 from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata, write_shard
+from omnihuman_jax.encoders.speech import load_speech_encoder
+from omnihuman_jax.encoders.text import MAX_TOKENS, load_text_encoder
 from omnihuman_jax.models.codec import load_codec, parse_options
-from omnihuman_jax.models.speech_encoder import load_speech_encoder
-from omnihuman_jax.models.text_encoder import MAX_TOKENS, load_text_encoder
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
 
 SUMMARY_FILE = "encode.json"

@@ -19,7 +19,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from omnihuman_jax.models.pretrained import read_weight_map
+from omnihuman_jax.encoders.pretrained import read_weight_map
 from omnihuman_jax.serving.text_encoders_omnihuman import PICKLES
 
 DTYPES: dict[str, np.dtype] = {

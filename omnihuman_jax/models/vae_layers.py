@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnihuman_jax.models.pretrained import Weights
+from omnihuman_jax.encoders.pretrained import Weights
 from omnihuman_jax.typing import Params
 
 Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnihuman_jax.encoders.pretrained import Weights
 from omnihuman_jax.models import vae_layers as layers
-from omnihuman_jax.models.pretrained import Weights
 from omnihuman_jax.models.vae_tiling import DECODE, ENCODE, Direction, Tile, over_space
 from omnihuman_jax.typing import SPATIAL_STRIDE, TEMPORAL_STRIDE, Params
 

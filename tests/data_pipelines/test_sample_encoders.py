@@ -3,11 +3,11 @@
 import numpy as np
 
 from data_pipelines.sample_media import SampleMedia
-from omnihuman_jax.models import whisper
-from omnihuman_jax.models.speech_encoder import load_speech_encoder
-from omnihuman_jax.models.text_encoder import load_text_encoder
+from omnihuman_jax.encoders import whisper
+from omnihuman_jax.encoders.speech import load_speech_encoder
+from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.serving import media_omnihuman
-from tests.models.tiny_networks import REAL_GOLDENS, REAL_TEXTS, wave
+from tests.encoders.tiny_networks import REAL_GOLDENS, REAL_TEXTS, wave
 
 
 def test_minilm_is_that_of_transformers(sample_media: SampleMedia):

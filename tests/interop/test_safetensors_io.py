@@ -15,8 +15,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from omnihuman_jax.encoders.pretrained import open_pretrained
 from omnihuman_jax.interop import safetensors_io as io
-from omnihuman_jax.models.pretrained import open_pretrained
 from omnihuman_jax.serving import encoders_omnihuman
 
 

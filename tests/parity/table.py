@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "parity.md"
-TESTS = ("tests/parity", "tests/interop", "tests/models/test_wav2vec2.py", "tests/serving/test_pipeline_omnihuman.py")
+TESTS = ("tests/parity", "tests/interop", "tests/encoders/test_wav2vec2.py", "tests/serving/test_pipeline_omnihuman.py")
 BEGIN, END = "<!-- table: `make parity` -->", "<!-- end of the table -->"
 
 

@@ -13,10 +13,10 @@ from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer, CLIPTextModel, LlamaModel, T5EncoderModel, UMT5EncoderModel
 
-from omnihuman_jax.models.text_encoder import load_text_encoder
+from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.serving import text_encoders_omnihuman
-from tests.models import tiny_transformers
-from tests.models.tiny_transformers import TEXTS
+from tests.encoders import tiny_transformers
+from tests.encoders.tiny_transformers import TEXTS
 
 TOLERANCE = 1e-5
 

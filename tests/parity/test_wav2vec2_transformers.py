@@ -10,9 +10,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining, Wav2Vec2Model
 
-from omnihuman_jax.models import wav2vec2
-from omnihuman_jax.models.pretrained import PretrainedFolder, Weights, open_pretrained
-from omnihuman_jax.models.speech_encoder import load_speech_encoder
+from omnihuman_jax.encoders import wav2vec2
+from omnihuman_jax.encoders.pretrained import PretrainedFolder, Weights, open_pretrained
+from omnihuman_jax.encoders.speech import load_speech_encoder
 
 TOLERANCE = 1e-5
 BASE = {"feat_extract_norm": "group", "do_stable_layer_norm": False, "conv_bias": False}

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from omnihuman_jax.models.codec import load_codec
 from omnihuman_jax.serving import encoders_omnihuman as encoders
-from tests.models import tiny_networks
+from tests.encoders import tiny_networks
 from tests.parity import vae_cases
 
 TOLERANCE = 1e-5

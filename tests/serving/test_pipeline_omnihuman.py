@@ -17,8 +17,8 @@ from omnihuman_jax import driving, export, generate, inference
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.interop.export_folder import MODULES
-from omnihuman_jax.models.text_encoder import load_text_encoder
 from omnihuman_jax.serving import media_omnihuman
 
 TOLERANCE = 1e-4
@@ -190,7 +190,7 @@ def test_a_folder_without_the_runs_data_says_so(folder, serving, tmp_path):
 def test_large_text_encoders_are_those_of_encode(serving, tmp_path):
     import encoders_omnihuman
 
-    from tests.models import tiny_transformers
+    from tests.encoders import tiny_transformers
 
     folder = tiny_transformers.write_t5(tmp_path / "wan", "umt5", inside=True)
     ours = load_text_encoder(folder)
@@ -213,8 +213,8 @@ def test_wav2vec2_and_long_sound_are_encoded_as_in_training(pipeline, tmp_path, 
     """Both norms; longer than a chunk of either network, so that the bounds are compared too."""
     import encoders_omnihuman
 
-    from omnihuman_jax.models.speech_encoder import load_speech_encoder
-    from tests.models import tiny_networks
+    from omnihuman_jax.encoders.speech import load_speech_encoder
+    from tests.encoders import tiny_networks
 
     frames = 25 * 34
     wave = tiny_networks.wave(34.0) + 0.01 * np.random.default_rng(3).standard_normal(34 * 16_000).astype(np.float32)

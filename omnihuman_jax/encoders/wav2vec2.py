@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnihuman_jax.models.pretrained import PretrainedFolder, Weights
+from omnihuman_jax.encoders.pretrained import PretrainedFolder, Weights
 from omnihuman_jax.typing import SAMPLE_RATE_HZ
 
 CHUNK_STEPS = 1000  # 20 s: a little more than the longest sound that the public models were trained on

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from omnihuman_jax.models.pretrained import changed_files, open_pretrained
-from omnihuman_jax.models.speech_encoder import load_speech_encoder
-from omnihuman_jax.models.text_encoder import load_text_encoder
+from omnihuman_jax.encoders.pretrained import changed_files, open_pretrained
+from omnihuman_jax.encoders.speech import load_speech_encoder
+from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.serving import encoders_omnihuman, text_encoders_omnihuman
-from tests.models import tiny_networks
+from tests.encoders import tiny_networks
 
 
 def test_sha256_of_every_file_that_is_read_is_recorded(tmp_path):

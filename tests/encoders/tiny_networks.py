@@ -1,6 +1,6 @@
 """Tiny BERT and Whisper folders in Hugging Face layout, with weights that a seed determines. Used by several tests.
 
-`python tests/models/make_encoder_goldens.py` computes with `transformers` what they must give.
+`python tests/encoders/make_encoder_goldens.py` computes with `transformers` what they must give.
 """
 
 import json

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from omnihuman_jax.models import whisper
-from omnihuman_jax.models.pretrained import open_pretrained
-from omnihuman_jax.models.speech_encoder import load_speech_encoder
-from tests.models import tiny_networks
+from omnihuman_jax.encoders import whisper
+from omnihuman_jax.encoders.pretrained import open_pretrained
+from omnihuman_jax.encoders.speech import load_speech_encoder
+from tests.encoders import tiny_networks
 
 
 @pytest.fixture(scope="module")

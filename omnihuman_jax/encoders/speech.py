@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from omnihuman_jax.models import wav2vec2, whisper
-from omnihuman_jax.models.pretrained import open_pretrained
+from omnihuman_jax.encoders import wav2vec2, whisper
+from omnihuman_jax.encoders.pretrained import open_pretrained
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
 _STEP = whisper.STEP  # samples a hidden state, of either network: 50 Hz

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnihuman_jax.models.pretrained import PretrainedFolder, Weights
+from omnihuman_jax.encoders.pretrained import PretrainedFolder, Weights
 from omnihuman_jax.typing import SAMPLE_RATE_HZ
 
 CHUNK_S = 30

@@ -1,11 +1,11 @@
 """Makes `encoder_goldens.npz`: what `transformers` computes with the tiny networks. Run when they change.
 
     pip install transformers==5.23.0 torch
-    python -m tests.models.make_encoder_goldens
+    python -m tests.encoders.make_encoder_goldens
 
 With the folders of the sample networks it makes `sample_encoder_goldens.npz` instead, and prints how far ours are from them:
 
-    python -m tests.models.make_encoder_goldens --text-encoder DIR --speech-encoder DIR
+    python -m tests.encoders.make_encoder_goldens --text-encoder DIR --speech-encoder DIR
 """
 
 import argparse
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedTokenizerFast, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from tests.models import tiny_networks
+from tests.encoders import tiny_networks
 
 
 def text_states(folder: Path, texts: tuple[str, ...], max_tokens: int) -> list[np.ndarray]:
@@ -48,9 +48,9 @@ def speech_states(folder: Path, wave: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def compare(text_encoder: Path, speech_encoder: Path) -> None:
-    from omnihuman_jax.models import whisper
-    from omnihuman_jax.models.speech_encoder import load_speech_encoder
-    from omnihuman_jax.models.text_encoder import load_text_encoder
+    from omnihuman_jax.encoders import whisper
+    from omnihuman_jax.encoders.speech import load_speech_encoder
+    from omnihuman_jax.encoders.text import load_text_encoder
 
     texts = tiny_networks.REAL_TEXTS
     reference_text = text_states(text_encoder, texts, 64)

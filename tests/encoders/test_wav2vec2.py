@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from omnihuman_jax.models import wav2vec2
-from omnihuman_jax.models.pretrained import open_pretrained
-from omnihuman_jax.models.speech_encoder import load_speech_encoder
-from tests.models import tiny_networks
+from omnihuman_jax.encoders import wav2vec2
+from omnihuman_jax.encoders.pretrained import open_pretrained
+from omnihuman_jax.encoders.speech import load_speech_encoder
+from tests.encoders import tiny_networks
 
 
 @pytest.fixture(scope="module", params=["group", "layer"])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from omnihuman_jax.models.text_encoder import load_text_encoder
-from tests.models import tiny_networks
-from tests.models.tiny_networks import GOLDENS
+from omnihuman_jax.encoders.text import load_text_encoder
+from tests.encoders import tiny_networks
+from tests.encoders.tiny_networks import GOLDENS
 
 
 @pytest.fixture(scope="module")

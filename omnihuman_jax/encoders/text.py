@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from omnihuman_jax.models.pretrained import PretrainedFolder, Weights, open_pretrained
+from omnihuman_jax.encoders.pretrained import PretrainedFolder, Weights, open_pretrained
 from omnihuman_jax.serving.text_encoders_omnihuman import (
     MAX_TOKENS,
     EncodedText,
