@@ -13,12 +13,12 @@ import pytest
 
 from data_pipelines.curate.clips import Landmarks
 from omnihuman_jax import sharding
+from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import DatasetSpec, open_records
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.interop import safetensors_io
-from omnihuman_jax.models.codec import load_codec
 from omnihuman_jax.training.checkpoint_reader import CheckpointReader
 from tests.data import synthetic
 from tests.encoders import tiny_networks

@@ -10,12 +10,12 @@ import numpy as np
 
 from data_pipelines.curate.clips import Clip, load_landmarks
 from data_pipelines.encode.windows import Window, cut_windows, fit_size, reference_frames, to_token_units, with_margins
+from omnihuman_jax.codecs.codec import VideoCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
 from omnihuman_jax.data.records import WindowRecord
 from omnihuman_jax.encoders.speech import SpeechEncoder
 from omnihuman_jax.encoders.text import EncodedText, TextEncoder
-from omnihuman_jax.models.codec import VideoCodec
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 

@@ -23,13 +23,13 @@ from rich.table import Table
 
 from data_pipelines.curate.clips import CLIPS_FILE, Clip, read_clips
 from data_pipelines.encode.clip_encoder import ClipEncoder, ClipStatistics, EncodedWindow, WindowConfig, empty_prompt, windows_of
+from omnihuman_jax.codecs.codec import load_codec, parse_options
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
 from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata, write_shard
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import MAX_TOKENS, load_text_encoder
-from omnihuman_jax.models.codec import load_codec, parse_options
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
 
 SUMMARY_FILE = "encode.json"

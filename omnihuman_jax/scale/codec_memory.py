@@ -48,7 +48,7 @@ def measure(
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding
 
-    from omnihuman_jax.models import vae_codec
+    from omnihuman_jax.codecs import vae_codec
 
     config = config or vae_codec.FAMILIES[kind].config()
     settings = vae_codec.options_of(kind, {"dtype": "bfloat16"} | options)
@@ -156,8 +156,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--whole", action="store_true", help="compile to machine code (a quarter of an hour a program and more)")
     options = parser.parse_args(argv)
     prepare()
-    from omnihuman_jax.models.codec import parse_options
-    from omnihuman_jax.models.vae_codec import FAMILIES
+    from omnihuman_jax.codecs.codec import parse_options
+    from omnihuman_jax.codecs.vae_codec import FAMILIES
 
     if unknown := sorted(set(options.codec or ()) - FAMILIES.keys()):
         parser.error(f"--codec {unknown[0]}: one of {', '.join(FAMILIES)}")

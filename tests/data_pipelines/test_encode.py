@@ -15,17 +15,17 @@ from data_pipelines.curate.clips import Clip, Landmarks, write_clips
 from data_pipelines.encode import clip_encoder
 from data_pipelines.encode.clip_encoder import WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, encode, main, print_summary
+from omnihuman_jax.codecs.codec import load_codec
+from omnihuman_jax.codecs.dct import DctCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
 from omnihuman_jax.data.records import decode_record, features, open_records
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
-from omnihuman_jax.models.codec import load_codec
-from omnihuman_jax.models.dct_codec import DctCodec
 from omnihuman_jax.serving import media_omnihuman
+from tests.codecs import vae_folders
 from tests.encoders import tiny_networks
-from tests.models import vae_folders
 
 MARGIN = 3
 ALL = ("text", "reference", "audio", "pose")

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import driving, generate, inference
+from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.sampler import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_float
-from omnihuman_jax.models.codec import load_codec
 from omnihuman_jax.serving import media_omnihuman
+from tests.codecs import vae_folders
 from tests.evaluation import tiny_run
-from tests.models import vae_folders
 
 WIDE = {"z_dim": 48, "latents_mean": (0.0,) * 48, "latents_std": (1.0,) * 48}
 QUICK = SamplingConfig(num_steps=2, guidance=GuidanceConfig(scale=2.0))

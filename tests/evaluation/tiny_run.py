@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from omnihuman_jax import config as experiment
 from omnihuman_jax import sharding
+from omnihuman_jax.codecs.dct import DctCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import records
 from omnihuman_jax.data.catalog import Catalog
@@ -24,7 +25,6 @@ from omnihuman_jax.diffusion.sampler import SamplingConfig
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
-from omnihuman_jax.models.dct_codec import DctCodec
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.stages import paper_stages

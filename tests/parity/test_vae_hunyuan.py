@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnihuman_jax.models import hunyuan_vae
+from omnihuman_jax.codecs import hunyuan_vae
 from tests.parity import vae_cases
 
 KIND = "AutoencoderKLHunyuanVideo"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnihuman_jax.models import wan_vae
+from omnihuman_jax.codecs import wan_vae
 from tests.parity import vae_cases
 
 ODD = {

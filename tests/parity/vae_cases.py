@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, AutoencoderKLWan
 
-from omnihuman_jax.models.vae_codec import VaeCodec, describe, load_vae, parameter_count
+from omnihuman_jax.codecs.vae_codec import VaeCodec, describe, load_vae, parameter_count
 
 CLASSES = {"hunyuan": AutoencoderKLHunyuanVideo, "wan": AutoencoderKLWan}
 NAMES = {"AutoencoderKLHunyuanVideo": "HunyuanVideo VAE", "AutoencoderKLWan": "Wan 2.1 VAE"}

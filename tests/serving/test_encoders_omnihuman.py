@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from omnihuman_jax.models.codec import load_codec
+from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.serving import encoders_omnihuman as encoders
 from tests.encoders import tiny_networks
 from tests.parity import vae_cases

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from omnihuman_jax.codecs import vae_layers as layers
+from omnihuman_jax.codecs.vae_tiling import DECODE, ENCODE, Tile, over_space, over_time
 from omnihuman_jax.encoders.pretrained import Weights
-from omnihuman_jax.models import vae_layers as layers
-from omnihuman_jax.models.vae_tiling import DECODE, ENCODE, Tile, over_space, over_time
 from omnihuman_jax.typing import SPATIAL_STRIDE, TEMPORAL_STRIDE, Params
 
 _EPS = 1e-6

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from omnihuman_jax.models import dct_codec
-from omnihuman_jax.models.codec import VideoCodec, load_codec
-from omnihuman_jax.models.dct_codec import DctCodec
+from omnihuman_jax.codecs import dct as dct_codec
+from omnihuman_jax.codecs.codec import VideoCodec, load_codec
+from omnihuman_jax.codecs.dct import DctCodec
 
 CODEC = DctCodec()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from omnihuman_jax.models import hunyuan_vae, vae_codec, wan_vae
+from omnihuman_jax.codecs import hunyuan_vae, vae_codec, wan_vae
 
 CONFIGS = {
     "AutoencoderKLHunyuanVideo": hunyuan_vae.HunyuanVaeConfig(

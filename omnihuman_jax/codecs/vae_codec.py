@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnihuman_jax.codecs import hunyuan_vae, vae_layers, wan_vae
 from omnihuman_jax.encoders.pretrained import PretrainedFolder, Weights, open_pretrained
-from omnihuman_jax.models import hunyuan_vae, vae_layers, wan_vae
 from omnihuman_jax.typing import SPATIAL_STRIDE, Array, Params, latent_frames_of
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

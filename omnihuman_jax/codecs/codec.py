@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 
-from omnihuman_jax.models.dct_codec import DctCodec
-from omnihuman_jax.models.vae_codec import load_vae
+from omnihuman_jax.codecs.dct import DctCodec
+from omnihuman_jax.codecs.vae_codec import load_vae
 from omnihuman_jax.typing import Array
 
 

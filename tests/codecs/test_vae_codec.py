@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from omnihuman_jax.models import vae_codec
-from omnihuman_jax.models.codec import VideoCodec, load_codec, parse_options
-from omnihuman_jax.models.vae_tiling import Tile
-from tests.models import vae_folders
+from omnihuman_jax.codecs import vae_codec
+from omnihuman_jax.codecs.codec import VideoCodec, load_codec, parse_options
+from omnihuman_jax.codecs.vae_tiling import Tile
+from tests.codecs import vae_folders
 
 KINDS = list(vae_folders.CONFIGS)
 

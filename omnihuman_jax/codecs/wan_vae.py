@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from omnihuman_jax.codecs import vae_layers as layers
+from omnihuman_jax.codecs.vae_tiling import DECODE, ENCODE, Direction, Tile, over_space
 from omnihuman_jax.encoders.pretrained import Weights
-from omnihuman_jax.models import vae_layers as layers
-from omnihuman_jax.models.vae_tiling import DECODE, ENCODE, Direction, Tile, over_space
 from omnihuman_jax.typing import SPATIAL_STRIDE, TEMPORAL_STRIDE, Params
 
 _MEAN = (
