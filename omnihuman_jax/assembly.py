@@ -17,9 +17,9 @@ from omnihuman_jax.config import (
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.plan import Plan
 from omnihuman_jax.data.records import RecordSource, open_records
-from omnihuman_jax.models import mmdit
+from omnihuman_jax.models import flops, mmdit
 from omnihuman_jax.runtime import platform_flags, processes
-from omnihuman_jax.scale import flops, splits
+from omnihuman_jax.scale import splits
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import placement, train_state
 from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls

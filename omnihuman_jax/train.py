@@ -27,9 +27,9 @@ from omnihuman_jax.config import (
     write_config,
 )
 from omnihuman_jax.data.pipeline import make_loader
+from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, storage
 from omnihuman_jax.runtime.watchdog import Watchdog
-from omnihuman_jax.scale import flops
 from omnihuman_jax.training import placement, run_guard, tiers, train_state
 from omnihuman_jax.training.checkpoint import Checkpoints
 from omnihuman_jax.training.checkpoint_reader import CheckpointError, DamagedError, RunRecord, checkpoint_directory, load_weights

@@ -13,7 +13,7 @@ import pytest
 from omnihuman_jax import sharding
 from omnihuman_jax.config import from_json, load_config, to_json
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.scale.flops import count_parameters
+from omnihuman_jax.models.flops import count_parameters
 from omnihuman_jax.training.train_state import group_labels
 
 ROOT = Path(__file__).resolve().parent.parent

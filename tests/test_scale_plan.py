@@ -16,9 +16,9 @@ from omnihuman_jax import plan as plan_command
 from omnihuman_jax import scale_plan
 from omnihuman_jax.config import DataConfig, ExperimentConfig, load_config, planned_shape
 from omnihuman_jax.data.plan import PlanConfig
+from omnihuman_jax.models import flops
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.mmdit_config import REMAT_POLICIES
-from omnihuman_jax.scale import flops
 from omnihuman_jax.scale.estimate import KEPT_ROWS
 from omnihuman_jax.scale.hardware import Topology, parse_topology
 from omnihuman_jax.scale.roofline import KINDS

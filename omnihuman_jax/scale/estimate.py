@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from omnihuman_jax.attention import context_parallel, dispatch
 from omnihuman_jax.attention.tpu import Splash
-from omnihuman_jax.models import mmdit
-from omnihuman_jax.scale import flops, interconnect
+from omnihuman_jax.models import flops, mmdit
+from omnihuman_jax.scale import interconnect
 from omnihuman_jax.scale.hardware import Topology
 from omnihuman_jax.scale.program_costs import Memory, ProgramCosts, host_memory
 from omnihuman_jax.scale.roofline import Communication, Work

@@ -47,8 +47,7 @@ def jax_work(checkpointing: bool, width: int = 512) -> tuple[Work, int]:
     from omnihuman_jax import sharding
     from omnihuman_jax.conditions import Condition, ConditionSet
     from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
-    from omnihuman_jax.models import mmdit
-    from omnihuman_jax.scale import flops
+    from omnihuman_jax.models import flops, mmdit
     from omnihuman_jax.training import optimizer as optim
     from omnihuman_jax.training import train_state
     from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls

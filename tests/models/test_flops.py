@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from omnihuman_jax.models import mmdit
+from omnihuman_jax.models import flops, mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
-from omnihuman_jax.scale import flops
 from omnihuman_jax.typing import PackedShape
 
 CONFIG = mmdit.MMDiTConfig(
