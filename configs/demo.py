@@ -9,7 +9,7 @@ from omnihuman_jax.config import DataConfig, ExperimentConfig
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
-from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig

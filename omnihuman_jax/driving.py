@@ -17,7 +17,7 @@ from omnihuman_jax.conditions import Condition, ConditionSet, active_at_inferenc
 from omnihuman_jax.data.catalog import FILE_NAME as CATALOG_FILE
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.diffusion import long_video
-from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.encoders.pretrained import changed_files
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder

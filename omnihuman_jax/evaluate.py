@@ -23,7 +23,7 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import WindowRecord, open_records
-from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE

@@ -17,7 +17,7 @@ from omnihuman_jax import inference
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.diffusion import long_video
-from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.driving import Request, Signals, read_signals, segment_frames_of
 from omnihuman_jax.evaluation.sheet import to_uint8
 from omnihuman_jax.serving import media_omnihuman

@@ -21,7 +21,7 @@ from omnihuman_jax import conditions, sharding
 from omnihuman_jax import config as experiment
 from omnihuman_jax.codecs import codec as codecs
 from omnihuman_jax.data import packing, records
-from omnihuman_jax.diffusion import flow_matching, guidance, sampler
+from omnihuman_jax.diffusion import flow_matching, guidance, solver
 from omnihuman_jax.encoders.pretrained import changed_files
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.training.checkpoint_reader import RunRecord, checkpoint_directory, load_weights
@@ -163,7 +163,7 @@ class Sampler:
     `shape` holds one window a sequence (`shape_for`); calls may have fewer than `batch` windows (the last is repeated).
     """
 
-    def __init__(self, run: TrainedRun, config: sampler.SamplingConfig, shape: PackedShape, batch: int, guided: bool):
+    def __init__(self, run: TrainedRun, config: solver.SamplingConfig, shape: PackedShape, batch: int, guided: bool):
         config.validate()
         self.run, self.config, self.shape, self.batch, self.guided = run, config, shape, batch, guided
         # Steps run in a few equal chunks of one compiled scan, so that a progress bar moves and the program stays one.
@@ -223,7 +223,7 @@ class Sampler:
     def _noise_and_timesteps(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = self._conditional(batch)
         slot_BL = jnp.take_along_axis(rows["slot_BG"], jnp.maximum(rows["segment_ids_BL"] - 1, 0), axis=1)
-        noise_BLC = sampler.token_noise(key, slot_BL, rows["token_BL"], self.shape.patch_channels)
+        noise_BLC = solver.token_noise(key, slot_BL, rows["token_BL"], self.shape.patch_channels)
         tokens_BG = flow_matching.video_tokens_of_slot(rows["segment_ids_BL"], rows["is_reference_BL"], self.shape.windows)
         return noise_BLC, flow_matching.timesteps(self.config.num_steps, tokens_BG, self.run.config.flow)
 
@@ -231,7 +231,7 @@ class Sampler:
         self, params: Params, batch: Batch, tokens_BLC: jax.Array, timesteps_KBG: jax.Array, scales_K: jax.Array
     ) -> jax.Array:
         rows = self._conditional(batch)
-        return sampler.sample(
+        return solver.sample(
             functools.partial(self._velocity, params, batch),
             tokens_BLC,
             rows["latents_BLC"],
@@ -275,7 +275,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
 
 
-def sampling_config(base: sampler.SamplingConfig, options: argparse.Namespace) -> sampler.SamplingConfig:
+def sampling_config(base: solver.SamplingConfig, options: argparse.Namespace) -> solver.SamplingConfig:
     """`base` with what the command line overrides. `--guidance-scale 1` alone turns guidance off."""
     changed = dataclasses.replace(base.guidance)
     if options.guidance_scale is not None:

@@ -135,7 +135,7 @@ def test_there_is_no_import_cycle() -> None:
     [
         ("omnihuman_jax.models.mmdit", "omnihuman_jax.data.packing"),
         ("omnihuman_jax.data.plan", "omnihuman_jax.models.mmdit"),
-        ("omnihuman_jax.diffusion.sampler", "omnihuman_jax.models.mmdit"),
+        ("omnihuman_jax.diffusion.solver", "omnihuman_jax.models.mmdit"),
         ("omnihuman_jax.serving.media_omnihuman", "omnihuman_jax.data.keypoints"),
         ("omnihuman_jax.sharding", "omnihuman_jax.config"),
         ("omnihuman_jax.training.metrics", "omnihuman_jax.evaluation.psnr"),

@@ -14,7 +14,7 @@ from omnihuman_jax.codecs import dct as dct_codec
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
-from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.typing import MOTION_FRAMES, TEMPORAL_STRIDE
 
 MODULES: dict[str, tuple[str, str]] = {

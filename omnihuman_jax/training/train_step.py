@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax import conditions, sharding
 from omnihuman_jax.data.packing import UNREADABLE
-from omnihuman_jax.diffusion import flow_matching, sampler
+from omnihuman_jax.diffusion import flow_matching, solver
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.training import micro_batches, numerics
 from omnihuman_jax.training import optimizer as optim
@@ -91,7 +91,7 @@ def draw_noise(objective: Objective, step: jax.Array, batch: Batch) -> jax.Array
     """Standard normal noise [B, L, C] float32, keyed on (seed, step, slot, token in its window)."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(objective.seed), NOISE_STREAM), step)
     slot_BL = jnp.take_along_axis(batch["slot_BG"], jnp.maximum(batch["segment_ids_BL"] - 1, 0), axis=1)
-    return sampler.token_noise(key, slot_BL, batch["token_BL"], batch["latents_BLC"].shape[-1])
+    return solver.token_noise(key, slot_BL, batch["token_BL"], batch["latents_BLC"].shape[-1])
 
 
 def noisy_tokens(batch: Batch) -> jax.Array:

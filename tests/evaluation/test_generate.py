@@ -11,7 +11,7 @@ from omnihuman_jax import driving, generate, inference
 from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
-from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_float
 from omnihuman_jax.serving import media_omnihuman
 from tests.codecs import vae_folders

@@ -11,7 +11,7 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import records
 from omnihuman_jax.data.packing import PackInput
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
-from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig
 
 ALL = ConditionSet.of(*Condition)
 OFF = SamplingConfig(num_steps=4, guidance=GuidanceConfig(scale=1.0))

@@ -21,7 +21,7 @@ from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import KEYPOINT_NAMES, NUM_KEYPOINTS
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
-from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig

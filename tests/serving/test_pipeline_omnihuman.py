@@ -16,7 +16,7 @@ import torch
 from omnihuman_jax import driving, export, generate, inference
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
-from omnihuman_jax.diffusion.sampler import SamplingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.interop.export_folder import MODULES
 from omnihuman_jax.serving import media_omnihuman

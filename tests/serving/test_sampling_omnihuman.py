@@ -10,7 +10,7 @@ import torch
 
 from omnihuman_jax import conditions
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.diffusion import flow_matching, guidance, sampler
+from omnihuman_jax.diffusion import flow_matching, guidance, solver
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.serving import sampling_omnihuman as serving
@@ -24,7 +24,7 @@ LOOP_TOLERANCE = 1e-4
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
 def test_the_same_seed_draws_the_same_noise(seed, measured):
     slot_BL, token_BL = np.array([[0, 0, 0, 7], [3, 3, 100, 0]], np.int32), np.array([[0, 1, 50_000, 3], [-1, 0, 2, 9]], np.int32)
-    ours = np.asarray(sampler.token_noise(jax.random.key(seed), slot_BL, token_BL, 301))
+    ours = np.asarray(solver.token_noise(jax.random.key(seed), slot_BL, token_BL, 301))
     theirs = serving.token_noise(seed, torch.from_numpy(slot_BL), torch.from_numpy(token_BL), 301).numpy()
     assert theirs.dtype == np.float32 and 0.9 < theirs.std() < 1.1
     measured("noise of a seed, PyTorch against jax.random", np.abs(ours - theirs).max() / np.abs(ours).max(), 2e-6)
@@ -134,9 +134,9 @@ def sample_in_jax(config, params, batch, scales, empty_text, empty_pooled) -> np
 
     @jax.jit
     def run(params, both, batch):
-        return sampler.sample(
+        return solver.sample(
             functools.partial(lambda z, t: mmdit.apply(config, params, z, t, both)),
-            sampler.token_noise(jax.random.key(3), slot_BL, batch["token_BL"], config.patch_channels),
+            solver.token_noise(jax.random.key(3), slot_BL, batch["token_BL"], config.patch_channels),
             batch["latents_BLC"],
             conditions.clean_mask(batch) | (batch["segment_ids_BL"] == 0),
             batch["segment_ids_BL"],

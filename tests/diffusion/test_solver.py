@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnihuman_jax.diffusion import flow_matching, sampler
+from omnihuman_jax.diffusion import flow_matching, solver
 from omnihuman_jax.diffusion.guidance import GuidanceConfig, guidance_scales
 
 B, L, C, G = 2, 7, 3, 2
@@ -26,7 +26,7 @@ def schedule(steps: int) -> jax.Array:
 @pytest.mark.parametrize("steps", [1, 4, 20])
 def test_a_straight_field_is_integrated_exactly_at_any_number_of_steps(steps):
     noise, clean = normal(0, B, L, C), normal(1, B, L, C)
-    out = sampler.sample(lambda x, t: jnp.asarray(noise - clean), noise, clean, CLEAN, SEGMENTS, schedule(steps))
+    out = solver.sample(lambda x, t: jnp.asarray(noise - clean), noise, clean, CLEAN, SEGMENTS, schedule(steps))
     np.testing.assert_allclose(out, clean, atol=2e-6)
 
 
@@ -38,7 +38,7 @@ def test_a_field_that_points_at_one_target_is_followed_to_it():
         t_BL = flow_matching.token_t(t_BG, SEGMENTS)[..., None]
         return (tokens - target) / jnp.where(t_BL > 0, t_BL, 1)
 
-    out = np.asarray(sampler.sample(field, noise, np.zeros_like(noise), CLEAN, SEGMENTS, schedule(6)))
+    out = np.asarray(solver.sample(field, noise, np.zeros_like(noise), CLEAN, SEGMENTS, schedule(6)))
     np.testing.assert_allclose(out[~CLEAN], target[~CLEAN], atol=1e-5)
 
 
@@ -48,7 +48,7 @@ def test_error_on_a_curved_field_falls_in_proportion_to_the_step():
 
     def error(steps):
         t = jnp.broadcast_to(jnp.linspace(1.0, 0.0, steps + 1)[:, None, None], (steps + 1, B, G))
-        out = np.asarray(sampler.sample(lambda x, t: x, noise, noise, CLEAN, SEGMENTS, t))
+        out = np.asarray(solver.sample(lambda x, t: x, noise, noise, CLEAN, SEGMENTS, t))
         return np.abs(out - noise / np.e)[~CLEAN].max()
 
     assert error(40) < 0.05
@@ -63,7 +63,7 @@ def test_given_tokens_leave_as_they_came_and_are_shown_to_the_model_at_every_ste
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), tokens, ordered=True)
         return 100.0 * tokens + 3.0
 
-    out = np.asarray(sampler.sample(field, noise, clean, CLEAN, SEGMENTS, schedule(3)))
+    out = np.asarray(solver.sample(field, noise, clean, CLEAN, SEGMENTS, schedule(3)))
     jax.effects_barrier()
     np.testing.assert_array_equal(out[CLEAN], clean[CLEAN])
     assert len(seen) == 3
@@ -76,7 +76,7 @@ def test_clean_values_of_noisy_tokens_are_never_read():
     noise, clean = normal(0, B, L, C), normal(1, B, L, C)
     spoilt = np.where(CLEAN[..., None], clean, np.nan)
     field = lambda x, t: jnp.sin(x)  # noqa: E731
-    out = [sampler.sample(field, noise, c, CLEAN, SEGMENTS, schedule(3)) for c in (clean, spoilt)]
+    out = [solver.sample(field, noise, c, CLEAN, SEGMENTS, schedule(3)) for c in (clean, spoilt)]
     np.testing.assert_array_equal(*out)
 
 
@@ -87,7 +87,7 @@ def test_each_window_follows_its_own_timesteps():
         jax.debug.callback(lambda t: seen.append(np.asarray(t)), t_BG, ordered=True)
         return jnp.zeros_like(tokens)
 
-    sampler.sample(field, normal(0, B, L, C), normal(1, B, L, C), CLEAN, SEGMENTS, schedule(4))
+    solver.sample(field, normal(0, B, L, C), normal(1, B, L, C), CLEAN, SEGMENTS, schedule(4))
     jax.effects_barrier()
     np.testing.assert_allclose(seen, schedule(4)[:-1], rtol=1e-6)
     assert seen[1][0, 0] < seen[1][0, 1] < seen[1][1, 0], "more tokens, more noise"
@@ -103,7 +103,7 @@ def test_guidance_calls_the_model_once_a_step_on_both_branches():
 
     scales = guidance_scales(GuidanceConfig(scale=4, final_scale=1), 4)
     t = jnp.broadcast_to(jnp.linspace(1.0, 0.0, 5)[:, None, None], (5, B, G))
-    out = np.asarray(sampler.sample(field, noise, clean, CLEAN, SEGMENTS, t, scales))
+    out = np.asarray(solver.sample(field, noise, clean, CLEAN, SEGMENTS, t, scales))
     # Velocities 1 + s (3 - 1) for s = 4, 3, 2, 1 and steps of 1/4.
     np.testing.assert_allclose(out[~CLEAN], (noise - (9 + 7 + 5 + 3) / 4)[~CLEAN], atol=1e-5)
     assert set(rows) == {2 * B}
@@ -118,24 +118,24 @@ def test_guidance_off_is_the_conditional_sample_at_half_the_rows():
         velocity = jnp.cos(tokens[:B]) - 0.3
         return velocity if tokens.shape[0] == B else jnp.concatenate([velocity, 5 * velocity])
 
-    off = sampler.sample(field, noise, clean, CLEAN, SEGMENTS, schedule(5))
+    off = solver.sample(field, noise, clean, CLEAN, SEGMENTS, schedule(5))
     assert set(rows) == {B}
-    at_one = sampler.sample(field, noise, clean, CLEAN, SEGMENTS, schedule(5), np.ones(5, np.float32))
+    at_one = solver.sample(field, noise, clean, CLEAN, SEGMENTS, schedule(5), np.ones(5, np.float32))
     np.testing.assert_allclose(off, at_one, atol=1e-5)
 
 
 def test_noise_of_a_window_does_not_depend_on_what_it_is_packed_with():
     key = jax.random.key(3)
-    alone = sampler.token_noise(key, np.full((1, 3), 5), np.array([[0, 1, 2]]), 4)
-    packed = sampler.token_noise(key, np.array([[9, 9, 5, 5, 5]]), np.array([[0, 1, 0, 1, 2]]), 4)
+    alone = solver.token_noise(key, np.full((1, 3), 5), np.array([[0, 1, 2]]), 4)
+    packed = solver.token_noise(key, np.array([[9, 9, 5, 5, 5]]), np.array([[0, 1, 0, 1, 2]]), 4)
     np.testing.assert_array_equal(packed[:, 2:], alone)
     assert np.unique(np.asarray(packed)).size == 20
-    many = np.asarray(sampler.token_noise(key, np.arange(40)[:, None].repeat(50, 1), np.arange(50)[None].repeat(40, 0), 16))
+    many = np.asarray(solver.token_noise(key, np.arange(40)[:, None].repeat(50, 1), np.arange(50)[None].repeat(40, 0), 16))
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
 
 
 @pytest.mark.parametrize("change", [{"num_steps": 0}, {"segment_frames": 5}, {"segment_frames": 24}])
 def test_impossible_settings_are_refused(change):
-    sampler.SamplingConfig(segment_frames=25).validate()
+    solver.SamplingConfig(segment_frames=25).validate()
     with pytest.raises(ValueError):
-        sampler.SamplingConfig(**change).validate()
+        solver.SamplingConfig(**change).validate()
