@@ -5,6 +5,7 @@
 A text-only stage 0 stands in for the pretrained base; then the paper's three stages (contract: stages are data).
 """
 
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.config import DataConfig, ExperimentConfig
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
@@ -15,7 +16,6 @@ from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import paper_stages
-from omnihuman_jax.training.checkpoint import CheckpointConfig
 from omnihuman_jax.training.metrics import LoggingConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig
 

@@ -9,6 +9,7 @@ paper's [S2]; steps, EMA and the length of a sequence are stated nowhere [D]. `c
 
 import dataclasses
 
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.config import DataConfig, ExperimentConfig
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
@@ -16,7 +17,6 @@ from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import paper_stages
-from omnihuman_jax.training.checkpoint import CheckpointConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig
 
 # 129 frames at 720 x 1280 are 33 latent frames of 45 x 80 tokens, 118,800, and 3,600 more for the reference: 122,400; filled

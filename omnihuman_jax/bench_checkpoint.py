@@ -25,9 +25,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from omnihuman_jax import sharding
-from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from omnihuman_jax.training.checkpoint_parts import size_bytes
-from omnihuman_jax.training.checkpoint_reader import RunRecord
+from omnihuman_jax.checkpoint.parts import size_bytes
+from omnihuman_jax.checkpoint.reader import RunRecord
+from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
 from omnihuman_jax.training.train_state import Counters, TrainState
 
 LEAVES = 8  # a part; stacked blocks make few and large ones

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
@@ -30,7 +31,6 @@ from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import StageSchedule
-from omnihuman_jax.training.checkpoint import CheckpointConfig
 from omnihuman_jax.training.metrics import LoggingConfig
 from omnihuman_jax.training.numerics import NumericsConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig, trainable_groups

@@ -20,13 +20,13 @@ import numpy as np
 from etils import epath
 
 from omnihuman_jax import config as experiment
+from omnihuman_jax.checkpoint.reader import WEIGHTS, CheckpointReader, RunRecord, checkpoint_directory
 from omnihuman_jax.interop import hunyuan_video, safetensors_io
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.export_folder import Serving, copy_modules
 from omnihuman_jax.interop.key_table import KeyTable, ReadSlice, key_table
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime import platform_flags
-from omnihuman_jax.training.checkpoint_reader import WEIGHTS, CheckpointReader, RunRecord, checkpoint_directory
 
 FORMATS = ("torch", "diffusers")
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}

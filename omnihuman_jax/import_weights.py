@@ -24,6 +24,8 @@ from jax.sharding import Mesh
 
 from omnihuman_jax import config as experiment
 from omnihuman_jax import sharding
+from omnihuman_jax.checkpoint.reader import RunRecord
+from omnihuman_jax.checkpoint.writer import Checkpoints
 from omnihuman_jax.interop import hunyuan_video, key_table, safetensors_io
 from omnihuman_jax.interop.hunyuan_video import ADDED_GROUPS, ADDITIONS_STEM
 from omnihuman_jax.interop.sharded_params import ShardedParams
@@ -31,8 +33,6 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime import platform_flags, processes
-from omnihuman_jax.training.checkpoint import Checkpoints
-from omnihuman_jax.training.checkpoint_reader import RunRecord
 from omnihuman_jax.typing import Params
 
 _FLOATS = ("float32", "bfloat16", "float16")

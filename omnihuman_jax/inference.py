@@ -19,12 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax import conditions, sharding
 from omnihuman_jax import config as experiment
+from omnihuman_jax.checkpoint.reader import RunRecord, checkpoint_directory, load_weights
 from omnihuman_jax.codecs import codec as codecs
 from omnihuman_jax.data import packing, records
 from omnihuman_jax.diffusion import flow_matching, guidance, solver
 from omnihuman_jax.encoders.pretrained import changed_files
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.training.checkpoint_reader import RunRecord, checkpoint_directory, load_weights
 from omnihuman_jax.typing import PATCH, Batch, PackedShape, Params
 
 

@@ -19,6 +19,9 @@ from typing import Any
 import jax
 
 from omnihuman_jax.assembly import Parts, assemble, compile_step, controls_at
+from omnihuman_jax.checkpoint import tiers
+from omnihuman_jax.checkpoint.reader import CheckpointError, DamagedError, RunRecord, checkpoint_directory, load_weights
+from omnihuman_jax.checkpoint.writer import Checkpoints
 from omnihuman_jax.config import (
     ExperimentConfig,
     changed_fields,
@@ -30,9 +33,7 @@ from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, storage
 from omnihuman_jax.runtime.watchdog import Watchdog
-from omnihuman_jax.training import placement, run_guard, tiers, train_state
-from omnihuman_jax.training.checkpoint import Checkpoints
-from omnihuman_jax.training.checkpoint_reader import CheckpointError, DamagedError, RunRecord, checkpoint_directory, load_weights
+from omnihuman_jax.training import placement, run_guard, train_state
 from omnihuman_jax.training.events import EventLog, last_saved
 from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
 from omnihuman_jax.training.numerics import RepeatedStep

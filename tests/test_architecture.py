@@ -142,7 +142,7 @@ def test_there_is_no_import_cycle() -> None:
         ("omnihuman_jax.training.metrics", "omnihuman_jax.train"),
         ("omnihuman_jax.data.records", "data_pipelines.encode.encode"),
         ("omnihuman_jax.config", "configs.demo"),
-        ("data_pipelines.encode.encode", "omnihuman_jax.training.checkpoint"),
+        ("data_pipelines.encode.encode", "omnihuman_jax.checkpoint.writer"),
         ("data_pipelines.encode.encode", "omnihuman_jax.generate"),
     ],
 )

@@ -13,17 +13,17 @@ import pytest
 
 from data_pipelines.curate.clips import Landmarks
 from omnihuman_jax import sharding
+from omnihuman_jax.checkpoint.reader import CheckpointReader
 from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import DatasetSpec, open_records
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.interop import safetensors_io
-from omnihuman_jax.training.checkpoint_reader import CheckpointReader
+from tests.checkpoint.test_writer import abstract, make_state, saved
 from tests.data import synthetic
 from tests.encoders import tiny_networks
 from tests.test_architecture import PACKAGES, ROOT
-from tests.training.test_checkpoint import abstract, make_state, saved
 
 
 class Bomb:

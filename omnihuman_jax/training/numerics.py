@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from omnihuman_jax.training import fingerprint
+from omnihuman_jax.checkpoint import fingerprint
 
 HISTORY = 64
 """Steps that a spike is measured against."""

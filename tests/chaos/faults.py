@@ -12,7 +12,7 @@ from pathlib import Path
 
 from etils import epath
 
-from omnihuman_jax.training import seals
+from omnihuman_jax.checkpoint import seals
 
 KILL, TERMINATE, STOP, RAISE, KILL_IN_SAVE, TRUNCATE, FLIP, DISK_FULL, PROCESSES = (
     "kill -9 of a rank", "SIGTERM to a rank", "SIGSTOP of a rank", "Python exception in a rank", "kill -9 during a save",

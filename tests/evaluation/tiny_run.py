@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 
 from omnihuman_jax import config as experiment
 from omnihuman_jax import sharding
+from omnihuman_jax.checkpoint.reader import RunRecord
+from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
 from omnihuman_jax.codecs.dct import DctCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import records
@@ -30,8 +32,6 @@ from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.stages import paper_stages
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import train_state
-from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from omnihuman_jax.training.checkpoint_reader import RunRecord
 
 FRAMES, MARGIN = 9, 2
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "man", "speaks")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import assembly
+from omnihuman_jax.checkpoint.parts import flatten, parts_of
+from omnihuman_jax.checkpoint.reader import CheckpointReader
 from omnihuman_jax.config import read_config
 from omnihuman_jax.sharding import MESH_AXES, MeshConfig
 from omnihuman_jax.training import train_state
-from omnihuman_jax.training.checkpoint_parts import flatten, parts_of
-from omnihuman_jax.training.checkpoint_reader import CheckpointReader
 from tests.training import runs
 
 FIRST, STEPS = 4, 24

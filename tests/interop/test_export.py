@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 
 from omnihuman_jax import config as experiment
 from omnihuman_jax import export
+from omnihuman_jax.checkpoint.reader import RunRecord, load_weights
+from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.export_folder import MODULES
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo
-from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from omnihuman_jax.training.checkpoint_reader import RunRecord, load_weights
 from omnihuman_jax.training.train_state import Counters, TrainState
 from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for
 

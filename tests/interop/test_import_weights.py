@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from omnihuman_jax import config as experiment
 from omnihuman_jax import export, import_weights
+from omnihuman_jax.checkpoint.reader import CheckpointReader, load_weights
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.config import ExperimentConfig
 from omnihuman_jax.interop import hunyuan_video
@@ -26,7 +27,6 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime import platform_flags
-from omnihuman_jax.training.checkpoint_reader import CheckpointReader, load_weights
 from tests.interop.cases import Window, packed_batch, random_tensors, shape_for
 from tests.parity.test_mmdit_diffusers import FRAMES, config_of, inputs, oracle, ours, relative_error, theirs
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launch import slurm
+from omnihuman_jax.checkpoint.reader import CheckpointReader, checkpoint_directory
 from omnihuman_jax.runtime import exit_codes
-from omnihuman_jax.training.checkpoint_reader import CheckpointReader, checkpoint_directory
 from tests.launch.specs import IMAGE, ON_SLURM, spec
 from tests.training import runs
 

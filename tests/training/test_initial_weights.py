@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import assembly, import_weights, replay, train
+from omnihuman_jax.checkpoint.reader import CheckpointError, CheckpointReader, RunRecord
 from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime.incidents import append_line
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.training import run_guard
-from omnihuman_jax.training.checkpoint_reader import CheckpointError, CheckpointReader, RunRecord
 from tests.training import runs, tiny_config
 
 ORIGIN = {"kind": "hunyuan-video", "folder": "transformer", "files": {"config.json": "0" * 64}}

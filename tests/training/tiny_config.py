@@ -1,12 +1,12 @@
 """The config file of the tests' training runs: two stages on `tests.data.synthetic`, a third of a second of CPU a step."""
 
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.config import DataConfig, ExperimentConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import Stage, StageSchedule
-from omnihuman_jax.training.checkpoint import CheckpointConfig
 from omnihuman_jax.training.metrics import LoggingConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig
 from tests.data import synthetic

@@ -14,9 +14,9 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from omnihuman_jax.checkpoint import fingerprint, seals
+from omnihuman_jax.checkpoint.parts import assemble_state, context_for, flatten, mismatches, parts_of
 from omnihuman_jax.runtime import processes, storage
-from omnihuman_jax.training import fingerprint, seals
-from omnihuman_jax.training.checkpoint_parts import assemble_state, context_for, flatten, mismatches, parts_of
 from omnihuman_jax.training.train_state import TrainState
 
 WEIGHTS = {"raw": "params", "ema": "ema"}

@@ -27,8 +27,8 @@ from etils import epath
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from omnihuman_jax.checkpoint import seals
 from omnihuman_jax.runtime import processes, storage
-from omnihuman_jax.training import seals
 
 logger = logging.getLogger(__name__)
 

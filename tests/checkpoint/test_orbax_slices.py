@@ -13,8 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import sharding
-from omnihuman_jax.training import checkpoint_parts, checkpoint_slices
-from omnihuman_jax.training.checkpoint_parts import context_for
+from omnihuman_jax.checkpoint import orbax_slices
+from omnihuman_jax.checkpoint import parts as checkpoint_parts
+from omnihuman_jax.checkpoint.parts import context_for
 
 SHAPES = {
     "blocks/kernel": ((3, 64, 96), np.float32, PartitionSpec(None, "fsdp")),
@@ -38,7 +39,7 @@ def saved(folder: Path, arrays: dict[str, jax.Array], *, sliced: bool) -> None:
     context = context_for(folder)
     context.array.saving.min_slice_bytes_for_replica_parallel = 64  # copies share the work, as for large arrays
     if sliced:
-        checkpoint_slices.use(context)
+        orbax_slices.use(context)
     with context:
         ocp.save_checkpointables(folder, {"params": arrays})
 
@@ -52,8 +53,8 @@ def stored(folder: Path) -> dict[bytes, bytes]:
 @pytest.fixture(params=["one slice", "many slices"])
 def sizes(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "many slices":
-        monkeypatch.setattr(checkpoint_slices, "SLICE_BYTES", 600)
-        monkeypatch.setattr(checkpoint_slices, "COMMIT_BYTES", 2000)
+        monkeypatch.setattr(orbax_slices, "SLICE_BYTES", 600)
+        monkeypatch.setattr(orbax_slices, "COMMIT_BYTES", 2000)
         monkeypatch.setattr(checkpoint_parts, "MIN_CHUNK_BYTES", 256)
         monkeypatch.setattr(checkpoint_parts, "MAX_CHUNK_BYTES", 1024)
 
@@ -77,17 +78,17 @@ def test_nobody_can_tell_who_wrote_it(sizes: None, tmp_path: Path) -> None:
 
 
 def test_a_slice_is_whole_chunks_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint_slices, "SLICE_BYTES", 4000)
-    assert checkpoint_slices._slice_shape((40, 64, 30), (1, 8, 30), 4) == (1, 32, 30)
-    assert checkpoint_slices._slice_shape((40, 8, 30), (1, 8, 30), 4) == (4, 8, 30)
-    assert checkpoint_slices._slice_shape((40, 64, 3000), (1, 8, 3000), 4) == (1, 8, 3000)
-    assert checkpoint_slices._slice_shape((), (), 4) == ()
+    monkeypatch.setattr(orbax_slices, "SLICE_BYTES", 4000)
+    assert orbax_slices._slice_shape((40, 64, 30), (1, 8, 30), 4) == (1, 32, 30)
+    assert orbax_slices._slice_shape((40, 8, 30), (1, 8, 30), 4) == (4, 8, 30)
+    assert orbax_slices._slice_shape((40, 64, 3000), (1, 8, 3000), 4) == (1, 8, 3000)
+    assert orbax_slices._slice_shape((), (), 4) == ()
 
 
 def test_a_device_gives_its_slices_alone() -> None:
     data = jnp.arange(5 * 6 * 7.0).reshape(5, 6, 7)
     expected = np.asarray(data)[1:3, 2:6, 3:7]
-    np.testing.assert_array_equal(checkpoint_slices._to_host(data, (1, 2, 3), (2, 4, 4)), expected)
-    np.testing.assert_array_equal(checkpoint_slices._cut(data, np.array([1, 2, 3], np.int32), (2, 4, 4)), expected)
-    held = checkpoint_slices._to_host(data, (1, 2, 3), (2, 4, 4))
+    np.testing.assert_array_equal(orbax_slices._to_host(data, (1, 2, 3), (2, 4, 4)), expected)
+    np.testing.assert_array_equal(orbax_slices._cut(data, np.array([1, 2, 3], np.int32), (2, 4, 4)), expected)
+    held = orbax_slices._to_host(data, (1, 2, 3), (2, 4, 4))
     assert not held.flags.owndata and np.shares_memory(held, np.asarray(data))  # on a CPU nothing is copied

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from omnihuman_jax import sharding
-from omnihuman_jax.training import fingerprint
+from omnihuman_jax.checkpoint import fingerprint
 
 SPECS = (PartitionSpec(), PartitionSpec("fsdp"), PartitionSpec(None, "fsdp"), PartitionSpec("data", "fsdp"))
 

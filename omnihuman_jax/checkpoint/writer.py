@@ -17,11 +17,11 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from omnihuman_jax.checkpoint import fingerprint, orbax_slices, seals
+from omnihuman_jax.checkpoint.parts import context_for, flatten, parts_of
+from omnihuman_jax.checkpoint.reader import CheckpointError, CheckpointReader, RunRecord
+from omnihuman_jax.checkpoint.save_thread import Save
 from omnihuman_jax.runtime import exit_codes, processes, storage
-from omnihuman_jax.training import checkpoint_slices, fingerprint, seals
-from omnihuman_jax.training.checkpoint_parts import context_for, flatten, parts_of
-from omnihuman_jax.training.checkpoint_reader import CheckpointError, CheckpointReader, RunRecord
-from omnihuman_jax.training.saving import Save
 from omnihuman_jax.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ class Checkpoints(CheckpointReader):
                 metadata = record.to_json() | {"sums": fingerprint.sums(flatten(parts))}
                 context = context_for(self.directory)
                 if frugal:
-                    checkpoint_slices.use(context)
+                    orbax_slices.use(context)
                 with context:
                     response = ocp.save_checkpointables_async(
                         self._folder / str(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import sharding
-from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from omnihuman_jax.training.checkpoint_reader import DamagedError
-from omnihuman_jax.training.tiers import LOCAL, TieredCheckpoints, open_checkpoints
-from tests.training.test_checkpoint import abstract, make_state, mesh, record
+from omnihuman_jax.checkpoint.reader import DamagedError
+from omnihuman_jax.checkpoint.tiers import LOCAL, TieredCheckpoints, open_checkpoints
+from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
+from tests.checkpoint.test_writer import abstract, make_state, mesh, record
 
 __all__ = ["mesh"]  # a fixture
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from omnihuman_jax.checkpoint import seals
+from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
 from omnihuman_jax.runtime import storage
-from omnihuman_jax.training import seals
-from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from tests.training.bucket import empty_bucket
+from tests.checkpoint.bucket import empty_bucket
 
 RUN = "bucket/a/run"
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 
-from omnihuman_jax.training import fingerprint
-from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from omnihuman_jax.training.checkpoint_parts import assemble_state, flatten, parts_of
-from omnihuman_jax.training.checkpoint_reader import CheckpointError, DamagedError, RunRecord
-from omnihuman_jax.training.local_copies import Copy, LocalCopies
+from omnihuman_jax.checkpoint import fingerprint
+from omnihuman_jax.checkpoint.local_copies import Copy, LocalCopies
+from omnihuman_jax.checkpoint.parts import assemble_state, flatten, parts_of
+from omnihuman_jax.checkpoint.reader import CheckpointError, DamagedError, RunRecord
+from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
 from omnihuman_jax.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)

@@ -20,11 +20,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import sharding
-from omnihuman_jax.runtime import exit_codes, processes, storage
-from omnihuman_jax.runtime.processes import RunEnded
-from omnihuman_jax.training import seals
-from omnihuman_jax.training.checkpoint import CheckpointConfig, Checkpoints
-from omnihuman_jax.training.checkpoint_reader import (
+from omnihuman_jax.checkpoint import seals
+from omnihuman_jax.checkpoint.reader import (
     CheckpointError,
     CheckpointReader,
     DamagedError,
@@ -32,6 +29,9 @@ from omnihuman_jax.training.checkpoint_reader import (
     checkpoint_directory,
     load_weights,
 )
+from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
+from omnihuman_jax.runtime import exit_codes, processes, storage
+from omnihuman_jax.runtime.processes import RunEnded
 from omnihuman_jax.training.train_state import Counters, TrainState
 
 CONFIG = {"seed": 3, "model": {"width": 16}, "stages": {"rows": [{"name": "a", "steps": 2}]}}
