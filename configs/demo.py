@@ -16,7 +16,7 @@ from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import paper_stages
-from omnihuman_jax.training.metrics import LoggingConfig
+from omnihuman_jax.telemetry.metrics import LoggingConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig
 
 NEIGHBOURS = 2  # frames of audio that a latent frame hears on each side of its own

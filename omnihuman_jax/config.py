@@ -31,7 +31,7 @@ from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import StageSchedule
-from omnihuman_jax.training.metrics import LoggingConfig
+from omnihuman_jax.telemetry.metrics import LoggingConfig
 from omnihuman_jax.training.numerics import NumericsConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig, trainable_groups
 from omnihuman_jax.training.train_step import StepConfig

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from omnihuman_jax.reporting.goodput import KINDS, Goodput, picture, read_goodput
+from omnihuman_jax.telemetry.goodput import KINDS, Goodput, picture, read_goodput
 
 
 def to_json(goodput: Goodput) -> dict[str, object]:

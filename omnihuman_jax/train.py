@@ -33,12 +33,12 @@ from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, storage
 from omnihuman_jax.runtime.watchdog import Watchdog
+from omnihuman_jax.telemetry.events import EventLog, last_saved
+from omnihuman_jax.telemetry.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
+from omnihuman_jax.telemetry.progress import progress_bar
+from omnihuman_jax.telemetry.prometheus import Exporter
 from omnihuman_jax.training import placement, run_guard, train_state
-from omnihuman_jax.training.events import EventLog, last_saved
-from omnihuman_jax.training.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
 from omnihuman_jax.training.numerics import RepeatedStep
-from omnihuman_jax.training.progress import progress_bar
-from omnihuman_jax.training.prometheus import Exporter
 from omnihuman_jax.training.run_guard import RunGuard
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.reporting import charts, sections
 from omnihuman_jax.reporting.run_folder import ends_of_loss, key_numbers, read_folder, stages_of, worst_ratio
 from omnihuman_jax.serving import media_omnihuman
-from omnihuman_jax.training.metrics import LoggingConfig, MetricsWriter
+from omnihuman_jax.telemetry.metrics import LoggingConfig, MetricsWriter
 
 STAGES = (("text and reference", 40, {}), ("audio", 80, {"audio": 0.5}), ("all", 140, {"audio": 0.5, "pose": 0.25}))
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from omnihuman_jax.reporting.goodput import read_goodput
 from omnihuman_jax.runtime.incidents import read_lines
+from omnihuman_jax.telemetry.goodput import read_goodput
 from tests.chaos import faults
 from tests.chaos.faults import Fault
 from tests.chaos.trial import INTERVAL, STEPS, Trial, write_dataset

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax.reporting.goodput import Goodput
+from omnihuman_jax.telemetry.goodput import Goodput
 from tests.chaos import faults, run
 from tests.chaos.faults import Fault
 from tests.chaos.trial import Trial, write_dataset

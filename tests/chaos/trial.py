@@ -13,7 +13,7 @@ import numpy as np
 
 from launch.local import Event, Layout, LocalJob, Outcome
 from launch.local_state import log_path
-from omnihuman_jax.training.metrics import read_metrics
+from omnihuman_jax.telemetry.metrics import read_metrics
 from tests.chaos import faults
 from tests.chaos.faults import Fault
 from tests.data import synthetic

@@ -14,7 +14,7 @@ from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import Stage, StageSchedule
-from omnihuman_jax.training.metrics import LoggingConfig
+from omnihuman_jax.telemetry.metrics import LoggingConfig
 from tests.evaluation import tiny_run
 
 

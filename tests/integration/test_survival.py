@@ -21,7 +21,7 @@ from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.runtime import exit_codes
 from omnihuman_jax.runtime.incidents import read_lines
 from omnihuman_jax.runtime.processes import RunEnded
-from omnihuman_jax.training.metrics import read_metrics
+from omnihuman_jax.telemetry.metrics import read_metrics
 from tests.data import synthetic
 from tests.training import runs, tiny_config
 

@@ -15,12 +15,12 @@ from omnihuman_jax import train
 from omnihuman_jax.checkpoint.reader import CheckpointError, CheckpointReader
 from omnihuman_jax.config import changed_fields, from_json, to_json
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.reporting.goodput import read_goodput
 from omnihuman_jax.runtime import exit_codes
 from omnihuman_jax.runtime.incidents import read_lines
 from omnihuman_jax.runtime.processes import RunEnded
-from omnihuman_jax.training.events import last_saved
-from omnihuman_jax.training.metrics import read_metrics
+from omnihuman_jax.telemetry.events import last_saved
+from omnihuman_jax.telemetry.goodput import read_goodput
+from omnihuman_jax.telemetry.metrics import read_metrics
 from tests.training import runs
 
 STEPS, INTERVAL = 30, 5

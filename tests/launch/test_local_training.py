@@ -12,7 +12,7 @@ import pytest
 from launch import local, local_state
 from launch.local import Event, LocalJob, Outcome
 from launch.spec import RunSpec
-from omnihuman_jax.training.metrics import read_metrics
+from omnihuman_jax.telemetry.metrics import read_metrics
 from tests.launch.specs import spec
 from tests.training import runs
 

@@ -13,7 +13,7 @@ import pytest
 
 from omnihuman_jax.runtime import exit_codes
 from omnihuman_jax.runtime.incidents import read_lines
-from omnihuman_jax.training.metrics import read_metrics
+from omnihuman_jax.telemetry.metrics import read_metrics
 from tests.training import runs
 
 OPTIONS = (

@@ -14,7 +14,7 @@ import pytest
 
 from omnihuman_jax.runtime import exit_codes
 from omnihuman_jax.runtime.incidents import read_lines
-from omnihuman_jax.training.metrics import read_metrics
+from omnihuman_jax.telemetry.metrics import read_metrics
 from tests.multiprocess.two_tiers import LOCAL, PERSISTENT
 from tests.training import runs
 

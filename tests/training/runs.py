@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.runtime import exit_codes
-from omnihuman_jax.training.metrics import read_metrics
+from omnihuman_jax.telemetry.metrics import read_metrics
 from tests.data import synthetic
 
 CONFIG = Path(__file__).with_name("tiny_config.py")

@@ -7,7 +7,7 @@ from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import Stage, StageSchedule
-from omnihuman_jax.training.metrics import LoggingConfig
+from omnihuman_jax.telemetry.metrics import LoggingConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig
 from tests.data import synthetic
 

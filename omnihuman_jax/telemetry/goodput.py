@@ -1,6 +1,6 @@
 """Goodput: of the time since a run first began, the share in which steps were computed that had not been computed before.
 
-Input are the event logs of `training/events.py`; the account is process 0's, whose loop all others keep step with.
+Input are the event logs of `telemetry/events.py`; the account is process 0's, whose loop all others keep step with.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from omnihuman_jax.training.metrics import LoggingConfig
+from omnihuman_jax.telemetry.metrics import LoggingConfig
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import pytest
 from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.stages import Stage
-from omnihuman_jax.training.metrics import LoggingConfig, MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
+from omnihuman_jax.telemetry.metrics import LoggingConfig, MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
 from omnihuman_jax.training.numerics import Health
 from omnihuman_jax.training.train_state import NUM_SETS, Counters
 
@@ -76,7 +76,7 @@ def test_no_run_there(tmp_path: Path) -> None:
 
 def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("omnihuman_jax.training.metrics.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("omnihuman_jax.telemetry.metrics.time.perf_counter", lambda: now[0])
     speed = Speed(step_flops=1000, peak=4000.0)
     speed.compiling()
     now[0] = 160.0

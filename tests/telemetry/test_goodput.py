@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from omnihuman_jax import goodput as command
-from omnihuman_jax.reporting.goodput import KINDS, picture, read_goodput
-from omnihuman_jax.training.events import EventLog
-from omnihuman_jax.training.metrics import LoggingConfig
-from omnihuman_jax.training.prometheus import Exporter
+from omnihuman_jax.telemetry.events import EventLog
+from omnihuman_jax.telemetry.goodput import KINDS, picture, read_goodput
+from omnihuman_jax.telemetry.metrics import LoggingConfig
+from omnihuman_jax.telemetry.prometheus import Exporter
 
 
 def start(t: float, processes: int = 2) -> dict:
