@@ -161,7 +161,7 @@ def check_secrets(spec: RunSpec, target: str) -> None:
 
 def check_mesh(spec: RunSpec, target: str, config: "ExperimentConfig") -> None:
     """The config's mesh has to split model and batch over exactly these devices."""
-    from omnihuman_jax.scale.splits import check_splits
+    from omnihuman_jax.training.splits import check_splits
 
     machines, slices, devices, where = spec.machines, None, spec.machines.devices, str(spec.machines)
     if target == "local":

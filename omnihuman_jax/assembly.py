@@ -19,9 +19,8 @@ from omnihuman_jax.data.plan import Plan
 from omnihuman_jax.data.records import RecordSource, open_records
 from omnihuman_jax.models import flops, mmdit
 from omnihuman_jax.runtime import platform_flags, processes
-from omnihuman_jax.scale import splits
 from omnihuman_jax.training import optimizer as optim
-from omnihuman_jax.training import placement, train_state
+from omnihuman_jax.training import placement, splits, train_state
 from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
 from omnihuman_jax.typing import PackedShape
 

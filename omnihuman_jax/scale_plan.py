@@ -20,9 +20,9 @@ from omnihuman_jax.scale import described_devices
 from omnihuman_jax.scale.estimate import Layout, attention_kernel, estimate, sizes
 from omnihuman_jax.scale.hardware import Topology, parse_topology
 from omnihuman_jax.scale.program_costs import ProgramCosts, device_memory, read_program, refused_memory, text_of, words_of
-from omnihuman_jax.scale.splits import check_splits
 from omnihuman_jax.scale.step_plan import ScalePlan, format_plan
 from omnihuman_jax.training import train_state
+from omnihuman_jax.training.splits import check_splits
 
 
 def with_layout(config: ExperimentConfig, topology: Topology, *, micro_batch: int = 0, accumulate: int = 0) -> ExperimentConfig:

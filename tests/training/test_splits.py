@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from omnihuman_jax.data.plan import PlanConfig
-from omnihuman_jax.scale.splits import check_splits
 from omnihuman_jax.sharding import MeshConfig
+from omnihuman_jax.training.splits import check_splits
 from tests.training import tiny
 
 PLAN = PlanConfig(sequences_per_step=8, latent_tokens=96)
