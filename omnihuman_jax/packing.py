@@ -21,7 +21,7 @@ from omnihuman_jax.config import ExperimentConfig, load_config
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.plan import Plan, demands
 from omnihuman_jax.models import flops
-from omnihuman_jax.scale.packing import count_blocks, joined_ids
+from omnihuman_jax.scale.skipped_blocks import count_blocks, joined_ids
 from omnihuman_jax.typing import SPATIAL_STRIDE
 
 # [D] A mix of windows that sequences of 32 K tokens are made for: frames -> share, (height, width) in pixels -> share.

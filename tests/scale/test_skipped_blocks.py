@@ -8,7 +8,7 @@ import pytest
 
 from omnihuman_jax import packing
 from omnihuman_jax.config import load_config
-from omnihuman_jax.scale.packing import count_blocks, joined_ids
+from omnihuman_jax.scale.skipped_blocks import count_blocks, joined_ids
 from omnihuman_jax.stages import Stage, StageSchedule
 from tests.data import synthetic
 
