@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from omnihuman_jax import inference
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import WindowRecord, open_records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
+from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
 
@@ -120,7 +120,7 @@ def mouth_region(clips_dir: Path, catalog: Catalog, row: int) -> np.ndarray | No
     return mask if mask.any() else None
 
 
-def driven_by(subject: Subject, kind: str, slot: int, margin: int, run: inference.TrainedRun) -> packing.PackInput:
+def driven_by(subject: Subject, kind: str, slot: int, margin: int, run: trained_run.TrainedRun) -> packing.PackInput:
     """The window as the model is to see it for one of `SAMPLED`: all conditions, pose or audio of the other clip."""
     record, other = subject.record, subject.other
     pose = other if kind == "other_pose" else record
@@ -148,7 +148,7 @@ def driven_by(subject: Subject, kind: str, slot: int, margin: int, run: inferenc
 
 
 def sample_subjects(
-    run: inference.TrainedRun,
+    run: trained_run.TrainedRun,
     subjects: Sequence[Subject],
     config: SamplingConfig,
     *,
@@ -163,8 +163,8 @@ def sample_subjects(
         for kind in SAMPLED
     ]
     windows = [window for _, _, window in jobs]
-    guided = inference.needs_guidance(config.guidance, windows)
-    sampler = inference.Sampler(run, config, inference.shape_for(run, windows), min(batch, len(jobs)), guided)
+    guided = trained_run.needs_guidance(config.guidance, windows)
+    sampler = trained_run.Sampler(run, config, trained_run.shape_for(run, windows), min(batch, len(jobs)), guided)
     calls = math.ceil(len(jobs) / sampler.batch)
     latents: list[np.ndarray] = []
     for call in range(calls):
@@ -172,11 +172,11 @@ def sample_subjects(
         latents += sampler(part, seed, lambda share: on_progress(share / calls))
     pictures: list[dict[str, np.ndarray]] = [{} for _ in subjects]
     for number, subject in enumerate(subjects):
-        still = inference.decode_pictures(run, subject.record.references_RHWC[:1])
-        pictures[number]["truth"] = inference.decode_pictures(run, subject.record.latents_FHWC)
+        still = trained_run.decode_pictures(run, subject.record.references_RHWC[:1])
+        pictures[number]["truth"] = trained_run.decode_pictures(run, subject.record.latents_FHWC)
         pictures[number]["still"] = np.broadcast_to(still, pictures[number]["truth"].shape)
     for (number, kind, _), sampled in zip(jobs, latents, strict=True):
-        pictures[number][kind] = inference.decode_pictures(run, sampled)
+        pictures[number][kind] = trained_run.decode_pictures(run, sampled)
     return [Outcome(subject=subject, pictures=found) for subject, found in zip(subjects, pictures, strict=True)]
 
 
@@ -257,7 +257,7 @@ def _finite(value: Any) -> Any:
 
 
 def evaluate(
-    run: inference.TrainedRun,
+    run: trained_run.TrainedRun,
     out: Path,
     *,
     clips: Path | None = None,
@@ -348,7 +348,7 @@ def main(argv: Sequence[str]) -> int:
         description="Samples training windows driven by their own and by another clip's pose and audio, against the truth.",
         epilog="example: omnihuman evaluate --run runs/mine/run --clips runs/mine/clips --out runs/mine",
     )
-    inference.add_run_arguments(parser)
+    trained_run.add_run_arguments(parser)
     parser.add_argument("--clips", type=Path, help="folder of `omnihuman curate`: where the mouths are; none: whole frames only")
     parser.add_argument("--windows", type=int, default=6, help="windows to sample, each three times (%(default)s)")
     parser.add_argument("--batch", type=int, default=6, help="windows a sampler call (%(default)s)")
@@ -356,8 +356,10 @@ def main(argv: Sequence[str]) -> int:
     # Guidance trades closeness to the truth for expression, at twice the cost: off unless it is asked for.
     parser.set_defaults(guidance_scale=1.0)
     options = parser.parse_args(argv)
-    run = inference.open_run(options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec)
-    config = inference.sampling_config(run.config.sampling, options)
+    run = trained_run.open_run(
+        options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
+    )
+    config = trained_run.sampling_config(run.config.sampling, options)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task("sampling", total=1.0)

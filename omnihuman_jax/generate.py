@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.encode.windows import Window, with_margins
-from omnihuman_jax import inference
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.solver import SamplingConfig
-from omnihuman_jax.driving import Request, Signals, read_signals, segment_frames_of
 from omnihuman_jax.evaluation.sheet import to_uint8
+from omnihuman_jax.sampling import trained_run
+from omnihuman_jax.sampling.driving import Request, Signals, read_signals, segment_frames_of
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, MOTION_LATENTS, SPATIAL_STRIDE, latent_frames_of
 
@@ -39,7 +39,7 @@ class Generated:
     seams: tuple[long_video.Seam, ...]
 
 
-def check_model(run: inference.TrainedRun, active: ConditionSet) -> list[str]:
+def check_model(run: trained_run.TrainedRun, active: ConditionSet) -> list[str]:
     """Warnings; ValueError where the run's model has no input for an asked condition."""
     for condition, branch, cure in (
         (Condition.AUDIO, run.config.model.audio, "audio adapter (model.audio is None): leave out --audio"),
@@ -52,13 +52,13 @@ def check_model(run: inference.TrainedRun, active: ConditionSet) -> list[str]:
 
 
 def window_of(
-    run: inference.TrainedRun, signals: Signals, segment: long_video.Segment, motion_THW3: np.ndarray | None
+    run: trained_run.TrainedRun, signals: Signals, segment: long_video.Segment, motion_THW3: np.ndarray | None
 ) -> packing.PackInput:
     """A segment as the model is to see it; the 5 motion frames are encoded as the first 2 latents."""
     height, width, channels = signals.reference_HWC.shape
     latents = np.zeros((latent_frames_of(segment.frames), height, width, channels), np.float32)
     if motion_THW3 is not None:
-        latents[:MOTION_LATENTS] = inference.encode_pictures(run, motion_THW3)
+        latents[:MOTION_LATENTS] = trained_run.encode_pictures(run, motion_THW3)
     margin, own = run.spec.margin, Window(segment.start, segment.frames)
     audio, audio_valid = keypoints, keypoints_valid = None, None
     if signals.audio_TE is not None:
@@ -82,7 +82,7 @@ def window_of(
 
 
 def generate(
-    run: inference.TrainedRun,
+    run: trained_run.TrainedRun,
     request: Request,
     out: Path,
     *,
@@ -112,8 +112,8 @@ def generate(
     signals = read_signals(run, request, segment_frames)
     segments = long_video.segment_schedule(signals.frames, segment_frames)
     first = window_of(run, signals, segments[0], None)
-    guided = inference.needs_guidance(config.guidance, [first])
-    sampler = inference.Sampler(run, config, inference.shape_for(run, [first]), batch=1, guided=guided)
+    guided = trained_run.needs_guidance(config.guidance, [first])
+    sampler = trained_run.Sampler(run, config, trained_run.shape_for(run, [first]), batch=1, guided=guided)
     seams: list[long_video.Seam] = []
 
     def sample_segment(segment: long_video.Segment, motion_THW3: np.ndarray | None) -> np.ndarray:
@@ -125,7 +125,7 @@ def generate(
             on_progress(segment.index + done, len(segments))
 
         (latents,) = sampler([window_of(run, signals, segment, motion_THW3)], request.seed, advance)
-        return inference.decode_pictures(run, latents)
+        return trained_run.decode_pictures(run, latents)
 
     def frames() -> Iterator[np.ndarray]:
         left = signals.frames
@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         description="An image, and a voice and / or a pose, become a video with sound.",
         epilog="example: omnihuman generate --run runs/mine/run --image face.png --audio voice.wav --out talking.mp4",
     )
-    inference.add_run_arguments(parser)
+    trained_run.add_run_arguments(parser)
     parser.add_argument("--image", required=True, type=Path, help="who: a picture file (or a video's first frame)")
     parser.add_argument("--audio", type=Path, help="what is said: a sound file, or a video with sound")
     parser.add_argument("--pose", type=Path, help="how they move: a video of a person, or keypoints (.npz) of `omnihuman curate`")
@@ -209,8 +209,10 @@ def main(argv: Sequence[str]) -> int:
         speech_encoder=options.speech_encoder,
     )
     request.validate()
-    run = inference.open_run(options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec)
-    config = inference.sampling_config(run.config.sampling, options)
+    run = trained_run.open_run(
+        options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
+    )
+    config = trained_run.sampling_config(run.config.sampling, options)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("segment {task.fields[at]}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task("sampling", total=None, at="")

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omnihuman_jax import evaluate, inference
+from omnihuman_jax import evaluate
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import open_records
 from omnihuman_jax.evaluation import psnr
+from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman
 
 
@@ -42,8 +43,8 @@ def test_numbers_are_those_of_the_codecs_own_round_trip(result, run):
     source, catalog = open_records(run.dataset), Catalog.load(run.dataset)
     for row in found["windows"]:
         record = source[int(np.flatnonzero(catalog.window_id == row["window_id"])[0])]
-        truth = inference.decode_pictures(run, record.latents_FHWC)
-        still = np.repeat(inference.decode_pictures(run, record.references_RHWC[:1]), record.frames, axis=0)
+        truth = trained_run.decode_pictures(run, record.latents_FHWC)
+        still = np.repeat(trained_run.decode_pictures(run, record.references_RHWC[:1]), record.frames, axis=0)
         assert row["psnr"]["still"] == pytest.approx(psnr.psnr(still, truth), abs=1e-4)
         mouth = np.zeros(truth.shape[:3], bool)
         height, width = truth.shape[1:3]

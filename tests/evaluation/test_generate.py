@@ -7,15 +7,16 @@ import shutil
 import numpy as np
 import pytest
 
-from omnihuman_jax import driving, generate, inference
+from omnihuman_jax import generate
 from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_float
+from omnihuman_jax.sampling import driving, trained_run
 from omnihuman_jax.serving import media_omnihuman
 from tests.codecs import vae_folders
-from tests.evaluation import tiny_run
+from tests.sampling import tiny_run
 
 WIDE = {"z_dim": 48, "latents_mean": (0.0,) * 48, "latents_std": (1.0,) * 48}
 QUICK = SamplingConfig(num_steps=2, guidance=GuidanceConfig(scale=2.0))
@@ -96,20 +97,20 @@ def run_of_a_vae(tiny, tmp_path_factory):
 def test_a_run_is_decoded_by_the_autoencoder_that_encoded_its_data(run_of_a_vae, talking, tmp_path):
     """Found where it was, or where --codec says that it is now; its weights are looked at."""
     moved = shutil.copytree(run_of_a_vae / "vae", tmp_path / "moved")
-    opened = inference.open_run(run_of_a_vae / "run", codec=str(moved))
+    opened = trained_run.open_run(run_of_a_vae / "run", codec=str(moved))
     codec = load_codec(str(moved), {"chunk_latents": 2})
     pictures = tiny_run.moving_picture(8, 5, 16, 16)
-    latents = inference.encode_pictures(opened, pictures)
+    latents = trained_run.encode_pictures(opened, pictures)
     np.testing.assert_array_equal(latents, codec.encode(pictures))
-    np.testing.assert_array_equal(inference.decode_pictures(opened, latents), codec.decode(latents))
+    np.testing.assert_array_equal(trained_run.decode_pictures(opened, latents), codec.decode(latents))
     vae_folders.write_vae(moved, changed={"quant_conv.bias": np.ones(96, np.float32)}, sizes=WIDE)
     with pytest.raises(ValueError, match=r"moved is not the codec that the run's data were encoded with.*--codec"):
-        inference.open_run(run_of_a_vae / "run", codec=str(moved))
+        trained_run.open_run(run_of_a_vae / "run", codec=str(moved))
 
 
 @pytest.mark.slow
 def test_a_long_video_through_an_autoencoder(run_of_a_vae, talking, tmp_path):
-    opened = inference.open_run(run_of_a_vae / "run")
+    opened = trained_run.open_run(run_of_a_vae / "run")
     request = driving.Request(image=talking, audio=talking, seconds=0.52, size=(32, 48))
     made = generate.generate(opened, request, tmp_path / "out.mp4", config=QUICK)
     assert (made.frames, made.segments) == (13, 2) and media_omnihuman.probe(made.path).frames == 13
@@ -121,7 +122,7 @@ def test_motion_frames_are_the_last_decoded_frames_encoded_again(run, talking):
     frames = tiny_run.moving_picture(8, 5, 32, 48)
     window = generate.window_of(run, signals, segment, frames)
     assert window.motion and window.slot == 1
-    np.testing.assert_array_equal(window.latents_FHWC[:2], inference.encode_pictures(run, frames))
+    np.testing.assert_array_equal(window.latents_FHWC[:2], trained_run.encode_pictures(run, frames))
     np.testing.assert_array_equal(window.latents_FHWC[2:], 0)
     first = generate.window_of(run, signals, generate.long_video.segment_schedule(13, 9)[0], None)
     assert not first.motion and not first.latents_FHWC.any()
@@ -156,7 +157,7 @@ def test_same_seed_same_video_and_flags_reach_the_sampler(tiny, talking, tmp_pat
 def test_guidance_flags():
     def config(*flags: str) -> GuidanceConfig:
         options = generate._parser().parse_args(["--run", "r", "--image", "i", "--out", "o", *flags])
-        return inference.sampling_config(QUICK, options).guidance
+        return trained_run.sampling_config(QUICK, options).guidance
 
     assert config() == GuidanceConfig(scale=2.0)
     assert not config("--guidance-scale", "1").enabled

@@ -9,13 +9,14 @@ import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
-from omnihuman_jax import cli, config, inference, train
+from omnihuman_jax import cli, config, train
 from omnihuman_jax.data.plan import PlanConfig
+from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import Stage, StageSchedule
 from omnihuman_jax.telemetry.metrics import LoggingConfig
-from tests.evaluation import tiny_run
+from tests.sampling import tiny_run
 
 
 def run_config(tiny: tiny_run.TinyRun, weights: Path) -> config.ExperimentConfig:
@@ -76,8 +77,8 @@ def test_import_sample_train_sample(tiny, talking, tmp_path, capsys):
 
     train.train(run_config(tiny, imported), tmp_path / "run", progress=False)
     assert generate(tmp_path / "run") == 0
-    before = inference.open_run(imported, dataset=tiny.dataset).params
-    after = inference.open_run(tmp_path / "run", weights="raw").params
-    assert inference.open_run(tmp_path / "run").step == 2
+    before = trained_run.open_run(imported, dataset=tiny.dataset).params
+    after = trained_run.open_run(tmp_path / "run", weights="raw").params
+    assert trained_run.open_run(tmp_path / "run").step == 2
     moved = np.abs(np.asarray(after["proj_out"]["kernel"]) - np.asarray(before["proj_out"]["kernel"]))
     assert 0 < moved.max() < 0.01, "trained from the imported weights, not from others"

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from omnihuman_jax import driving, export, generate, inference
+from omnihuman_jax import export, generate
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.interop.export_folder import MODULES
+from omnihuman_jax.sampling import driving, trained_run
 from omnihuman_jax.serving import media_omnihuman
 
 TOLERANCE = 1e-4
@@ -75,10 +76,10 @@ def test_an_image_without_a_size_gets_generates(pipeline, run, talking):
 
 def test_the_codec_is_the_trainers(pipeline, run, measured):
     video = np.random.default_rng(0).uniform(-1, 1, (9, 32, 48, 3)).astype(np.float32)
-    ours = inference.encode_pictures(run, video)
+    ours = trained_run.encode_pictures(run, video)
     theirs = pipeline.encode(video)
     measured("dct codec, PyTorch against JAX: latents", np.abs(theirs - ours).max() / np.abs(ours).max(), 3e-6)
-    frames = inference.decode_pictures(run, ours)
+    frames = trained_run.decode_pictures(run, ours)
     measured("dct codec, PyTorch against JAX: frames", np.abs(pipeline.decode(ours) - frames).max(), 3e-6)
 
 
@@ -102,7 +103,7 @@ def test_latents_of_a_ten_step_loop_from_files(pipeline, serving, run, tiny, tal
 
     segments = long_video.segment_schedule(ours.frames, TEN.segment_frames)
     first = generate.window_of(run, ours, segments[0], None)
-    sampler = inference.Sampler(run, TEN, inference.shape_for(run, [first]), batch=1, guided=True)
+    sampler = trained_run.Sampler(run, TEN, trained_run.shape_for(run, [first]), batch=1, guided=True)
     motion = None
     # What the encoders' rounding does is measured above; here both loops start from the same signals.
     shared = serving.Signals(
@@ -115,7 +116,7 @@ def test_latents_of_a_ten_step_loop_from_files(pipeline, serving, run, tiny, tal
         found = pipeline.sample_segment(shared, segment, motion, seed=5, num_steps=10, guidance=guidance)
         error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
         measured("latents of a segment, 10 guided steps, pipeline against generate on the same seed", error, TOLERANCE)
-        motion = inference.decode_pictures(run, expected)[-5:]
+        motion = trained_run.decode_pictures(run, expected)[-5:]
 
 
 SCRIPT = """

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from data_pipelines.encode import windows as encode_windows
-from omnihuman_jax import driving
+from omnihuman_jax.sampling import driving
 from omnihuman_jax.serving import windows_omnihuman as serving
 
 SIZES = [(16, 16), (17, 4000), (4000, 17), (96, 80), (720, 1280), (1080, 1920), (1920, 1080), (2160, 3840)]

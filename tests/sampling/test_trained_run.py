@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from omnihuman_jax import inference, sharding
+from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import records
 from omnihuman_jax.data.packing import PackInput
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
+from omnihuman_jax.sampling import trained_run
 
 ALL = ConditionSet.of(*Condition)
 OFF = SamplingConfig(num_steps=4, guidance=GuidanceConfig(scale=1.0))
@@ -25,7 +26,7 @@ def windows(run) -> list[PackInput]:
     return [as_input(source[i], run, slot=i) for i in range(4)]
 
 
-def as_input(record: records.WindowRecord, run: inference.TrainedRun, **changes) -> PackInput:
+def as_input(record: records.WindowRecord, run: trained_run.TrainedRun, **changes) -> PackInput:
     base = PackInput(
         latents_FHWC=record.latents_FHWC.astype(np.float32),
         reference_HWC=record.references_RHWC[0].astype(np.float32),
@@ -41,8 +42,8 @@ def as_input(record: records.WindowRecord, run: inference.TrainedRun, **changes)
     return dataclasses.replace(base, **changes)
 
 
-def make(run, windows, config=OFF, *, batch=4, guided=False) -> inference.Sampler:
-    return inference.Sampler(run, config, inference.shape_for(run, windows), batch, guided)
+def make(run, windows, config=OFF, *, batch=4, guided=False) -> trained_run.Sampler:
+    return trained_run.Sampler(run, config, trained_run.shape_for(run, windows), batch, guided)
 
 
 def test_a_window_is_sampled_the_same_alone_and_in_a_batch_and_in_any_order(run, windows):
@@ -93,9 +94,9 @@ def test_guidance_moves_the_sample_and_scale_one_does_not(run, windows):
 
 def test_guidance_is_only_asked_for_where_it_can_matter(windows):
     silent = [dataclasses.replace(window, active=ConditionSet.of(Condition.REFERENCE, Condition.POSE)) for window in windows]
-    assert inference.needs_guidance(ON.guidance, windows)
-    assert not inference.needs_guidance(ON.guidance, silent)
-    assert not inference.needs_guidance(OFF.guidance, windows)
+    assert trained_run.needs_guidance(ON.guidance, windows)
+    assert not trained_run.needs_guidance(ON.guidance, silent)
+    assert not trained_run.needs_guidance(OFF.guidance, windows)
 
 
 def test_guidance_off_costs_half(run, windows):
@@ -127,7 +128,7 @@ def test_progress_adds_up_and_all_steps_are_one_program(run, windows, steps):
 
 
 def test_devices_that_share_a_sample_agree_with_one(tiny, run, windows):
-    shared = inference.open_run(tiny.run, mesh=sharding.MeshConfig(data=1, fsdp=1, context=2, tensor=2))
+    shared = trained_run.open_run(tiny.run, mesh=sharding.MeshConfig(data=1, fsdp=1, context=2, tensor=2))
     assert dict(shared.mesh.shape) == {"data": 1, "fsdp": 1, "context": 2, "tensor": 2}
     weight = shared.params["dual_blocks"]["video"] if "video" in shared.params["dual_blocks"] else shared.params["dual_blocks"]
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(weight)), "the weights are split"
@@ -137,7 +138,7 @@ def test_devices_that_share_a_sample_agree_with_one(tiny, run, windows):
 
 
 def test_ema_is_the_default_and_raw_weights_are_others(tiny, run):
-    raw = inference.open_run(tiny.run, weights="raw")
+    raw = trained_run.open_run(tiny.run, weights="raw")
     assert (run.weights, run.step, raw.weights) == ("ema", 6, "raw")
     pairs = zip(jax.tree.leaves(run.params), jax.tree.leaves(raw.params), strict=True)
     assert all(np.abs(np.asarray(a) - np.asarray(b)).max() > 0 for a, b in pairs)
@@ -145,23 +146,23 @@ def test_ema_is_the_default_and_raw_weights_are_others(tiny, run):
 
 def test_a_run_without_its_dataset_can_still_be_opened(tiny, tmp_path):
     """config.json names a folder that may be on another machine; the run has its own copy of the spec."""
-    opened = inference.open_run(tiny.run)
+    opened = trained_run.open_run(tiny.run)
     assert opened.spec.speech_encoder == str(tiny.speech) and (tiny.run / "dataset.json").is_file()
     with pytest.raises(FileNotFoundError, match="no dataset here"):
-        inference.open_run(tiny.run, dataset=tmp_path)
+        trained_run.open_run(tiny.run, dataset=tmp_path)
 
 
 def test_what_is_no_run_is_a_one_line_error(tiny, tmp_path):
     for path, message in ((tmp_path / "none", "no such run"), (tmp_path, "checkpoints does not exist")):
         with pytest.raises(FileNotFoundError, match=message):
-            inference.open_run(path)
+            trained_run.open_run(path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
-        inference.open_run(tmp_path)
+        trained_run.open_run(tmp_path)
     with pytest.raises(ValueError, match="no step 5; it has"):
-        inference.open_run(tiny.run, step=5)
+        trained_run.open_run(tiny.run, step=5)
     with pytest.raises(ValueError, match="choose ema or raw"):
-        inference.open_run(tiny.run, weights="best")
+        trained_run.open_run(tiny.run, weights="best")
 
 
 def test_too_many_windows_a_call_are_refused(run, windows):

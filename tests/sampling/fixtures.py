@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from omnihuman_jax import inference
+from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman
-from tests.evaluation import tiny_run
+from tests.sampling import tiny_run
 
 
 @pytest.fixture(scope="session")
@@ -14,8 +14,8 @@ def tiny(tmp_path_factory) -> tiny_run.TinyRun:
 
 
 @pytest.fixture(scope="session")
-def run(tiny) -> inference.TrainedRun:
-    return inference.open_run(tiny.run)
+def run(tiny) -> trained_run.TrainedRun:
+    return trained_run.open_run(tiny.run)
 
 
 @pytest.fixture(scope="session")

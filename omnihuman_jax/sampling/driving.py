@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.encode.windows import fit_size
-from omnihuman_jax import inference
 from omnihuman_jax.conditions import Condition, ConditionSet, active_at_inference
 from omnihuman_jax.data.catalog import FILE_NAME as CATALOG_FILE
 from omnihuman_jax.data.catalog import Catalog
@@ -22,6 +21,7 @@ from omnihuman_jax.encoders.pretrained import changed_files
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.evaluation.sheet import to_float
+from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, MOTION_FRAMES, TEMPORAL_STRIDE, TOKEN_STRIDE
 
@@ -177,21 +177,21 @@ def frames_to_make(request: Request, available: dict[str, int], segment_frames: 
     return frames
 
 
-def segment_frames_of(run: inference.TrainedRun, config: SamplingConfig) -> int:
+def segment_frames_of(run: trained_run.TrainedRun, config: SamplingConfig) -> int:
     """Frames of a segment: the configured number, or the longest window that the model was trained on."""
     if config.segment_frames:
         return config.segment_frames
     return max(int(_catalog(run, "--segment-frames").frames.max()), MOTION_FRAMES + TEMPORAL_STRIDE)
 
 
-def _catalog(run: inference.TrainedRun, option: str) -> Catalog:
+def _catalog(run: trained_run.TrainedRun, option: str) -> Catalog:
     """The catalog of the run's data; the error names the option that makes it unnecessary."""
     if not (run.dataset / CATALOG_FILE).is_file():
         raise FileNotFoundError(f"{run.dataset} has no {CATALOG_FILE}: give {option}, or the dataset's folder with --dataset")
     return Catalog.load(run.dataset)
 
 
-def read_signals(run: inference.TrainedRun, request: Request, segment_frames: int) -> Signals:
+def read_signals(run: trained_run.TrainedRun, request: Request, segment_frames: int) -> Signals:
     """Reads and encodes everything that drives the video."""
     spec, size = run.spec, request.size
     if size is None:
@@ -217,7 +217,7 @@ def read_signals(run: inference.TrainedRun, request: Request, segment_frames: in
     return Signals(
         active=request.active,
         frames=frames,
-        reference_HWC=inference.encode_pictures(run, read_reference(request.image, size))[0],
+        reference_HWC=trained_run.encode_pictures(run, read_reference(request.image, size))[0],
         text_SE=text_SE,
         pooled_E=pooled_E,
         audio_TE=audio,
@@ -226,7 +226,7 @@ def read_signals(run: inference.TrainedRun, request: Request, segment_frames: in
     )
 
 
-def encode_speech(run: inference.TrainedRun, request: Request, wave: np.ndarray, frames: int) -> np.ndarray:
+def encode_speech(run: trained_run.TrainedRun, request: Request, wave: np.ndarray, frames: int) -> np.ndarray:
     """Speech features [T, E], T up to `frames` and the margin, of the run's own encoder."""
     encoder = load_speech_encoder(request.speech_encoder or run.spec.speech_encoder, layers=run.spec.speech_layers)
     check_encoder(run, "speech_encoder", encoder.ref, encoder.sha256)
@@ -238,7 +238,7 @@ def encode_speech(run: inference.TrainedRun, request: Request, wave: np.ndarray,
     return features
 
 
-def check_encoder(run: inference.TrainedRun, role: str, ref: str, sha256: Mapping[str, str]) -> None:
+def check_encoder(run: trained_run.TrainedRun, role: str, ref: str, sha256: Mapping[str, str]) -> None:
     """ValueError if the encoder's files are not those that the run's data were made with."""
     trained = {
         name.removeprefix(f"{role}/"): digest for name, digest in run.spec.encoder_sha256.items() if name.startswith(f"{role}/")
@@ -250,7 +250,7 @@ def check_encoder(run: inference.TrainedRun, role: str, ref: str, sha256: Mappin
         )
 
 
-def encode_text(run: inference.TrainedRun, request: Request) -> tuple[np.ndarray, np.ndarray]:
+def encode_text(run: trained_run.TrainedRun, request: Request) -> tuple[np.ndarray, np.ndarray]:
     """(text_SE, pooled_E): of the prompt, or of the empty prompt where there is none."""
     if not request.text:
         return run.spec.empty_text_SE, run.spec.empty_pooled_E
