@@ -38,7 +38,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        module="omnihuman_jax.demo",
+        module="omnihuman_jax.commands.demo",
         help="the whole story on sample media: curate, encode, train, stop, resume, generate, evaluate, export, report",
         example="omnihuman demo --out runs/demo",
     ),
@@ -59,17 +59,17 @@ COMMANDS: dict[str, Command] = {
         "--text-encoder MINILM_DIR --speech-encoder WHISPER_DIR",
     ),
     "plan": Command(
-        module="omnihuman_jax.plan",
+        module="omnihuman_jax.commands.plan",
         help="what training would see of its data; with --topology, what a step would cost on a pod (no TPU needed)",
         example="omnihuman plan --config configs/omnihuman_13b.py:720p --topology v5p:8x8x8 --micro-batch 1",
     ),
     "packing": Command(
-        module="omnihuman_jax.packing",
+        module="omnihuman_jax.commands.packing",
         help="what attention saves by leaving out the blocks between the windows of a pack",
         example="omnihuman packing --config configs/omnihuman_7b.py",
     ),
     "train": Command(
-        module="omnihuman_jax.train",
+        module="omnihuman_jax.commands.train",
         help="train, or continue where the run folder stopped: the same command for both",
         example="omnihuman --simulate-devices 8 train --config configs/demo.py --run runs/mine/run",
     ),
@@ -94,42 +94,42 @@ COMMANDS: dict[str, Command] = {
         example="omnihuman cancel launch/examples/v5p.yaml --target jobset",
     ),
     "import": Command(
-        module="omnihuman_jax.import_weights",
+        module="omnihuman_jax.commands.import_weights",
         help="open weights (HunyuanVideo in diffusers' layout), or an exported model -> a checkpoint to start from",
         example="omnihuman import hunyuan-video --from HunyuanVideo/transformer --to runs/hunyuan_video",
     ),
     "replay": Command(
-        module="omnihuman_jax.replay",
+        module="omnihuman_jax.commands.replay",
         help="a step that went wrong again: its batch out of the plan, loss and gradient of each window",
         example="omnihuman replay --run runs/mine/run 1234",
     ),
     "bench-checkpoint": Command(
-        module="omnihuman_jax.bench_checkpoint",
+        module="omnihuman_jax.commands.bench_checkpoint",
         help="what a checkpoint costs on this disk: how long training waits, how fast it is written",
         example="omnihuman --simulate-devices 4 bench-checkpoint --out runs/bench --gib 1",
     ),
     "generate": Command(
-        module="omnihuman_jax.generate",
+        module="omnihuman_jax.commands.generate",
         help="an image, a voice and/or a pose -> an mp4 with sound",
         example="omnihuman generate --run runs/mine/run --image face.png --audio voice.wav --out talking.mp4",
     ),
     "evaluate": Command(
-        module="omnihuman_jax.evaluate",
+        module="omnihuman_jax.commands.evaluate",
         help="do the conditions drive the output? samples of training windows against the truth",
         example="omnihuman evaluate --run runs/mine/run --clips runs/mine/clips --out runs/mine",
     ),
     "export": Command(
-        module="omnihuman_jax.export",
+        module="omnihuman_jax.commands.export",
         help="safetensors with a standalone PyTorch module, or for diffusers' own class, in one folder",
         example="omnihuman export runs/mine/run --to runs/mine/export --format torch --weights ema --dtype fp32",
     ),
     "goodput": Command(
-        module="omnihuman_jax.goodput",
+        module="omnihuman_jax.commands.goodput",
         help="where a run's time went, over all its attempts: new steps, repeated ones, compiling, saving, waiting, idle",
         example="omnihuman goodput runs/mine/run",
     ),
     "report": Command(
-        module="omnihuman_jax.report",
+        module="omnihuman_jax.commands.report",
         help="one self-contained HTML page of a run: curves, ratios, funnel, evaluation, samples that play",
         example="omnihuman report --run runs/mine",
     ),

@@ -139,11 +139,11 @@ def test_there_is_no_import_cycle() -> None:
         ("omnihuman_jax.serving.media_omnihuman", "omnihuman_jax.data.keypoints"),
         ("omnihuman_jax.sharding", "omnihuman_jax.config"),
         ("omnihuman_jax.telemetry.metrics", "omnihuman_jax.evaluation.psnr"),
-        ("omnihuman_jax.telemetry.metrics", "omnihuman_jax.train"),
+        ("omnihuman_jax.telemetry.metrics", "omnihuman_jax.commands.train"),
         ("omnihuman_jax.data.records", "data_pipelines.encode.encode"),
         ("omnihuman_jax.config", "configs.demo"),
         ("data_pipelines.encode.encode", "omnihuman_jax.checkpoint.writer"),
-        ("data_pipelines.encode.encode", "omnihuman_jax.generate"),
+        ("data_pipelines.encode.encode", "omnihuman_jax.commands.generate"),
     ],
 )
 def test_the_rule_catches(module: str, imported: str) -> None:
@@ -153,11 +153,11 @@ def test_the_rule_catches(module: str, imported: str) -> None:
 @pytest.mark.parametrize(
     ("module", "imported"),
     [
-        ("omnihuman_jax.train", "omnihuman_jax.training.train_step"),
+        ("omnihuman_jax.commands.train", "omnihuman_jax.training.train_step"),
         ("omnihuman_jax.sharding", "omnihuman_jax.typing"),
         ("omnihuman_jax.data.plan", "omnihuman_jax.data.catalog"),
         ("omnihuman_jax.data.plan", "omnihuman_jax.stages"),
-        ("omnihuman_jax.generate", "data_pipelines.curate.landmarks"),
+        ("omnihuman_jax.commands.generate", "data_pipelines.curate.landmarks"),
         ("data_pipelines.encode.encode", "omnihuman_jax.data.records"),
         ("configs.demo", "omnihuman_jax.config"),
     ],
@@ -167,8 +167,8 @@ def test_the_rule_allows(module: str, imported: str) -> None:
 
 
 def test_the_walk_sees_relative_and_nested_imports() -> None:
-    source = "def f():\n    from ..models import mmdit\n    import omnihuman_jax.train\n"
-    assert {"omnihuman_jax.models.mmdit", "omnihuman_jax.train"} <= set(imports_of(source, "omnihuman_jax.data.plan"))
+    source = "def f():\n    from ..models import mmdit\n    import omnihuman_jax.commands.train\n"
+    assert {"omnihuman_jax.models.mmdit", "omnihuman_jax.commands.train"} <= set(imports_of(source, "omnihuman_jax.data.plan"))
     assert "omnihuman_jax.data.plan" in set(imports_of("from . import plan", "omnihuman_jax.data", is_package=True))
 
 
@@ -248,8 +248,8 @@ def test_curation_media_and_the_command_line_do_not_import_jax() -> None:
     free = {
         "omnihuman_jax.serving.media_omnihuman",
         "omnihuman_jax.cli",
-        "omnihuman_jax.demo",
-        "omnihuman_jax.report",
+        "omnihuman_jax.commands.demo",
+        "omnihuman_jax.commands.report",
         "omnihuman_jax.stages",
     }
     wrong = [

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from omnihuman_jax import scale_plan
+from omnihuman_jax.commands import plan_scale
 from omnihuman_jax.config import load_config
 from omnihuman_jax.scale import described_devices
 from omnihuman_jax.scale.hardware import ACCELERATORS, GIB, parse_topology
@@ -101,8 +101,8 @@ def result(run: Run) -> ScalePlan:
     if path.is_file():
         return load_plan(json.loads(path.read_text(encoding="utf-8")))
     topology = parse_topology(run.topology, run.slices)
-    config = scale_plan.with_layout(load_config(ROOT / run.config, run.overrides), topology, micro_batch=1)
-    return scale_plan.plan(config, topology, compile_step=False)
+    config = plan_scale.with_layout(load_config(ROOT / run.config, run.overrides), topology, micro_batch=1)
+    return plan_scale.plan(config, topology, compile_step=False)
 
 
 def how(plan: ScalePlan) -> str:
@@ -207,7 +207,7 @@ def check_table() -> Iterator[str]:
     )
 
 
-def _flops(costs: scale_plan.ProgramCosts, kind: str) -> float:
+def _flops(costs: plan_scale.ProgramCosts, kind: str) -> float:
     return sum(work.flops for work in costs.works if work.kind == kind)
 
 
@@ -291,7 +291,7 @@ def best_table() -> Iterator[str]:
     rows = []
     for run in BEST:
         topology = parse_topology(run.topology, run.slices)
-        for candidate in scale_plan.candidates(load_config(ROOT / run.config), topology)[:400]:
+        for candidate in plan_scale.candidates(load_config(ROOT / run.config), topology)[:400]:
             e = candidate.estimate
             if e.remat.endswith("_offload") or e.sequences // (e.mesh["data"] * e.mesh["fsdp"]) > 1 or e.roofline is None:
                 continue

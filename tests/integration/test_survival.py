@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax import replay, train
+from omnihuman_jax.commands import replay, train
 from omnihuman_jax.config import read_config, write_config
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.runtime import exit_codes

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnihuman_jax import train
 from omnihuman_jax.checkpoint.reader import CheckpointError, CheckpointReader
+from omnihuman_jax.commands import train
 from omnihuman_jax.config import changed_fields, from_json, to_json
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.runtime import exit_codes

@@ -87,7 +87,7 @@ def measure(run: Callable[[Path, Callable[[], None]], int], tiny: Path, full: Pa
 
 def work(job: str, scratch: Path) -> None:
     """One row, in this process; prints a line of JSON."""
-    from omnihuman_jax import export, import_weights
+    from omnihuman_jax.commands import export, import_weights
 
     def run(folder: Path, tensors_are_read: Callable[[], None]) -> int:
         size = folder.name

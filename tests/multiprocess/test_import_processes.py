@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax import import_weights
+from omnihuman_jax.commands import import_weights
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from tests.parity.test_mmdit_diffusers import config_of, oracle
 

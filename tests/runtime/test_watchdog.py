@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax import train
+from omnihuman_jax.commands import train
 from omnihuman_jax.runtime import exit_codes, processes
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from tests.training import tiny_config

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnihuman_jax import packing
+from omnihuman_jax.commands import packing
 from omnihuman_jax.config import load_config
 from omnihuman_jax.scale.skipped_blocks import count_blocks, joined_ids
 from omnihuman_jax.stages import Stage, StageSchedule

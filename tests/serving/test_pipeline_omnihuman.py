@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnihuman_jax import export, generate
+from omnihuman_jax.commands import export, generate
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig

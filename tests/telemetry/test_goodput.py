@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax import goodput as command
+from omnihuman_jax.commands import goodput as command
 from omnihuman_jax.telemetry.events import EventLog
 from omnihuman_jax.telemetry.goodput import KINDS, picture, read_goodput
 from omnihuman_jax.telemetry.metrics import LoggingConfig

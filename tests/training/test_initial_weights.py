@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from omnihuman_jax import assembly, import_weights, replay, train
+from omnihuman_jax import assembly
 from omnihuman_jax.checkpoint.reader import CheckpointError, CheckpointReader, RunRecord
+from omnihuman_jax.commands import import_weights, replay, train
 from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime.incidents import append_line

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from omnihuman_jax import generate
 from omnihuman_jax.codecs.codec import load_codec
+from omnihuman_jax.commands import generate
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig

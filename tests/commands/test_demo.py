@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax import cli, demo
+from omnihuman_jax import cli
+from omnihuman_jax.commands import demo
 
 # A process with the outside of a training: checkpoints that appear whole, lines of metrics, no end of its own.
 TRAINING = """

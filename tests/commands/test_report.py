@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omnihuman_jax import report
+from omnihuman_jax.commands import report
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.evaluation import sheet

@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import HunyuanVideoTransformer3DModel
 
-from omnihuman_jax import cli, config, train
+from omnihuman_jax import cli, config
+from omnihuman_jax.commands import train
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman

@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from omnihuman_jax import plan as plan_command
-from omnihuman_jax import scale_plan
+from omnihuman_jax.commands import plan as plan_command
+from omnihuman_jax.commands import plan_scale
 from omnihuman_jax.config import DataConfig, ExperimentConfig, load_config, planned_shape
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.models import flops
@@ -102,7 +102,7 @@ def test_weights_shared_by_all_chips_of_a_torus_are_pointed_out(
 def test_the_sweep_ranks_what_fits_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--topology", "v6e:16x16", "--sweep", "--estimate") == 0
     assert "layouts" in capsys.readouterr().out
-    found = scale_plan.candidates(load_config(CONFIG), parse_topology("v6e:16x16"))
+    found = plan_scale.candidates(load_config(CONFIG), parse_topology("v6e:16x16"))
     fits = [c.estimate.costs.memory.fits for c in found]
     assert fits == sorted(fits, reverse=True) and True in fits and False in fits
     rates = [c.estimate.roofline.mfu for c in found if c.estimate.costs.memory.fits and c.estimate.roofline]
@@ -123,34 +123,34 @@ def test_the_sweep_ranks_what_fits_first(capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_every_mesh_of_a_sweep_is_one_of_these_devices(topology: str, slices: int, overrides: list[str]) -> None:
     config, target = load_config(CONFIG, [f"--config.{o}" for o in overrides]), parse_topology(topology, slices)
-    found = scale_plan.candidates(config, target, micro_batches=(1,))
+    found = plan_scale.candidates(config, target, micro_batches=(1,))
     assert len({tuple(c.estimate.mesh.values()) for c in found}) > 1
     for candidate in found:
         assert math.prod(candidate.estimate.mesh.values()) == target.devices
         assert candidate.estimate.mesh["tensor"] == config.mesh.tensor
-        scale_plan.layout_of(candidate.config, candidate.estimate.mesh)
-    scale_plan.check(found[0].config, target)
+        plan_scale.layout_of(candidate.config, candidate.estimate.mesh)
+    plan_scale.check(found[0].config, target)
 
 
 def test_a_sweep_takes_ways_that_no_heads_divide_where_none_are_shared_out() -> None:
     ways = {}
     for mode in ("ulysses", "ring", "gather", "ulysses_ring"):
         config = load_config(CONFIG, [f"--config.model.context_parallel={mode}"])
-        found = scale_plan.candidates(config, parse_topology("v5e:4x4"), micro_batches=(1,))
+        found = plan_scale.candidates(config, parse_topology("v5e:4x4"), micro_batches=(1,))
         ways[mode] = {c.estimate.mesh["context"] for c in found}
     assert ways == {"ulysses": {1, 2, 4, 8}, "ring": {1, 2, 4, 8, 16}, "gather": {1, 2, 4, 8, 16}, "ulysses_ring": {1, 2, 4, 8, 16}}
 
 
 def test_a_sweep_says_what_tensor_ways_would_do() -> None:
     with pytest.raises(ValueError, match=r"mesh.tensor 3 does not divide both the 16 devices.*2 or 4"):
-        scale_plan.candidates(load_config(CONFIG, ["--config.mesh.tensor=3"]), parse_topology("v5e:4x4"))
+        plan_scale.candidates(load_config(CONFIG, ["--config.mesh.tensor=3"]), parse_topology("v5e:4x4"))
 
 
 def test_a_sweep_goes_on_after_a_failure_and_keeps_what_it_has(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, calls, kept = tmp_path / "sweep.json", [], []
-    estimated = scale_plan.plan
+    estimated = plan_scale.plan
 
     def compiled(config: ExperimentConfig, topology: Topology) -> ScalePlan:
         if path.is_file():
@@ -161,7 +161,7 @@ def test_a_sweep_goes_on_after_a_failure_and_keeps_what_it_has(
             raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed\nto compile")
         return estimated(config, topology, compile_step=False)
 
-    monkeypatch.setattr(scale_plan, "plan", compiled)
+    monkeypatch.setattr(plan_scale, "plan", compiled)
     assert run("--topology", "v6e:4x4", "--sweep", "--compile", "3", "--micro-batch", "2", "--json", str(path)) == 0
     assert len(calls) == 3 and kept == [(1, 0), (1, 1)]
     assert "failed: INTERNAL: Mosaic failed to compile" in capsys.readouterr().out
@@ -174,8 +174,8 @@ def test_a_sweep_goes_on_after_a_failure_and_keeps_what_it_has(
 def test_what_does_not_fit_names_the_knobs() -> None:
     config = load_config(CONFIG, ["--config.mesh.fsdp=1", "--config.mesh.context=1", "--config.model.remat=none"])
     topology = parse_topology("v5e:4x4")
-    config = scale_plan.with_layout(config, topology, micro_batch=2)
-    plan = scale_plan.plan(config, topology, compile_step=False)
+    config = plan_scale.with_layout(config, topology, micro_batch=2)
+    plan = plan_scale.plan(config, topology, compile_step=False)
     assert not plan.costs.memory.fits
     for knob in (
         "step.micro_batches",
@@ -192,7 +192,7 @@ def test_rematerialised_work_costs_time_and_is_not_useful() -> None:
     plans = {}
     for remat in ("block", "attention"):
         config.model.remat = remat
-        plans[remat] = scale_plan.plan(scale_plan.with_layout(config, topology, micro_batch=1), topology, compile_step=False)
+        plans[remat] = plan_scale.plan(plan_scale.with_layout(config, topology, micro_batch=1), topology, compile_step=False)
     block, attention = plans["block"], plans["attention"]
     assert block.useful_flops == attention.useful_flops and block.costs.flops > 1.15 * attention.costs.flops
     shape = planned_shape(config)
@@ -231,27 +231,27 @@ def small_config() -> ExperimentConfig:
 
 def test_the_step_lowers_for_gpus_that_have_sizes_only() -> None:
     """The one scanned block; before XLA removes what nothing uses, the forward kernel may stand there twice."""
-    plan = scale_plan.plan(small_config(), parse_topology("h100:8"))
+    plan = plan_scale.plan(small_config(), parse_topology("h100:8"))
     assert plan.estimated and re.search(r"the step lowers for cuda, with [34] calls of attention kernels", plan.note)
 
 
 def test_the_step_of_one_window_lowers_where_no_cudnn_is() -> None:
     config = small_config()
     config.data.plan.windows = 1
-    plan = scale_plan.plan(config, parse_topology("h100:8"))
+    plan = plan_scale.plan(config, parse_topology("h100:8"))
     assert re.search(r"the step lowers for cuda with our Triton kernel in the place of cuDNN's.*, with [34] calls", plan.note)
     assert "never measured" not in plan.note
 
 
 def test_the_plan_says_whose_efficiency_it_takes_for_our_kernel() -> None:
-    plan = scale_plan.plan(small_config(), parse_topology("h200:8"), compile_step=False)
+    plan = plan_scale.plan(small_config(), parse_topology("h200:8"), compile_step=False)
     assert "packed attention is our own Triton kernel, never measured" in plan.note
 
 
 def test_hosts_that_are_full_are_said_to_be() -> None:
     config = load_config(CONFIG, ["--config.mesh.fsdp=1", "--config.mesh.context=4", "--config.step.offload=moments_ema"])
-    plan = scale_plan.plan(
-        scale_plan.with_layout(config, parse_topology("v5e:2x2"), micro_batch=1), parse_topology("v5e:2x2"), compile_step=False
+    plan = plan_scale.plan(
+        plan_scale.with_layout(config, parse_topology("v5e:2x2"), micro_batch=1), parse_topology("v5e:2x2"), compile_step=False
     )
     memory = dataclasses.replace(plan.costs.memory, temporaries=0, host_limit=2**30)
     full = dataclasses.replace(plan, costs=dataclasses.replace(plan.costs, memory=memory))
@@ -263,7 +263,7 @@ def test_hosts_that_are_full_are_said_to_be() -> None:
 @pytest.mark.slow
 def test_compiled_for_described_chips() -> None:
     """The real step: it fits, its operations are the formula's, its kernels run once, its collectives are the scheme's."""
-    plan = scale_plan.plan(small_config(), parse_topology("v5e:2x4"))
+    plan = plan_scale.plan(small_config(), parse_topology("v5e:2x4"))
     costs = plan.costs
     assert costs.memory.fits and not plan.estimated and 0 < costs.memory.arguments < costs.memory.peak
     counted, formula = (

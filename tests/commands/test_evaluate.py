@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omnihuman_jax import evaluate
+from omnihuman_jax.commands import evaluate
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import open_records

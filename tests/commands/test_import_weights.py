@@ -16,8 +16,8 @@ from diffusers import HunyuanVideoTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from omnihuman_jax import config as experiment
-from omnihuman_jax import export, import_weights
 from omnihuman_jax.checkpoint.reader import CheckpointReader, load_weights
+from omnihuman_jax.commands import export, import_weights
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.config import ExperimentConfig
 from omnihuman_jax.interop import hunyuan_video

@@ -20,9 +20,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 from safetensors.torch import load_file
 
 from omnihuman_jax import config as experiment
-from omnihuman_jax import export
 from omnihuman_jax.checkpoint.reader import RunRecord, load_weights
 from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
+from omnihuman_jax.commands import export
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
@@ -221,7 +221,7 @@ def test_killed_in_the_middle_leaves_no_half_folder(run, tmp_path):
     code = textwrap.dedent(
         f"""
         import time, pathlib
-        from omnihuman_jax import export
+        from omnihuman_jax.commands import export
         def pause(done, total):
             if done > total // 2:
                 print("half", flush=True)

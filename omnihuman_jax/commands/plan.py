@@ -74,11 +74,11 @@ def main(argv: Sequence[str]) -> int:
     options, overrides = parse(argv)
     config = load_config(options.config, overrides)
     if options.topology is not None:
-        from omnihuman_jax import scale_plan
+        from omnihuman_jax.commands import plan_scale
         from omnihuman_jax.scale import described_devices
 
         described_devices.prepare()
-        status = scale_plan.run(config, options)
+        status = plan_scale.run(config, options)
         if not (config.data.dataset and Path(config.data.dataset).is_dir()):
             return status
     plan, reports = report(config)
