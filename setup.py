@@ -72,10 +72,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["omnihuman_jax*", "data_pipelines*", "configs*", "launch*"]),
-    # The PyTorch modules are copied into every exported folder as files.
     package_data={
         "omnihuman_jax": ["py.typed"],
-        "omnihuman_jax.interop": ["*_omnihuman.py"],
         "omnihuman_jax.reporting": ["style.css"],
         "launch": ["schemas/*", "examples/*.yaml"],
     },

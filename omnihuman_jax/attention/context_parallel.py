@@ -4,7 +4,7 @@ What runs here runs inside `shard_map`: arrays are one device's, and every excha
 
 gather    keys and values of the video are gathered; each device keeps its queries. Any number of heads; memory for all keys.
 ulysses   an all-to-all turns a part of the tokens with all heads into all tokens with a part of the heads, and back [Jacobs 2023].
-ring      keys and values travel around, queries stay (`ring_attention.py`). Any number of heads; memory for two blocks of keys.
+ring      keys and values travel around, queries stay (`ring.py`). Any number of heads; memory for two blocks of keys.
 ulysses_ring
           groups of `ulysses_ways` neighbours do the first among themselves, and the groups form rings.
 

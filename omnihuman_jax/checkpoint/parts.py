@@ -1,18 +1,36 @@
 """What of a state a checkpoint holds, by name, and how Orbax stores it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from omnihuman_jax.training.train_state import TrainState
-
 MIN_CHUNK_BYTES, MAX_CHUNK_BYTES = 1 << 20, 1 << 22
 FILE_BYTES = 1 << 28
+
+
+class State(Protocol):
+    """What can be saved: a named tuple with these fields (`training.train_state.TrainState`)."""
+
+    @property
+    def params(self) -> Any: ...
+    @property
+    def ema(self) -> Any: ...
+    @property
+    def opt_state(self) -> Any: ...
+    @property
+    def step(self) -> Any: ...
+    @property
+    def counters(self) -> Any: ...
+    @property
+    def _replace(self) -> Callable[..., Any]: ...
+
+
+StateT = TypeVar("StateT", bound=State)
 
 
 def context_for(directory: Path | str) -> ocp.Context:
@@ -44,7 +62,7 @@ def _storage(path: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOpt
     return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=chunk, shard_axes=(0,))
 
 
-def parts_of(state: TrainState) -> dict[str, Any]:
+def parts_of(state: State) -> dict[str, Any]:
     """The parts that can be read alone."""
     return {
         "params": state.params,
@@ -54,15 +72,16 @@ def parts_of(state: TrainState) -> dict[str, Any]:
     }
 
 
-def assemble_state(parts: Mapping[str, Any], like: TrainState) -> TrainState:
+def assemble_state(parts: Mapping[str, Any], like: StateT) -> StateT:
     """The inverse of `parts_of`, with the tree of `like`."""
-    return TrainState(
+    state: StateT = like._replace(
         params=parts["params"],
         opt_state=_refill(like.opt_state, parts["optimizer"]),
         ema=parts["ema"],
         step=parts["progress"]["step"],
         counters=_refill(like.counters, parts["progress"]["counters"]),
     )
+    return state
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -15,9 +15,8 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax.checkpoint import fingerprint, seals
-from omnihuman_jax.checkpoint.parts import assemble_state, context_for, flatten, mismatches, parts_of
+from omnihuman_jax.checkpoint.parts import StateT, assemble_state, context_for, flatten, mismatches, parts_of
 from omnihuman_jax.runtime import processes, storage
-from omnihuman_jax.training.train_state import TrainState
 
 WEIGHTS = {"raw": "params", "ema": "ema"}
 FORMAT = 2
@@ -145,7 +144,7 @@ class CheckpointReader:
             raise CheckpointError(f"{where} has no readable record of its run (format {FORMAT}); {_CURE}")
         return metadata
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
+    def restore(self, step: int, abstract: StateT) -> StateT:
         """The whole state of a step, in the shardings of `abstract`; CheckpointError names what does not fit."""
         state = assemble_state(self._load(step, parts_of(abstract)), abstract)
         if int(state.step) != step:

@@ -14,10 +14,9 @@ import jax
 
 from omnihuman_jax.checkpoint import fingerprint
 from omnihuman_jax.checkpoint.local_copies import Copy, LocalCopies
-from omnihuman_jax.checkpoint.parts import assemble_state, flatten, parts_of
+from omnihuman_jax.checkpoint.parts import State, StateT, assemble_state, flatten, parts_of
 from omnihuman_jax.checkpoint.reader import CheckpointError, DamagedError, RunRecord
 from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
-from omnihuman_jax.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class TieredCheckpoints(Checkpoints):
     def due(self, step: int, *, last: bool = False) -> str:
         return super().due(step, last=last) or (LOCAL if step % self._local_interval == 0 else "")
 
-    def save(self, state: TrainState, record: RunRecord, why: str = "interval") -> bool:
+    def save(self, state: State, record: RunRecord, why: str = "interval") -> bool:
         if why != LOCAL:
             return super().save(state, record, why)
         begin = time.monotonic()
@@ -62,7 +61,7 @@ class TieredCheckpoints(Checkpoints):
         super().close()
         self._local.wait()
 
-    def choose(self, abstract: TrainState | None = None, below: int | None = None) -> int | None:
+    def choose(self, abstract: State | None = None, below: int | None = None) -> int | None:
         assert abstract is not None, "a local copy is stored as it lies on the devices"
         self._chosen, none_is_whole = None, None
         try:
@@ -100,7 +99,7 @@ class TieredCheckpoints(Checkpoints):
     def _copy_of(self, step: int) -> Copy | None:
         return self._chosen if self._chosen is not None and self._chosen.step == step else None
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
+    def restore(self, step: int, abstract: StateT) -> StateT:
         copy = self._copy_of(step)
         if copy is None:
             state = super().restore(step, abstract)

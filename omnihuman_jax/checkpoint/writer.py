@@ -18,11 +18,10 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax.checkpoint import fingerprint, orbax_slices, seals
-from omnihuman_jax.checkpoint.parts import context_for, flatten, parts_of
+from omnihuman_jax.checkpoint.parts import State, context_for, flatten, parts_of
 from omnihuman_jax.checkpoint.reader import CheckpointError, CheckpointReader, RunRecord
 from omnihuman_jax.checkpoint.save_thread import Save
 from omnihuman_jax.runtime import exit_codes, processes, storage
-from omnihuman_jax.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +173,7 @@ class Checkpoints(CheckpointReader):
             return ""
         return "again" if processes.gather(time.monotonic() >= self._again_at)[0] else ""
 
-    def save(self, state: TrainState, record: RunRecord, why: str = "interval") -> bool:
+    def save(self, state: State, record: RunRecord, why: str = "interval") -> bool:
         """Starts a save and returns once the arrays are copied to the host; an earlier save is waited for. False: it failed.
 
         `why`: what `due` said. One of an interval that fails counts, and has all its tries.
@@ -188,7 +187,7 @@ class Checkpoints(CheckpointReader):
         self._stall_s += time.monotonic() - begin
         return self._saving is not None
 
-    def finish(self, state: TrainState, record: RunRecord) -> bool:
+    def finish(self, state: State, record: RunRecord) -> bool:
         """Until the save of `state`, the last one, is on disk and sealed, with all its tries; False if none of them was good."""
         while not self.wait() and self._again_at is not None:
             time.sleep(max(0.0, self._again_at - time.monotonic()))
@@ -304,7 +303,7 @@ class Checkpoints(CheckpointReader):
         if errors:
             raise errors[0]
 
-    def choose(self, abstract: TrainState | None = None, below: int | None = None) -> int | None:
+    def choose(self, abstract: State | None = None, below: int | None = None) -> int | None:
         """The newest step (under `below`) that every process finds whole; those that are not are set aside, with a note.
 
         Each process looks at its share of the files, and all vote, without a collective. None: there is no checkpoint at all.

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from omnihuman_jax.reporting.run_folder import key_numbers
 
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.py"
 CLI = (sys.executable, "-m", "omnihuman_jax.cli")
 # What a resume cannot repeat: the time that a step took.
 TIMING = frozenset({"tokens_per_s", "step_time_s", "flops_per_s", "matmul_peak_share", "compile_s", "first_step_s", "save_stall_s"})

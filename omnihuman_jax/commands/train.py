@@ -34,10 +34,11 @@ from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, storage
 from omnihuman_jax.runtime.watchdog import Watchdog
 from omnihuman_jax.telemetry.events import EventLog, last_saved
-from omnihuman_jax.telemetry.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics, summarise
+from omnihuman_jax.telemetry.metrics import MetricsWriter, Speed, measure_matmul_peak, read_metrics
 from omnihuman_jax.telemetry.progress import progress_bar
 from omnihuman_jax.telemetry.prometheus import Exporter
 from omnihuman_jax.training import placement, run_guard, train_state
+from omnihuman_jax.training.log_line import is_logged, log_line
 from omnihuman_jax.training.numerics import RepeatedStep
 from omnihuman_jax.training.run_guard import RunGuard
 
@@ -236,14 +237,18 @@ def run_steps(
             if previous is not None:
                 guard.observe(*previous)
             previous = step, {name: metrics[name] for name in ("loss", "grad_norm", "verdict", "skipped_in_a_row")}
-            line = log_line(parts, step, jax.device_get(metrics), speed) if is_logged(config, step) else None
+            line = (
+                log_line(config.stages, step, jax.device_get(metrics), speed)
+                if is_logged(config.stages, config.logging.interval, step)
+                else None
+            )
             if line is not None and (stall := checkpoints.take_stall()):
                 line["save_stall_s"] = stall
             if line is not None and writer is not None:
                 writer.write(line)
             show(done, line)
             events.step(done)
-            if is_logged(config, step):
+            if is_logged(config.stages, config.logging.interval, step):
                 exporter.update(done, line, events.seconds, events.compare_hosts(done))
             # In steps of this attempt: JAX answers at one more than the largest number asked with, and begins at 0.
             stopping = stop.agreed(done - start)
@@ -283,25 +288,6 @@ def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, acce
     for change in changes:
         logger.warning("accepted change: %s", change)
     return dataclasses.replace(record, origin=stored.origin)
-
-
-def is_logged(config: ExperimentConfig, step: int) -> bool:
-    """Whether the interval, or the stage, ends with this step."""
-    index, stage = config.stages.stage_at(step)
-    done = step + 1
-    return done % config.logging.interval == 0 or done == config.stages.starts[index] + stage.steps
-
-
-def log_line(parts: Parts, step: int, metrics: dict[str, Any], speed: Speed) -> dict[str, Any]:
-    """One record of metrics.jsonl: see `metrics.summarise` and `metrics.Speed`."""
-    _, stage = parts.config.stages.stage_at(step)
-    line: dict[str, Any] = {"step": step + 1, "stage": stage.name}
-    line |= summarise(metrics["counters"], stage)
-    line["grad_norm"] = float(metrics["grad_norm"])
-    line |= {
-        "learning_rate" if group == "base" else f"learning_rate/{group}": float(rate) for group, rate in metrics["rates"].items()
-    }
-    return line | speed.measure(step + 1, float(metrics["counters"].interval_tokens), int(metrics["counters"].interval_steps))
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

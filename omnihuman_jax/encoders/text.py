@@ -1,7 +1,7 @@
 """Text encoders: a prompt to token-level embeddings and one pooled embedding. BERT (MiniLM, BGE, ...) in JAX.
 
 The embeddings are computed once, offline. Weights and tokenizer come from a folder in Hugging Face layout. Large encoders
-(HunyuanVideo's, T5, UMT5) run through `transformers`: see `transformers_text.py`.
+(HunyuanVideo's, T5, UMT5) run through `transformers`: see `serving/text_encoders_omnihuman.py`.
 """
 
 import dataclasses

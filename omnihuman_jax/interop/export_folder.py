@@ -17,17 +17,10 @@ from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.typing import MOTION_FRAMES, TEMPORAL_STRIDE
 
-MODULES: dict[str, tuple[str, str]] = {
-    "modeling_omnihuman.py": ("omnihuman_jax.interop", "modeling_omnihuman.py"),
-    "sampling_omnihuman.py": ("omnihuman_jax.interop", "sampling_omnihuman.py"),
-    "windows_omnihuman.py": ("omnihuman_jax.interop", "windows_omnihuman.py"),
-    "encoders_omnihuman.py": ("omnihuman_jax.interop", "encoders_omnihuman.py"),
-    "signals_omnihuman.py": ("omnihuman_jax.interop", "signals_omnihuman.py"),
-    "pipeline_omnihuman.py": ("omnihuman_jax.interop", "pipeline_omnihuman.py"),
-    "text_encoders_omnihuman.py": ("omnihuman_jax.models", "transformers_text.py"),
-    "media_omnihuman.py": ("omnihuman_jax", "media.py"),
-}
-"""Name in the folder -> (package, file): copied as they are, so none of them imports this package."""
+MODULES = tuple(f"{name}_omnihuman.py" for name in (
+    "modeling", "sampling", "windows", "encoders", "text_encoders", "signals", "media", "pipeline",
+))  # fmt: skip
+"""Files of `omnihuman_jax.serving`: copied as they are, so none of them imports this package."""
 
 EMPTY_PROMPT_FILE = "empty_prompt.safetensors"
 DCT_FILE = "codec.safetensors"
@@ -91,6 +84,6 @@ class Serving:
 
 def copy_modules(folder: str | os.PathLike[str]) -> None:
     """Puts the PyTorch modules into an exported folder."""
-    for name, (package, file) in MODULES.items():
-        with resources.as_file(resources.files(package) / file) as source:
+    for name in MODULES:
+        with resources.as_file(resources.files("omnihuman_jax.serving") / name) as source:
             shutil.copyfile(source, Path(folder) / name)

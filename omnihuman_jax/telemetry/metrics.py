@@ -13,13 +13,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.sharding import MESH_AXES
-from omnihuman_jax.stages import Stage
-from omnihuman_jax.training.train_state import Counters
 
 logger = logging.getLogger(__name__)
 
@@ -43,27 +39,6 @@ class LoggingConfig:
             raise ValueError(f"logging.interval must be >= 1, not {self.interval}")
         if not 0 <= self.prometheus_port < 2**16:
             raise ValueError(f"logging.prometheus_port must be in [0, 65535], not {self.prometheus_port}")
-
-
-def summarise(counters: Counters, stage: Stage) -> dict[str, float]:
-    """Means over the logging interval, and the stage's realised ratios beside the configured ones.
-
-    `counters` are those of the interval's last step, on the host.
-    """
-    health = counters.health
-    counted = int(counters.interval_steps) - int(health.interval_nonfinite)
-    record: dict[str, float] = {"loss": _mean(counters.interval_loss, counted) if counted else math.nan}
-    for active in ConditionSet.every():
-        if windows := int(counters.interval_windows[active.bits]):
-            record[f"loss/{active.label}"] = _mean(counters.interval_losses[active.bits], windows)
-    total = int(np.sum(counters.stage_windows))
-    for condition in Condition:
-        with_it = sum(int(counters.stage_windows[active.bits]) for active in ConditionSet.every() if condition in active)
-        record[f"ratio/{condition.label}"] = with_it / max(total, 1)
-        record[f"ratio_target/{condition.label}"] = float(stage.ratios[condition])
-    # Of the whole run so far.
-    record |= {"skipped_updates": int(health.skipped), "spikes": int(health.spikes), "placeholders": int(counters.placeholders)}
-    return record
 
 
 class Speed:
@@ -196,11 +171,6 @@ def _keep_until(path: Path, step: int) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     temporary.replace(path)
-
-
-def _mean(total: Any, count: Any) -> float:
-    """A float64 quotient: the sums are exact float32 values, so equal sums give equal lines."""
-    return float(total) / max(int(count), 1)
 
 
 def _finite(value: Any) -> bool:

@@ -26,7 +26,7 @@ from omnihuman_jax.scale.step_plan import ScalePlan, advice, format_plan, load_p
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import paper_stages
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "omnihuman_13b.py:720p")
 
 
