@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+# Fixtures of several rooms: a tiny trained run, made once a session.
+pytest_plugins = ("tests.sampling.fixtures",)
+
 ROOT = Path(__file__).resolve().parent.parent
 NUM_DEVICES = 8
 

@@ -14,8 +14,9 @@ PACKAGES = ("omnihuman_jax", "data_pipelines", "configs", "launch")
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("typing", "conditions", "serving"),
     ("stages", "sharding", "runtime"),
-    ("attention", "encoders", "diffusion", "data", "checkpoint", "telemetry"),
-    ("models", "codecs"),
+    ("attention", "encoders"),
+    ("models", "codecs", "diffusion", "data"),
+    ("checkpoint", "telemetry"),
     ("training", "evaluation", "interop", "scale"),
     ("config", "reporting"),
     ("assembly", "sampling"),

@@ -23,12 +23,12 @@ from omnihuman_jax import config as experiment
 from omnihuman_jax import sharding
 from omnihuman_jax.assembly import Parts, assemble
 from omnihuman_jax.checkpoint.reader import CheckpointReader, RunRecord, checkpoint_directory
-from omnihuman_jax.commands.train import first_state
 from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
 from omnihuman_jax.data.pipeline import window_input
 from omnihuman_jax.data.plan import PlacedWindow
 from omnihuman_jax.training import placement, train_state
+from omnihuman_jax.training.resume import first_state
 from omnihuman_jax.training.run_guard import Rollbacks
 from omnihuman_jax.training.train_step import Objective, loss_fn
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from omnihuman_jax.runtime import exit_codes
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ, latent_frames_of
 
 logger = logging.getLogger(__name__)
@@ -293,6 +294,8 @@ def write_dataset_metadata(directory: str | os.PathLike[str], spec: DatasetSpec,
 
 class StorageError(OSError):
     """The storage that the records lie on did not answer for as long as it was given: no fault of a record."""
+
+    exit_code = exit_codes.RETRY
 
 
 class RecordSource:

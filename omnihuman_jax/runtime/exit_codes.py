@@ -44,6 +44,21 @@ FAIL_AT_ONCE = (USER_ERROR, INTERRUPTED)
 FREE_RESTARTS = (RESTART,)
 
 
+def of_error(error: BaseException) -> int:
+    """What a launcher is to know of an error that ends a process: the same command would fail again, or may not.
+
+    An error that knows its own code has it as `exit_code`.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILURE
+    known = getattr(error, "exit_code", None)
+    if known is not None:
+        return int(known)
+    return USER_ERROR if isinstance(error, ValueError | FileNotFoundError) else FAILURE
+
+
 def of_returncode(returncode: int) -> int:
     """The code that a shell, SLURM or Kubernetes would report for `subprocess`'s: -9 is 137."""
     return 128 - returncode if returncode < 0 else returncode

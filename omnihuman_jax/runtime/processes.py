@@ -34,14 +34,14 @@ _patience_s = 3600.0
 
 
 class RunEnded(Exception):
-    """A run that ends before its schedule does: the message says why, `code` what a launcher does.
+    """A run that ends before its schedule does: the message says why, `exit_code` what a launcher does.
 
     alone: only this process knows; otherwise all end alike, at the same step.
     """
 
     def __init__(self, message: str, code: int, *, alone: bool = False):
         super().__init__(message)
-        self.code, self.alone = code, alone
+        self.exit_code, self.alone = code, alone
 
 
 def join(

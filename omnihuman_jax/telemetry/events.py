@@ -26,8 +26,6 @@ import jax.monitoring
 
 from omnihuman_jax.runtime import exit_codes, processes
 from omnihuman_jax.runtime.incidents import append_line, read_lines
-from omnihuman_jax.runtime.processes import RunEnded
-from omnihuman_jax.training.run_guard import exit_code
 
 FOLDER = "events"
 # Steps are written together until they took this long: a line a second at most.
@@ -63,7 +61,7 @@ class EventLog:
 
     def __exit__(self, _kind: Any, error: BaseException | None, _traceback: Any) -> None:
         self._flush()
-        code = exit_codes.OK if error is None else error.code if isinstance(error, RunEnded) else exit_code(error)
+        code = exit_codes.OK if error is None else exit_codes.of_error(error)
         self._write({"event": "end", "t": time.time(), "code": code})
         jax.monitoring.unregister_event_duration_listener(self._heard)
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from omnihuman_jax.data.plan import Plan
-from omnihuman_jax.data.records import RecordSource, StorageError
+from omnihuman_jax.data.records import RecordSource
 from omnihuman_jax.runtime import exit_codes, processes
 from omnihuman_jax.runtime.incidents import Incidents, append_line, read_lines
 from omnihuman_jax.runtime.processes import RunEnded, StopRequest
@@ -189,10 +189,10 @@ def one_door(command: str) -> Iterator[None]:
     except RunEnded as ended:
         logger.warning("%s", ended)
         if ended.alone:
-            processes.abandon(ended.code, str(ended))
-        processes.leave(ended.code)
+            processes.abandon(ended.exit_code, str(ended))
+        processes.leave(ended.exit_code)
     except BaseException as error:
-        code = exit_code(error)
+        code = exit_codes.of_error(error)
         reason = " ".join(str(error).split()) or type(error).__name__
         if code == exit_codes.USER_ERROR:
             if jax.process_count() == 1:
@@ -204,14 +204,3 @@ def one_door(command: str) -> Iterator[None]:
         processes.abandon(code, f"{type(error).__name__}: {reason[:300]}")
     else:
         processes.leave(exit_codes.OK)
-
-
-def exit_code(error: BaseException) -> int:
-    """What a launcher is to know of an error: the same command would fail again, or may not."""
-    if isinstance(error, KeyboardInterrupt):
-        return exit_codes.INTERRUPTED
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else exit_codes.FAILURE
-    if isinstance(error, StorageError):
-        return exit_codes.RETRY
-    return exit_codes.USER_ERROR if isinstance(error, ValueError | FileNotFoundError) else exit_codes.FAILURE

@@ -415,7 +415,7 @@ def test_reading_waits_for_storage_and_then_leaves_for_a_restart(tmp_path: Path,
         for read in reads[::2]:
             with pytest.raises(RunEnded, match="storage did not answer in 3 tries") as ended:
                 read()
-            assert ended.value.code == exit_codes.RETRY and not ended.value.alone
+            assert ended.value.exit_code == exit_codes.RETRY and not ended.value.alone
         bring_back(folder)
         assert checkpoints.choose() == 2 and not (folder / "damaged").exists()  # nothing is to blame
 
@@ -428,7 +428,7 @@ def test_a_run_that_has_saved_does_not_begin_anew_because_its_folder_is_gone(
     take_away(folder, how)
     with pytest.raises(RunEnded, match=r"c.*did not answer in 3 tries: .*has saved step 1|Not a directory") as ended:
         Checkpoints(folder, QUICK, expected="has saved step 1")
-    assert ended.value.code == exit_codes.RETRY
+    assert ended.value.exit_code == exit_codes.RETRY
     back = threading.Timer(0.3, bring_back, [folder])
     back.start()
     with Checkpoints(folder, QUICK, expected="has saved step 1") as checkpoints:

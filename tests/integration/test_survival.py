@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax.commands import replay, train
+from omnihuman_jax.commands import replay
 from omnihuman_jax.config import read_config, write_config
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.runtime import exit_codes
 from omnihuman_jax.runtime.incidents import read_lines
 from omnihuman_jax.runtime.processes import RunEnded
 from omnihuman_jax.telemetry.metrics import read_metrics
+from omnihuman_jax.training import resume
 from tests.data import synthetic
 from tests.training import runs, tiny_config
 
@@ -164,15 +165,15 @@ def test_a_data_set_that_a_run_has_had_is_waited_for(tmp_path: Path, monkeypatch
     config.mesh.context = 2  # this process has 8 devices
     config.data.dataset, config.data.retries, config.data.retry_delay_s = str(dataset), 2, 0.1
     with pytest.raises(FileNotFoundError, match="no dataset here"):  # a first start: the path is wrong
-        train.open_parts(config, run)
+        resume.open_parts(config, run)
     run.mkdir()
     write_config(config, run)
     with pytest.raises(RunEnded, match=r"opening .*dataset: storage did not answer in 3 tries: .*opened it before") as ended:
-        train.open_parts(config, run)
-    assert ended.value.code == exit_codes.RETRY and not ended.value.alone
+        resume.open_parts(config, run)
+    assert ended.value.exit_code == exit_codes.RETRY and not ended.value.alone
     runs.write_dataset(away)
     threading.Timer(0.15, away.rename, [dataset]).start()
-    assert len(train.open_parts(config, run).records) == len(runs.catalog())
+    assert len(resume.open_parts(config, run).records) == len(runs.catalog())
     load, calls = Catalog.load, itertools.count()
 
     def broken(folder: str) -> Catalog:
@@ -181,10 +182,10 @@ def test_a_data_set_that_a_run_has_had_is_waited_for(tmp_path: Path, monkeypatch
         return load(folder)
 
     monkeypatch.setattr(Catalog, "load", broken)
-    assert train.open_parts(config, tmp_path / "first start").records.directory == dataset and next(calls) == 3
+    assert resume.open_parts(config, tmp_path / "first start").records.directory == dataset and next(calls) == 3
     config.data.dataset = str(tmp_path / "datset")  # not what the run had: a slip of the pen
     with pytest.raises(FileNotFoundError, match="no dataset here"):
-        train.open_parts(config, run)
+        resume.open_parts(config, run)
 
 
 @pytest.mark.slow

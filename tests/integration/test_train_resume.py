@@ -200,7 +200,7 @@ def test_no_whole_checkpoint_is_no_fresh_start(copy: Path, dataset: Path, straig
     for why in (f"this run has saved step {STEPS}", f"this run has trained {STEPS} steps, with a checkpoint every {INTERVAL}"):
         with pytest.raises(RunEnded, match=f"no checkpoint in .*, which is not there, but {why}") as ended:
             resume(copy, dataset, *waiting)
-        assert ended.value.code == exit_codes.RETRY
+        assert ended.value.exit_code == exit_codes.RETRY
         shutil.rmtree(copy / "events")  # as a run of an older version: what it logged still says so
 
 

@@ -1,4 +1,4 @@
-"""One tiny run for the whole folder: made once, read by every test, changed by none."""
+"""A tiny trained run and a video, for the tests of every room: made once a session, changed by none."""
 
 import numpy as np
 import pytest

@@ -10,12 +10,12 @@ import pytest
 
 from omnihuman_jax import assembly
 from omnihuman_jax.checkpoint.reader import CheckpointError, CheckpointReader, RunRecord
-from omnihuman_jax.commands import import_weights, replay, train
+from omnihuman_jax.commands import import_weights, replay
 from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime.incidents import append_line
 from omnihuman_jax.sharding import MeshConfig
-from omnihuman_jax.training import run_guard
+from omnihuman_jax.training import resume, run_guard
 from tests.training import runs, tiny_config
 
 ORIGIN = {"kind": "hunyuan-video", "folder": "transformer", "files": {"config.json": "0" * 64}}
@@ -48,7 +48,7 @@ def test_step_0_is_the_imported_weights(dataset, weights):
     config = _config(dataset, folder)
     parts = assembly.assemble(config)
     with jax.set_mesh(parts.mesh):
-        state, record = train.first_state(parts, RunRecord(config=to_json(config), fingerprint="f", step=0))
+        state, record = resume.first_state(parts, RunRecord(config=to_json(config), fingerprint="f", step=0))
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
     jax.tree.map(np.testing.assert_array_equal, state.ema, params)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
@@ -56,7 +56,7 @@ def test_step_0_is_the_imported_weights(dataset, weights):
     assert record.origin == {**ORIGIN, "initial_weights": {"run": "tiny", "step": 0}}
     config.model = dataclasses.replace(config.model, width=48, rope_axes=(8, 8, 8))
     with pytest.raises(CheckpointError, match=r"initial_weights: .*does not fit this model: .*omnihuman import"):
-        train.first_state(assembly.assemble(config), record)
+        resume.first_state(assembly.assemble(config), record)
 
 
 def test_replay_without_a_checkpoint_takes_the_weights_that_the_run_began_with(dataset, weights, tmp_path, monkeypatch):
@@ -77,7 +77,7 @@ def test_imported_weights_are_no_run(dataset, weights):
     record = RunRecord(config=to_json(_config(dataset, folder)), fingerprint="f", step=0)
     refused = pytest.raises(ValueError, match=r"not a run; train in another --run with --config.initial_weights=")
     with CheckpointReader(folder / "checkpoints") as checkpoints, refused:
-        train.continue_record(folder, checkpoints.record(0), record, accept_changes=True)
+        resume.continue_record(folder, checkpoints.record(0), record, accept_changes=True)
 
 
 @pytest.mark.slow

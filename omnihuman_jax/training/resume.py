@@ -1,0 +1,143 @@
+"""What a run goes on from: its data, its checkpoints, and the state of the newest that is whole; or a new one.
+
+Never a silent fresh start: where a run must have had a checkpoint and has none, that is an error.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from omnihuman_jax.assembly import Parts, assemble
+from omnihuman_jax.checkpoint import tiers
+from omnihuman_jax.checkpoint.reader import CheckpointError, DamagedError, RunRecord, checkpoint_directory, load_weights
+from omnihuman_jax.checkpoint.writer import Checkpoints
+from omnihuman_jax.config import ExperimentConfig, changed_fields
+from omnihuman_jax.runtime import processes, storage
+from omnihuman_jax.telemetry.events import EventLog, last_saved
+from omnihuman_jax.telemetry.metrics import read_metrics
+from omnihuman_jax.training import run_guard, train_state
+from omnihuman_jax.training.run_guard import RunGuard
+
+logger = logging.getLogger(__name__)
+
+
+def open_parts(config: ExperimentConfig, run_dir: Path) -> Parts:
+    """`assemble`, with patience for the data set's storage. RunEnded, for a restart, where it does not come back.
+
+    A data set that this run has opened before and that is not there any more is storage that is gone; otherwise the path is wrong.
+    """
+    known = processes.gather(has_opened(run_dir, config.data.dataset))[0]
+
+    def ask(what: str, look: Callable[[], Any]) -> Any:
+        def tolerant() -> Any:
+            try:
+                return look()
+            except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+                if known:
+                    raise storage.Gone(f"this run has opened it before, and now: {error}") from None
+                raise
+
+        return storage.ask(what, tolerant, retries=config.data.retries, delay_s=config.data.retry_delay_s)
+
+    return assemble(config, ask)
+
+
+def has_opened(run_dir: Path, dataset: str) -> bool:
+    """Whether this run, by its own config.json, which the first start writes once all is open, has had that data set."""
+    file = run_dir / "config.json"
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return bool(dataset) and stored.get("data", {}).get("dataset") == dataset
+
+
+def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, events: EventLog) -> Checkpoints:
+    """The run's checkpoints, which may not be gone once there were any; what they have to say goes where it belongs."""
+
+    def note(kind: str, details: Mapping[str, Any]) -> None:
+        events.saved(details) if kind == "saved" else guard.note(kind, details)
+
+    # Process 0 has written the logs: another may see less of them.
+    expected = must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks) if jax.process_index() == 0 else ""
+    expected = processes.gather(expected)[0]
+    return tiers.open_checkpoints(config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, note, expected)
+
+
+def must_be_there(run_dir: Path, interval: int, rollbacks: run_guard.Rollbacks) -> str:
+    """Why there must be a checkpoint of this run, by its own logs; "" if there need be none."""
+    anew = rollbacks.begun_anew_at()
+    if (step := last_saved(run_dir)) > anew:
+        return f"has saved step {step}"
+    # A second save waits for the first: past two intervals there must have been a checkpoint.
+    logged = max((line["step"] for line in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
+    if logged > anew + 2 * interval and not rollbacks.is_pending():
+        return f"has trained {logged} steps, with a checkpoint every {interval}"
+    return ""
+
+
+def first_state(parts: Parts, record: RunRecord) -> tuple[train_state.TrainState, RunRecord]:
+    """Step 0 around random weights, or those of `initial_weights`; the record then says where these come from."""
+    config, source = parts.config, parts.config.initial_weights
+    if not source:
+        return train_state.create_train_state(config.model, parts.optimizer, parts.state_shardings, config.seed), record
+    abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings).params
+    try:
+        params, stored = load_weights(checkpoint_directory(source), abstract)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"initial_weights: {error} (`omnihuman import ... --config FILE` makes one for the model of a config file)"
+        ) from error
+    origin = {**stored.origin, "initial_weights": {"run": str(stored.config["name"]), "step": stored.step}}
+    state = train_state.continue_from(params, parts.optimizer, parts.state_shardings)
+    return state, dataclasses.replace(record, origin=origin)
+
+
+def resume(
+    parts: Parts, run_dir: Path, checkpoints: Checkpoints, record: RunRecord, guard: RunGuard, *, accept_changes: bool
+) -> tuple[train_state.TrainState, RunRecord, int]:
+    """State, record and step to go on from: of the newest checkpoint that is whole, or new where there has been none.
+
+    After too many steps that went wrong in a row it is one from before them, and the step is the one after them.
+    """
+    config, asked = parts.config, guard.rollbacks.pending()
+    abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+    while (step := checkpoints.choose(abstract, asked["first"] if asked else None)) is not None:
+        try:
+            record = continue_record(run_dir, checkpoints.record(step), record, accept_changes=accept_changes)
+            state = checkpoints.restore(step, abstract)
+            break
+        except DamagedError as error:
+            checkpoints.reject(step, str(error))
+    else:
+        state, record = first_state(parts, record)
+    if asked:
+        checkpoints.roll_back(asked["first"])
+        guard.rollbacks.carried_out(asked, step or 0)
+        guard.incidents.note("rolled_back", {"checkpoint": step or 0, "on_from": asked["to"]})
+        logger.warning("rolled back to step %d, on from step %d", step or 0, asked["to"])
+    to = guard.rollbacks.jump_from(step or 0)
+    return (state, record, step or 0) if to is None else (train_state.skip_to(state, to, parts.state_shardings), record, to)
+
+
+def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, accept_changes: bool) -> RunRecord:
+    """The record to go on with; ValueError if the run there is not this one."""
+    if stored.step == 0:
+        raise ValueError(
+            f"{run_dir} holds weights to start from, not a run; train in another --run with --config.initial_weights={run_dir}"
+        )
+    changes = changed_fields(stored.config, record.config)
+    if stored.fingerprint != record.fingerprint:
+        changes.append(
+            f"data plan (catalog, stages, sizes or seed): fingerprint {stored.fingerprint[:12]} -> {record.fingerprint[:12]}"
+        )
+    if changes and not accept_changes:
+        raise ValueError(
+            f"{run_dir} was trained with another configuration: {'; '.join(changes)}. Undo that, train in another --run, "
+            f"or continue with the new one by --accept-changes"
+        )
+    for change in changes:
+        logger.warning("accepted change: %s", change)
+    return dataclasses.replace(record, origin=stored.origin)
