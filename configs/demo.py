@@ -1,6 +1,8 @@
-"""The demo: a small model on 47 seconds of sample footage, trained from nothing on 8 simulated devices of a laptop's CPU.
+"""The demo: a small model on 47 seconds of sample footage, trained from nothing on 8 simulated devices of a laptop's
+CPU.
 
-    omnihuman --simulate-devices 8 train --config configs/demo.py --run runs/demo/run --config.data.dataset=runs/demo/dataset
+    omnihuman --simulate-devices 8 train --config configs/demo.py --run runs/demo/run
+    --config.data.dataset=runs/demo/dataset
 
 A text-only stage 0 stands in for the pretrained base; then the paper's three stages (contract: stages are data).
 """
@@ -23,13 +25,15 @@ NEIGHBOURS = 2  # frames of audio that a latent frame hears on each side of its 
 
 
 def get_config() -> ExperimentConfig:
-    """Dataset: dct codec (48 channels), MiniLM (384), Whisper tiny's layers 0, 2, 4 (3 x 384), 75 keypoints, 64 x 48 pixels."""
+    """Dataset: dct codec (48 channels), MiniLM (384), Whisper tiny's layers 0, 2, 4 (3 x 384), 75 keypoints, 64 x 48
+    pixels.
+    """
     return ExperimentConfig(
         name="demo",
         data=DataConfig(
             dataset="runs/demo/dataset",
-            # A window of 25 frames at 64 x 48 is 7 x 12 tokens, and 12 more for its reference: two of them a sequence, or more
-            # that are shorter.
+            # A window of 25 frames at 64 x 48 is 7 x 12 tokens, and 12 more for its reference: two of them a sequence,
+            # or more that are shorter.
             plan=PlanConfig(
                 sequences_per_step=8,
                 latent_tokens=208,

@@ -1,6 +1,8 @@
-"""13 B: HunyuanVideo's layout with OmniHuman's inputs, for those who extend its open weights (20 dual + 40 single blocks).
+"""13 B: HunyuanVideo's layout with OmniHuman's inputs, for those who extend its open weights (20 dual + 40 single
+blocks).
 
-    omnihuman train --distributed --config configs/omnihuman_13b.py --run gs://BUCKET/runs/13b --config.data.dataset=DATASET
+    omnihuman train --distributed --config configs/omnihuman_13b.py --run gs://BUCKET/runs/13b
+    --config.data.dataset=DATASET
 
 Meant for 256 accelerators of 80 GB or more: 32-way fsdp x 8-way context. Learning rate, decay, clip and batch are the
 paper's [S2]; steps, EMA and the length of a sequence are stated nowhere [D].

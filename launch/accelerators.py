@@ -1,6 +1,7 @@
 """What a spec's accelerator is: hosts, devices a host, and what the clouds call it.
 
-The shapes of TPU slices are `omnihuman_jax.scale.topologies`'; here are GKE's labels and machine types and the GPU machines.
+The shapes of TPU slices are `omnihuman_jax.scale.topologies`'; here are GKE's labels and machine types and the GPU
+machines.
 """
 
 import dataclasses
@@ -11,7 +12,9 @@ from omnihuman_jax.scale.topologies import GENERATIONS, TpuSlice, tpu_slice
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TpuNames:
-    """GKE's selector value, machine type (of hosts with 4 chips, and with 1), and the runtime of TPU VMs ("": GKE only)."""
+    """GKE's selector value, machine type (of hosts with 4 chips, and with 1), and the runtime of TPU VMs ("": GKE
+    only).
+    """
 
     label: str
     machine: str
@@ -29,7 +32,10 @@ TPU_NAMES: dict[str, TpuNames] = {
     ),
     "v5p": TpuNames(label="tpu-v5p-slice", machine="ct5p-hightpu-4t", vm_runtime="v2-alpha-tpuv5"),
     "v6e": TpuNames(
-        label="tpu-v6e-slice", machine="ct6e-standard-4t", machine_of_one="ct6e-standard-1t", vm_runtime="v2-alpha-tpuv6e"
+        label="tpu-v6e-slice",
+        machine="ct6e-standard-4t",
+        machine_of_one="ct6e-standard-1t",
+        vm_runtime="v2-alpha-tpuv6e",
     ),
     "tpu7x": TpuNames(label="tpu7x", machine="tpu7x-standard-4t", machine_of_one="tpu7x-standard-1t"),
 }
@@ -91,7 +97,9 @@ class Machines:
 
 
 def machines(kind: str, *, topology: str = "", slices: int = 1, nodes: int = 1, devices: int = 1) -> Machines:
-    """Hosts and devices of an accelerator as a spec names it; ValueError, with the cure, on a combination that does not exist."""
+    """Hosts and devices of an accelerator as a spec names it; ValueError, with the cure, on a combination that does not
+    exist.
+    """
     if kind not in TYPES:
         near = difflib.get_close_matches(kind, TYPES, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -103,10 +111,14 @@ def machines(kind: str, *, topology: str = "", slices: int = 1, nodes: int = 1, 
         if nodes != 1 or devices != 1:
             raise ValueError(f"accelerator: a TPU ({kind}) is named by topology and slices, not by nodes or devices")
         if not topology:
-            raise ValueError(f"accelerator.topology is missing; {kind} has {', '.join(GENERATIONS[kind].small)} and larger")
+            raise ValueError(
+                f"accelerator.topology is missing; {kind} has {', '.join(GENERATIONS[kind].small)} and larger"
+            )
         one = tpu_slice(kind, topology)
         if slices > 1 and one.hosts == 1:
-            raise ValueError(f"accelerator: {slices} slices of {kind} {topology}, a single host; several slices need 2 hosts each")
+            raise ValueError(
+                f"accelerator: {slices} slices of {kind} {topology}, a single host; several slices need 2 hosts each"
+            )
         return Machines(
             kind="tpu", type=kind, groups=slices, hosts=one.hosts, chips=one.chips_per_host,
             devices_per_host=one.devices // one.hosts, slice=one,

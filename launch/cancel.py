@@ -1,4 +1,5 @@
-"""Cancel: ends a submitted job. Its processes get SIGTERM and the grace period, so they save first where the target allows it.
+"""Cancel: ends a submitted job. Its processes get SIGTERM and the grace period, so they save first where the target
+allows it.
 
 omnihuman cancel launch/examples/v5p.yaml --target jobset
 """

@@ -1,4 +1,6 @@
-"""What is looked at before anything is sent, beside the spec's own fields: the target, the image, the config on the accelerator."""
+"""What is looked at before anything is sent, beside the spec's own fields: the target, the image, the config on the
+accelerator.
+"""
 
 import dataclasses
 import json
@@ -20,8 +22,19 @@ if TYPE_CHECKING:
     from omnihuman_jax.config import ExperimentConfig
 
 TARGETS: dict[str, ModuleType] = {"jobset": jobset, "queued-resource": queued_resource, "slurm": slurm, "local": local}
-# Fields that some targets have no use for; elsewhere they are refused, not dropped. `local` takes all: it stands for the cluster.
-_KUBERNETES = ("namespace", "queue", "priority", "placement_policy", "ttl_s", "security", "host_network", "volumes", "pod_patch")
+# Fields that some targets have no use for; elsewhere they are refused, not dropped. `local` takes all: it stands for
+# the cluster.
+_KUBERNETES = (
+    "namespace",
+    "queue",
+    "priority",
+    "placement_policy",
+    "ttl_s",
+    "security",
+    "host_network",
+    "volumes",
+    "pod_patch",
+)
 TAKEN_BY = {
     **dict.fromkeys(_KUBERNETES, ("jobset",)),
     "service_account": ("jobset", "queued-resource"),
@@ -41,12 +54,16 @@ INSTEAD = {
 STATE_BYTES = 16
 WRITE_RATE = 0.5e9
 # Metrics and event logs are appended to, which object stores cannot do.
-_NO_BUCKET = "; logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI"
+_NO_BUCKET = (
+    "; logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """allow_tag: an image that is named by tag may pass; preflight: ask `omnihuman plan` whether the run fits in memory."""
+    """allow_tag: an image that is named by tag may pass; preflight: ask `omnihuman plan` whether the run fits in
+    memory.
+    """
 
     allow_tag: bool = False
     preflight: bool = False
@@ -118,7 +135,9 @@ def check_output(spec: RunSpec, target: str, directory: str, pod: Mapping[str, A
         places["checkpoints" if spec.checkpoints else own] = directory
     for field, place in places.items():
         if not place.startswith("/"):
-            raise ValueError(f"{field} {place!r}: an absolute path for --target {target}{_NO_BUCKET if '://' in place else ''}")
+            raise ValueError(
+                f"{field} {place!r}: an absolute path for --target {target}{_NO_BUCKET if '://' in place else ''}"
+            )
     homes = _homes(spec, target, pod)
     if homes is None:
         return
@@ -130,17 +149,25 @@ def check_output(spec: RunSpec, target: str, directory: str, pod: Mapping[str, A
         if not around:
             raise ValueError(f"{field} {place!r} lies on none of {lasting}: restarts would not find it")
         if reason := homes[max(around, key=lambda home: len(PurePosixPath(home).parts))]:
-            raise ValueError(f"{field} {place!r} lies on {reason}: restarts would not find it; put it on one of {lasting}")
+            raise ValueError(
+                f"{field} {place!r} lies on {reason}: restarts would not find it; put it on one of {lasting}"
+            )
 
 
 def _homes(spec: RunSpec, target: str, pod: Mapping[str, Any]) -> dict[str, str] | None:
-    """The folders that the trainer sees from outside its container, and why what is written there would not last; None: all."""
+    """The folders that the trainer sees from outside its container, and why what is written there would not last; None:
+    all.
+    """
     if target == "jobset":
         return jobset.homes(pod)
     if target == "queued-resource":
         own = ("/tmp", "/var/tmp", "/dev/shm", "/run")
         return {
-            container: f"{host} of the VM, which does not last" if any(PurePosixPath(host).is_relative_to(o) for o in own) else ""
+            container: (
+                f"{host} of the VM, which does not last"
+                if any(PurePosixPath(host).is_relative_to(o) for o in own)
+                else ""
+            )
             for host, container in spec.tpu_vm.mounts.items()
         }
     if spec.slurm.runtime == "apptainer":
@@ -156,7 +183,9 @@ def check_secrets(spec: RunSpec, target: str) -> None:
         if target == "jobset" and ref.file:
             raise ValueError(f"secrets.{name}: pods read Kubernetes secrets; give secret and key instead of file")
         if target != "jobset" and ref.secret:
-            raise ValueError(f"secrets.{name}: --target {target} reads files on the machines; give file instead of secret and key")
+            raise ValueError(
+                f"secrets.{name}: --target {target} reads files on the machines; give file instead of secret and key"
+            )
 
 
 def check_mesh(spec: RunSpec, target: str, config: "ExperimentConfig") -> None:
@@ -166,14 +195,19 @@ def check_mesh(spec: RunSpec, target: str, config: "ExperimentConfig") -> None:
     machines, slices, devices, where = spec.machines, None, spec.machines.devices, str(spec.machines)
     if target == "local":
         layout = local.layout_of(spec)
-        devices, where = layout.processes * layout.devices, f"{layout.processes} local processes of {layout.devices} devices"
+        devices, where = (
+            layout.processes * layout.devices,
+            f"{layout.processes} local processes of {layout.devices} devices",
+        )
         if not devices:
             return  # The machine's own devices: only its process can count them.
     elif machines.kind == "tpu":
         # Only TPUs know of their slices; elsewhere mesh.slices says.
         slices = machines.groups
     try:
-        check_splits(config.mesh, config.model, config.data.plan, config.step.micro_batches, num_devices=devices, slices=slices)
+        check_splits(
+            config.mesh, config.model, config.data.plan, config.step.micro_batches, num_devices=devices, slices=slices
+        )
     except ValueError as error:
         raise ValueError(f"{spec.config} does not fit {where}: {error}") from error
 
@@ -189,7 +223,8 @@ def plan_argv(spec: RunSpec) -> list[str]:
     generation = machines.type.removesuffix("-mega")
     if generation not in ACCELERATORS:
         raise ValueError(
-            f"--preflight: `omnihuman plan` has no figures of {generation}, only of {', '.join(ACCELERATORS)}; submit without it"
+            f"--preflight: `omnihuman plan` has no figures of {generation}, only of {', '.join(ACCELERATORS)}; submit"
+            " without it"
         )
     shape = machines.slice.topology if machines.slice is not None else str(machines.devices)
     argv = ["-m", "omnihuman_jax.cli", "plan", f"--config={spec.config}", f"--topology={generation}:{shape}"]
@@ -202,19 +237,27 @@ def preflight(spec: RunSpec) -> None:
     argv = plan_argv(spec)
     print(f"preflight: omnihuman {shlex.join(argv[3:])}", file=sys.stderr, flush=True)
     if "--estimate" in argv:
-        print(f"preflight: by formula: no program for {spec.machines.type} can be compiled here", file=sys.stderr, flush=True)
+        print(
+            f"preflight: by formula: no program for {spec.machines.type} can be compiled here",
+            file=sys.stderr,
+            flush=True,
+        )
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "plan.json"
         # On a machine that has accelerators too, the plan is a matter of the CPU.
         environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         done = subprocess.run([*argv, f"--json={answer}"], stdout=sys.stderr, env=environment, check=False)
         if done.returncode or not answer.is_file():
-            raise ValueError(f"preflight: `omnihuman plan` refuses this run on {spec.machines} (code {done.returncode}), see above")
+            raise ValueError(
+                f"preflight: `omnihuman plan` refuses this run on {spec.machines} (code {done.returncode}), see above"
+            )
         plan = json.loads(answer.read_text(encoding="utf-8"))
         memory = plan["memory"]
     if not memory["fits"]:
         of_host = memory["peak"] <= memory["limit"]
-        needed = f"{memory['host' if of_host else 'peak'] / 2**30:.1f} GiB a device{' in host memory' if of_host else ''}"
+        needed = (
+            f"{memory['host' if of_host else 'peak'] / 2**30:.1f} GiB a device{' in host memory' if of_host else ''}"
+        )
         raise ValueError(f"preflight: {spec.config} needs {needed} on {spec.machines}, more than there is; see above")
     if warning := grace_warning(spec, plan["parameters"]):
         print(f"preflight: warning: {warning}", file=sys.stderr, flush=True)
@@ -223,14 +266,15 @@ def preflight(spec: RunSpec) -> None:
 def grace_warning(spec: RunSpec, parameters: int) -> str:
     """Why `grace_s` may be too short for the save that a SIGTERM asks for; empty if it is not.
 
-    Each host writes its share of the state: 16 bytes a parameter, which are weights, their average and two moments in float32.
+    Each host writes its share of the state: 16 bytes a parameter, which are weights, their average and two moments in
+        float32.
     """
     share = STATE_BYTES * parameters / spec.machines.processes
     seconds = share / WRITE_RATE
     if seconds <= spec.grace_s:
         return ""
     return (
-        f"a save of {share / 1e9:.1f} GB a host takes {seconds:.1f} s at an assumed {WRITE_RATE / 1e9:g} GB/s, more than grace_s "
-        f"{spec.grace_s}: a preempted run would lose the steps since its last checkpoint; raise grace_s, or measure the rate "
-        "(omnihuman bench-checkpoint)"
+        f"a save of {share / 1e9:.1f} GB a host takes {seconds:.1f} s at an assumed {WRITE_RATE / 1e9:g} GB/s, more"
+        f" than grace_s {spec.grace_s}: a preempted run would lose the steps since its last checkpoint; raise grace_s,"
+        " or measure the rate (omnihuman bench-checkpoint)"
     )

@@ -18,7 +18,8 @@ def train(spec: RunSpec, join: Sequence[str], *, simulate: int = 0) -> list[str]
 
     Args:
         spec: the run.
-        join: how this process finds the others: `--distributed`, or coordinator, count and index, or nothing (environment).
+        join: how this process finds the others: `--distributed`, or coordinator, count and index, or nothing
+            (environment).
         simulate: CPU devices to simulate; 0 takes the machine's own.
     """
     argv = ["-m", "omnihuman_jax.cli"]
@@ -39,8 +40,8 @@ def environment(spec: RunSpec) -> dict[str, str]:
 def local_device_ids(count: int) -> dict[str, str]:
     """All devices of the host for its one process.
 
-    Without it JAX asks the cluster that it believes to be in: SLURM's would give the process the one device of its local rank,
-    Kubernetes' would want to list pods.
+    Without it JAX asks the cluster that it believes to be in: SLURM's would give the process the one device of its
+    local rank, Kubernetes' would want to list pods.
     """
     return {"JAX_LOCAL_DEVICE_IDS": ",".join(map(str, range(count)))}
 

@@ -1,7 +1,7 @@
 """`python launch/end_with_parent.py PARENT ARGV...`: becomes ARGV, and gets SIGTERM when the process PARENT is gone.
 
-So that no rank outlives a launcher that was killed. A program of its own: code between fork and exec is not safe in a launcher
-with threads.
+So that no rank outlives a launcher that was killed. A program of its own: code between fork and exec is not safe in a
+launcher with threads.
 """
 
 import ctypes

@@ -1,7 +1,9 @@
-"""A run as a Kubernetes JobSet (v1alpha2) on GKE: TPU slices, one or several, and GPU nodes; admitted by Kueue if it has a queue.
+"""A run as a Kubernetes JobSet (v1alpha2) on GKE: TPU slices, one or several, and GPU nodes; admitted by Kueue if it
+has a queue.
 
-One replicated job `slice`: a child Job a TPU slice (or one for all GPU nodes), a pod a host, Python as process 1 by its argv, so
-that SIGTERM reaches the trainer itself. Any pod that fails fails its Job at once, and the failure policy decides for the whole
+One replicated job `slice`: a child Job a TPU slice (or one for all GPU nodes), a pod a host, Python as process 1 by its
+argv, so that SIGTERM reaches the trainer itself. Any pod that fails fails its Job at once, and the failure policy
+decides for the whole
 set: a disruption and a saved stop restart it for free, an error of the user fails it, the rest counts.
 """
 
@@ -21,7 +23,8 @@ from omnihuman_jax.runtime import exit_codes
 REPLICATED_JOB = "slice"
 CONTAINER = "train"
 USER = 1000
-# TPU runtime, megascale, JAX's coordinator, TPU metrics: for readers and NetworkPolicies; a pod listens with or without them.
+# TPU runtime, megascale, JAX's coordinator, TPU metrics: for readers and NetworkPolicies; a pod listens with or without
+# them.
 TPU_PORTS = {"tpu": 8471, "megascale": 8080, "coordinator": command.COORDINATOR_PORT, "tpu-metrics": 8431}
 # Volumes that end with their pod, or cannot be written.
 FLEETING = ("emptyDir", "ephemeral", "configMap", "secret", "downwardAPI", "projected", "image", "gitRepo")
@@ -42,7 +45,9 @@ def check(spec: RunSpec) -> None:
     if machines.kind == "gpu" and spec.security == "tpu":
         raise ValueError("security: tpu is for TPU pods; a GPU pod is restricted (the default) or privileged")
     if machines.kind == "tpu" and spec.security == "restricted":
-        raise ValueError("security: restricted keeps the TPU runtime from pinning memory; take tpu (the default) or privileged")
+        raise ValueError(
+            "security: restricted keeps the TPU runtime from pinning memory; take tpu (the default) or privileged"
+        )
 
 
 def manifest(spec: RunSpec) -> dict[str, Any]:
@@ -87,11 +92,15 @@ def manifest(spec: RunSpec) -> dict[str, Any]:
 
 
 def _check_patch(own: Mapping[str, Any], patched: Mapping[str, Any]) -> None:
-    """ValueError if a patch changes what the run's checks stand on: the trainer's command line, and how its processes meet."""
+    """ValueError if a patch changes what the run's checks stand on: the trainer's command line, and how its processes
+    meet.
+    """
     before = next(container for container in own["containers"] if container["name"] == CONTAINER)
     after = next(container for container in patched["containers"] if container["name"] == CONTAINER)
     if any(before.get(field) != after.get(field) for field in ("command", "args")):
-        raise ValueError(f"pod_patch: command and args of {CONTAINER!r} come from the spec; fields of the config go to overrides")
+        raise ValueError(
+            f"pod_patch: command and args of {CONTAINER!r} come from the spec; fields of the config go to overrides"
+        )
     for entry in after.get("env", ()):
         if RESERVED_ENV.fullmatch(entry["name"]) and entry not in before["env"]:
             raise ValueError(f"pod_patch: env {entry['name']} of {CONTAINER!r} is set by the launcher; leave it out")
@@ -103,12 +112,17 @@ def pod_of(jobset: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _pod_failure_rules() -> list[dict[str, Any]]:
-    """Which failed pods give their Job a reason of its own; all others end in BackoffLimitExceeded, which is counted."""
+    """Which failed pods give their Job a reason of its own; all others end in BackoffLimitExceeded, which is
+    counted.
+    """
     codes = [exit_codes.FREE_RESTARTS, exit_codes.FAIL_AT_ONCE]
     return [
         {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         *(
-            {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": sorted(values)}}
+            {
+                "action": "FailJob",
+                "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": sorted(values)},
+            }
             for values in codes
         ),
     ]
@@ -160,7 +174,9 @@ def _pod(spec: RunSpec) -> dict[str, Any]:
         pod["priorityClassName"] = spec.priority
     if spec.host_network:
         pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
-    metadata: dict[str, Any] = {"labels": {"app.kubernetes.io/name": "omnihuman", "app.kubernetes.io/instance": spec.name}}
+    metadata: dict[str, Any] = {
+        "labels": {"app.kubernetes.io/name": "omnihuman", "app.kubernetes.io/instance": spec.name}
+    }
     if any("gcsfuse" in str(volume.source.get("csi", "")) for volume in spec.volumes):
         metadata["annotations"] = {"gke-gcsfuse/volumes": "true"}
     assert machines.kind in ("tpu", "gpu"), machines.kind
@@ -168,7 +184,9 @@ def _pod(spec: RunSpec) -> dict[str, Any]:
 
 
 def _arguments(spec: RunSpec) -> list[str]:
-    """TPU: JAX finds its peers by what GKE injects. GPU: the environment says it; JAX's own search needs the right to list pods."""
+    """TPU: JAX finds its peers by what GKE injects. GPU: the environment says it; JAX's own search needs the right to
+    list pods.
+    """
     if spec.machines.kind == "gpu":
         return command.train(spec, [])
     argv = command.train(spec, ["--distributed"])
@@ -236,7 +254,9 @@ def _tolerations(spec: RunSpec) -> list[dict[str, str]]:
 
 
 def _pod_security(spec: RunSpec) -> dict[str, Any]:
-    """`restricted` passes Pod Security's profile of that name. TPU pods run as root: a capability reaches no other user."""
+    """`restricted` passes Pod Security's profile of that name. TPU pods run as root: a capability reaches no other
+    user.
+    """
     common: dict[str, Any] = {"fsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"}}
     if spec.security_profile == "restricted":
         return {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, **common}
@@ -246,7 +266,11 @@ def _pod_security(spec: RunSpec) -> dict[str, Any]:
 def _container_security(spec: RunSpec) -> dict[str, Any]:
     if spec.security_profile == "privileged":
         return {"privileged": True}
-    context: dict[str, Any] = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+    context: dict[str, Any] = {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
     if spec.security_profile == "tpu":
         context["capabilities"]["add"] = ["SYS_RESOURCE"]
     return context
@@ -257,12 +281,16 @@ def _volumes(spec: RunSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}]
     for volume in spec.volumes:
         volumes.append({"name": volume.name, **volume.source})
-        mounts.append({"name": volume.name, "mountPath": volume.mount, **({"readOnly": True} if volume.read_only else {})})
+        mounts.append(
+            {"name": volume.name, "mountPath": volume.mount, **({"readOnly": True} if volume.read_only else {})}
+        )
     return volumes, mounts
 
 
 def homes(pod: Mapping[str, Any]) -> dict[str, str]:
-    """The trainer's mounts, and why what is written there would not last; empty where it would, by the kind of volume."""
+    """The trainer's mounts, and why what is written there would not last; empty where it would, by the kind of
+    volume.
+    """
     train = next(container for container in pod["containers"] if container["name"] == CONTAINER)
     volumes = {volume["name"]: volume for volume in pod.get("volumes", ())}
     reasons = {}
@@ -277,7 +305,9 @@ def homes(pod: Mapping[str, Any]) -> dict[str, str]:
 
 
 def merge(base: Any, patch: Any) -> Any:
-    """`patch` laid over `base`: mappings by key (None removes one), lists of things with a name by name, other lists appended."""
+    """`patch` laid over `base`: mappings by key (None removes one), lists of things with a name by name, other lists
+    appended.
+    """
     if isinstance(base, Mapping) and isinstance(patch, Mapping):
         merged = {key: value for key, value in base.items() if key not in patch or patch[key] is not None}
         return merged | {key: merge(merged.get(key), value) for key, value in patch.items() if value is not None}
@@ -292,7 +322,9 @@ def merge(base: Any, patch: Any) -> Any:
 @functools.cache
 def schema() -> dict[str, Any]:
     """JobSet v0.12's schema, closed: an unknown field is an error, as it is to the API server's strict validation."""
-    return json.loads(resources.files("launch").joinpath("schemas/jobset.v1alpha2.closed.schema.json").read_text(encoding="utf-8"))
+    return json.loads(
+        resources.files("launch").joinpath("schemas/jobset.v1alpha2.closed.schema.json").read_text(encoding="utf-8")
+    )
 
 
 def check_manifest(jobset: Mapping[str, Any], *, chips: int) -> None:
@@ -302,7 +334,9 @@ def check_manifest(jobset: Mapping[str, Any], *, chips: int) -> None:
     """
     import jsonschema
 
-    errors = sorted(jsonschema.Draft202012Validator(schema()).iter_errors(jobset), key=lambda error: list(map(str, error.path)))
+    errors = sorted(
+        jsonschema.Draft202012Validator(schema()).iter_errors(jobset), key=lambda error: list(map(str, error.path))
+    )
     if errors:
         where = ".".join(map(str, errors[0].absolute_path)) or "the manifest"
         raise ValueError(f"JobSet: {where}: {' '.join(errors[0].message.split())[:200]}")
@@ -337,7 +371,9 @@ def _check_pod(pod: Mapping[str, Any], chips: int) -> None:
     volumes = {volume["name"] for volume in pod.get("volumes", ())}
     for mount in train.get("volumeMounts", ()):
         if mount["name"] not in volumes:
-            raise ValueError(f"JobSet: volumeMount {mount['mountPath']} names a volume {mount['name']!r} that is not there")
+            raise ValueError(
+                f"JobSet: volumeMount {mount['mountPath']} names a volume {mount['name']!r} that is not there"
+            )
     limits, requests = (train.get("resources", {}).get(kind, {}) for kind in ("limits", "requests"))
     chip_kinds = [resource for resource in ("google.com/tpu", "nvidia.com/gpu") if resource in {**limits, **requests}]
     if not chip_kinds:
@@ -345,7 +381,8 @@ def _check_pod(pod: Mapping[str, Any], chips: int) -> None:
     for resource in chip_kinds:
         if not int(limits.get(resource, -1)) == int(requests.get(resource, -1)) == chips:
             raise ValueError(
-                f"JobSet: {resource}: limits {limits.get(resource)} and requests {requests.get(resource)} must both be {chips}"
+                f"JobSet: {resource}: limits {limits.get(resource)} and requests {requests.get(resource)} must both be"
+                f" {chips}"
             )
 
 

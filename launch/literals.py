@@ -1,6 +1,8 @@
-"""Secrets and images that a spec writes out: one rule over all of its strings, whatever manifest, command or script they end in.
+"""Secrets and images that a spec writes out: one rule over all of its strings, whatever manifest, command or script
+they end in.
 
-Whoever may read a job reads them. It is a net, not a proof: names that say what they hold, and values whose form is known.
+Whoever may read a job reads them. It is a net, not a proof: names that say what they hold, and values whose form is
+known.
 """
 
 import re
@@ -17,7 +19,8 @@ _SECRET_VALUE = re.compile(
     r"|AIza[\w-]{30,}|xox[abp]-\w{8,}|glpat-[\w-]{16,}|Bearer +[\w.~+/-]{16,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s:@]+@"
 )
-# NAME=value, --name=value and --name value; a value that the shell or Kubernetes fills in ($NAME, `cat file`) is a reference.
+# NAME=value, --name=value and --name value; a value that the shell or Kubernetes fills in ($NAME, `cat file`) is a
+# reference.
 _ASSIGNED = re.compile(
     r"(?:(?<![\w$-])([A-Za-z_][\w.-]*)=|(?<!\S)--([a-z][\w.-]*)(?:=|\s+)(?!-))(?=[\"']?[^\s\"'$`])", re.IGNORECASE
 )
@@ -45,7 +48,9 @@ def check_secrets(data: Mapping[str, Any], known: Collection[str]) -> None:
         if name and text and not text.startswith("$") and names_secret(name) and name not in known:
             raise ValueError(f"{field} looks like a secret, and all who may read jobs would read it; {cure}")
         if _SECRET_VALUE.search(text):
-            raise ValueError(f"the value of {field} looks like a credential; refer to it in secrets, and revoke this one")
+            raise ValueError(
+                f"the value of {field} looks like a credential; refer to it in secrets, and revoke this one"
+            )
         for match in _ASSIGNED.finditer(text):
             inner = match[1] or match[2]
             if names_secret(inner) and inner not in known:
@@ -78,13 +83,17 @@ def _strings(data: Any, path: str, name: str = "") -> Iterator[tuple[str, str, s
 
 
 def check_image(where: str, image: str, *, allow_tag: bool) -> None:
-    """An image by digest is the one that was tested; a tag is whatever it points to when a pod starts, also after a restart."""
+    """An image by digest is the one that was tested; a tag is whatever it points to when a pod starts, also after a
+    restart.
+    """
     if _DIGEST.fullmatch(image):
         return
     if "@" in image or not re.fullmatch(r"[a-z0-9][\w.:/-]*", image):
         raise ValueError(f"{where} {image!r} is not of the form repo@sha256:<64 hex digits>")
     if not allow_tag:
-        raise ValueError(f"{where} {image!r} is named by tag, which can change under a job; give its digest, or --allow-tag")
+        raise ValueError(
+            f"{where} {image!r} is named by tag, which can change under a job; give its digest, or --allow-tag"
+        )
 
 
 def images_of_pod(pod: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -1,10 +1,11 @@
-"""A run as processes of this machine: how a laptop user runs a spec, how specs are tested, and where faults are injected.
+"""A run as processes of this machine: how a laptop user runs a spec, how specs are tested, and where faults are
+injected.
 
     outcome = run_local(load_spec("launch/examples/local.yaml"), on_event=print)
 
-Every attempt starts a process a host with that host's devices simulated. The first process to end decides by its exit code for
-the whole job (`omnihuman_jax.runtime.exit_codes`): the others are ended, and the job is restarted or not. What happened lies in
-OUTPUT/launch: state.json (now), events.jsonl (ever), logs/ by attempt and rank.
+Every attempt starts a process a host with that host's devices simulated. The first process to end decides by its exit
+code for the whole job (`omnihuman_jax.runtime.exit_codes`): the others are ended, and the job is restarted or not. What
+happened lies in OUTPUT/launch: state.json (now), events.jsonl (ever), logs/ by attempt and rank.
 """
 
 import contextlib
@@ -46,8 +47,8 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened: `attempt` (about to start; nothing runs), `started` and `exited` (a process), `terminating` and
-    `killing` (the others), `restart`, `end` (of the job)."""
+    """Something that happened: `attempt` (about to start; nothing runs), `started` and `exited` (a process),
+    `terminating` and `killing` (the others), `restart`, `end` (of the job)."""
 
     kind: str
     time_s: float
@@ -82,10 +83,14 @@ def layout_of(spec: RunSpec) -> Layout:
     processes = local.processes or (machines.processes if local.simulate else 1)
     if not local.simulate:
         if processes != 1 or local.devices:
-            raise ValueError("local.simulate: false is one process with the machine's own devices; leave processes and devices out")
+            raise ValueError(
+                "local.simulate: false is one process with the machine's own devices; leave processes and devices out"
+            )
         return Layout(processes=1, devices=0)
     if processes > MAX_PROCESSES:
-        raise ValueError(f"{machines} are too many here, at most {MAX_PROCESSES}; set local.processes and local.devices")
+        raise ValueError(
+            f"{machines} are too many here, at most {MAX_PROCESSES}; set local.processes and local.devices"
+        )
     return Layout(processes=processes, devices=local.devices or machines.devices_per_host)
 
 
@@ -95,7 +100,9 @@ def check(spec: RunSpec) -> None:
     if "://" in spec.output:
         raise ValueError(f"output {spec.output!r}: a folder of this machine for --target local")
     if kubernetes := [name for name, ref in spec.secrets.items() if ref.secret]:
-        raise ValueError(f"secrets.{kubernetes[0]}: a Kubernetes secret cannot be read here; give file for --target local")
+        raise ValueError(
+            f"secrets.{kubernetes[0]}: a Kubernetes secret cannot be read here; give file for --target local"
+        )
     read_secrets({name: ref.file for name, ref in spec.secrets.items()})
 
 
@@ -109,7 +116,8 @@ class LocalJob:
         command_of: what a process runs, if not the trainer.
         environment: added to every process.
         echo: where the output of rank 0 is shown; None shows nothing.
-        crash_grace_s, pause_s: between SIGTERM and SIGKILL after a crash; before the first counted restart (doubles in a loop).
+        crash_grace_s, pause_s: between SIGTERM and SIGKILL after a crash; before the first counted restart (doubles in
+            a loop).
     """
 
     def __init__(
@@ -175,7 +183,11 @@ class LocalJob:
                     self._emit("end", code=code, text=why)
                     self._write_state("ended", code=code, text=why)
                     return Outcome(
-                        code=code, attempts=self.attempt - first + 1, counted=counted, free=free, events=tuple(self._events)
+                        code=code,
+                        attempts=self.attempt - first + 1,
+                        counted=counted,
+                        free=free,
+                        events=tuple(self._events),
                     )
                 self._emit("restart", code=code, text=f"{verdict.value}; {counted} of {self.spec.restarts} used")
                 if verdict is Verdict.RESTART_COUNTED:
@@ -184,7 +196,8 @@ class LocalJob:
                 self.attempt += 1
 
     def _outlast(self) -> None:
-        """Until no rank of a launcher that was killed is left: it may still be saving, where the next attempt would write.
+        """Until no rank of a launcher that was killed is left: it may still be saving, where the next attempt would
+        write.
 
         They had SIGTERM when that launcher died, so their grace period runs already; what outlives it is killed.
         """
@@ -193,7 +206,8 @@ class LocalJob:
             if not told:
                 told = True
                 print(
-                    f"{self.spec.name}: waiting for processes of an earlier launcher: {', '.join(map(str, left))}", file=sys.stderr
+                    f"{self.spec.name}: waiting for processes of an earlier launcher: {', '.join(map(str, left))}",
+                    file=sys.stderr,
                 )
             if time.monotonic() > deadline or self._hurry.is_set():
                 for pid in left:
@@ -229,7 +243,9 @@ class LocalJob:
                 self._running[rank] = _start(self.command_of(self.attempt, rank, layout, port), environment, log)
                 self._emit("started", rank=rank, pid=self._running[rank].pid)
             self._write_state("running")
-            shown = stack.enter_context(log_path(self.folder, self.attempt, 0).open("r", encoding="utf-8", errors="replace"))
+            shown = stack.enter_context(
+                log_path(self.folder, self.attempt, 0).open("r", encoding="utf-8", errors="replace")
+            )
             return self._watch(shown)
 
     def _watch(self, shown: IO[str]) -> int:
@@ -317,12 +333,20 @@ class LocalJob:
     def _write_state(self, state: str, **fields: Any) -> None:
         processes = {str(rank): process.pid for rank, process in self._running.items()}
         started = {rank: local_state.process_start(pid) for rank, pid in processes.items()}
-        data = {"name": self.spec.name, "state": state, "attempt": self.attempt, "processes": processes, "started": started}
+        data = {
+            "name": self.spec.name,
+            "state": state,
+            "attempt": self.attempt,
+            "processes": processes,
+            "started": started,
+        }
         local_state.write(self.folder, data | fields)
 
 
 def run_local(spec: RunSpec, **options: Any) -> Outcome:
-    """`LocalJob(spec, **options).run()`; with SIGTERM or Ctrl-C passed on as a request to save and stop, in the main thread."""
+    """`LocalJob(spec, **options).run()`; with SIGTERM or Ctrl-C passed on as a request to save and stop, in the main
+    thread.
+    """
     job = LocalJob(spec, **options)
     if threading.current_thread() is not threading.main_thread():
         return job.run()
@@ -346,7 +370,9 @@ def _precedence(code: int) -> int:
 
 
 def _start(argv: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen:
-    """A process in a session of its own that ends with this one; it is `argv` itself, under the process id that is returned."""
+    """A process in a session of its own that ends with this one; it is `argv` itself, under the process id that is
+    returned.
+    """
     guard = [sys.executable, "-IS", str(Path(__file__).with_name("end_with_parent.py")), str(os.getpid())]
     return subprocess.Popen(
         [*guard, *argv], env=dict(environment), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,

@@ -20,7 +20,9 @@ def log_path(folder: Path, attempt: int, rank: int) -> Path:
 
 
 def process_start(pid: int) -> str:
-    """When a process was started, in ticks since boot (tells it from a later one of the same id); empty if none runs any more."""
+    """When a process was started, in ticks since boot (tells it from a later one of the same id); empty if none runs
+    any more.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -35,7 +37,9 @@ def survivors(folder: Path) -> list[int]:
     except FileNotFoundError:
         return []
     started = state.get("started", {})
-    return [pid for rank, pid in state["processes"].items() if started.get(rank) and process_start(pid) == started[rank]]
+    return [
+        pid for rank, pid in state["processes"].items() if started.get(rank) and process_start(pid) == started[rank]
+    ]
 
 
 def read(spec: RunSpec) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run on TPU VMs through Cloud TPU's queued resources: gcloud creates them, every worker starts the image by ssh.
 
-Nothing watches a queued resource: `launch.supervise` restarts the process of each host, a preempted (SUSPENDED) one has to be
+Nothing watches a queued resource: `launch.supervise` restarts the process of each host, a preempted (SUSPENDED) one has
+    to be
 submitted again; the run continues where its checkpoints are. tpu7x is not served here, only on GKE.
 """
 
@@ -41,7 +42,15 @@ def create_argv(spec: RunSpec) -> list[str]:
     """The request. A named reservation is a flag of the alpha commands only."""
     machines = spec.machines
     assert machines.slice is not None
-    argv = ["gcloud", *(["alpha"] if spec.reservation else []), "compute", "tpus", "queued-resources", "create", spec.name]
+    argv = [
+        "gcloud",
+        *(["alpha"] if spec.reservation else []),
+        "compute",
+        "tpus",
+        "queued-resources",
+        "create",
+        spec.name,
+    ]
     argv += _place(spec)
     argv += ["--accelerator-type", machines.slice.name]
     argv += ["--runtime-version", spec.tpu_vm.runtime_version or TPU_NAMES[machines.type].vm_runtime]
@@ -62,7 +71,19 @@ def create_argv(spec: RunSpec) -> list[str]:
 
 def docker_argv(spec: RunSpec) -> list[str]:
     """What every worker runs. TPU devices and the host's network need `--privileged`; the VM runs nothing else."""
-    argv = ["sudo", "docker", "run", "--detach", "--name", spec.name, "--privileged", "--network", "host", "--user", "0"]
+    argv = [
+        "sudo",
+        "docker",
+        "run",
+        "--detach",
+        "--name",
+        spec.name,
+        "--privileged",
+        "--network",
+        "host",
+        "--user",
+        "0",
+    ]
     argv += ["--stop-timeout", str(spec.grace_s), "--ulimit", "memlock=-1:-1", "--shm-size", "16g"]
     for name, value in command.environment(spec).items():
         argv += ["--env", f"{name}={value}"]
@@ -78,13 +99,27 @@ def docker_argv(spec: RunSpec) -> list[str]:
 def ssh_argv(spec: RunSpec, node: str, remote: list[list[str]], *, worker: str = "all") -> list[str]:
     """Commands for one slice's workers: argv lists, quoted for the one shell that ssh cannot do without."""
     line = " && ".join(shlex.join(argv) for argv in remote)
-    return ["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, *_place(spec), f"--worker={worker}", f"--command={line}"]
+    return [
+        "gcloud",
+        "compute",
+        "tpus",
+        "tpu-vm",
+        "ssh",
+        node,
+        *_place(spec),
+        f"--worker={worker}",
+        f"--command={line}",
+    ]
 
 
 def start_argvs(spec: RunSpec) -> list[list[str]]:
     """One ssh a slice, to all of its workers."""
     host = spec.image.split("/", 1)[0]
-    login = [["sudo", "gcloud", "auth", "configure-docker", host, "--quiet"]] if host.endswith((".pkg.dev", "gcr.io")) else []
+    login = (
+        [["sudo", "gcloud", "auth", "configure-docker", host, "--quiet"]]
+        if host.endswith((".pkg.dev", "gcr.io"))
+        else []
+    )
     return [ssh_argv(spec, node, [*login, docker_argv(spec)]) for node in nodes(spec)]
 
 

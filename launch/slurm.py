@@ -1,9 +1,10 @@
 """A run as an sbatch script: one task a node with all of its GPUs, restarts by exit code, requeued after a saved stop.
 
-The traps that the script steps around: JAX's SLURM detection gives a task the one GPU of its local rank (JAX_LOCAL_DEVICE_IDS says
-all); proxy variables hang the processes' meeting; srun reports the highest code, not the first (`launch.supervise --first-code`);
-`--kill-on-bad-exit` would kill the peers of a process that has just saved (`--wait` gives them the grace period); a log that is
-not appended to is lost with a requeue.
+The traps that the script steps around: JAX's SLURM detection gives a task the one GPU of its local rank
+    (JAX_LOCAL_DEVICE_IDS says
+all); proxy variables hang the processes' meeting; srun reports the highest code, not the first
+(`launch.supervise --first-code`); `--kill-on-bad-exit` would kill the peers of a process that has just saved (`--wait`
+gives them the grace period); a log that is not appended to is lost with a requeue.
 """
 
 import shlex
@@ -21,7 +22,9 @@ def check(spec: RunSpec) -> None:
     """ValueError on what SLURM cannot do."""
     machines, slurm = spec.machines, spec.slurm
     if machines.kind == "tpu":
-        raise ValueError(f"accelerator.type {machines.type}: SLURM runs GPU or cpu nodes; take --target jobset or queued-resource")
+        raise ValueError(
+            f"accelerator.type {machines.type}: SLURM runs GPU or cpu nodes; take --target jobset or queued-resource"
+        )
     if slurm.runtime == "python" and not (slurm.python and slurm.workdir):
         raise ValueError("slurm.python and slurm.workdir are missing: interpreter and configs, on a shared file system")
     for field in ("python", "workdir"):
@@ -37,7 +40,9 @@ def check(spec: RunSpec) -> None:
 
     own = {line.partition("=")[0] for line in directives(spec)[: -len(slurm.directives) or None]}
     if twice := [line for line in slurm.directives if line.partition("=")[0] in own]:
-        raise ValueError(f"slurm.directives: {twice[0]!r} is set by the launcher from the spec's own fields; leave it out")
+        raise ValueError(
+            f"slurm.directives: {twice[0]!r} is set by the launcher from the spec's own fields; leave it out"
+        )
 
 
 def state_dir(spec: RunSpec) -> str:
@@ -117,8 +122,14 @@ def render(spec: RunSpec) -> str:
         '  [ "$code" -ne 0 ] && [ -s "$first" ] && code=$(cat "$first")',
         '  case "$code" in',
         "    0) exit 0 ;;",
-        f'    {"|".join(map(str, exit_codes.FAIL_AT_ONCE))}) echo "code $code: no restart cures it" >&2; exit "$code" ;;',
-        f'    {"|".join(map(str, exit_codes.FREE_RESTARTS))}) echo "code $code: saved and stopped; back into the queue" >&2',
+        (
+            f'    {"|".join(map(str, exit_codes.FAIL_AT_ONCE))}) echo "code $code: no restart cures it" >&2; exit'
+            ' "$code" ;;'
+        ),
+        (
+            f'    {"|".join(map(str, exit_codes.FREE_RESTARTS))}) echo "code $code: saved and stopped; back into the'
+            ' queue" >&2'
+        ),
         '      scontrol requeue "$SLURM_JOB_ID"; exit "$code" ;;',
         "  esac",
         "  failures=$(($(number failures) + 1))",
@@ -154,9 +165,13 @@ def logs(spec: RunSpec, *, rank: int, follow: bool, lines: int) -> int:
     files = sorted(Path(state_dir(spec)).glob("slurm-*.log"), key=lambda path: path.stat().st_mtime)
     if not files:
         raise FileNotFoundError(f"{state_dir(spec)} has no slurm-*.log; is the job still waiting? (omnihuman status)")
-    return external.run(["tail", "--lines", str(lines), *(["--follow=name", "--retry"] if follow else []), str(files[-1])])
+    return external.run(
+        ["tail", "--lines", str(lines), *(["--follow=name", "--retry"] if follow else []), str(files[-1])]
+    )
 
 
 def cancel(spec: RunSpec) -> int:
-    """SIGTERM to script and tasks, SIGKILL after the cluster's KillWait: what the last checkpoint does not hold is lost."""
+    """SIGTERM to script and tasks, SIGKILL after the cluster's KillWait: what the last checkpoint does not hold is
+    lost.
+    """
     return external.run(["scancel", "--me", "--name", spec.name])

@@ -1,7 +1,7 @@
 """One run, written once: what is trained, on what, how often it may fail. Every target is rendered from it.
 
-A spec is a YAML file with exactly the fields of `RunSpec`; examples lie in launch/examples/. Reading it checks names and types,
-`RunSpec.validate` what can be checked without a target, `launch.checks` the rest.
+A spec is a YAML file with exactly the fields of `RunSpec`; examples lie in launch/examples/. Reading it checks names
+and types, `RunSpec.validate` what can be checked without a target, `launch.checks` the rest.
 """
 
 import dataclasses
@@ -48,7 +48,9 @@ class Accelerator:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SecretRef:
-    """Where a secret lies: never what it is. `secret` and `key` of a Kubernetes Secret, or a `file` on the machines (mode 0600)."""
+    """Where a secret lies: never what it is. `secret` and `key` of a Kubernetes Secret, or a `file` on the machines
+    (mode 0600).
+    """
 
     secret: str = ""
     key: str = ""
@@ -57,7 +59,9 @@ class SecretRef:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Volume:
-    """A volume of the pods: `source` is Kubernetes' own (`persistentVolumeClaim: {claimName: data}`), `mount` where it is seen."""
+    """A volume of the pods: `source` is Kubernetes' own (`persistentVolumeClaim: {claimName: data}`), `mount` where it
+    is seen.
+    """
 
     name: str
     mount: str
@@ -91,7 +95,9 @@ class Slurm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TpuVm:
-    """What only queued resources ask for; `runtime_version` defaults to the generation's, `mounts` are host folders of the VMs."""
+    """What only queued resources ask for; `runtime_version` defaults to the generation's, `mounts` are host folders of
+    the VMs.
+    """
 
     zone: str = ""
     project: str = ""
@@ -102,7 +108,8 @@ class TpuVm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Local:
-    """How the run fits on this machine; 0 means what the spec says: a process a host, with its host's devices simulated.
+    """How the run fits on this machine; 0 means what the spec says: a process a host, with its host's devices
+    simulated.
 
     simulate: False takes the machine's own devices, in one process
     """
@@ -121,8 +128,8 @@ class RunSpec:
     output: the run directory, continued at every restart; on a cluster it lies on a volume or shared file system
     checkpoints: where the checkpoints go instead of OUTPUT/checkpoints: a folder or a URI such as gs://bucket/run
     image: by digest (`repo@sha256:...`)
-    namespace, queue, priority, service_account: Kubernetes; `queue` is Kueue's LocalQueue, `priority` its WorkloadPriorityClass
-        (without a queue: the pods' PriorityClass)
+    namespace, queue, priority, service_account: Kubernetes; `queue` is Kueue's LocalQueue, `priority` its
+        WorkloadPriorityClass (without a queue: the pods' PriorityClass)
     spot, reservation: which capacity; at most one of them
     placement_policy: GKE's, which several hosts of tpu7x need
     env, secrets: of every process; values in the open, secrets by reference only
@@ -134,7 +141,8 @@ class RunSpec:
     host_network: pods use the nodes' network: faster between slices, outside of any NetworkPolicy
     compilation_cache: JAX's persistent cache, a folder or URI that nobody else can write
     volumes: of the pods
-    pod_patch: merged into the pod template last (lists of things with a `name` by name): sidecars and annotations of GPU networks
+    pod_patch: merged into the pod template last (lists of things with a `name` by name): sidecars and annotations of
+        GPU networks
     """
 
     name: str
@@ -181,7 +189,9 @@ class RunSpec:
         if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name):
             raise ValueError(f"name {self.name!r}: lower-case letters, digits and '-', a letter first")
         if len(self.name) > MAX_NAME:
-            raise ValueError(f"name {self.name!r} has {len(self.name)} characters; pods' host names leave room for {MAX_NAME}")
+            raise ValueError(
+                f"name {self.name!r} has {len(self.name)} characters; pods' host names leave room for {MAX_NAME}"
+            )
         for field in ("config", "output"):
             if not getattr(self, field):
                 raise ValueError(f"{field} is empty")
@@ -189,11 +199,15 @@ class RunSpec:
         if self.spot and self.reservation:
             raise ValueError(f"spot and reservation {self.reservation!r} exclude each other; take one of them")
         if self.grace_s < 1 or self.restarts < 0 or self.ttl_s < 0:
-            raise ValueError(f"grace_s {self.grace_s} must be >= 1, restarts {self.restarts} and ttl_s {self.ttl_s} >= 0")
+            raise ValueError(
+                f"grace_s {self.grace_s} must be >= 1, restarts {self.restarts} and ttl_s {self.ttl_s} >= 0"
+            )
         if self.security and self.security not in SECURITY:
             raise ValueError(f"security {self.security!r} is unknown; it is one of {', '.join(SECURITY)}")
         if self.host_network and self.security_profile == "restricted":
-            raise ValueError("host_network is not allowed by security 'restricted'; say security: privileged, or leave it out")
+            raise ValueError(
+                "host_network is not allowed by security 'restricted'; say security: privileged, or leave it out"
+            )
         for name in self.overrides:
             if name.startswith(("-", "config.")) or "=" in name:
                 raise ValueError(f"overrides.{name}: the field alone, such as data.dataset or train.steps")
@@ -242,7 +256,8 @@ def load_spec(path: str | Path) -> RunSpec:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not YAML, an unknown or repeated key (with the nearest known one), a wrong type, or what `validate` refuses.
+        ValueError: not YAML, an unknown or repeated key (with the nearest known one), a wrong type, or what `validate`
+            refuses.
     """
     path = Path(path)
     if not path.is_file():
@@ -278,7 +293,9 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key has to be text", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

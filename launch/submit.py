@@ -2,7 +2,8 @@
 
     omnihuman submit launch/examples/v5p.yaml --target jobset --dry-run
 
-Targets: jobset (GKE, through kubectl), queued-resource (TPU VMs, gcloud), slurm (sbatch), local (processes of this machine; runs
+Targets: jobset (GKE, through kubectl), queued-resource (TPU VMs, gcloud), slurm (sbatch), local (processes of this
+    machine; runs
 until the job has ended). --dry-run prints what would be sent: manifest, commands or script.
 """
 
@@ -19,13 +20,20 @@ from launch.spec import RunSpec, load_spec
 def main(argv: Sequence[str]) -> int:
     """`omnihuman submit`."""
     parser = argparse.ArgumentParser(
-        prog="omnihuman submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="omnihuman submit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("spec", metavar="SPEC", help="YAML file; examples lie in launch/examples/")
     parser.add_argument("--target", required=True, choices=tuple(checks.TARGETS))
     parser.add_argument("--dry-run", action="store_true", help="check, and print what would be sent")
-    parser.add_argument("--allow-tag", action="store_true", help="let an image pass that is named by tag instead of digest")
-    parser.add_argument("--preflight", action="store_true", help="refuse what `omnihuman plan` finds too large for the memory")
+    parser.add_argument(
+        "--allow-tag", action="store_true", help="let an image pass that is named by tag instead of digest"
+    )
+    parser.add_argument(
+        "--preflight", action="store_true", help="refuse what `omnihuman plan` finds too large for the memory"
+    )
     options = parser.parse_args(list(argv))
     spec = load_spec(options.spec)
     checks.check(spec, options.target, checks.Options(allow_tag=options.allow_tag, preflight=options.preflight))
@@ -71,7 +79,10 @@ def run_here(spec: RunSpec) -> int:
             return
         who = "" if event.rank is None else f" rank {event.rank}"
         code = "" if event.code is None else f" code {event.code}"
-        print(f"[launch] attempt {event.attempt}: {event.kind}{who}{code}{': ' if event.text else ''}{event.text}", file=sys.stderr)
+        print(
+            f"[launch] attempt {event.attempt}: {event.kind}{who}{code}{': ' if event.text else ''}{event.text}",
+            file=sys.stderr,
+        )
 
     outcome = local.run_local(spec, on_event=tell, echo=sys.stdout)
     print(f"[launch] logs: {local.state_dir(spec) / 'logs'}", file=sys.stderr)

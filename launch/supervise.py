@@ -1,10 +1,11 @@
-"""`python -m launch.supervise [options] -- ARGUMENTS`: keeps one `python ARGUMENTS` running on one host by the launchers' rule.
+"""`python -m launch.supervise [options] -- ARGUMENTS`: keeps one `python ARGUMENTS` running on one host by the
+launchers' rule.
 
     python -m launch.supervise --restarts 10 -- -m omnihuman_jax.cli train --config CONFIG --run RUN --distributed
 
-For places without a controller that knows exit codes: TPU VMs (every host supervises its own process; when one dies, JAX ends its
-peers, and all meet again) and SLURM (no restarts here; the first code that a process leaves is written for the batch script,
-because srun only reports the highest). SIGTERM is passed on, and ends the restarts.
+For places without a controller that knows exit codes: TPU VMs (every host supervises its own process; when one dies,
+JAX ends its peers, and all meet again) and SLURM (no restarts here; the first code that a process leaves is written for
+the batch script, because srun only reports the highest). SIGTERM is passed on, and ends the restarts.
 """
 
 import argparse
@@ -57,7 +58,9 @@ def next_pause(pause_s: float, uptime_s: float) -> float:
     return min(pause_s * 2, MAX_PAUSE_S) if uptime_s < STEADY_S else first_pause()
 
 
-def supervise(argv: Sequence[str], *, restarts: int, environment: Mapping[str, str], first_code: Path | None = None) -> int:
+def supervise(
+    argv: Sequence[str], *, restarts: int, environment: Mapping[str, str], first_code: Path | None = None
+) -> int:
     """Runs `argv` until it is done, a user error, or fails once more than `restarts` times; its last code.
 
     RESTART_ATTEMPT counts on from the one in the environment.
@@ -78,7 +81,9 @@ def supervise(argv: Sequence[str], *, restarts: int, environment: Mapping[str, s
     while True:
         started = time.monotonic()
         # A session of its own: a signal to our group reaches it once, through us.
-        child = subprocess.Popen(list(argv), env=dict(environment) | {"RESTART_ATTEMPT": str(attempt)}, start_new_session=True)
+        child = subprocess.Popen(
+            list(argv), env=dict(environment) | {"RESTART_ATTEMPT": str(attempt)}, start_new_session=True
+        )
         if stopping:
             child.terminate()
         code = exit_codes.of_returncode(child.wait())
@@ -88,7 +93,10 @@ def supervise(argv: Sequence[str], *, restarts: int, environment: Mapping[str, s
         counted += verdict is Verdict.RESTART_COUNTED
         if stopping or verdict in (Verdict.DONE, Verdict.FAIL) or restarts == 0 or counted > restarts:
             return code
-        print(f"launch.supervise: code {code}: {verdict.value} ({counted} of {restarts}); attempt {attempt + 1}", flush=True)
+        print(
+            f"launch.supervise: code {code}: {verdict.value} ({counted} of {restarts}); attempt {attempt + 1}",
+            flush=True,
+        )
         time.sleep(pause)
         pause = next_pause(pause, time.monotonic() - started)
         if stopping:
@@ -101,8 +109,12 @@ def main(argv: Sequence[str]) -> int:
         prog="python -m launch.supervise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--restarts", type=int, default=0, metavar="N", help="counted restarts; 0: none of any kind")
-    parser.add_argument("--first-code", type=Path, metavar="FILE", help="where the first process that fails writes its code")
-    parser.add_argument("--secret", action="append", default=[], metavar="NAME=FILE", help="environment variable from a file")
+    parser.add_argument(
+        "--first-code", type=Path, metavar="FILE", help="where the first process that fails writes its code"
+    )
+    parser.add_argument(
+        "--secret", action="append", default=[], metavar="NAME=FILE", help="environment variable from a file"
+    )
     parser.add_argument("arguments", nargs="+", metavar="ARGUMENTS", help="of python")
     options = parser.parse_args(list(argv))
     try:
@@ -113,7 +125,9 @@ def main(argv: Sequence[str]) -> int:
             note_first_code(options.first_code, exit_codes.USER_ERROR)
         return exit_codes.USER_ERROR
     command = [sys.executable, *options.arguments]
-    return supervise(command, restarts=options.restarts, environment=os.environ | secrets, first_code=options.first_code)
+    return supervise(
+        command, restarts=options.restarts, environment=os.environ | secrets, first_code=options.first_code
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What a run is made of: mesh, data plan, optimizer, step. `train` runs it, `plan` compiles it elsewhere, `replay` looks at it."""
+"""What a run is made of: mesh, data plan, optimizer, step. `train` runs it, `plan` compiles it elsewhere, `replay`
+looks at it.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -27,7 +29,9 @@ from omnihuman_jax.typing import PackedShape
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepParts:
-    """The train step of a config on a mesh, and what it needs: no data, no array. `omnihuman plan` compiles the same."""
+    """The train step of a config on a mesh, and what it needs: no data, no array. `omnihuman plan` compiles the
+    same.
+    """
 
     config: ExperimentConfig
     mesh: Mesh
@@ -55,7 +59,9 @@ class Parts(StepParts):
     rows: range
 
 
-def assemble(config: ExperimentConfig, ask: Callable[[str, Callable[[], Any]], Any] = lambda what, look: look()) -> Parts:
+def assemble(
+    config: ExperimentConfig, ask: Callable[[str, Callable[[], Any]], Any] = lambda what, look: look()
+) -> Parts:
     """Mesh, data plan and the (not yet compiled) step; ValueError or FileNotFoundError if they do not fit together.
 
     `ask`: called with what is looked for and how; for those who wait for the data set's storage.
@@ -65,7 +71,9 @@ def assemble(config: ExperimentConfig, ask: Callable[[str, Callable[[], Any]], A
     dataset = dataset_dir(config)
 
     def look() -> tuple[RecordSource, Catalog]:
-        return open_records(dataset, retries=config.data.retries, delay_s=config.data.retry_delay_s), Catalog.load(dataset)
+        return open_records(dataset, retries=config.data.retries, delay_s=config.data.retry_delay_s), Catalog.load(
+            dataset
+        )
 
     records, catalog = ask(f"opening {dataset}", look)
     plan = Plan(catalog, config.stages, config.data.plan, config.seed)
@@ -103,7 +111,9 @@ def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> S
 
 
 def compile_step(parts: StepParts, state: train_state.TrainState) -> Any:
-    """The step as one program for all stages, compiled before any process runs it: it can only be called, never recompiled."""
+    """The step as one program for all stages, compiled before any process runs it: it can only be called, never
+    recompiled.
+    """
     compiled = lower_step(parts, state).compile()
     platform_flags.give_back_memory()
     processes.wait_for_peers("omnihuman_train_step_compiled")
@@ -111,12 +121,16 @@ def compile_step(parts: StepParts, state: train_state.TrainState) -> Any:
 
 
 def lower_step(parts: StepParts, state: train_state.TrainState, platforms: tuple[str, ...] | None = None) -> Any:
-    """The traced and lowered step; `state` may be abstract. `platforms`: others than the mesh's, to look at and not to run."""
+    """The traced and lowered step; `state` may be abstract. `platforms`: others than the mesh's, to look at and not to
+    run.
+    """
     batch = {
         name: jax.ShapeDtypeStruct(dims, dtype, sharding=parts.batch_shardings[name])
         for name, (dims, dtype, _) in parts.shape.arrays(parts.sequences).items()
     }
-    return parts.train_step.trace(state, batch, controls_at(parts.config, parts.groups, 0)).lower(lowering_platforms=platforms)
+    return parts.train_step.trace(state, batch, controls_at(parts.config, parts.groups, 0)).lower(
+        lowering_platforms=platforms
+    )
 
 
 def controls_at(config: ExperimentConfig, groups: Sequence[str], step: int) -> Controls:
@@ -128,7 +142,9 @@ def controls_at(config: ExperimentConfig, groups: Sequence[str], step: int) -> C
     stage_start = step == schedule.starts[index]
     return place_controls(
         Controls(
-            learning_rate=optim.learning_rate_at(config.optimizer, step, schedule.total_steps, stage.learning_rate_scale),
+            learning_rate=optim.learning_rate_at(
+                config.optimizer, step, schedule.total_steps, stage.learning_rate_scale
+            ),
             trainable={group: trainable[group] for group in groups},
             stage_start=stage_start,
             interval_start=stage_start or step % config.logging.interval == 0,

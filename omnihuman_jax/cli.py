@@ -55,8 +55,10 @@ COMMANDS: dict[str, Command] = {
     "encode": Command(
         module="data_pipelines.encode.encode",
         help="clips -> latents, text, speech and pose features, and the catalog",
-        example="omnihuman encode --clips runs/mine/clips --out runs/mine/dataset --codec dct "
-        "--text-encoder MINILM_DIR --speech-encoder WHISPER_DIR",
+        example=(
+            "omnihuman encode --clips runs/mine/clips --out runs/mine/dataset --codec dct "
+            "--text-encoder MINILM_DIR --speech-encoder WHISPER_DIR"
+        ),
     ),
     "plan": Command(
         module="omnihuman_jax.commands.plan",
@@ -75,7 +77,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "submit": Command(
         module="launch.submit",
-        help="a run spec -> GKE (JobSet), TPU VMs (queued resources), SLURM, or processes of this machine; checked first",
+        help=(
+            "a run spec -> GKE (JobSet), TPU VMs (queued resources), SLURM, or processes of this machine; checked first"
+        ),
         example="omnihuman submit launch/examples/v5p.yaml --target jobset --dry-run",
     ),
     "status": Command(
@@ -125,7 +129,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "goodput": Command(
         module="omnihuman_jax.commands.goodput",
-        help="where a run's time went, over all its attempts: new steps, repeated ones, compiling, saving, waiting, idle",
+        help=(
+            "where a run's time went, over all its attempts: new steps, repeated ones, compiling, saving, waiting, idle"
+        ),
         example="omnihuman goodput runs/mine/run",
     ),
     "report": Command(
@@ -138,7 +144,10 @@ COMMANDS: dict[str, Command] = {
 
 def _parser() -> argparse.ArgumentParser:
     width = max(len(name) for name in COMMANDS)
-    lines = [f"  {name:<{width}}  {command.help}\n  {'':<{width}}    $ {command.example}" for name, command in COMMANDS.items()]
+    lines = [
+        f"  {name:<{width}}  {command.help}\n  {'':<{width}}    $ {command.example}"
+        for name, command in COMMANDS.items()
+    ]
     parser = argparse.ArgumentParser(
         prog="omnihuman",
         usage="omnihuman [--simulate-devices N] COMMAND [options]",
@@ -147,7 +156,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--simulate-devices", type=int, metavar="N", help="run on N simulated CPU devices instead of what the machine has"
+        "--simulate-devices",
+        type=int,
+        metavar="N",
+        help="run on N simulated CPU devices instead of what the machine has",
     )
     parser.add_argument("--version", action="version", version=f"omnihuman-jax {_version()}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of user errors too")
@@ -169,7 +181,9 @@ def simulate_devices(count: int) -> None:
         raise ValueError(f"--simulate-devices {count}: at least 1")
     if "jax" in sys.modules:
         raise ValueError("--simulate-devices has to come before jax is imported")
-    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in flag]
+    flags = [
+        flag for flag in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in flag
+    ]
     os.environ["XLA_FLAGS"] = " ".join([*flags, f"--xla_force_host_platform_device_count={count}"])
     os.environ["JAX_PLATFORMS"] = "cpu"
 

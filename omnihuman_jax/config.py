@@ -1,8 +1,9 @@
-"""ExperimentConfig: the components' own dataclasses side by side, read from a file, overridden by flags, checked as a whole.
+"""ExperimentConfig: the components' own dataclasses side by side, read from a file, overridden by flags, checked as a
+whole.
 
 A config file has `get_config() -> ExperimentConfig`. Overrides are applied after construction, so derived values are
-properties and every check lies in `validate()`. The resolved config goes, as JSON, into the run directory and into every
-checkpoint, and a resume compares.
+properties and every check lies in `validate()`. The resolved config goes, as JSON, into the run directory and into
+every checkpoint, and a resume compares.
 """
 
 import dataclasses
@@ -39,12 +40,13 @@ from omnihuman_jax.typing import PackedShape
 
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 
-# May differ between a run and its resume: none of these changes what the steps to come compute (another mesh or platform
-# changes it by rounding only).
+# May differ between a run and its resume: none of these changes what the steps to come compute (another mesh or
+# platform changes it by rounding only).
 FREE_ON_RESUME = (
     "name", "data.dataset", "data.read_threads", "data.retries", "data.retry_delay_s",
     "mesh", "step", "model.remat", "model.attention", "model.attention_block_q",
-    "model.attention_block_kv", "model.attention_fused_backward", "model.context_parallel", "model.ulysses_ways", "checkpoint",
+    "model.attention_block_kv", "model.attention_fused_backward", "model.context_parallel", "model.ulysses_ways",
+    "checkpoint",
     "logging", "sampling", "watchdog", "numerics.max_skipped", "numerics.max_rollbacks", "numerics.repeat_interval",
 )  # fmt: skip
 
@@ -56,7 +58,8 @@ class DataConfig:
     dataset: folder of `omnihuman encode`
     plan: sizes of the packed sequences and of a step
     read_threads: threads that read records ahead
-    retries, retry_delay_s: how often storage that does not answer is asked again, after doubling pauses from the delay on
+    retries, retry_delay_s: how often storage that does not answer is asked again, after doubling pauses from the delay
+        on
     """
 
     dataset: str = ""
@@ -71,8 +74,8 @@ class ExperimentConfig:
     """Everything that a run depends on beside its data.
 
     seed: of the plan, the initial weights, noise and timesteps
-    compute_dtype: of the blocks' matrix products; `auto` is bfloat16 on accelerators and float32 on CPU. Parameters, EMA,
-        gradients, their sum over micro-batches, norms, softmax and loss are float32 either way
+    compute_dtype: of the blocks' matrix products; `auto` is bfloat16 on accelerators and float32 on CPU. Parameters,
+        EMA, gradients, their sum over micro-batches, norms, softmax and loss are float32 either way
     """
 
     name: str = "experiment"
@@ -98,11 +101,15 @@ class ExperimentConfig:
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, not {self.seed}")
         if self.compute_dtype not in COMPUTE_DTYPES:
-            raise ValueError(f"compute_dtype {self.compute_dtype!r} is unknown; it is one of {', '.join(COMPUTE_DTYPES)}")
+            raise ValueError(
+                f"compute_dtype {self.compute_dtype!r} is unknown; it is one of {', '.join(COMPUTE_DTYPES)}"
+            )
         if self.data.read_threads < 1:
             raise ValueError(f"data.read_threads must be >= 1, not {self.data.read_threads}")
         if self.data.retries < 0 or self.data.retry_delay_s < 0:
-            raise ValueError(f"data.retries {self.data.retries} and retry_delay_s {self.data.retry_delay_s} must be >= 0")
+            raise ValueError(
+                f"data.retries {self.data.retries} and retry_delay_s {self.data.retry_delay_s} must be >= 0"
+            )
         parts: tuple[Any, ...] = (self.data.plan, self.model, self.flow, self.stages, self.optimizer, self.ema)
         for part in (*parts, self.step, self.checkpoint, self.logging, self.sampling):
             part.validate()
@@ -159,7 +166,9 @@ def planned_shape(config: ExperimentConfig) -> PackedShape:
 
 
 def compute_dtype(config: ExperimentConfig, platform: str | None = None) -> Any:
-    """The blocks' dtype: bfloat16 on accelerators, float32 on CPU (`platform`: the default backend's), unless the config says."""
+    """The blocks' dtype: bfloat16 on accelerators, float32 on CPU (`platform`: the default backend's), unless the
+    config says.
+    """
     if config.compute_dtype == "auto":
         return jnp.float32 if (platform or jax.default_backend()) == "cpu" else jnp.bfloat16
     return jnp.dtype(config.compute_dtype)
@@ -168,7 +177,9 @@ def compute_dtype(config: ExperimentConfig, platform: str | None = None) -> Any:
 def dataset_dir(config: ExperimentConfig) -> str:
     """Where the data lies; ValueError with the flag that says it."""
     if not config.data.dataset:
-        raise ValueError("data.dataset is not set; name the folder that `omnihuman encode` wrote with --config.data.dataset=DIR")
+        raise ValueError(
+            "data.dataset is not set; name the folder that `omnihuman encode` wrote with --config.data.dataset=DIR"
+        )
     return config.data.dataset
 
 
@@ -181,14 +192,17 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown field (with the nearest known one), a value of the wrong type, or one that `validate` refuses.
+        ValueError: an unknown field (with the nearest known one), a value of the wrong type, or one that `validate`
+            refuses.
     """
     from absl import flags
     from ml_collections import config_flags
 
     file = str(path).split(":", 1)[0]
     if not Path(file).is_file():
-        raise FileNotFoundError(f"{file} does not exist; config files of this repository lie in configs/, e.g. configs/demo.py")
+        raise FileNotFoundError(
+            f"{file} does not exist; config files of this repository lie in configs/, e.g. configs/demo.py"
+        )
     foreign = [flag for flag in overrides if not re.match(r"--?(no)?config\.", flag)]
     if foreign:
         raise ValueError(f"unknown argument {foreign[0]!r}; config fields are set with --config.FIELD=VALUE")
@@ -224,7 +238,9 @@ def from_json(data: Mapping[str, Any], kind: type = ExperimentConfig) -> Any:
     return _build(kind, data, kind.__name__)
 
 
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = FREE_ON_RESUME) -> list[str]:
+def changed_fields(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = FREE_ON_RESUME
+) -> list[str]:
     """`path: old -> new` of every field that differs between two configs as JSON, without those that may."""
     before, after = _flat(old), _flat(new)
     lines = []
@@ -258,7 +274,9 @@ def _override_message(file: str, overrides: Sequence[str], error: BaseException)
     text = (str(error).strip("'\"") if isinstance(error, KeyError) else str(error)).strip() or type(error).__name__
     if isinstance(error, IndexError):
         text = f"{', '.join(flag for flag in overrides if '[' in flag)}: {text}"
-    known = sorted(_flat(to_json(ExperimentConfig(model=MMDiTConfig(audio=AudioAdapterConfig(), pose=PoseGuiderConfig())))))
+    known = sorted(
+        _flat(to_json(ExperimentConfig(model=MMDiTConfig(audio=AudioAdapterConfig(), pose=PoseGuiderConfig()))))
+    )
     for flag in overrides:
         name = re.sub(r"^--?(no)?config\.", "", flag.split("=", 1)[0])
         if name not in known and "[" not in name and (near := difflib.get_close_matches(name, known, 1)):
@@ -271,7 +289,9 @@ def _override_message(file: str, overrides: Sequence[str], error: BaseException)
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(data, Mapping) and data:
         return {
-            key: value for name, item in data.items() for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+            key: value
+            for name, item in data.items()
+            for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
         }
     if isinstance(data, list | tuple) and data:
         return {key: value for i, item in enumerate(data) for key, value in _flat(item, f"{prefix}[{i}]").items()}
@@ -290,12 +310,16 @@ def _build(kind: Any, data: Any, path: str) -> Any:
         hints = typing.get_type_hints(kind)
         known = {field.name for field in dataclasses.fields(kind) if field.init}
         if unknown := sorted(set(data) - known):
-            raise ValueError(f"{path}: unknown fields {', '.join(unknown)}; written by another version of this package?")
+            raise ValueError(
+                f"{path}: unknown fields {', '.join(unknown)}; written by another version of this package?"
+            )
         return kind(**{name: _build(hints[name], value, f"{path}.{name}") for name, value in data.items()})
     if origin is tuple:
         inner = typing.get_args(kind)
         kinds = [inner[0]] * len(data) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
-        return tuple(_build(item, value, f"{path}[{i}]") for i, (item, value) in enumerate(zip(kinds, data, strict=True)))
+        return tuple(
+            _build(item, value, f"{path}[{i}]") for i, (item, value) in enumerate(zip(kinds, data, strict=True))
+        )
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return kind[data]
     if kind is float and isinstance(data, int):

@@ -38,11 +38,11 @@ RULES: dict[str, tuple[str, ...] | None] = {
 class MeshConfig:
     """Ways of each mesh axis inside a slice, and across slices; -1 takes what is left, on one axis of each at most.
 
-    data, fsdp, context, tensor: inside a slice, over its own interconnect (ICI, NVLink). A CPU, a machine of GPUs, a cluster of
-        them and a TPU slice are one slice.
+    data, fsdp, context, tensor: inside a slice, over its own interconnect (ICI, NVLink). A CPU, a machine of GPUs, a
+        cluster of them and a TPU slice are one slice.
     slices: slices that the data-centre network (DCN) joins; 0: as many as the TPU devices say they come from, else 1.
-    dcn_data, dcn_fsdp: ways of `data` and `fsdp` across slices. The mesh's axis is the product of both, with the devices of
-        a slice next to each other; `context` and `tensor` never leave a slice.
+    dcn_data, dcn_fsdp: ways of `data` and `fsdp` across slices. The mesh's axis is the product of both, with the
+        devices of a slice next to each other; `context` and `tensor` never leave a slice.
     """
 
     data: int = -1
@@ -73,17 +73,20 @@ class MeshConfig:
         if self.slices < 0 or slices < 1:
             raise ValueError(f"mesh.slices is {self.slices}; it must be 0 (as the devices say) or more")
         if self.slices and self.slices != slices:
-            raise ValueError(f"mesh.slices is {self.slices}, the devices come from {slices}: set it to {slices}, or to 0")
+            raise ValueError(
+                f"mesh.slices is {self.slices}, the devices come from {slices}: set it to {slices}, or to 0"
+            )
         if num_devices % slices:
             raise ValueError(
-                f"mesh.slices is {slices}, which does not divide {num_devices} devices; {nearest_divisors(num_devices, slices)}"
+                f"mesh.slices is {slices}, which does not divide {num_devices} devices;"
+                f" {nearest_divisors(num_devices, slices)}"
             )
         data, fsdp, context, tensor = self.inside(num_devices // slices)
         dcn_data, dcn_fsdp = self.across(slices)
         if dcn_fsdp > 1 and data > 1:
             raise ValueError(
-                f"mesh.dcn_fsdp is {dcn_fsdp} beside mesh.data {data}: what goes over the slower network must be outermost; take "
-                f"mesh.data=1 and mesh.fsdp={data * fsdp}, or mesh.dcn_fsdp=1"
+                f"mesh.dcn_fsdp is {dcn_fsdp} beside mesh.data {data}: what goes over the slower network must be"
+                f" outermost; take mesh.data=1 and mesh.fsdp={data * fsdp}, or mesh.dcn_fsdp=1"
             )
         return data * dcn_data, fsdp * dcn_fsdp, context, tensor
 
@@ -118,9 +121,11 @@ def nearest_divisors(size: int, way: int, name: str = "") -> str:
 
 
 def slices_of(config: MeshConfig, devices: Sequence[Any]) -> list[list[Any]]:
-    """The devices of each slice, in order: as TPU devices say, else in equal shares of neighbours (or `config.slices` of them).
+    """The devices of each slice, in order: as TPU devices say, else in equal shares of neighbours (or `config.slices`
+    of them).
 
-    GPUs and simulated devices know no slices; `mesh.slices` makes them by hand, of the devices that are next to each other.
+    GPUs and simulated devices know no slices; `mesh.slices` makes them by hand, of the devices that are next to each
+    other.
     """
     found: dict[int, list[Any]] = {}
     for device in devices:
@@ -176,7 +181,9 @@ def platform_of(mesh: Mesh | AbstractMesh) -> str:
 
 
 def platform() -> str:
-    """`cpu`, `gpu` or `tpu`: of the mesh's devices (a program for TPUs may be compiled on a CPU), else the default backend."""
+    """`cpu`, `gpu` or `tpu`: of the mesh's devices (a program for TPUs may be compiled on a CPU), else the default
+    backend.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 
@@ -202,7 +209,9 @@ def named_sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequen
         mesh_axes = RULES[axis] if axis is not None else None
         ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in mesh_axes or ())
         if dim % ways:
-            raise ValueError(f"dim {dim} ({axis}) of shape {tuple(shape)} is not divisible by {ways} ways of mesh axes {mesh_axes}")
+            raise ValueError(
+                f"dim {dim} ({axis}) of shape {tuple(shape)} is not divisible by {ways} ways of mesh axes {mesh_axes}"
+            )
     return NamedSharding(mesh, spec)
 
 
@@ -212,7 +221,9 @@ def batch_shardings(mesh: Mesh, shape: PackedShape, batch: int) -> dict[str, Nam
 
 
 def require_host_memory(mesh: Mesh, why: str) -> None:
-    """ValueError where the devices of `mesh` have no pinned host memory; devices that are only described are believed."""
+    """ValueError where the devices of `mesh` have no pinned host memory; devices that are only described are
+    believed.
+    """
     if isinstance(mesh, AbstractMesh):
         return
     device = mesh.devices.flat[0]
@@ -223,7 +234,9 @@ def require_host_memory(mesh: Mesh, why: str) -> None:
     except (NotImplementedError, RuntimeError, AttributeError):
         return
     if kinds and HOST_MEMORY not in kinds:
-        raise ValueError(f"{why} needs {HOST_MEMORY} memory; {device.platform} devices here have {', '.join(kinds)}: switch it off")
+        raise ValueError(
+            f"{why} needs {HOST_MEMORY} memory; {device.platform} devices here have {', '.join(kinds)}: switch it off"
+        )
 
 
 def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:

@@ -28,7 +28,8 @@ class Stage:
     motion: share of the windows of more than 2 latent frames whose first 2 latents are given clean [D].
     mode: "product" (the joint is the product of the ratios), "nested" (a stronger condition only with all weaker ones),
         or "keep" (draw any window, keep each condition that it is eligible for with probability ratio: for comparison).
-    min_frames, max_frames (pixel frames), max_tokens (patch tokens of the video): windows that the stage draws; 0 = any.
+    min_frames, max_frames (pixel frames), max_tokens (patch tokens of the video): windows that the stage draws; 0 =
+    any.
     frozen: condition groups of parameters ("base", "audio", "pose") that get no update.
     """
 
@@ -71,18 +72,26 @@ class Stage:
                 f"not {self.min_frames}, {self.max_frames} and {self.max_tokens}"
             )
         if not (math.isfinite(self.learning_rate_scale) and self.learning_rate_scale >= 0):
-            raise ValueError(f"stage {self.name!r}: learning_rate_scale = {self.learning_rate_scale:g}; it must be >= 0")
+            raise ValueError(
+                f"stage {self.name!r}: learning_rate_scale = {self.learning_rate_scale:g}; it must be >= 0"
+            )
         if unknown := sorted(set(self.frozen) - {"base", "audio", "pose"}):
-            raise ValueError(f"stage {self.name!r}: unknown frozen group {', '.join(unknown)}; groups are base, audio, pose")
+            raise ValueError(
+                f"stage {self.name!r}: unknown frozen group {', '.join(unknown)}; groups are base, audio, pose"
+            )
         growing = [(a, b) for a, b in zip(list(Condition)[:-1], list(Condition)[1:]) if self.ratios[b] > self.ratios[a]]
         text = ", ".join(f"{b.label} {self.ratios[b]:g} > {a.label} {self.ratios[a]:g}" for a, b in growing)
         if growing and self.mode == "nested":
-            raise ValueError(f"stage {self.name!r}: nested ratios cannot grow with strength: {text}; use mode 'product'")
+            raise ValueError(
+                f"stage {self.name!r}: nested ratios cannot grow with strength: {text}; use mode 'product'"
+            )
         if growing:
             warnings.warn(f"stage {self.name!r}: ratios grow with the strength of the condition: {text}", stacklevel=2)
 
     def distribution(self) -> np.ndarray:
-        """Probability of each of the 16 active sets, by bitmask: float64 [16]. For "keep" it depends on the data: `expected`."""
+        """Probability of each of the 16 active sets, by bitmask: float64 [16]. For "keep" it depends on the data:
+        `expected`.
+        """
         ratios = self.ratios
         if self.mode == "nested":
             levels = np.concatenate([[1.0], ratios, [0.0]])
@@ -91,7 +100,9 @@ class Stage:
                 result[(1 << level) - 1] = levels[level] - levels[level + 1]
             return result
         if self.mode == "keep":
-            raise ValueError(f"stage {self.name!r}: in mode 'keep' the data decides on the active sets; use expected(hours)")
+            raise ValueError(
+                f"stage {self.name!r}: in mode 'keep' the data decides on the active sets; use expected(hours)"
+            )
         return np.where(CONTAINS, ratios, 1 - ratios).prod(axis=1)
 
     def expected(self, hours: np.ndarray) -> np.ndarray:
@@ -99,7 +110,9 @@ class Stage:
         if self.mode != "keep":
             return self.distribution()
         # kept[a, e]: a window eligible for e gets active set a.
-        kept = np.where(CONTAINS[:, None, :], self.ratios, np.where(CONTAINS[None, :, :], 1 - self.ratios, 1.0)).prod(axis=2)
+        kept = np.where(CONTAINS[:, None, :], self.ratios, np.where(CONTAINS[None, :, :], 1 - self.ratios, 1.0)).prod(
+            axis=2
+        )
         return (np.where(SUBSET, kept, 0.0) * hours / hours.sum()).sum(axis=1)
 
     def target(self, hours: np.ndarray) -> np.ndarray:
@@ -123,9 +136,9 @@ class Stage:
                 have = ", ".join(f"{c.label} {counts[CONTAINS[:, c]].sum()}" for c in Condition)
                 sets = ", ".join(f"{ConditionSet(int(e)).label} {counts[e]}" for e in SET_BITS if counts[e])
                 raise ValueError(
-                    f"stage {self.name!r}: active set {ConditionSet(int(bits)).label} is asked of {expected[bits]:.1%} of the "
-                    f"windows, but 0 of {among} are eligible for it (eligible: {have}; by set: {sets}); "
-                    f"lower the ratios, or curate windows that are eligible for all of it"
+                    f"stage {self.name!r}: active set {ConditionSet(int(bits)).label} is asked of {expected[bits]:.1%}"
+                    f" of the windows, but 0 of {among} are eligible for it (eligible: {have}; by set: {sets}); lower"
+                    " the ratios, or curate windows that are eligible for all of it"
                 )
         # Hours of set e that the draws of active set a fall on, as a share of a's draws.
         group_hours = SUBSET @ hours if self.mode != "keep" else np.full(NUM_SETS, hours.sum())
@@ -161,8 +174,8 @@ class FeasibilityReport:
     def warnings(self, limit: float) -> list[str]:
         """One line for each eligible set whose windows are drawn more than `limit` times on average."""
         return [
-            f"stage {self.stage!r}: the {self.counts[e]} windows eligible for {ConditionSet(int(e)).label} "
-            f"are drawn {self.eligible_repeats[e]:.0f} times each (limit {limit:g}); lower the ratios, the steps, or add data"
+            f"stage {self.stage!r}: the {self.counts[e]} windows eligible for {ConditionSet(int(e)).label} are drawn"
+            f" {self.eligible_repeats[e]:.0f} times each (limit {limit:g}); lower the ratios, the steps, or add data"
             for e in SET_BITS
             if self.counts[e] and self.eligible_repeats[e] > limit
         ]

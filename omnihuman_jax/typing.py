@@ -38,8 +38,9 @@ class PackedShape:
 
     A `Batch` holds, for B sequences (dtypes in `arrays`; padding tokens have segment id 0):
 
-    latents_BLC          clean patch tokens in the order of their windows: a window's reference tokens first (if active),
-                         then its video tokens, latent frame by latent frame, row by row; C is (patch row, patch column, channel)
+    latents_BLC          clean patch tokens in the order of their windows: a window's reference tokens first (if
+                         active), then its video tokens, latent frame by latent frame, row by row; C is (patch row,
+                         patch column, channel)
     segment_ids_BL       0 padding, g + 1 for the window in slot g
     positions_BL3        RoPE indices (t, h, w); t is 0 on reference tokens
     is_reference_BL      reference tokens: clean, no loss
@@ -54,7 +55,8 @@ class PackedShape:
     pose_index_BFP       rows of keypoints_BTJ3 that a latent frame sees, -1 for none
     active_BG4           active conditions of a window, in the order of `Condition`
     motion_BG            motion frames active: the first 2 latents are given clean
-    slot_BG              number of the window among the step's windows: noise, t and drops are keyed on (seed, step, slot)
+    slot_BG              number of the window among the step's windows: noise, t and drops are keyed on (seed, step,
+    slot)
     window_BG            catalog row, -1 for an empty slot, -2 for one whose record cannot be read
     """
 
@@ -100,7 +102,9 @@ class PackedShape:
 def latent_frames_of(frames: int) -> int:
     """Latent frames of a window of `frames` = 1 + 4n pixel frames; ValueError otherwise."""
     if frames < 1 or (frames - 1) % TEMPORAL_STRIDE:
-        raise ValueError(f"a window has 1 + 4n frames, not {frames}; nearest below is {max(1, frames - (frames - 1) % 4)}")
+        raise ValueError(
+            f"a window has 1 + 4n frames, not {frames}; nearest below is {max(1, frames - (frames - 1) % 4)}"
+        )
     return 1 + (frames - 1) // TEMPORAL_STRIDE
 
 

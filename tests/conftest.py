@@ -23,7 +23,9 @@ NUM_DEVICES = 8
 ALLOWED_SKIPS: dict[str, str] = {}
 
 if "jax" in sys.modules:
-    raise RuntimeError("jax was imported before tests/conftest.py could ask for 8 devices; start with `python -m pytest`")
+    raise RuntimeError(
+        "jax was imported before tests/conftest.py could ask for 8 devices; start with `python -m pytest`"
+    )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flags = os.environ.get("XLA_FLAGS", "")
@@ -49,9 +51,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--slow",
         default="none",
         metavar="none|all|K/N",
-        help="which tests marked slow run, and then they alone: none (default), all, or a part of their files, K of 0 .. N-1",
+        help=(
+            "which tests marked slow run, and then they alone: none (default), all, or a part of their files, K of 0"
+            " .. N-1"
+        ),
     )
-    parser.addoption("--figures", metavar="FILE", help="write the figures of this run, as JSON rows, for tables in docs/")
+    parser.addoption(
+        "--figures", metavar="FILE", help="write the figures of this run, as JSON rows, for tables in docs/"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -115,13 +122,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for line in _refused:
             terminalreporter.line(line)
         terminalreporter.line(
-            "A skip hides what it was meant to prove: make it run, or add its reason to ALLOWED_SKIPS in tests/conftest.py."
+            "A skip hides what it was meant to prove: make it run, or add its reason to ALLOWED_SKIPS in"
+            " tests/conftest.py."
         )
 
 
 @pytest.fixture(scope="session")
 def measured() -> Callable[[str, float, float], None]:
-    """`measured(claim, value, limit)`: fails above the limit, and prints the largest value of each claim with the summary."""
+    """`measured(claim, value, limit)`: fails above the limit, and prints the largest value of each claim with the
+    summary.
+    """
 
     def check(claim: str, value: float, limit: float) -> None:
         _measured_by[claim] = os.environ["PYTEST_CURRENT_TEST"].split("::")[0]

@@ -1,4 +1,6 @@
-"""Imports point down only: the levels of the house, read from the syntax tree of every file (imports inside functions too)."""
+"""Imports point down only: the levels of the house, read from the syntax tree of every file (imports inside functions
+too).
+"""
 
 import ast
 import sys
@@ -40,7 +42,9 @@ def room_of(parts: list[str]) -> str:
 
 
 def imports_of(source: str, module: str, *, is_package: bool = False) -> Iterator[str]:
-    """Every absolute module name that `source`, being `module`, imports, wherever in the file; also `from x import submodule`."""
+    """Every absolute module name that `source`, being `module`, imports, wherever in the file; also
+    `from x import submodule`.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -67,7 +71,11 @@ def violation(module: str, imported: str) -> str | None:
         return None
     ours, theirs = room_of(own), room_of(rest)
     if target == "data_pipelines":
-        return None if ours in SEE_DATA_PIPELINES else f"of the library only {sorted(SEE_DATA_PIPELINES)} import data_pipelines"
+        return (
+            None
+            if ours in SEE_DATA_PIPELINES
+            else f"of the library only {sorted(SEE_DATA_PIPELINES)} import data_pipelines"
+        )
     if target != "omnihuman_jax":
         return f"the library does not import {target}"
     if ours == theirs == "commands" and len(rest) > 1 and (module, imported) not in HANDED_OVER:
@@ -94,7 +102,8 @@ def files() -> Iterator[tuple[Path, str]]:
 
 
 ALL_IMPORTS = {
-    module: sorted(set(imports_of(path.read_text(), module, is_package=path.name == "__init__.py"))) for path, module in files()
+    module: sorted(set(imports_of(path.read_text(), module, is_package=path.name == "__init__.py")))
+    for path, module in files()
 }
 
 
@@ -119,7 +128,10 @@ def test_imports_point_down() -> None:
 
 
 def test_there_is_no_import_cycle() -> None:
-    graph = {module: {name for name in names if name in ALL_IMPORTS and name != module} for module, names in ALL_IMPORTS.items()}
+    graph = {
+        module: {name for name in names if name in ALL_IMPORTS and name != module}
+        for module, names in ALL_IMPORTS.items()
+    }
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
@@ -177,7 +189,9 @@ def test_the_rule_allows(module: str, imported: str) -> None:
 
 def test_the_walk_sees_relative_and_nested_imports() -> None:
     source = "def f():\n    from ..models import mmdit\n    import omnihuman_jax.commands.train\n"
-    assert {"omnihuman_jax.models.mmdit", "omnihuman_jax.commands.train"} <= set(imports_of(source, "omnihuman_jax.data.plan"))
+    assert {"omnihuman_jax.models.mmdit", "omnihuman_jax.commands.train"} <= set(
+        imports_of(source, "omnihuman_jax.data.plan")
+    )
     assert "omnihuman_jax.data.plan" in set(imports_of("from . import plan", "omnihuman_jax.data", is_package=True))
 
 
@@ -233,7 +247,12 @@ def test_the_trainer_needs_neither_torch_nor_curation_networks() -> None:
 def test_large_text_encoders_are_imported_only_when_asked_for() -> None:
     """The one shipped module that the trainer's side imports has torch and transformers inside functions alone."""
     source = (ROOT / "omnihuman_jax" / "serving" / "text_encoders_omnihuman.py").read_text()
-    top = {name.split(".")[0] for node in ast.parse(source).body for name in imports_of(ast.unparse(node), "m") if _is_import(node)}
+    top = {
+        name.split(".")[0]
+        for node in ast.parse(source).body
+        for name in imports_of(ast.unparse(node), "m")
+        if _is_import(node)
+    }
     assert top and not top & {"torch", "transformers"}
 
 
@@ -246,7 +265,15 @@ def test_constants_of_shipped_modules_are_the_packages() -> None:
     from omnihuman_jax.serving import media_omnihuman, windows_omnihuman
 
     for module in (media_omnihuman, windows_omnihuman):
-        for name in ("FPS", "SAMPLE_RATE_HZ", "TEMPORAL_STRIDE", "SPATIAL_STRIDE", "PATCH", "MOTION_FRAMES", "MOTION_LATENTS"):
+        for name in (
+            "FPS",
+            "SAMPLE_RATE_HZ",
+            "TEMPORAL_STRIDE",
+            "SPATIAL_STRIDE",
+            "PATCH",
+            "MOTION_FRAMES",
+            "MOTION_LATENTS",
+        ):
             assert getattr(module, name, getattr(typing, name)) == getattr(typing, name)
 
 
@@ -261,6 +288,7 @@ def test_curation_media_and_the_command_line_do_not_import_jax() -> None:
     wrong = [
         module
         for module in ALL_IMPORTS
-        if (module in free or module.startswith("data_pipelines.curate")) and third_party(module) & {"jax", "flax", "optax"}
+        if (module in free or module.startswith("data_pipelines.curate"))
+        and third_party(module) & {"jax", "flax", "optax"}
     ]
     assert not wrong

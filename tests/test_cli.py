@@ -14,7 +14,11 @@ from omnihuman_jax import cli
 def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_PLATFORMS")}
     return subprocess.run(
-        [sys.executable, "-m", "omnihuman_jax.cli", *argv], env={**clean, **env}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "omnihuman_jax.cli", *argv],
+        env={**clean, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -26,7 +30,9 @@ def command(monkeypatch: pytest.MonkeyPatch):
         module = types.ModuleType("a_command_of_a_test")
         module.main = main  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
-        monkeypatch.setitem(cli.COMMANDS, "it", cli.Command(module=module.__name__, help="a test", example="omnihuman it"))
+        monkeypatch.setitem(
+            cli.COMMANDS, "it", cli.Command(module=module.__name__, help="a test", example="omnihuman it")
+        )
 
     return register
 
@@ -40,7 +46,10 @@ def test_help_lists_every_command_with_an_example() -> None:
 
 
 def test_help_is_quick_and_imports_no_network_library() -> None:
-    code = "import sys, omnihuman_jax.cli\nprint([m for m in ('jax', 'flax', 'av', 'grain', 'mediapipe') if m in sys.modules])"
+    code = (
+        "import sys, omnihuman_jax.cli\nprint([m for m in ('jax', 'flax', 'av', 'grain', 'mediapipe') if m in"
+        " sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
@@ -68,12 +77,17 @@ def test_arguments_reach_the_command_untouched(command) -> None:
     ("error", "line"),
     [
         (ValueError("ratio 1.2 of audio\n  is above 1"), "omnihuman it: ratio 1.2 of audio is above 1"),
-        (FileNotFoundError("a/b: no such folder; name one with videos"), "omnihuman it: a/b: no such folder; name one with videos"),
+        (
+            FileNotFoundError("a/b: no such folder; name one with videos"),
+            "omnihuman it: a/b: no such folder; name one with videos",
+        ),
         (FileNotFoundError(2, "No such file or directory", "a/b"), "omnihuman it: a/b: No such file or directory"),
         (ModuleNotFoundError("No module named 'mediapipe'", name="mediapipe"), "pip install -e '.[curation]'"),
     ],
 )
-def test_a_user_error_is_one_line_and_exit_2(command, capsys: pytest.CaptureFixture[str], error: Exception, line: str) -> None:
+def test_a_user_error_is_one_line_and_exit_2(
+    command, capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
     def main(argv: list[str]) -> int:
         raise error
 
@@ -96,14 +110,15 @@ def test_a_bug_keeps_its_traceback(command) -> None:
 
 def test_simulated_devices_are_there() -> None:
     code = (
-        "from omnihuman_jax import cli\ncli.simulate_devices(3)\nimport jax\nprint([d.platform for d in jax.devices()])\n"
-        "try:\n    cli.simulate_devices(2)\nexcept ValueError as e:\n    print(e)"
+        "from omnihuman_jax import cli\ncli.simulate_devices(3)\nimport jax\nprint([d.platform for d in"
+        " jax.devices()])\ntry:\n    cli.simulate_devices(2)\nexcept ValueError as e:\n    print(e)"
     )
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines() == ["['cpu', 'cpu', 'cpu']", "--simulate-devices has to come before jax is imported"], (
-        done.stderr
-    )
+    assert done.stdout.splitlines() == [
+        "['cpu', 'cpu', 'cpu']",
+        "--simulate-devices has to come before jax is imported",
+    ], done.stderr
 
 
 def test_no_simulated_devices_below_one() -> None:

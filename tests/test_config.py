@@ -24,7 +24,8 @@ DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 def spec(**changes: object) -> DatasetSpec:
     """What the demo's encoders give."""
     values = {
-        "codec": "dct", "latent_channels": 48, "text_encoder": "t", "text_width": 384, "pooled_width": 384, "speech_encoder": "s",
+        "codec": "dct", "latent_channels": 48, "text_encoder": "t", "text_width": 384, "pooled_width": 384,
+        "speech_encoder": "s",
         "speech_layers": (0, 2, 4), "speech_width": 384, "keypoint_names": tuple(map(str, range(75))), "margin": 4,
     }  # fmt: skip
     values |= changes

@@ -1,6 +1,7 @@
 """Every config file loads, validates, fits its mesh, and says what it said when someone last looked.
 
-After a change on purpose: `python -m tests.test_configs` writes the golden files again; the diff is what a reviewer reads.
+After a change on purpose: `python -m tests.test_configs` writes the golden files again; the diff is what a reviewer
+    reads.
 """
 
 import json
@@ -39,7 +40,9 @@ def test_no_config_is_forgotten() -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_golden(name: str) -> None:
-    assert describe(name) == json.loads((GOLDEN / f"{name}.json").read_text()), "on purpose? python -m tests.test_configs"
+    assert describe(name) == json.loads((GOLDEN / f"{name}.json").read_text()), (
+        "on purpose? python -m tests.test_configs"
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -21,7 +21,9 @@ def run_pytest(
     if allow is not None:
         text = CONFTEST.read_text()
         assert text.count("ALLOWED_SKIPS: dict[str, str] = {") == 1
-        text = text.replace("ALLOWED_SKIPS: dict[str, str] = {", f"ALLOWED_SKIPS: dict[str, str] = {{{allow!r}: 'a test',", 1)
+        text = text.replace(
+            "ALLOWED_SKIPS: dict[str, str] = {", f"ALLOWED_SKIPS: dict[str, str] = {{{allow!r}: 'a test',", 1
+        )
         (tests / "conftest.py").write_text(text)
     (tests / "test_it.py").write_text(test_source)
     return subprocess.run(

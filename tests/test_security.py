@@ -90,7 +90,9 @@ def test_encoders_refuse_weights_in_pickle_form(tmp_path: Path, sentinel: Path, 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
 def test_a_text_encoder_of_transformers_with_a_pickle_for_weights(tmp_path: Path, sentinel: Path, name: str) -> None:
     """transformers itself would unpickle the first."""
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "d_model": 8, "num_layers": 1, "vocab_size": 16}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "t5", "d_model": 8, "num_layers": 1, "vocab_size": 16})
+    )
     torch_file(sentinel, tmp_path / name)
     with pytest.raises(Exception, match=r"(?i)pickle|safetensor|header"):
         load_text_encoder(tmp_path)
@@ -153,7 +155,9 @@ def test_every_kind_of_file_of_a_checkpoint_as_a_pickle(tmp_path: Path, sentinel
     shapes = abstract(make_state(mesh, 1))
     paths = sorted(path for path in whole.rglob("*") if path.is_file())
     # One of each kind: data files are named by chance, and there are many of them.
-    kinds = {(path.parent.name, "" if path.parent.name == "d" else path.name): path.relative_to(whole) for path in paths}
+    kinds = {
+        (path.parent.name, "" if path.parent.name == "d" else path.name): path.relative_to(whole) for path in paths
+    }
     names = list(kinds.values())
     assert len(names) >= 5
     read = 0
@@ -206,7 +210,11 @@ def wrong_lines(source: str) -> list[int]:
 
             loader = name_of(keywords["Loader"]) if "Loader" in keywords else ""
             unsafe_yaml = name_of(node.func) == "yaml.load" and loader not in ("yaml.SafeLoader", "_StrictLoader")
-            if name_of(node.func) in CALLS or unsafe_yaml or any(map(says, ("allow_pickle", "trust_remote_code", "shell"))):
+            if (
+                name_of(node.func) in CALLS
+                or unsafe_yaml
+                or any(map(says, ("allow_pickle", "trust_remote_code", "shell")))
+            ):
                 lines.append(node.lineno)
     return lines
 
@@ -227,7 +235,8 @@ def test_no_code_of_ours_can_load_a_pickle_or_run_data() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "import pickle", "from cloudpickle import loads", "import numpy as np\nnp.load('x', allow_pickle=True)", "torch.load('x')",
+        "import pickle", "from cloudpickle import loads", "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "torch.load('x')",
         "import yaml\nyaml.load('x', Loader=yaml.Loader)", "subprocess.run('x', shell=True)", "eval('1')",
         "AutoModel.from_pretrained('x', trust_remote_code=True)",
     ],

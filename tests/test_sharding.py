@@ -1,4 +1,6 @@
-"""Meshes over slices: jax's own layout and ours agree, a slice stays together, and one slice is the mesh it always was."""
+"""Meshes over slices: jax's own layout and ours agree, a slice stays together, and one slice is the mesh it always
+was.
+"""
 
 from types import SimpleNamespace
 
@@ -40,7 +42,10 @@ def test_the_layout_is_jaxs(config: MeshConfig, across: tuple[int, ...]) -> None
 def test_slices_as_tpu_devices_say_them_and_by_hand() -> None:
     tpus = described(2, 4, "tpu")
     shuffled = [tpus[i] for i in (4, 0, 5, 1, 6, 2, 7, 3)]
-    assert [[d.id for d in part] for part in sharding.slices_of(MeshConfig(), shuffled)] == [[4, 5, 6, 7], [0, 1, 2, 3]][::-1]
+    assert [[d.id for d in part] for part in sharding.slices_of(MeshConfig(), shuffled)] == [
+        [4, 5, 6, 7],
+        [0, 1, 2, 3],
+    ][::-1]
     assert len(sharding.slices_of(MeshConfig(), described(2, 4))) == 1  # GPUs: unless the config says
     assert len(sharding.slices_of(MeshConfig(slices=2), described(2, 4))) == 2
     with pytest.raises(ValueError, match=r"mesh.slices is 4, the devices come from 2: set it to 2, or to 0"):
@@ -52,5 +57,7 @@ def test_simulated_slices_on_the_devices_here() -> None:
     two = sharding.create_mesh(MeshConfig(data=2, tensor=2, slices=2))
     assert dict(two.shape) == dict(one.shape) == {"data": 4, "fsdp": 1, "context": 1, "tensor": 2}
     assert [d.id for d in two.devices.flat] == [d.id for d in jax.devices()]
-    with pytest.raises(ValueError, match=r"mesh.slices is 3, which does not divide 8 devices; the nearest that do: 2 or 4"):
+    with pytest.raises(
+        ValueError, match=r"mesh.slices is 3, which does not divide 8 devices; the nearest that do: 2 or 4"
+    ):
         sharding.create_mesh(MeshConfig(slices=3))

@@ -65,7 +65,12 @@ def test_ratios_that_grow_with_strength_warn_and_falling_ones_do_not():
 
 def test_presets_are_the_papers():
     rows = paper_stages(steps=(1, 2, 3), base_steps=4).rows
-    assert [tuple(row.ratios) for row in rows] == [(0.9, 0, 0, 0), (0.9, 0.7, 0, 0), (0.9, 0.7, 0.5, 0), (0.9, 0.7, 0.5, 0.25)]
+    assert [tuple(row.ratios) for row in rows] == [
+        (0.9, 0, 0, 0),
+        (0.9, 0.7, 0, 0),
+        (0.9, 0.7, 0.5, 0),
+        (0.9, 0.7, 0.5, 0.25),
+    ]
     assert [row.steps for row in rows] == [4, 1, 2, 3]
     assert v2_stages(steps=1).rows[-1].pose == 0.5
 

@@ -21,11 +21,12 @@ CLIPS_FILE = "clips.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """A shot, or a part of one, on its video's 25 fps grid: frames `start_frame` .. `end_frame` - 1 of `media.read_video`.
+    """A shot, or a part of one, on its video's 25 fps grid: frames `start_frame` .. `end_frame` - 1 of
+    `media.read_video`.
 
-    `height` and `width` are displayed pixels, the unit of the landmarks. `scores` are raw numbers, so that tags can be made
-    again with other thresholds. `reasons` has an entry for each condition that is not in `eligible`: the first check that
-    failed, its score and its threshold.
+    `height` and `width` are displayed pixels, the unit of the landmarks. `scores` are raw numbers, so that tags can be
+    made again with other thresholds. `reasons` has an entry for each condition that is not in `eligible`: the first
+    check that failed, its score and its threshold.
     """
 
     clip_id: str
@@ -65,7 +66,9 @@ class Clip:
         """The video, wherever `clips_dir` lies now; FileNotFoundError if it moved away."""
         path = Path(os.path.normpath(Path(clips_dir) / self.path))
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: the video of clip {self.clip_id} is gone; put it back, or run curate again")
+            raise FileNotFoundError(
+                f"{path}: the video of clip {self.clip_id} is gone; put it back, or run curate again"
+            )
         return path
 
 
@@ -94,7 +97,9 @@ class Landmarks:
         partial = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with partial.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+                np.savez_compressed(
+                    file, allow_pickle=False, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+                )
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -121,7 +126,9 @@ def load_landmarks(clips_dir: str | os.PathLike[str], clip: Clip) -> Landmarks:
     path = Path(clips_dir) / clip.landmarks
     landmarks = Landmarks.load(path)
     if landmarks.keypoints_TJ3.shape[0] != clip.frames:
-        raise ValueError(f"{path}: {landmarks.keypoints_TJ3.shape[0]} rows for a clip of {clip.frames} frames; run curate again")
+        raise ValueError(
+            f"{path}: {landmarks.keypoints_TJ3.shape[0]} rows for a clip of {clip.frames} frames; run curate again"
+        )
     return landmarks
 
 

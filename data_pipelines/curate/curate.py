@@ -4,8 +4,8 @@
     analyse  pictures, landmarks, sound -> raw scores     a clip at a time     kept in OUT/clips/<clip_id>/
     tag      scores -> eligible set and reasons           always made again    OUT/clips.jsonl, OUT/funnel.json
 
-Nothing is thrown away without a reason written on it: a video that cannot be read is in the funnel's `quarantine`, a shot
-that is too short in `dropped`, and a clip has a reason for each condition that it is not eligible for.
+Nothing is thrown away without a reason written on it: a video that cannot be read is in the funnel's `quarantine`, a
+shot that is too short in `dropped`, and a clip has a reason for each condition that it is not eligible for.
 """
 
 import argparse
@@ -58,7 +58,9 @@ class CurateConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "CurateConfig":
-        """The configuration whose JSON this is; what it does not name keeps its default, an unknown name is an error."""
+        """The configuration whose JSON this is; what it does not name keeps its default, an unknown name is an
+        error.
+        """
         given = json.loads(text)
         parts = {"shots": ShotConfig, "thresholds": Thresholds}
         try:
@@ -99,12 +101,16 @@ def curate(
     ]
     with _Workers(config.workers) as workers:
         scans = sorted(
-            _tracked(progress, "scan videos", workers, stages.recall_scan, stages.scan, scan_tasks), key=lambda scan: scan.name
+            _tracked(progress, "scan videos", workers, stages.recall_scan, stages.scan, scan_tasks),
+            key=lambda scan: scan.name,
         )
         tasks = _analysis_tasks(scans, out)
         # Longest first: no worker is left with the longest alone at the end.
         tasks.sort(key=lambda task: task.start_frame - task.end_frame)
-        analyses = {a.clip_id: a for a in _tracked(progress, "score clips", workers, stages.recall_analysis, stages.analyse, tasks)}
+        analyses = {
+            a.clip_id: a
+            for a in _tracked(progress, "score clips", workers, stages.recall_analysis, stages.analyse, tasks)
+        }
     tasks.sort(key=lambda task: (task.video.name, task.start_frame))
     clips = [_clip(task, analyses[task.clip_id], out, config) for task in tasks if not analyses[task.clip_id].error]
     _forget_others(out, ids, {task.clip_id for task in tasks})
@@ -121,7 +127,9 @@ def _analysis_tasks(scans: list[stages.Scan], out: Path) -> list[stages.Analysis
             assert scan.video is not None
             clip_id = f"{scan.video.video_id}-{number:03d}"
             folder = str(out / "clips" / clip_id)
-            tasks.append(stages.AnalysisTask(clip_id=clip_id, video=scan.video, start_frame=start, end_frame=end, folder=folder))
+            tasks.append(
+                stages.AnalysisTask(clip_id=clip_id, video=scan.video, start_frame=start, end_frame=end, folder=folder)
+            )
     return tasks
 
 
@@ -202,7 +210,9 @@ def _funnel(
 
 
 class _Workers:
-    """A pool of processes, or this process alone for one worker. Started with the first task, so idle runs start none."""
+    """A pool of processes, or this process alone for one worker. Started with the first task, so idle runs start
+    none.
+    """
 
     def __init__(self, count: int) -> None:
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
@@ -260,7 +270,9 @@ def _tracked(
 
 
 def funnel_table(funnel: dict[str, Any]) -> Table:
-    """The funnel as a table: each clip (of many clips: each reason), what was left out, and how much serves each condition."""
+    """The funnel as a table: each clip (of many clips: each reason), what was left out, and how much serves each
+    condition.
+    """
     labels = [condition.label for condition in Condition]
     table = Table(title=f"{funnel['videos']} videos, {funnel['clips']} clips, {funnel['seconds']:.1f} s")
     table.add_column("clip", overflow="fold")
@@ -283,7 +295,9 @@ def funnel_table(funnel: dict[str, Any]) -> Table:
             table.add_row(f"{len(left_out)}", "", *[""] * len(labels), what, style="dim")
     table.add_section()
     table.add_row("eligible clips", "", *[str(funnel["eligible"][label]) for label in labels], "")
-    table.add_row("eligible s", f"{funnel['seconds']:.1f}", *[f"{funnel['eligible_seconds'][label]:.1f}" for label in labels], "")
+    table.add_row(
+        "eligible s", f"{funnel['seconds']:.1f}", *[f"{funnel['eligible_seconds'][label]:.1f}" for label in labels], ""
+    )
     return table
 
 
@@ -303,10 +317,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example: omnihuman curate --videos footage/ --out runs/mine/clips",
     )
     parser.add_argument(
-        "--videos", required=True, type=Path, help="folder of videos, searched recursively; NAME.txt holds the caption of NAME.mp4"
+        "--videos",
+        required=True,
+        type=Path,
+        help="folder of videos, searched recursively; NAME.txt holds the caption of NAME.mp4",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder for clips.jsonl, funnel.json and the landmarks")
-    parser.add_argument("--config", type=Path, help="JSON file: shots, thresholds, default_caption, max_seconds_per_video, workers")
+    parser.add_argument(
+        "--config", type=Path, help="JSON file: shots, thresholds, default_caption, max_seconds_per_video, workers"
+    )
     parser.add_argument("--max-seconds-per-video", type=float, help="read only the beginning of each video")
     parser.add_argument("--default-caption", help="caption of a video without a .txt beside it")
     parser.add_argument("--workers", type=int, help="processes (default 2)")
@@ -316,12 +335,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, name) is not None:
             setattr(config, name, getattr(arguments, name))
     console = Console()
-    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         funnel = curate(arguments.videos, arguments.out, config, progress)
     console.print(funnel_table(funnel))
     computed = funnel["computed"]
-    console.print(f"{arguments.out / CLIPS_FILE}: {funnel['clips']} clips, {computed['clips']} scored in this run", soft_wrap=True)
+    console.print(
+        f"{arguments.out / CLIPS_FILE}: {funnel['clips']} clips, {computed['clips']} scored in this run", soft_wrap=True
+    )
     if not funnel["clips"]:
         raise ValueError(f"{arguments.videos}: not one clip came out; {FUNNEL_FILE} in {arguments.out} says why")
     return 0

@@ -12,12 +12,16 @@ import numpy as np
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv"}
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
-    """A file of the folder and what its header says; `name` is its path below the folder, `video_id` a file-name-safe form."""
+    """A file of the folder and what its header says; `name` is its path below the folder, `video_id` a file-name-safe
+    form.
+    """
 
     name: str
     video_id: str
@@ -41,7 +45,9 @@ def list_videos(folder: str | os.PathLike[str]) -> list[str]:
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; give the folder that holds the videos")
-    names = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+    names = sorted(
+        str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
+    )
     if not names:
         raise ValueError(f"{root}: no videos in it; files of these kinds are read: {' '.join(sorted(VIDEO_SUFFIXES))}")
     return names
@@ -52,7 +58,9 @@ def video_ids(names: list[str]) -> dict[str, str]:
     plain = {name: re.sub(r"[^\w.-]+", "_", str(Path(name).with_suffix("")).replace(os.sep, "__")) for name in names}
     taken = [value.casefold() for value in plain.values()]
     return {
-        name: value if taken.count(value.casefold()) == 1 else f"{value}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        name: value
+        if taken.count(value.casefold()) == 1
+        else f"{value}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         for name, value in plain.items()
     }
 
@@ -82,7 +90,9 @@ def inspect(path: str | os.PathLike[str], name: str, video_id: str, sha256: str)
 
 def clip_frames(path: str | os.PathLike[str], start_frame: int, end_frame: int) -> Iterator[np.ndarray]:
     """RGB uint8 [H, W, 3], one a frame of the 25 fps grid."""
-    return media_omnihuman.iter_video(path, fps=FPS, start_s=start_frame / FPS, duration_s=(end_frame - start_frame) / FPS)
+    return media_omnihuman.iter_video(
+        path, fps=FPS, start_s=start_frame / FPS, duration_s=(end_frame - start_frame) / FPS
+    )
 
 
 def clip_audio(path: str | os.PathLike[str], start_frame: int, end_frame: int) -> np.ndarray | None:

@@ -71,7 +71,9 @@ def extract_landmarks(frames: Iterable[np.ndarray]) -> Landmarks:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """The networks' C++ code writes a page of notices to the process's stderr for each graph; Python's errors come after."""
+    """The networks' C++ code writes a page of notices to the process's stderr for each graph; Python's errors come
+    after.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     sink = os.open(os.devnull, os.O_WRONLY)
@@ -121,14 +123,16 @@ def _body(result: Any, scale: np.ndarray) -> np.ndarray:
 
 
 def _with_hands(body_J3: np.ndarray, result: Any, scale: np.ndarray) -> np.ndarray:
-    """The hands put at the left or right of the body: by the nearer wrist, or by the network's word where no wrist is seen.
+    """The hands put at the left or right of the body: by the nearer wrist, or by the network's word where no wrist is
+    seen.
 
     The network gives no confidence by point: a hand's is its score, 0 outside the picture.
     """
     keypoints_J3 = body_J3.copy()
     sides = {"left": LEFT_HAND, "right": RIGHT_HAND}
     for points, label in sorted(
-        zip(result.multi_hand_landmarks or (), result.multi_handedness or ()), key=lambda hand: -hand[1].classification[0].score
+        zip(result.multi_hand_landmarks or (), result.multi_handedness or ()),
+        key=lambda hand: -hand[1].classification[0].score,
     ):
         hand = np.array([(p.x, p.y) for p in points.landmark], np.float32)
         inside = _inside(hand)

@@ -1,11 +1,11 @@
 """Does the mouth move with the sound? A proxy by phones and lip aperture, not SyncNet.
 
-A small phone recogniser (hama) says which phone sounds when; each phone has a typical opening of the mouth; that curve is
-correlated with the measured aperture of the lips over shifts of +-1 s. As with SyncNet, the offset is where the match is
-best and the confidence is the best match less the median one. On the two talking clips of the sample media, whole, their
-own sound gives 0.48 and 0.64, and the other's sound, or either on a silent clip's face, 0.23 to 0.30; cut to 6 s the same
-speaker's other recording, which begins with the same words, reaches 0.42, so a few seconds are weak evidence. Good enough
-to tell dubbed or off-screen speech in clips of 8 s; its numbers are not comparable with Sync-C.
+A small phone recogniser (hama) says which phone sounds when; each phone has a typical opening of the mouth; that curve
+is correlated with the measured aperture of the lips over shifts of +-1 s. As with SyncNet, the offset is where the
+match is best and the confidence is the best match less the median one. On the two talking clips of the sample media,
+whole, their own sound gives 0.48 and 0.64, and the other's sound, or either on a silent clip's face, 0.23 to 0.30; cut
+to 6 s the same speaker's other recording, which begins with the same words, reaches 0.42, so a few seconds are weak
+evidence. Good enough to tell dubbed or off-screen speech in clips of 8 s; its numbers are not comparable with Sync-C.
 """
 
 import functools
@@ -29,7 +29,8 @@ _SMOOTHING_S = 0.19
 _CLOSED, _OTHER = 0.05, 0.25
 # Set by hand from phonetics: open vowels 1, bilabials 0, labiodentals nearly closed.
 _OPENNESS = {
-    "ɑ": 1.0, "æ": 1.0, "a": 1.0, "aɪ": 0.9, "aʊ": 0.9, "ɔ": 0.8, "ʌ": 0.7, "ɛ": 0.7, "ə": 0.6, "e": 0.6, "o": 0.6, "eɪ": 0.6,
+    "ɑ": 1.0, "æ": 1.0, "a": 1.0, "aɪ": 0.9, "aʊ": 0.9, "ɔ": 0.8, "ʌ": 0.7, "ɛ": 0.7, "ə": 0.6, "e": 0.6, "o": 0.6,
+    "eɪ": 0.6,
     "oʊ": 0.6, "ɝ": 0.4, "ɪ": 0.4, "i": 0.35, "ʊ": 0.35, "u": 0.3, "f": 0.1, "v": 0.1, "m": 0.0, "b": 0.0, "p": 0.0,
 }  # fmt: skip
 
@@ -67,7 +68,9 @@ def expected_openness(spoken: list[tuple[str, float, float]], seconds: float) ->
 
 
 def match_by_lag(aperture_T: np.ndarray, openness: np.ndarray) -> np.ndarray:
-    """Correlations [2 * MAX_LAG_FRAMES + 1] of the lips' aperture (25 fps, NaN without a face) with the sound later by the lag."""
+    """Correlations [2 * MAX_LAG_FRAMES + 1] of the lips' aperture (25 fps, NaN without a face) with the sound later by
+    the lag.
+    """
     time_T = np.arange(aperture_T.size) / FPS
     grid = np.arange(openness.size) / _GRID_HZ
     matches = []
@@ -81,7 +84,8 @@ def match_by_lag(aperture_T: np.ndarray, openness: np.ndarray) -> np.ndarray:
 
 
 def lip_sync_scores(aperture_T: np.ndarray, wave: np.ndarray) -> dict[str, float]:
-    """speech_share, lip_sync_confidence, lip_sync_offset_s (the sound is late if positive) and lip_sync_match (its correlation).
+    """speech_share, lip_sync_confidence, lip_sync_offset_s (the sound is late if positive) and lip_sync_match (its
+    correlation).
 
     A clip shorter than 3 s or without speech gets confidence 0: too little to tell.
     """

@@ -6,7 +6,8 @@ Pictures    sharpness          variance of the Laplacian of the luma, at most 36
             frozen_share       share of frames that repeat the one before
 Landmarks   pose_share         share of frames with at least `MIN_POINTS` keypoints of confidence >= 0.5
             body_confidence    mean confidence of the keypoints of head and shoulders
-            face_share         share of frames with a face;  face_px its median width;  faces_share share with more than one
+            face_share         share of frames with a face;  face_px its median width;  faces_share share with more than
+            one
             hand_share         share of frames with a hand;  left_hand_share, right_hand_share
             hand_confidence    mean confidence of the hand keypoints on the frames with a hand
 Sound       loudness_dbfs      root mean square, -120 for digital silence or no track;  peak_dbfs
@@ -63,7 +64,9 @@ class PictureMeter:
             self._brightness.append(float(luma.mean()))
             if self._sampled is not None:
                 flow = cv2.calcOpticalFlowFarneback(self._sampled, thumbnail, None, 0.5, 3, 15, 3, 5, 1.2, 0)
-                self._flow.append(float(np.linalg.norm(flow, axis=-1).mean()) / thumbnail.shape[0] * FPS / _SAMPLE_EVERY)
+                self._flow.append(
+                    float(np.linalg.norm(flow, axis=-1).mean()) / thumbnail.shape[0] * FPS / _SAMPLE_EVERY
+                )
             self._sampled = thumbnail
         self._count += 1
 

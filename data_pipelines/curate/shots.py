@@ -19,7 +19,8 @@ class ShotConfig:
     """Where shots end and which lengths are kept.
 
     min_change: mean absolute difference of two thumbnails, in grey levels of 255, that can be a cut.
-    min_change_ratio: how much more that must be than the mean of the two changes before and after: a pan changes much too.
+    min_change_ratio: how much more that must be than the mean of the two changes before and after: a pan changes much
+        too.
     trim_frames: frames left out on both sides of a cut, where the encoder still mends the picture.
     min_s, max_s: shorter shots are dropped, longer ones cut into equal parts.
     """
@@ -34,7 +35,9 @@ class ShotConfig:
         if not 0 < self.min_s <= self.max_s:
             raise ValueError(f"shots: 0 < min_s <= max_s is needed, not min_s {self.min_s} and max_s {self.max_s}")
         if self.trim_frames < 0 or self.min_change <= 0 or self.min_change_ratio < 1:
-            raise ValueError("shots: trim_frames must not be negative, min_change positive, min_change_ratio at least 1")
+            raise ValueError(
+                "shots: trim_frames must not be negative, min_change positive, min_change_ratio at least 1"
+            )
 
 
 def frame_changes(path: str | os.PathLike[str], max_seconds: float | None = None) -> np.ndarray:
@@ -63,7 +66,9 @@ def find_cuts(changes: np.ndarray, config: ShotConfig) -> list[int]:
     return cuts
 
 
-def clip_ranges(frames: int, cuts: list[int], config: ShotConfig) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+def clip_ranges(
+    frames: int, cuts: list[int], config: ShotConfig
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(kept, too short): frame ranges [start, end) of the clips that `frames` frames with these cuts give."""
     kept: list[tuple[int, int]] = []
     short: list[tuple[int, int]] = []

@@ -1,8 +1,8 @@
 """The two stages that look into a file, as functions from a row to a row that know no engine.
 
 Each keeps its result in a file with a key of everything that it depends on, and has a `recall_` that finds it again: a
-second run does nothing, and one with something changed only what the change asks for. `curate.py` drives them from a pool
-of processes.
+second run does nothing, and one with something changed only what the change asks for. `curate.py` drives them from a
+pool of processes.
 """
 
 import dataclasses
@@ -103,7 +103,9 @@ def scan(task: ScanTask) -> Scan:
         frames = len(changes) + 1
         expected = min(video.duration_s, task.max_seconds or video.duration_s) * FPS
         if frames < _MIN_DECODED_SHARE * expected - 1:
-            raise MediaError(f"{task.path}: cut short, {frames / FPS:.2f} s of {expected / FPS:.2f} s can be decoded; re-encode it")
+            raise MediaError(
+                f"{task.path}: cut short, {frames / FPS:.2f} s of {expected / FPS:.2f} s can be decoded; re-encode it"
+            )
         ranges, short = shots.clip_ranges(frames, shots.find_cuts(changes, task.shots), task.shots)
     except MediaError as problem:
         video, error = None, _without_path(str(problem), task.path)
@@ -122,7 +124,9 @@ def scan(task: ScanTask) -> Scan:
 
 def _question(task: ScanTask) -> str:
     """Everything but the file itself that a scan depends on."""
-    return _key(name=task.name, video_id=task.video_id, shots=dataclasses.asdict(task.shots), max_seconds=task.max_seconds)
+    return _key(
+        name=task.name, video_id=task.video_id, shots=dataclasses.asdict(task.shots), max_seconds=task.max_seconds
+    )
 
 
 def recall_analysis(task: AnalysisTask) -> Analysis | None:
@@ -146,7 +150,9 @@ def analyse(task: AnalysisTask) -> Analysis:
     except MediaError as problem:
         points.unlink(missing_ok=True)
         error = _without_path(str(problem), task.video.path)
-    write_text(folder / "scores.json", json.dumps({"key": _analysis_key(task), "scores": numbers, "error": error}, indent=1))
+    write_text(
+        folder / "scores.json", json.dumps({"key": _analysis_key(task), "scores": numbers, "error": error}, indent=1)
+    )
     return Analysis(clip_id=task.clip_id, scores=numbers, error=error, computed=True)
 
 
@@ -162,7 +168,9 @@ def _scores(task: AnalysisTask, points: Path) -> dict[str, float]:
     meter = scores.PictureMeter()
     found = landmarks.extract_landmarks(meter.watch(decode.clip_frames(video.path, task.start_frame, task.end_frame)))
     if len(found.face_T) != task.end_frame - task.start_frame:
-        raise MediaError(f"{video.path}: {len(found.face_T)} of {task.end_frame - task.start_frame} frames decoded; re-encode it")
+        raise MediaError(
+            f"{video.path}: {len(found.face_T)} of {task.end_frame - task.start_frame} frames decoded; re-encode it"
+        )
     found.save(points)
     return {
         "seconds": (task.end_frame - task.start_frame) / FPS,

@@ -13,7 +13,8 @@ from omnihuman_jax.conditions import Condition
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Thresholds:
-    """What a clip must reach, in the units of `scores.py` and `lipsync.py`. The defaults admit small web and test clips.
+    """What a clip must reach, in the units of `scores.py` and `lipsync.py`. The defaults admit small web and test
+    clips.
 
     For footage to train a large model on, raise at least min_short_side_px (480), min_face_px (96) and min_seconds (3).
     """
@@ -83,7 +84,9 @@ def tag(scores: Mapping[str, float], thresholds: Thresholds) -> tuple[tuple[str,
 
 
 def _checks(condition: Condition, s: Mapping[str, float], t: Thresholds) -> Iterator[Check]:
-    """The checks of a condition, cheap and telling ones first; later ones may need scores that only exist if earlier passed."""
+    """The checks of a condition, cheap and telling ones first; later ones may need scores that only exist if earlier
+    passed.
+    """
     yield Check("too small", s["short_side_px"], t.min_short_side_px)
     yield Check("too few frames a second", s["source_fps"], t.min_source_fps)
     yield Check("compressed too hard", s["bits_per_pixel"], t.min_bits_per_pixel)
@@ -105,7 +108,9 @@ def _checks(condition: Condition, s: Mapping[str, float], t: Thresholds) -> Iter
         yield Check("face too small", s["face_px"], t.min_face_px)
         yield Check("more than one face", s["faces_share"], t.max_faces_share, at_least=False)
         yield Check("lips do not follow the sound (phone proxy)", s["lip_sync_confidence"], t.min_lip_sync_confidence)
-        yield Check("sound and lips apart (phone proxy)", abs(s["lip_sync_offset_s"]), t.max_lip_sync_offset_s, at_least=False)
+        yield Check(
+            "sound and lips apart (phone proxy)", abs(s["lip_sync_offset_s"]), t.max_lip_sync_offset_s, at_least=False
+        )
     elif condition is Condition.POSE:
         yield Check("body not seen throughout", s["pose_share"], t.min_pose_share)
         yield Check("face not seen", s["face_share"], t.min_pose_face_share)

@@ -1,4 +1,6 @@
-"""One curated clip to its windows, encoded: latents, references, text, speech features, keypoints (contract, "Windows")."""
+"""One curated clip to its windows, encoded: latents, references, text, speech features, keypoints (contract,
+"Windows").
+"""
 
 import dataclasses
 import functools
@@ -117,7 +119,9 @@ class ClipEncoder:
         self._sound = functools.lru_cache(maxsize=1)(media_omnihuman.read_audio)  # clips of a video follow each other
 
     def encode(self, clip: Clip) -> tuple[ClipStatistics, Iterator[EncodedWindow]]:
-        """(statistics, complete only once the iterator is exhausted; the clip's windows in the order of `windows_of`)."""
+        """(statistics, complete only once the iterator is exhausted; the clip's windows in the order of
+        `windows_of`).
+        """
         statistics = ClipStatistics()
         return statistics, self._windows(clip, statistics)
 
@@ -128,7 +132,9 @@ class ClipEncoder:
         speech, first = self._speech_rows(clip)
         keypoints = None
         if Condition.POSE in clip.conditions:
-            keypoints = to_token_units(load_landmarks(self._clips_dir, clip).keypoints_TJ3, (clip.height, clip.width), size)
+            keypoints = to_token_units(
+                load_landmarks(self._clips_dir, clip).keypoints_TJ3, (clip.height, clip.width), size
+            )
         windows = windows_of(clip, self._config)
         references = {window: self._reference_frames(clip, window) for window in windows}
         images = self._encode_images(frames, sorted({frame for picked in references.values() for frame in picked}))
@@ -161,7 +167,9 @@ class ClipEncoder:
         path = clip.video_path(self._clips_dir)
         frames = media_omnihuman.read_video(path, size=size, start_s=clip.start_s, duration_s=clip.seconds)
         if len(frames) != clip.frames:
-            raise ValueError(f"{path}: clip {clip.clip_id} has {clip.frames} frames, {len(frames)} were read; run curate again")
+            raise ValueError(
+                f"{path}: clip {clip.clip_id} has {clip.frames} frames, {len(frames)} were read; run curate again"
+            )
         return frames
 
     def _reference_frames(self, clip: Clip, window: Window) -> tuple[int, ...]:
@@ -207,7 +215,9 @@ class ClipEncoder:
         return (len(self._speech.layers) * self._speech.width if self._speech else 0,)
 
     def _speech_rows(self, clip: Clip) -> tuple[np.ndarray | None, int]:
-        """Features of the clip and of up to `margin` frames of its video around it, and the clip's frame of the first row."""
+        """Features of the clip and of up to `margin` frames of its video around it, and the clip's frame of the first
+        row.
+        """
         if self._speech is None or Condition.AUDIO not in clip.conditions:
             return None, 0
         path = clip.video_path(self._clips_dir)
@@ -219,7 +229,9 @@ class ClipEncoder:
         end = max(clip.end_frame, min(clip.end_frame + self._config.margin, len(sound) // _SAMPLES))
         return self._speech.features(sound[begin * _SAMPLES : end * _SAMPLES], end - begin), begin - clip.start_frame
 
-    def _slice(self, rows: np.ndarray | None, first: int, window: Window, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def _slice(
+        self, rows: np.ndarray | None, first: int, window: Window, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
         if rows is None or window.frames == 1:
             return np.zeros((0, *shape), np.float32), np.zeros(0, bool)
         return with_margins(rows, first, window, self._config.margin)

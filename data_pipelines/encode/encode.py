@@ -1,4 +1,5 @@
-"""encode: curated clips to a dataset of windows. `omnihuman encode --clips DIR --out DIR --codec dct --text-encoder ...`
+"""encode: curated clips to a dataset of windows.
+`omnihuman encode --clips DIR --out DIR --codec dct --text-encoder ...`
 
 Reads what curate left (`clips.jsonl`, landmarks), writes ArrayRecord shards, their tfds metadata, `catalog.parquet`,
 `dataset.json` (+ `.npz`) and `encode.json`, a summary. The folder appears whole or not at all.
@@ -22,7 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from data_pipelines.curate.clips import CLIPS_FILE, Clip, read_clips
-from data_pipelines.encode.clip_encoder import ClipEncoder, ClipStatistics, EncodedWindow, WindowConfig, empty_prompt, windows_of
+from data_pipelines.encode.clip_encoder import (
+    ClipEncoder,
+    ClipStatistics,
+    EncodedWindow,
+    WindowConfig,
+    empty_prompt,
+    windows_of,
+)
 from omnihuman_jax.codecs.codec import load_codec, parse_options
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
@@ -59,7 +67,9 @@ class EncodeConfig:
         """ValueError with what is missing or wrong."""
         self.windows.validate()
         if not self.text_encoder:
-            raise ValueError("no text encoder: give --text-encoder DIR_OR_HUB_ID (absent text needs its empty prompt too)")
+            raise ValueError(
+                "no text encoder: give --text-encoder DIR_OR_HUB_ID (absent text needs its empty prompt too)"
+            )
         if self.shard_windows < 1:
             raise ValueError(f"shard_windows {self.shard_windows}: 1 at least")
 
@@ -89,7 +99,9 @@ def encode(
         return summary
     total = sum(len(windows_of(clip, config.windows)) for clip in clips)
     if not total:
-        raise ValueError(f"{clips_dir}: {len(clips)} clips give no window of {config.windows.frames} frames; curate longer clips")
+        raise ValueError(
+            f"{clips_dir}: {len(clips)} clips give no window of {config.windows.frames} frames; curate longer clips"
+        )
     _check_videos(clips_dir, clips)
     partial = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.part")
     try:
@@ -165,7 +177,9 @@ def _check_videos(clips_dir: Path, clips: Sequence[Clip]) -> None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != expected:
-            raise ValueError(f"{path}: changed since curate (sha256 {found[:12]}..., was {expected[:12]}...); run curate again")
+            raise ValueError(
+                f"{path}: changed since curate (sha256 {found[:12]}..., was {expected[:12]}...); run curate again"
+            )
 
 
 def _catalog_row(index: int, window: EncodedWindow) -> dict[str, Any]:
@@ -188,7 +202,9 @@ def _catalog_row(index: int, window: EncodedWindow) -> dict[str, Any]:
     }
 
 
-def _summary(catalog: Catalog, statistics: dict[str, ClipStatistics], clips: Sequence[Clip], size: int) -> dict[str, Any]:
+def _summary(
+    catalog: Catalog, statistics: dict[str, ClipStatistics], clips: Sequence[Clip], size: int
+) -> dict[str, Any]:
     """What `encode.json` holds: counts of windows, and what the codec did to each clip and to all of them."""
     rows, overall = [], ClipStatistics()
     for clip in clips:
@@ -215,7 +231,9 @@ def _summary(catalog: Catalog, statistics: dict[str, ClipStatistics], clips: Seq
         "windows": len(catalog),
         "bytes": size,
         "by_frames": _counts(catalog.frames),
-        "by_eligible": {ConditionSet(int(bits)).label: n for bits, n in sorted(collections.Counter(catalog.eligible).items())},
+        "by_eligible": {
+            ConditionSet(int(bits)).label: n for bits, n in sorted(collections.Counter(catalog.eligible).items())
+        },
         "latent_std": [round(float(std), 4) for std in overall.latent_std_C],
         "clips": rows,
     }
@@ -228,7 +246,9 @@ def _counts(values: np.ndarray) -> dict[str, int]:
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """The summary as a table, a row a clip; dB is the PSNR of the codec's round trip."""
     lengths = list(summary["by_frames"])
-    table = Table(title=f"{summary['windows']} windows of {' / '.join(lengths)} frames, {summary['bytes'] / 2**20:.1f} MiB")
+    table = Table(
+        title=f"{summary['windows']} windows of {' / '.join(lengths)} frames, {summary['bytes'] / 2**20:.1f} MiB"
+    )
     table.add_column("clip", overflow="fold")
     for column in ("size", "windows", *(c.label for c in Condition), "dB"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -247,7 +267,9 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 
 
 def _fingerprint(clips_dir: Path, config: EncodeConfig) -> str:
-    """sha256 over the clips, their landmarks and the settings: what decides whether a dataset is still the right one."""
+    """sha256 over the clips, their landmarks and the settings: what decides whether a dataset is still the right
+    one.
+    """
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
     digest.update((clips_dir / CLIPS_FILE).read_bytes())
     for clip in read_clips(clips_dir):
@@ -257,7 +279,9 @@ def _fingerprint(clips_dir: Path, config: EncodeConfig) -> str:
 
 
 def _existing(out_dir: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The summary of the dataset in `out_dir` if it is the one asked for; None if there is nothing; ValueError otherwise."""
+    """The summary of the dataset in `out_dir` if it is the one asked for; None if there is nothing; ValueError
+    otherwise.
+    """
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return None
     file = out_dir / SUMMARY_FILE
@@ -265,12 +289,16 @@ def _existing(out_dir: Path, fingerprint: str) -> dict[str, Any] | None:
         raise ValueError(f"{out_dir}: exists and is no dataset of `omnihuman encode`; choose another --out")
     summary = json.loads(file.read_text())
     if summary.get("fingerprint") != fingerprint:
-        raise ValueError(f"{out_dir}: made from other clips or settings; choose another --out, or replace it with --overwrite")
+        raise ValueError(
+            f"{out_dir}: made from other clips or settings; choose another --out, or replace it with --overwrite"
+        )
     return summary
 
 
 def _replace_folder(partial: Path, out_dir: Path) -> None:
-    """Moves the finished folder into place, the old dataset out of the way first; its own files only are ever removed."""
+    """Moves the finished folder into place, the old dataset out of the way first; its own files only are ever
+    removed.
+    """
     if out_dir.is_dir() and any(out_dir.iterdir()):
         if not (out_dir / SUMMARY_FILE).is_file():
             raise ValueError(f"{out_dir}: exists and is no dataset of `omnihuman encode`; choose another --out")
@@ -306,7 +334,9 @@ def _area(text: str) -> int:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The command line of `omnihuman encode`."""
     default, cut = EncodeConfig(), WindowConfig()
-    parser = argparse.ArgumentParser(prog="omnihuman encode", description="Encodes curated clips into a dataset of windows.")
+    parser = argparse.ArgumentParser(
+        prog="omnihuman encode", description="Encodes curated clips into a dataset of windows."
+    )
     parser.add_argument("--clips", required=True, metavar="DIR", help="what `omnihuman curate` wrote")
     parser.add_argument("--out", required=True, metavar="DIR", help="the dataset; appears whole or not at all")
     parser.add_argument(
@@ -317,13 +347,27 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--text-encoder", required=True, metavar="DIR", help="folder in Hugging Face layout, or hub id")
     parser.add_argument("--speech-encoder", default="", metavar="DIR", help="the same; without it no window has audio")
-    parser.add_argument("--speech-layers", type=_integers, default=(), metavar="0,2,4", help="default: first, middle, last")
-    parser.add_argument("--area", type=_area, default=cut.area, metavar="WxH", help="pixels of a frame, about (default: 832x480)")
-    parser.add_argument("--window-frames", type=_integers, default=cut.frames, metavar="1,17,25", help="lengths, 1 + 4n each")
-    parser.add_argument("--stride", type=int, default=cut.stride, help="frames between window starts (default: %(default)s)")
-    parser.add_argument("--image-stride", type=int, default=cut.image_stride, help="the same for images (default: %(default)s)")
-    parser.add_argument("--references", type=int, default=cut.references, help="a window, at most (default: %(default)s)")
-    parser.add_argument("--margin", type=int, default=cut.margin, help="frames of features around a window (default: %(default)s)")
+    parser.add_argument(
+        "--speech-layers", type=_integers, default=(), metavar="0,2,4", help="default: first, middle, last"
+    )
+    parser.add_argument(
+        "--area", type=_area, default=cut.area, metavar="WxH", help="pixels of a frame, about (default: 832x480)"
+    )
+    parser.add_argument(
+        "--window-frames", type=_integers, default=cut.frames, metavar="1,17,25", help="lengths, 1 + 4n each"
+    )
+    parser.add_argument(
+        "--stride", type=int, default=cut.stride, help="frames between window starts (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image-stride", type=int, default=cut.image_stride, help="the same for images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--references", type=int, default=cut.references, help="a window, at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--margin", type=int, default=cut.margin, help="frames of features around a window (default: %(default)s)"
+    )
     parser.add_argument("--max-text-tokens", type=int, default=default.max_text_tokens, help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset in --out")
     return parser.parse_args(argv)

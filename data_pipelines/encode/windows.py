@@ -26,10 +26,11 @@ class Window:
 
 
 def cut_windows(num_frames: int, lengths: Sequence[int], stride: int, image_stride: int) -> list[Window]:
-    """The windows of a clip of `num_frames`: for each length, a start every `stride` frames, and one that ends with the clip.
+    """The windows of a clip of `num_frames`: for each length, a start every `stride` frames, and one that ends with the
+    clip.
 
-    Single frames start every `image_stride` frames instead, in the middle of each stretch. A length that does not fit gives
-    none.
+    Single frames start every `image_stride` frames instead, in the middle of each stretch. A length that does not fit
+    gives none.
     """
     windows = []
     for frames in sorted(set(lengths)):
@@ -61,8 +62,9 @@ def reference_frames(num_frames: int, window: Window, count: int, spacing: int) 
 def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
     """(height, width) in multiples of 16 of about `area` pixels and the aspect ratio of `height` x `width`.
 
-    Of the sizes around the exact one it is the one with the least error of aspect plus error of area, both as logarithms;
-    of equals (there often are some), the smaller. Never larger than the source, to within that rounding: pixels are not invented.
+    Of the sizes around the exact one it is the one with the least error of aspect plus error of area, both as
+    logarithms; of equals (there often are some), the smaller. Never larger than the source, to within that rounding:
+    pixels are not invented.
     """
     if height < TOKEN_STRIDE or width < TOKEN_STRIDE:
         raise ValueError(f"a picture of {height} x {width}: needs {TOKEN_STRIDE} pixels a side at least")
@@ -83,7 +85,8 @@ def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
 def with_margins(rows_T: np.ndarray, first: int, window: Window, margin: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows of `window` and of `margin` frames on each side: ([frames + 2 margin, ...], bool [frames + 2 margin]).
 
-    `rows_T[0]` belongs to frame `first` of the clip (negative: rows from before it). Frames without a row are zero and False.
+    `rows_T[0]` belongs to frame `first` of the clip (negative: rows from before it). Frames without a row are zero and
+    False.
     """
     wanted = np.arange(window.start - margin, window.end + margin) - first
     valid = (wanted >= 0) & (wanted < len(rows_T))
@@ -93,6 +96,8 @@ def with_margins(rows_T: np.ndarray, first: int, window: Window, margin: int) ->
 
 
 def to_token_units(keypoints_TJ3: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-    """x, y in pixels of `source` (height, width) -> tokens (16 pixels) of `target`, from the corner; confidence is kept."""
+    """x, y in pixels of `source` (height, width) -> tokens (16 pixels) of `target`, from the corner; confidence is
+    kept.
+    """
     scale = np.array([target[1] / source[1], target[0] / source[0], TOKEN_STRIDE]) / TOKEN_STRIDE
     return (keypoints_TJ3 * scale).astype(np.float32)

@@ -56,7 +56,9 @@ def of_backward(topology: str, *, fused: bool, tokens: int, heads: int = 3) -> f
     array = functools.partial(jax.ShapeDtypeStruct, sharding=place)
     tokens_by_head = array((1, tokens, heads, HEAD_DIM), jnp.bfloat16)
     ids, lse = array((1, tokens), jnp.int32), array((1, heads, tokens), jnp.float32)
-    return temporaries(Splash(fused_backward=fused).backward, *(tokens_by_head,) * 3, ids, ids, tokens_by_head, lse, tokens_by_head)
+    return temporaries(
+        Splash(fused_backward=fused).backward, *(tokens_by_head,) * 3, ids, ids, tokens_by_head, lse, tokens_by_head
+    )
 
 
 def main() -> None:
@@ -66,7 +68,8 @@ def main() -> None:
             for fused in (False, True):
                 found = of_backward(topology, fused=fused, tokens=tokens)
                 print(
-                    f"{name}: backward of {tokens} tokens, {'one kernel' if fused else 'two kernels'}: {found:.2f} GiB", flush=True
+                    f"{name}: backward of {tokens} tokens, {'one kernel' if fused else 'two kernels'}: {found:.2f} GiB",
+                    flush=True,
                 )
     for name, topology in TOPOLOGIES.items():
         for mode in ("ulysses", "ring", "gather"):

@@ -1,4 +1,5 @@
-"""The tables of docs/scale.md: compiles what is not compiled yet (`--compile`), and writes the tables anew from the results.
+"""The tables of docs/scale.md: compiles what is not compiled yet (`--compile`), and writes the tables anew from the
+results.
 
     python docs/scale/tables.py                      # tables, from the results in docs/scale/*.json
     python docs/scale/tables.py --compile            # first every missing result: minutes each; no TPU needed
@@ -42,7 +43,17 @@ class Run:
     def command(self) -> list[str]:
         """As one types it."""
         slices = ["--slices", str(self.slices)] if self.slices > 1 else []
-        return ["plan", "--config", self.config, "--topology", self.topology, *slices, "--micro-batch", "1", *self.overrides]
+        return [
+            "plan",
+            "--config",
+            self.config,
+            "--topology",
+            self.topology,
+            *slices,
+            "--micro-batch",
+            "1",
+            *self.overrides,
+        ]
 
 
 def _runs(size: str) -> tuple[Run, ...]:
@@ -137,7 +148,8 @@ def fit_table() -> Iterator[str]:
         plan = result(run)
         m = plan.costs.memory
         rows.append([
-            run.name.split("_")[0].upper().replace("B", " B"), place(plan), str(plan.topology.chips), layout(plan), plan.remat,
+            run.name.split("_")[0].upper().replace("B", " B"), place(plan), str(plan.topology.chips), layout(plan),
+            plan.remat,
             f"{m.arguments / GIB:.1f}", f"{m.temporaries / GIB:.1f}", f"{m.peak / GIB:.1f} of {m.limit / GIB:.1f}",
             "yes" if m.fits else "**no**", f"{plan.costs.compile_s:.0f}" if plan.costs.compile_s else "-", how(plan),
         ])  # fmt: skip
@@ -168,12 +180,15 @@ def roofline_table() -> Iterator[str]:
         c = line.compute_s
         rows.append([
             run.name.split("_")[0].upper().replace("B", " B"), place(plan), f"{plan.useful_flops:.2e}",
-            f"{plan.costs.flops / plan.useful_flops:.2f}", f"{c['attention_forward']:.1f}", f"{c['attention_backward']:.1f}",
-            f"{c['matmul']:.1f}", f"{c['memory']:.1f}", f"{line.ici_s:.2f}", f"{line.dcn_s:.2f}", f"{line.as_compiled_s:.1f}",
+            f"{plan.costs.flops / plan.useful_flops:.2f}", f"{c['attention_forward']:.1f}",
+            f"{c['attention_backward']:.1f}",
+            f"{c['matmul']:.1f}", f"{c['memory']:.1f}", f"{line.ici_s:.2f}", f"{line.dcn_s:.2f}",
+            f"{line.as_compiled_s:.1f}",
             f"**{line.mfu:.1%}**", f"{line.mfu_overlapped:.1%}", f"{line.mfu_serial:.1%}", f"{line.hfu:.1%}", how(plan),
         ])  # fmt: skip
     head = (
-        "model", "topology", "useful FLOPs a device", "executed / useful", "attention forward s", "backward s", "products s",
+        "model", "topology", "useful FLOPs a device", "executed / useful", "attention forward s", "backward s",
+        "products s",
         "memory-bound s", "ICI s", "DCN s", "step s", "MFU", "all overlapped", "nothing overlapped", "HFU", "from",
     )  # fmt: skip
     yield from table(head, rows)
@@ -186,7 +201,9 @@ def torus_table() -> Iterator[str]:
         plan = result(run)
         for c in sorted(plan.costs.communications, key=lambda c: -c.sent_bytes):
             if c.sent_bytes > GIB and c.kind != "all-to-all":
-                rows.append([layout(plan), c.kind, " x ".join(c.axes), str(c.count), f"{c.sent_bytes / GIB:.1f}", how(plan)])
+                rows.append(
+                    [layout(plan), c.kind, " x ".join(c.axes), str(c.count), f"{c.sent_bytes / GIB:.1f}", how(plan)]
+                )
     yield from table(("mesh", "collective", "axes", "times a step", "GiB sent a device", "from"), rows)
 
 
@@ -203,7 +220,15 @@ def check_table() -> Iterator[str]:
         xla = f"{plan.costs.xla_flops / plan.costs.xla_flops_matched:.3f}" if plan.costs.xla_flops else "-"
         rows.append([run.name, *(f"{x:.3f}" for x in ratio), xla, f"{peak:.2f}"])
     yield from table(
-        ("program", "attention forward", "attention backward", "products", "XLA's count / ours, bodies once", "peak memory"), rows
+        (
+            "program",
+            "attention forward",
+            "attention backward",
+            "products",
+            "XLA's count / ours, bodies once",
+            "peak memory",
+        ),
+        rows,
     )
 
 
@@ -231,7 +256,9 @@ def collectives_table() -> Iterator[str]:
         ]
         for c in sorted(plan.costs.communications, key=lambda c: -c.seconds)
     ]
-    yield from table(("collective", "axes", "times a step", "GiB sent a device", "s on its links", "over", "can hide"), rows)
+    yield from table(
+        ("collective", "axes", "times a step", "GiB sent a device", "s on its links", "over", "can hide"), rows
+    )
 
 
 def sensitivity_table() -> Iterator[str]:
@@ -261,13 +288,25 @@ def weak_table() -> Iterator[str]:
     sent = [sum(c.sent_bytes for c in p.costs.communications if c.network == "ici") for p in plans]
     rows = [
         [
-            place(p), str(p.topology.chips), layout(p), f"{p.costs.flops:.4e}", f"{p.costs.flops / plans[0].costs.flops:.4f}",
+            place(p), str(p.topology.chips), layout(p), f"{p.costs.flops:.4e}",
+            f"{p.costs.flops / plans[0].costs.flops:.4f}",
             f"{s / GIB:.2f}", f"{s / sent[0]:.4f}", f"{p.costs.memory.peak / GIB:.2f}", how(p),
         ]
         for p, s in zip(plans, sent, strict=True)
     ]  # fmt: skip
     yield from table(
-        ("13 B on", "chips", "mesh", "FLOPs a chip", "/ first row", "ICI GiB a chip", "/ first row", "peak GiB", "from"), rows
+        (
+            "13 B on",
+            "chips",
+            "mesh",
+            "FLOPs a chip",
+            "/ first row",
+            "ICI GiB a chip",
+            "/ first row",
+            "peak GiB",
+            "from",
+        ),
+        rows,
     )
 
 
@@ -293,11 +332,24 @@ def best_table() -> Iterator[str]:
         topology = parse_topology(run.topology, run.slices)
         for candidate in plan_scale.candidates(load_config(ROOT / run.config), topology)[:400]:
             e = candidate.estimate
-            if e.remat.endswith("_offload") or e.sequences // (e.mesh["data"] * e.mesh["fsdp"]) > 1 or e.roofline is None:
+            if (
+                e.remat.endswith("_offload")
+                or e.sequences // (e.mesh["data"] * e.mesh["fsdp"]) > 1
+                or e.roofline is None
+            ):
                 continue
             if len([row for row in rows if row[0] == run.topology]) < 4:
                 memory = f"{e.costs.memory.peak / GIB:.1f} of {e.costs.memory.limit / GIB:.1f}"
-                rows.append([run.topology, layout(e), e.remat, memory, f"{e.roofline.mfu:.1%}", f"{e.roofline.as_compiled_s:.0f}"])
+                rows.append(
+                    [
+                        run.topology,
+                        layout(e),
+                        e.remat,
+                        memory,
+                        f"{e.roofline.mfu:.1%}",
+                        f"{e.roofline.as_compiled_s:.0f}",
+                    ]
+                )
     yield from table(("topology", "mesh", "remat", "peak GiB", "MFU", "step s"), rows)
 
 
@@ -331,7 +383,14 @@ def rest_table() -> Iterator[str]:
         arithmetic = sum(line.compute_s[kind] for kind in ("attention_forward", "attention_backward", "matmul"))
         slow = arithmetic - plan.costs.flops / peak
         exposed = total - line.busy_s
-        shares = [line.mfu, again / total, products / total, slow / total, line.compute_s["memory"] / total, exposed / total]
+        shares = [
+            line.mfu,
+            again / total,
+            products / total,
+            slow / total,
+            line.compute_s["memory"] / total,
+            exposed / total,
+        ]
         rows.append([place(plan), *(f"{share:.1%}" for share in shares), how(plan)])
     head = (
         "13 B on", "useful (MFU)", "attention computed again", "products computed again", "kernels below the peak",
@@ -347,7 +406,9 @@ def hardware_table() -> Iterator[str]:
             row.name, f"{row.peak_flops / 1e12:.0f}", f"{row.hbm_bytes / GIB:.1f}", f"{row.hbm_bandwidth / 1e9:.0f}",
             f"{row.link_bandwidth / 1e9:.0f}" + (f" x {2 * row.torus_dims}" if row.torus_dims else ""),
             f"{row.dcn_bandwidth / 1e9:.1f}",
-            f"{row.efficiencies.matmul:.0%} / {row.efficiencies.attention_forward:.0%} / {row.efficiencies.attention_backward:.0%}",
+            " / ".join(f"{share:.0%}" for share in (
+                row.efficiencies.matmul, row.efficiencies.attention_forward, row.efficiencies.attention_backward,
+            )),
             row.efficiencies.source,
         ]
         for row in ACCELERATORS.values()
@@ -360,7 +421,8 @@ def hardware_table() -> Iterator[str]:
 
 
 TABLES = {
-    "fit": fit_table, "torus": torus_table, "roofline": roofline_table, "check": check_table, "collectives": collectives_table,
+    "fit": fit_table, "torus": torus_table, "roofline": roofline_table, "check": check_table,
+    "collectives": collectives_table,
     "sensitivity": sensitivity_table, "weak": weak_table, "smallest": smallest_table, "best": best_table,
     "highest": highest_table, "rest": rest_table,
     "hardware": hardware_table,
@@ -384,7 +446,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", nargs="*", metavar="NAME", help="compile these; without names, every missing one")
     options = parser.parse_args()
-    wanted = [] if options.compile is None else options.compile or [n for n in ALL if not (HERE / f"{n}.json").is_file()]
+    wanted = (
+        [] if options.compile is None else options.compile or [n for n in ALL if not (HERE / f"{n}.json").is_file()]
+    )
     if unknown := [name for name in wanted if name not in ALL]:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(ALL)}")
     for number, name in enumerate(wanted, 1):

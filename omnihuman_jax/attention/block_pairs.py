@@ -1,8 +1,8 @@
 """Which blocks of a pack's attention hold a query and a key of one window: the ones that a kernel has to compute.
 
-Ids are runs (a window's tokens lie together, windows in the order of their slots, video before text), so the range from a
-block's lowest to its highest id is, but for the block where video turns into text, exactly what it holds. Where it is more,
-a block too many is computed; ids still mask inside of blocks.
+Ids are runs (a window's tokens lie together, windows in the order of their slots, video before text), so the range from
+a block's lowest to its highest id is, but for the block where video turns into text, exactly what it holds. Where it is
+more, a block too many is computed; ids still mask inside of blocks.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,9 @@ def _range(ids: jax.Array, block: int) -> tuple[jax.Array, jax.Array]:
 
 
 def fit_block(length: int, block: int, unit: int) -> int:
-    """The block, of at most `block` and in multiples of `unit`, that cuts `length` into as many parts with the least to fill up."""
+    """The block, of at most `block` and in multiples of `unit`, that cuts `length` into as many parts with the least to
+    fill up.
+    """
     parts = -(-length // block)
     return min(block, round_up(-(-length // parts), unit))
 

@@ -1,14 +1,18 @@
-"""Joint attention of video tokens that are split over the mesh's `context` axis and text tokens that every device holds.
+"""Joint attention of video tokens that are split over the mesh's `context` axis and text tokens that every device
+holds.
 
 What runs here runs inside `shard_map`: arrays are one device's, and every exchange is written out.
 
-gather    keys and values of the video are gathered; each device keeps its queries. Any number of heads; memory for all keys.
-ulysses   an all-to-all turns a part of the tokens with all heads into all tokens with a part of the heads, and back [Jacobs 2023].
+gather    keys and values of the video are gathered; each device keeps its queries. Any number of heads; memory for all
+keys.
+ulysses   an all-to-all turns a part of the tokens with all heads into all tokens with a part of the heads, and back
+[Jacobs 2023].
 ring      keys and values travel around, queries stay (`ring.py`). Any number of heads; memory for two blocks of keys.
 ulysses_ring
           groups of `ulysses_ways` neighbours do the first among themselves, and the groups form rings.
 
-The text's queries are shared out as well (gather: by token where that divides, ulysses: by head), and gathered at the end.
+The text's queries are shared out as well (gather: by token where that divides, ulysses: by head), and gathered at the
+end.
 """
 
 import functools
@@ -59,15 +63,16 @@ def heads_ways(mode: str, heads: int, ways: int, ulysses_ways: int = 0) -> int:
         shared = ulysses_ways or both[-1]
         if shared not in both:
             raise ValueError(
-                f"model.ulysses_ways {shared} does not divide both mesh.context {ways} and the {heads} heads of a device "
-                f"(model.num_heads / mesh.tensor); these do: {', '.join(map(str, both))}"
+                f"model.ulysses_ways {shared} does not divide both mesh.context {ways} and the {heads} heads of a"
+                f" device (model.num_heads / mesh.tensor); these do: {', '.join(map(str, both))}"
             )
         return shared
     if heads % ways:
         fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         raise ValueError(
-            f"model.context_parallel ulysses: {heads} heads (model.num_heads / mesh.tensor) cannot be shared out over mesh.context "
-            f"{ways}; make that one of {fitting}, or take model.context_parallel=ulysses_ring ({both[-1]} x {ways // both[-1]})"
+            f"model.context_parallel ulysses: {heads} heads (model.num_heads / mesh.tensor) cannot be shared out over"
+            f" mesh.context {ways}; make that one of {fitting}, or take model.context_parallel=ulysses_ring ({both[-1]}"
+            f" x {ways // both[-1]})"
         )
     return ways
 
@@ -82,7 +87,9 @@ def check_tokens(mode: str, tokens: int, ways: int) -> None:
         )
 
 
-def local(kernel: Kernel, video: QKV, text: QKV, video_ids_BL: jax.Array, text_ids_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+def local(
+    kernel: Kernel, video: QKV, text: QKV, video_ids_BL: jax.Array, text_ids_BS: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Both streams whole: one kernel call over the joined tokens."""
     ids = jnp.concatenate([video_ids_BL, text_ids_BS], axis=1)
     text = _like(text, video)
@@ -112,10 +119,18 @@ def _gather(kernel: Kernel, ways: int, video: QKV, text: QKV, video_ids_BL, text
     return video_out, lax.all_gather(text_out, AXIS, axis=1, tiled=True) if shared else text_out
 
 
-def _ulysses(inner: Joint, ways: int, groups, video: QKV, text: QKV, video_ids_BL, text_ids_BS) -> tuple[jax.Array, jax.Array]:
-    """`inner` on `ways` times the tokens and one part in `ways` of the heads; `groups` of devices exchange among themselves."""
-    to_heads = functools.partial(lax.all_to_all, axis_name=AXIS, split_axis=2, concat_axis=1, axis_index_groups=groups, tiled=True)
-    to_tokens = functools.partial(lax.all_to_all, axis_name=AXIS, split_axis=1, concat_axis=2, axis_index_groups=groups, tiled=True)
+def _ulysses(
+    inner: Joint, ways: int, groups, video: QKV, text: QKV, video_ids_BL, text_ids_BS
+) -> tuple[jax.Array, jax.Array]:
+    """`inner` on `ways` times the tokens and one part in `ways` of the heads; `groups` of devices exchange among
+    themselves.
+    """
+    to_heads = functools.partial(
+        lax.all_to_all, axis_name=AXIS, split_axis=2, concat_axis=1, axis_index_groups=groups, tiled=True
+    )
+    to_tokens = functools.partial(
+        lax.all_to_all, axis_name=AXIS, split_axis=1, concat_axis=2, axis_index_groups=groups, tiled=True
+    )
     video_ids = lax.all_gather(video_ids_BL, AXIS, axis=1, axis_index_groups=groups, tiled=True)
     video_q, video_k, video_v = (to_heads(x) for x in video)
     text_q, text_k, text_v = (_part(x, 2, ways) for x in _like(text, video))

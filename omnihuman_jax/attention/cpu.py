@@ -1,4 +1,6 @@
-"""Attention on a CPU: two-dimensional products, one head at a time, which XLA:CPU runs several times faster than batched ones."""
+"""Attention on a CPU: two-dimensional products, one head at a time, which XLA:CPU runs several times faster than
+batched ones.
+"""
 
 import dataclasses
 import functools
@@ -16,8 +18,8 @@ from omnihuman_jax.attention.kernel import MASKED, QKV, delta
 class PerHead:
     """A loop over heads; memory M x S for each of the `at_once` heads of a round.
 
-    XLA:CPU runs a product of a head's size on one core: the heads of a round, which do not wait for one another, keep more busy.
-    The result does not depend on it.
+    XLA:CPU runs a product of a head's size on one core: the heads of a round, which do not wait for one another, keep
+    more busy. The result does not depend on it.
     """
 
     at_once: int = 2

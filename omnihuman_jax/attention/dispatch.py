@@ -1,8 +1,8 @@
 """Attention between tokens of equal id, behind one interface.
 
-`attention` and `joint_attention` are the only entries. Which kernel runs and how the mesh's `context` axis shares the work
-are values (`AttentionStrategy`); every kernel sees the shard of one device, so a kernel that loops, blocks or calls Pallas
-never meets the partitioner.
+`attention` and `joint_attention` are the only entries. Which kernel runs and how the mesh's `context` axis shares the
+work are values (`AttentionStrategy`); every kernel sees the shard of one device, so a kernel that loops, blocks or
+calls Pallas never meets the partitioner.
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ class AttentionStrategy:
     block_q, block_kv: sizes of a kernel's blocks of queries and keys; 0 is the kernel's own choice
     fused_backward: splash's backward pass in one kernel: fewer products, more memory (`attention_tpu.Splash`)
     context_parallel: a key of `context_parallel.MODES`
-    ulysses_ways: devices that share out heads under `ulysses_ring`; the ring goes over context / ulysses_ways groups of them
+    ulysses_ways: devices that share out heads under `ulysses_ring`; the ring goes over context / ulysses_ways groups of
+        them
     """
 
     kernel: str = "auto"
@@ -46,7 +47,9 @@ class AttentionStrategy:
         if self.kernel != "auto" and self.kernel not in IMPLEMENTATIONS:
             raise ValueError(f"model.attention {self.kernel!r} is none of auto, {', '.join(IMPLEMENTATIONS)}")
         if self.context_parallel not in context_parallel.MODES:
-            raise ValueError(f"model.context_parallel {self.context_parallel!r} is none of {', '.join(context_parallel.MODES)}")
+            raise ValueError(
+                f"model.context_parallel {self.context_parallel!r} is none of {', '.join(context_parallel.MODES)}"
+            )
         for name in ("block_q", "block_kv", "ulysses_ways"):
             if getattr(self, name) < 0:
                 field = name if name == "ulysses_ways" else f"attention_{name}"
@@ -79,8 +82,8 @@ ONE_WINDOW = "cudnn"  # knows no ids
 def resolve(strategy: AttentionStrategy, *, one_window: bool = False) -> Kernel:
     """The kernel of `strategy` on the devices that the program is for.
 
-    `cudnn`, which knows no ids, is for sequences of one window; `auto` takes it for them on GPUs, and where a strategy names it,
-    attentions of another kind (audio, the text refiner) take what `auto` gives.
+    `cudnn`, which knows no ids, is for sequences of one window; `auto` takes it for them on GPUs, and where a strategy
+    names it, attentions of another kind (audio, the text refiner) take what `auto` gives.
     """
     strategy.validate()
     where = platform()
@@ -97,12 +100,18 @@ def kernel_name(strategy: AttentionStrategy, where: str, *, one_window: bool) ->
 
 
 def check_one_window(strategy: AttentionStrategy, windows: int | None, dtype: jnp.dtype) -> bool:
-    """Whether `cudnn` can take the joint attention; ValueError, with the cure, where the strategy asks for it and it cannot."""
+    """Whether `cudnn` can take the joint attention; ValueError, with the cure, where the strategy asks for it and it
+    cannot.
+    """
     one, half = windows == 1, jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     if strategy.kernel == ONE_WINDOW and not one:
-        raise ValueError(f"model.attention cudnn takes one window a sequence, data.plan.windows is {windows}; take triton or auto")
+        raise ValueError(
+            f"model.attention cudnn takes one window a sequence, data.plan.windows is {windows}; take triton or auto"
+        )
     if strategy.kernel == ONE_WINDOW and not half:
-        raise ValueError(f"model.attention cudnn computes in bfloat16, compute_dtype is {jnp.dtype(dtype)}; take triton or auto")
+        raise ValueError(
+            f"model.attention cudnn computes in bfloat16, compute_dtype is {jnp.dtype(dtype)}; take triton or auto"
+        )
     return one and half
 
 
@@ -122,7 +131,8 @@ def attention(
         q_BMNK, k_BSNK, v_BSNK: any float dtype; scores and softmax are float32.
         q_ids_BM, kv_ids_BS: int32; a negative id of a query is none of a key. A query that no key matches yields zero.
         strategy: its kernel is used; keys that are whole everywhere need no exchange.
-        q_axis: logical axis of the queries' tokens (`tokens` for the video stream, None where every device has all of them).
+        q_axis: logical axis of the queries' tokens (`tokens` for the video stream, None where every device has all of
+            them).
 
     Returns:
         [B, M, N, K] in the dtype of `v`.
@@ -151,10 +161,11 @@ def joint_attention(
     strategy: AttentionStrategy,
     windows: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of both streams over both (order: video, then text); each stream's output, [B, L, N, K] and [B, S, N, K].
+    """Attention of both streams over both (order: video, then text); each stream's output, [B, L, N, K] and [B, S, N,
+    K].
 
-    Video tokens stay split over the mesh's `context` axis and text tokens whole; what the devices exchange in between is
-    `strategy.context_parallel`. Padding (id 0) sees nothing and is seen by nothing: zero.
+    Video tokens stay split over the mesh's `context` axis and text tokens whole; what the devices exchange in between
+    is `strategy.context_parallel`. Padding (id 0) sees nothing and is seen by nothing: zero.
 
     Args:
         video, text: queries, keys and values of each stream.
@@ -171,7 +182,11 @@ def joint_attention(
     if not tokens:
         context_parallel.check_tokens(strategy.context_parallel, video[0].shape[1], mesh.shape[context_parallel.AXIS])
     run = context_parallel.exchange(
-        kernel, mode=strategy.context_parallel, ways=ways, ulysses_ways=strategy.ulysses_ways, heads=video[0].shape[2] // tensor
+        kernel,
+        mode=strategy.context_parallel,
+        ways=ways,
+        ulysses_ways=strategy.ulysses_ways,
+        heads=video[0].shape[2] // tensor,
     )
     video_spec, text_spec = PartitionSpec(batch, tokens, heads, None), PartitionSpec(batch, None, heads, None)
     split = jax.shard_map(
@@ -186,7 +201,9 @@ def joint_attention(
 
 
 def _ways(axis: str | None, size: int) -> tuple[str, ...] | None:
-    """The mesh axes of a logical axis; None where they do not divide the dim (one sequence, sampled on many devices)."""
+    """The mesh axes of a logical axis; None where they do not divide the dim (one sequence, sampled on many
+    devices).
+    """
     mesh = jax.sharding.get_abstract_mesh()
     names = RULES[axis] if axis else None
     return names if names and size % math.prod(mesh.shape[name] for name in names) == 0 else None

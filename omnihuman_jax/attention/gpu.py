@@ -1,7 +1,9 @@
-"""Attention on NVIDIA GPUs: cuDNN's flash attention for one window a sequence, a Pallas kernel with window ids for packs.
+"""Attention on NVIDIA GPUs: cuDNN's flash attention for one window a sequence, a Pallas kernel with window ids for
+packs.
 
-jax's own Pallas kernel (`pallas.ops.gpu.attention.mha`) takes one array of ids for queries and keys alike and computes every
-block; shards of a context axis and audio keys have ids and a length of their own, and a pack is mostly blocks between windows.
+jax's own Pallas kernel (`pallas.ops.gpu.attention.mha`) takes one array of ids for queries and keys alike and computes
+every block; shards of a context axis and audio keys have ids and a length of their own, and a pack is mostly blocks
+between windows.
 """
 
 import dataclasses
@@ -22,7 +24,9 @@ from omnihuman_jax.attention.kernel import MASKED, NO_KEY, QKV, delta
 
 @dataclasses.dataclass(frozen=True)
 class Triton:
-    """Flash attention by Pallas on Triton; each block of queries walks the list of key blocks that share a window with it."""
+    """Flash attention by Pallas on Triton; each block of queries walks the list of key blocks that share a window with
+    it.
+    """
 
     block_q: int = 64
     block_kv: int = 64
@@ -117,7 +121,9 @@ class Triton:
         return q, k, v, fill(q_ids_BM, 1, m, NO_QUERY_FILL), fill(kv_ids_BS, 1, s, NO_KEY_FILL)
 
     def _walk(self, q_ids: jax.Array, kv_ids: jax.Array, *, by_keys: bool = False) -> tuple[jax.Array, jax.Array]:
-        """(order [B, blocks, others], count [B, blocks, 1]): which other blocks a block meets, the first `count` of `order`."""
+        """(order [B, blocks, others], count [B, blocks, 1]): which other blocks a block meets, the first `count` of
+        `order`.
+        """
         pairs = jax.vmap(lambda q, kv: block_pairs(q, kv, self.block_q, self.block_kv))(q_ids, kv_ids)
         pairs = pairs.transpose(0, 2, 1) if by_keys else pairs
         order = jnp.argsort(~pairs, axis=2, stable=True).astype(jnp.int32)
@@ -147,7 +153,9 @@ class Triton:
 
 @dataclasses.dataclass(frozen=True)
 class _Specs:
-    """Where a program of the grid (block, row of the batch, head) finds its part of an array with `block` tokens a part."""
+    """Where a program of the grid (block, row of the batch, head) finds its part of an array with `block` tokens a
+    part.
+    """
 
     block: int
     shape: tuple[int, ...]
@@ -174,7 +182,9 @@ def _scores(q, k, q_ids, kv_ids, scale: float) -> jax.Array:
     return jnp.where(q_ids[:, None] == kv_ids[None, :], plgpu.dot(q, k.T) * scale, MASKED)
 
 
-def _forward_kernel(q_ref, k_ref, v_ref, q_ids_ref, kv_ids_ref, order_ref, count_ref, out_ref, lse_ref, *, block_kv, scale):
+def _forward_kernel(
+    q_ref, k_ref, v_ref, q_ids_ref, kv_ids_ref, order_ref, count_ref, out_ref, lse_ref, *, block_kv, scale
+):
     q, q_ids = q_ref[...], q_ids_ref[...]
 
     def meet(n, carry):
@@ -188,7 +198,11 @@ def _forward_kernel(q_ref, k_ref, v_ref, q_ids_ref, kv_ids_ref, order_ref, count
         out = out * shrink[:, None] + plgpu.dot(weights.astype(v.dtype), v)
         return out, next_peak, total * shrink + weights.sum(axis=1)
 
-    start = jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:1], MASKED, jnp.float32), jnp.zeros(q.shape[:1], jnp.float32)
+    start = (
+        jnp.zeros(q.shape, jnp.float32),
+        jnp.full(q.shape[:1], MASKED, jnp.float32),
+        jnp.zeros(q.shape[:1], jnp.float32),
+    )
     out, peak, total = jax.lax.fori_loop(0, count_ref[0], meet, start)
     total = jnp.where(peak > NO_KEY, total, 1.0)
     out_ref[...] = (out / total[:, None]).astype(out_ref.dtype)
@@ -196,7 +210,20 @@ def _forward_kernel(q_ref, k_ref, v_ref, q_ids_ref, kv_ids_ref, order_ref, count
 
 
 def _backward_q_kernel(
-    q_ref, k_ref, v_ref, q_ids_ref, kv_ids_ref, lse_ref, delta_ref, grad_ref, order_ref, count_ref, grad_q_ref, *, block_kv, scale
+    q_ref,
+    k_ref,
+    v_ref,
+    q_ids_ref,
+    kv_ids_ref,
+    lse_ref,
+    delta_ref,
+    grad_ref,
+    order_ref,
+    count_ref,
+    grad_q_ref,
+    *,
+    block_kv,
+    scale,
 ):
     q, q_ids, grad, lse, aligned = q_ref[...], q_ids_ref[...], grad_ref[...], lse_ref[...], delta_ref[...]
 
@@ -211,7 +238,8 @@ def _backward_q_kernel(
 
 
 def _backward_kv_kernel(
-    q_ref, k_ref, v_ref, q_ids_ref, kv_ids_ref, lse_ref, delta_ref, grad_ref, order_ref, count_ref, grad_k_ref, grad_v_ref, *,
+    q_ref, k_ref, v_ref, q_ids_ref, kv_ids_ref, lse_ref, delta_ref, grad_ref, order_ref, count_ref, grad_k_ref,
+    grad_v_ref, *,
     block_q, scale,
 ):  # fmt: skip
     k, v, kv_ids = k_ref[...], v_ref[...], kv_ids_ref[...]
@@ -234,9 +262,10 @@ def _backward_kv_kernel(
 class Cudnn:
     """cuDNN's flash attention where a sequence holds one window: its padding is all that there is to mask.
 
-    cuDNN masks what lies behind a length, and a joint sequence has its video's padding in the middle: keys are sorted, those of
-    the window first. Entered below `jax.nn.dot_product_attention`, which rounds the log-sum-exp to bfloat16 and has no entry
-    for the backward pass alone. bfloat16 or float16; head size a multiple of 8, at most 128 (256 from Hopper on).
+    cuDNN masks what lies behind a length, and a joint sequence has its video's padding in the middle: keys are sorted,
+    those of the window first. Entered below `jax.nn.dot_product_attention`, which rounds the log-sum-exp to bfloat16
+    and has no entry for the backward pass alone. bfloat16 or float16; head size a multiple of 8, at most 128 (256 from
+    Hopper on).
     """
 
     def forward(self, q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS) -> tuple[jax.Array, jax.Array]:

@@ -1,4 +1,5 @@
-"""What a kernel is: attention of one device's queries over one device's keys, forward and backward, without collectives.
+"""What a kernel is: attention of one device's queries over one device's keys, forward and backward, without
+collectives.
 
 The forward pass gives the output and the log of each query's softmax denominator; the backward pass takes both from
 outside. So what several calls computed over parts of the keys can be merged, and each call can be
@@ -31,8 +32,8 @@ def window_ids(ids: jax.Array) -> tuple[jax.Array, jax.Array]:
 class Kernel(Protocol):
     """A frozen dataclass, equal to another with the same settings (programs are cached on it).
 
-    A query sees the keys that carry its own id; no query carries a key's negative id and the other way round. q, k and v are
-    [B, M or S, N, K] of one float dtype, ids int32 [B, M or S], `lse_BNM` float32.
+    A query sees the keys that carry its own id; no query carries a key's negative id and the other way round. q, k and
+    v are [B, M or S, N, K] of one float dtype, ids int32 [B, M or S], `lse_BNM` float32.
     """
 
     def forward(
@@ -56,7 +57,8 @@ class Kernel(Protocol):
     ) -> QKV:
         """Gradients of q, k and v: what these keys add to them, with the weights exp(score - lse).
 
-        `out` and `lse` are those over all keys, of which these may be a part. A query whose `grad` is zero adds nothing.
+        `out` and `lse` are those over all keys, of which these may be a part. A query whose `grad` is zero adds
+        nothing.
         """
 
 
@@ -71,7 +73,9 @@ def delta(out_BMNK: jax.Array, grad_BMNK: jax.Array) -> jax.Array:
 
 
 def named(out_BMNK: jax.Array, lse_BNM: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The two arrays that a remat policy keeps by the name `attention`: with them the forward kernel is not run again."""
+    """The two arrays that a remat policy keeps by the name `attention`: with them the forward kernel is not run
+    again.
+    """
     return checkpoint_name(out_BMNK, "attention"), checkpoint_name(lse_BNM, "attention")
 
 

@@ -1,9 +1,9 @@
 """Joint attention where keys and values travel around a ring of devices, and their gradients after them [Liu 2023].
 
-Each device keeps its queries. Every hop is one kernel call on the block that has arrived, merged by its log-sum-exp; the block
-after it is on its way meanwhile. The backward pass sends the blocks around once more, each followed by its gradients, which
-arrive at home after the last hop. The text's keys are on every device: joined once. The text's queries meet each block where
-it lies, and the devices' parts are merged at the end.
+Each device keeps its queries. Every hop is one kernel call on the block that has arrived, merged by its log-sum-exp;
+the block after it is on its way meanwhile. The backward pass sends the blocks around once more, each followed by its
+gradients, which arrive at home after the last hop. The text's keys are on every device: joined once. The text's queries
+meet each block where it lies, and the devices' parts are merged at the end.
 """
 
 import dataclasses
@@ -19,7 +19,9 @@ from omnihuman_jax.attention.kernel import MASKED, NO_QUERY_ID, QKV, Kernel, nam
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """`size` devices of the mesh axis `axis`, each `stride` from the next; `ways` = size * stride devices hold `stride` rings."""
+    """`size` devices of the mesh axis `axis`, each `stride` from the next; `ways` = size * stride devices hold `stride`
+    rings.
+    """
 
     axis: str
     size: int
@@ -36,7 +38,9 @@ class Ring:
 
     def groups(self) -> list[list[int]] | None:
         """The rings of the axis, for collectives within each."""
-        return None if self.stride == 1 else [[i + j * self.stride for j in range(self.size)] for i in range(self.stride)]
+        return (
+            None if self.stride == 1 else [[i + j * self.stride for j in range(self.size)] for i in range(self.stride)]
+        )
 
 
 class _Block(NamedTuple):
@@ -59,7 +63,9 @@ class _Queries(NamedTuple):
     """To meet the text's keys: the text's own queries do so on one device of the ring only."""
 
     @classmethod
-    def of(cls, ring: Ring, video_q: jax.Array, text_q: jax.Array, video_ids: jax.Array, text_ids: jax.Array) -> "_Queries":
+    def of(
+        cls, ring: Ring, video_q: jax.Array, text_q: jax.Array, video_ids: jax.Array, text_ids: jax.Array
+    ) -> "_Queries":
         video, text = window_ids(video_ids)[0], window_ids(text_ids)[0]
         nobody = jnp.full_like(text, NO_QUERY_ID)
         with_text = lambda text: jnp.concatenate([video, text], axis=1)  # noqa: E731
@@ -78,12 +84,16 @@ class _Queries(NamedTuple):
 def ring_attention(
     kernel: Kernel, ring: Ring, video: QKV, text: QKV, video_ids_BL: jax.Array, text_ids_BS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Both streams' outputs on one device of the ring, inside `shard_map`; as `context_parallel.local`, of all devices' tokens."""
+    """Both streams' outputs on one device of the ring, inside `shard_map`; as `context_parallel.local`, of all devices'
+    tokens.
+    """
     return _forward(kernel, ring, video, text, video_ids_BL, text_ids_BS)[0]
 
 
 def _merge(out_BMNK: jax.Array, lse_BNM: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """What was computed over some keys (float32, zero where none was seen) and a kernel's result over others, as one."""
+    """What was computed over some keys (float32, zero where none was seen) and a kernel's result over others, as
+    one.
+    """
     part_out, part_lse = part
     part_out = jnp.where(seen(part_lse), part_out.astype(jnp.float32), 0.0)
     part_lse = jnp.maximum(part_lse, MASKED)
@@ -99,7 +109,8 @@ def _forward(kernel: Kernel, ring: Ring, video: QKV, text: QKV, video_ids, text_
     nothing = jnp.zeros(q.shape, jnp.float32), jnp.full((q.shape[0], q.shape[2], q.shape[1]), MASKED)
     joined = kernel.forward(q, text[1], text[2], queries.ids_for_text, window_ids(text_ids)[1])
 
-    # One kernel in a loop: it compiles once for all hops. The last hop's block travels on for nothing, beside its computation.
+    # One kernel in a loop: it compiles once for all hops. The last hop's block travels on for nothing, beside its
+    # computation.
     def travel(carry, hop):
         block, out, lse = carry
         following = ring.pass_on(block)
@@ -127,7 +138,8 @@ def _backward(kernel: Kernel, ring: Ring, residuals, grads: tuple[jax.Array, jax
     video, text, video_ids, text_ids, out, lse = residuals
     tokens = video_ids.shape[1]
     queries = _Queries.of(ring, video[0], text[0], video_ids, text_ids)
-    # The text's output is the same on every device of the ring, and shard_map splits the gradient of such an output evenly.
+    # The text's output is the same on every device of the ring, and shard_map splits the gradient of such an output
+    # evenly.
     grad = jnp.concatenate([grads[0], grads[1] * ring.size], axis=1)
     grad = jnp.where(seen(lse), grad, jnp.zeros((), grad.dtype))
     arrays = (out, lse, grad)
@@ -147,7 +159,9 @@ def _backward(kernel: Kernel, ring: Ring, residuals, grads: tuple[jax.Array, jax
     start = _Block(video[1], video[2], window_ids(video_ids)[1]), nothing, joined[0].astype(jnp.float32)
     (_, block_grads, grad_q), _ = lax.scan(travel, start, jnp.arange(ring.size))
     grad_k, grad_v = ring.pass_on(block_grads)  # home
-    grad_video = tuple(x.astype(like.dtype) for x, like in zip((grad_q[:, :tokens], grad_k, grad_v), video, strict=True))
+    grad_video = tuple(
+        x.astype(like.dtype) for x, like in zip((grad_q[:, :tokens], grad_k, grad_v), video, strict=True)
+    )
     grad_text = tuple(x.astype(like.dtype) for x, like in zip((grad_q[:, tokens:], *joined[1:]), text, strict=True))
     return grad_video, grad_text, None, None
 

@@ -2,8 +2,8 @@
 
 Splash wants its mask at compile time, or a dense one at run time. A pack's mask is neither: window ids mask inside of
 blocks, and the tables that splash walks its grid by (`MaskInfo`) are made here, inside the program, from the ids. The
-three passes are called one by one, so that a ring can give the backward passes the log-sum-exp of all its hops; jax 0.10.2
-exports no such entry, hence the underscores.
+three passes are called one by one, so that a ring can give the backward passes the log-sum-exp of all its hops; jax
+0.10.2 exports no such entry, hence the underscores.
 """
 
 import dataclasses
@@ -29,7 +29,8 @@ class Splash:
     block_q: int = 1024
     block_kv: int = 1024
     fused_backward: bool = False
-    """One backward kernel of five products a block, not two of seven in all; the queries' gradient passes through memory, once
+    """One backward kernel of five products a block, not two of seven in all; the queries' gradient passes through
+    memory, once
     a block of keys: at most about `PARTS_BYTES` at a time."""
     interpret: bool = False
     """Run the kernels' Python on any platform, slowly: for tests."""
@@ -37,7 +38,8 @@ class Splash:
     def __post_init__(self) -> None:
         if self.block_q % LANES or self.block_kv % LANES or min(self.block_q, self.block_kv) < LANES:
             raise ValueError(
-                f"model.attention_block_q {self.block_q} and attention_block_kv {self.block_kv}: splash takes multiples of {LANES}"
+                f"model.attention_block_q {self.block_q} and attention_block_kv {self.block_kv}: splash takes multiples"
+                f" of {LANES}"
             )
 
     def forward(self, q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS) -> tuple[jax.Array, jax.Array]:
@@ -53,7 +55,8 @@ class Splash:
         lse_BNM, delta_BNM = (fill(x, 2, padded, 0.0) for x in (lse_BNM, delta(out_BMNK, grad_BMNK)))
         grad_BNMK = fill(grad_BMNK, 1, padded, 0.0).transpose(0, 2, 1, 3)
         grads = each(
-            self._fused_backward_row if self.fused_backward else self._backward_row, (*rows, lse_BNM, delta_BNM, grad_BNMK)
+            self._fused_backward_row if self.fused_backward else self._backward_row,
+            (*rows, lse_BNM, delta_BNM, grad_BNMK),
         )
         grad_q, grad_k, grad_v = (x.transpose(0, 2, 1, 3)[:, :length] for x, length in zip(grads, lengths, strict=True))
         return grad_q * _scale(q_BMNK).astype(grad_q.dtype), grad_k, grad_v
@@ -72,7 +75,8 @@ class Splash:
     def fused_backward_bytes(self, heads: int, queries: int, keys: int, head_dim: int, itemsize: int = 2) -> int:
         """What the one backward kernel takes beyond the two; `heads`, `queries`, `keys` of one call.
 
-        The parts of the queries' gradient; and where heads are taken a few at a time, what goes in and comes out once more.
+        The parts of the queries' gradient; and where heads are taken a few at a time, what goes in and comes out once
+        more.
         """
         block_q, compute = self._blocks(queries, keys)
         head_bytes = round_up(queries, block_q) * head_dim * itemsize
@@ -170,8 +174,8 @@ class Splash:
 def _walk(pairs: jax.Array, *, by_keys: bool = False) -> MaskInfo:
     """The tables of a grid that goes over all pairs of blocks and computes those that are True.
 
-    `data_next` names the block that the next computed pair reads (of keys; `by_keys`: of queries), in the order of the grid,
-    so that skipped steps fetch nothing and the next block is on its way early.
+    `data_next` names the block that the next computed pair reads (of keys; `by_keys`: of queries), in the order of the
+    grid, so that skipped steps fetch nothing and the next block is on its way early.
     """
     ordered = (pairs.T if by_keys else pairs).reshape(-1)
     inner = pairs.shape[0 if by_keys else 1]

@@ -1,4 +1,6 @@
-"""Attention in plain XLA operations, on any platform: `Dense`, the formula as it is written, and `Blocked`, in bounded memory."""
+"""Attention in plain XLA operations, on any platform: `Dense`, the formula as it is written, and `Blocked`, in bounded
+memory.
+"""
 
 import dataclasses
 import math
@@ -40,7 +42,8 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class Blocked:
-    """Blocks of block_q x block_kv scores, one head at a time, online softmax in float32; pairs without a window are left out.
+    """Blocks of block_q x block_kv scores, one head at a time, online softmax in float32; pairs without a window are
+    left out.
 
     Memory beside inputs and outputs: a few blocks, and one head's key and value gradients in float32.
     """
@@ -110,7 +113,11 @@ class Blocked:
             q, k, v, lse, aligned, grad = arrays
 
             def row(carry, i):
-                grad_i, lse_i, aligned_i = walk.queries(grad, i), walk.queries(lse, i)[:, None], walk.queries(aligned, i)[:, None]
+                grad_i, lse_i, aligned_i = (
+                    walk.queries(grad, i),
+                    walk.queries(lse, i)[:, None],
+                    walk.queries(aligned, i)[:, None],
+                )
 
                 def meet(n, carry):
                     grad_q, grad_k, grad_v = carry
@@ -161,5 +168,7 @@ class _Walk:
         return lax.dynamic_update_slice_in_dim(to, self.keys(to, j) + more, j * self.block_kv, 0)
 
     def scores(self, q: jax.Array, k: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        scores = jnp.dot(self.queries(q, i), self.keys(k, j).T, preferred_element_type=jnp.float32) / math.sqrt(q.shape[1])
+        scores = jnp.dot(self.queries(q, i), self.keys(k, j).T, preferred_element_type=jnp.float32) / math.sqrt(
+            q.shape[1]
+        )
         return jnp.where(self.queries(self.q_ids, i)[:, None] == self.keys(self.kv_ids, j)[None, :], scores, MASKED)

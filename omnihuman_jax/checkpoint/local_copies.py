@@ -1,10 +1,13 @@
-"""Copies of the training state on each host's own disk: what this process's devices hold, written and read by this process alone.
+"""Copies of the training state on each host's own disk: what this process's devices hold, written and read by this
+process alone.
 
-DIRECTORY/<identity of the run's checkpoints>/<process>/<step>/ holds `shards.bin`, the bytes of every shard one after another, and
-`index.json`: where each begins, its checksum, the run's record and the fingerprints of the whole arrays. A seal is written last.
+DIRECTORY/<identity of the run's checkpoints>/<process>/<step>/ holds `shards.bin`, the bytes of every shard one after
+another, and `index.json`: where each begins, its checksum, the run's record and the fingerprints of the whole arrays. A
+seal is written last.
 
-Processes whose devices hold the same shards (slices that replicate the state) have the same *layout*. A step is whole if each
-layout is held by one process at least; the others of that layout are sent it, over the devices. Nobody reads another host's disk.
+Processes whose devices hold the same shards (slices that replicate the state) have the same *layout*. A step is whole
+if each layout is held by one process at least; the others of that layout are sent it, over the devices. Nobody reads
+another host's disk.
 """
 
 import contextlib
@@ -39,8 +42,8 @@ Place = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Copy:
-    """A step that all processes can have: its metadata, the folder where this process holds it (None: it is sent it), and the
-    layout of every process."""
+    """A step that all processes can have: its metadata, the folder where this process holds it (None: it is sent it),
+    and the layout of every process."""
 
     step: int
     metadata: dict[str, Any]
@@ -65,7 +68,9 @@ def places(flat: Mapping[str, Any]) -> dict[Place, np.dtype]:
 
 def layout_of(wanted: Mapping[Place, np.dtype]) -> str:
     """The same for processes whose devices hold the same shards."""
-    return hashlib.sha256(repr(sorted((place, str(dtype)) for place, dtype in wanted.items())).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(sorted((place, str(dtype)) for place, dtype in wanted.items())).encode()).hexdigest()[
+        :16
+    ]
 
 
 def to_host(flat: Mapping[str, jax.Array]) -> dict[Place, np.ndarray]:
@@ -153,11 +158,15 @@ class LocalCopies:
         if all(answers):
             raise ValueError(f"checkpoint.local_directory {directory} cannot be written to: {'; '.join(reasons[:3])}")
         if reasons:  # a disk that is broken on one host stops no run
-            logger.error("%s cannot be written to: %s; there will be no local copies", directory, "; ".join(reasons[:8]))
+            logger.error(
+                "%s cannot be written to: %s; there will be no local copies", directory, "; ".join(reasons[:8])
+            )
             notify("local_disk_unusable", {"reasons": reasons[:8]})
 
     def save(self, flat: Mapping[str, jax.Array], metadata: Mapping[str, Any]) -> None:
-        """Returns once the arrays are copied to the host; an earlier copy is waited for. `metadata`: JSON, with `step`."""
+        """Returns once the arrays are copied to the host; an earlier copy is waited for. `metadata`: JSON, with
+        `step`.
+        """
         self.wait()
         step, failed = int(metadata["step"]), []
         shards, text = to_host(flat), json.loads(json.dumps(metadata))
@@ -173,7 +182,9 @@ class LocalCopies:
         self._saving = step, thread, failed
 
     def wait(self) -> None:
-        """Until the copy in progress is whole on all processes, which makes room, or has failed, which costs this copy only."""
+        """Until the copy in progress is whole on all processes, which makes room, or has failed, which costs this copy
+        only.
+        """
         if self._saving is None:
             return
         step, thread, failed = self._saving
@@ -220,7 +231,9 @@ class LocalCopies:
                 else:
                     lost.setdefault(step, "it holds other shards: another mesh, or another number of processes")
         digests = {step: _digest(metadata) for step, (_, metadata) in held.items()}
-        seen = processes.gather([layout, [[step, digests[step]] for step in held], [[step, why] for step, why in lost.items()]])
+        seen = processes.gather(
+            [layout, [[step, digests[step]] for step in held], [[step, why] for step, why in lost.items()]]
+        )
         layouts = self.layouts = tuple(other for other, _, _ in seen)
         for step in sorted({step for _, steps, bad in seen for step, _ in (*steps, *bad)}, reverse=True):
             holders = {index: dict(steps)[step] for index, (_, steps, _) in enumerate(seen) if step in dict(steps)}
@@ -245,7 +258,9 @@ class LocalCopies:
         self._notify("local_copy_lost", {"step": step, "reasons": reasons, "result": result})
 
     def restore(self, copy: Copy, flat: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The arrays of a copy, in the shardings of `flat`; ValueError, on all processes, where they cannot be put together."""
+        """The arrays of a copy, in the shardings of `flat`; ValueError, on all processes, where they cannot be put
+        together.
+        """
         wanted = places(flat)
         shards: dict[Place, np.ndarray] | None = None
         reason = "" if copy.folder is not None else "it has none"
@@ -320,7 +335,9 @@ def _reader(name: str, leaf: Any, shards: Mapping[Place, np.ndarray]) -> Callabl
 
 
 def _send(name: str, leaf: Any, shards: Mapping[Place, np.ndarray] | None) -> jax.Array:
-    """An array whose shards some of the processes have that hold it: the others give zeros, and the largest bits win."""
+    """An array whose shards some of the processes have that hold it: the others give zeros, and the largest bits
+    win.
+    """
     mesh, spec = leaf.sharding.mesh, tuple(leaf.sharding.spec)
     used = {axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
     free = tuple(axis for axis in mesh.axis_names if axis not in used)

@@ -1,8 +1,9 @@
 """Arrays that go to a checkpoint slice by slice: the host holds a few MB of them at a time, whatever their size.
 
-Orbax hands TensorStore all that a device holds of a leaf at once, copied to the host and encoded there; of a stack of blocks that
-is several GB. Here each device's part is cut along the chunks that it has on disk, and a few slices are committed at a time. Files,
-metadata and names are Orbax's own, made by its own functions: whoever reads the checkpoint cannot tell.
+Orbax hands TensorStore all that a device holds of a leaf at once, copied to the host and encoded there; of a stack of
+blocks that is several GB. Here each device's part is cut along the chunks that it has on disk, and a few slices are
+committed at a time. Files, metadata and names are Orbax's own, made by its own functions: whoever reads the checkpoint
+cannot tell.
 """
 
 import functools
@@ -16,7 +17,13 @@ import tensorstore as ts
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.futures import future
 from orbax.checkpoint._src.multihost import multihost
-from orbax.checkpoint._src.serialization import jax_array_handlers, ocdbt_utils, replica_slices, tensorstore_utils, types
+from orbax.checkpoint._src.serialization import (
+    jax_array_handlers,
+    ocdbt_utils,
+    replica_slices,
+    tensorstore_utils,
+    types,
+)
 from orbax.checkpoint.experimental.v1._src.serialization import array_leaf_handler, registry
 
 SLICE_BYTES = 1 << 23
@@ -54,7 +61,10 @@ class _ArrayHandler(jax_array_handlers.ArrayHandler):
     """Orbax's handler of arrays, but for how their numbers get to the disk."""
 
     async def serialize(
-        self, values: Sequence[jax.Array], infos: Sequence[types.ParamInfo], args: Sequence[types.SaveArgs] | None = None
+        self,
+        values: Sequence[jax.Array],
+        infos: Sequence[types.ParamInfo],
+        args: Sequence[types.SaveArgs] | None = None,
     ) -> Sequence[future.Future]:
         assert args is not None and not any(jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) for value in values)
         shardings = jax_array_handlers._async_serialize_shardings(
@@ -65,7 +75,9 @@ class _ArrayHandler(jax_array_handlers.ArrayHandler):
             future.CommitFutureAwaitingContractedSignals(self._write(values, infos, args), name="array_slices"),
         ]
 
-    async def _write(self, values: Sequence[jax.Array], infos: Sequence[types.ParamInfo], args: Sequence[types.SaveArgs]) -> None:
+    async def _write(
+        self, values: Sequence[jax.Array], infos: Sequence[types.ParamInfo], args: Sequence[types.SaveArgs]
+    ) -> None:
         written, waiting, batch = [], 0, ts.Transaction(atomic=True)
         for value, info, arg in zip(values, infos, args, strict=True):
             await info.await_path_creation()
@@ -112,7 +124,10 @@ def _slices(mine: replica_slices.ReplicaSlices, chunk: Sequence[int]) -> Iterato
         for start in itertools.product(*(range(0, whole, step) for whole, step in zip(shape, size, strict=True))):
             sizes = tuple(min(step, whole - at) for at, step, whole in zip(start, size, shape, strict=True))
             where = tuple(slice(c + at, c + at + n) for c, at, n in zip(corner, start, sizes, strict=True))
-            yield where, _to_host(part.unsliced_data, [first + at for first, at in zip(inside, start, strict=True)], sizes)
+            yield (
+                where,
+                _to_host(part.unsliced_data, [first + at for first, at in zip(inside, start, strict=True)], sizes),
+            )
 
 
 def _slice_shape(shape: tuple[int, ...], chunk: Sequence[int], itemsize: int) -> tuple[int, ...]:

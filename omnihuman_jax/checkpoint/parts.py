@@ -38,8 +38,11 @@ def context_for(directory: Path | str) -> ocp.Context:
     context = ocp.Context()
     # Explicit: AUTO decides by path, and a bucket mounted as a folder would then list half-written steps as good ones.
     remote = "://" in str(directory)
-    context.atomicity.mode = ocp.options.AtomicityMode.COMMIT_FILE if remote else ocp.options.AtomicityMode.ATOMIC_RENAME
-    # Replicas share the writing of large leaves; for small ones Orbax would compile a slicing program a shape, for seconds.
+    context.atomicity.mode = (
+        ocp.options.AtomicityMode.COMMIT_FILE if remote else ocp.options.AtomicityMode.ATOMIC_RENAME
+    )
+    # Replicas share the writing of large leaves; for small ones Orbax would compile a slicing program a shape, for
+    # seconds.
     context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
     context.array.saving.use_compression = False
     context.array.saving.scoped_storage_options_creator = _storage
@@ -49,10 +52,11 @@ def context_for(directory: Path | str) -> ocp.Context:
 
 
 def _storage(path: Any, leaf: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions | None:
-    """Chunks of stacked blocks hold an eighth of a layer, or what lies between 1 and 4 MB if that is nearer; others up to 4 MB.
+    """Chunks of stacked blocks hold an eighth of a layer, or what lies between 1 and 4 MB if that is nearer; others up
+    to 4 MB.
 
-    Orbax's own chunk is all that a device holds of a leaf, several GB for a large model's stack: `omnihuman export` reads
-    layer by layer, and could not without decoding all of them.
+    Orbax's own chunk is all that a device holds of a leaf, several GB for a large model's stack: `omnihuman export`
+    reads layer by layer, and could not without decoding all of them.
     """
     if leaf.ndim < 2 or leaf.nbytes <= MIN_CHUNK_BYTES:
         return None
@@ -102,7 +106,9 @@ def mismatches(part: str, stored: Any, wanted: Any) -> list[str]:
     for name in want.keys() & have.keys():
         shape, dtype = tuple(have[name].shape), np.dtype(have[name].dtype)
         if shape != tuple(want[name].shape) or dtype != np.dtype(want[name].dtype):
-            lines.append(f"{part}/{name} is {dtype}{list(shape)}, wanted {np.dtype(want[name].dtype)}{list(want[name].shape)}")
+            lines.append(
+                f"{part}/{name} is {dtype}{list(shape)}, wanted {np.dtype(want[name].dtype)}{list(want[name].shape)}"
+            )
     return sorted(lines)
 
 

@@ -1,7 +1,8 @@
 """What lies in a checkpoint, and how it is read: seal first, then the record, then arrays, then their fingerprints.
 
-A step holds four parts that can be read alone: `params`, `ema`, `optimizer` (moments and counts) and `progress` (step and
-counters), and as its metadata the resolved config and the plan's fingerprint. Sampling reads one part, resume all of them.
+A step holds four parts that can be read alone: `params`, `ema`, `optimizer` (moments and counts) and `progress` (step
+and counters), and as its metadata the resolved config and the plan's fingerprint. Sampling reads one part, resume all
+of them.
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ _CURE = "remove that folder to go back to the checkpoint before it, or train in 
 class RunRecord:
     """What a checkpoint says about the run that wrote it: resolved config (JSON), plan fingerprint, finished steps.
 
-    `origin` says where weights that were not born in this run come from: what `omnihuman import` read, with the sha256 of
-    every file; a run that starts from an import keeps it.
+    `origin` says where weights that were not born in this run come from: what `omnihuman import` read, with the sha256
+    of every file; a run that starts from an import keeps it.
     """
 
     config: Mapping[str, Any]
@@ -46,11 +47,16 @@ class RunRecord:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "RunRecord":
         """Out of what a checkpoint says."""
-        return cls(config=stored["config"], fingerprint=stored["fingerprint"], step=stored["step"], origin=stored.get("origin", {}))
+        return cls(
+            config=stored["config"],
+            fingerprint=stored["fingerprint"],
+            step=stored["step"],
+            origin=stored.get("origin", {}),
+        )
 
     def part(self, weights: str) -> str:
-        """The part that holds these weights (`ema` or `raw`): at step 0, which `omnihuman import` writes, the average of
-        the parameters is the parameters, and lies there once."""
+        """The part that holds these weights (`ema` or `raw`): at step 0, which `omnihuman import` writes, the average
+        of the parameters is the parameters, and lies there once."""
         if weights not in WEIGHTS:
             raise ValueError(f"weights {weights!r}: choose ema or raw")
         return "params" if self.step == 0 else WEIGHTS[weights]
@@ -72,7 +78,9 @@ class DamagedError(CheckpointError):
 
 
 class CheckpointReader:
-    """Reads the checkpoints of a directory; all processes call every method, in the same order. Storage is not waited for."""
+    """Reads the checkpoints of a directory; all processes call every method, in the same order. Storage is not waited
+    for.
+    """
 
     def __init__(self, directory: Path | str):
         self.directory = Path(directory).absolute() if "://" not in str(directory) else directory
@@ -108,7 +116,9 @@ class CheckpointReader:
 
     def record(self, step: int) -> RunRecord:
         """The record of a step; CheckpointError if it is missing or of another format."""
-        return RunRecord.from_json(self._agreed(f"reading {self.directory}/{step}", lambda: self._metadata(step)).custom_metadata)
+        return RunRecord.from_json(
+            self._agreed(f"reading {self.directory}/{step}", lambda: self._metadata(step)).custom_metadata
+        )
 
     def _agreed(self, what: str, look: Callable[[], Any]) -> Any:
         """What `look` finds on every process; where one finds damage, all do."""
@@ -172,8 +182,8 @@ class CheckpointReader:
         changed = [name for name, value in fingerprint.sums(flatten(loaded)).items() if written.get(name) != value]
         if changed:
             raise DamagedError(
-                f"{where} has changed since it was written: {len(changed)} arrays have another fingerprint, {changed[0]} is the "
-                f"first; {_CURE}"
+                f"{where} has changed since it was written: {len(changed)} arrays have another fingerprint,"
+                f" {changed[0]} is the first; {_CURE}"
             )
         return loaded
 
@@ -191,7 +201,9 @@ class CheckpointReader:
             raise DamagedError(f"{self.directory}/{step} cannot be read: {storage.cause(error)}; {_CURE}") from error
 
 
-def load_weights(directory: Path | str, abstract: Any, *, weights: str = "ema", step: int | None = None) -> tuple[Any, RunRecord]:
+def load_weights(
+    directory: Path | str, abstract: Any, *, weights: str = "ema", step: int | None = None
+) -> tuple[Any, RunRecord]:
     """Weights of a checkpoint for sampling or export: (parameters in the shardings of `abstract`, record).
 
     Args:

@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 class Save:
     """A save in progress: a thread waits for Orbax, then (process 0) seals the step and makes room.
 
-    `number`: of this save in the life of the job, the same on all processes: a step may be saved again, and what another process
-    said of the first try is no word about the second.
+    `number`: of this save in the life of the job, the same on all processes: a step may be saved again, and what
+    another process said of the first try is no word about the second.
     """
 
     def __init__(self, step: int, number: int, response: Any, seal: Callable[[], int], make_room: Callable[[], None]):
@@ -43,7 +43,9 @@ class Save:
         try:
             self._make_room()
         except Exception as error:  # the step is whole, whatever became of the older ones
-            logger.error("step %d is saved, but no room could be made for the next: %s", self.step, storage.cause(error))
+            logger.error(
+                "step %d is saved, but no room could be made for the next: %s", self.step, storage.cause(error)
+            )
             self.no_room = storage.cause(error)
 
     @property

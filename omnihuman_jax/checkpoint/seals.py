@@ -1,8 +1,10 @@
-"""Seals: what a finished checkpoint consists of, written beside it once it is whole, and looked at before anyone reads it.
+"""Seals: what a finished checkpoint consists of, written beside it once it is whole, and looked at before anyone reads
+it.
 
-Orbax's own markers say that a step was committed, not that its files are still what was committed; a reader of several processes
-that meets a file that is cut short waits minutes for the others. So process 0 notes every file's size after the commit. A step
-without a seal was never finished; one that differs from its seal is damaged. Either is set aside, never deleted.
+Orbax's own markers say that a step was committed, not that its files are still what was committed; a reader of several
+processes that meets a file that is cut short waits minutes for the others. So process 0 notes every file's size after
+the commit. A step without a seal was never finished; one that differs from its seal is damaged. Either is set aside,
+never deleted.
 """
 
 import json
@@ -65,7 +67,9 @@ def damage(folder: epath.Path, share: int = 0, shares: int = 1) -> str:
 
 
 def committed_steps(directory: epath.Path) -> list[int]:
-    """Steps with a folder of their own, sealed or not; a save in progress has another name (or, in a bucket, no seal)."""
+    """Steps with a folder of their own, sealed or not; a save in progress has another name (or, in a bucket, no
+    seal).
+    """
     if not directory.is_dir():
         return []
     return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit() and entry.is_dir())

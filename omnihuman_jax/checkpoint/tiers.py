@@ -1,7 +1,9 @@
-"""Checkpoints in two tiers behind one interface: often on each host's own disk, now and then where they outlive every host.
+"""Checkpoints in two tiers behind one interface: often on each host's own disk, now and then where they outlive every
+host.
 
-A restart takes the newest step that is whole in either. The local tier is `local_copies`: a crash or a preemption that leaves the
-hosts' disks as they are then costs the steps of `checkpoint.local_interval` at most. Off without `checkpoint.local_directory`.
+A restart takes the newest step that is whole in either. The local tier is `local_copies`: a crash or a preemption that
+leaves the hosts' disks as they are then costs the steps of `checkpoint.local_interval` at most. Off without
+`checkpoint.local_directory`.
 """
 
 import logging
@@ -68,13 +70,16 @@ class TieredCheckpoints(Checkpoints):
             step = super().choose(abstract, below)
         except CheckpointError as error:  # on all processes
             step, none_is_whole = None, error
-        # Back from steps that went wrong goes to a checkpoint: a copy may be gone by the next start, which has to find the same.
+        # Back from steps that went wrong goes to a checkpoint: a copy may be gone by the next start, which has to find
+        # the same.
         if below is None:
             self._chosen = self._local.newest(step or 0, flatten(parts_of(abstract)))
             self._warn_of_lone_shards()
         if self._chosen is not None:
             logger.warning(
-                "resuming from the local copy of step %d; the newest checkpoint is %s", self._chosen.step, step or "none"
+                "resuming from the local copy of step %d; the newest checkpoint is %s",
+                self._chosen.step,
+                step or "none",
             )
             step = self._chosen.step
         elif none_is_whole is not None:
@@ -88,8 +93,9 @@ class TieredCheckpoints(Checkpoints):
         alone = [layouts.count(layout) == 1 for layout in layouts]
         if jax.process_count() > 1 and any(alone):
             logger.warning(
-                "%d of %d processes hold shards that no other holds: with one of their disks a local step is lost; mesh.data or "
-                "mesh.dcn_data of 2 or more, across hosts, would keep a second copy", sum(alone), len(alone),
+                "%d of %d processes hold shards that no other holds: with one of their disks a local step is lost; "
+                "mesh.data or mesh.dcn_data of 2 or more, across hosts, would keep a second copy",
+                sum(alone), len(alone),
             )  # fmt: skip
 
     def record(self, step: int) -> RunRecord:
@@ -112,8 +118,8 @@ class TieredCheckpoints(Checkpoints):
             written = copy.metadata["sums"]
             if changed := [name for name, value in fingerprint.sums(loaded).items() if written.get(name) != value]:
                 raise DamagedError(
-                    f"the local copy of step {step} has changed since it was written: {len(changed)} arrays have another "
-                    f"fingerprint, {changed[0]} is the first"
+                    f"the local copy of step {step} has changed since it was written: {len(changed)} arrays have"
+                    f" another fingerprint, {changed[0]} is the first"
                 )
             tree = jax.tree.unflatten(jax.tree.structure(parts_of(abstract)), [loaded[name] for name in flat])
             state = assemble_state(tree, abstract)

@@ -30,16 +30,17 @@ _saves = itertools.count()
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
-    """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0: none).
+    """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0:
+    none).
 
     They lie in `directory`, a folder or a URI such as gs://bucket/run (which needs gcsfs); empty: in RUN/checkpoints.
-    local_directory: a folder on each host's own disk (or in its memory) for copies of the steps between, empty: none. A restart
-        takes the newest step that is whole in either tier
+    local_directory: a folder on each host's own disk (or in its memory) for copies of the steps between, empty: none. A
+        restart takes the newest step that is whole in either tier
     local_interval: of these copies; it divides `interval`. local_keep: how many stay
-    retries, retry_delay_s: how often storage that does not answer is asked again, after doubling pauses from the delay on: a read
-        is repeated, a save is made anew of the state of the step that has come by then
-    max_failed_saves: so many saves in a row (their tries do not count) that failed, for another reason than a full disk, end the
-        attempt; a host may be sick
+    retries, retry_delay_s: how often storage that does not answer is asked again, after doubling pauses from the delay
+        on: a read is repeated, a save is made anew of the state of the step that has come by then
+    max_failed_saves: so many saves in a row (their tries do not count) that failed, for another reason than a full
+        disk, end the attempt; a host may be sick
     """
 
     interval: int = 1000
@@ -60,16 +61,16 @@ class CheckpointConfig:
         self._validate_local()
         if self.interval < 1 or self.keep < 1 or self.keep_every < 0 or self.max_failed_saves < 1:
             raise ValueError(
-                f"checkpoint: interval {self.interval}, keep {self.keep}, max_failed_saves {self.max_failed_saves} must be >= 1, "
-                f"keep_every {self.keep_every} must be >= 0"
+                f"checkpoint: interval {self.interval}, keep {self.keep}, max_failed_saves {self.max_failed_saves} must"
+                f" be >= 1, keep_every {self.keep_every} must be >= 0"
             )
 
     def _validate_local(self) -> None:
         every, directory = self.local_interval, self.local_directory
         if bool(directory) != bool(every):
             raise ValueError(
-                f"checkpoint.local_directory {directory!r} and local_interval {every}: set both, for copies on each host's own "
-                f"disk, or neither"
+                f"checkpoint.local_directory {directory!r} and local_interval {every}: set both, for copies on each"
+                " host's own disk, or neither"
             )
         if "://" in directory:
             raise ValueError(f"checkpoint.local_directory {directory!r} is no folder of a host's own disk")
@@ -87,16 +88,18 @@ class CheckpointConfig:
 class Checkpoints(CheckpointReader):
     """The checkpoints of one run directory; all processes call every method, in the same order.
 
-    A failed save is no error: the run goes on, the steps before stay. `failed_saves` counts those in a row, `disk_is_full` says
-    what the last one failed of. If it was anything else, `due` says when to try again: the state that was to be saved is
-    gone by then (its buffers were donated to the next step), so the try takes the one of its own step.
+    A failed save is no error: the run goes on, the steps before stay. `failed_saves` counts those in a row,
+        `disk_is_full` says
+    what the last one failed of. If it was anything else, `due` says when to try again: the state that was to be saved
+    is gone by then (its buffers were donated to the next step), so the try takes the one of its own step.
 
     Args:
         directory: of the run's checkpoints.
         config: when to save, what to keep, how long to wait for storage.
-        notify: called with (kind, details) for what has to be known later: a step that was set aside, a save that failed.
-        expected: why there must be checkpoints ("has saved step 30"), where there must: a folder without any is storage that is
-            gone.
+        notify: called with (kind, details) for what has to be known later: a step that was set aside, a save that
+            failed.
+        expected: why there must be checkpoints ("has saved step 30"), where there must: a folder without any is storage
+            that is gone.
     """
 
     def __init__(
@@ -130,8 +133,8 @@ class Checkpoints(CheckpointReader):
             return
         if self._expected and not (seals.committed_steps(self._folder) or seals.aside(self._folder)):
             raise storage.Gone(
-                f"no checkpoint in {self.directory}, which is {'empty' if self._folder.is_dir() else 'not there'}, but this run "
-                f"{self._expected}; bring it back, or remove the run directory to start over"
+                f"no checkpoint in {self.directory}, which is {'empty' if self._folder.is_dir() else 'not there'}, but"
+                f" this run {self._expected}; bring it back, or remove the run directory to start over"
             )
         try:
             self._identity = storage.identify(self._folder)
@@ -160,8 +163,8 @@ class Checkpoints(CheckpointReader):
     def due(self, step: int, *, last: bool = False) -> str:
         """After every step: why `save` has to be called with its state; "" if it has not.
 
-        `interval`, and also for the `last` step; `again` for one that failed, whose pause is over. The processes ask one another
-        only while a save is being written, or waits for its next try.
+        `interval`, and also for the `last` step; `again` for one that failed, whose pause is over. The processes ask
+        one another only while a save is being written, or waits for its next try.
         """
         if last or step % self._config.interval == 0:
             return "interval"
@@ -174,7 +177,8 @@ class Checkpoints(CheckpointReader):
         return "again" if processes.gather(time.monotonic() >= self._again_at)[0] else ""
 
     def save(self, state: State, record: RunRecord, why: str = "interval") -> bool:
-        """Starts a save and returns once the arrays are copied to the host; an earlier save is waited for. False: it failed.
+        """Starts a save and returns once the arrays are copied to the host; an earlier save is waited for. False: it
+        failed.
 
         `why`: what `due` said. One of an interval that fails counts, and has all its tries.
         """
@@ -188,7 +192,9 @@ class Checkpoints(CheckpointReader):
         return self._saving is not None
 
     def finish(self, state: State, record: RunRecord) -> bool:
-        """Until the save of `state`, the last one, is on disk and sealed, with all its tries; False if none of them was good."""
+        """Until the save of `state`, the last one, is on disk and sealed, with all its tries; False if none of them was
+        good.
+        """
         while not self.wait() and self._again_at is not None:
             time.sleep(max(0.0, self._again_at - time.monotonic()))
             self.save(state, record, "again")
@@ -265,14 +271,18 @@ class Checkpoints(CheckpointReader):
         self._again_at = None if pause is None else time.monotonic() + pause
         logger.error(
             "step %d was NOT saved (%s); the run goes on, all checkpoints before it stay; %s", step, failures[0],
-            "the next save is a new try" if pause is None else f"the first step in {pause:g} s is try {self._tries + 1}",
+            "the next save is a new try"
+            if pause is None
+            else f"the first step in {pause:g} s is try {self._tries + 1}",
         )  # fmt: skip
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
                 seals.remove_partial(self._folder)
                 if (self._folder / str(step)).exists():
                     (self._folder / str(step)).rmtree()
-        self._notify("save_failed", {"step": step, "reason": failures[0], "in_a_row": self.failed_saves, "again_in_s": pause})
+        self._notify(
+            "save_failed", {"step": step, "reason": failures[0], "in_a_row": self.failed_saves, "again_in_s": pause}
+        )
         return False
 
     def _next_pause(self) -> float | None:
@@ -304,10 +314,11 @@ class Checkpoints(CheckpointReader):
             raise errors[0]
 
     def choose(self, abstract: State | None = None, below: int | None = None) -> int | None:
-        """The newest step (under `below`) that every process finds whole; those that are not are set aside, with a note.
+        """The newest step (under `below`) that every process finds whole; those that are not are set aside, with a
+        note.
 
-        Each process looks at its share of the files, and all vote, without a collective. None: there is no checkpoint at all.
-        `abstract`: of the state, for those who store it as it lies on the devices.
+        Each process looks at its share of the files, and all vote, without a collective. None: there is no checkpoint
+        at all. `abstract`: of the state, for those who store it as it lies on the devices.
 
         Raises:
             CheckpointError: there were checkpoints, and none of them is whole.
@@ -323,8 +334,8 @@ class Checkpoints(CheckpointReader):
             self.reject(step, reasons[0])
         if lost := list(seals.aside(self._folder)):
             raise CheckpointError(
-                f"{self.directory} has no whole checkpoint left; damaged ones lie in {self.directory}/{seals.SET_ASIDE} "
-                f"({', '.join(lost)}): restore one from a backup, or remove the run directory to start over"
+                f"{self.directory} has no whole checkpoint left; damaged ones lie in {self.directory}/{seals.SET_ASIDE}"
+                f" ({', '.join(lost)}): restore one from a backup, or remove the run directory to start over"
             )
         return None
 
@@ -342,7 +353,9 @@ class Checkpoints(CheckpointReader):
     def reject(self, step: int, reason: str) -> None:
         """Sets a step aside, loudly; all processes call it."""
         logger.error("checkpoint %s/%d is set aside, the one before it is next: %s", self.directory, step, reason)
-        processes.gather(None)  # nobody may still be looking at what moves: it would miss the step, which is a user's error
+        processes.gather(
+            None
+        )  # nobody may still be looking at what moves: it would miss the step, which is a user's error
 
         def move() -> None:
             target = seals.set_aside(self._folder, step, reason)

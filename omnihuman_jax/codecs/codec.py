@@ -1,13 +1,13 @@
 """What the rest of the system asks of a video codec, and the codecs there are.
 
-A codec maps a window of 1 + 4n frames to 1 + n latents; latent i covers frame 0 (i = 0) or frames 4i-3 .. 4i, and an image is
-a window of one frame [S]. What latent i may have *seen* differs:
+A codec maps a window of 1 + 4n frames to 1 + n latents; latent i covers frame 0 (i = 0) or frames 4i-3 .. 4i, and an
+image is a window of one frame [S]. What latent i may have *seen* differs:
 
-- `dct` and Wan 2.1's autoencoder are strictly causal: no frame after 4i. The first latent of a window is that of its first
-  frame alone, and the first two are those of its motion frames, up to rounding.
-- HunyuanVideo's is causal but for the statistics of its group norms, which pool over a stretch of (by default) 17 frames.
-  Nothing later shows in a latent, but its scale depends on it a little: the first 2 latents of a window and those of its
-  first 5 frames alone differ. Training sees the former, sampling starts a segment from the latter [D].
+- `dct` and Wan 2.1's autoencoder are strictly causal: no frame after 4i. The first latent of a window is that of its
+  first frame alone, and the first two are those of its motion frames, up to rounding.
+- HunyuanVideo's is causal but for the statistics of its group norms, which pool over a stretch of (by default) 17
+  frames. Nothing later shows in a latent, but its scale depends on it a little: the first 2 latents of a window and
+  those of its first 5 frames alone differ. Training sees the former, sampling starts a segment from the latter [D].
 """
 
 from collections.abc import Mapping, Sequence

@@ -5,18 +5,18 @@ transformed by a DCT-II over time, rows, columns and colour; the DCT over (R, G,
 (1, 1, 1), (1, 0, -1), (1, -2, 1), each over its norm. A coefficient is (t, v, h, c): temporal, vertical and horizontal
 frequency, opponent colour [D].
 
-Which 48 are kept, and in which order, is one rule: lowest cost (1 + v)(1 + h)(1 + 4t)(1 + 5c) first, ties by (t, v, h, c)
-itself. The cost is the inverse amplitude of a separable 1/f model of natural video. On the five sample clips at about
-7680 pixels a frame it keeps 30.9 dB; the 48 coefficients of most energy on those very clips would keep 31.0 dB.
+Which 48 are kept, and in which order, is one rule: lowest cost (1 + v)(1 + h)(1 + 4t)(1 + 5c) first, ties by (t, v, h,
+c) itself. The cost is the inverse amplitude of a separable 1/f model of natural video. On the five sample clips at
+about 7680 pixels a frame it keeps 30.9 dB; the 48 coefficients of most energy on those very clips would keep 31.0 dB.
 Of the 48, 41 have t = 0 and 7 have t > 0.
 
-Channel c means the same in every latent of a window where it can: a group's coefficients of t = 0 are halved, which makes
-those of a still group equal to those of a single frame. A first latent has no motion; the 7 channels that hold t > 0 in
-later latents hold there the 7 next coefficients of the same rule.
+Channel c means the same in every latent of a window where it can: a group's coefficients of t = 0 are halved, which
+makes those of a still group equal to those of a single frame. A first latent has no motion; the 7 channels that hold t
+> 0 in later latents hold there the 7 next coefficients of the same rule.
 
 Channels are whitened in part: divided by their standard deviation to the power `WHITENING`. Fully white channels would
-spend a flow-matching loss, which weighs all alike, on detail that hardly shows; as they are, the coarse picture leaves the
-noise first and is learnt first [D].
+spend a flow-matching loss, which weighs all alike, on detail that hardly shows; as they are, the coarse picture leaves
+the noise first and is learnt first [D].
 """
 
 import functools
@@ -110,7 +110,9 @@ def first_scale() -> np.ndarray:
 
 
 def group_scale() -> np.ndarray:
-    """What a group's coefficients are divided by, [48] float64: twice a frame's where t = 0, so that still means equal."""
+    """What a group's coefficients are divided by, [48] float64: twice a frame's where t = 0, so that still means
+    equal.
+    """
     still = np.array([frequency[0] == 0 for frequency in group_frequencies()])
     return np.where(still, 2.0, 1.0) * _whitening(np.array(_CHANNEL_STD))
 
@@ -195,7 +197,9 @@ class DctCodec:
         """
         latents = jnp.asarray(latents_FHWC, jnp.float32)
         if latents.ndim < 4 or latents.shape[-1] != LATENT_CHANNELS or latents.shape[-4] < 1:
-            raise ValueError(f"latents of this codec are [..., 1 + n, height, width, {LATENT_CHANNELS}], not {latents.shape}")
+            raise ValueError(
+                f"latents of this codec are [..., 1 + n, height, width, {LATENT_CHANNELS}], not {latents.shape}"
+            )
         _, _, first, group = matrices()
         video = _synthesise(latents[..., :1, :, :, :], first)
         if latents.shape[-4] == 1:

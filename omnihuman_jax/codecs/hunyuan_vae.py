@@ -1,8 +1,8 @@
 """HunyuanVideo's causal 3D autoencoder (`AutoencoderKLHunyuanVideo` of diffusers) in JAX, as plain functions.
 
 Convolutions look back in time only (their input is repeated in front), and attention in the middle blocks sees no later
-frame. But group norms pool over all frames of a stretch: latent i depends, weakly, on frames after 4i too. Its first latent
-is nearly that of its first frame alone, not exactly.
+frame. But group norms pool over all frames of a stretch: latent i depends, weakly, on frames after 4i too. Its first
+latent is nearly that of its first frame alone, not exactly.
 """
 
 import dataclasses
@@ -59,8 +59,8 @@ class HunyuanVaeOptions:
     """How a video is worked off; by default in the tiles of diffusers' `enable_tiling`.
 
     dtype                  what is computed in: `float32`, `bfloat16`, or `auto`: float32 on a CPU, bfloat16 elsewhere
-    tile_*, stride_*       tiles in pixels and frames; tile 0: not cut along that dim. They change the latents (slightly): group
-                           norms see a tile, neighbours are blended
+    tile_*, stride_*       tiles in pixels and frames; tile 0: not cut along that dim. They change the latents
+                           (slightly): group norms see a tile, neighbours are blended
     """
 
     dtype: str = "auto"
@@ -88,7 +88,9 @@ class HunyuanVaeOptions:
 
 
 def strides(config: HunyuanVaeConfig) -> list[tuple[int, int, int]]:
-    """(time, height, width) by which each block of the encoder shrinks, and each of the decoder grows; 1s for not at all."""
+    """(time, height, width) by which each block of the encoder shrinks, and each of the decoder grows; 1s for not at
+    all.
+    """
     last = len(config.block_out_channels) - 1
     made = []
     for block in range(last + 1):
@@ -164,8 +166,12 @@ def read_params(config: HunyuanVaeConfig, weights: Weights) -> Params:
     }
 
 
-def encode(config: HunyuanVaeConfig, options: HunyuanVaeOptions, params: Mapping[str, Any], video_THW3: jax.Array) -> jax.Array:
-    """The posterior's mean of one video [1 + 4n, H, W, 3] in [-1, 1], scaled to about unit variance: [1 + n, H/8, W/8, C]."""
+def encode(
+    config: HunyuanVaeConfig, options: HunyuanVaeOptions, params: Mapping[str, Any], video_THW3: jax.Array
+) -> jax.Array:
+    """The posterior's mean of one video [1 + 4n, H, W, 3] in [-1, 1], scaled to about unit variance: [1 + n, H/8, W/8,
+    C].
+    """
 
     def network(x: jax.Array) -> jax.Array:
         moments = layers.linear(params["quant_conv"], _encoder(config, params["encoder"], x))
@@ -175,7 +181,9 @@ def encode(config: HunyuanVaeConfig, options: HunyuanVaeOptions, params: Mapping
     return over_time(in_space, video_THW3, options.time, ENCODE) * config.scaling_factor
 
 
-def decode(config: HunyuanVaeConfig, options: HunyuanVaeOptions, params: Mapping[str, Any], latents_FHWC: jax.Array) -> jax.Array:
+def decode(
+    config: HunyuanVaeConfig, options: HunyuanVaeOptions, params: Mapping[str, Any], latents_FHWC: jax.Array
+) -> jax.Array:
     """The frames [1 + 4n, H, W, 3] of one video's latents, about [-1, 1], not clipped."""
 
     def network(x: jax.Array) -> jax.Array:
@@ -234,7 +242,9 @@ def _attention(config: HunyuanVaeConfig, params: Mapping[str, Any], x_THWC: jax.
 
 
 def _middle(config: HunyuanVaeConfig, params: Mapping[str, Any], x: jax.Array) -> jax.Array:
-    before, after = ({"same": jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], params["resnets"]["same"])} for i in range(2))
+    before, after = (
+        {"same": jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], params["resnets"]["same"])} for i in range(2)
+    )
     x = _resnets(config, before, x)
     if "attention" in params:
         x = _attention(config, params["attention"], x)

@@ -57,8 +57,8 @@ FAMILIES: dict[str, Family] = {
 class VaeCodec:
     """An autoencoder with its weights on the default device. Windows of a batch are worked off one after the other.
 
-    `encode` and `decode` are compiled here, once a shape, with the weights as arguments: call them as they are. Under another
-    `jax.jit` the weights would become constants of that program.
+    `encode` and `decode` are compiled here, once a shape, with the weights as arguments: call them as they are. Under
+    another `jax.jit` the weights would become constants of that program.
     """
 
     name: str
@@ -107,13 +107,17 @@ class VaeCodec:
         """
         if latents_FHWC.ndim < 4 or latents_FHWC.shape[-1] != self.latent_channels or not latents_FHWC.shape[-4]:
             channels = self.latent_channels
-            raise ValueError(f"latents of this codec are [..., 1 + n, height, width, {channels}], not {latents_FHWC.shape}")
+            raise ValueError(
+                f"latents of this codec are [..., 1 + n, height, width, {channels}], not {latents_FHWC.shape}"
+            )
         return run("decode", self.kind, self.config, self.settings, self.params, latents_FHWC)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def run(method: str, kind: str, config: Any, settings: Any, params: Mapping[str, Any], x: Array) -> jax.Array:
-    """`encode` or `decode` of a family over every element of the leading dims of x [..., T or F, H, W, C], float32 out."""
+    """`encode` or `decode` of a family over every element of the leading dims of x [..., T or F, H, W, C], float32
+    out.
+    """
     function, dtype = getattr(FAMILIES[kind], method), compute_dtype(settings)
 
     def one(x_THWC: jax.Array) -> jax.Array:
@@ -133,7 +137,8 @@ def compute_dtype(settings: Any) -> Any:
 
 
 def load_vae(dir_or_hub_id: str, options: Mapping[str, Any]) -> VaeCodec:
-    """The autoencoder in a folder (or on the hub) in diffusers' layout: config.json and diffusion_pytorch_model.safetensors.
+    """The autoencoder in a folder (or on the hub) in diffusers' layout: config.json and
+    diffusion_pytorch_model.safetensors.
 
     Args:
         dir_or_hub_id: a folder, or an id on the hub such as `Wan-AI/Wan2.1-T2V-1.3B-Diffusers/vae`.
@@ -141,8 +146,8 @@ def load_vae(dir_or_hub_id: str, options: Mapping[str, Any]) -> VaeCodec:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: another class, a setting or an option that is not supported; weights of which one is missing, unknown or of
-            another shape (all are named); weights in pickle form.
+        ValueError: another class, a setting or an option that is not supported; weights of which one is missing,
+            unknown or of another shape (all are named); weights in pickle form.
     """
     folder = open_pretrained(dir_or_hub_id)
     kind = folder.config.get("_class_name")
@@ -164,7 +169,9 @@ def load_vae(dir_or_hub_id: str, options: Mapping[str, Any]) -> VaeCodec:
 
 
 def config_of(folder: PretrainedFolder) -> Any:
-    """The family's config from config.json; ValueError for a key that we do not know, or a value that we cannot honour."""
+    """The family's config from config.json; ValueError for a key that we do not know, or a value that we cannot
+    honour.
+    """
     family, file = FAMILIES[folder.config["_class_name"]], folder.path / "config.json"
     sizes = {field.name for field in dataclasses.fields(family.config)}
     given = {key: value for key, value in folder.config.items() if not key.startswith("_")}
@@ -191,7 +198,9 @@ def options_of(kind: str, options: Mapping[str, Any]) -> Any:
         if name not in types:
             raise ValueError(f"codec option {name}: {kind} has {', '.join(types)}")
         if not isinstance(value, types[name]) or isinstance(value, bool):
-            raise ValueError(f"codec option {name}={value}: give {'a whole number' if types[name] is int else 'a name'}")
+            raise ValueError(
+                f"codec option {name}={value}: give {'a whole number' if types[name] is int else 'a name'}"
+            )
     settings = family(**options)
     settings.validate()
     if settings.dtype not in ("auto", *DTYPES):

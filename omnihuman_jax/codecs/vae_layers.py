@@ -1,8 +1,9 @@
 """What the video autoencoders are made of, on one video [frames, height, width, channels], over plain parameter dicts.
 
-A network is frozen here: its parameters are numpy or jax arrays with the names of the original modules, kernels with their
-channels last. `read_*` take them out of a `Weights` with the shapes that a config promises, so one description of a network
-serves loading, its strict key table, and ahead-of-time compilation (`describe`).
+A network is frozen here: its parameters are numpy or jax arrays with the names of the original modules, kernels with
+    their
+channels last. `read_*` take them out of a `Weights` with the shapes that a config promises, so one description of a
+network serves loading, its strict key table, and ahead-of-time compilation (`describe`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +55,9 @@ def _dtype_of(path: tuple[Any, ...], dtype: Any) -> Any:
 
 
 def read_conv(weights: Weights, name: str, inputs: int, outputs: int, *kernel: int) -> Params:
-    """A convolution of two or three dims, [outputs, inputs, *kernel] -> [*kernel, inputs, outputs]; or a linear layer."""
+    """A convolution of two or three dims, [outputs, inputs, *kernel] -> [*kernel, inputs, outputs]; or a linear
+    layer.
+    """
     tensor = weights.take(f"{name}.weight", outputs, inputs, *kernel)
     return {"kernel": np.moveaxis(tensor, (0, 1), (-1, -2)), "bias": weights.take(f"{name}.bias", outputs)}
 

@@ -2,8 +2,8 @@
 
 A tile is cut at multiples of a stride and is smaller at the far edges; neighbours are blended linearly over what they
 share, one after the other in reading order, and a tile's head may be blended with a neighbour that was blended before.
-That order is part of the result. Tiles of one shape run through one program (`jax.lax.map`); there are two or three lengths a
-dim where the stride is half a tile or more, and more below that.
+That order is part of the result. Tiles of one shape run through one program (`jax.lax.map`); there are two or three
+lengths a dim where the stride is half a tile or more, and more below that.
 
 Everything here is of one video, [frames, height, width, channels], and counts tiles in latents.
 """
@@ -34,7 +34,8 @@ class Tile:
         """A tile given in pixels or frames; ValueError if it does not fall on latents of `unit` pixels or frames."""
         if size < 0 or size % unit or (size and (stride % unit or not 0 < stride <= size)):
             raise ValueError(
-                f"tile_{name} {size}, stride_{name} {stride}: multiples of {unit} with 0 < stride <= tile, or tile 0 for none"
+                f"tile_{name} {size}, stride_{name} {stride}: multiples of {unit} with 0 < stride <= tile, or tile 0"
+                " for none"
             )
         return cls(size=size // unit, stride=stride // unit)
 
@@ -83,7 +84,10 @@ def over_space(network: Network, x_THWC: jax.Array, tiles: tuple[Tile, Tile], di
         for row, top in enumerate(cut[0].starts(sides[0]))
         for column, left in enumerate(cut[1].starts(sides[1]))
     }
-    shapes = {place: (min(cut[0].size, sides[0] - top), min(cut[1].size, sides[1] - left)) for place, (top, left) in starts.items()}
+    shapes = {
+        place: (min(cut[0].size, sides[0] - top), min(cut[1].size, sides[1] - left))
+        for place, (top, left) in starts.items()
+    }
 
     def tile_at(start: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         size = (frames, shape[0] * into, shape[1] * into, channels)
@@ -131,11 +135,15 @@ def over_time(network: Network, x_THWC: jax.Array, tile: Tile, direction: Direct
 
 
 def blend(before: jax.Array, after: jax.Array, extent: int, axis: int) -> jax.Array:
-    """`after`, whose first `extent` entries along `axis` fade in from the last ones of `before`; fewer if either is shorter."""
+    """`after`, whose first `extent` entries along `axis` fade in from the last ones of `before`; fewer if either is
+    shorter.
+    """
     extent = min(before.shape[axis], after.shape[axis], extent)
     if not extent:
         return after
-    weight = np.expand_dims(np.arange(extent, dtype=np.float32) / extent, tuple(dim for dim in range(after.ndim) if dim != axis))
+    weight = np.expand_dims(
+        np.arange(extent, dtype=np.float32) / extent, tuple(dim for dim in range(after.ndim) if dim != axis)
+    )
     tail = jax.lax.slice_in_dim(before, before.shape[axis] - extent, before.shape[axis], axis=axis)
     head = jax.lax.slice_in_dim(after, 0, extent, axis=axis)
     faded = (tail * (1 - weight) + head * weight).astype(after.dtype)
@@ -147,7 +155,9 @@ def _by_shape(
     starts: Mapping[K, Sequence[int]],
     shapes: Mapping[K, tuple[int, ...]],
 ) -> dict[K, jax.Array]:
-    """What `network_at(start, shape)` gives for every tile, in the order of `starts`; tiles of a shape one after the other."""
+    """What `network_at(start, shape)` gives for every tile, in the order of `starts`; tiles of a shape one after the
+    other.
+    """
     made: dict[K, jax.Array] = {}
     for shape in sorted(set(shapes.values()), reverse=True):
         same = [key for key in starts if shapes[key] == shape]

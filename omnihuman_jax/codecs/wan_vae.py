@@ -1,6 +1,7 @@
 """Wan 2.1's causal 3D autoencoder (`AutoencoderKLWan` of diffusers) in JAX, as plain functions.
 
-Strictly causal: norms are of a pixel, attention of a frame, convolutions look back only. So a video may be worked off in
+Strictly causal: norms are of a pixel, attention of a frame, convolutions look back only. So a video may be worked off
+    in
 stretches of any number of latents, with what each convolution has last seen carried from one to the next, and gives the
 same result; diffusers does so one latent at a time. The first frame is a stretch of its own: it skips the layers that
 shrink or grow in time.
@@ -52,12 +53,13 @@ class WanVaeConfig:
         """ValueError unless the blocks make a 4 x 8 x 8 codec."""
         if len(self.dim_mult) != 4 or len(self.temperal_downsample) != 3 or sum(self.temperal_downsample) != 2:
             raise ValueError(
-                f"dim_mult {self.dim_mult}, temperal_downsample {self.temperal_downsample}: four blocks, of which the first three "
-                "halve the picture and two of them time, are a 4 x 8 x 8 codec"
+                f"dim_mult {self.dim_mult}, temperal_downsample {self.temperal_downsample}: four blocks, of which the"
+                " first three halve the picture and two of them time, are a 4 x 8 x 8 codec"
             )
         if not len(self.latents_mean) == len(self.latents_std) == self.z_dim:
             raise ValueError(
-                f"latents_mean, latents_std: {len(self.latents_mean)} and {len(self.latents_std)} values, but z_dim is {self.z_dim}"
+                f"latents_mean, latents_std: {len(self.latents_mean)} and {len(self.latents_std)} values, but z_dim is"
+                f" {self.z_dim}"
             )
 
 
@@ -79,7 +81,8 @@ class WanVaeOptions:
     """How a video is worked off; whole frames by default, as the original does.
 
     dtype                  what is computed in: `float32`, `bfloat16`, or `auto`: float32 on a CPU, bfloat16 elsewhere
-    tile_*, stride_*       tiles in pixels, as in diffusers' `enable_tiling`; 0: whole frames. They change the latents (slightly)
+    tile_*, stride_*       tiles in pixels, as in diffusers' `enable_tiling`; 0: whole frames. They change the latents
+    (slightly)
     chunk_latents          latents at once; changes memory and speed alone
     """
 
@@ -165,7 +168,8 @@ def read_params(config: WanVaeConfig, weights: Weights) -> Params:
             at = f"decoder.up_blocks.{i}"
             inputs = before // 2 if i else before  # the sampler before has halved it
             block: Params = {
-                f"resnets_{j}": resnet(f"{at}.resnets.{j}", width if j else inputs, width) for j in range(config.num_res_blocks + 1)
+                f"resnets_{j}": resnet(f"{at}.resnets.{j}", width if j else inputs, width)
+                for j in range(config.num_res_blocks + 1)
             }
             if i < len(config.temperal_downsample):
                 block["sampler"] = conv(f"{at}.upsamplers.0.resample.1", width, width // 2, 3, 3)
@@ -185,7 +189,9 @@ def read_params(config: WanVaeConfig, weights: Weights) -> Params:
 
 
 def encode(config: WanVaeConfig, options: WanVaeOptions, params: Mapping[str, Any], video_THW3: jax.Array) -> jax.Array:
-    """The posterior's mean of one video [1 + 4n, H, W, 3] in [-1, 1], each channel to about zero mean and unit variance."""
+    """The posterior's mean of one video [1 + 4n, H, W, 3] in [-1, 1], each channel to about zero mean and unit
+    variance.
+    """
 
     def stretch(x: jax.Array, seen: "_Seen") -> jax.Array:
         moments = layers.linear(params["quant_conv"], _encoder(config, params["encoder"], x, seen))
@@ -196,7 +202,9 @@ def encode(config: WanVaeConfig, options: WanVaeOptions, params: Mapping[str, An
     return (mean - np.array(config.latents_mean, np.float32)) / np.array(config.latents_std, np.float32)
 
 
-def decode(config: WanVaeConfig, options: WanVaeOptions, params: Mapping[str, Any], latents_FHWC: jax.Array) -> jax.Array:
+def decode(
+    config: WanVaeConfig, options: WanVaeOptions, params: Mapping[str, Any], latents_FHWC: jax.Array
+) -> jax.Array:
     """The frames [1 + 4n, H, W, 3] of one video's latents, clipped to [-1, 1] as the original does."""
 
     def stretch(z: jax.Array, seen: "_Seen") -> jax.Array:
@@ -208,7 +216,9 @@ def decode(config: WanVaeConfig, options: WanVaeOptions, params: Mapping[str, An
 
 
 class _Seen:
-    """What each layer has seen of the stretch before, in the order in which layers ask; `now` is for the stretch after."""
+    """What each layer has seen of the stretch before, in the order in which layers ask; `now` is for the stretch
+    after.
+    """
 
     def __init__(self, before: list[jax.Array] | None):
         self.first = before is None

@@ -1,10 +1,11 @@
-"""What checkpoints cost here: how long a save keeps the training waiting, and how fast it writes beside the disk's own speed.
+"""What checkpoints cost here: how long a save keeps the training waiting, and how fast it writes beside the disk's own
+speed.
 
     omnihuman --simulate-devices 4 bench-checkpoint --out runs/bench --gib 1
 
-A state of random numbers of that size is saved through the trainer's own checkpoints while steps go on that keep the host idle, as
-an accelerator's do. The disk's own speed is that of plain files, written by as many threads and synced, before and after, in the
-same folder. Nothing is left behind.
+A state of random numbers of that size is saved through the trainer's own checkpoints while steps go on that keep the
+host idle, as an accelerator's do. The disk's own speed is that of plain files, written by as many threads and synced,
+before and after, in the same folder. Nothing is left behind.
 """
 
 import argparse
@@ -122,24 +123,29 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="on the disk that is to be measured")
     parser.add_argument("--gib", type=float, default=1.0, help="size of the state (default 1)")
-    parser.add_argument("--saves", type=int, default=3, metavar="N", help="saves that count, after one that compiles (default 3)")
+    parser.add_argument(
+        "--saves", type=int, default=3, metavar="N", help="saves that count, after one that compiles (default 3)"
+    )
     parser.add_argument("--step-s", type=float, default=1.0, metavar="S", help="length of a step (default 1)")
-    parser.add_argument("--interval", type=int, default=100, metavar="N", help="steps between saves, for the share (default 100)")
+    parser.add_argument(
+        "--interval", type=int, default=100, metavar="N", help="steps between saves, for the share (default 100)"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(list(argv))
     if options.gib <= 0 or options.saves < 1 or options.step_s <= 0 or options.interval < 1:
         raise ValueError("bench-checkpoint: --gib and --step-s must be above 0, --saves and --interval at least 1")
-    figures = measure(options.out, gib=options.gib, saves=options.saves, step_s=options.step_s, interval=options.interval)
+    figures = measure(
+        options.out, gib=options.gib, saves=options.saves, step_s=options.step_s, interval=options.interval
+    )
     if options.json:
         print(json.dumps(figures))
         return 0
     print(
-        f"state of {figures['state_bytes'] / 1e9:.2f} GB on {figures['devices']} devices, median of {figures['saves']} saves\n"
-        f"a save keeps the training waiting {figures['stall_s']:.3f} s: {100 * figures['stall_share']:.2f} % of "
-        f"{options.interval} steps of {options.step_s:g} s\n"
-        f"it writes {figures['write_bytes_per_s'] / 1e6:.0f} MB/s, from its start to its seal; the disk's own speed is "
-        f"{figures['raw_bytes_per_s'][0] / 1e6:.0f} and {figures['raw_bytes_per_s'][1] / 1e6:.0f} MB/s: "
-        f"{100 * figures['write_share_of_raw']:.0f} %"
+        f"state of {figures['state_bytes'] / 1e9:.2f} GB on {figures['devices']} devices, median of {figures['saves']}"
+        f" saves\na save keeps the training waiting {figures['stall_s']:.3f} s: {100 * figures['stall_share']:.2f} % of"
+        f" {options.interval} steps of {options.step_s:g} s\nit writes {figures['write_bytes_per_s'] / 1e6:.0f} MB/s,"
+        f" from its start to its seal; the disk's own speed is {figures['raw_bytes_per_s'][0] / 1e6:.0f} and"
+        f" {figures['raw_bytes_per_s'][1] / 1e6:.0f} MB/s: {100 * figures['write_share_of_raw']:.0f} %"
     )
     return 0
 

@@ -29,7 +29,9 @@ from omnihuman_jax.reporting.run_folder import key_numbers
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.py"
 CLI = (sys.executable, "-m", "omnihuman_jax.cli")
 # What a resume cannot repeat: the time that a step took.
-TIMING = frozenset({"tokens_per_s", "step_time_s", "flops_per_s", "matmul_peak_share", "compile_s", "first_step_s", "save_stall_s"})
+TIMING = frozenset(
+    {"tokens_per_s", "step_time_s", "flops_per_s", "matmul_peak_share", "compile_s", "first_step_s", "save_stall_s"}
+)
 
 console = Console(highlight=False)
 
@@ -77,7 +79,10 @@ def story(out: Path, config: Path, devices: int) -> list[Step]:
         Step(
             name="curate",
             argv=("curate", "--videos", str(media / "videos"), "--out", str(clips)),
-            why="Cut, score, and tag each clip with the conditions that it can train. Nothing is dropped without a reason.",
+            why=(
+                "Cut, score, and tag each clip with the conditions that it can train. Nothing is dropped without a"
+                " reason."
+            ),
         ),
         Step(
             name="encode",
@@ -95,12 +100,25 @@ def story(out: Path, config: Path, devices: int) -> list[Step]:
         Step(
             name="train",
             argv=(*simulated, "train", *experiment, "--run", str(run)),
-            why=f"The paper's stages on {devices} simulated devices. Killed once on the way, then the same command again.",
+            why=(
+                f"The paper's stages on {devices} simulated devices. Killed once on the way, then the same command"
+                " again."
+            ),
             inputs=(config,),
         ),
         Step(
             name="generate",
-            argv=("generate", "--run", str(run), "--image", str(talking), "--audio", str(talking), "--pose", str(talking))
+            argv=(
+                "generate",
+                "--run",
+                str(run),
+                "--image",
+                str(talking),
+                "--audio",
+                str(talking),
+                "--pose",
+                str(talking),
+            )
             + ("--seconds", "3", "--out", str(out / "samples" / "talking.mp4")),
             why="A picture, a voice and a pose -> a video with sound, in segments chained by motion frames.",
         ),
@@ -120,7 +138,9 @@ def story(out: Path, config: Path, devices: int) -> list[Step]:
             argv=("export", str(run), "--to", str(out / "export"), "--weights", "ema", "--dtype", "fp32"),
             why="safetensors, config.json and a PyTorch module that needs torch alone.",
         ),
-        Step(name="report", argv=("report", "--run", str(out)), why="One page that a browser opens, and a contact sheet."),
+        Step(
+            name="report", argv=("report", "--run", str(out)), why="One page that a browser opens, and a contact sheet."
+        ),
     ]
 
 
@@ -171,14 +191,17 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def run_step(step: Step, out: Path) -> dict[str, Any]:
-    """Runs the step's command to its end: {command, fingerprint, seconds, peak_bytes}; SystemExit with its code if it fails."""
+    """Runs the step's command to its end: {command, fingerprint, seconds, peak_bytes}; SystemExit with its code if it
+    fails.
+    """
     begin = time.monotonic()
     with _started(step, out) as process:
         peak = _wait(process)
     if process.returncode != 0:
         code = process.returncode if process.returncode > 0 else 128 - process.returncode
         console.print(
-            f"\n[bold red]{step.name} failed (exit code {process.returncode}).[/] The same `omnihuman demo` goes on from here."
+            f"\n[bold red]{step.name} failed (exit code {process.returncode}).[/] The same `omnihuman demo` goes on"
+            " from here."
         )
         raise SystemExit(code)
     return {
@@ -203,7 +226,9 @@ def logged(run: Path) -> list[dict[str, Any]]:
 
 
 def kill_once(step: Step, out: Path, stamps: Stamps) -> None:
-    """Starts training and kills it (SIGKILL) once it has logged steps past a finished checkpoint; notes what was lost."""
+    """Starts training and kills it (SIGKILL) once it has logged steps past a finished checkpoint; notes what was
+    lost.
+    """
     run = out / "run"
     if finished_checkpoints(run):
         return  # an earlier demo was interrupted in here; what it logged past its checkpoint was not kept
@@ -222,17 +247,23 @@ def kill_once(step: Step, out: Path, stamps: Stamps) -> None:
     lost = [record for record in logged(run) if record["step"] > last]
     killed = process.returncode != 0
     seconds = round(time.monotonic() - begin, 1)
-    stamps.write("kill", {"fingerprint": step.fingerprint, "killed": killed, "checkpoint": last, "lost": lost, "seconds": seconds})
+    stamps.write(
+        "kill",
+        {"fingerprint": step.fingerprint, "killed": killed, "checkpoint": last, "lost": lost, "seconds": seconds},
+    )
     if killed:
         reached = max((record["step"] for record in lost), default=last)
         console.print(
-            f"\n[bold]Killed (SIGKILL) after step {reached};[/] the last checkpoint is of step {last}. The same command again:"
+            f"\n[bold]Killed (SIGKILL) after step {reached};[/] the last checkpoint is of step {last}. The same command"
+            " again:"
         )
         console.print(f"[bold cyan]$ {step.command}[/]", soft_wrap=True)
 
 
 def compare_with_lost(out: Path, kill: dict[str, Any]) -> dict[str, Any]:
-    """What was logged twice, before the kill and after the resume: {checkpoint, killed_at, compared, values, different}."""
+    """What was logged twice, before the kill and after the resume: {checkpoint, killed_at, compared, values,
+    different}.
+    """
     again = {record["step"]: record for record in logged(out / "run")}
     values, different = 0, []
     for record in kill["lost"]:
@@ -240,7 +271,9 @@ def compare_with_lost(out: Path, kill: dict[str, Any]) -> dict[str, Any]:
             if name not in TIMING:
                 values += 1
                 if again.get(record["step"], {}).get(name) != value:
-                    different.append(f"step {record['step']} {name}: {value!r}, then {again.get(record['step'], {}).get(name)!r}")
+                    different.append(
+                        f"step {record['step']} {name}: {value!r}, then {again.get(record['step'], {}).get(name)!r}"
+                    )
     steps = [record["step"] for record in kill["lost"]]
     return {
         "checkpoint": kill["checkpoint"],
@@ -259,16 +292,21 @@ def train_with_a_kill(step: Step, out: Path, stamps: Stamps) -> dict[str, Any]:
     record = run_step(step, out)
     kill = stamps.read("kill")
     if kill is None or not kill["killed"]:
-        console.print("Training had ended, or was stopped before, so there was nothing to kill: no resume was compared.")
+        console.print(
+            "Training had ended, or was stopped before, so there was nothing to kill: no resume was compared."
+        )
         return record
     record["seconds"] = round(record["seconds"] + kill["seconds"], 1)
     record["resume"] = resume = compare_with_lost(out, kill)
     if resume["different"]:
-        console.print("[bold red]The resumed run differs from the killed one:[/]\n" + "\n".join(resume["different"][:5]))
+        console.print(
+            "[bold red]The resumed run differs from the killed one:[/]\n" + "\n".join(resume["different"][:5])
+        )
         raise SystemExit(1)
     console.print(
-        f"[bold green]Resume proved:[/] killed at step {resume['killed_at']}, continued from step {resume['checkpoint']}; "
-        f"{len(resume['compared'])} lines were logged twice, all {resume['values']} values equal to the last bit."
+        f"[bold green]Resume proved:[/] killed at step {resume['killed_at']}, continued from step"
+        f" {resume['checkpoint']}; {len(resume['compared'])} lines were logged twice, all {resume['values']} values"
+        " equal to the last bit."
     )
     return record
 
@@ -291,7 +329,8 @@ def tell(steps: Sequence[Step], out: Path, stamps: Stamps) -> None:
         record = train_with_a_kill(step, out, stamps) if step.name == "train" else run_step(step, out)
         stamps.write(step.name, record)
         console.print(
-            f"[green]{step.name} took {duration(record['seconds'])}[/], largest process {record['peak_bytes'] / 2**30:.1f} GiB"
+            f"[green]{step.name} took {duration(record['seconds'])}[/], largest process"
+            f" {record['peak_bytes'] / 2**30:.1f} GiB"
         )
 
 
@@ -311,7 +350,9 @@ def summary(steps: Sequence[Step], out: Path, stamps: Stamps) -> None:
         table.add_row(label, f"[bold]{value}[/]", f"[dim]{note}[/]")
     done = [stamp for step in steps if (stamp := stamps.read(step.name))]
     total, peak = sum(stamp["seconds"] for stamp in done), max(stamp["peak_bytes"] for stamp in done)
-    table.add_row("all steps together", f"[bold]{duration(total)}[/]", f"[dim]largest process {peak / 2**30:.1f} GiB[/]")
+    table.add_row(
+        "all steps together", f"[bold]{duration(total)}[/]", f"[dim]largest process {peak / 2**30:.1f} GiB[/]"
+    )
     console.print(table)
     for label, path in (
         ("report", out / "report.html"),
@@ -338,18 +379,24 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--config", type=Path, default=None, help="another experiment config than configs/demo.py")
     parser.add_argument("--devices", type=int, default=8, help="simulated devices of the training step (%(default)s)")
-    parser.add_argument("--fresh", action="store_true", help="forget an earlier demo in the same folder: removes the folder")
+    parser.add_argument(
+        "--fresh", action="store_true", help="forget an earlier demo in the same folder: removes the folder"
+    )
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
     options = parser.parse_args(list(argv))
     config = options.config or DEFAULT_CONFIG
     if config.is_relative_to(Path.cwd()):
         config = config.relative_to(Path.cwd())
     if not config.is_file():
-        raise FileNotFoundError(f"{config} does not exist; run the demo from a clone of the repository, or name a --config")
+        raise FileNotFoundError(
+            f"{config} does not exist; run the demo from a clone of the repository, or name a --config"
+        )
     out = options.out
     if options.fresh and out.exists():
         if not (out / ".steps").is_dir():
-            raise ValueError(f"{out} was not made by a demo (it has no .steps folder); remove it yourself or name another --out")
+            raise ValueError(
+                f"{out} was not made by a demo (it has no .steps folder); remove it yourself or name another --out"
+            )
         shutil.rmtree(out)
     steps, stamps = story(out, config, options.devices), Stamps(out)
     if options.list:

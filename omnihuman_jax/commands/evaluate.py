@@ -1,9 +1,9 @@
 """`omnihuman evaluate`: do the conditions drive the output? Samples of training windows against the truth.
 
-The truth is the codec's own round trip of the window. A sample driven by the window's own pose and audio is compared with
-it, and so are the still reference frame, the sample driven by another clip's pose, and (in the mouth's region too) the one
-driven by another clip's audio. All samples of a window start from the same noise. It shows that conditions drive what was
-trained on; it says nothing about generalisation.
+The truth is the codec's own round trip of the window. A sample driven by the window's own pose and audio is compared
+with it, and so are the still reference frame, the sample driven by another clip's pose, and (in the mouth's region too)
+the one driven by another clip's audio. All samples of a window start from the same noise. It shows that conditions
+drive what was trained on; it says nothing about generalisation.
 """
 
 import argparse
@@ -71,8 +71,9 @@ def choose_windows(catalog: Catalog, count: int) -> tuple[list[int], list[int]]:
             break
     else:
         raise ValueError(
-            f"evaluation needs windows of 2 clips that are eligible for {NEEDED.label}, of one length above 1 frame; "
-            f"the dataset has {int(eligible.sum())} such windows in {len(set(catalog.clip_id[eligible].tolist()))} clips"
+            f"evaluation needs windows of 2 clips that are eligible for {NEEDED.label}, of one length above 1 frame;"
+            f" the dataset has {int(eligible.sum())} such windows in {len(set(catalog.clip_id[eligible].tolist()))}"
+            " clips"
         )
     by_clip = {clip: rows[catalog.clip_id[rows] == clip] for clip in clips}
     by_clip = {clip: own[np.argsort(catalog.start_frame[own], kind="stable")] for clip, own in by_clip.items()}
@@ -105,12 +106,16 @@ def load_subjects(dataset: Path, clips: Path | None, count: int) -> list[Subject
 
 
 def mouth_region(clips_dir: Path, catalog: Catalog, row: int) -> np.ndarray | None:
-    """Bool [T, H, W]: pixels of the window inside the mouth's box, from curate's lip landmarks; None where no face was seen."""
+    """Bool [T, H, W]: pixels of the window inside the mouth's box, from curate's lip landmarks; None where no face was
+    seen.
+    """
     from data_pipelines.curate.clips import load_landmarks, read_clips
 
     clip = next((clip for clip in read_clips(clips_dir) if clip.clip_id == catalog.clip_id[row]), None)
     if clip is None:
-        raise ValueError(f"{clips_dir} has no clip {catalog.clip_id[row]}: give the folder that the dataset was encoded from")
+        raise ValueError(
+            f"{clips_dir} has no clip {catalog.clip_id[row]}: give the folder that the dataset was encoded from"
+        )
     landmarks = load_landmarks(clips_dir, clip)
     height, width, start = int(catalog.height[row]), int(catalog.width[row]), int(catalog.start_frame[row])
     frames = slice(start, start + int(catalog.frames[row]))
@@ -196,7 +201,9 @@ def measure(outcome: Outcome) -> dict[str, Any]:
         "sheet": f"evaluation/{name}.png",
         "video": f"evaluation/{name}.mp4",
         "psnr": {kind: psnr.psnr(pictures[kind], pictures["truth"]) for kind in KINDS},
-        "psnr_mouth": None if mouth is None else {kind: psnr.psnr(pictures[kind], pictures["truth"], mouth) for kind in KINDS},
+        "psnr_mouth": (
+            None if mouth is None else {kind: psnr.psnr(pictures[kind], pictures["truth"], mouth) for kind in KINDS}
+        ),
     }
 
 
@@ -232,7 +239,10 @@ def write_results(out: Path, outcomes: Sequence[Outcome], result: Mapping[str, A
     sheets, paths = [], []
     for outcome, row in zip(outcomes, result["windows"], strict=True):
         videos = {kind: sheet.to_uint8(outcome.pictures[kind]) for kind in (*rows, "other_audio")}
-        labels = {TITLES[kind] if kind == "truth" else f"{TITLES[kind]}  {row['psnr'][kind]:.1f} dB": videos[kind] for kind in rows}
+        labels = {
+            TITLES[kind] if kind == "truth" else f"{TITLES[kind]}  {row['psnr'][kind]:.1f} dB": videos[kind]
+            for kind in rows
+        }
         sheets.append(sheet.draw_rows(labels, title=f"{row['window_id']}, {row['frames']} frames"))
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in row["window_id"])
         paths += [folder / f"{name}.png", folder / f"{name}.mp4"]
@@ -272,7 +282,8 @@ def evaluate(
     Args:
         run: of `inference.open_run`; its dataset must be there.
         out: folder; made if need be.
-        clips: folder of `omnihuman curate` that the dataset was made from: where the mouths are. None: whole frames only.
+        clips: folder of `omnihuman curate` that the dataset was made from: where the mouths are. None: whole frames
+            only.
         config: steps and guidance.
         windows: how many windows to sample, each under three drivings.
         batch: windows a sampler call.
@@ -286,7 +297,9 @@ def evaluate(
         raise ValueError(f"--windows {windows} and --batch {batch} must be at least 1")
     for condition, branch in ((Condition.AUDIO, run.config.model.audio), (Condition.POSE, run.config.model.pose)):
         if branch is None:
-            raise ValueError(f"the model of {run.directory} has no {condition.label} input: there is nothing to evaluate here")
+            raise ValueError(
+                f"the model of {run.directory} has no {condition.label} input: there is nothing to evaluate here"
+            )
     config = config or run.config.sampling
     config.validate()
     begin = time.monotonic()
@@ -315,7 +328,9 @@ def print_table(result: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table(title=f"PSNR in dB against the codec's round trip (step {result['step']}, {result['weights']} weights)")
+    table = Table(
+        title=f"PSNR in dB against the codec's round trip (step {result['step']}, {result['weights']} weights)"
+    )
     table.add_column("window", overflow="fold")
     for heading in ("own", "still", "other pose", "other audio", "mouth, own", "mouth, other audio"):
         table.add_column(heading, justify="right")
@@ -336,7 +351,9 @@ def print_table(result: Mapping[str, Any]) -> None:
         ("lost when driven by another clip's audio, mouth region", "worse_with_other_audio_mouth_db"),
     ):
         value = result[key]
-        console.print(f"  {label}: " + ("not measured (no --clips, or no face)" if value is None else f"[bold]{value:+.2f} dB[/]"))
+        console.print(
+            f"  {label}: " + ("not measured (no --clips, or no face)" if value is None else f"[bold]{value:+.2f} dB[/]")
+        )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -345,11 +362,15 @@ def main(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="omnihuman evaluate",
-        description="Samples training windows driven by their own and by another clip's pose and audio, against the truth.",
+        description=(
+            "Samples training windows driven by their own and by another clip's pose and audio, against the truth."
+        ),
         epilog="example: omnihuman evaluate --run runs/mine/run --clips runs/mine/clips --out runs/mine",
     )
     trained_run.add_run_arguments(parser)
-    parser.add_argument("--clips", type=Path, help="folder of `omnihuman curate`: where the mouths are; none: whole frames only")
+    parser.add_argument(
+        "--clips", type=Path, help="folder of `omnihuman curate`: where the mouths are; none: whole frames only"
+    )
     parser.add_argument("--windows", type=int, default=6, help="windows to sample, each three times (%(default)s)")
     parser.add_argument("--batch", type=int, default=6, help="windows a sampler call (%(default)s)")
     parser.add_argument("--out", required=True, type=Path, help="gets evaluation.json, contact_sheet.png, evaluation/")

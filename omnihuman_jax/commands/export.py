@@ -1,11 +1,13 @@
 """`omnihuman export`: a checkpoint becomes a folder that PyTorch loads, without JAX and without this package.
 
-The folder: model.safetensors (or shards with an index), config.json, README.md, modeling_omnihuman.py (the model; needs torch and
-safetensors alone) and, beside it, the modules of a pipeline from files to an mp4 (`interop.export_folder.MODULES`). It appears whole or
-not at all, and its tensors stream through the host one by one.
+The folder: model.safetensors (or shards with an index), config.json, README.md, modeling_omnihuman.py (the model; needs
+    torch and
+safetensors alone) and, beside it, the modules of a pipeline from files to an mp4 (`interop.export_folder.MODULES`). It
+appears whole or not at all, and its tensors stream through the host one by one.
 
-Format `diffusers`: the base part as diffusers' own `HunyuanVideoTransformer3DModel` loads it, and beside it the additions,
-omnihuman_additions.safetensors and .json, under the names of our PyTorch module. `omnihuman import omnihuman` reads both formats.
+Format `diffusers`: the base part as diffusers' own `HunyuanVideoTransformer3DModel` loads it, and beside it the
+additions, omnihuman_additions.safetensors and .json, under the names of our PyTorch module.
+`omnihuman import omnihuman` reads both formats.
 """
 
 import argparse
@@ -126,7 +128,9 @@ def export_params(
     max_shard_bytes: int = safetensors_io.DEFAULT_MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
-    """Writes the folder from whatever `read` reads layers of parameters from; `about` and `serving` go into config.json."""
+    """Writes the folder from whatever `read` reads layers of parameters from; `about` and `serving` go into
+    config.json.
+    """
     sources = table.to_torch(read, DTYPES[dtype])
     total, done = sum(source.nbytes for source in sources), 0
 
@@ -145,7 +149,12 @@ def export_params(
         (folder / "README.md").write_text(readme(model, about, out.name, serving))
     parameters = sum(int(np.prod(source.shape)) for source in sources)
     return Exported(
-        folder=out, tensors=len(sources), parameters=parameters, nbytes=total, step=about["step"], weights=about["weights"]
+        folder=out,
+        tensors=len(sources),
+        parameters=parameters,
+        nbytes=total,
+        step=about["step"],
+        weights=about["weights"],
     )
 
 
@@ -160,7 +169,9 @@ def export_diffusers(
     max_shard_bytes: int = safetensors_io.DEFAULT_MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
-    """Writes a folder that diffusers' class loads by `from_pretrained`, with what it does not know in files beside its own."""
+    """Writes a folder that diffusers' class loads by `from_pretrained`, with what it does not know in files beside its
+    own.
+    """
     config = hunyuan_video.diffusers_config(model)
     sources = {
         hunyuan_video.STEM: table.only(("base",)).to_torch(read, DTYPES[dtype]),
@@ -184,7 +195,12 @@ def export_diffusers(
         (folder / f"{hunyuan_video.ADDITIONS_STEM}.json").write_text(json.dumps(additions, indent=2) + "\n")
     parameters = sum(int(np.prod(source.shape)) for source in every)
     return Exported(
-        folder=out, tensors=len(every), parameters=parameters, nbytes=total, step=about["step"], weights=about["weights"]
+        folder=out,
+        tensors=len(every),
+        parameters=parameters,
+        nbytes=total,
+        step=about["step"],
+        weights=about["weights"],
     )
 
 
@@ -221,15 +237,21 @@ def readme(model: mmdit.MMDiTConfig, about: dict[str, Any], name: str, serving: 
         rows.append(("`frame_BL`", "int", "latent-frame slot of a video token, -1 on other tokens"))
     if model.audio:
         rows.append(("`audio_BTE`", "float", f"speech features at 25 fps, E = {model.audio.features}"))
-        rows.append(("`audio_index_BFA`", "int", f"rows of them for each latent frame, A = {model.audio.tokens}, -1 for none"))
+        rows.append(
+            ("`audio_index_BFA`", "int", f"rows of them for each latent frame, A = {model.audio.tokens}, -1 for none")
+        )
     if model.pose:
-        rows.append(("`keypoints_BTJ3`", "float", f"x, y (in tokens of 16 pixels), confidence; J = {model.pose.keypoints}"))
-        rows.append(("`pose_index_BFP`", "int", f"rows of them for each latent frame, P = {model.pose.frames}, -1 for none"))
+        rows.append(
+            ("`keypoints_BTJ3`", "float", f"x, y (in tokens of 16 pixels), confidence; J = {model.pose.keypoints}")
+        )
+        rows.append(
+            ("`pose_index_BFP`", "int", f"rows of them for each latent frame, P = {model.pose.frames}, -1 for none")
+        )
     table = "\n".join(f"| {row} | {dtype} | {meaning} |" for row, dtype, meaning in rows)
     return f"""# {name}
 
-OmniHuman, step {about["step"]} of run `{about["run"]}`, {about["weights"]} weights in {about["dtype"]}, by `omnihuman export`.
-Needs `torch` and `safetensors`; no JAX. In this folder (or with it on `PYTHONPATH`):
+OmniHuman, step {about["step"]} of run `{about["run"]}`, {about["weights"]} weights in {about["dtype"]}, by
+`omnihuman export`. Needs `torch` and `safetensors`; no JAX. In this folder (or with it on `PYTHONPATH`):
 
 ```python
 from modeling_omnihuman import OmniHumanForVideo
@@ -237,10 +259,10 @@ model = OmniHumanForVideo.from_pretrained(".")
 velocity = model(tokens, t, batch)
 ```
 
-`tokens` [B, L, {model.patch_channels}] are latents in patches of 2 x 2, `t` [B, G] the diffusion time of each window in [0, 1],
-`velocity` the direction from data to noise: z_t = (1 - t) z_0 + t noise, so a step from t to s < t is
-`tokens + (s - t) * velocity`, on the tokens that are not given clean. `batch` is a dict of tensors; a sequence packs up to G
-windows (clips) of any size:
+`tokens` [B, L, {model.patch_channels}] are latents in patches of 2 x 2, `t` [B, G] the diffusion time of each window in
+[0, 1], `velocity` the direction from data to noise: z_t = (1 - t) z_0 + t noise, so a step from t to s < t is
+`tokens + (s - t) * velocity`, on the tokens that are not given clean. `batch` is a dict of tensors; a sequence packs up
+to G windows (clips) of any size:
 
 | array | dtype | meaning |
 |---|---|---|
@@ -252,8 +274,8 @@ The docstring of `OmniHumanForVideo.forward` has the details. `torch.compile(mod
 
 
 NO_PIPELINE = """
-`pipeline_omnihuman.py` (from files to a video) does not run from this export: the run had no dataset.json, so nothing says which
-codec and encoders belong to the model. Export a run that was trained on a dataset.
+`pipeline_omnihuman.py` (from files to a video) does not run from this export: the run had no dataset.json, so nothing
+says which codec and encoders belong to the model. Export a run that was trained on a dataset.
 """
 
 
@@ -268,9 +290,9 @@ pip install torch safetensors numpy av transformers tokenizers diffusers
 python pipeline_omnihuman.py --image face.png{driven} --text "A woman speaks." --out talking.mp4
 ```
 
-The same seed gives what `omnihuman generate` gives. The networks beside the model are read from the folders that config.json
-names (`serving`); on another machine, name them: `--speech-encoder DIR --text-encoder DIR --codec DIR` (their weights are
-compared with those that the model was trained with). `--help` lists the options; in Python it is
+The same seed gives what `omnihuman generate` gives. The networks beside the model are read from the folders that
+config.json names (`serving`); on another machine, name them: `--speech-encoder DIR --text-encoder DIR --codec DIR`
+(their weights are compared with those that the model was trained with). `--help` lists the options; in Python it is
 `OmniHumanPipeline.from_pretrained(DIR)`.
 """
 
@@ -290,14 +312,18 @@ def _run_folder(path: Path) -> Path:
 
 
 def _checkpoint(run: Path, step: int | None) -> tuple[epath.Path, RunRecord]:
-    """The folder of a finished checkpoint, and its record; `run` is a run folder, or that of a step in its checkpoints/."""
+    """The folder of a finished checkpoint, and its record; `run` is a run folder, or that of a step in its
+    checkpoints/.
+    """
     if _run_folder(run) != run:
         if step is not None and step != int(run.name):
             raise ValueError(f"{run} is step {int(run.name)}: leave --step {step} out, or give the run folder")
         run, step = _run_folder(run), int(run.name)
     folder = epath.Path(checkpoint_directory(run))
     if not folder.is_dir():
-        raise FileNotFoundError(f"{run} holds no checkpoints; give the run folder of `omnihuman train` or `omnihuman import`")
+        raise FileNotFoundError(
+            f"{run} holds no checkpoints; give the run folder of `omnihuman train` or `omnihuman import`"
+        )
     with CheckpointReader(folder) as checkpoints:
         steps = checkpoints.steps
         if not steps:
@@ -314,16 +340,26 @@ def main(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="omnihuman export",
-        description="Writes a checkpoint as safetensors: with a standalone PyTorch module, or for diffusers' own class.",
-        epilog="example: omnihuman export runs/mine/run --to runs/mine/export --format torch --weights ema --dtype fp32",
+        description=(
+            "Writes a checkpoint as safetensors: with a standalone PyTorch module, or for diffusers' own class."
+        ),
+        epilog=(
+            "example: omnihuman export runs/mine/run --to runs/mine/export --format torch --weights ema --dtype fp32"
+        ),
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="run folder, or that of a step in its checkpoints/")
-    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="to write; an earlier export in it is replaced")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CKPT", help="run folder, or that of a step in its checkpoints/"
+    )
+    parser.add_argument(
+        "--to", required=True, type=Path, metavar="DIR", help="to write; an earlier export in it is replaced"
+    )
     parser.add_argument("--format", choices=FORMATS, default="torch", help="(%(default)s)")
     parser.add_argument("--weights", choices=sorted(WEIGHTS), default="ema", help="(%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="(%(default)s)")
     parser.add_argument("--step", type=int, help="checkpoint; the newest by default")
-    parser.add_argument("--max-shard-gb", type=float, default=5.0, help="cut larger weights into several files (%(default)s)")
+    parser.add_argument(
+        "--max-shard-gb", type=float, default=5.0, help="cut larger weights into several files (%(default)s)"
+    )
     options = parser.parse_args(argv)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
@@ -341,6 +377,10 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"{result.folder}: step {result.step}, {result.weights} weights, {result.parameters / 1e6:.1f} M parameters in "
         f"{result.tensors} tensors, {result.nbytes / 1e6:.1f} MB of {options.dtype}; "
-        + ("its README.md shows how to load it" if options.format == "torch" else f"{hunyuan_video.CLASS}.from_pretrained loads it")
+        + (
+            "its README.md shows how to load it"
+            if options.format == "torch"
+            else f"{hunyuan_video.CLASS}.from_pretrained loads it"
+        )
     )
     return 0

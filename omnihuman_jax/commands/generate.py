@@ -1,7 +1,7 @@
 """`omnihuman generate`: an image, and a voice and / or a pose, become a video with sound.
 
-Audio-driven: all conditions but pose. Pose-driven: all but audio. Both: all [S]. Text and audio are guided, with a scale that
-anneals [S]. What is longer than a segment is chained through 5 motion frames [S].
+Audio-driven: all conditions but pose. Pose-driven: all but audio. Both: all [S]. Text and audio are guided, with a
+scale that anneals [S]. What is longer than a segment is chained through 5 motion frames [S].
 """
 
 import argparse
@@ -167,11 +167,19 @@ def _parser() -> argparse.ArgumentParser:
     trained_run.add_run_arguments(parser)
     parser.add_argument("--image", required=True, type=Path, help="who: a picture file (or a video's first frame)")
     parser.add_argument("--audio", type=Path, help="what is said: a sound file, or a video with sound")
-    parser.add_argument("--pose", type=Path, help="how they move: a video of a person, or keypoints (.npz) of `omnihuman curate`")
+    parser.add_argument(
+        "--pose", type=Path, help="how they move: a video of a person, or keypoints (.npz) of `omnihuman curate`"
+    )
     parser.add_argument("--text", help="a description; none: the text condition is off")
-    parser.add_argument("--seconds", type=float, help="default: as long as the audio or the pose, or one segment without either")
-    parser.add_argument("--size", type=parse_size, metavar="HxW", help="pixels, multiples of 16; default: the image's shape")
-    parser.add_argument("--segment-frames", type=int, metavar="N", help="1 + 4n; default: the longest window trained on")
+    parser.add_argument(
+        "--seconds", type=float, help="default: as long as the audio or the pose, or one segment without either"
+    )
+    parser.add_argument(
+        "--size", type=parse_size, metavar="HxW", help="pixels, multiples of 16; default: the image's shape"
+    )
+    parser.add_argument(
+        "--segment-frames", type=int, metavar="N", help="1 + 4n; default: the longest window trained on"
+    )
     parser.add_argument("--text-encoder", metavar="DIR", help="folder or hub id; default: the dataset's")
     parser.add_argument("--speech-encoder", metavar="DIR", help="folder or hub id; default: the dataset's")
     parser.add_argument("--out", required=True, type=Path, help="the .mp4 to write")

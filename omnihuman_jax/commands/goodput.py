@@ -1,4 +1,5 @@
-"""Goodput: where a run's time went, over all its attempts: new steps, repeated ones, compiling, restoring, saving, waiting, idle.
+"""Goodput: where a run's time went, over all its attempts: new steps, repeated ones, compiling, restoring, saving,
+waiting, idle.
 
 omnihuman goodput runs/mine/run
 """
@@ -20,7 +21,8 @@ def to_json(goodput: Goodput) -> dict[str, object]:
     ]
     straggler = {"process": goodput.host_ratio[0], "ratio": goodput.host_ratio[1]} if goodput.host_ratio else None
     return {
-        "goodput": goodput.share, "wall_s": goodput.wall, "seconds": goodput.seconds, "straggler": straggler, "attempts": attempts,
+        "goodput": goodput.share, "wall_s": goodput.wall, "seconds": goodput.seconds, "straggler": straggler,
+        "attempts": attempts,
     }  # fmt: skip
 
 
@@ -28,7 +30,9 @@ def print_table(goodput: Goodput) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"goodput {goodput.share:.1%} of {goodput.wall:,.1f} s in {len(goodput.attempts)} attempts; seconds")
+    table = Table(
+        title=f"goodput {goodput.share:.1%} of {goodput.wall:,.1f} s in {len(goodput.attempts)} attempts; seconds"
+    )
     for column in ("attempt", "end", "steps", "new", *(kind.replace("_", " ") for kind in KINDS)):
         table.add_column(column, justify="left" if column in ("attempt", "end") else "right")
     for attempt in goodput.attempts:
@@ -59,7 +63,10 @@ def main(argv: Sequence[str]) -> int:
     print_table(goodput)
     if goodput.host_ratio and goodput.host_ratio[1] > 1.2:
         name, ratio = goodput.host_ratio
-        print(f"process {name} takes {ratio:.1f} times the median host's own time a step: look at its disk, network and neighbours")
+        print(
+            f"process {name} takes {ratio:.1f} times the median host's own time a step: look at its disk, network and"
+            " neighbours"
+        )
     out = options.out or run / "goodput.svg"
     out.write_text(picture(goodput), encoding="utf-8")
     if options.json:

@@ -1,11 +1,14 @@
 """`omnihuman import`: open weights, or an exported model, become a checkpoint that `omnihuman train` starts from.
 
-    omnihuman import hunyuan-video --from HunyuanVideo/transformer --to runs/hunyuan_video --config configs/omnihuman_13b.py
+    omnihuman import hunyuan-video --from HunyuanVideo/transformer --to runs/hunyuan_video --config
+    configs/omnihuman_13b.py
     omnihuman train --config configs/omnihuman_13b.py --config.initial_weights=runs/hunyuan_video --run runs/mine
 
-Tensors go one by one from their files straight into sharded arrays; every process reads what its own devices hold. With the
-additions (audio, pose) freshly initialised, their last layers zero, the imported model computes what the original does.
-Several processes: the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or `--distributed`.
+Tensors go one by one from their files straight into sharded arrays; every process reads what its own devices hold. With
+the additions (audio, pose) freshly initialised, their last layers zero, the imported model computes what the original
+does.
+Several processes: the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+    `--distributed`.
 """
 
 import argparse
@@ -45,7 +48,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A model on disk: its sizes, its tensors by their names, which condition groups it holds, and the files to be hashed."""
+    """A model on disk: its sizes, its tensors by their names, which condition groups it holds, and the files to be
+    hashed.
+    """
 
     kind: str
     folder: Path
@@ -57,8 +62,8 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Imported:
-    """What an import wrote: the checkpoint's run folder, tensors and parameters read, parameters added, and the bytes that they
-    all took on the devices of this process, copies included."""
+    """What an import wrote: the checkpoint's run folder, tensors and parameters read, parameters added, and the bytes
+    that they all took on the devices of this process, copies included."""
 
     folder: Path
     tensors: int
@@ -95,7 +100,9 @@ def open_omnihuman(folder: Path) -> Source:
         model = _stated_model(folder / "config.json")
         tensors = safetensors_io.open_folder(folder, "model")
     else:
-        raise ValueError(f"{folder}/config.json was not written by `omnihuman export`; `omnihuman import --help` lists the sources")
+        raise ValueError(
+            f"{folder}/config.json was not written by `omnihuman export`; `omnihuman import --help` lists the sources"
+        )
     model.validate()
     return Source(
         kind="omnihuman",
@@ -137,22 +144,26 @@ def import_weights(
     Args:
         source: of `open_hunyuan_video` or `open_omnihuman`.
         to: a folder without checkpoints.
-        config: of the run that will start from it: its base sizes must be the source's, its additions are made. None: the
-            source's own sizes, and the additions' defaults at its width.
+        config: of the run that will start from it: its base sizes must be the source's, its additions are made. None:
+            the source's own sizes, and the additions' defaults at its width.
         expected: sha256 by file name, to be checked before anything is read: of every file that is read, and of others.
         progress: is told what is being done.
 
     Raises:
-        ValueError: a source that does not fit (every missing, unknown and misshapen tensor in one message), or other files
-            than expected.
+        ValueError: a source that does not fit (every missing, unknown and misshapen tensor in one message), or other
+            files than expected.
         FileExistsError: `to` holds a checkpoint.
     """
     config = _config(source, config)
     table = key_table.key_table(config.model)
     present = table.only(source.groups)
     present.check_torch({name: info.shape for name, info in source.tensors.items()}, str(source.folder))
-    if odd := sorted(f"{name} is {info.dtype}" for name, info in source.tensors.items() if info.dtype.name not in _FLOATS):
-        raise ValueError(f"{source.folder}: only {', '.join(_FLOATS)} can be imported: {'; '.join(odd[:8])} ({len(odd)} in all)")
+    if odd := sorted(
+        f"{name} is {info.dtype}" for name, info in source.tensors.items() if info.dtype.name not in _FLOATS
+    ):
+        raise ValueError(
+            f"{source.folder}: only {', '.join(_FLOATS)} can be imported: {'; '.join(odd[:8])} ({len(odd)} in all)"
+        )
     if (to / "checkpoints").is_dir() and any((to / "checkpoints").iterdir()):
         raise FileExistsError(f"{to} holds checkpoints already; choose another --to, or remove it")
     sizes = {name: math.prod(info.shape) * info.dtype.itemsize for name, info in source.tensors.items()}
@@ -212,7 +223,9 @@ def save(params: Params, config: experiment.ExperimentConfig, origin: Mapping[st
 
 
 def import_mesh(model: mmdit.MMDiTConfig) -> Mesh:
-    """All devices; as many as its sizes let share the model's matrices, each part on several devices if that is not all."""
+    """All devices; as many as its sizes let share the model's matrices, each part on several devices if that is not
+    all.
+    """
     count = jax.device_count()
     for ways in (ways for ways in range(count, 0, -1) if count % ways == 0):
         mesh = sharding.create_mesh(sharding.MeshConfig(data=count // ways, fsdp=ways))
@@ -235,11 +248,19 @@ def abstract_leaves(model: mmdit.MMDiTConfig, mesh: Mesh) -> dict[key_table.Path
     return key_table.flatten(jax.tree.map(split, shapes, axes))
 
 
-def make_additions(config: experiment.ExperimentConfig, leaves: ShardedParams, mesh: Mesh, groups: Sequence[str]) -> None:
-    """Initialises the parameters of `groups` as a new model has them: those of stacked blocks layer by layer, like all else."""
+def make_additions(
+    config: experiment.ExperimentConfig, leaves: ShardedParams, mesh: Mesh, groups: Sequence[str]
+) -> None:
+    """Initialises the parameters of `groups` as a new model has them: those of stacked blocks layer by layer, like all
+    else.
+    """
     model = config.model
     one = dataclasses.replace(model, num_dual_layers=1, num_single_layers=min(1, model.num_single_layers))
-    places = {path: leaf.sharding for path, leaf in abstract_leaves(one, mesh).items() if mmdit.condition_group(path) in groups}
+    places = {
+        path: leaf.sharding
+        for path, leaf in abstract_leaves(one, mesh).items()
+        if mmdit.condition_group(path) in groups
+    }
     stacks = {"dual_blocks": model.num_dual_layers, "single_blocks": model.num_single_layers}
     key = jax.random.key(config.seed)
     for number, (stack, layers) in enumerate([("", 1), *stacks.items()]):
@@ -280,7 +301,9 @@ def _batches(
         yield batch
 
 
-def hash_files(files: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:
+def hash_files(
+    files: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, str]:
     """File name -> sha256. Processes share the work."""
     index, count = jax.process_index(), jax.process_count()
     mine = files[index::count]
@@ -301,7 +324,9 @@ def hash_files(files: Sequence[Path], progress: Callable[[int, int], None] = lam
 
 
 def check_hashes(found: Mapping[str, str], expected: Mapping[str, str], folder: Path) -> None:
-    """ValueError that lists every file of `folder` that is another one than expected, is not listed, or is not there."""
+    """ValueError that lists every file of `folder` that is another one than expected, is not listed, or is not
+    there.
+    """
     lines = [f"{name} is listed but not there" for name in sorted(expected.keys() - found.keys())]
     lines += [f"{name} is not listed" for name in sorted(found.keys() - expected.keys())]
     lines += [
@@ -343,7 +368,9 @@ def _config(source: Source, config: experiment.ExperimentConfig | None) -> exper
         if name in source.groups and ours != theirs:
             lines.append(f"model.{name} is {ours} instead of {theirs}")
     if lines:
-        raise ValueError(f"the config does not fit {source.folder}: {'; '.join(lines)}; set these fields with --config.FIELD=VALUE")
+        raise ValueError(
+            f"the config does not fit {source.folder}: {'; '.join(lines)}; set these fields with --config.FIELD=VALUE"
+        )
     return config
 
 
@@ -351,7 +378,9 @@ def _files(folder: Path, tensors: Mapping[str, safetensors_io.TensorInfo]) -> tu
     """Everything that the model was read from: weights, indices, configs."""
     weights = {info.path for info in tensors.values()}
     described = [
-        path for path in folder.glob("*.json") if path.name.endswith(".index.json") or path.stem in ("config", ADDITIONS_STEM)
+        path
+        for path in folder.glob("*.json")
+        if path.name.endswith(".index.json") or path.stem in ("config", ADDITIONS_STEM)
     ]
     return tuple(sorted({*weights, *described}))
 
@@ -359,7 +388,9 @@ def _files(folder: Path, tensors: Mapping[str, safetensors_io.TensorInfo]) -> tu
 def local_folder(text: str) -> Path:
     """A path on the command line; a bucket's URL, which Path would take for a folder `gs:`, is refused."""
     if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text}: give a folder that is local or mounted, and copy from or to the bucket yourself")
+        raise argparse.ArgumentTypeError(
+            f"{text}: give a folder that is local or mounted, and copy from or to the bucket yourself"
+        )
     return Path(text)
 
 
@@ -369,18 +400,32 @@ def main(argv: Sequence[str]) -> int:
     from rich.progress import Progress as Bar
 
     parser = argparse.ArgumentParser(
-        prog="omnihuman import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="omnihuman import",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("kind", choices=SOURCES, help="hunyuan-video: diffusers' layout; omnihuman: a folder of `omnihuman export`")
     parser.add_argument(
-        "--from", required=True, type=local_folder, dest="source", metavar="DIR", help="config.json and its .safetensors"
+        "kind", choices=SOURCES, help="hunyuan-video: diffusers' layout; omnihuman: a folder of `omnihuman export`"
+    )
+    parser.add_argument(
+        "--from",
+        required=True,
+        type=local_folder,
+        dest="source",
+        metavar="DIR",
+        help="config.json and its .safetensors",
     )
     parser.add_argument("--to", required=True, type=local_folder, metavar="CKPT", help="run folder to write")
     parser.add_argument(
         "--config", metavar="FILE", help="config of the run that will start from it, for the sizes of the additions"
     )
-    parser.add_argument("--sha256", type=Path, metavar="FILE", help="list of what the files must hash to, as sha256sum prints it")
-    parser.add_argument("--distributed", action="store_true", help="several processes that JAX finds itself (TPU pods, SLURM)")
+    parser.add_argument(
+        "--sha256", type=Path, metavar="FILE", help="list of what the files must hash to, as sha256sum prints it"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="several processes that JAX finds itself (TPU pods, SLURM)"
+    )
     options, overrides = parser.parse_known_args(list(argv))
     if overrides and not options.config:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
@@ -397,7 +442,8 @@ def main(argv: Sequence[str]) -> int:
             progress=lambda text, done, total: bar.update(task, description=text, completed=done, total=total),
         )
     print(
-        f"{result.folder}: {result.parameters / 1e6:,.1f} M parameters in {result.tensors} tensors read, "
-        f"{result.added / 1e6:,.1f} M of the additions initialised; start from it with --config.initial_weights={result.folder}"
+        f"{result.folder}: {result.parameters / 1e6:,.1f} M parameters in {result.tensors} tensors read,"
+        f" {result.added / 1e6:,.1f} M of the additions initialised; start from it with"
+        f" --config.initial_weights={result.folder}"
     )
     return 0

@@ -3,8 +3,10 @@
     omnihuman packing --config configs/omnihuman_7b.py
     omnihuman packing --config configs/demo.py --config.data.dataset=runs/demo/dataset --blocks 16x16,64x64
 
-The plan's own sequences, of the dataset if the config names one, of a synthetic catalog (`--help` states its mix) if not. For
-each stage and size of block: the share of the joint attention's FLOPs that is computed, and what that saves of a train step.
+The plan's own sequences, of the dataset if the config names one, of a synthetic catalog (`--help` states its mix) if
+not. For
+each stage and size of block: the share of the joint attention's FLOPs that is computed, and what that saves of a train
+    step.
 """
 
 import argparse
@@ -30,8 +32,9 @@ SIZES = {(480, 832): 0.35, (832, 480): 0.35, (624, 624): 0.15, (320, 576): 0.15}
 TEXT_TOKENS = (24, 128)
 WINDOWS = 20_000
 SYNTHETIC = (
-    f"synthetic mix: frames {', '.join(f'{n} {share:.0%}' for n, share in FRAMES.items())}; sizes "
-    f"{', '.join(f'{h} x {w} {share:.0%}' for (h, w), share in SIZES.items())}; {TEXT_TOKENS[0]} to {TEXT_TOKENS[1]} text tokens"
+    f"synthetic mix: frames {', '.join(f'{n} {share:.0%}' for n, share in FRAMES.items())}; sizes"
+    f" {', '.join(f'{h} x {w} {share:.0%}' for (h, w), share in SIZES.items())}; {TEXT_TOKENS[0]} to {TEXT_TOKENS[1]}"
+    " text tokens"
 )
 # Blocks of the kernels' own choice: splash (TPU), blocked (XLA), triton (GPU).
 BLOCKS = "1024x1024,512x512,64x64"
@@ -39,7 +42,9 @@ BLOCKS = "1024x1024,512x512,64x64"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A stage at one size of block: windows a sequence, tokens in use, shares of the attention, FLOPs of a step that are saved."""
+    """A stage at one size of block: windows a sequence, tokens in use, shares of the attention, FLOPs of a step that
+    are saved.
+    """
 
     stage: str
     block: tuple[int, int]
@@ -119,7 +124,10 @@ def format_rows(rows: Sequence[Row]) -> str:
     """The table."""
     heads = ("stage", "windows", "fill", "block", "attention", "one-token", "step")
     lines = [
-        "windows: a sequence's, on average; fill: tokens in use; attention: share of its FLOPs that is computed; one-token: that",
+        (
+            "windows: a sequence's, on average; fill: tokens in use; attention: share of its FLOPs that is computed;"
+            " one-token: that"
+        ),
         "share with blocks of one token; step: share of a train step's FLOPs that is left out",
         "{:<12}{:>9}{:>7}{:>12}{:>11}{:>11}{:>8}".format(*heads),
     ]
@@ -138,7 +146,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="config file; fields are set with --config.FIELD=VALUE")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="config file; fields are set with --config.FIELD=VALUE"
+    )
     parser.add_argument("--blocks", default=BLOCKS, metavar="QxK,...", help=f"sizes of block (default {BLOCKS})")
     parser.add_argument("--sequences", type=int, default=512, metavar="N", help="sequences of each stage (default 512)")
     options, overrides = parser.parse_known_args(list(argv))

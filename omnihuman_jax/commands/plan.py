@@ -4,8 +4,10 @@
     omnihuman plan --config configs/omnihuman_13b.py:720p --topology v5p:8x8x8 --micro-batch 1
     omnihuman plan --config configs/omnihuman_13b.py:720p --topology v6e:16x16 --slices 2 --sweep --json sweep.json
 
-The data plan: ratios, repeats, fill, skips; it refuses what the data cannot feed. The scale plan (`--topology`, no dataset and no
-accelerator needed) compiles the real train step for that slice: memory, collectives, roofline, predicted MFU (docs/scale.md).
+The data plan: ratios, repeats, fill, skips; it refuses what the data cannot feed. The scale plan (`--topology`, no
+    dataset and no
+accelerator needed) compiles the real train step for that slice: memory, collectives, roofline, predicted MFU
+(docs/scale.md).
 """
 
 import argparse
@@ -20,7 +22,9 @@ from omnihuman_jax.data.records import DatasetSpec
 
 
 def report(config: ExperimentConfig) -> tuple[Plan, tuple[StageReport, ...]]:
-    """The plan of a config on its dataset, and what it makes of each stage; ValueError, with the numbers, if it cannot be met."""
+    """The plan of a config on its dataset, and what it makes of each stage; ValueError, with the numbers, if it cannot
+    be met.
+    """
     config.validate()
     packed_shape(config, DatasetSpec.load(dataset_dir(config)))
     plan = Plan(Catalog.load(config.data.dataset), config.stages, config.data.plan, config.seed)
@@ -30,16 +34,27 @@ def report(config: ExperimentConfig) -> tuple[Plan, tuple[StageReport, ...]]:
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options, and the `--config.*` overrides."""
     parser = argparse.ArgumentParser(
-        prog="omnihuman plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="omnihuman plan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="config file; fields are set with --config.FIELD=VALUE")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="config file; fields are set with --config.FIELD=VALUE"
+    )
     scale = parser.add_argument_group("the scale plan")
-    scale.add_argument("--topology", metavar="KIND:SHAPE", help="a slice, v5p:8x8x8, v6e:16x16, or GPUs, h100:64 (formula only)")
+    scale.add_argument(
+        "--topology", metavar="KIND:SHAPE", help="a slice, v5p:8x8x8, v6e:16x16, or GPUs, h100:64 (formula only)"
+    )
     scale.add_argument(
         "--slices", type=int, default=1, metavar="N", help="so many of that slice, joined by the data-centre network"
     )
     scale.add_argument(
-        "--micro-batch", type=int, default=0, metavar="N", help="sequences a data-parallel group at a time; sets the batch"
+        "--micro-batch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="sequences a data-parallel group at a time; sets the batch",
     )
     scale.add_argument("--sweep", action="store_true", help="search mesh x remat x micro-batch, rank what fits")
     scale.add_argument("--compile", type=int, metavar="N", help="layouts of a sweep that are compiled (default 3)")
@@ -57,14 +72,17 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         raise ValueError(f"{given[0]} belongs to the scale plan: add --topology, e.g. v5p:8x8x8")
     if options.compile is not None and (not options.sweep or options.estimate):
         raise ValueError(
-            "--compile says how many layouts of a --sweep are compiled" + ", and --estimate compiles none" * options.sweep
+            "--compile says how many layouts of a --sweep are compiled"
+            + ", and --estimate compiles none" * options.sweep
         )
     if options.text and (options.sweep or options.estimate):
         other = "--sweep" if options.sweep else "--estimate"
         raise ValueError(f"--text keeps the text of the one step that is compiled: not with {other}")
     for name in ("micro_batch", "compile"):
         if (getattr(options, name) or 0) < 0:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least {0 if name == 'compile' else 1}")
+            raise ValueError(
+                f"--{name.replace('_', '-')} {getattr(options, name)}: at least {0 if name == 'compile' else 1}"
+            )
     options.compile = 3 if options.compile is None else options.compile
     return options, overrides
 
@@ -83,7 +101,10 @@ def main(argv: Sequence[str]) -> int:
             return status
     plan, reports = report(config)
     print(format_report(reports))
-    print(f"plan {plan.fingerprint()[:12]}: {plan.schedule.total_steps} steps of {plan.config.sequences_per_step} sequences")
+    print(
+        f"plan {plan.fingerprint()[:12]}: {plan.schedule.total_steps} steps of {plan.config.sequences_per_step}"
+        " sequences"
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""The scale plan: the real train step of a config, compiled for chips that are not here, and what that says. See `plan.py`."""
+"""The scale plan: the real train step of a config, compiled for chips that are not here, and what that says. See
+`plan.py`.
+"""
 
 import contextlib
 import dataclasses
@@ -19,14 +21,25 @@ from omnihuman_jax.models.mmdit_config import REMAT_POLICIES, MMDiTConfig
 from omnihuman_jax.scale import described_devices
 from omnihuman_jax.scale.estimate import Layout, attention_kernel, estimate, sizes
 from omnihuman_jax.scale.hardware import Topology, parse_topology
-from omnihuman_jax.scale.program_costs import ProgramCosts, device_memory, read_program, refused_memory, text_of, words_of
+from omnihuman_jax.scale.program_costs import (
+    ProgramCosts,
+    device_memory,
+    read_program,
+    refused_memory,
+    text_of,
+    words_of,
+)
 from omnihuman_jax.scale.step_plan import ScalePlan, format_plan
 from omnihuman_jax.training import train_state
 from omnihuman_jax.training.splits import check_splits
 
 
-def with_layout(config: ExperimentConfig, topology: Topology, *, micro_batch: int = 0, accumulate: int = 0) -> ExperimentConfig:
-    """The config with as many sequences a step as `micro_batch` a data-parallel group, `accumulate` times; 0: as it says."""
+def with_layout(
+    config: ExperimentConfig, topology: Topology, *, micro_batch: int = 0, accumulate: int = 0
+) -> ExperimentConfig:
+    """The config with as many sequences a step as `micro_batch` a data-parallel group, `accumulate` times; 0: as it
+    says.
+    """
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, plan=dataclasses.replace(config.data.plan)),
@@ -59,9 +72,12 @@ def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = T
         note = "no compiler for GPUs works without one: everything here is formula"
         if _kernel(config, topology) == "triton":
             note += (
-                "; packed attention is our own Triton kernel, never measured, taken to be as efficient as the kernels named below"
+                "; packed attention is our own Triton kernel, never measured, taken to be as efficient as the kernels"
+                " named below"
             )
-        return _estimated(config, topology, note=f"{note}; {lowered_for_cuda(config, topology)}" if compile_step else note)
+        return _estimated(
+            config, topology, note=f"{note}; {lowered_for_cuda(config, topology)}" if compile_step else note
+        )
     if not compile_step:
         return _estimated(config, topology, note="not compiled: everything here is formula")
     mesh = sharding.create_mesh(config.mesh, described_devices.describe(topology))
@@ -96,7 +112,8 @@ def _kernel(config: ExperimentConfig, topology: Topology) -> str:
 def lowered_for_cuda(config: ExperimentConfig, topology: Topology) -> str:
     """Lowers the step for cuda on a mesh of GPUs that has sizes only, and says so in a sentence.
 
-    cuDNN's calls are lowered only where cuDNN is installed, and for devices that are there: the Triton kernel takes their place.
+    cuDNN's calls are lowered only where cuDNN is installed, and for devices that are there: the Triton kernel takes
+    their place.
     """
     instead = ""
     if _kernel(config, topology) == "cudnn":
@@ -126,8 +143,8 @@ def layout_of(config: ExperimentConfig, mesh: Mapping[str, int]) -> Layout:
     sequences = config.data.plan.sequences_per_step
     if sequences % groups:
         raise ValueError(
-            f"data.plan.sequences_per_step is {sequences}, split {groups} ways (data x fsdp x micro-batches): make it a multiple, "
-            "or give --micro-batch"
+            f"data.plan.sequences_per_step is {sequences}, split {groups} ways (data x fsdp x micro-batches): make it a"
+            " multiple, or give --micro-batch"
         )
     return Layout(
         mesh=dict(mesh),
@@ -188,7 +205,9 @@ class Candidate:
         return f"{self.estimate.mesh_text}, remat {self.estimate.remat}, {per_group} a group"
 
 
-def candidates(config: ExperimentConfig, topology: Topology, *, micro_batches: Sequence[int] = (1, 2)) -> list[Candidate]:
+def candidates(
+    config: ExperimentConfig, topology: Topology, *, micro_batches: Sequence[int] = (1, 2)
+) -> list[Candidate]:
     """Every mesh x remat x micro-batch that is possible, those that should fit and be fastest first.
 
     `micro_batches`: sequences of a data-parallel group at a time. What should not fit comes last, smallest first.
@@ -208,9 +227,10 @@ def candidates(config: ExperimentConfig, topology: Topology, *, micro_batches: S
 
     if not found:
         raise ValueError(
-            f"no mesh of {topology.devices} devices ({topology.num_slices} slices) with mesh.tensor {config.mesh.tensor} and "
-            f"mesh.dcn_fsdp {config.mesh.dcn_fsdp} splits width {config.model.width}, {config.model.num_heads} heads and "
-            f"{config.data.plan.latent_tokens} tokens; try mesh.tensor=1, mesh.dcn_fsdp=1"
+            f"no mesh of {topology.devices} devices ({topology.num_slices} slices) with mesh.tensor"
+            f" {config.mesh.tensor} and mesh.dcn_fsdp {config.mesh.dcn_fsdp} splits width {config.model.width},"
+            f" {config.model.num_heads} heads and {config.data.plan.latent_tokens} tokens; try mesh.tensor=1,"
+            " mesh.dcn_fsdp=1"
         )
     return sorted(found, key=rank)
 
@@ -224,8 +244,8 @@ def _meshes(config: ExperimentConfig, topology: Topology) -> Iterator[sharding.M
     devices, tensor = topology.devices // topology.num_slices, max(mesh.tensor, 1)
     if devices % tensor or model.num_heads % tensor:
         raise ValueError(
-            f"mesh.tensor {tensor} does not divide both the {devices} devices of a slice and model.num_heads {model.num_heads}; "
-            f"{sharding.nearest_divisors(math.gcd(devices, model.num_heads), tensor)}"
+            f"mesh.tensor {tensor} does not divide both the {devices} devices of a slice and model.num_heads"
+            f" {model.num_heads}; {sharding.nearest_divisors(math.gcd(devices, model.num_heads), tensor)}"
         )
     _, dcn_fsdp = mesh.across(topology.num_slices)
     for context in _divisors(devices // tensor):
@@ -252,7 +272,9 @@ def _heads_go(model: MMDiTConfig, context: int, tensor: int) -> bool:
 
 @dataclasses.dataclass(kw_only=True)
 class Sweep:
-    """What a sweep found so far: all candidates by formula, best first; those compiled, best first; those refused, and why."""
+    """What a sweep found so far: all candidates by formula, best first; those compiled, best first; those refused, and
+    why.
+    """
 
     found: list[Candidate]
     plans: list[ScalePlan] = dataclasses.field(default_factory=list)
@@ -268,7 +290,8 @@ class Sweep:
         return {
             "compiled": [plan.to_json() for plan in self.plans],
             "failed": [
-                {"layout": candidate.text, "mesh": dict(candidate.estimate.mesh), "error": e} for candidate, e in self.failed
+                {"layout": candidate.text, "mesh": dict(candidate.estimate.mesh), "error": e}
+                for candidate, e in self.failed
             ],
             "by_formula": [candidate.estimate.to_json() for candidate in self.found[:20]],
         }
@@ -285,7 +308,8 @@ def sweep(
 ) -> Sweep:
     """All candidates by formula, and the best `compiles` of them compiled, those that fit and are fastest first.
 
-    A candidate that the compiler refuses for another reason than memory is noted with its words, and the next one follows.
+    A candidate that the compiler refuses for another reason than memory is noted with its words, and the next one
+    follows.
     """
     so_far = Sweep(found=candidates(config, topology, micro_batches=micro_batches))
     for done, candidate in enumerate(_different(so_far.found)[:compiles]):
@@ -305,7 +329,9 @@ def _rank(compiled: ScalePlan) -> tuple[bool, float]:
 
 
 def _different(found: Sequence[Candidate]) -> list[Candidate]:
-    """The best of each (context, remat): neighbours in fsdp or micro-batch differ by less than the formulas can tell."""
+    """The best of each (context, remat): neighbours in fsdp or micro-batch differ by less than the formulas can
+    tell.
+    """
     seen: dict[tuple[int, str], Candidate] = {}
     for candidate in found:
         seen.setdefault((candidate.estimate.mesh["context"], candidate.estimate.remat), candidate)
@@ -331,7 +357,10 @@ def format_sweep(result: Sweep, shown: int = 10) -> str:
 def _figures(plan: ScalePlan) -> str:
     memory, line = plan.costs.memory, plan.roofline
     rate = f"MFU {line.mfu:.1%}, {line.as_compiled_s:.1f} s" if line else "no roofline"
-    return f"{memory.peak / 2**30:6.1f} of {memory.limit / 2**30:.1f} GiB {'fits' if memory.fits else 'DOES NOT FIT'}, {rate}"
+    return (
+        f"{memory.peak / 2**30:6.1f} of {memory.limit / 2**30:.1f} GiB {'fits' if memory.fits else 'DOES NOT FIT'},"
+        f" {rate}"
+    )
 
 
 def run(config: ExperimentConfig, options: Any) -> int:
@@ -372,9 +401,18 @@ def _write(name: str | None, data: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int, Candidate | None], None]]:
-    """Yields `f(finished compilations, the next candidate)`: a bar on stderr with the time left, from the compilations so far."""
+    """Yields `f(finished compilations, the next candidate)`: a bar on stderr with the time left, from the compilations
+    so far.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("compiling {task.fields[what]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)

@@ -1,9 +1,11 @@
-"""Replay: what went wrong at a step? Its batch, out of the plan, through the model of the nearest checkpoint, window by window.
+"""Replay: what went wrong at a step? Its batch, out of the plan, through the model of the nearest checkpoint, window by
+window.
 
     omnihuman replay --run runs/mine/run 1234
 
-STEP is the number in metrics.jsonl, nonfinite.jsonl and spikes.jsonl. Noise and timesteps are those of the step. A window that is
-named alone did it; none, and the parameters are to blame (or the steps since the checkpoint: see which one was taken).
+STEP is the number in metrics.jsonl, nonfinite.jsonl and spikes.jsonl. Noise and timesteps are those of the step. A
+window that is named alone did it; none, and the parameters are to blame (or the steps since the checkpoint: see which
+one was taken).
 """
 
 import argparse
@@ -52,7 +54,8 @@ class Replayed:
 
 
 def replay(config: ExperimentConfig, run_dir: Path, step: int) -> tuple[int, Iterator[Replayed]]:
-    """(step of the checkpoint whose parameters are used, 0 for the initial ones; the whole batch, then each of its windows).
+    """(step of the checkpoint whose parameters are used, 0 for the initial ones; the whole batch, then each of its
+    windows).
 
     Where no checkpoint before the step is left, the run's first parameters: random ones, or those of `initial_weights`.
 
@@ -122,7 +125,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory of `omnihuman train`")
     parser.add_argument("step", type=int, metavar="STEP", help="as metrics.jsonl and nonfinite.jsonl number it")
     parser.add_argument("--dataset", default="", metavar="DIR", help="where the data lies now, if it was moved")
-    parser.add_argument("--mesh", metavar="D,F,C,T", help="another mesh than the run's: ways of data, fsdp, context and tensor")
+    parser.add_argument(
+        "--mesh", metavar="D,F,C,T", help="another mesh than the run's: ways of data, fsdp, context and tensor"
+    )
     return parser.parse_args(list(argv))
 
 
@@ -139,7 +144,9 @@ def main(argv: Sequence[str]) -> int:
         config.data.dataset = options.dataset
     if options.mesh:
         try:
-            config.mesh = sharding.MeshConfig(**dict(zip(sharding.MESH_AXES, map(int, options.mesh.split(",")), strict=True)))
+            config.mesh = sharding.MeshConfig(
+                **dict(zip(sharding.MESH_AXES, map(int, options.mesh.split(",")), strict=True))
+            )
         except ValueError as error:
             raise ValueError(f"--mesh {options.mesh}: four numbers like 1,4,1,1") from error
     checkpoint, results = replay(config, options.run, options.step)

@@ -1,7 +1,7 @@
 """`omnihuman report`: one self-contained HTML page of a run, out of what the other commands wrote.
 
-Nothing is computed here that was not measured before, and nothing is loaded from a network: charts are inline SVG, videos and
-pictures are inside the page. What a folder does not have yet is named with the command that makes it.
+Nothing is computed here that was not measured before, and nothing is loaded from a network: charts are inline SVG,
+videos and pictures are inside the page. What a folder does not have yet is named with the command that makes it.
 """
 
 import argparse
@@ -20,7 +20,8 @@ def page(folder: RunFolder) -> str:
     css = importlib.resources.files("omnihuman_jax.reporting").joinpath("style.css").read_text(encoding="utf-8")
     name = str((folder.config or {}).get("name") or folder.root.name)
     keys = "".join(
-        f'<div class="key"><span>{html.escape(label)}</span><b>{html.escape(value)}</b><small>{html.escape(note)}</small></div>'
+        f'<div class="key"><span>{html.escape(label)}</span><b>{html.escape(value)}</b>'
+        f"<small>{html.escape(note)}</small></div>"
         for label, value, note in key_numbers(folder.root)
     )
     body = [
@@ -36,9 +37,11 @@ def page(folder: RunFolder) -> str:
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light'
+        ' dark">'
         f"<title>{html.escape(name)} - OmniHuman-JAX</title><style>{css}</style></head>"
-        f"<body><main>{''.join(body)}<footer>Made by <code>omnihuman report --run {html.escape(str(folder.root))}</code>. "
+        f"<body><main>{''.join(body)}<footer>Made by <code>omnihuman report --run"
+        f" {html.escape(str(folder.root))}</code>. "
         "This page loads nothing from anywhere.</footer></main></body></html>\n"
     )
 
@@ -63,7 +66,10 @@ def main(argv: Sequence[str]) -> int:
         epilog="example: omnihuman report --run runs/demo",
     )
     parser.add_argument(
-        "--run", type=Path, required=True, help="folder of a demo (with clips/, dataset/, run/ ...), or a run folder alone"
+        "--run",
+        type=Path,
+        required=True,
+        help="folder of a demo (with clips/, dataset/, run/ ...), or a run folder alone",
     )
     options = parser.parse_args(list(argv))
     report = write_report(options.run)

@@ -1,4 +1,5 @@
-"""Train: config -> mesh -> data plan -> state, new or restored -> steps -> checkpoint. The same command starts and resumes.
+"""Train: config -> mesh -> data plan -> state, new or restored -> steps -> checkpoint. The same command starts and
+resumes.
 
     omnihuman train --config configs/demo.py --run runs/demo/run --config.data.dataset=runs/demo/dataset
 
@@ -75,7 +76,10 @@ def train(
         guard = RunGuard(watchdog, config.numerics, run_dir, parts.plan, parts.records)
         stack.enter_context(jax.set_mesh(parts.mesh))
         events = stack.enter_context(EventLog(run_dir))
-        with events.span("restore"), guard.watchdog.allow(config.watchdog.restore_s, "choosing and reading a checkpoint"):
+        with (
+            events.span("restore"),
+            guard.watchdog.allow(config.watchdog.restore_s, "choosing and reading a checkpoint"),
+        ):
             checkpoints = stack.enter_context(open_checkpoints(config, run_dir, guard, events))
             state, record, start = resume(parts, run_dir, checkpoints, record, guard, accept_changes=accept_changes)
         if wrong := train_state.misplaced_leaves(state, parts.state_shardings):
@@ -88,7 +92,9 @@ def train(
             if jax.process_index() == 0:
                 write_config(config, run_dir)
                 parts.records.spec.save(run_dir)
-            state = run_steps(parts, state, checkpoints, record, run_dir, guard, events, start=start, end=end, progress=progress)
+            state = run_steps(
+                parts, state, checkpoints, record, run_dir, guard, events, start=start, end=end, progress=progress
+            )
     return state
 
 
@@ -105,7 +111,9 @@ def run_steps(
     end: int,
     progress: bool,
 ) -> train_state.TrainState:
-    """Steps [start, end): batches, updates, a line of metrics now and then, checkpoints, and a clean stop when asked."""
+    """Steps [start, end): batches, updates, a line of metrics now and then, checkpoints, and a clean stop when
+    asked.
+    """
     config, rows, total = parts.config, parts.rows, parts.sequences
     lead = jax.process_index() == 0
     step_flops = flops.train_step_flops(config.model, parts.shape, total)
@@ -115,7 +123,11 @@ def run_steps(
         rows.start // len(rows), total // len(rows), start, config.data.read_threads,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(contextlib.closing(MetricsWriter(run_dir, config.logging, step=start))) if lead else None
+        writer = (
+            stack.enter_context(contextlib.closing(MetricsWriter(run_dir, config.logging, step=start)))
+            if lead
+            else None
+        )
         show = stack.enter_context(progress_bar(start, config.stages.total_steps, enabled=progress and lead))
         exporter = stack.enter_context(contextlib.closing(Exporter(config.logging, config.name)))
         stop = stack.enter_context(processes.stop_request())
@@ -165,7 +177,9 @@ def run_steps(
         with guard.watchdog.allow(config.watchdog.save_s, "finishing the last save"), events.span("save"):
             saved = checkpoints.finish(state, dataclasses.replace(record, step=done))
     if unreadable := parts.records.unreadable:
-        logger.warning("%d unreadable records were masked; %s names them", len(unreadable), run_dir / run_guard.QUARANTINE)
+        logger.warning(
+            "%d unreadable records were masked; %s names them", len(unreadable), run_dir / run_guard.QUARANTINE
+        )
     guard.finish(done, config.stages.total_steps, saved=saved, stop=stop if stopping else None)
     return state
 
@@ -175,20 +189,28 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="omnihuman train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", required=True, metavar="FILE", help="config file; fields are set with --config.FIELD=VALUE")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="config file; fields are set with --config.FIELD=VALUE"
+    )
     parser.add_argument("--run", required=True, metavar="DIR", help="run directory; a run found there is continued")
     parser.add_argument("--stop-after", type=int, metavar="N", help="stop with a checkpoint once N steps are finished")
-    parser.add_argument("--accept-changes", action="store_true", help="continue a run although its config or data plan changed")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="continue a run although its config or data plan changed"
+    )
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.add_argument(
         "--compilation-cache", metavar="DIR",
         help="keep compiled programs there for the next start; trusted like code: a folder that only you can write to",
     )  # fmt: skip
-    parser.add_argument("--distributed", action="store_true", help="several processes that JAX finds itself (TPU pods, SLURM)")
+    parser.add_argument(
+        "--distributed", action="store_true", help="several processes that JAX finds itself (TPU pods, SLURM)"
+    )
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     parser.add_argument("--num-processes", type=int, metavar="N")
     parser.add_argument("--process-id", type=int, metavar="I")
-    parser.add_argument("--peer-timeout-s", type=int, default=300, metavar="S", help="how long to wait for the other processes")
+    parser.add_argument(
+        "--peer-timeout-s", type=int, default=300, metavar="S", help="how long to wait for the other processes"
+    )
     parser.add_argument(
         "--heartbeat-s", type=int, default=60, metavar="S", help="a process that is silent for so long ends the job"
     )

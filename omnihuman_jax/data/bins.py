@@ -8,11 +8,13 @@ import numpy as np
 
 
 def pack(demand: np.ndarray, capacity: np.ndarray, bins: int) -> np.ndarray | None:
-    """The bin of each item, int64 [n], such that no bin holds more than `capacity` in any dim; None if they do not all fit.
+    """The bin of each item, int64 [n], such that no bin holds more than `capacity` in any dim; None if they do not all
+    fit.
 
-    demand [n, d] and capacity [d] are integers. Deterministic. Bins are compared by what is left of the dim that is asked
-    for most. The largest items go first, to the emptiest bin that takes them; if that fails, to the fullest. The first way
-    spreads small items and so keeps the other dims in balance; the second is better where a bin holds two or three items.
+    demand [n, d] and capacity [d] are integers. Deterministic. Bins are compared by what is left of the dim that is
+    asked for most. The largest items go first, to the emptiest bin that takes them; if that fails, to the fullest. The
+    first way spreads small items and so keeps the other dims in balance; the second is better where a bin holds two or
+    three items.
     """
     if not len(demand):
         return np.zeros(0, np.int64)
@@ -30,7 +32,9 @@ def pack(demand: np.ndarray, capacity: np.ndarray, bins: int) -> np.ndarray | No
     return None if result is None else np.asarray(result, np.int64)
 
 
-def _emptiest_first(items: list[list[int]], order: list[int], least: list[int], capacity: list[int], bins: int) -> list[int] | None:
+def _emptiest_first(
+    items: list[list[int]], order: list[int], least: list[int], capacity: list[int], bins: int
+) -> list[int] | None:
     left = [capacity] * bins
     heap = [(-capacity[0], b) for b in range(bins)]
     result = [-1] * len(items)
@@ -54,7 +58,9 @@ def _emptiest_first(items: list[list[int]], order: list[int], least: list[int], 
     return result
 
 
-def _fullest_first(items: list[list[int]], order: list[int], least: list[int], capacity: list[int], bins: int) -> list[int] | None:
+def _fullest_first(
+    items: list[list[int]], order: list[int], least: list[int], capacity: list[int], bins: int
+) -> list[int] | None:
     left = [capacity] * bins
     opened = [(capacity[0], b) for b in range(bins)]  # ascending
     result = [-1] * len(items)
@@ -73,10 +79,14 @@ def _fullest_first(items: list[list[int]], order: list[int], least: list[int], c
     return result
 
 
-def pack_prefix(demand: np.ndarray, capacity: np.ndarray, bins: int, guess: int, tolerance: int = 1) -> tuple[int, np.ndarray]:
-    """(n, bins of the first n items): a count n that packs, such that n + tolerance was found not to, or n is all of them.
+def pack_prefix(
+    demand: np.ndarray, capacity: np.ndarray, bins: int, guess: int, tolerance: int = 1
+) -> tuple[int, np.ndarray]:
+    """(n, bins of the first n items): a count n that packs, such that n + tolerance was found not to, or n is all of
+    them.
 
-    `guess` is tried first. Items are dropped from the end, in the order they were drawn, so that skipping favours no size.
+    `guess` is tried first. Items are dropped from the end, in the order they were drawn, so that skipping favours no
+    size.
     """
     over = (np.cumsum(demand, axis=0) > capacity * bins).any(axis=1)
     bound = int(over.argmax()) if over.any() else len(demand)  # more cannot fit, whatever the packing

@@ -51,7 +51,9 @@ class Catalog:
             kind = object if name in _STRINGS else np.float64 if name == "duration_s" else np.int32
             column = np.ascontiguousarray(getattr(self, name), kind)
             if column.shape != (len(self.window_id),):
-                raise ValueError(f"catalog: column {name} has shape {column.shape}, window_id {len(self.window_id)} rows")
+                raise ValueError(
+                    f"catalog: column {name} has shape {column.shape}, window_id {len(self.window_id)} rows"
+                )
             column.setflags(write=False)
             object.__setattr__(self, name, column)
         self._check()
@@ -71,7 +73,9 @@ class Catalog:
         }  # fmt: skip
         for what, rows in broken.items():
             if rows.any():
-                raise ValueError(f"catalog: {what} in {rows.sum()} windows, the first is {self.window_id[rows.argmax()]}")
+                raise ValueError(
+                    f"catalog: {what} in {rows.sum()} windows, the first is {self.window_id[rows.argmax()]}"
+                )
 
     def __len__(self) -> int:
         return len(self.window_id)
@@ -124,7 +128,9 @@ class Catalog:
 
         path = Path(directory) / FILE_NAME
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no catalog here; make one with `omnihuman encode --clips DIR --out {directory}`")
+            raise FileNotFoundError(
+                f"{path}: no catalog here; make one with `omnihuman encode --clips DIR --out {directory}`"
+            )
         try:
             table = pyarrow.parquet.read_table(path)
         except pyarrow.ArrowException as error:

@@ -1,9 +1,9 @@
 """Draws: sample index -> active set, window, motion, reference. Every index is computed alone, from keys only.
 
-A stage's sample index is cut into blocks. A block holds exact numbers of every active set (stratified counts) in a keyed,
-evenly spread order. The windows of one active set lie on an endless tape: pass after pass over all windows eligible for
-it, each pass in its own keyed order, each window as long as its duration. A block owns a fixed stretch of that tape,
-whatever came before.
+A stage's sample index is cut into blocks. A block holds exact numbers of every active set (stratified counts) in a
+keyed, evenly spread order. The windows of one active set lie on an endless tape: pass after pass over all windows
+eligible for it, each pass in its own keyed order, each window as long as its duration. A block owns a fixed stretch of
+that tape, whatever came before.
 """
 
 import collections
@@ -42,7 +42,9 @@ def stratified_counts(stage: Stage, start: int, end: int, phases: np.ndarray) ->
     of its fraction. `phases`: 4 numbers in [0, 1) that decide on the rounding.
     """
     ratios = stage.ratios
-    totals = np.floor(ratios * end + 0.5 + 1e-9).astype(np.int64) - np.floor(ratios * start + 0.5 + 1e-9).astype(np.int64)
+    totals = np.floor(ratios * end + 0.5 + 1e-9).astype(np.int64) - np.floor(ratios * start + 0.5 + 1e-9).astype(
+        np.int64
+    )
     if stage.mode == "nested":
         totals = np.minimum.accumulate(totals)
         counts = np.zeros(NUM_SETS, np.int64)
@@ -63,7 +65,9 @@ def stratified_counts(stage: Stage, start: int, end: int, phases: np.ndarray) ->
         phase = phases[condition] * split if rest <= whole else split + phases[condition] * (1 - split)
         edges = np.floor(np.concatenate([[0.0], cumulative]) + phase)
         up = np.diff(edges).astype(np.int64)
-        if split == 1 and rest != whole:  # fractions sum to a whole number, the rounded total is one off: the largest take it
+        if (
+            split == 1 and rest != whole
+        ):  # fractions sum to a whole number, the rounded total is one off: the largest take it
             up = up + np.bincount(np.argmax(fraction), minlength=len(up)) * (rest - whole)
         counts = np.concatenate([counts - on - up, on + up])
     return counts
@@ -102,7 +106,9 @@ class StageDraws:
             if key not in shared:
                 shared[key] = (rows[member].astype(np.int32), catalog.duration_s[rows[member]])
             self._groups[int(bits)] = shared[key]
-        self._passes: collections.OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = collections.OrderedDict()
+        self._passes: collections.OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = (
+            collections.OrderedDict()
+        )
 
     def block(self, number: int, end: int | None = None) -> Draws:
         """The samples of block `number`; with `end`, the last block of a stage of `end` samples."""
@@ -124,7 +130,9 @@ class StageDraws:
             active = sets[np.argsort((number_in_set + order) / counts[sets], kind="stable")].astype(np.int32)
             row = np.empty(size, np.int32)
             for condition_bits in np.flatnonzero(counts):
-                row[active == condition_bits] = self._windows(int(condition_bits), start, stop, int(counts[condition_bits]))
+                row[active == condition_bits] = self._windows(
+                    int(condition_bits), start, stop, int(counts[condition_bits])
+                )
         has_reference = active >> Condition.REFERENCE & 1 > 0
         reference = np.where(has_reference, (other * self._catalog.num_references[row]).astype(np.int32), -1)
         return Draws(row, active, self._motion(row, active, motion, motion_phase), reference)
@@ -148,8 +156,11 @@ class StageDraws:
             mine = slice(*np.searchsorted(pass_of, [number, number + 1]))
             order, ends = self._pass(bits, number)
             along = (at[mine] / len(rows) - number) * ends[-1]
-            # Each pass is also turned by a keyed angle: with a fixed stride, a window's chance is its duration only then.
-            turn = uniform(random_bits(self._seed, PURPOSE_PASS, self._index, 1, a=number, b=2 * bits + 1))[0] * ends[-1]
+            # Each pass is also turned by a keyed angle: with a fixed stride, a window's chance is its duration only
+            # then.
+            turn = (
+                uniform(random_bits(self._seed, PURPOSE_PASS, self._index, 1, a=number, b=2 * bits + 1))[0] * ends[-1]
+            )
             along = (along + turn) % ends[-1]
             result[mine] = rows[order[np.minimum(np.searchsorted(ends, along, side="right"), len(rows) - 1)]]
         return result

@@ -1,20 +1,24 @@
 """The keypoints that stand for a pose: 33 of the body, 21 of each hand, and a way to draw them.
 
-An array of keypoints is [..., J, 3]: x, y and confidence in [0, 1]. The unit of x and y (pixels, tokens) is the holder's;
-a keypoint that was not found is (0, 0, 0). No lip contour: what the lips do is left to the audio condition, so that the
-two can be driven apart; only the mouth's two corners are among the body's points.
+An array of keypoints is [..., J, 3]: x, y and confidence in [0, 1]. The unit of x and y (pixels, tokens) is the
+holder's; a keypoint that was not found is (0, 0, 0). No lip contour: what the lips do is left to the audio condition,
+so that the two can be driven apart; only the mouth's two corners are among the body's points.
 """
 
 import numpy as np
 
 _BODY = (
     "nose", "left_eye_inner", "left_eye", "left_eye_outer", "right_eye_inner", "right_eye", "right_eye_outer",
-    "left_ear", "right_ear", "mouth_left", "mouth_right", "left_shoulder", "right_shoulder", "left_elbow", "right_elbow",
+    "left_ear", "right_ear", "mouth_left", "mouth_right", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow",
     "left_wrist", "right_wrist", "left_pinky", "right_pinky", "left_index", "right_index", "left_thumb", "right_thumb",
     "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "left_heel", "right_heel",
     "left_foot_index", "right_foot_index",
 )  # fmt: skip
-_HAND = ("wrist", *(f"{finger}_{joint}" for finger in ("thumb", "index", "middle", "ring", "pinky") for joint in range(1, 5)))
+_HAND = (
+    "wrist",
+    *(f"{finger}_{joint}" for finger in ("thumb", "index", "middle", "ring", "pinky") for joint in range(1, 5)),
+)
 
 KEYPOINT_NAMES: tuple[str, ...] = (
     *_BODY,
@@ -31,7 +35,8 @@ _BODY_LIMBS = (
     ("left_ear", "left_eye"), ("left_eye", "nose"), ("nose", "right_eye"), ("right_eye", "right_ear"),
     ("mouth_left", "mouth_right"), ("left_shoulder", "right_shoulder"), ("left_shoulder", "left_elbow"),
     ("left_elbow", "left_wrist"), ("right_shoulder", "right_elbow"), ("right_elbow", "right_wrist"),
-    ("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"), ("left_hip", "right_hip"), ("left_hip", "left_knee"),
+    ("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"), ("left_hip", "right_hip"),
+    ("left_hip", "left_knee"),
     ("left_knee", "left_ankle"), ("right_hip", "right_knee"), ("right_knee", "right_ankle"),
     ("left_ankle", "left_foot_index"), ("right_ankle", "right_foot_index"),
 )  # fmt: skip

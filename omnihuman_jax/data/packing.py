@@ -15,10 +15,14 @@ REFERENCE_INDEX = 0  # temporal RoPE index of reference tokens: "zeroed" [S]
 
 
 def patchify(latents_FHWC: np.ndarray) -> np.ndarray:
-    """[F, H, W, C] -> [F * H/2 * W/2, 4 C]: patch tokens, frame by frame, row by row; channels (row, column, channel)."""
+    """[F, H, W, C] -> [F * H/2 * W/2, 4 C]: patch tokens, frame by frame, row by row; channels (row, column,
+    channel).
+    """
     frames, height, width, channels = latents_FHWC.shape
     if height % PATCH or width % PATCH:
-        raise ValueError(f"latents of {height} x {width} do not split into {PATCH} x {PATCH} patches; make the sizes even")
+        raise ValueError(
+            f"latents of {height} x {width} do not split into {PATCH} x {PATCH} patches; make the sizes even"
+        )
     patches = latents_FHWC.reshape(frames, height // PATCH, PATCH, width // PATCH, PATCH, channels)
     return patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, PATCH * PATCH * channels)
 
@@ -27,7 +31,9 @@ def unpatchify(tokens_LC: np.ndarray, height: int, width: int) -> np.ndarray:
     """Inverse of `patchify` for latents of `height` x `width`: [L, 4 C] -> [F, H, W, C]."""
     per_frame = (height // PATCH) * (width // PATCH)
     if len(tokens_LC) % per_frame:
-        raise ValueError(f"{len(tokens_LC)} tokens are no whole number of {height} x {width} latent frames of {per_frame} tokens")
+        raise ValueError(
+            f"{len(tokens_LC)} tokens are no whole number of {height} x {width} latent frames of {per_frame} tokens"
+        )
     channels = tokens_LC.shape[1] // PATCH**2
     patches = tokens_LC.reshape(-1, height // PATCH, width // PATCH, PATCH, PATCH, channels)
     return patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, channels)
@@ -40,14 +46,17 @@ def token_positions(frames: int, height: int, width: int) -> np.ndarray:
 
 
 def neighbours_of(slots: int) -> int:
-    """m of an index row with `slots` = 4 + 2m entries (the latent's frames and m neighbours on each side); 0 slots: 0."""
+    """m of an index row with `slots` = 4 + 2m entries (the latent's frames and m neighbours on each side); 0 slots:
+    0.
+    """
     if slots and (slots < TEMPORAL_STRIDE or slots % 2):
         raise ValueError(f"a latent frame sees 4 + 2m frames, not {slots}")
     return max(0, slots - TEMPORAL_STRIDE) // 2
 
 
 def frame_index(frames: int, slots: int) -> np.ndarray:
-    """Frames of a window that each latent sees: int32 [F, slots], relative to the window's first; NO_FRAME where there is none.
+    """Frames of a window that each latent sees: int32 [F, slots], relative to the window's first; NO_FRAME where there
+    is none.
 
     Entries [0, m) are the m frames before the latent's own, [m, m + 4) its own, [m + 4, slots) the m after. The first
     latent has one frame only: it takes the last of the four places, so that a place always means the same distance.
@@ -72,14 +81,17 @@ def row_index(frames: int, slots: int, margin: int, valid_T: np.ndarray) -> np.n
     valid (beyond the borders of the clip, or of its sound).
     """
     if len(valid_T) != frames + 2 * margin:
-        raise ValueError(f"{len(valid_T)} rows for {frames} frames and a margin of {margin}: expected {frames + 2 * margin}")
+        raise ValueError(
+            f"{len(valid_T)} rows for {frames} frames and a margin of {margin}: expected {frames + 2 * margin}"
+        )
     frame = frame_index(frames, slots)
     row = np.where(frame == NO_FRAME, -1, frame + margin)
     inside = (row >= 0) & (row < len(valid_T))
     return np.where(inside & valid_T[np.clip(row, 0, len(valid_T) - 1)], row, -1).astype(np.int32)
 
 
-# In window_BG: a slot that the plan filled and no record could be read for, to be counted; -1 is a slot that the plan left empty.
+# In window_BG: a slot that the plan filled and no record could be read for, to be counted; -1 is a slot that the plan
+# left empty.
 UNREADABLE = -2
 
 
@@ -127,15 +139,16 @@ class _Cursor:
         start = getattr(self, what)
         if start + count > limit:
             raise ValueError(
-                f"window {window.window} needs {count} {what} slots, {limit - start} of {limit} are left in its sequence; "
-                f"raise the plan's limit or encode shorter or smaller windows"
+                f"window {window.window} needs {count} {what} slots, {limit - start} of {limit} are left in its"
+                " sequence; raise the plan's limit or encode shorter or smaller windows"
             )
         setattr(self, what, start + count)
         return slice(start, start + count)
 
 
 def pack_sequence(windows: Sequence[PackInput | None], shape: PackedShape) -> dict[str, np.ndarray]:
-    """One sequence: the arrays of `shape` without the batch dim. Window i gets slot i, None (unreadable) leaves its slot empty.
+    """One sequence: the arrays of `shape` without the batch dim. Window i gets slot i, None (unreadable) leaves its
+    slot empty.
 
     ValueError with the numbers if the windows do not fit, or if an active condition has no input.
     """
@@ -159,7 +172,9 @@ def pack_sequence(windows: Sequence[PackInput | None], shape: PackedShape) -> di
     return out
 
 
-def _place_tokens(out: Mapping[str, np.ndarray], cursor: _Cursor, group: int, window: PackInput, shape: PackedShape) -> None:
+def _place_tokens(
+    out: Mapping[str, np.ndarray], cursor: _Cursor, group: int, window: PackInput, shape: PackedShape
+) -> None:
     """Reference tokens, then video tokens."""
     frames, height, width, _ = window.latents_FHWC.shape
     if Condition.REFERENCE in window.active:
@@ -184,9 +199,13 @@ def _place_tokens(out: Mapping[str, np.ndarray], cursor: _Cursor, group: int, wi
     out["token_BL"][at] = np.arange(len(tokens))
 
 
-def _place_text(out: Mapping[str, np.ndarray], cursor: _Cursor, group: int, window: PackInput, shape: PackedShape) -> None:
+def _place_text(
+    out: Mapping[str, np.ndarray], cursor: _Cursor, group: int, window: PackInput, shape: PackedShape
+) -> None:
     if window.text_SE.shape[1:] != (shape.text_width,) or not len(window.text_SE):
-        raise ValueError(f"window {window.window}: text {window.text_SE.shape}, expected [at least 1, {shape.text_width}]")
+        raise ValueError(
+            f"window {window.window}: text {window.text_SE.shape}, expected [at least 1, {shape.text_width}]"
+        )
     at = cursor.take("text", len(window.text_SE), shape.text_tokens, window)
     out["text_BSE"][at] = window.text_SE
     out["text_segment_ids_BS"][at] = group + 1
@@ -206,7 +225,15 @@ def _place_frames(out: Mapping[str, np.ndarray], cursor: _Cursor, window: PackIn
     trimmed = slice(window.margin - margin, window.margin + frames + margin)
     rows = cursor.take("row", frames + 2 * margin, shape.frames, window)
     for on, condition, values, valid, array, index, width in (
-        (audio, Condition.AUDIO, window.audio_TE, window.audio_valid_T, "audio_BTE", "audio_index_BFA", shape.audio_tokens),
+        (
+            audio,
+            Condition.AUDIO,
+            window.audio_TE,
+            window.audio_valid_T,
+            "audio_BTE",
+            "audio_index_BFA",
+            shape.audio_tokens,
+        ),
         (
             pose,
             Condition.POSE,
@@ -222,7 +249,9 @@ def _place_frames(out: Mapping[str, np.ndarray], cursor: _Cursor, window: PackIn
         expected = (frames + 2 * window.margin, *out[array].shape[1:])
         if values is None or valid is None or values.shape != expected:
             size = None if values is None else values.shape
-            raise ValueError(f"window {window.window}: {condition.label} is active, its input is {size}, expected {expected}")
+            raise ValueError(
+                f"window {window.window}: {condition.label} is active, its input is {size}, expected {expected}"
+            )
         out[array][rows] = values[trimmed]
         row = row_index(frames, width, margin, np.asarray(valid, bool)[trimmed])
         out[index][slots] = np.where(row < 0, -1, row + rows.start)

@@ -1,7 +1,8 @@
 """The pipeline: the plan's batches, read, packed and delivered ahead of time. Its only state is the step.
 
-Grain maps step -> this host's share of the batch by random access, on read threads; no worker processes, which are slower
-for cached features. Row r of the global batch belongs to host r // (B / hosts), on any number of hosts the same rows.
+Grain maps step -> this host's share of the batch by random access, on read threads; no worker processes, which are
+slower for cached features. Row r of the global batch belongs to host r // (B / hosts), on any number of hosts the same
+rows.
 """
 
 import collections
@@ -22,7 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def window_input(record: WindowRecord, placed: PlacedWindow, spec: DatasetSpec) -> PackInput:
-    """A record as the model is to see it under its active set: what is inactive is left out, no text is the empty prompt."""
+    """A record as the model is to see it under its active set: what is inactive is left out, no text is the empty
+    prompt.
+    """
     has_text = Condition.TEXT in placed.active
     return PackInput(
         latents_FHWC=record.latents_FHWC,
@@ -72,8 +75,9 @@ class _Batches:
             return None
         if record.window_id != catalog.window_id[placed.row]:
             raise ValueError(
-                f"{self.records.directory}: record {catalog.record[placed.row]} is window {record.window_id}, the catalog says "
-                f"{catalog.window_id[placed.row]}: catalog and records are of two datasets; run `omnihuman encode` again"
+                f"{self.records.directory}: record {catalog.record[placed.row]} is window {record.window_id}, the"
+                f" catalog says {catalog.window_id[placed.row]}: catalog and records are of two datasets; run"
+                " `omnihuman encode` again"
             )
         return window_input(record, placed, self.spec)
 
@@ -106,7 +110,11 @@ class Loader(Iterator[dict[str, np.ndarray]]):
                 record = int(self._batches.plan.catalog.record[row])
                 reason = self._batches.records.unreadable.get(record, "unreadable")
                 logger.warning(
-                    "record %d (window %s) of %s is left out: %s", record, window, self._batches.records.directory, reason
+                    "record %d (window %s) of %s is left out: %s",
+                    record,
+                    window,
+                    self._batches.records.directory,
+                    reason,
                 )
             self.placeholders[window] += 1
         self.step += 1
@@ -129,13 +137,16 @@ def make_loader(
     start_step: int = 0,
     read_threads: int = 4,
 ) -> Loader:
-    """Batches of host `process_index` of `process_count` from `start_step` on; ValueError if plan, data and shape do not fit.
+    """Batches of host `process_index` of `process_count` from `start_step` on; ValueError if plan, data and shape do
+    not fit.
 
     A batch holds the arrays of `shape.arrays(B / process_count)`: contiguous rows of the global batch.
     """
     sequences = plan.config.sequences_per_step
     if not 0 <= process_index < process_count or sequences % process_count:
-        raise ValueError(f"{sequences} sequences a step cannot be split evenly over host {process_index} of {process_count}")
+        raise ValueError(
+            f"{sequences} sequences a step cannot be split evenly over host {process_index} of {process_count}"
+        )
     if not 0 <= start_step <= plan.schedule.total_steps:
         raise ValueError(f"start_step {start_step} outside the schedule's [0, {plan.schedule.total_steps}]")
     if read_threads < 1:
@@ -166,11 +177,13 @@ def _check_shape(plan: Plan, records: RecordSource, spec: DatasetSpec, shape: Pa
     if len(catalog) and catalog.record.max() >= len(records):
         raise ValueError(
             f"{records.directory}: the catalog names record {catalog.record.max()}, there are {len(records)}; "
-            f"run `omnihuman encode` again"
+            "run `omnihuman encode` again"
         )
     neighbours = max(neighbours_of(shape.audio_tokens), neighbours_of(shape.pose_frames))
     if (taken := min(spec.margin, neighbours)) > config.margin:
-        raise ValueError(f"plan.margin is {config.margin}, windows take {taken} frames on each side; set plan.margin to {taken}")
+        raise ValueError(
+            f"plan.margin is {config.margin}, windows take {taken} frames on each side; set plan.margin to {taken}"
+        )
     if neighbours > spec.margin:
         logger.warning(
             "the model looks at %d frames on each side, the dataset stores %d; encode with --margin %d",

@@ -1,8 +1,8 @@
 """The plan: `batch(k)` is a pure function of (catalog, schedule, config, seed, k). No iterator, no prefix, no reading.
 
-A stage's steps are cut into chunks. Chunk c owns samples [c n, (c + 1) n) of the stage's sample index (`draws.py`) and packs
-them into exactly its own sequences; the last few that do not fit are skipped and counted. n is calibrated on the stage's
-first chunks so that little is skipped and little of a sequence stays empty.
+A stage's steps are cut into chunks. Chunk c owns samples [c n, (c + 1) n) of the stage's sample index (`draws.py`) and
+packs them into exactly its own sequences; the last few that do not fit are skipped and counted. n is calibrated on the
+stage's first chunks so that little is skipped and little of a sequence stays empty.
 """
 
 import collections
@@ -26,7 +26,10 @@ from omnihuman_jax.typing import MOTION_LATENTS
 VERSION = 1  # of the plan's algorithm: part of the fingerprint
 TRAIN_SPLIT = "train"
 
-_SKIP, _SKIP_CHECKED = 0.004, 0.008  # shares that the calibration lets chunks skip: on average, and at worst where checked
+_SKIP, _SKIP_CHECKED = (
+    0.004,
+    0.008,
+)  # shares that the calibration lets chunks skip: on average, and at worst where checked
 _PILOT_SAMPLES, _CHECK_SAMPLES = 65536, 8192
 _CACHED_CHUNKS = 4
 _FILL_WARNING = 0.75
@@ -64,7 +67,9 @@ class PlanConfig:
     @property
     def capacity(self) -> np.ndarray:
         """int64 [5]: what one sequence holds, in the order of `DEMANDS`."""
-        return np.asarray([self.latent_tokens, self.text_tokens, self.windows, self.latent_frames, self.frames], np.int64)
+        return np.asarray(
+            [self.latent_tokens, self.text_tokens, self.windows, self.latent_frames, self.frames], np.int64
+        )
 
 
 DEMANDS = ("latent_tokens", "text_tokens", "windows", "latent_frames", "frames")
@@ -72,7 +77,9 @@ DEMANDS = ("latent_tokens", "text_tokens", "windows", "latent_frames", "frames")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlacedWindow:
-    """One window of a sequence: catalog row, active set, motion active, which reference (-1: none), number in the step."""
+    """One window of a sequence: catalog row, active set, motion active, which reference (-1: none), number in the
+    step.
+    """
 
     row: int
     active: ConditionSet
@@ -110,7 +117,8 @@ class Chunk:
 class StageReport:
     """What the plan makes of a stage; arrays [4] by `Condition`.
 
-    target, realised: share of windows on which a condition is active. motion_target, motion: share of those windows with
+    target, realised: share of windows on which a condition is active. motion_target, motion: share of those windows
+        with
     more than 2 latents. fill: share of each capacity in use, by `DEMANDS`. skipped: share of drawn windows that did not
     fit. chunks_seen: of `chunks`, over which the realised figures were taken. feasibility: counts and repeats.
     """
@@ -158,7 +166,9 @@ class _StagePlan:
         return self._per_chunk
 
     def _calibrate(self) -> int:
-        """The count that fills chunks best while they skip no more than allowed; it does not depend on the stage's length."""
+        """The count that fills chunks best while they skip no more than allowed; it does not depend on the stage's
+        length.
+        """
         config, steps = self._config, self._config.chunk_steps
         room = config.capacity * (steps * config.sequences_per_step)
         sample = self.demands(self.draws.range(0, 4 * config.block))
@@ -181,7 +191,9 @@ class _StagePlan:
         starts = trials[:, None] * np.arange(chunks)
         holds = np.searchsorted(edges, edges[starts] + room[binding] * fill[binding], side="right") - 1 - starts
         skips = np.maximum(0, trials[:, None] - holds).mean(axis=1)
-        score = np.minimum(trials[:, None], holds).mean(axis=1) - 0.25 * skips  # nothing is won by drawing what never fits
+        score = (
+            np.minimum(trials[:, None], holds).mean(axis=1) - 0.25 * skips
+        )  # nothing is won by drawing what never fits
         score[skips > _SKIP * trials] = -1
         for trial in trials[score.argmax() :]:
             if self._skips(int(trial)) <= _SKIP_CHECKED:
@@ -318,11 +330,14 @@ class Plan:
         skipped = 1 - placed / drawn
         warnings = feasibility.warnings(self.config.repeat_warning)
         if skipped > 0.01:
-            warnings.append(f"stage {plan.stage.name!r}: {skipped:.1%} of the windows are skipped; raise plan.chunk_steps")
+            warnings.append(
+                f"stage {plan.stage.name!r}: {skipped:.1%} of the windows are skipped; raise plan.chunk_steps"
+            )
         fill = dict(zip(DEMANDS, (used / (sequences * self.config.capacity)).tolist()))
         if max(fill.values()) < _FILL_WARNING:
             warnings.append(
-                f"stage {plan.stage.name!r}: sequences are {max(fill.values()):.0%} full; raise plan.chunk_steps or its limits"
+                f"stage {plan.stage.name!r}: sequences are {max(fill.values()):.0%} full; raise plan.chunk_steps or its"
+                " limits"
             )
         return StageReport(
             name=plan.stage.name,
@@ -375,9 +390,9 @@ def _check_sizes(catalog: Catalog, stage: Stage, rows: np.ndarray, config: PlanC
             worst = rows[largest[:, dim].argmax()]
             cure = "set the stage's max_tokens or max_frames" if dim in (0, 3, 4) else "encode shorter texts"
             raise ValueError(
-                f"stage {stage.name!r}: {too_big.sum()} of {len(rows)} windows are bigger than a sequence: window "
-                f"{catalog.window_id[worst]} needs {largest[:, dim].max()} {name}, a sequence has {config.capacity[dim]}; "
-                f"raise plan.{name} or {cure}"
+                f"stage {stage.name!r}: {too_big.sum()} of {len(rows)} windows are bigger than a sequence: window"
+                f" {catalog.window_id[worst]} needs {largest[:, dim].max()} {name}, a sequence has"
+                f" {config.capacity[dim]}; raise plan.{name} or {cure}"
             )
 
 
@@ -388,12 +403,15 @@ def format_report(reports: Sequence[StageReport]) -> str:
         ratios = ", ".join(f"{c.label} {report.realised[c]:.2%} (target {report.target[c]:.2%})" for c in Condition)
         fill = ", ".join(f"{name} {share:.0%}" for name, share in report.fill.items())
         repeats = ", ".join(
-            f"{ConditionSet(int(e)).label} {report.feasibility.counts[e]} windows x {report.feasibility.eligible_repeats[e]:.1f}"
+            f"{ConditionSet(int(e)).label} {report.feasibility.counts[e]} windows x"
+            f" {report.feasibility.eligible_repeats[e]:.1f}"
             for e in np.flatnonzero(report.feasibility.counts)
         )
         lines += [
-            f"stage {report.name}: {report.steps} steps, {report.windows} windows, {report.skipped:.2%} skipped"
-            f" (seen: {report.chunks_seen} of {report.chunks} chunks)",
+            (
+                f"stage {report.name}: {report.steps} steps, {report.windows} windows, {report.skipped:.2%} skipped"
+                f" (seen: {report.chunks_seen} of {report.chunks} chunks)"
+            ),
             f"  ratios: {ratios}; motion {report.motion:.2%} (target {report.motion_target:.2%})",
             f"  fill: {fill}",
             f"  eligible: {repeats}",

@@ -1,7 +1,8 @@
 """Records: the one contract between the offline encoders and the online pipeline.
 
 A dataset is a folder: ArrayRecord shards that tensorflow-datasets reads (a record a window), `catalog.parquet` (a row a
-window, see `catalog.py`), and `dataset.json` + `dataset.npz` (which encoders made it, and what they give for the empty prompt).
+window, see `catalog.py`), and `dataset.json` + `dataset.npz` (which encoders made it, and what they give for the empty
+prompt).
 """
 
 import dataclasses
@@ -36,7 +37,8 @@ class DatasetSpec:
     margin: frames of real audio features and keypoints stored on each side of a window.
     empty_text_SE [S, text_width], empty_pooled_E [pooled_width]: the empty prompt, as the text encoder embeds it.
     max_text_tokens: that prompts were cut to. 128 in data sets that do not say it.
-    encoder_sha256: codec/, text_encoder/ or speech_encoder/ and a file name -> sha256 of the weights and of what describes them.
+    encoder_sha256: codec/, text_encoder/ or speech_encoder/ and a file name -> sha256 of the weights and of what
+        describes them.
     """
 
     codec: str
@@ -58,7 +60,11 @@ class DatasetSpec:
     max_text_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if self.empty_text_SE.ndim != 2 or self.empty_text_SE.shape[1] != self.text_width or not len(self.empty_text_SE):
+        if (
+            self.empty_text_SE.ndim != 2
+            or self.empty_text_SE.shape[1] != self.text_width
+            or not len(self.empty_text_SE)
+        ):
             raise ValueError(f"empty_text_SE {self.empty_text_SE.shape}: expected [at least 1, {self.text_width}]")
         if self.empty_pooled_E.shape != (self.pooled_width,):
             raise ValueError(f"empty_pooled_E {self.empty_pooled_E.shape}: expected ({self.pooled_width},)")
@@ -77,7 +83,9 @@ class DatasetSpec:
         return len(self.empty_text_SE)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `dataset.npz`, then `dataset.json`, each by an atomic rename: the json is there only if all of it is."""
+        """Writes `dataset.npz`, then `dataset.json`, each by an atomic rename: the json is there only if all of it
+        is.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         arrays = {"empty_text_SE": self.empty_text_SE, "empty_pooled_E": self.empty_pooled_E}
@@ -95,7 +103,9 @@ class DatasetSpec:
         """The spec of the dataset in `directory`; FileNotFoundError with the cure if there is none."""
         path = Path(directory) / "dataset.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: no dataset here; make one with `omnihuman encode --clips DIR --out {directory}`")
+            raise FileNotFoundError(
+                f"{path}: no dataset here; make one with `omnihuman encode --clips DIR --out {directory}`"
+            )
         fields = json.loads(path.read_text())
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
@@ -107,7 +117,8 @@ class DatasetSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class WindowRecord:
-    """One window, encoded (contract, "Windows and latents"). Floats are float16; T' = frames + 2 * margin of the dataset.
+    """One window, encoded (contract, "Windows and latents"). Floats are float16; T' = frames + 2 * margin of the
+    dataset.
 
     latents_FHWC            normalised latents of the window, H and W even
     references_RHWC         frames of the same clip outside the window, each encoded as an image; R may be 0
@@ -153,7 +164,9 @@ class WindowRecord:
             if shape not in shapes:
                 raise ValueError(f"window {self.window_id}: {name} {shape}, expected {' or '.join(map(str, shapes))}")
         if height % 2 or width % 2:
-            raise ValueError(f"window {self.window_id}: latents of {height} x {width}; pixel sizes must be multiples of 16")
+            raise ValueError(
+                f"window {self.window_id}: latents of {height} x {width}; pixel sizes must be multiples of 16"
+            )
 
 
 def features(spec: DatasetSpec) -> Any:
@@ -192,7 +205,11 @@ def to_example(record: WindowRecord) -> dict[str, Any]:
 
     def rows(array: np.ndarray) -> np.ndarray:
         width = int(np.prod(array.shape[1:]))
-        return np.ascontiguousarray(array, np.float16).reshape(len(array), width) if width else np.zeros((0, 1), np.float16)
+        return (
+            np.ascontiguousarray(array, np.float16).reshape(len(array), width)
+            if width
+            else np.zeros((0, 1), np.float16)
+        )
 
     return {
         **{name: getattr(record, name) for name in ("window_id", "clip_id", "video", "text")},
@@ -211,7 +228,9 @@ def to_example(record: WindowRecord) -> dict[str, Any]:
 
 
 def encode_record(record: WindowRecord, spec: DatasetSpec, serializer: Any = None) -> bytes:
-    """The bytes of a record; ValueError if it does not fit the spec. `serializer` saves building `features(spec)` again."""
+    """The bytes of a record; ValueError if it does not fit the spec. `serializer` saves building `features(spec)`
+    again.
+    """
     record.validate(spec)
     return (serializer or features(spec)).serialize_example(to_example(record))
 
@@ -276,7 +295,9 @@ def write_shard(path: str | os.PathLike[str], records: Iterable[WindowRecord], s
     return count, size
 
 
-def write_dataset_metadata(directory: str | os.PathLike[str], spec: DatasetSpec, shards: Sequence[tuple[int, int]]) -> None:
+def write_dataset_metadata(
+    directory: str | os.PathLike[str], spec: DatasetSpec, shards: Sequence[tuple[int, int]]
+) -> None:
     """What tfds needs to read the shards back, then the spec. `shards`: (records, bytes) of each shard, in order."""
     import tensorflow_datasets as tfds
 
@@ -284,7 +305,10 @@ def write_dataset_metadata(directory: str | os.PathLike[str], spec: DatasetSpec,
         data_dir=str(directory), dataset_name=DATASET_NAME, split=SPLIT, filetype_suffix="array_record"
     )
     split = tfds.core.SplitInfo(
-        name=SPLIT, shard_lengths=[n for n, _ in shards], num_bytes=sum(b for _, b in shards), filename_template=template
+        name=SPLIT,
+        shard_lengths=[n for n, _ in shards],
+        num_bytes=sum(b for _, b in shards),
+        filename_template=template,
     )
     tfds.folder_dataset.write_metadata(
         data_dir=str(directory), features=features(spec), split_infos=[split], check_data=False, version=VERSION
@@ -301,8 +325,8 @@ class StorageError(OSError):
 class RecordSource:
     """Random access to the windows of a dataset; thread-safe. An unreadable record is None, and its reason is kept.
 
-    A record is unreadable if its bytes are wrong: the same on every host and at every try. Storage that does not answer is
-    waited for instead, `retries` times with doubling pauses from `delay_s` on, and is a StorageError after that.
+    A record is unreadable if its bytes are wrong: the same on every host and at every try. Storage that does not answer
+    is waited for instead, `retries` times with doubling pauses from `delay_s` on, and is a StorageError after that.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, retries: int = 6, delay_s: float = 1.0):
@@ -318,7 +342,9 @@ class RecordSource:
         self._ends = np.cumsum(split.shard_lengths)
         for path in self._shards:
             if not path.is_file() or not path.stat().st_size:
-                raise FileNotFoundError(f"{path}: shard missing or empty; copy it again or run `omnihuman encode` again")
+                raise FileNotFoundError(
+                    f"{path}: shard missing or empty; copy it again or run `omnihuman encode` again"
+                )
         self._source = builder.as_data_source(split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         self.unreadable: dict[int, str] = {}  # record index -> why
 
@@ -326,9 +352,13 @@ class RecordSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> WindowRecord | None:
-        """The window at `index`; None if its bytes are damaged. IndexError outside of the dataset, StorageError without storage."""
+        """The window at `index`; None if its bytes are damaged. IndexError outside of the dataset, StorageError without
+        storage.
+        """
         if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)} in {self.directory}; the catalog belongs to another dataset")
+            raise IndexError(
+                f"record {index} of {len(self)} in {self.directory}; the catalog belongs to another dataset"
+            )
         for attempt in range(self._retries + 1):
             try:
                 record = decode_record(self._features.deserialize_example_np(self._source[index]), self.spec)
@@ -336,13 +366,17 @@ class RecordSource:
                 return record
             except MemoryError:
                 raise
-            except Exception as error:  # readers raise RuntimeError on a bad checksum, protobuf and numpy what they please
+            except (
+                Exception
+            ) as error:  # readers raise RuntimeError on a bad checksum, protobuf and numpy what they please
                 if (outage := self._outage(index)) is None:
                     self.unreadable[index] = f"{type(error).__name__}: {error}".splitlines()[0]
                     return None
             if attempt < self._retries:
                 pause = self._delay_s * 2**attempt
-                logger.warning("record %d: storage does not answer (%s); try %d in %g s", index, outage, attempt + 2, pause)
+                logger.warning(
+                    "record %d: storage does not answer (%s); try %d in %g s", index, outage, attempt + 2, pause
+                )
                 time.sleep(pause)
         raise StorageError(f"record {index}: storage did not answer in {self._retries + 1} tries: {outage}")
 

@@ -32,7 +32,9 @@ class FlowMatchingConfig:
     def validate(self) -> None:
         """ValueError with the numbers on a value that no schedule can be made of."""
         if not math.isfinite(self.logit_mean) or not self.logit_std > 0:
-            raise ValueError(f"flow: logit_std must be > 0 and logit_mean finite, not {self.logit_std} and {self.logit_mean}")
+            raise ValueError(
+                f"flow: logit_std must be > 0 and logit_mean finite, not {self.logit_std} and {self.logit_mean}"
+            )
         if self.shift_tokens < 1:
             raise ValueError(f"flow: shift_tokens must be >= 1, not {self.shift_tokens}")
         if not 0 < self.shift_min <= self.shift_max:
@@ -94,7 +96,9 @@ def video_tokens_of_slot(segment_ids_BL: Array, is_reference_BL: Array, windows:
 
 
 def timesteps(num_steps: int, tokens: Array, config: FlowMatchingConfig) -> jax.Array:
-    """The sampler's t, from 1 to 0, shifted: [num_steps + 1, *tokens.shape] float32, strictly falling in each column."""
+    """The sampler's t, from 1 to 0, shifted: [num_steps + 1, *tokens.shape] float32, strictly falling in each
+    column.
+    """
     if num_steps < 1:
         raise ValueError(f"sampling needs at least 1 step, not {num_steps}")
     tokens = jnp.asarray(tokens)

@@ -19,10 +19,11 @@ CURVES = ("linear", "cosine", "constant")
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class GuidanceConfig:
-    """Scale at the first step [S2: 6.5], at the last one [D], and the curve between them: linear, cosine or constant [D].
+    """Scale at the first step [S2: 6.5], at the last one [D], and the curve between them: linear, cosine or constant
+    [D].
 
-    The paper says that the scale falls (a high one wrinkles the skin, a low one loses lip-sync), not how. `constant` keeps
-    `scale` throughout. A scale of 1 from start to end is guidance off: the unconditional branch is not computed.
+    The paper says that the scale falls (a high one wrinkles the skin, a low one loses lip-sync), not how. `constant`
+    keeps `scale` throughout. A scale of 1 from start to end is guidance off: the unconditional branch is not computed.
     """
 
     scale: float = 6.5
@@ -45,7 +46,9 @@ class GuidanceConfig:
 
 
 def guidance_scales(config: GuidanceConfig, num_steps: int) -> np.ndarray:
-    """Scale of each sampling step, [num_steps] float32: `scale` first, `final_scale` last; one step alone has `scale`."""
+    """Scale of each sampling step, [num_steps] float32: `scale` first, `final_scale` last; one step alone has
+    `scale`.
+    """
     config.validate()
     progress = np.arange(num_steps) / max(num_steps - 1, 1)
     if config.curve == "constant":

@@ -33,7 +33,8 @@ class Seam:
     """How well two segments meet at output frame `frame` (values of pictures in [-1, 1]).
 
     overlap_psnr_db: decoded motion frames of the new segment against the frames that they were encoded from.
-    jump: root mean square difference over the cut; typical_jump: its median over the other places in the two segments where
+    jump: root mean square difference over the cut; typical_jump: its median over the other places in the two segments
+        where
     one latent's frames end and the next one's begin, which is where a cut always falls.
     """
 
@@ -65,9 +66,14 @@ def segment_schedule(total_frames: int, segment_frames: int) -> tuple[Segment, .
         return (Segment(index=0, start=0, frames=frames, overlap=0),)
     stride = segment_frames - MOTION_FRAMES
     if stride < 1:
-        raise ValueError(f"{segment_frames} frames a segment leave none beside its {MOTION_FRAMES} motion frames: use 9 or more")
+        raise ValueError(
+            f"{segment_frames} frames a segment leave none beside its {MOTION_FRAMES} motion frames: use 9 or more"
+        )
     count = 1 + math.ceil((total_frames - segment_frames) / stride)
-    return tuple(Segment(index=i, start=i * stride, frames=segment_frames, overlap=MOTION_FRAMES if i else 0) for i in range(count))
+    return tuple(
+        Segment(index=i, start=i * stride, frames=segment_frames, overlap=MOTION_FRAMES if i else 0)
+        for i in range(count)
+    )
 
 
 def chain(

@@ -31,7 +31,8 @@ class SamplingConfig:
             latent_frames_of(self.segment_frames)
             if self.segment_frames <= MOTION_FRAMES:
                 raise ValueError(
-                    f"sampling.segment_frames must be 0 or above the {MOTION_FRAMES} motion frames, not {self.segment_frames}"
+                    f"sampling.segment_frames must be 0 or above the {MOTION_FRAMES} motion frames, not"
+                    f" {self.segment_frames}"
                 )
         self.guidance.validate()
 

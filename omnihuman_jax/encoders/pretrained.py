@@ -76,7 +76,9 @@ class PretrainedFolder:
         return found
 
     def sha256(self) -> dict[str, str]:
-        """File name -> sha256 of each file that the network is made of: weights, and what describes them (`DESCRIPTIONS`)."""
+        """File name -> sha256 of each file that the network is made of: weights, and what describes them
+        (`DESCRIPTIONS`).
+        """
         described = [self.path / name for name in DESCRIPTIONS]
         return {file.name: file_sha256(file) for file in [*self.weight_files(), *described] if file.is_file()}
 
@@ -107,7 +109,9 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 class Weights:
-    """Named tensors, taken one by one with the shape that the config promises; what is wrong is reported all at once."""
+    """Named tensors, taken one by one with the shape that the config promises; what is wrong is reported all at
+    once.
+    """
 
     def __init__(self, tensors: Mapping[str, Any]):
         self._tensors = tensors
@@ -123,14 +127,18 @@ class Weights:
         tensor = self._tensors.get(name)
         if tensor is None:
             self._wrong.append(f"{name} is missing")
-        elif len(tensor.shape) != len(shape) or any(want not in (None, dim) for want, dim in zip(shape, tensor.shape, strict=True)):
+        elif len(tensor.shape) != len(shape) or any(
+            want not in (None, dim) for want, dim in zip(shape, tensor.shape, strict=True)
+        ):
             self._wrong.append(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
         else:
             return tensor
         return np.zeros([dim or 1 for dim in shape], np.float32)
 
     def check(self, where: str, unused: tuple[str, ...] = ()) -> None:
-        """ValueError with what `take` found wrong, and with tensors that nobody took and that begin with none of `unused`."""
+        """ValueError with what `take` found wrong, and with tensors that nobody took and that begin with none of
+        `unused`.
+        """
         unknown = sorted(name for name in self._tensors if name not in self._taken and not name.startswith(unused))
         wrong = [*self._wrong, *(f"{name} is unknown" for name in unknown)]
         if wrong:
@@ -152,7 +160,9 @@ def open_pretrained(dir_or_hub_id: str | os.PathLike[str]) -> PretrainedFolder:
     elif _HUB_ID.fullmatch(name) and not Path(name).exists():
         path, ref = _download(name), name
     else:
-        raise FileNotFoundError(f"{name}: no such folder; give a folder with config.json and its safetensors, or a hub id")
+        raise FileNotFoundError(
+            f"{name}: no such folder; give a folder with config.json and its safetensors, or a hub id"
+        )
     file = path / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file}: missing; give a folder in the layout of the Hugging Face hub")
@@ -172,11 +182,18 @@ def _download(hub_id: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise FileNotFoundError(f"{hub_id}: no such folder; to take it from the hub, `pip install huggingface_hub`") from None
+        raise FileNotFoundError(
+            f"{hub_id}: no such folder; to take it from the hub, `pip install huggingface_hub`"
+        ) from None
     try:
         if folder:
-            return Path(snapshot_download(repository, allow_patterns=[f"{folder}/{pattern}" for pattern in _HUB_FILES])) / folder
+            return (
+                Path(snapshot_download(repository, allow_patterns=[f"{folder}/{pattern}" for pattern in _HUB_FILES]))
+                / folder
+            )
         return Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(f"{hub_id}: no such folder, and not to be had from the hub ({reason}); give a folder") from error
+        raise FileNotFoundError(
+            f"{hub_id}: no such folder, and not to be had from the hub ({reason}); give a folder"
+        ) from error

@@ -1,6 +1,7 @@
 """Speech encoders: sound to features at the frame rate of the video, hidden states of several layers side by side [S2].
 
-The features are computed once, offline, and at inference from the driving sound. `config.json` says which network it is.
+The features are computed once, offline, and at inference from the driving sound. `config.json` says which network it
+is.
 """
 
 import dataclasses
@@ -60,19 +61,27 @@ def load_speech_encoder(dir_or_hub_id: str | os.PathLike[str], layers: Sequence[
         config = wav2vec2.Wav2Vec2Config.from_folder(folder)
         if config.stride != _STEP:
             raise ValueError(
-                f"{folder.path / 'config.json'}: conv_stride {config.conv_strides} gives a state every {config.stride} samples, "
-                f"not every {_STEP}"
+                f"{folder.path / 'config.json'}: conv_stride {config.conv_strides} gives a state every {config.stride}"
+                f" samples, not every {_STEP}"
             )
     else:
         raise ValueError(f"{folder.path}: a speech encoder of model_type {kind!r}; supported: 'whisper', 'wav2vec2'")
     chosen = tuple(dict.fromkeys((0, config.num_layers // 2, config.num_layers)) if layers is None else layers)
     if not chosen or len(set(chosen)) != len(chosen) or not all(0 <= layer <= config.num_layers for layer in chosen):
-        raise ValueError(f"speech layers {chosen}: must be different layers of 0 .. {config.num_layers} of {folder.ref}")
+        raise ValueError(
+            f"speech layers {chosen}: must be different layers of 0 .. {config.num_layers} of {folder.ref}"
+        )
     if isinstance(config, wav2vec2.Wav2Vec2Config):
         params = wav2vec2.wav2vec2_params(config, folder)
-        return Wav2Vec2SpeechEncoder(ref=folder.ref, sha256=folder.sha256(), layers=chosen, config=config, params=params)
+        return Wav2Vec2SpeechEncoder(
+            ref=folder.ref, sha256=folder.sha256(), layers=chosen, config=config, params=params
+        )
     return WhisperSpeechEncoder(
-        ref=folder.ref, sha256=folder.sha256(), layers=chosen, config=config, params=whisper.whisper_params(config, folder)
+        ref=folder.ref,
+        sha256=folder.sha256(),
+        layers=chosen,
+        config=config,
+        params=whisper.whisper_params(config, folder),
     )
 
 
@@ -80,15 +89,17 @@ def _whole_frames(wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
     """The sound cut, or padded with silence, to `num_frames` frames; ValueError if it is none."""
     wave = np.asarray(wave_16k, np.float32)
     if wave.ndim != 1 or num_frames < 1 or not np.isfinite(wave).all():
-        raise ValueError(f"sound {wave.shape} for {num_frames} frames: give finite mono samples [N] and one frame at least")
+        raise ValueError(
+            f"sound {wave.shape} for {num_frames} frames: give finite mono samples [N] and one frame at least"
+        )
     samples = num_frames * SAMPLE_RATE_HZ // FPS
     return np.pad(wave[:samples], (0, max(0, samples - len(wave))))
 
 
 def _at_frame_rate(states_ISE: np.ndarray, num_frames: int) -> np.ndarray:
-    """Hidden states at 50 Hz -> [num_frames, layers * width]: the mean of a frame's two, each layer of zero mean and unit
-    variance within a frame, without parameters [D]: layers differ threefold in scale, and the first linear layer of the audio
-    adapter is initialised for unit variance.
+    """Hidden states at 50 Hz -> [num_frames, layers * width]: the mean of a frame's two, each layer of zero mean and
+    unit variance within a frame, without parameters [D]: layers differ threefold in scale, and the first linear layer
+    of the audio adapter is initialised for unit variance.
     """
     layers, _, width = states_ISE.shape
     frames = states_ISE.reshape(layers, num_frames, _STEPS_PER_FRAME, width).mean(axis=2)
@@ -132,9 +143,9 @@ class WhisperSpeechEncoder:
 class Wav2Vec2SpeechEncoder:
     """wav2vec 2.0 at 25 fps: the same interface as Whisper's, hidden state 0 being what enters the first layer.
 
-    A state is made of 400 samples and comes every 320; 40 zeros on both sides make exactly two states a frame, whose centres
-    lie a quarter and three quarters into its 640 samples: their mean is centred on the frame. The sound is normalised over
-    what it is given whole (cut or padded to the frames asked for), where the network's folder says so.
+    A state is made of 400 samples and comes every 320; 40 zeros on both sides make exactly two states a frame, whose
+    centres lie a quarter and three quarters into its 640 samples: their mean is centred on the frame. The sound is
+    normalised over what it is given whole (cut or padded to the frames asked for), where the network's folder says so.
     """
 
     ref: str

@@ -1,7 +1,7 @@
 """Text encoders: a prompt to token-level embeddings and one pooled embedding. BERT (MiniLM, BGE, ...) in JAX.
 
-The embeddings are computed once, offline. Weights and tokenizer come from a folder in Hugging Face layout. Large encoders
-(HunyuanVideo's, T5, UMT5) run through `transformers`: see `serving/text_encoders_omnihuman.py`.
+The embeddings are computed once, offline. Weights and tokenizer come from a folder in Hugging Face layout. Large
+encoders (HunyuanVideo's, T5, UMT5) run through `transformers`: see `serving/text_encoders_omnihuman.py`.
 """
 
 import dataclasses
@@ -64,8 +64,8 @@ def load_text_encoder(dir_or_hub_id: str | os.PathLike[str]) -> TextEncoder:
         return load_transformers_text_encoder(folder.path, ref=folder.ref)
     if kind != "bert":
         raise ValueError(
-            f"{folder.path}: a text encoder of model_type {kind!r}; supported: 'bert' (MiniLM, BGE, ...), 't5', 'umt5', and the "
-            "folder of a HunyuanVideo or Wan pipeline (text_encoder, tokenizer, ...)"
+            f"{folder.path}: a text encoder of model_type {kind!r}; supported: 'bert' (MiniLM, BGE, ...), 't5', 'umt5',"
+            " and the folder of a HunyuanVideo or Wan pipeline (text_encoder, tokenizer, ...)"
         )
     return _load_bert(folder)
 
@@ -87,7 +87,9 @@ class BertConfig:
         )
         for key, value in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
             if folder.config.get(key, value) != value:
-                raise ValueError(f"{folder.path / 'config.json'}: {key} {folder.config[key]!r}; only {value!r} is supported")
+                raise ValueError(
+                    f"{folder.path / 'config.json'}: {key} {folder.config[key]!r}; only {value!r} is supported"
+                )
         if width % heads:
             raise ValueError(f"{folder.path / 'config.json'}: hidden_size {width} is not divisible by {heads} heads")
         epsilon = folder.config.get("layer_norm_eps", 1e-12)
@@ -98,8 +100,9 @@ class BertConfig:
 class BertTextEncoder:
     """A BERT encoder. tokens: its last hidden states. pooled: their mean over real tokens.
 
-    Where the folder says that its sentence embedding is normalised (sentence-transformers' `modules.json`), pooled is that
-    embedding times sqrt(width): the linear layer that reads it is initialised for entries of unit variance, not 1/sqrt(width).
+    Where the folder says that its sentence embedding is normalised (sentence-transformers' `modules.json`), pooled is
+    that embedding times sqrt(width): the linear layer that reads it is initialised for entries of unit variance, not
+    1/sqrt(width).
     """
 
     ref: str
@@ -138,7 +141,9 @@ class BertTextEncoder:
                 mask[row, : len(values)] = True
             states = np.asarray(bert_encode(self.config, self.params, padded, mask))
             tokens += [states[row, : len(values)] for row, values in enumerate(rows)]
-        pooled = np.stack([states.mean(axis=0) for states in tokens]) if tokens else np.zeros((0, self.width), np.float32)
+        pooled = (
+            np.stack([states.mean(axis=0) for states in tokens]) if tokens else np.zeros((0, self.width), np.float32)
+        )
         if self.normalise:
             pooled = pooled * (np.sqrt(self.width) / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12))
         return EncodedText(tokens, pooled.astype(np.float32))
@@ -156,7 +161,8 @@ def _load_bert(folder: PretrainedFolder) -> BertTextEncoder:
     file = folder.path / "tokenizer.json"
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: missing; write it with transformers: AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(DIR)"
+            f"{file}: missing; write it with transformers: AutoTokenizer.from_pretrained(DIR,"
+            " use_fast=True).save_pretrained(DIR)"
         )
     return BertTextEncoder(
         ref=folder.ref,
@@ -170,7 +176,9 @@ def _load_bert(folder: PretrainedFolder) -> BertTextEncoder:
 
 def _says_normalise(folder: PretrainedFolder) -> bool:
     file = folder.path / "modules.json"
-    return file.is_file() and any(str(module.get("type", "")).endswith("Normalize") for module in json.loads(file.read_text()))
+    return file.is_file() and any(
+        str(module.get("type", "")).endswith("Normalize") for module in json.loads(file.read_text())
+    )
 
 
 def bert_params(config: BertConfig, tensors: Mapping[str, np.ndarray], where: str) -> dict[str, Any]:
@@ -179,7 +187,10 @@ def bert_params(config: BertConfig, tensors: Mapping[str, np.ndarray], where: st
     d = config.width
 
     def linear(name: str, inputs: int | None = d, outputs: int | None = d) -> dict[str, np.ndarray]:
-        return {"weight": weights.take(f"{name}.weight", outputs, inputs).T, "bias": weights.take(f"{name}.bias", outputs)}
+        return {
+            "weight": weights.take(f"{name}.weight", outputs, inputs).T,
+            "bias": weights.take(f"{name}.bias", outputs),
+        }
 
     def norm(name: str) -> dict[str, np.ndarray]:
         return {"scale": weights.take(f"{name}.weight", d), "bias": weights.take(f"{name}.bias", d)}
@@ -209,7 +220,10 @@ def bert_params(config: BertConfig, tensors: Mapping[str, np.ndarray], where: st
 
 def _norm(x: jax.Array, params: Mapping[str, Any], epsilon: float) -> jax.Array:
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon) * params["scale"] + params["bias"]
+    return (
+        centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon) * params["scale"]
+        + params["bias"]
+    )
 
 
 def _linear(x: jax.Array, params: Mapping[str, Any]) -> jax.Array:
@@ -226,7 +240,9 @@ def bert_encode(config: BertConfig, params: Mapping[str, Any], ids_BS: jax.Array
         b, s, d = x.shape
         q, k, v = (_linear(x, layer[name]).reshape(b, s, config.num_heads, -1) for name in ("query", "key", "value"))
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask_BS[:, None, None, :])
-        x = _norm(x + _linear(attended.reshape(b, s, d), layer["attention_out"]), layer["attention_norm"], config.epsilon)
+        x = _norm(
+            x + _linear(attended.reshape(b, s, d), layer["attention_out"]), layer["attention_norm"], config.epsilon
+        )
         hidden = jax.nn.gelu(_linear(x, layer["mlp_in"]), approximate=False)
         return _norm(x + _linear(hidden, layer["mlp_out"]), layer["mlp_norm"], config.epsilon), None
 

@@ -1,7 +1,7 @@
 """wav2vec 2.0 in JAX: 16 kHz sound -> hidden states of every layer at 50 Hz.
 
-Weights are those of `transformers`' `Wav2Vec2Model`, `Wav2Vec2ForCTC` or `Wav2Vec2ForPreTraining`, base and large, with either
-norm in the feature extractor. Sound of any length: see `hidden_states`.
+Weights are those of `transformers`' `Wav2Vec2Model`, `Wav2Vec2ForCTC` or `Wav2Vec2ForPreTraining`, base and large, with
+either norm in the feature extractor. Sound of any length: see `hidden_states`.
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ _UNUSED = ("masked_spec_embed", "lm_head.", "quantizer.", "project_q.", "project
 class Wav2Vec2Config:
     """Sizes of a wav2vec 2.0 network, from its `config.json`, and whether its sound is normalised.
 
-    group_norm  the feature extractor's norm: one over time in its first layer (base), or one over channels in each (large)
+    group_norm  the feature extractor's norm: one over time in its first layer (base), or one over channels in each
+    (large)
     pre_norm    the transformer's: `do_stable_layer_norm` (large)
     normalise   `do_normalize` of preprocessor_config.json; true without that file, as in `transformers`
     """
@@ -123,7 +124,9 @@ def _says_normalise(folder: PretrainedFolder) -> bool:
 
 
 def wav2vec2_params(config: Wav2Vec2Config, folder: PretrainedFolder) -> dict[str, Any]:
-    """The folder's tensors -> a plain dict, layers stacked; ValueError lists what is missing, unknown or of another shape."""
+    """The folder's tensors -> a plain dict, layers stacked; ValueError lists what is missing, unknown or of another
+    shape.
+    """
     tensors = {name.removeprefix("wav2vec2."): tensor for name, tensor in folder.tensors("").items()}
     params = unstacked_params(config, Weights(tensors), str(folder.path))
     return params | {"layers": jax.tree.map(lambda *leaves: np.stack(leaves), *params["layers"])}
@@ -134,7 +137,10 @@ def unstacked_params(config: Wav2Vec2Config, weights: Weights, where: str) -> di
     d, mlp = config.width, config.mlp_width
 
     def linear(name: str, inputs: int = d, outputs: int = d) -> dict[str, np.ndarray]:
-        return {"weight": weights.take(f"{name}.weight", outputs, inputs).T, "bias": weights.take(f"{name}.bias", outputs)}
+        return {
+            "weight": weights.take(f"{name}.weight", outputs, inputs).T,
+            "bias": weights.take(f"{name}.bias", outputs),
+        }
 
     def norm(name: str, width: int = d) -> dict[str, np.ndarray]:
         return {"scale": weights.take(f"{name}.weight", width), "bias": weights.take(f"{name}.bias", width)}
@@ -176,7 +182,8 @@ def unstacked_params(config: Wav2Vec2Config, weights: Weights, where: str) -> di
 def _position_kernel(config: Wav2Vec2Config, weights: Weights) -> np.ndarray:
     """[K, width / groups, width] of the positional convolution: its weight norm folded in.
 
-    The norm is over everything but the place in the kernel. Folders name magnitude and direction in an old and a new way.
+    The norm is over everything but the place in the kernel. Folders name magnitude and direction in an old and a new
+    way.
     """
     at = "encoder.pos_conv_embed.conv"
     magnitude, direction = f"{at}.parametrizations.weight.original0", f"{at}.parametrizations.weight.original1"
@@ -200,16 +207,26 @@ def normalised(config: Wav2Vec2Config, wave_N: np.ndarray) -> np.ndarray:
 
 def _norm(x: jax.Array, params: Mapping[str, Any], epsilon: float) -> jax.Array:
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon) * params["scale"] + params["bias"]
+    return (
+        centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon) * params["scale"]
+        + params["bias"]
+    )
 
 
 def _linear(x: jax.Array, params: Mapping[str, Any]) -> jax.Array:
     return x @ params["weight"] + params["bias"]
 
 
-def _convolve(x_TC: jax.Array, params: Mapping[str, Any], stride: int = 1, padding: Any = "VALID", groups: int = 1) -> jax.Array:
+def _convolve(
+    x_TC: jax.Array, params: Mapping[str, Any], stride: int = 1, padding: Any = "VALID", groups: int = 1
+) -> jax.Array:
     y = jax.lax.conv_general_dilated(
-        x_TC[None], params["weight"], (stride,), padding, dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=groups
+        x_TC[None],
+        params["weight"],
+        (stride,),
+        padding,
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=groups,
     )
     return y[0] + params["bias"]
 
@@ -228,8 +245,8 @@ def _first_layer_sums(
 def first_layer_statistics(config: Wav2Vec2Config, params: Mapping[str, Any], wave_N: np.ndarray) -> np.ndarray:
     """Mean and variance [2, C] of the first convolution over the whole sound: what the group norm divides by.
 
-    Summed piece by piece, so that the norm is the whole sound's however it is cut into chunks. The sums are taken about the
-    convolution of a constant, the mean of the sound.
+    Summed piece by piece, so that the norm is the whole sound's however it is cut into chunks. The sums are taken about
+    the convolution of a constant, the mean of the sound.
     """
     layer, stride, kernel = params["convolutions"][0], config.conv_strides[0], config.conv_kernels[0]
     wave = np.asarray(wave_N, np.float32)
@@ -252,9 +269,11 @@ def first_layer_statistics(config: Wav2Vec2Config, params: Mapping[str, Any], wa
 def chunk_hidden_states(
     config: Wav2Vec2Config, params: Mapping[str, Any], wave_N: jax.Array, statistics_2C: jax.Array, steps: jax.Array
 ) -> jax.Array:
-    """Hidden states [num_layers + 1, S, width] float32 of one chunk; those from `steps` on are padding and mean nothing.
+    """Hidden states [num_layers + 1, S, width] float32 of one chunk; those from `steps` on are padding and mean
+    nothing.
 
-    As in `transformers`: 0 enters the first layer, i leaves layer i, the last one after the final norm where there is one.
+    As in `transformers`: 0 enters the first layer, i leaves layer i, the last one after the final norm where there is
+    one.
     """
     with jax.default_matmul_precision("highest"):
         x = wave_N[:, None]
@@ -271,14 +290,18 @@ def chunk_hidden_states(
         x = jnp.where(real_S[:, None], x, 0)
         before = config.position_kernel // 2
         padding = [(before, config.position_kernel - 1 - before)]
-        x = x + jax.nn.gelu(_convolve(x, params["positions"], padding=padding, groups=config.position_groups), approximate=False)
+        x = x + jax.nn.gelu(
+            _convolve(x, params["positions"], padding=padding, groups=config.position_groups), approximate=False
+        )
         if not config.pre_norm:
             x = _norm(x, params["norm"], config.epsilon)
 
         def attend(x: jax.Array, layer: Mapping[str, Any]) -> jax.Array:
             s, d = x.shape
             q, k, v = (_linear(x, layer[name]).reshape(s, config.num_heads, -1) for name in ("query", "key", "value"))
-            return _linear(jax.nn.dot_product_attention(q, k, v, mask=real_S[None, None, :]).reshape(s, d), layer["attention_out"])
+            return _linear(
+                jax.nn.dot_product_attention(q, k, v, mask=real_S[None, None, :]).reshape(s, d), layer["attention_out"]
+            )
 
         def mlp(x: jax.Array, layer: Mapping[str, Any]) -> jax.Array:
             return _linear(jax.nn.gelu(_linear(x, layer["mlp_in"]), approximate=False), layer["mlp_out"])
@@ -301,11 +324,13 @@ def chunk_hidden_states(
         return jnp.concatenate([x[None], states[:-1], last[None]])
 
 
-def chunk_spans(num_steps: int, chunk: int = CHUNK_STEPS, context: int = CONTEXT_STEPS) -> list[tuple[int, int, int, int]]:
+def chunk_spans(
+    num_steps: int, chunk: int = CHUNK_STEPS, context: int = CONTEXT_STEPS
+) -> list[tuple[int, int, int, int]]:
     """(first step of a chunk, end of the chunk, first step kept, end of the steps kept).
 
-    The kept spans tile 0 .. num_steps; each has `context` steps of its chunk on both sides, but for the ends of the sound.
-    All chunks of a long sound are of one length: the last one ends with it.
+    The kept spans tile 0 .. num_steps; each has `context` steps of its chunk on both sides, but for the ends of the
+    sound. All chunks of a long sound are of one length: the last one ends with it.
     """
     if num_steps <= chunk:
         return [(0, num_steps, 0, num_steps)]
@@ -320,13 +345,15 @@ def chunk_spans(num_steps: int, chunk: int = CHUNK_STEPS, context: int = CONTEXT
         kept = until
 
 
-def hidden_states(config: Wav2Vec2Config, params: Mapping[str, Any], wave_N: np.ndarray, layers: tuple[int, ...]) -> np.ndarray:
+def hidden_states(
+    config: Wav2Vec2Config, params: Mapping[str, Any], wave_N: np.ndarray, layers: tuple[int, ...]
+) -> np.ndarray:
     """Hidden states [len(layers), steps_of(N), width] float32 of mono sound at 16 kHz of any length, one at least.
 
-    State j is made of samples stride * j .. stride * j + receptive_field - 1, and of attention to all the others. Up to 20 s
-    it is exactly the network's. Longer sound is cut into chunks of 20 s that overlap, of which only what has 5 s on both sides
-    is kept; the group norm of the feature extractor is the whole sound's all the same. So a bound shows only as far as a state
-    depends on what is more than 5 s away from it.
+    State j is made of samples stride * j .. stride * j + receptive_field - 1, and of attention to all the others. Up to
+    20 s it is exactly the network's. Longer sound is cut into chunks of 20 s that overlap, of which only what has 5 s
+    on both sides is kept; the group norm of the feature extractor is the whole sound's all the same. So a bound shows
+    only as far as a state depends on what is more than 5 s away from it.
     """
     steps = config.steps_of(len(wave_N))
     if steps < 1:

@@ -1,7 +1,7 @@
 """Whisper's encoder in JAX: 16 kHz sound -> log-mel spectrogram -> hidden states of every layer at 50 Hz.
 
-Weights are those of a `transformers` Whisper model (`model.encoder.*`), any size. The network sees windows of 30 s; longer
-sound is cut into overlapping ones, of which only what has context on both sides is kept.
+Weights are those of a `transformers` Whisper model (`model.encoder.*`), any size. The network sees windows of 30 s;
+longer sound is cut into overlapping ones, of which only what has context on both sides is kept.
 """
 
 import dataclasses
@@ -40,9 +40,15 @@ class WhisperConfig:
         width, layers, heads, mlp, mels = folder.require(
             "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins"
         )
-        for key, value in (("activation_function", "gelu"), ("max_source_positions", _CHUNK_STEPS), ("scale_embedding", False)):
+        for key, value in (
+            ("activation_function", "gelu"),
+            ("max_source_positions", _CHUNK_STEPS),
+            ("scale_embedding", False),
+        ):
             if folder.config.get(key, value) != value:
-                raise ValueError(f"{folder.path / 'config.json'}: {key} {folder.config[key]!r}; only {value!r} is supported")
+                raise ValueError(
+                    f"{folder.path / 'config.json'}: {key} {folder.config[key]!r}; only {value!r} is supported"
+                )
         return cls(width=width, num_layers=layers, num_heads=heads, mlp_width=mlp, num_mel_bins=mels)
 
 
@@ -124,7 +130,10 @@ def log_mel(wave_N: jax.Array, num_mel_bins: int) -> jax.Array:
 
 def _norm(x: jax.Array, params: Mapping[str, Any]) -> jax.Array:
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-5) * params["scale"] + params["bias"]
+    return (
+        centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-5) * params["scale"]
+        + params["bias"]
+    )
 
 
 def _linear(x: jax.Array, params: Mapping[str, Any]) -> jax.Array:
@@ -132,7 +141,9 @@ def _linear(x: jax.Array, params: Mapping[str, Any]) -> jax.Array:
 
 
 def _convolve(x_TD: jax.Array, params: Mapping[str, Any], stride: int) -> jax.Array:
-    y = jax.lax.conv_general_dilated(x_TD[None], params["weight"], (stride,), [(1, 1)], dimension_numbers=("NWC", "WIO", "NWC"))
+    y = jax.lax.conv_general_dilated(
+        x_TD[None], params["weight"], (stride,), [(1, 1)], dimension_numbers=("NWC", "WIO", "NWC")
+    )
     return jax.nn.gelu(y[0] + params["bias"], approximate=False)
 
 
@@ -140,8 +151,8 @@ def _convolve(x_TD: jax.Array, params: Mapping[str, Any], stride: int) -> jax.Ar
 def chunk_hidden_states(config: WhisperConfig, params: Mapping[str, Any], wave_N: jax.Array) -> jax.Array:
     """Hidden states [num_layers + 1, 1500, width] float32 of one chunk of 480 000 samples.
 
-    As in `transformers`: i is what leaves layer i, the last one after the final norm. But 0 is what enters the first layer
-    without the position embedding, which says where in the file a sound is and nothing about the sound.
+    As in `transformers`: i is what leaves layer i, the last one after the final norm. But 0 is what enters the first
+    layer without the position embedding, which says where in the file a sound is and nothing about the sound.
     """
     with jax.default_matmul_precision("highest"):
         x = _convolve(log_mel(wave_N, config.num_mel_bins), params["conv1"], 1)
@@ -173,7 +184,9 @@ def chunk_spans(num_steps: int) -> list[tuple[int, int, int]]:
     return [*spans, (start, start + context if start else 0, num_steps)]
 
 
-def hidden_states(config: WhisperConfig, params: Mapping[str, Any], wave_N: np.ndarray, layers: tuple[int, ...]) -> np.ndarray:
+def hidden_states(
+    config: WhisperConfig, params: Mapping[str, Any], wave_N: np.ndarray, layers: tuple[int, ...]
+) -> np.ndarray:
     """Hidden states [len(layers), ceil(N / 320), width] float32 of mono sound at 16 kHz of any length.
 
     State j is centred on sample 320 j. Silence is appended up to a whole chunk, as Whisper was trained.

@@ -42,7 +42,9 @@ def psnr(pictures: np.ndarray, truth: np.ndarray, mask_THW: np.ndarray | None = 
 
 
 def box_mask(boxes_T4: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bool [T, height, width]: inside of (left, top, right, bottom) in pixels, each cut to the picture; a row of nan is empty."""
+    """Bool [T, height, width]: inside of (left, top, right, bottom) in pixels, each cut to the picture; a row of nan is
+    empty.
+    """
     boxes = np.asarray(boxes_T4, np.float64)[:, :, None, None]
     rows, columns = np.arange(height)[None, :, None] + 0.5, np.arange(width)[None, None, :] + 0.5
     left, top, right, bottom = (boxes[:, i] for i in range(4))

@@ -16,7 +16,11 @@ from etils import epath
 
 _KEPT_BLOCKS = 2  # a tensor is joined from at most two leaves
 # One chunk is read and decoded at a time, and none is kept: what TensorStore holds beside the result is a chunk or two.
-_CONTEXT = {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 1}}
+_CONTEXT = {
+    "cache_pool": {"total_bytes_limit": 0},
+    "data_copy_concurrency": {"limit": 1},
+    "file_io_concurrency": {"limit": 1},
+}
 
 
 @dataclasses.dataclass(slots=True)
@@ -26,7 +30,9 @@ class _Block:
 
 
 class CheckpointLeaves:
-    """The leaves of `part` (`params` or `ema`) of the checkpoint of one step, by path; nothing is read before it is asked for."""
+    """The leaves of `part` (`params` or `ema`) of the checkpoint of one step, by path; nothing is read before it is
+    asked for.
+    """
 
     def __init__(self, step_folder: Path | str, part: str):
         folder = epath.Path(step_folder) / part
@@ -62,8 +68,9 @@ class CheckpointLeaves:
     def read(self, path: tuple[str, ...], layer: int | None) -> np.ndarray:
         """The leaf at `path`, or one layer of it; layers are fastest read in order.
 
-        Chunks that hold several layers (as checkpoints have them that were written before `training.checkpoint_parts` kept
-        chunks within a layer) are decoded once for all of their layers, which then stay until the next ones are asked for.
+        Chunks that hold several layers (as checkpoints have them that were written before `training.checkpoint_parts`
+        kept chunks within a layer) are decoded once for all of their layers, which then stay until the next ones are
+        asked for.
         """
         array = self._arrays[path]
         if layer is None:
@@ -83,7 +90,9 @@ class CheckpointLeaves:
 
 
 def _read_by_chunks(view: ts.TensorStore) -> np.ndarray:
-    """`view`, one row of chunks after the other along the dim that has most of them, so that few are in memory at once."""
+    """`view`, one row of chunks after the other along the dim that has most of them, so that few are in memory at
+    once.
+    """
     chunk = _chunk(view)
     counts = [-(-dim // size) for size, dim in zip(chunk, view.shape)]
     if not counts or max(counts) == 1:

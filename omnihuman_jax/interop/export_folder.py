@@ -1,4 +1,6 @@
-"""What an exported folder carries besides weights: the PyTorch modules, and what their pipeline has to know of the run."""
+"""What an exported folder carries besides weights: the PyTorch modules, and what their pipeline has to know of the
+run.
+"""
 
 import dataclasses
 import os
@@ -37,11 +39,15 @@ class Serving:
 
     @classmethod
     def of_run(cls, run: Path, dataset: str, sampling: SamplingConfig, flow: FlowMatchingConfig) -> "Serving | None":
-        """Of a run directory, which keeps its data's spec; None for one without (nothing but the model is served then)."""
+        """Of a run directory, which keeps its data's spec; None for one without (nothing but the model is served
+        then).
+        """
         if not (run / "dataset.json").is_file():
             return None
         there = bool(dataset) and (Path(dataset) / "catalog.parquet").is_file()
-        return cls(spec=DatasetSpec.load(run), sampling=sampling, flow=flow, catalog=Catalog.load(dataset) if there else None)
+        return cls(
+            spec=DatasetSpec.load(run), sampling=sampling, flow=flow, catalog=Catalog.load(dataset) if there else None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The part "serving" of config.json: the fields of `ServingConfig` in pipeline_omnihuman.py."""
@@ -53,7 +59,9 @@ class Serving:
 
         def digests(role: str) -> dict[str, str]:
             at = f"{role}/"
-            return {name.removeprefix(at): digest for name, digest in spec.encoder_sha256.items() if name.startswith(at)}
+            return {
+                name.removeprefix(at): digest for name, digest in spec.encoder_sha256.items() if name.startswith(at)
+            }
 
         return {
             "codec": spec.codec,
@@ -76,7 +84,9 @@ class Serving:
     def write(self, folder: Path) -> None:
         """The empty prompt, and the tensors of a codec that has no folder of its own."""
         empty = {"text_SE": self.spec.empty_text_SE, "pooled_E": self.spec.empty_pooled_E}
-        save_file({name: np.ascontiguousarray(array, np.float32) for name, array in empty.items()}, folder / EMPTY_PROMPT_FILE)
+        save_file(
+            {name: np.ascontiguousarray(array, np.float32) for name, array in empty.items()}, folder / EMPTY_PROMPT_FILE
+        )
         if self.spec.codec == dct_codec.DctCodec.name:
             names = ("first_in", "group_in", "first_out", "group_out")
             save_file(dict(zip(names, map(np.ascontiguousarray, dct_codec.matrices()), strict=True)), folder / DCT_FILE)

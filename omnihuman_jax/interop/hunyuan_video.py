@@ -43,7 +43,9 @@ BASE_FIELDS = ("width", *(ours for ours, _ in _FIELDS.values()))
 def transformer_folder(folder: Path) -> Path:
     """The folder of the transformer: `folder` itself, or its `transformer/` if it is that of a whole pipeline."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give one in diffusers' layout (config.json beside .safetensors files)")
+        raise FileNotFoundError(
+            f"{folder} is no folder; give one in diffusers' layout (config.json beside .safetensors files)"
+        )
     for candidate in (folder, folder / "transformer"):
         if read_json(candidate / "config.json", missing={}).get("_class_name") is not None:
             return candidate
@@ -53,7 +55,9 @@ def transformer_folder(folder: Path) -> Path:
 
 
 def model_config(folder: Path) -> MMDiTConfig:
-    """The sizes that `folder`/config.json states, without OmniHuman's additions; ValueError lists whatever does not fit."""
+    """The sizes that `folder`/config.json states, without OmniHuman's additions; ValueError lists whatever does not
+    fit.
+    """
     path = folder / "config.json"
     values = {name: value for name, value in read_json(path).items() if name != "_name_or_path"}
     found = values.pop("_class_name", None)
@@ -70,13 +74,19 @@ def model_config(folder: Path) -> MMDiTConfig:
     ours = {name: values.get(theirs, default) for theirs, (name, default) in _FIELDS.items()}
     if (values.get("out_channels") or ours["latent_channels"]) != ours["latent_channels"]:
         wrong.append(
-            f"out_channels is {values['out_channels']}, in_channels {ours['latent_channels']}: only equal ones are supported"
+            f"out_channels is {values['out_channels']}, in_channels {ours['latent_channels']}: only equal ones are"
+            " supported"
         )
-    kinds = {theirs: default for theirs, (_, default) in _FIELDS.items()} | {"attention_head_dim": _HEAD_DIM, "out_channels": 16}
+    kinds = {theirs: default for theirs, (_, default) in _FIELDS.items()} | {
+        "attention_head_dim": _HEAD_DIM,
+        "out_channels": 16,
+    }
     wrong += [
         f"{name} is {values[name]!r}, not {what}: fetch the file again"
         for name, default in kinds.items()
-        if name in values and (what := misfit(values[name], default)) and not (name == "out_channels" and values[name] is None)
+        if name in values
+        and (what := misfit(values[name], default))
+        and not (name == "out_channels" and values[name] is None)
     ]
     if wrong:
         raise ValueError(f"{path}: {'; '.join(wrong)}")
@@ -95,7 +105,9 @@ def misfit(value: Any, default: Any) -> str:
     if isinstance(default, bool):
         return "" if isinstance(value, bool) else "true or false"
     if isinstance(default, tuple):
-        fits = isinstance(value, list | tuple) and len(value) == len(default) and all(type(item) is int for item in value)
+        fits = (
+            isinstance(value, list | tuple) and len(value) == len(default) and all(type(item) is int for item in value)
+        )
         return "" if fits else f"{len(default)} whole numbers"
     if isinstance(default, int):
         return "" if type(value) is int else "a whole number"
@@ -119,7 +131,11 @@ def differences(wanted: MMDiTConfig, found: MMDiTConfig) -> list[str]:
     """`model.FIELD is X instead of Y` for every field of the base part that differs."""
     pairs = {name: (getattr(wanted, name), getattr(found, name)) for name in BASE_FIELDS}
     same = lambda a, b: tuple(a) == tuple(b) if isinstance(a, tuple | list) else a == b  # noqa: E731
-    return [f"model.{name} is {ours} instead of {theirs}" for name, (ours, theirs) in pairs.items() if not same(ours, theirs)]
+    return [
+        f"model.{name} is {ours} instead of {theirs}"
+        for name, (ours, theirs) in pairs.items()
+        if not same(ours, theirs)
+    ]
 
 
 def read_json(path: Path, missing: Mapping[str, Any] | None = None) -> dict[str, Any]:

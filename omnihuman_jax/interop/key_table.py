@@ -1,8 +1,8 @@
 """The strict table between our parameters and the PyTorch module's, both ways, bit for bit.
 
 Base parameters have the names of diffusers' `HunyuanVideoTransformer3DModel`, the additions those of
-`modeling_omnihuman.py`. Our blocks are stacked along a leading `layers` dim and our kernels are [in..., out...]; PyTorch has
-one tensor a layer, [out, in]. Every leaf of ours is named by exactly one rule, or building the table fails.
+`modeling_omnihuman.py`. Our blocks are stacked along a leading `layers` dim and our kernels are [in..., out...];
+PyTorch has one tensor a layer, [out, in]. Every leaf of ours is named by exactly one rule, or building the table fails.
 
 Nothing here reads more than a layer of a leaf at a time: who calls decides what lies in memory.
 """
@@ -24,8 +24,16 @@ ReadSlice = Callable[[Path, int | None], np.ndarray]
 ReadTensor = Callable[[str], np.ndarray]
 
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "q_norm": "norm_q", "k_norm": "norm_k"}
-_TEXT_ATTENTION = {"q": "add_q_proj", "k": "add_k_proj", "v": "add_v_proj", "q_norm": "norm_added_q", "k_norm": "norm_added_k"}
-_AUDIO_ATTENTION = {f"audio_attention/{ours}": f"audio_attn.{theirs}" for ours, theirs in {**_ATTENTION, "out": "to_out.0"}.items()}
+_TEXT_ATTENTION = {
+    "q": "add_q_proj",
+    "k": "add_k_proj",
+    "v": "add_v_proj",
+    "q_norm": "norm_added_q",
+    "k_norm": "norm_added_k",
+}
+_AUDIO_ATTENTION = {
+    f"audio_attention/{ours}": f"audio_attn.{theirs}" for ours, theirs in {**_ATTENTION, "out": "to_out.0"}.items()
+}
 
 
 def _embedder(ours: str, theirs: str) -> dict[str, str]:
@@ -103,7 +111,8 @@ class KeyTableError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Ours, reshaped to `split`, transposed by `order`, reshaped to `theirs`; only moves numbers, so it inverts exactly.
+    """Ours, reshaped to `split`, transposed by `order`, reshaped to `theirs`; only moves numbers, so it inverts
+    exactly.
 
     `rows_dim`: the dim of ours whose slices are runs of rows of theirs, and so of bytes of its file.
     """
@@ -124,7 +133,9 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """A layer of a leaf of ours (the whole leaf, if `layer` is None), and how it becomes (part of) a tensor of theirs."""
+    """A layer of a leaf of ours (the whole leaf, if `layer` is None), and how it becomes (part of) a tensor of
+    theirs.
+    """
 
     path: Path
     layer: int | None
@@ -158,15 +169,23 @@ class KeyTable:
 
     def to_torch(self, read: ReadSlice, dtype: np.dtype) -> list[TensorSource]:
         """Their tensors in `dtype`, each made from ours when its turn to be written comes."""
-        return [
-            TensorSource(name=e.name, shape=e.shape, dtype=np.dtype(dtype), parts=lambda e=e: _parts(e, read), rounds=True)  # type: ignore[misc]
-            for e in self.entries
-        ]
+
+        def source(entry: Entry) -> TensorSource:
+            return TensorSource(
+                name=entry.name,
+                shape=entry.shape,
+                dtype=np.dtype(dtype),
+                parts=lambda: _parts(entry, read),
+                rounds=True,
+            )
+
+        return [source(entry) for entry in self.entries]
 
     def parts_from_torch(self, read: ReadTensor) -> Iterator[tuple[Part, np.ndarray]]:
         """(part, its values) of all our parameters, tensor by tensor of theirs, in the dtype that `read` gives.
 
-        Values are a view of what was read wherever their layout lets them be, so that bytes are touched as they are used.
+        Values are a view of what was read wherever their layout lets them be, so that bytes are touched as they are
+        used.
         """
         for entry in self.entries:
             tensor = read(entry.name)
@@ -269,7 +288,9 @@ def _layout(path: Path, shape: tuple[int, ...], latent_channels: int) -> Layout:
     patch = (PATCH, PATCH, latent_channels)  # our order of a patch token's channels; theirs puts the channel first
     if (module, leaf) == ("patch_embed", "kernel"):
         width = shape[1]
-        return Layout(ours=shape, split=(*patch, width), order=(3, 2, 0, 1), theirs=(width, latent_channels, 1, PATCH, PATCH))
+        return Layout(
+            ours=shape, split=(*patch, width), order=(3, 2, 0, 1), theirs=(width, latent_channels, 1, PATCH, PATCH)
+        )
     if (module, leaf) == ("proj_out", "kernel"):
         return Layout(ours=shape, split=(shape[0], *patch), order=(3, 1, 2, 0), theirs=(shape[1], shape[0]))
     if (module, leaf) == ("proj_out", "bias"):
@@ -288,7 +309,9 @@ def _parts(entry: Entry, read: ReadSlice) -> list[np.ndarray]:
     for part in entry.parts:
         array = np.asarray(read(part.path, part.layer))
         if array.shape != part.layout.ours:
-            raise KeyTableError(f"{'/'.join(part.path)}: {list(array.shape)} was read, {list(part.layout.ours)} was expected")
+            raise KeyTableError(
+                f"{'/'.join(part.path)}: {list(array.shape)} was read, {list(part.layout.ours)} was expected"
+            )
         parts.append(part.layout.to_torch(array))
     return parts
 
@@ -300,4 +323,6 @@ def _check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[in
         if tuple(expected[name]) != tuple(found[name]):
             lines.append(f"{name} is {list(found[name])} instead of {list(expected[name])}")
     if lines:
-        raise KeyTableError(f"{where} does not fit the model ({len(lines)} of {len(expected)} names): {'; '.join(lines)}")
+        raise KeyTableError(
+            f"{where} does not fit the model ({len(lines)} of {len(expected)} names): {'; '.join(lines)}"
+        )

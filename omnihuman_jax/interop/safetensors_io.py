@@ -45,8 +45,8 @@ DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # Hugging Face's own default
 class TensorSource:
     """A tensor to be written: what its header says, and how to get it when its turn comes.
 
-    `parts` gives the arrays that lie side by side along its last dim, in any order of their bytes in memory; numbers are
-    rounded to `dtype` (to nearest, ties to even) if `rounds`, and must be of it if not.
+    `parts` gives the arrays that lie side by side along its last dim, in any order of their bytes in memory; numbers
+    are rounded to `dtype` (to nearest, ties to even) if `rounds`, and must be of it if not.
     """
 
     name: str
@@ -60,7 +60,9 @@ class TensorSource:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def row_blocks(self, block_bytes: int = ROW_BLOCK_BYTES) -> Iterator[np.ndarray]:
-        """The tensor, rows after rows, as contiguous arrays of about `block_bytes`: with what `parts` gave, the peak."""
+        """The tensor, rows after rows, as contiguous arrays of about `block_bytes`: with what `parts` gave, the
+        peak.
+        """
         parts = self.parts()
         for part in parts:
             if part.dtype != self.dtype and not self.rounds:
@@ -226,14 +228,17 @@ def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
             raise FileNotFoundError(f"{indices[0]} names files that are not there: {', '.join(missing)}")
         tensors = _merge(files)
         if missing := sorted(set(weight_map) - set(tensors)):
-            raise ValueError(f"{indices[0]} names {len(missing)} tensors that its files do not hold: {', '.join(missing[:8])}")
+            raise ValueError(
+                f"{indices[0]} names {len(missing)} tensors that its files do not hold: {', '.join(missing[:8])}"
+            )
         return tensors
     files = sorted(folder.glob(pattern))
     if not files:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         cure = (
-            f"; {', '.join(pickles)} are pickles, which run code when loaded: convert once with the library that wrote them "
-            "(diffusers, transformers): MODEL_CLASS.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
+            f"; {', '.join(pickles)} are pickles, which run code when loaded: convert once with the library that wrote"
+            " them (diffusers, transformers): MODEL_CLASS.from_pretrained(DIR).save_pretrained(OUT,"
+            " safe_serialization=True)"
             if pickles
             else ""
         )

@@ -1,8 +1,9 @@
-"""Parameters that are filled slice by slice, each leaf already in its sharding: a model larger than the host streams in.
+"""Parameters that are filled slice by slice, each leaf already in its sharding: a model larger than the host streams
+in.
 
-A stacked leaf of a large model is several GB. It is made once, empty, on the devices that keep it, and each layer is written
-into it in place (a donated update) in blocks of a few MB; every process reads only the slices that its own devices hold.
-What lies on the host beside the arrays is one block a device.
+A stacked leaf of a large model is several GB. It is made once, empty, on the devices that keep it, and each layer is
+written into it in place (a donated update) in blocks of a few MB; every process reads only the slices that its own
+devices hold. What lies on the host beside the arrays is one block a device.
 """
 
 import functools
@@ -31,7 +32,8 @@ class ShardedParams:
         self._filled: dict[Path, int] = dict.fromkeys(self._abstract, 0)
 
     def write(self, part: Part, values: np.ndarray) -> None:
-        """One layer of a leaf (or all of an unstacked one), from values of any float dtype, which are widened as they go in.
+        """One layer of a leaf (or all of an unstacked one), from values of any float dtype, which are widened as they
+        go in.
 
         `values` is only touched where this process' devices need it, in runs along `part.layout.rows_dim`.
         """
@@ -62,10 +64,14 @@ class ShardedParams:
         """The parameters, complete; AssertionError if a slice of a leaf was never written, or twice."""
         for path, leaf in self._abstract.items():
             slices = leaf.shape[0] if "blocks" in "/".join(path) else 1
-            assert self._filled[path] == slices, f"{'/'.join(path)}: {self._filled[path]} of {slices} slices were written"
+            assert self._filled[path] == slices, (
+                f"{'/'.join(path)}: {self._filled[path]} of {slices} slices were written"
+            )
         return nest(self._leaves)
 
-    def _write_block(self, part: Part, values: np.ndarray, local: tuple[int, ...], shape: tuple[int, ...], begin: int) -> None:
+    def _write_block(
+        self, part: Part, values: np.ndarray, local: tuple[int, ...], shape: tuple[int, ...], begin: int
+    ) -> None:
         """Rows `begin` and on of every shard of the layer: as one array whose shards are blocks of `shape`."""
         leaf, dim = self._abstract[part.path], part.layout.rows_dim
         sharding, layers = _sharding(leaf), () if part.layer is None else (1,)
@@ -102,7 +108,8 @@ class ShardedParams:
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> jax.Array:
-    # Compiled ahead and dropped, like what follows: a program that jit keeps takes MBs of the host, and every shape is one.
+    # Compiled ahead and dropped, like what follows: a program that jit keeps takes MBs of the host, and every shape is
+    # one.
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding).lower().compile()()
 
 

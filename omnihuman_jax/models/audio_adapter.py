@@ -72,8 +72,8 @@ class AudioAdapter(nnx.Module):
         frame_BL, segment_ids_BL = jnp.asarray(batch["frame_BL"]), jnp.asarray(batch["segment_ids_BL"])
         if audio_BTE.shape[-1] != self.features or index_BFA.shape[-1] != self.tokens:
             raise ValueError(
-                f"model.audio takes {self.features} features and {self.tokens} tokens a latent frame (4 + 2 * neighbours); "
-                f"the batch has {audio_BTE.shape[-1]} and {index_BFA.shape[-1]}"
+                f"model.audio takes {self.features} features and {self.tokens} tokens a latent frame (4 + 2 *"
+                f" neighbours); the batch has {audio_BTE.shape[-1]} and {index_BFA.shape[-1]}"
             )
         b, f, a = index_BFA.shape
         frames_BTE = layer_norm(self.mlp(audio_BTE.astype(dtype))).astype(dtype)
@@ -98,7 +98,9 @@ def _gate(index_BFA: jax.Array, frame_BL: jax.Array, segment_ids_BL: jax.Array, 
 
 
 class AudioCrossAttention(nnx.Module):
-    """Video tokens attend to the audio tokens of their own latent frame; the zero-initialised output is what a block adds."""
+    """Video tokens attend to the audio tokens of their own latent frame; the zero-initialised output is what a block
+    adds.
+    """
 
     def __init__(self, config: AudioAdapterConfig, width: int, strategy: AttentionStrategy, rngs: nnx.Rngs):
         heads = (config.num_heads, config.head_dim)

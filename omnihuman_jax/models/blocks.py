@@ -1,6 +1,7 @@
 """The blocks of the MMDiT: dual-stream, single-stream, and the text refiner; how they are stacked and scanned.
 
-The two streams stay apart all the way: in a single-stream block they share weights, and computing a per-token product on
+The two streams stay apart all the way: in a single-stream block they share weights, and computing a per-token product
+    on
 each stream equals computing it on both, while video tokens can be split over the mesh and text tokens stay whole.
 """
 
@@ -94,10 +95,15 @@ class DualBlock(nnx.Module):
         self.video = DualStream(config, rngs)
         self.text = DualStream(config, rngs)
         audio = config.audio
-        self.audio_attention = AudioCrossAttention(audio, config.width, config.attention_strategy, rngs) if audio else None
+        self.audio_attention = (
+            AudioCrossAttention(audio, config.width, config.attention_strategy, rngs) if audio else None
+        )
 
     def __call__(self, video_BLD: jax.Array, text_BSD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
-        video_table, text_table = self.video.modulation(context.embedding_BRD), self.text.modulation(context.embedding_BRD)
+        video_table, text_table = (
+            self.video.modulation(context.embedding_BRD),
+            self.text.modulation(context.embedding_BRD),
+        )
         video_rows, text_rows = context.video_rows_BLR, context.text_rows_BSR
         video_out, text_out = joint_attention(
             self.video.attend(video_BLD, video_table, video_rows, context.rotation),
@@ -111,23 +117,30 @@ class DualBlock(nnx.Module):
         text_BSD = self.text.add_attention(text_BSD, text_out, text_table, text_rows)
         if self.audio_attention is not None and context.audio is not None:
             video_BLD = video_BLD + self.audio_attention(video_BLD, context.audio)
-        return self.video.add_mlp(video_BLD, video_table, video_rows), self.text.add_mlp(text_BSD, text_table, text_rows)
+        return self.video.add_mlp(video_BLD, video_table, video_rows), self.text.add_mlp(
+            text_BSD, text_table, text_rows
+        )
 
 
 class SingleBlock(nnx.Module):
-    """Attention and MLP in parallel with the same weights for both streams, then audio cross-attention on the video stream."""
+    """Attention and MLP in parallel with the same weights for both streams, then audio cross-attention on the video
+    stream.
+    """
 
     def __init__(self, config: MMDiTConfig, rngs: nnx.Rngs):
         self.strategy = config.attention_strategy
         self.modulation = Modulation(rngs, config.width, 3)
         self.attention = SelfAttentionInputs(config, rngs)
         self.mlp_in = Linear(rngs, (config.width,), (config.mlp_width,), ("embed", "mlp"))
-        # HunyuanVideo's one projection of [attention; mlp] as the two products that it is the sum of; the bias is mlp_out's.
+        # HunyuanVideo's one projection of [attention; mlp] as the two products that it is the sum of; the bias is
+        # mlp_out's.
         heads = (config.num_heads, config.head_dim)
         self.out = Linear(rngs, heads, (config.width,), ("heads", "head_dim", "embed"), bias=False)
         self.mlp_out = Linear(rngs, (config.mlp_width,), (config.width,), ("mlp", "embed"))
         audio = config.audio
-        self.audio_attention = AudioCrossAttention(audio, config.width, config.attention_strategy, rngs) if audio else None
+        self.audio_attention = (
+            AudioCrossAttention(audio, config.width, config.attention_strategy, rngs) if audio else None
+        )
 
     def __call__(self, video_BLD: jax.Array, text_BSD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
         table = self.modulation(context.embedding_BRD)
@@ -212,6 +225,8 @@ def scan(blocks: Any, carry: Any, run: Callable[[Any, Any], Any], remat: str) ->
     if remat != "none":
         name = lambda x: checkpoint_name(x, BLOCK_INPUT)  # noqa: E731
         run = jax.checkpoint(
-            lambda block, carry, plain=run: plain(block, jax.tree.map(name, carry)), policy=REMAT_POLICIES[remat], prevent_cse=False
+            lambda block, carry, plain=run: plain(block, jax.tree.map(name, carry)),
+            policy=REMAT_POLICIES[remat],
+            prevent_cse=False,
         )
     return jax.lax.scan(lambda carry, block: (run(block, carry), None), carry, blocks)[0]

@@ -24,7 +24,9 @@ def forward_flops(config: mmdit.MMDiTConfig, shape: PackedShape) -> int:
     """Operations of one forward pass over one packed sequence, attention over its whole length (padding included)."""
     shapes, _ = mmdit.abstract_params(config)
     linear = sum(
-        MULTIPLY_ADD * _rows(path, shape) * math.prod(leaf.shape) for path, leaf in _leaves(shapes) if path[-1] == "kernel"
+        MULTIPLY_ADD * _rows(path, shape) * math.prod(leaf.shape)
+        for path, leaf in _leaves(shapes)
+        if path[-1] == "kernel"
     )
     return linear + _attention_flops(config, shape)
 
@@ -35,7 +37,9 @@ def train_step_flops(config: mmdit.MMDiTConfig, shape: PackedShape, sequences: i
 
 
 def joint_attention_flops(config: mmdit.MMDiTConfig, shape: PackedShape) -> int:
-    """Of `forward_flops`, the scores and weighted sums of the blocks' joint attention: what grows with the square of the length."""
+    """Of `forward_flops`, the scores and weighted sums of the blocks' joint attention: what grows with the square of
+    the length.
+    """
     length, layers = shape.latent_tokens + shape.text_tokens, config.num_dual_layers + config.num_single_layers
     return 2 * MULTIPLY_ADD * layers * length * length * config.width
 

@@ -1,7 +1,7 @@
 """The small layers that every block is made of, and `param`, the only maker of parameters.
 
-Parameters are float32; a layer computes in the dtype of its input, except norms and modulation, which compute in float32.
-Every kernel is stored [in..., out...], so that its logical axes read like its shape.
+Parameters are float32; a layer computes in the dtype of its input, except norms and modulation, which compute in
+float32. Every kernel is stored [in..., out...], so that its logical axes read like its shape.
 """
 
 import functools
@@ -64,10 +64,11 @@ def param(
 class Linear(nnx.Module):
     """`x [B, ..., in...] -> [B, ..., out...]`: kernel [in..., out...], bias [out...].
 
-    Nothing about its sharding is left to the partitioner. The kernel is gathered over the axes that `embed` stores it on
-    (fully sharded data parallelism), inputs and outputs keep their batch rows where they are, and so, transposed, do their
-    gradients. Left alone, XLA (jax 0.10.2) may instead move an activation from [(data, fsdp), ..., -] to [data, ..., fsdp];
-    where the mesh has data, fsdp and tensor > 1 that swaps rows of the batch without a word: wrong gradients, no error.
+    Nothing about its sharding is left to the partitioner. The kernel is gathered over the axes that `embed` stores it
+    on (fully sharded data parallelism), inputs and outputs keep their batch rows where they are, and so, transposed, do
+    their gradients. Left alone, XLA (jax 0.10.2) may instead move an activation from [(data, fsdp), ..., -] to [data,
+    ..., fsdp]; where the mesh has data, fsdp and tensor > 1 that swaps rows of the batch without a word: wrong
+    gradients, no error.
     """
 
     def __init__(
@@ -99,10 +100,11 @@ class Linear(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def gathered(kernel: jax.Array, stored: tuple[str | None, ...], used: tuple[str | None, ...]) -> jax.Array:
-    """`kernel` brought from where the logical axes `stored` keep it to where `used` need it; its gradient goes straight back.
+    """`kernel` brought from where the logical axes `stored` keep it to where `used` need it; its gradient goes straight
+    back.
 
-    The transpose of a constraint is that constraint again: plain autodiff would make a gradient whole on every device before it
-    is cut, and XLA does not see that a reduce-scatter is all that is wanted.
+    The transpose of a constraint is that constraint again: plain autodiff would make a gradient whole on every device
+    before it is cut, and XLA does not see that a reduce-scatter is all that is wanted.
     """
     return constrain(kernel, *used)
 
@@ -120,7 +122,8 @@ def product(num_in: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _ordered_product(num_in: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Its gradients are the products that jax derives, with their operands in an order that leaves the result as it is stored.
+    """Its gradients are the products that jax derives, with their operands in an order that leaves the result as it is
+    stored.
 
     XLA on CPU transposes whole kernels otherwise, once a block; other compilers choose their own layouts.
     """
@@ -150,11 +153,15 @@ _ordered_product.defvjp(_product_forward, _product_backward)
 
 
 def pin(x: jax.Array, *last_axes: str | None) -> jax.Array:
-    """`x` [B, ..., last...] with its batch rows and last dims where their logical axes say; the dims between are free."""
+    """`x` [B, ..., last...] with its batch rows and last dims where their logical axes say; the dims between are
+    free.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
     between = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1 - len(last_axes))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*partition_spec(["batch"]), *between, *partition_spec(last_axes)))
+    return jax.lax.with_sharding_constraint(
+        x, PartitionSpec(*partition_spec(["batch"]), *between, *partition_spec(last_axes))
+    )
 
 
 class MLP(nnx.Module):
@@ -225,8 +232,8 @@ class TimestepEmbedder(nnx.Module):
 
     def __call__(self, t: jax.Array) -> jax.Array:
         half = TIME_FEATURES // 2
-        # float32 exponents, exact exponentials: what the checkpoints were trained with. Angles reach thousands of radians,
-        # where an ulp of a frequency shows in the velocity.
+        # float32 exponents, exact exponentials: what the checkpoints were trained with. Angles reach thousands of
+        # radians, where an ulp of a frequency shows in the velocity.
         exponents = np.float32(-math.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
         frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
         angles = (t.astype(jnp.float32) * TIME_SCALE)[..., None] * frequencies
@@ -234,10 +241,13 @@ class TimestepEmbedder(nnx.Module):
 
 
 class Modulation(nnx.Module):
-    """Conditioning of each row -> `num_chunks` vectors each: a table that tokens read by row (adaLN-Zero: starts at 0)."""
+    """Conditioning of each row -> `num_chunks` vectors each: a table that tokens read by row (adaLN-Zero: starts at
+    0).
+    """
 
     def __init__(self, rngs: nnx.Rngs, width: int, num_chunks: int):
-        # [D, chunks, D], not [D, chunks * D]: splitting a sharded fused dim makes XLA rematerialise in the backward pass.
+        # [D, chunks, D], not [D, chunks * D]: splitting a sharded fused dim makes XLA rematerialise in the backward
+        # pass.
         self.linear = Linear(rngs, (width,), (num_chunks, width), ("embed", None, "mlp"), init=zeros)
 
     def __call__(self, embedding_BRD: jax.Array) -> jax.Array:
@@ -256,7 +266,9 @@ def look_up(one_hot_BLR: jax.Array, table_BRD: jax.Array) -> jax.Array:
     A product with a one-hot matrix: exact (HIGHEST keeps every bit of a float32 row), splits over tokens like any other
     product, and its backward pass is a product too, where a gather's would be a scatter-add.
     """
-    return jnp.einsum("blr,brd->bld", one_hot_BLR.astype(table_BRD.dtype), table_BRD, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(
+        "blr,brd->bld", one_hot_BLR.astype(table_BRD.dtype), table_BRD, precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """The MMDiT in HunyuanVideo's layout [D], with OmniHuman's reference, motion, audio and pose inputs [S].
 
 Everyone else calls three functions and keeps parameters as a plain nested dict:
-`abstract_params` (shapes and logical axes, nothing allocated), `init_params`, `apply`. Blocks are stacked along a leading
-`layers` axis (`dual_blocks/...`, `single_blocks/...`, `text_refiner/blocks/...`) and run by a scan.
+`abstract_params` (shapes and logical axes, nothing allocated), `init_params`, `apply`. Blocks are stacked along a
+leading `layers` axis (`dual_blocks/...`, `single_blocks/...`, `text_refiner/blocks/...`) and run by a scan.
 """
 
 import functools
@@ -28,7 +28,11 @@ class MMDiT(nnx.Module):
 
     def __init__(self, config: MMDiTConfig, rngs: nnx.Rngs):
         config.validate()
-        self.patch_channels, self.text_width, self.pooled_width = config.patch_channels, config.text_width, config.pooled_width
+        self.patch_channels, self.text_width, self.pooled_width = (
+            config.patch_channels,
+            config.text_width,
+            config.pooled_width,
+        )
         self.rope_axes, self.rope_theta, self.remat = tuple(config.rope_axes), config.rope_theta, config.remat
         width = config.width
         self.patch_embed = Linear(rngs, (config.patch_channels,), (width,), ("features", "embed"))
@@ -151,7 +155,8 @@ def apply(
     Args:
         config: of the model that `params` belong to.
         params: as `init_params` gives them, float32.
-        tokens_BLC: patch tokens as the model sees them: noisy on noisy video tokens, clean where `clean_mask(batch)` holds.
+        tokens_BLC: patch tokens as the model sees them: noisy on noisy video tokens, clean where `clean_mask(batch)`
+            holds.
         t_BG: float32 in [0, 1], diffusion time of each window slot (any finite value for empty slots).
         batch: the packed batch (`PackedShape`); audio and pose arrays are read only if the model has those branches.
         dtype: of the blocks' computation; norms, softmax and modulation stay float32.

@@ -19,7 +19,10 @@ _policies = jax.checkpoint_policies
 
 def _offloaded(*names: str) -> Callable[..., Any]:
     return _policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=list(names), offload_src="device", offload_dst="pinned_host"
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(names),
+        offload_src="device",
+        offload_dst="pinned_host",
     )
 
 
@@ -33,9 +36,9 @@ REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "block_offload": _offloaded(BLOCK_INPUT),
     "attention_offload": _offloaded(BLOCK_INPUT, "attention"),
 }
-"""What a block keeps for its backward pass beside its inputs: nothing, its attentions' outputs, its matrix products' outputs,
-both ("none": all). `products` computes no matrix product twice, and keeps less than half of what `none` does. With `_offload`
-what is kept, inputs included, waits in the host's memory: nothing of a block stays on the device."""
+"""What a block keeps for its backward pass beside its inputs: nothing, its attentions' outputs, its matrix products'
+outputs, both ("none": all). `products` computes no matrix product twice, and keeps less than half of what `none` does.
+With `_offload` what is kept, inputs included, waits in the host's memory: nothing of a block stays on the device."""
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -68,7 +71,8 @@ class MMDiTConfig:
     attention_block_kv: int = 0
     """Keys in a block of the attention kernel; 0 = the kernel's own choice."""
     attention_fused_backward: bool = False
-    """On TPUs: one backward kernel of five products a block, instead of two of seven, for one or two GiB more memory."""
+    """On TPUs: one backward kernel of five products a block, instead of two of seven, for one or two GiB more memory.
+    """
     context_parallel: str = "gather"
     """What the devices of the mesh's `context` axis exchange for attention: a key of `context_parallel.MODES`."""
     ulysses_ways: int = 0
@@ -111,9 +115,14 @@ class MMDiTConfig:
                 raise ValueError(f"model.{name} is {getattr(self, name)}; it must be at least 0")
         if self.width % self.num_heads:
             raise ValueError(f"model.width {self.width} is not a multiple of model.num_heads {self.num_heads}")
-        if len(self.rope_axes) != 3 or sum(self.rope_axes) != self.head_dim or any(a % 2 or a < 2 for a in self.rope_axes):
+        if (
+            len(self.rope_axes) != 3
+            or sum(self.rope_axes) != self.head_dim
+            or any(a % 2 or a < 2 for a in self.rope_axes)
+        ):
             raise ValueError(
-                f"model.rope_axes {tuple(self.rope_axes)} must be three even sizes that sum to width / num_heads = {self.head_dim}"
+                f"model.rope_axes {tuple(self.rope_axes)} must be three even sizes that sum to width / num_heads ="
+                f" {self.head_dim}"
             )
         if self.remat != "none" and self.remat not in REMAT_POLICIES:
             raise ValueError(f"model.remat {self.remat!r} is none of none, {', '.join(REMAT_POLICIES)}")

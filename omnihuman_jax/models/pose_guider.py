@@ -1,4 +1,5 @@
-"""Pose: keypoints -> heatmaps at the token grid -> features of adjacent frames -> an addition to the patch embedding [S].
+"""Pose: keypoints -> heatmaps at the token grid -> features of adjacent frames -> an addition to the patch embedding
+[S].
 
 Stacking pose tokens with the noise latent along channels before a linear patch embedding is the same as adding a second
 patch embedding, so a zero-initialised one leaves pretrained weights intact [D]. Absent means absent: inactive windows,
@@ -55,12 +56,15 @@ def heatmaps(keypoints: jax.Array, y: jax.Array, x: jax.Array, sigma: float) -> 
         sigma: in tokens.
 
     Returns:
-        float32 [..., PATCH * PATCH * J], confidence x Gaussian at the centres of the token's 2 x 2 latent pixels, in the
-        order (patch row, patch column, keypoint) of the latent's own channels.
+        float32 [..., PATCH * PATCH * J], confidence x Gaussian at the centres of the token's 2 x 2 latent pixels, in
+        the order (patch row, patch column, keypoint) of the latent's own channels.
     """
     centres = (jnp.arange(PATCH, dtype=jnp.float32) + 0.5) / PATCH
     point_x, point_y, confidence = keypoints[..., 0], keypoints[..., 1], keypoints[..., 2]
-    near = lambda at, point: jnp.exp(-0.5 * jnp.square((at[..., None] + centres)[..., None] - point[..., None, :]) / sigma**2)  # noqa: E731
+
+    def near(at: jax.Array, point: jax.Array) -> jax.Array:
+        return jnp.exp(-0.5 * jnp.square((at[..., None] + centres)[..., None] - point[..., None, :]) / sigma**2)
+
     rows, columns = near(y.astype(jnp.float32), point_y), near(x.astype(jnp.float32), point_x)
     maps = rows[..., :, None, :] * (columns * confidence[..., None, :])[..., None, :, :]
     return maps.reshape(*maps.shape[:-3], -1)
@@ -72,11 +76,14 @@ class PoseGuider(nnx.Module):
     def __init__(self, config: PoseGuiderConfig, width: int, rngs: nnx.Rngs):
         self.keypoints, self.frames, self.sigma = config.keypoints, config.frames, config.sigma
         in_width = PATCH * PATCH * config.keypoints
-        # Of all the heatmaps a token sees a handful that are not near zero: scaled by their number, as weights usually are,
-        # the features would be too faint for the zero-initialised embedding to be heard beside the patch embedding.
+        # Of all the heatmaps a token sees a handful that are not near zero: scaled by their number, as weights usually
+        # are, the features would be too faint for the zero-initialised embedding to be heard beside the patch
+        # embedding.
         axes = ("features", "mlp", "features")
         self.mlp = MLP(rngs, in_width, config.width, config.width, "gelu", axes, init_in=normal(1.0))
-        self.embed = Linear(rngs, (config.frames, config.width), (width,), (None, "features", "embed"), bias=False, init=zeros)
+        self.embed = Linear(
+            rngs, (config.frames, config.width), (width,), (None, "features", "embed"), bias=False, init=zeros
+        )
 
     def __call__(self, batch: Batch, dtype: jnp.dtype) -> jax.Array:
         """[B, L, D] in `dtype`; zero where pose is inactive."""
@@ -84,8 +91,8 @@ class PoseGuider(nnx.Module):
         frame_BL = jnp.asarray(batch["frame_BL"])
         if keypoints_BTJ3.shape[2] != self.keypoints or index_BFP.shape[-1] != self.frames:
             raise ValueError(
-                f"model.pose takes {self.keypoints} keypoints and {self.frames} frames a latent frame (4 + 2 * neighbours); "
-                f"the batch has {keypoints_BTJ3.shape[2]} and {index_BFP.shape[-1]}"
+                f"model.pose takes {self.keypoints} keypoints and {self.frames} frames a latent frame (4 + 2 *"
+                f" neighbours); the batch has {keypoints_BTJ3.shape[2]} and {index_BFP.shape[-1]}"
             )
         # Gathers of input data: nothing here is differentiated, so they have no backward pass.
         index_BLP = jnp.take_along_axis(index_BFP, jnp.maximum(frame_BL, 0)[..., None], axis=1)

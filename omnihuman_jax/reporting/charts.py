@@ -117,7 +117,8 @@ def line_chart(
         if end > begin:
             shade = "band" if index % 2 == 0 else "band odd"
             out.append(
-                f'<rect class="{shade}" x="{begin:.1f}" y="{top}" width="{end - begin:.1f}" height="{height - top - bottom}"/>'
+                f'<rect class="{shade}" x="{begin:.1f}" y="{top}" width="{end - begin:.1f}"'
+                f' height="{height - top - bottom}"/>'
             )
             if (end - begin) > 6.2 * len(band.label):
                 out.append(f'<text class="tick" x="{begin + 4:.1f}" y="{top - 6}">{html.escape(band.label)}</text>')
@@ -128,10 +129,13 @@ def line_chart(
     for value in ticks(x_low, x_high, 3 if compact else 7):
         anchor = "middle" if px(value) < width - 24 else "end"
         out.append(
-            f'<text class="tick" text-anchor="{anchor}" x="{px(value):.1f}" y="{height - bottom + 14}">{number(value)}</text>'
+            f'<text class="tick" text-anchor="{anchor}" x="{px(value):.1f}"'
+            f' y="{height - bottom + 14}">{number(value)}</text>'
         )
     if not compact:
-        out.append(f'<text class="tick" text-anchor="end" x="{width - right}" y="{height - 4}">{html.escape(x_label)}</text>')
+        out.append(
+            f'<text class="tick" text-anchor="end" x="{width - right}" y="{height - 4}">{html.escape(x_label)}</text>'
+        )
     for s in sorted(series, key=lambda s: s.style != "thin"):
         out.append(_polyline(s, px, py))
     return "".join(out) + "</svg>"
@@ -151,7 +155,10 @@ def _polyline(series: Series, px: Callable[[float], float], py: Callable[[float]
             cx, cy = points[0].split(",")
             drawn.append(f'<circle cx="{cx}" cy="{cy}" r="2" fill="{series.color}">{title}</circle>')
         elif points:
-            drawn.append(f'<polyline class="{series.style}" stroke="{series.color}" points="{" ".join(points)}">{title}</polyline>')
+            drawn.append(
+                f'<polyline class="{series.style}" stroke="{series.color}"'
+                f' points="{" ".join(points)}">{title}</polyline>'
+            )
     return "".join(drawn)
 
 
@@ -166,7 +173,9 @@ def legend(series: Sequence[Series]) -> str:
 
 
 def ratio_dots(rows: Sequence[tuple[str, str, float, float]], *, width: int = 720, label: str = "") -> str:
-    """One line a (name, colour, target, realised) on a scale of 0 to 1: a tick for the target, a dot for what came out."""
+    """One line a (name, colour, target, realised) on a scale of 0 to 1: a tick for the target, a dot for what came
+    out.
+    """
     left, right, top, line = 150, 90, 6, 24
     height = top + line * len(rows) + 22
 
@@ -184,7 +193,8 @@ def ratio_dots(rows: Sequence[tuple[str, str, float, float]], *, width: int = 72
         title = f"<title>{html.escape(name)}: target {target:.4f}, realised {realised:.4f}</title>"
         out.append(f'<circle cx="{px(realised):.1f}" cy="{y:.1f}" r="5" fill="{color}">{title}</circle>')
         out.append(
-            f'<line class="target" x1="{px(target):.1f}" x2="{px(target):.1f}" y1="{y - 9:.1f}" y2="{y + 9:.1f}">{title}</line>'
+            f'<line class="target" x1="{px(target):.1f}" x2="{px(target):.1f}" y1="{y - 9:.1f}"'
+            f' y2="{y + 9:.1f}">{title}</line>'
         )
         off = (realised - target) * 100
         out.append(f'<text class="tick" x="{width - right + 14}" y="{y + 4:.1f}">{off:+.2f} pp</text>')

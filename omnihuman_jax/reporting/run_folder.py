@@ -42,7 +42,9 @@ def read_folder(root: Path) -> RunFolder:
     FileNotFoundError if there is nothing to report on.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is no folder; give the folder of a demo, or the run folder of `omnihuman train`")
+        raise FileNotFoundError(
+            f"{root} is no folder; give the folder of a demo, or the run folder of `omnihuman train`"
+        )
     run = root if (root / "metrics.jsonl").is_file() else root / "run"
     folder = RunFolder(
         root=root,
@@ -52,13 +54,17 @@ def read_folder(root: Path) -> RunFolder:
         funnel=_read_json(root / "clips" / "funnel.json"),
         evaluation=_read_json(root / "evaluation.json") or _read_json(run / "evaluation.json"),
         catalog=_read_catalog(root / "dataset"),
-        steps={path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / ".steps").glob("*.json"))},
+        steps={
+            path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / ".steps").glob("*.json"))
+        },
         samples=sorted((root / "samples").rglob("*.mp4")),
         comparisons=sorted((root / "evaluation").glob("*.mp4")),
         contact_sheet=sheet if (sheet := root / "contact_sheet.png").is_file() else None,
     )
     if not folder.metrics and folder.funnel is None and folder.evaluation is None:
-        raise FileNotFoundError(f"{root} has no metrics.jsonl, clips/funnel.json or evaluation.json; nothing to report on yet")
+        raise FileNotFoundError(
+            f"{root} has no metrics.jsonl, clips/funnel.json or evaluation.json; nothing to report on yet"
+        )
     return folder
 
 
@@ -72,14 +78,18 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; one that a kill cut short is left out, and a value that is not finite (text) becomes a float."""
+    """Lines of metrics.jsonl; one that a kill cut short is left out, and a value that is not finite (text) becomes a
+    float.
+    """
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        records.append({k: float(v) if isinstance(v, str) and v in ("nan", "inf", "-inf") else v for k, v in record.items()})
+        records.append(
+            {k: float(v) if isinstance(v, str) and v in ("nan", "inf", "-inf") else v for k, v in record.items()}
+        )
     return records
 
 
@@ -93,9 +103,12 @@ def _read_catalog(dataset: Path) -> dict[str, Any] | None:
         "windows": len(catalog.latent_frames),
         "hours": float(catalog.duration_s.sum()) / 3600,
         "tokens": int(catalog.window_tokens.sum()),
-        "sizes": collections.Counter(
-            f"{f} x {h} x {w}" for f, h, w in zip(catalog.latent_frames, catalog.latent_height, catalog.latent_width)
-        ).most_common(6),
+        "sizes": (
+            collections.Counter(
+                f"{f} x {h} x {w}"
+                for f, h, w in zip(catalog.latent_frames, catalog.latent_height, catalog.latent_width)
+            ).most_common(6)
+        ),
         "eligible": {c.label: int(sum(int(bits) >> c & 1 for bits in catalog.eligible)) for c in Condition},
     }
 
@@ -130,7 +143,9 @@ def ends_of_loss(metrics: Sequence[Mapping[str, Any]]) -> tuple[float, float, in
 
 
 def key_numbers(root: Path) -> list[tuple[str, str, str]]:
-    """(label, value, what it says) of the few numbers that matter: for the page's head and for the demo's last words."""
+    """(label, value, what it says) of the few numbers that matter: for the page's head and for the demo's last
+    words.
+    """
     folder = read_folder(root)
     rows: list[tuple[str, str, str]] = []
     if folder.funnel:
@@ -149,7 +164,9 @@ def key_numbers(root: Path) -> list[tuple[str, str, str]]:
         last = folder.metrics[-1]
         first_loss, last_loss, count = ends_of_loss(folder.metrics) or (math.nan, math.nan, 0)
         rows.append(("steps trained", f"{last['step']}", f"{len(stages_of(folder.metrics))} stages"))
-        rows.append(("loss", f"{first_loss:.3f} → {last_loss:.3f}", f"mean of the first and the last {count} logged lines"))
+        rows.append(
+            ("loss", f"{first_loss:.3f} → {last_loss:.3f}", f"mean of the first and the last {count} logged lines")
+        )
         if gap := worst_ratio(folder.metrics):
             rows.append(("ratios met to", f"{gap[0]:.2f} pp", f"worst: {gap[1]}"))
         timed = [record for record in folder.metrics if "tokens_per_s" in record]
@@ -168,7 +185,10 @@ def key_numbers(root: Path) -> list[tuple[str, str, str]]:
             (
                 "kill -9 and resume",
                 equal,
-                f"killed at step {resume['killed_at']}, went on from {resume['checkpoint']}; {resume['values']} values came twice",
+                (
+                    f"killed at step {resume['killed_at']}, went on from {resume['checkpoint']}; {resume['values']}"
+                    " values came twice"
+                ),
             )
         )
     rows.extend(evaluation_numbers(folder.evaluation))
@@ -200,6 +220,10 @@ def evaluation_numbers(evaluation: Mapping[str, Any] | None) -> list[tuple[str, 
     ):
         if (value := evaluation.get(key)) is not None:
             rows.append(
-                (label, decibels(value if key.startswith("gain") else -value), f"{note}; {len(evaluation['windows'])} windows")
+                (
+                    label,
+                    decibels(value if key.startswith("gain") else -value),
+                    f"{note}; {len(evaluation['windows'])} windows",
+                )
             )
     return rows

@@ -20,14 +20,19 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _figure(svg: str, caption: str = "", legend: str = "") -> str:
-    return f"<figure>{svg}{legend}<figcaption>{caption}</figcaption></figure>" if caption or legend else f"<figure>{svg}</figure>"
+    return (
+        f"<figure>{svg}{legend}<figcaption>{caption}</figcaption></figure>"
+        if caption or legend
+        else f"<figure>{svg}</figure>"
+    )
 
 
 def _table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
     """A table; `head` is (title, class) and the cells are markup already."""
     top = "".join(f'<th class="{css}">{html.escape(title)}</th>' for title, css in head)
     body = "".join(
-        "<tr>" + "".join(f'<td class="{css}">{cell}</td>' for (_, css), cell in zip(head, row)) + "</tr>" for row in rows
+        "<tr>" + "".join(f'<td class="{css}">{cell}</td>' for (_, css), cell in zip(head, row)) + "</tr>"
+        for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -38,7 +43,9 @@ def _missing(what: str, command: str) -> str:
 
 def _command(command: str) -> str:
     """A command as code in which no option is torn apart at its hyphens."""
-    words = (f"<span>{html.escape(word)}</span>" if word.startswith("-") else html.escape(word) for word in command.split())
+    words = (
+        f"<span>{html.escape(word)}</span>" if word.startswith("-") else html.escape(word) for word in command.split()
+    )
     return f'<code class="command">{" ".join(words)}</code>'
 
 
@@ -67,7 +74,10 @@ def funnel_section(folder: RunFolder) -> str:
         for row in (*funnel.get("quarantine", ()), *funnel.get("dropped", ()))
     ]
     parts = [
-        "<p>A clip that fails the filter of a stronger condition still trains the weaker ones. What it fails is written on it.</p>",
+        (
+            "<p>A clip that fails the filter of a stronger condition still trains the weaker ones. What it fails is"
+            " written on it.</p>"
+        ),
         _table((("condition", ""), ("eligible clips", ""), ("", "n")), bars),
         _table((("clip", ""), ("s", "n"), *((label, "") for label in LABELS)), clips),
     ]
@@ -76,8 +86,8 @@ def funnel_section(folder: RunFolder) -> str:
     if folder.catalog:
         sizes = ", ".join(f"{size} ({count})" for size, count in folder.catalog["sizes"])
         parts.append(
-            f'<p class="note">Encoded into {folder.catalog["windows"]} windows of 1 + 4n frames; the commonest latent sizes '
-            f"(frames x height x width): {html.escape(sizes)}.</p>"
+            f'<p class="note">Encoded into {folder.catalog["windows"]} windows of 1 + 4n frames; the commonest latent'
+            f" sizes (frames x height x width): {html.escape(sizes)}.</p>"
         )
     return _section("The data", *parts)
 
@@ -111,9 +121,9 @@ def training_section(folder: RunFolder) -> str:
     ]
     chart = charts.line_chart(series, bands=bands, label="loss over steps")
     caption = (
-        "Squared velocity error, mean over all noisy video tokens. The pale line is what was logged, the strong one its running "
-        f"mean over {span} lines. Shaded: the stages. A flow-matching loss levels off where the noise is unpredictable: its "
-        "level says less than the samples do."
+        "Squared velocity error, mean over all noisy video tokens. The pale line is what was logged, the strong one"
+        f" its running mean over {span} lines. Shaded: the stages. A flow-matching loss levels off where the noise is"
+        " unpredictable: its level says less than the samples do."
     )
     return _section(
         "Training",
@@ -125,7 +135,9 @@ def training_section(folder: RunFolder) -> str:
 
 def _set_charts(metrics: Sequence[Mapping[str, Any]], x: Sequence[float], span: int) -> str:
     """Small multiples on one scale: each set of active conditions against the loss of all windows."""
-    seen: dict[str, int] = collections.Counter(key[5:] for record in metrics for key in record if key.startswith("loss/"))
+    seen: dict[str, int] = collections.Counter(
+        key[5:] for record in metrics for key in record if key.startswith("loss/")
+    )
     overall = charts.smooth([record["loss"] for record in metrics], span)
     lines = {name: [float(record.get(f"loss/{name}", math.nan)) for record in metrics] for name in seen}
     smoothed = {name: charts.smooth(values, span) for name, values in lines.items()}
@@ -144,7 +156,9 @@ def _set_charts(metrics: Sequence[Mapping[str, Any]], x: Sequence[float], span: 
             series, width=300, height=120, y_range=y_range, x_range=(x[0], x[-1]), compact=True, label=f"loss of {name}"
         )
         last = next((v for v in reversed(smoothed[name]) if math.isfinite(v)), math.nan)
-        figures.append(f"<figure><figcaption><b>{html.escape(name)}</b><span>{last:.3f}</span></figcaption>{chart}</figure>")
+        figures.append(
+            f"<figure><figcaption><b>{html.escape(name)}</b><span>{last:.3f}</span></figcaption>{chart}</figure>"
+        )
     note = (
         '<p class="note">One panel for each set of conditions that was active, on one scale; pale: all windows. '
         "The number is the last value of the running mean.</p>"
@@ -168,7 +182,9 @@ def _small_charts(metrics: Sequence[Mapping[str, Any]], x: Sequence[float], band
         last = next(v for v in reversed(values) if math.isfinite(v))
         series = [charts.Series(label=name, x=x, y=values)]
         chart = charts.line_chart(series, width=300, height=110, bands=(), compact=True, label=name)
-        figures.append(f"<figure><figcaption><b>{name}</b><span>{charts.number(last)}</span></figcaption>{chart}</figure>")
+        figures.append(
+            f"<figure><figcaption><b>{name}</b><span>{charts.number(last)}</span></figcaption>{chart}</figure>"
+        )
     return f'<div class="grid-of">{"".join(figures)}</div>'
 
 
@@ -183,12 +199,14 @@ def ratio_section(folder: RunFolder) -> str:
             if f"ratio_target/{label}" in last
         ]
         if rows:
-            parts.append(f"<h3>{html.escape(name)}</h3>" + _figure(charts.ratio_dots(rows, label=f"ratios of stage {name}")))
+            parts.append(
+                f"<h3>{html.escape(name)}</h3>" + _figure(charts.ratio_dots(rows, label=f"ratios of stage {name}"))
+            )
     if not parts:
         return ""
     note = (
-        "<p>The share of a stage's windows on which each condition was active. Dot: realised, counted in the train step itself; "
-        "upright mark: the target; right: the difference in percentage points.</p>"
+        "<p>The share of a stage's windows on which each condition was active. Dot: realised, counted in the train step"
+        " itself; upright mark: the target; right: the difference in percentage points.</p>"
     )
     return _section("Condition ratios", note, *parts)
 
@@ -211,7 +229,8 @@ def samples_section(folder: RunFolder) -> str:
     """The samples, playing, each with the command that made it where that is known."""
     if not folder.samples:
         return _section(
-            "Samples", _missing("samples", f"omnihuman generate --run {folder.run} --image IMAGE --audio SOUND --out x.mp4")
+            "Samples",
+            _missing("samples", f"omnihuman generate --run {folder.run} --image IMAGE --audio SOUND --out x.mp4"),
         )
     players = []
     for path in folder.samples:
@@ -233,7 +252,9 @@ def evaluation_section(folder: RunFolder) -> str:
     """Do the conditions drive the output: table, contact sheet, and the comparisons playing."""
     result = folder.evaluation
     if result is None:
-        return _section("Evaluation", _missing("evaluation", f"omnihuman evaluate --run {folder.run} --out {folder.root}"))
+        return _section(
+            "Evaluation", _missing("evaluation", f"omnihuman evaluate --run {folder.run} --out {folder.root}")
+        )
 
     def cells(whole: Mapping[str, float | None], mouth: Mapping[str, float | None] | None) -> list[str]:
         values = [whole[kind] for kind, _ in KINDS] + [mouth and mouth[kind] for kind in ("sample", "other_audio")]
@@ -246,22 +267,28 @@ def evaluation_section(folder: RunFolder) -> str:
     means = ["<b>mean</b>", *(f"<b>{cell}</b>" for cell in cells(result["mean_psnr"], result["mean_psnr_mouth"]))]
     head = [("window", ""), *((title, "n") for _, title in KINDS), ("mouth: own", "n"), ("mouth: another's audio", "n")]
     parts = [
-        "<p>Training windows, sampled with their own pose and audio, with another clip's pose, and with another clip's audio, "
-        "all from the same noise. PSNR in dB against the truth: the codec's own round trip of the frames. It shows that the "
-        "conditions drive what was trained on. It says nothing about people or voices that were not.</p>",
+        (
+            "<p>Training windows, sampled with their own pose and audio, with another clip's pose, and with another"
+            " clip's audio, all from the same noise. PSNR in dB against the truth: the codec's own round trip of the"
+            " frames. It shows that the conditions drive what was trained on. It says nothing about people or voices"
+            " that were not.</p>"
+        ),
         _table(head, [*rows, means]),
-        f'<p class="note">Step {result["step"]}, {html.escape(result["weights"])} weights, {result["sampling_steps"]} steps of the '
+        f'<p class="note">Step {result["step"]}, {html.escape(result["weights"])} weights, {result["sampling_steps"]}'
+        " steps of the "
         f"sampler, guidance scale {result['guidance']['scale']:g}, seed {result['seed']}.</p>",
     ]
     if folder.contact_sheet:
         parts.append(
-            f'<figure class="sheet"><img alt="contact sheet" src="{_data_uri(folder.contact_sheet, "image/png")}">'
-            "<figcaption>Contact sheet: frames of each window, truth above, then its samples. Enlarged without smoothing."
-            "</figcaption></figure>"
+            '<figure class="sheet"><img alt="contact sheet"'
+            f' src="{_data_uri(folder.contact_sheet, "image/png")}"><figcaption>Contact sheet: frames of each window,'
+            " truth above, then its samples. Enlarged without smoothing.</figcaption></figure>"
         )
     if folder.comparisons:
         titles = " | ".join(("truth", *(title for _, title in KINDS[:3])))
-        players = "".join(_player(path, f"<code>{html.escape(path.stem)}</code>", silent=True) for path in folder.comparisons)
+        players = "".join(
+            _player(path, f"<code>{html.escape(path.stem)}</code>", silent=True) for path in folder.comparisons
+        )
         parts.append(f'<h3>The same, moving: {titles}</h3><div class="players wide">{players}</div>')
     return _section("Evaluation", *parts)
 
@@ -271,5 +298,8 @@ def demo_section(folder: RunFolder) -> str:
     done = [(name, stamp) for name, stamp in folder.steps.items() if "command" in stamp]
     if not done:
         return ""
-    rows = [[_command(stamp["command"]), f"{stamp['seconds']:.0f}", f"{stamp['peak_bytes'] / 2**30:.1f}"] for _, stamp in done]
+    rows = [
+        [_command(stamp["command"]), f"{stamp['seconds']:.0f}", f"{stamp['peak_bytes'] / 2**30:.1f}"]
+        for _, stamp in done
+    ]
     return _section("Every command", _table((("command", ""), ("seconds", "n"), ("largest process, GiB", "n")), rows))

@@ -1,16 +1,19 @@
 """How a training process ends, in one place: the trainer exits with these codes, every launcher acts on them.
 
-A launcher (JobSet's failure policy, the sbatch script, `launch/local.py`) knows nothing of a job but the code that its first
+A launcher (JobSet's failure policy, the sbatch script, `launch/local.py`) knows nothing of a job but the code that its
+first
 process left with:
 
 | code | name | means | the launcher |
 |---|---|---|---|
 | 0 | OK | trained to the end, or to `--stop-after` | is done |
-| 2 | USER_ERROR | wrong config, data or weights: the same command would fail again (argparse's own code too) | fails at once |
+| 2 | USER_ERROR | wrong config, data or weights: the same command would fail again (argparse's own code too) | fails at
+once |
 | 42 | RESTART | asked to stop (SIGTERM, preemption), saved at the same step on all hosts | restarts, for free |
 | 43 | RETRY | a fault that a restart may cure: roll back after non-finite steps, a storage outage | restarts, counted |
 | 44 | HANG | the watchdog saw no progress, wrote all stacks and left | restarts, counted |
-| 1, 128+n | | a bug or a lost peer, killed by signal n (134 is how JAX ends the peers of a dead process) | restarts, counted |
+| 1, 128+n | | a bug or a lost peer, killed by signal n (134 is how JAX ends the peers of a dead process) | restarts,
+counted |
 
 130 is Ctrl-C of a user at the keyboard: no launcher restarts that.
 """
@@ -65,7 +68,9 @@ def of_returncode(returncode: int) -> int:
 
 
 def verdict(code: int) -> Verdict:
-    """What the code of the first process that ended means for the whole job (`of_returncode` of it, if it came from subprocess)."""
+    """What the code of the first process that ended means for the whole job (`of_returncode` of it, if it came from
+    subprocess).
+    """
     if code == OK:
         return Verdict.DONE
     if code in FAIL_AT_ONCE:

@@ -51,6 +51,8 @@ class Incidents:
         self.path = run_dir / FILE
 
     def note(self, kind: str, details: Mapping[str, Any]) -> None:
-        """kind: `checkpoint_rejected`, `save_failed`, `update_skipped`, `rolled_back`, `stopped` ...; and its details."""
+        """kind: `checkpoint_rejected`, `save_failed`, `update_skipped`, `rolled_back`, `stopped` ...; and its
+        details.
+        """
         if jax.process_index() == 0:
             append_line(self.path, {"time": time.time(), "incident": kind, **details})

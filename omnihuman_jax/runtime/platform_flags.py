@@ -1,5 +1,5 @@
-"""Settings of XLA for NVIDIA GPUs and of the C library for CPUs, in one place. They have to be in the environment before JAX
-starts (the C library's, before Python does): no JAX here.
+"""Settings of XLA for NVIDIA GPUs and of the C library for CPUs, in one place. They have to be in the environment
+before JAX starts (the C library's, before Python does): no JAX here.
 
 What is set already stays as it is, so a user's own XLA_FLAGS win, flag by flag. `OMNIHUMAN_GPU_FLAGS=off` and
 `OMNIHUMAN_CPU_FLAGS=off` set nothing. TPUs need nothing: libtpu schedules collectives behind compute by default.
@@ -14,8 +14,9 @@ from pathlib import Path
 
 SWITCH = "OMNIHUMAN_GPU_FLAGS"
 
-# Overlap of collectives with compute: what XLA's own optimisation level 1 for GPUs switches on (openxla.org/xla/gpu_optimization_
-# levels). The model is a scan over blocks, so that without double buffering a block's gather of weights waits for the block before.
+# Overlap of collectives with compute: what XLA's own optimisation level 1 for GPUs switches on
+# (openxla.org/xla/gpu_optimization_ levels). The model is a scan over blocks, so that without double buffering a
+# block's gather of weights waits for the block before.
 XLA_FLAGS: dict[str, str] = {
     "xla_gpu_enable_latency_hiding_scheduler": "true",
     "xla_gpu_enable_pipelined_all_gather": "true",
@@ -28,8 +29,8 @@ VARIABLES: dict[str, str] = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
 
 
 CPU_SWITCH = "OMNIHUMAN_CPU_FLAGS"
-# glibc's malloc asks for huge pages. XLA:CPU takes a step's temporaries from malloc and gives them back after it: with pages of
-# 4 KiB the kernel spends a tenth of the step on handing out 650 MiB of them again (docs/speed.md).
+# glibc's malloc asks for huge pages. XLA:CPU takes a step's temporaries from malloc and gives them back after it: with
+# pages of 4 KiB the kernel spends a tenth of the step on handing out 650 MiB of them again (docs/speed.md).
 TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 _HUGE_PAGES_FILE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -46,7 +47,9 @@ def settings(platform: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def platform_of(environment: Mapping[str, str], devices: Path = Path("/dev")) -> str:
-    """What JAX will start on, as far as can be told without starting it: its own variable, else GPUs with a plugin for them."""
+    """What JAX will start on, as far as can be told without starting it: its own variable, else GPUs with a plugin for
+    them.
+    """
     asked = environment.get("JAX_PLATFORMS", "").lower().split(",")[0]
     if asked:
         return "cuda" if asked in ("cuda", "gpu") else asked
@@ -71,7 +74,9 @@ def cpu_settings(environment: Mapping[str, str], kernel: Path = _HUGE_PAGES_FILE
 
 
 def restart_for_cpu(environment: Mapping[str, str] = os.environ) -> None:
-    """Starts this program anew, as the same process, if it computes on the CPU and `cpu_settings` has something to set."""
+    """Starts this program anew, as the same process, if it computes on the CPU and `cpu_settings` has something to
+    set.
+    """
     if platform_of(environment) == "cpu" and (wanted := cpu_settings(environment)):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**environment, **wanted})
 
@@ -86,8 +91,9 @@ def give_back_memory() -> None:
 def map_large_buffers(least: int = 1 << 20) -> None:
     """From now on malloc maps every buffer of `least` bytes or more by itself and unmaps it when it is freed.
 
-    Left alone, glibc raises that threshold to 32 MiB as such buffers are freed, cuts later ones from its heaps, and a small one
-    that lives on behind them keeps their memory: what streams a model in slices then holds many times a slice (docs/parity.md).
+    Left alone, glibc raises that threshold to 32 MiB as such buffers are freed, cuts later ones from its heaps, and a
+    small one that lives on behind them keeps their memory: what streams a model in slices then holds many times a slice
+    (docs/parity.md).
     """
     option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
     if option is not None:
@@ -98,10 +104,11 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def slurm_device_ids(environment: Mapping[str, str]) -> list[int] | None:
-    """GPUs that this SLURM task should use, as `jax.distributed.initialize(local_device_ids=...)` takes them; None: JAX's choice.
+    """GPUs that this SLURM task should use, as `jax.distributed.initialize(local_device_ids=...)` takes them; None:
+    JAX's choice.
 
-    JAX gives a SLURM task the one GPU of its SLURM_LOCALID: with one task a node the others idle without a word. Here the GPUs that
-    the task can see are shared out among the node's tasks, one or more each.
+    JAX gives a SLURM task the one GPU of its SLURM_LOCALID: with one task a node the others idle without a word. Here
+    the GPUs that the task can see are shared out among the node's tasks, one or more each.
 
     Raises:
         ValueError: they cannot be, with the numbers and the srun options that cure it.
@@ -110,14 +117,20 @@ def slurm_device_ids(environment: Mapping[str, str]) -> list[int] | None:
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE"))
     if local is None or tasks is None or "JAX_LOCAL_DEVICE_IDS" in environment:
         return None
-    visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("SLURM_STEP_GPUS") or environment.get("SLURM_JOB_GPUS")
+    visible = (
+        environment.get("CUDA_VISIBLE_DEVICES")
+        or environment.get("SLURM_STEP_GPUS")
+        or environment.get("SLURM_JOB_GPUS")
+    )
     if not visible:
         return None  # no GPU was asked for: a job on CPUs
     gpus = len([gpu for gpu in visible.split(",") if gpu])
     # `4(x2),3`: tasks of each node; jobs here have the same on every node.
     counts = {int(part.split("(")[0]) for part in tasks.split(",")}
     if len(counts) > 1:
-        raise ValueError(f"SLURM runs {tasks} tasks on the nodes of this job; give every node the same with --ntasks-per-node")
+        raise ValueError(
+            f"SLURM runs {tasks} tasks on the nodes of this job; give every node the same with --ntasks-per-node"
+        )
     here, index = counts.pop(), int(local)
     if gpus == 1 and here > 1:
         return [0]  # bound by SLURM (--gpus-per-task, --gpu-bind): what the task sees is its own

@@ -1,6 +1,7 @@
 """Several processes as one job: joining, agreeing, stopping at the same step, and leaving through one door.
 
-JAX's coordination service is always there, for one process too, so that SIGTERM, votes and the way out are the same on a laptop and
+JAX's coordination service is always there, for one process too, so that SIGTERM, votes and the way out are the same on
+a laptop and
 on a pod. Nothing here uses a device: a vote works while the devices hang.
 """
 
@@ -29,7 +30,8 @@ _LEFT = "omnihuman/left/"
 # How long the coordinator stays after a failure, so that its peers can read why: they look every second.
 LINGER_S = 2.5
 _gathers = itertools.count()
-# How long one process waits for what another does meanwhile. No shorter than the watchdog's limits, which end what hangs.
+# How long one process waits for what another does meanwhile. No shorter than the watchdog's limits, which end what
+# hangs.
 _patience_s = 3600.0
 
 
@@ -82,7 +84,8 @@ def join(
     if coordinator is None or count == 1:
         if xla_bridge.backends_are_initialized():
             return False
-        # Collectives between the devices of one process need no network: through gloo they take 30 times as long on a CPU.
+        # Collectives between the devices of one process need no network: through gloo they take 30 times as long on a
+        # CPU.
         jax.config.update("jax_cpu_collectives_implementation", None)
     if coordinator is None:
         coordinator, count, index = f"127.0.0.1:{_free_port()}", 1, 0
@@ -98,7 +101,9 @@ def _free_port() -> int:
 
 
 def _client() -> Any:
-    """The coordination service's client, None without one. Private to JAX, which has no other barrier without a collective."""
+    """The coordination service's client, None without one. Private to JAX, which has no other barrier without a
+    collective.
+    """
     return distributed.global_state.client
 
 
@@ -114,13 +119,17 @@ def be_patient(seconds: float) -> None:
 
 
 def wait_for_peers(name: str) -> None:
-    """Until every process is here. The first collective of a program waits 30 s for the others, compilers may differ by more."""
+    """Until every process is here. The first collective of a program waits 30 s for the others, compilers may differ by
+    more.
+    """
     if (client := _client()) is not None:
         client.wait_at_barrier(name, int(_patience_s * 1000))
 
 
 def gather(value: Any) -> list[Any]:
-    """Everyone's `value` (JSON), by process: all processes call it, in the same order, and none goes on before all have."""
+    """Everyone's `value` (JSON), by process: all processes call it, in the same order, and none goes on before all
+    have.
+    """
     client = _client()
     if client is None or jax.process_count() == 1:
         return [value]
@@ -148,7 +157,9 @@ def posted(key: str) -> dict[str, Any]:
     """What others, or this one, have posted under `key`: process -> value."""
     if (client := _client()) is None or distributed.global_state.num_processes == 1:
         return {}
-    return {name.rsplit("/", 1)[1]: json.loads(value) for name, value in client.key_value_dir_get(f"omnihuman/post/{key}/")}
+    return {
+        name.rsplit("/", 1)[1]: json.loads(value) for name, value in client.key_value_dir_get(f"omnihuman/post/{key}/")
+    }
 
 
 class StopRequest:
@@ -174,8 +185,8 @@ class StopRequest:
 def stop_request() -> Iterator[StopRequest]:
     """Ctrl-C, SIGTERM and preemption notices as one question.
 
-    JAX's notifier owns SIGTERM once a process has joined; a handler of Python's installed over it would hide preemption from all.
-    Ctrl-C is passed on to it, and a second one means it. Where nothing was joined, plain handlers answer.
+    JAX's notifier owns SIGTERM once a process has joined; a handler of Python's installed over it would hide preemption
+    from all. Ctrl-C is passed on to it, and a second one means it. Where nothing was joined, plain handlers answer.
     """
     joined = _client() is not None
     asked = threading.Event()
@@ -210,12 +221,16 @@ def leave(code: int) -> NoReturn:
 
 
 def abandon(code: int, reason: str) -> NoReturn:
-    """The end of a process that failed: tells the others, and exits at once. To unwind would wait for them, and lose the code."""
+    """The end of a process that failed: tells the others, and exits at once. To unwind would wait for them, and lose
+    the code.
+    """
     client, state = _client(), distributed.global_state
     if client is not None and state.num_processes != 1:
         # In a thread: the service may be what hangs.
         tell = threading.Thread(
-            target=lambda: client.key_value_set(f"{_LEFT}{state.process_id}", json.dumps([code, reason]), allow_overwrite=True),
+            target=lambda: client.key_value_set(
+                f"{_LEFT}{state.process_id}", json.dumps([code, reason]), allow_overwrite=True
+            ),
             daemon=True,
         )
         tell.start()
@@ -241,7 +256,9 @@ def follow(poll_s: float = 1.0) -> None:
                 if key == f"{_LEFT}{distributed.global_state.process_id}":
                     continue
                 code, reason = json.loads(value)
-                logger.error("process %s left with exit code %d (%s); so does this one", key.removeprefix(_LEFT), code, reason)
+                logger.error(
+                    "process %s left with exit code %d (%s); so does this one", key.removeprefix(_LEFT), code, reason
+                )
                 _exit(code)
 
     threading.Thread(target=watch, name="omnihuman-follow", daemon=True).start()

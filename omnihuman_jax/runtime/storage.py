@@ -1,7 +1,10 @@
-"""Storage that goes away and comes back: which errors mean that, how long it is waited for, and whether it is still the same one.
+"""Storage that goes away and comes back: which errors mean that, how long it is waited for, and whether it is still the
+same one.
 
-A folder of checkpoints has an identity, a small file that its first start writes. A mount that is gone leaves an empty folder, or
-none: to save there would write to the disk below it, to look there would find that nothing was ever trained. Without its identity a
+A folder of checkpoints has an identity, a small file that its first start writes. A mount that is gone leaves an empty
+folder, or
+none: to save there would write to the disk below it, to look there would find that nothing was ever trained. Without
+    its identity a
 folder is neither written nor believed.
 """
 
@@ -27,11 +30,13 @@ _NO_ROOM = ("No space left", "Disk quota", "File too large", "ENOSPC", "RESOURCE
 # A fault of the way there, not of the bytes.
 _NO_ANSWER = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Input/output error", "Stale file handle", "Connection", "timed out")
 _ERRNOS = {
-    errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EHOSTDOWN,
+    errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
 }  # fmt: skip
 
-# Through fsspec, which keeps listings for ever: those of a bucket would lack what TensorStore or another process has written since.
+# Through fsspec, which keeps listings for ever: those of a bucket would lack what TensorStore or another process has
+# written since.
 for _scheme in ("gs", "s3"):
     fsspec.config.conf.setdefault(_scheme, {})["use_listings_cache"] = False
 
@@ -59,7 +64,9 @@ def has_no_room(reason: str) -> bool:
 def does_not_answer(error: BaseException | None) -> bool:
     """Whether an error, or what is behind it, is one of the way to the storage: the next try may find it healed."""
     while error is not None:
-        if isinstance(error, Gone | TimeoutError | ConnectionError) or (isinstance(error, OSError) and error.errno in _ERRNOS):
+        if isinstance(error, Gone | TimeoutError | ConnectionError) or (
+            isinstance(error, OSError) and error.errno in _ERRNOS
+        ):
             return True
         if any(mark in str(error) for mark in _NO_ANSWER):
             return True
@@ -70,8 +77,8 @@ def does_not_answer(error: BaseException | None) -> bool:
 def ask(what: str, look: Callable[[], Found], *, retries: int, delay_s: float) -> Found:
     """What `look` finds, once it finds something on every process; all of them call this.
 
-    Where storage does not answer one process, all look again, `retries` times after doubling pauses from `delay_s` on, and all
-    leave for a restart after that. Other errors of `look` are its caller's.
+    Where storage does not answer one process, all look again, `retries` times after doubling pauses from `delay_s` on,
+    and all leave for a restart after that. Other errors of `look` are its caller's.
     """
     for attempt in range(retries + 1):
         found, reason = None, ""

@@ -1,7 +1,9 @@
-"""A watchdog for what no exception reports: Python that sleeps, a collective whose peer is gone, a file system that hangs.
+"""A watchdog for what no exception reports: Python that sleeps, a collective whose peer is gone, a file system that
+hangs.
 
-JAX's heartbeats come from C++ threads and go on while a process hangs. This thread is fed by the training loop instead; when it
-starves it writes the stacks of all threads, so that one can see where, and ends the process, which ends the job.
+JAX's heartbeats come from C++ threads and go on while a process hangs. This thread is fed by the training loop instead;
+when it starves it writes the stacks of all threads, so that one can see where, and ends the process, which ends the
+job.
 """
 
 import contextlib
@@ -20,7 +22,8 @@ from omnihuman_jax.runtime import exit_codes, processes
 class WatchdogConfig:
     """Seconds without progress after which a process gives up; 0 never does.
 
-    start_s: from the start to the first finished step, without `restore_s`: opening the data set, compiling, the first collectives
+    start_s: from the start to the first finished step, without `restore_s`: opening the data set, compiling, the first
+        collectives
     step_s: from one step to the next
     save_s: a save that the loop waits for: the one before, or the last
     restore_s: choosing and reading a checkpoint
@@ -33,7 +36,8 @@ class WatchdogConfig:
 
     @property
     def longest_s(self) -> float:
-        """How long one process may keep the others waiting: the longest of the limits, a week where one is none; and a minute.
+        """How long one process may keep the others waiting: the longest of the limits, a week where one is none; and a
+        minute.
 
         Whoever hangs is to be ended by his own watchdog, with his stacks, not by the others' impatience.
         """

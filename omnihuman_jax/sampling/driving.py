@@ -64,7 +64,9 @@ class Request:
         if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
             raise ValueError(f"--seconds must be > 0, not {self.seconds}")
         if self.size is not None and any(side < TOKEN_STRIDE or side % TOKEN_STRIDE for side in self.size):
-            raise ValueError(f"--size {self.size[0]}x{self.size[1]}: height and width must be multiples of {TOKEN_STRIDE}")
+            raise ValueError(
+                f"--size {self.size[0]}x{self.size[1]}: height and width must be multiples of {TOKEN_STRIDE}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,14 +96,16 @@ class Placement:
 def place(height: int, width: int, size: tuple[int, int]) -> Placement:
     """A picture of height x width over a video of `size`.
 
-    Into the size that `encode` would choose for it, it is stretched as encode does it (no more than rounding to 16 pixels
-    asks for); into any other it is scaled to fill it, and what hangs over is cut off evenly.
+    Into the size that `encode` would choose for it, it is stretched as encode does it (no more than rounding to 16
+    pixels asks for); into any other it is scaled to fill it, and what hangs over is cut off evenly.
     """
     scale_y, scale_x = size[0] / height, size[1] / width
     if fit_size(height, width, size[0] * size[1]) == size:
         return Placement(scale_y=scale_y, scale_x=scale_x, top=0.0, left=0.0)
     scale = max(scale_y, scale_x)
-    return Placement(scale_y=scale, scale_x=scale, top=(height * scale - size[0]) / 2, left=(width * scale - size[1]) / 2)
+    return Placement(
+        scale_y=scale, scale_x=scale, top=(height * scale - size[0]) / 2, left=(width * scale - size[1]) / 2
+    )
 
 
 def read_reference(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -114,7 +118,8 @@ def read_reference(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_pose(path: Path, size: tuple[int, int], names: Sequence[str]) -> np.ndarray:
-    """Keypoints [T, J, 3] at 25 fps in token units of pictures of `size`, from a video or a `.npz` of `omnihuman curate`.
+    """Keypoints [T, J, 3] at 25 fps in token units of pictures of `size`, from a video or a `.npz` of
+    `omnihuman curate`.
 
     The pose's picture is laid over the video's like a reference image (`place`). ValueError where no person is seen.
     """
@@ -156,7 +161,9 @@ def _clip_pose(path: Path) -> tuple[np.ndarray, int, int]:
             for clip in clips.read_clips(folder):
                 if (folder / clip.landmarks).resolve() == path.resolve():
                     return landmarks.keypoints_TJ3, clip.height, clip.width
-    raise ValueError(f"--pose {path}: no row of {clips.CLIPS_FILE} names it; give a file in the folder of `omnihuman curate`")
+    raise ValueError(
+        f"--pose {path}: no row of {clips.CLIPS_FILE} names it; give a file in the folder of `omnihuman curate`"
+    )
 
 
 def frames_to_make(request: Request, available: dict[str, int], segment_frames: int) -> int:
@@ -187,7 +194,9 @@ def segment_frames_of(run: trained_run.TrainedRun, config: SamplingConfig) -> in
 def _catalog(run: trained_run.TrainedRun, option: str) -> Catalog:
     """The catalog of the run's data; the error names the option that makes it unnecessary."""
     if not (run.dataset / CATALOG_FILE).is_file():
-        raise FileNotFoundError(f"{run.dataset} has no {CATALOG_FILE}: give {option}, or the dataset's folder with --dataset")
+        raise FileNotFoundError(
+            f"{run.dataset} has no {CATALOG_FILE}: give {option}, or the dataset's folder with --dataset"
+        )
     return Catalog.load(run.dataset)
 
 
@@ -234,14 +243,18 @@ def encode_speech(run: trained_run.TrainedRun, request: Request, wave: np.ndarra
     wave = wave[: round(((frames + run.spec.margin) / FPS + SOUND_CONTEXT_S) * rate)]
     features = np.asarray(encoder.features(wave, max(1, len(wave) * FPS // rate)), np.float32)
     if features.shape[1] != run.spec.audio_width:
-        raise ValueError(f"the speech encoder gives {features.shape[1]} features, the run was trained on {run.spec.audio_width}")
+        raise ValueError(
+            f"the speech encoder gives {features.shape[1]} features, the run was trained on {run.spec.audio_width}"
+        )
     return features
 
 
 def check_encoder(run: trained_run.TrainedRun, role: str, ref: str, sha256: Mapping[str, str]) -> None:
     """ValueError if the encoder's files are not those that the run's data were made with."""
     trained = {
-        name.removeprefix(f"{role}/"): digest for name, digest in run.spec.encoder_sha256.items() if name.startswith(f"{role}/")
+        name.removeprefix(f"{role}/"): digest
+        for name, digest in run.spec.encoder_sha256.items()
+        if name.startswith(f"{role}/")
     }
     if trained and (changed := changed_files(trained, sha256)):
         raise ValueError(

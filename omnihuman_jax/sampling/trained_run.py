@@ -99,8 +99,8 @@ def open_run(
     config = experiment.from_json(record.config)
     if dataset is None and record.step == 0 and not (directory / "dataset.json").is_file():
         raise FileNotFoundError(
-            f"{directory}: imported weights that no data have trained yet; say with --dataset which folder of `omnihuman encode` "
-            "has the encoders to sample them with"
+            f"{directory}: imported weights that no data have trained yet; say with --dataset which folder of"
+            " `omnihuman encode` has the encoders to sample them with"
         )
     # A run keeps the spec of its data: sampling needs the data themselves for a default size and length only.
     spec = records.DatasetSpec.load(directory if dataset is None else dataset)
@@ -124,7 +124,9 @@ def open_run(
 def _open_codec(spec: records.DatasetSpec, name_or_dir: str) -> codecs.VideoCodec:
     """The codec that made the run's latents: same weights (ValueError otherwise), same options."""
     codec = codecs.load_codec(name_or_dir, spec.codec_options)
-    trained = {name.removeprefix("codec/"): sha for name, sha in spec.encoder_sha256.items() if name.startswith("codec/")}
+    trained = {
+        name.removeprefix("codec/"): sha for name, sha in spec.encoder_sha256.items() if name.startswith("codec/")
+    }
     if changed := changed_files(trained, codec.sha256):
         raise ValueError(
             f"{codec.name} is not the codec that the run's data were encoded with: {', '.join(changed)} changed "
@@ -173,10 +175,14 @@ class Sampler:
         rows = batch * (2 if guided else 1)
         shardings = sharding.batch_shardings(run.mesh, shape, rows)
         replicated = NamedSharding(run.mesh, PartitionSpec())
-        tokens = sharding.named_sharding(run.mesh, ("batch", "tokens", None), (batch, shape.latent_tokens, shape.patch_channels))
+        tokens = sharding.named_sharding(
+            run.mesh, ("batch", "tokens", None), (batch, shape.latent_tokens, shape.patch_channels)
+        )
         places = jax.tree.map(lambda leaf: leaf.sharding, run.params)
         self._shardings = shardings
-        self._start = jax.jit(self._noise_and_timesteps, in_shardings=(shardings, replicated), out_shardings=(tokens, replicated))
+        self._start = jax.jit(
+            self._noise_and_timesteps, in_shardings=(shardings, replicated), out_shardings=(tokens, replicated)
+        )
         self._advance: Any = jax.jit(
             self._euler_steps,
             in_shardings=(places, shardings, tokens, replicated, replicated),
@@ -224,7 +230,9 @@ class Sampler:
         rows = self._conditional(batch)
         slot_BL = jnp.take_along_axis(rows["slot_BG"], jnp.maximum(rows["segment_ids_BL"] - 1, 0), axis=1)
         noise_BLC = solver.token_noise(key, slot_BL, rows["token_BL"], self.shape.patch_channels)
-        tokens_BG = flow_matching.video_tokens_of_slot(rows["segment_ids_BL"], rows["is_reference_BL"], self.shape.windows)
+        tokens_BG = flow_matching.video_tokens_of_slot(
+            rows["segment_ids_BL"], rows["is_reference_BL"], self.shape.windows
+        )
         return noise_BLC, flow_matching.timesteps(self.config.num_steps, tokens_BG, self.run.config.flow)
 
     def _euler_steps(
@@ -264,12 +272,20 @@ def encode_pictures(run: TrainedRun, video_THW3: np.ndarray) -> np.ndarray:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that `generate` and `evaluate` share: which weights, and how they are sampled."""
     parser.add_argument("--run", required=True, type=Path, help="run directory of `omnihuman train`")
-    parser.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged weights (default) or the last ones")
+    parser.add_argument(
+        "--weights", choices=("ema", "raw"), default="ema", help="averaged weights (default) or the last ones"
+    )
     parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
-    parser.add_argument("--dataset", type=Path, help="folder of `omnihuman encode`; default: the one that the run was trained on")
-    parser.add_argument("--codec", metavar="DIR", help="the codec's folder, if it was moved since the data were encoded")
+    parser.add_argument(
+        "--dataset", type=Path, help="folder of `omnihuman encode`; default: the one that the run was trained on"
+    )
+    parser.add_argument(
+        "--codec", metavar="DIR", help="the codec's folder, if it was moved since the data were encoded"
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: the run's config")
-    parser.add_argument("--guidance-scale", type=float, metavar="S", help="guidance on text and audio at the first step; 1 is off")
+    parser.add_argument(
+        "--guidance-scale", type=float, metavar="S", help="guidance on text and audio at the first step; 1 is off"
+    )
     parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
     parser.add_argument("--guidance-curve", choices=guidance.CURVES, help="... and how it falls in between")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")

@@ -1,11 +1,12 @@
-"""Memory that a full-size video codec takes on a chip: encode and decode compiled ahead of time for a TPU that is not here.
+"""Memory that a full-size video codec takes on a chip: encode and decode compiled ahead of time for a TPU that is not
+here.
 
     python -m omnihuman_jax.scale.codec_memory --codec AutoencoderKLWan --method decode
 
-The compiler's own account of the whole program, with the released sizes and no weights; a program that does not fit is its
-error. What it assigns to buffers is settled, and dumped, before it generates machine code; that takes a convolution seconds
-of a core, and a tiled program holds the network once for each shape of tile. So each program is compiled in a process of its own
-that is ended when the account is written; `--whole` compiles to the end, and gives the same numbers.
+The compiler's own account of the whole program, with the released sizes and no weights; a program that does not fit is
+its error. What it assigns to buffers is settled, and dumped, before it generates machine code; that takes a convolution
+seconds of a core, and a tiled program holds the network once for each shape of tile. So each program is compiled in a
+process of its own that is ended when the account is written; `--whole` compiles to the end, and gives the same numbers.
 """
 
 import argparse
@@ -63,7 +64,9 @@ def measure(
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(device))
 
     params = jax.tree.map(on_device, vae_codec.describe(kind, config, vae_codec.compute_dtype(settings))[0])
-    traced = vae_codec.run.trace(method, kind, config, settings, params, on_device(jax.ShapeDtypeStruct(shape, jnp.float32)))
+    traced = vae_codec.run.trace(
+        method, kind, config, settings, params, on_device(jax.ShapeDtypeStruct(shape, jnp.float32))
+    )
     start = time.monotonic()
     try:
         memory = traced.lower(lowering_platforms=(device.platform,)).compile().memory_analysis()
@@ -101,9 +104,21 @@ def measure_assigned(kind: str, method: str, argv: Sequence[str]) -> dict[str, f
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "stderr"
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={scratch} --xla_dump_hlo_as_text"
-        command = [sys.executable, "-m", "omnihuman_jax.scale.codec_memory", *argv, "--codec", kind, "--method", method, "--whole"]
+        command = [
+            sys.executable,
+            "-m",
+            "omnihuman_jax.scale.codec_memory",
+            *argv,
+            "--codec",
+            kind,
+            "--method",
+            method,
+            "--whole",
+        ]
         with log.open("wb") as stderr:
-            child = subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.DEVNULL, stderr=stderr)
+            child = subprocess.Popen(
+                command, env=os.environ | {"XLA_FLAGS": flags}, stdout=subprocess.DEVNULL, stderr=stderr
+            )
         try:
             while (sizes := _account(Path(scratch))) is None and child.poll() is None:
                 time.sleep(0.5)
@@ -145,15 +160,25 @@ def main(argv: Sequence[str]) -> int:
     """`python -m omnihuman_jax.scale.codec_memory`: a Markdown row a program; 1 if one does not fit."""
     parser = argparse.ArgumentParser(
         prog="python -m omnihuman_jax.scale.codec_memory",
-        description="Memory of a full-size video codec on one TPU chip, by ahead-of-time compilation (bfloat16, no weights).",
+        description=(
+            "Memory of a full-size video codec on one TPU chip, by ahead-of-time compilation (bfloat16, no weights)."
+        ),
         epilog="example: python -m omnihuman_jax.scale.codec_memory --codec AutoencoderKLWan --method decode",
     )
-    parser.add_argument("--codec", action="append", metavar="CLASS", help="repeatable; default: every one that there is")
+    parser.add_argument(
+        "--codec", action="append", metavar="CLASS", help="repeatable; default: every one that there is"
+    )
     parser.add_argument("--method", action="append", choices=METHODS, help="repeatable; default: both")
     parser.add_argument("--size", type=_size, default=(129, 720, 1280), metavar="TxHxW", help="default: 129x720x1280")
-    parser.add_argument("--topology", default="v5e:2x2", help="of whose chips one is compiled for (default: %(default)s)")
-    parser.add_argument("--codec-option", action="append", default=[], metavar="NAME=VALUE", help="such as tile_height=0")
-    parser.add_argument("--whole", action="store_true", help="compile to machine code (a quarter of an hour a program and more)")
+    parser.add_argument(
+        "--topology", default="v5e:2x2", help="of whose chips one is compiled for (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--codec-option", action="append", default=[], metavar="NAME=VALUE", help="such as tile_height=0"
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="compile to machine code (a quarter of an hour a program and more)"
+    )
     options = parser.parse_args(argv)
     prepare()
     from omnihuman_jax.codecs.codec import parse_options
@@ -174,7 +199,9 @@ def main(argv: Sequence[str]) -> int:
     print("|---|---|---|---|---|---|", flush=True)
     for kind in options.codec or FAMILIES:
         for method in options.method or METHODS:
-            print(f"compiling {kind} {method} ({'many minutes' if options.whole else 'a minute or two'})", file=sys.stderr)
+            print(
+                f"compiling {kind} {method} ({'many minutes' if options.whole else 'a minute or two'})", file=sys.stderr
+            )
             try:
                 if options.whole:
                     seen = measure(kind, method, options.size, given, device)

@@ -1,7 +1,8 @@
-"""What a compiled program sends between devices: every collective of its HLO text, with bytes, mesh axes and trip count.
+"""What a compiled program sends between devices: every collective of its HLO text, with bytes, mesh axes and trip
+count.
 
-XLA writes a program as computations that call each other. A collective in the body of a `while` (a scan over layers or over
-micro-batches) runs as often as the loop turns; it is counted with the product of the trip counts around it.
+XLA writes a program as computations that call each other. A collective in the body of a `while` (a scan over layers or
+over micro-batches) runs as often as the loop turns; it is counted with the product of the trip counts around it.
 """
 
 import collections
@@ -28,7 +29,8 @@ class Collective:
 
     kind: one of `hlo.COLLECTIVES`; an all-reduce of which each device keeps its part is a reduce-scatter.
     axes: mesh axes along which its devices exchange, in the mesh's order.
-    groups: positions of the mesh's devices (row-major) that exchange with each other; of a collective-permute, its pairs.
+    groups: positions of the mesh's devices (row-major) that exchange with each other; of a collective-permute, its
+        pairs.
     operand_bytes: that a device puts in, each time.
     trips: times it runs in one run of the program.
     source: where in the model it comes from, as jax named it.
@@ -88,7 +90,9 @@ def collectives(program: Program, mesh_shape: Mapping[str, int]) -> list[Collect
                             kind=kind,
                             axes=_axes(groups, mesh_shape),
                             groups=groups,
-                            operand_bytes=sum(shape.bytes for shapes in where.operand_shapes(instruction) for shape in shapes),
+                            operand_bytes=sum(
+                                shape.bytes for shapes in where.operand_shapes(instruction) for shape in shapes
+                            ),
                             trips=trips,
                             source=instruction.op_name,
                             asynchronous=instruction.opcode.endswith("-start"),
@@ -130,7 +134,9 @@ def _groups(attributes: str, devices: int) -> tuple[tuple[int, ...], ...]:
 
 
 def _mesh_groups(dims: str, device_ids: str | None, wanted: str, *, devices: int) -> tuple[tuple[int, ...], ...]:
-    """Groups along named axes of XLA's own mesh: `mesh['a'=2,'b'=4] {'b'}`; `'b':(2)2` is the part of 'b' of 2 ways after 2."""
+    """Groups along named axes of XLA's own mesh: `mesh['a'=2,'b'=4] {'b'}`; `'b':(2)2` is the part of 'b' of 2 ways
+    after 2.
+    """
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", dims)}
     ids = _device_ids(device_ids, devices)
     parts: list[tuple[str, int, int]] = []  # (axis, ways before the part, ways of the part)
@@ -152,7 +158,9 @@ def _mesh_groups(dims: str, device_ids: str | None, wanted: str, *, devices: int
 
 
 def _device_ids(text: str | None, devices: int) -> np.ndarray:
-    """The mesh's devices in order: `[4,2]T(1,0)`, an iota over that shape, transposed; `[8]<=[4,2]T(1,0)`; or a list."""
+    """The mesh's devices in order: `[4,2]T(1,0)`, an iota over that shape, transposed; `[8]<=[4,2]T(1,0)`; or a
+    list.
+    """
     if text is None:
         return np.arange(devices)
     if "<=" in text:

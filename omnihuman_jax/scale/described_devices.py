@@ -1,4 +1,6 @@
-"""Devices that are not here: TPU slices as libtpu describes them, so that programs can be compiled for them on any machine."""
+"""Devices that are not here: TPU slices as libtpu describes them, so that programs can be compiled for them on any
+machine.
+"""
 
 import os
 import sys
@@ -6,7 +8,8 @@ from typing import Any
 
 from omnihuman_jax.scale.hardware import Topology
 
-# Read when libtpu is loaded. Without them it looks for a metadata server, and for other processes that use the same chips.
+# Read when libtpu is loaded. Without them it looks for a metadata server, and for other processes that use the same
+# chips.
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 # Generations whose programs cannot be compiled here, and why: their plans are formula alone.

@@ -1,4 +1,5 @@
-"""Memory and work of a train step by formula, in microseconds: to choose what is worth compiling, and where nothing compiles.
+"""Memory and work of a train step by formula, in microseconds: to choose what is worth compiling, and where nothing
+compiles.
 
 Close, not exact: XLA decides what stays alive. What a compiled program says (`program_costs.py`) always comes first.
 """
@@ -20,25 +21,34 @@ from omnihuman_jax.typing import PackedShape
 BF16, FP32 = 2, 4
 # Bytes a parameter, at rest: master copy, EMA, two moments; and its gradient while a step runs.
 _MASTER_AND_EMA, _GRADIENT = 2 * FP32, FP32
-# Arrays of [tokens, width] in bfloat16 that live at the same time in a block's backward pass; calibrated on compiled steps.
+# Arrays of [tokens, width] in bfloat16 that live at the same time in a block's backward pass; calibrated on compiled
+# steps.
 _WORKING_SET = 26
-# Beyond it, by what `model.context_parallel` exchanges; calibrated on the calls that docs/attention.md lists. `gather`: whole
+# Beyond it, by what `model.context_parallel` exchanges; calibrated on the calls that docs/attention.md lists. `gather`:
+# whole
 # keys, values and both gradients. `ring`: blocks that come and go, all gradients and the output in float32.
 _GATHERED_ROWS, _RING_ROWS = 4, 20
-# Products of a block of scores in an attention kernel's backward pass, where the forward pass has two. Splash and our Triton
-# kernel have two backward kernels of 3 + 4; splash's fused one, flash attention as in cuDNN, and XLA's have five.
+# Products of a block of scores in an attention kernel's backward pass, where the forward pass has two. Splash and our
+# Triton kernel have two backward kernels of 3 + 4; splash's fused one, flash attention as in cuDNN, and XLA's have
+# five.
 _TWO_KERNELS, _ONE_KERNEL = 7, 5
 # What a layer keeps for its backward pass under each remat policy, in rows of the model's width.
 KEPT_ROWS = {
-    "block": 1.0, "attention": 3.0, "dots": 12.0, "products": 14.0, "none": 30.0, "block_offload": 0.0, "attention_offload": 0.0,
+    "block": 1.0, "attention": 3.0, "dots": 12.0, "products": 14.0, "none": 30.0, "block_offload": 0.0,
+    "attention_offload": 0.0,
 }  # fmt: skip
 # Policies under which the attention kernel, or the matrix products, run a second time in the backward pass.
-_KERNEL_AGAIN, _PRODUCTS_AGAIN = ("block", "dots", "block_offload"), ("block", "attention", "block_offload", "attention_offload")
+_KERNEL_AGAIN, _PRODUCTS_AGAIN = (
+    ("block", "dots", "block_offload"),
+    ("block", "attention", "block_offload", "attention_offload"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What a sweep varies: mesh, remat, sequences that a data-parallel group computes at a time, how often in a step."""
+    """What a sweep varies: mesh, remat, sequences that a data-parallel group computes at a time, how often in a
+    step.
+    """
 
     mesh: Mapping[str, int]
     remat: str
@@ -110,7 +120,9 @@ def estimate(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topo
     )
 
 
-def _memory(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int) -> Memory:
+def _memory(
+    config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int
+) -> Memory:
     shards = layout.mesh["fsdp"] * layout.ways
     moments = 2 * layout.moment_bytes
     on_host = (moments if layout.offload != "none" else 0) + (FP32 if layout.offload == "moments_ema" else 0)
@@ -157,13 +169,17 @@ def _attention_bytes(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layo
 
 
 def _exchange_ways(config: mmdit.MMDiTConfig, layout: Layout) -> tuple[int, int]:
-    """Devices of `context` that share out heads (Ulysses), and those that exchange keys (a ring, or all that gather them)."""
+    """Devices of `context` that share out heads (Ulysses), and those that exchange keys (a ring, or all that gather
+    them).
+    """
     ways, heads = layout.mesh["context"], config.num_heads // layout.mesh["tensor"]
     shared = context_parallel.heads_ways(config.context_parallel, heads, ways, config.ulysses_ways)
     return shared, ways // shared
 
 
-def _works(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int) -> list[Work]:
+def _works(
+    config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int
+) -> list[Work]:
     times = layout.sequences * layout.micro_batches
     found = sizes(config, shape)
     joint = found.attention_flops * times / layout.ways
@@ -173,9 +189,12 @@ def _works(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topolo
     again, kernel_again = layout.remat in _PRODUCTS_AGAIN, layout.remat in _KERNEL_AGAIN
     tokens = times * (shape.latent_tokens / layout.mesh["context"] + shape.text_tokens)
     layers = config.num_dual_layers + config.num_single_layers
-    # Norms, modulation, rotations, gates: reads and writes of float32 rows that no product hides; forward, again, backward.
+    # Norms, modulation, rotations, gates: reads and writes of float32 rows that no product hides; forward, again,
+    # backward.
     elementwise = layers * tokens * config.width * FP32 * 24 * (2 + again)
-    optimizer = parameters * 2 * (_MASTER_AND_EMA + 2 * layout.moment_bytes + _GRADIENT) / (layout.mesh["fsdp"] * layout.ways)
+    optimizer = (
+        parameters * 2 * (_MASTER_AND_EMA + 2 * layout.moment_bytes + _GRADIENT) / (layout.mesh["fsdp"] * layout.ways)
+    )
     return [
         Work(kind="attention_forward", flops=joint * (1 + kernel_again), bytes=0),
         Work(kind="attention_backward", flops=joint * (_TWO_KERNELS if two_kernels else _ONE_KERNEL) / 2, bytes=0),
@@ -199,7 +218,10 @@ def _communications(
         ("all-reduce", ("data",), FP32 * share / fsdp, 1),
         ("all-reduce", ("tensor",), row * layout.mesh["tensor"] * layers, layout.micro_batches * 4),
     ]
-    found = [_communication(kind, axes, size, count, _path(axes, layout, topology), topology) for kind, axes, size, count in plans]
+    found = [
+        _communication(kind, axes, size, count, _path(axes, layout, topology), topology)
+        for kind, axes, size, count in plans
+    ]
     found[2:2] = _exchanges(config, layout, topology, row * layers)
     found = [c for c in found if c.sent_bytes]
     if layout.remat.endswith("_offload"):
@@ -207,7 +229,8 @@ def _communications(
         time = 2 * rows / topology.accelerator.host_bandwidth
         found.append(
             Communication(
-                kind="copy", axes=("host",), network="pcie", count=2 * layers, bytes=2 * rows, sent_bytes=rows, seconds=time,
+                kind="copy", axes=("host",), network="pcie", count=2 * layers, bytes=2 * rows, sent_bytes=rows,
+                seconds=time,
                 hidden=True,
             )
         )  # fmt: skip
@@ -215,7 +238,14 @@ def _communications(
 
 
 def _communication(
-    kind: str, axes: tuple[str, ...], size: float, count: int, path: interconnect.Path, topology: Topology, *, hidden: bool = True
+    kind: str,
+    axes: tuple[str, ...],
+    size: float,
+    count: int,
+    path: interconnect.Path,
+    topology: Topology,
+    *,
+    hidden: bool = True,
 ) -> Communication:
     return Communication(
         kind=kind, axes=axes, network=path.network, count=count, bytes=count * size, hidden=hidden,
@@ -238,13 +268,15 @@ def _exchanges(config: mmdit.MMDiTConfig, layout: Layout, topology: Topology, ro
         return _communication(kind, ("context",), size, times * count, path, topology, hidden=hidden)
 
     if config.context_parallel == "gather":
-        # Keys and values; again for the backward pass wherever blocks are computed anew, and their gradients on the way back.
+        # Keys and values; again for the backward pass wherever blocks are computed anew, and their gradients on the way
+        # back.
         gathers = 2 if layout.remat == "none" else 4
         return [exchange("all-gather", ring * rows, gathers, keys), exchange("reduce-scatter", ring * rows, 2, keys)]
     # Queries, keys, values and the output: forward, perhaps again, and their gradients.
     found = [exchange("all-to-all", rows, 4 * (2 + again), heads)]
     if ring > 1:
-        # Each hop passes keys and values on beside its computation, and backward their gradients in float32, which go home last.
+        # Each hop passes keys and values on beside its computation, and backward their gradients in float32, which go
+        # home last.
         found.append(exchange("collective-permute", rows, 2 * ring * (2 + kernel_again), keys, hidden=True))
         found.append(exchange("collective-permute", FP32 / BF16 * rows, 2 * (ring + 1), keys, hidden=True))
     return found

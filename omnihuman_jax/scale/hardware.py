@@ -1,7 +1,7 @@
 """Accelerators: what one chip computes, holds and moves. One table; the slices that exist are `topologies.py`'s.
 
-Sources are named a row; what is an assumption says so. Bandwidths are bytes a second, one way unless said otherwise; FLOP/s
-are dense bfloat16. No JAX.
+Sources are named a row; what is an assumption says so. Bandwidths are bytes a second, one way unless said otherwise;
+FLOP/s are dense bfloat16. No JAX.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ GIB = 2**30
 class Efficiencies:
     """Shares of a chip's peak that kernels reach: inputs of every prediction, never results of ours.
 
-    matmul: the model's matrix products. attention_forward, attention_backward: the attention kernels at head size 128 and
+    matmul: the model's matrix products. attention_forward, attention_backward: the attention kernels at head size 128
+        and
     long sequences, on the operations that they execute (7 products a block in two backward kernels, 5 in a fused one).
     source: where each number comes from.
     """
@@ -35,7 +36,8 @@ class Accelerator:
 
     peak_flops: dense bfloat16 FLOP/s. hbm_bytes: what a program can use. hbm_bandwidth: bytes/s.
     link_bandwidth: of one ICI link, one way (GPU: of all NVLinks of a GPU, one way). torus_dims: 2, 3; 0 for NVLink.
-    wrap: a torus dim has its wrap-around links from this size on (ICI). dcn_bandwidth: of the data-centre network, a chip.
+    wrap: a torus dim has its wrap-around links from this size on (ICI). dcn_bandwidth: of the data-centre network, a
+        chip.
     host_bandwidth: between a chip and its host's memory, one way. chips_per_host: of a machine. host_ram_bytes: of a
     machine with so many chips; 0: unknown, it differs with who built the machine. efficiencies: see there.
     source: of the numbers.
@@ -62,7 +64,8 @@ _UNMEASURED = "no public measurement found; assumed"
 
 _ROWS = (
     Accelerator(
-        name="v4", platform="tpu", peak_flops=275e12, hbm_bytes=int(30.5 * GIB), hbm_bandwidth=1200e9, link_bandwidth=45e9,
+        name="v4", platform="tpu", peak_flops=275e12, hbm_bytes=int(30.5 * GIB), hbm_bandwidth=1200e9,
+        link_bandwidth=45e9,
         torus_dims=3, wrap=4, dcn_bandwidth=6.25e9, host_bandwidth=16e9, chips_per_host=4, host_ram_bytes=407 * GIB,
         efficiencies=Efficiencies(
             matmul=0.65, attention_forward=0.50, attention_backward=0.50,
@@ -71,49 +74,54 @@ _ROWS = (
         source=f"docs.cloud.google.com/tpu/docs/v4; {_SCALING_BOOK}",
     ),
     Accelerator(
-        name="v5e", platform="tpu", peak_flops=197e12, hbm_bytes=int(15.75 * GIB), hbm_bandwidth=819e9, link_bandwidth=45e9,
+        name="v5e", platform="tpu", peak_flops=197e12, hbm_bytes=int(15.75 * GIB), hbm_bandwidth=819e9,
+        link_bandwidth=45e9,
         torus_dims=2, wrap=16, dcn_bandwidth=3.125e9, host_bandwidth=16e9, chips_per_host=4, host_ram_bytes=192 * GIB,
         efficiencies=Efficiencies(
             matmul=0.65, attention_forward=0.50, attention_backward=0.50,
-            source="matmul: MaxText trains 32 B on v5e-256 at 66.9 % MFU end to end (github.com/google/maxtext, configs/v5e); "
-            f"attention: as v5p (128 x 128 matrix units), {_UNMEASURED}",
+            source="matmul: MaxText trains 32 B on v5e-256 at 66.9 % MFU end to end (github.com/google/maxtext, "
+            f"configs/v5e); attention: as v5p (128 x 128 matrix units), {_UNMEASURED}",
         ),
         source=f"docs.cloud.google.com/tpu/docs/v5e; {_SCALING_BOOK}",
     ),
     Accelerator(
-        name="v5p", platform="tpu", peak_flops=459e12, hbm_bytes=int(95.73 * GIB), hbm_bandwidth=2765e9, link_bandwidth=90e9,
+        name="v5p", platform="tpu", peak_flops=459e12, hbm_bytes=int(95.73 * GIB), hbm_bandwidth=2765e9,
+        link_bandwidth=90e9,
         torus_dims=3, wrap=4, dcn_bandwidth=6.25e9, host_bandwidth=16e9, chips_per_host=4, host_ram_bytes=448 * GIB,
         efficiencies=Efficiencies(
             matmul=0.65, attention_forward=0.50, attention_backward=0.50,
             source="matmul: MaxText trains Llama 2 70B on 512 v5p at 65.4 % MFU end to end (maxtext.readthedocs.io, "
-            "reference/models/tiering), a lower bound; attention: derived, not measured: v6e's measured kernel, whose products "
-            "fill only half of its 256 x 256 unit at head size 128, on 128 x 128 units that they fill",
+            "reference/models/tiering), a lower bound; attention: derived, not measured: v6e's measured kernel, whose "
+            "products fill only half of its 256 x 256 unit at head size 128, on 128 x 128 units that they fill",
         ),
         source=f"docs.cloud.google.com/tpu/docs/v5p; {_SCALING_BOOK}",
     ),
     Accelerator(
-        name="v6e", platform="tpu", peak_flops=918e12, hbm_bytes=int(31.24 * GIB), hbm_bandwidth=1638e9, link_bandwidth=90e9,
+        name="v6e", platform="tpu", peak_flops=918e12, hbm_bytes=int(31.24 * GIB), hbm_bandwidth=1638e9,
+        link_bandwidth=90e9,
         torus_dims=2, wrap=16, dcn_bandwidth=12.5e9, host_bandwidth=32e9, chips_per_host=4, host_ram_bytes=720 * GIB,
         efficiencies=Efficiencies(
             matmul=0.66, attention_forward=0.364, attention_backward=0.364,
-            source="measured by others on v6e for a 14 B video transformer at 75.6 K tokens, head size 128 (github.com/yangwhale/"
-            "gpu-tpu-pedia, tpu/Wan2.2): linear layers 66 %, splash attention 36.4 % forward (its matrix unit is 256 wide); "
-            "backward: assumed as forward",
+            source="measured by others on v6e for a 14 B video transformer at 75.6 K tokens, head size 128 "
+            "(github.com/yangwhale/gpu-tpu-pedia, tpu/Wan2.2): linear layers 66 %, splash attention 36.4 % forward "
+            "(its matrix unit is 256 wide); backward: assumed as forward",
         ),
         source=f"docs.cloud.google.com/tpu/docs/v6e; {_SCALING_BOOK}",
     ),
     Accelerator(
-        name="tpu7x", platform="tpu", peak_flops=2307e12, hbm_bytes=int(2 * 94.74 * GIB), hbm_bandwidth=7380e9, link_bandwidth=90e9,
+        name="tpu7x", platform="tpu", peak_flops=2307e12, hbm_bytes=int(2 * 94.74 * GIB), hbm_bandwidth=7380e9,
+        link_bandwidth=90e9,
         torus_dims=3, wrap=4, dcn_bandwidth=12.5e9, host_bandwidth=32e9, chips_per_host=4, host_ram_bytes=960 * GIB,
         efficiencies=Efficiencies(
             matmul=0.60, attention_forward=0.40, attention_backward=0.40,
-            source=f"{_UNMEASURED}; for scale: MaxDiffusion trains Wan 2.2 14 B at 40 % MFU on tpu7x with kernels of its own "
-            "(github.com/AI-Hypercomputer/maxdiffusion, pull request 487)",
+            source=f"{_UNMEASURED}; for scale: MaxDiffusion trains Wan 2.2 14 B at 40 % MFU on tpu7x with kernels of "
+            "its own (github.com/AI-Hypercomputer/maxdiffusion, pull request 487)",
         ),
         source=f"docs.cloud.google.com/tpu/docs/tpu7x; {_SCALING_BOOK}",
     ),
     Accelerator(
-        name="a100", platform="gpu", peak_flops=312e12, hbm_bytes=80 * 10**9, hbm_bandwidth=2039e9, link_bandwidth=300e9,
+        name="a100", platform="gpu", peak_flops=312e12, hbm_bytes=80 * 10**9, hbm_bandwidth=2039e9,
+        link_bandwidth=300e9,
         torus_dims=0, wrap=0, dcn_bandwidth=25e9, host_bandwidth=32e9, chips_per_host=8,
         efficiencies=Efficiencies(
             matmul=0.75, attention_forward=0.70, attention_backward=0.60,
@@ -123,23 +131,29 @@ _ROWS = (
         source="nvidia.com, A100 80GB SXM data sheet; PCIe 4 x16; network: 200 Gbit/s a GPU",
     ),
     Accelerator(
-        name="h100", platform="gpu", peak_flops=989e12, hbm_bytes=80 * 10**9, hbm_bandwidth=3350e9, link_bandwidth=450e9,
+        name="h100", platform="gpu", peak_flops=989e12, hbm_bytes=80 * 10**9, hbm_bandwidth=3350e9,
+        link_bandwidth=450e9,
         torus_dims=0, wrap=0, dcn_bandwidth=50e9, host_bandwidth=64e9, chips_per_host=8,
         efficiencies=Efficiencies(
             matmul=0.70, attention_forward=0.66, attention_backward=0.55,
-            source="attention: FlashAttention-3 (arxiv.org/abs/2407.08608), head size 128, no mask, 16 K: about 650 TFLOP/s "
-            f"forward and 550 backward, cuDNN's class; our packed Triton kernel was never measured; matmul: {_UNMEASURED}",
+            source="attention: FlashAttention-3 (arxiv.org/abs/2407.08608), head size 128, no mask, 16 K: about 650 "
+            "TFLOP/s forward and 550 backward, cuDNN's class; our packed Triton kernel was never measured; "
+            f"matmul: {_UNMEASURED}",
         ),
         source="nvidia.com, H100 SXM data sheet; PCIe 5 x16; network: 400 Gbit/s a GPU",
     ),
     Accelerator(
-        name="h200", platform="gpu", peak_flops=989e12, hbm_bytes=141 * 10**9, hbm_bandwidth=4800e9, link_bandwidth=450e9,
+        name="h200", platform="gpu", peak_flops=989e12, hbm_bytes=141 * 10**9, hbm_bandwidth=4800e9,
+        link_bandwidth=450e9,
         torus_dims=0, wrap=0, dcn_bandwidth=50e9, host_bandwidth=64e9, chips_per_host=8,
-        efficiencies=Efficiencies(matmul=0.70, attention_forward=0.66, attention_backward=0.55, source="as h100: same processor"),
+        efficiencies=Efficiencies(
+            matmul=0.70, attention_forward=0.66, attention_backward=0.55, source="as h100: same processor",
+        ),
         source="nvidia.com, H200 SXM data sheet; PCIe 5 x16; network: 400 Gbit/s a GPU",
     ),
     Accelerator(
-        name="b200", platform="gpu", peak_flops=2250e12, hbm_bytes=180 * 10**9, hbm_bandwidth=7700e9, link_bandwidth=900e9,
+        name="b200", platform="gpu", peak_flops=2250e12, hbm_bytes=180 * 10**9, hbm_bandwidth=7700e9,
+        link_bandwidth=900e9,
         torus_dims=0, wrap=0, dcn_bandwidth=50e9, host_bandwidth=64e9, chips_per_host=8,
         efficiencies=Efficiencies(matmul=0.70, attention_forward=0.60, attention_backward=0.50, source=_UNMEASURED),
         source="nvidia.com, HGX B200 data sheet; PCIe 5 x16; network: 400 Gbit/s a GPU",
@@ -151,7 +165,9 @@ ACCELERATORS: dict[str, Accelerator] = {row.name: row for row in _ROWS}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Topology:
-    """A slice (or several equal ones, joined by the data-centre network) of one generation; `dims` is (count,) for GPUs."""
+    """A slice (or several equal ones, joined by the data-centre network) of one generation; `dims` is (count,) for
+    GPUs.
+    """
 
     accelerator: Accelerator
     dims: tuple[int, ...]

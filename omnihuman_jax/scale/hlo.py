@@ -1,8 +1,8 @@
 """A compiled program's text: its instructions, how often each of them runs, and what one run costs a device.
 
-XLA's own totals see the body of a loop once and a Pallas kernel not at all. Here bodies count as often as their loops turn,
-and matrix products and bytes are counted from the shapes after partitioning: what one device really does, with everything
-that is computed twice or on every device.
+XLA's own totals see the body of a loop once and a Pallas kernel not at all. Here bodies count as often as their loops
+turn, and matrix products and bytes are counted from the shapes after partitioning: what one device really does, with
+everything that is computed twice or on every device.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 
 DTYPE_BYTES = {
-    "pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4,
+    "pred": 1, "s4": 1, "u4": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+    "f32": 4,
     "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
 HBM, VMEM, HOST = 0, 1, 5  # memory spaces in a layout, as libtpu writes them: S(1), S(5)
@@ -28,8 +29,10 @@ COLLECTIVES = (
 )
 # Nothing is read or written for these: names for values, control, or the second half of a pair.
 _FREE = frozenset({
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "iota",
-    "partition-id", "replica-id", "opt-barrier", "add-dependency", "get-dimension-size", "domain", "recv-done", "send-done",
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all",
+    "iota",
+    "partition-id", "replica-id", "opt-barrier", "add-dependency", "get-dimension-size", "domain", "recv-done",
+    "send-done",
     "copy-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "slice-done", "async-done",
     "async-update", "async-start",
 })  # fmt: skip
@@ -125,7 +128,9 @@ class Program:
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:
-        """How often each computation that is executed on its own runs in one step; fused ones are part of their fusion."""
+        """How often each computation that is executed on its own runs in one step; fused ones are part of their
+        fusion.
+        """
         counts: dict[str, int] = {}
 
         def visit(name: str, times: int) -> None:
@@ -220,7 +225,9 @@ class Program:
                 own = [int(i.rest) for i in _constants(where)] or limits
                 if len(set(own)) == 1 and "direction=LT" in inner.rest:
                     return own[0] - _first_turn(computation, instruction, condition)
-        raise ValueError(f"cannot tell how often %{instruction.name} turns: {condition.name} has the constants {limits}")
+        raise ValueError(
+            f"cannot tell how often %{instruction.name} turns: {condition.name} has the constants {limits}"
+        )
 
 
 def _first_turn(computation: Computation, loop: Instruction, condition: Computation) -> int:

@@ -1,7 +1,8 @@
-"""What a compiled train step holds, computes and sends on one device: the facts that a plan is made of, as plain numbers.
+"""What a compiled train step holds, computes and sends on one device: the facts that a plan is made of, as plain
+numbers.
 
-A `ProgramCosts` is read from a compiled program once (minutes of compilation) and kept as JSON; rooflines and tables are
-computed from it (instantly) for any efficiencies.
+A `ProgramCosts` is read from a compiled program once (minutes of compilation) and kept as JSON; rooflines and tables
+are computed from it (instantly) for any efficiencies.
 """
 
 import collections
@@ -21,7 +22,8 @@ from omnihuman_jax.scale.hlo import HOST, Computation, Instruction, Program
 from omnihuman_jax.scale.roofline import Communication, Work
 
 PALLAS = "tpu_custom_call"
-# Products of the size (queries x keys x head) that a pass of the attention kernel computes in each block, and whose work it is.
+# Products of the size (queries x keys x head) that a pass of the attention kernel computes in each block, and whose
+# work it is.
 _PASSES = {"fwd": ("attention_forward", 2), "dkv": ("attention_backward", 4), "dq": ("attention_backward", 3)}
 
 
@@ -60,7 +62,9 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ProgramCosts:
-    """Of one device and step: memory, work by kind and intensity, collectives by kind and axes, what XLA counted itself."""
+    """Of one device and step: memory, work by kind and intensity, collectives by kind and axes, what XLA counted
+    itself.
+    """
 
     memory: Memory
     works: tuple[Work, ...] = ()
@@ -110,7 +114,8 @@ def memory_of(compiled: Any, limit: int, host_limit: int = 0) -> Memory:
 def refused_memory(error: Exception, limit: int) -> Memory | None:
     """What the compiler says that a program would take which does not fit into HBM; None if the error is another.
 
-    Also None where on-chip memory is full (VMEM: a kernel's blocks are too large): no larger slice or shorter batch mends that.
+    Also None where on-chip memory is full (VMEM: a kernel's blocks are too large): no larger slice or shorter batch
+    mends that.
     """
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text or not _HBM.search(text):
@@ -134,7 +139,9 @@ def words_of(error: Exception, most: int = 400) -> str:
 
 
 def works_of(program: Program) -> list[Work]:
-    """All executed work, summed by kind and intensity (in steps of a quarter power of two: rooflines change little within)."""
+    """All executed work, summed by kind and intensity (in steps of a quarter power of two: rooflines change little
+    within).
+    """
     sums: dict[tuple[str, int], list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
     for computation, instruction, times in program.executed():
         kind, flops = kind_and_flops(program, computation, instruction)
@@ -149,8 +156,12 @@ def works_of(program: Program) -> list[Work]:
 
 
 def kind_and_flops(program: Program, computation: Computation, instruction: Instruction) -> tuple[str, float]:
-    """What an instruction is, and its operations: the attention kernels by the shapes of queries and keys, nothing skipped."""
-    for where, inner in program.inside(computation, instruction):  # XLA fuses a kernel with the slices that it reads and writes
+    """What an instruction is, and its operations: the attention kernels by the shapes of queries and keys, nothing
+    skipped.
+    """
+    for where, inner in program.inside(
+        computation, instruction
+    ):  # XLA fuses a kernel with the slices that it reads and writes
         if inner.opcode == "custom-call" and PALLAS in inner.attribute("custom_call_target"):
             return attention_pass(where, inner)
     flops = program.flops(computation, instruction)
@@ -168,7 +179,10 @@ def attention_pass(computation: Computation, instruction: Instruction) -> tuple[
         products += 1  # the fused kernel: the queries' gradient too, once a block of keys
     floats = ("bf16", "f16", "f32")
     arrays = [
-        s.dims for shapes in computation.operand_shapes(instruction) for s in shapes if len(s.dims) == 3 and s.dtype in floats
+        s.dims
+        for shapes in computation.operand_shapes(instruction)
+        for s in shapes
+        if len(s.dims) == 3 and s.dtype in floats
     ]
     (heads, queries, size), (_, keys, _) = arrays[:2]
     return kind, 2.0 * products * heads * queries * keys * size
@@ -192,7 +206,14 @@ def communications_of(found: Iterable[Collective], mesh: Mesh, topology: Topolog
         total[3] += item.trips * interconnect.seconds(topology, item.kind, size, path)
     return [
         Communication(
-            kind=kind, axes=axes, network=network, hidden=hidden, count=int(count), bytes=size, sent_bytes=sent, seconds=seconds
+            kind=kind,
+            axes=axes,
+            network=network,
+            hidden=hidden,
+            count=int(count),
+            bytes=size,
+            sent_bytes=sent,
+            seconds=seconds,
         )
         for (kind, axes, network, hidden), (count, size, sent, seconds) in sorted(sums.items())
     ]
@@ -211,13 +232,22 @@ def host_copies_of(program: Program, topology: Topology) -> list[Communication]:
     seconds = moved / topology.accelerator.host_bandwidth
     return [
         Communication(
-            kind="copy", axes=("host",), network="pcie", count=count, bytes=moved, sent_bytes=moved, seconds=seconds, hidden=True
+            kind="copy",
+            axes=("host",),
+            network="pcie",
+            count=count,
+            bytes=moved,
+            sent_bytes=moved,
+            seconds=seconds,
+            hidden=True,
         )
     ]
 
 
 def between_slices_of(program: Program, topology: Topology) -> list[Communication]:
-    """What crosses the data-centre network: XLA writes it as transfers through the host, apart from the collectives of a slice."""
+    """What crosses the data-centre network: XLA writes it as transfers through the host, apart from the collectives of
+    a slice.
+    """
     sums: dict[str, list[float]] = collections.defaultdict(lambda: [0.0] * 3)
     path = interconnect.Path(devices=topology.num_slices, slices=topology.num_slices)
     for _, instruction, times in program.executed():
@@ -257,7 +287,9 @@ def read_program(
         return ProgramCosts(memory=memory, lower_s=lower_s, compile_s=compile_s)
     program = Program.parse(text)
     once = sum(
-        program.flops(program.computations[name], i) for name in program.runs for i in program.computations[name].instructions
+        program.flops(program.computations[name], i)
+        for name in program.runs
+        for i in program.computations[name].instructions
     )
     return ProgramCosts(
         memory=memory,

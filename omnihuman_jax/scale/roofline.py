@@ -1,8 +1,9 @@
-"""From what one device does in a step to how long it takes, at best and as compiled, and the share of the peak that is useful.
+"""From what one device does in a step to how long it takes, at best and as compiled, and the share of the peak that is
+useful.
 
-Every operation takes the longer of its arithmetic, at the stated efficiency of its kind, and its memory traffic. Collectives
-come on top (nothing overlaps) or hide behind it (all that can does). Useful operations are the model's own formula
-(`flops.py`): what is computed again, or on every device, costs time and is not useful.
+Every operation takes the longer of its arithmetic, at the stated efficiency of its kind, and its memory traffic.
+Collectives come on top (nothing overlaps) or hide behind it (all that can does). Useful operations are the model's own
+formula (`flops.py`): what is computed again, or on every device, costs time and is not useful.
 """
 
 import dataclasses
@@ -27,8 +28,10 @@ class Work:
 class Communication:
     """Collectives of one kind over the same mesh axes, summed over a step.
 
-    bytes: on one device, the larger side of each, summed (`interconnect`). count: how many run. seconds: on their links.
-    hidden: they start and finish apart, so that computation can run in between. Copies to and from the host's memory are
+    bytes: on one device, the larger side of each, summed (`interconnect`). count: how many run. seconds: on their
+        links.
+    hidden: they start and finish apart, so that computation can run in between. Copies to and from the host's memory
+        are
     listed here too (network `pcie`).
     """
 
@@ -130,7 +133,8 @@ def sensitivity(
         [
             roofline(
                 accelerator, works, communications,
-                efficiencies=Efficiencies(matmul=m, attention_forward=a, attention_backward=a, source="given"), **options,
+                efficiencies=Efficiencies(matmul=m, attention_forward=a, attention_backward=a, source="given"),
+                **options,
             ).mfu
             for m in matmul
         ]

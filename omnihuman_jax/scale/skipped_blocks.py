@@ -1,4 +1,6 @@
-"""What a pack's attention costs where blocks between windows are left out: counted from the windows' sizes, as kernels count."""
+"""What a pack's attention costs where blocks between windows are left out: counted from the windows' sizes, as kernels
+count.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,11 +12,14 @@ from omnihuman_jax.attention.block_pairs import block_pairs, fit_block, round_up
 from omnihuman_jax.attention.kernel import window_ids
 
 
-def joined_ids(video_lengths: Sequence[int], text_lengths: Sequence[int], latent_tokens: int, text_tokens: int) -> np.ndarray:
+def joined_ids(
+    video_lengths: Sequence[int], text_lengths: Sequence[int], latent_tokens: int, text_tokens: int
+) -> np.ndarray:
     """int32 [L + S]: the window (from 1; 0 is padding) of each token of a joint sequence, video before text.
 
     Args:
-        video_lengths, text_lengths: tokens of each window in the two streams (a window's reference belongs to its video).
+        video_lengths, text_lengths: tokens of each window in the two streams (a window's reference belongs to its
+            video).
         latent_tokens, text_tokens: L and S.
     """
     parts = []
@@ -28,7 +33,9 @@ def joined_ids(video_lengths: Sequence[int], text_lengths: Sequence[int], latent
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BlockCount:
-    """Pairs of a query and a key, over some sequences: all of them, those in blocks that are computed, those of one window."""
+    """Pairs of a query and a key, over some sequences: all of them, those in blocks that are computed, those of one
+    window.
+    """
 
     all: int
     computed: int
@@ -50,7 +57,8 @@ def count_blocks(ids_BM: np.ndarray, block_q: int, block_kv: int, unit: int = 12
 
     Args:
         ids_BM: int32 [B, M].
-        block_q, block_kv: the kernel's; sequences are filled up to whole blocks, and that is computed, or left out, too.
+        block_q, block_kv: the kernel's; sequences are filled up to whole blocks, and that is computed, or left out,
+            too.
         unit: what the kernel rounds a block up to where the sequence is shorter than it.
     """
     length = ids_BM.shape[1]

@@ -60,7 +60,11 @@ class ScalePlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `load_plan` reads them."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("topology", "costs", "formula")}
+        values = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("topology", "costs", "formula")
+        }
         line = self.roofline
         return values | {
             "topology": self.topology.name,
@@ -68,7 +72,9 @@ class ScalePlan:
             "chips": self.topology.chips,
             "hosts": self.topology.hosts,
             "mesh": dict(self.mesh),
-            "memory": dataclasses.asdict(self.costs.memory) | {"peak": self.costs.memory.peak, "fits": self.costs.memory.fits},
+            "memory": (
+                dataclasses.asdict(self.costs.memory) | {"peak": self.costs.memory.peak, "fits": self.costs.memory.fits}
+            ),
             "roofline": None if line is None else dataclasses.asdict(line),
             "assumptions": dataclasses.asdict(self.topology.accelerator.efficiencies),
             "costs": self.costs.to_json(),
@@ -97,14 +103,14 @@ def _lines(plan: ScalePlan) -> Iterator[str]:
     machines = f"{topology.chips} chips, {topology.hosts} hosts, {plan.devices} devices"
     yield f"{plan.name} on {slices}{topology.name}: {machines}; {plan.mesh_text}"
     yield (
-        f"  step        {plan.sequences} sequences of {plan.latent_tokens:,} + {plan.text_tokens:,} tokens in {plan.micro_batches} "
-        f"micro-batch{'es' if plan.micro_batches > 1 else ''}, remat {plan.remat}"
+        f"  step        {plan.sequences} sequences of {plan.latent_tokens:,} + {plan.text_tokens:,} tokens in"
+        f" {plan.micro_batches} micro-batch{'es' if plan.micro_batches > 1 else ''}, remat {plan.remat}"
     )
     shards = plan.mesh["fsdp"] * plan.mesh["context"] * plan.mesh["tensor"]
     yield (
-        f"  parameters  {plan.parameters / 1e9:.2f} B; a device holds {plan.parameters / shards / 1e6:,.1f} M of them: "
-        f"{4 * plan.parameters / shards / GIB:.2f} GiB in float32, {plan.formula.memory.arguments / GIB:.2f} GiB with EMA and "
-        f"moments{' (those that are not offloaded)' if plan.formula.memory.host else ''}"
+        f"  parameters  {plan.parameters / 1e9:.2f} B; a device holds {plan.parameters / shards / 1e6:,.1f} M of them:"
+        f" {4 * plan.parameters / shards / GIB:.2f} GiB in float32, {plan.formula.memory.arguments / GIB:.2f} GiB with"
+        f" EMA and moments{' (those that are not offloaded)' if plan.formula.memory.host else ''}"
     )
     yield f"  memory      {_memory(costs.memory)}"
     yield f"              {'fits' if costs.memory.fits else 'DOES NOT FIT'}; {advice(plan)}"
@@ -116,7 +122,10 @@ def _lines(plan: ScalePlan) -> Iterator[str]:
     if line is None:
         return
     share = plan.attention_flops / plan.model_flops
-    yield f"  FLOPs       {plan.model_flops:.3e} a step by formula ({share:.0%} joint attention), {plan.useful_flops:.3e} a device"
+    yield (
+        f"  FLOPs       {plan.model_flops:.3e} a step by formula ({share:.0%} joint attention), {plan.useful_flops:.3e}"
+        " a device"
+    )
     more = costs.flops / plan.useful_flops
     yield f"              {costs.flops:.3e} executed a device, {more:.2f} x the useful ones{_check(plan)}"
     yield "  collectives  a device and step" + ("" if costs.communications else ": none")
@@ -125,23 +134,30 @@ def _lines(plan: ScalePlan) -> Iterator[str]:
             f"    {c.kind:<18} {' x '.join(c.axes):<16} {c.count:>6} times {c.sent_bytes / GIB:>9.3f} GiB sent "
             f"{c.seconds:>8.3f} s of {c.network}{', can hide' if c.hidden else ''}"
         )
-    yield "  roofline    seconds a step: " + ", ".join(f"{kind.replace('_', ' ')} {s:.2f}" for kind, s in line.compute_s.items())
-    yield (
-        f"              computation {line.busy_s:.2f}, ICI {line.ici_s:.2f}, DCN {line.dcn_s:.2f}, host {line.host_s:.2f}; "
-        f"all memory traffic {line.hbm_s:.2f}"
+    yield "  roofline    seconds a step: " + ", ".join(
+        f"{kind.replace('_', ' ')} {s:.2f}" for kind, s in line.compute_s.items()
     )
     yield (
-        f"  predicted   step {line.as_compiled_s:.2f} s, MFU {line.mfu:.1%} (HFU {line.hfu:.1%}); everything overlapped "
-        f"{line.overlapped_s:.2f} s, {line.mfu_overlapped:.1%}; nothing overlapped {line.serial_s:.2f} s, {line.mfu_serial:.1%}"
+        f"              computation {line.busy_s:.2f}, ICI {line.ici_s:.2f}, DCN {line.dcn_s:.2f}, host"
+        f" {line.host_s:.2f}; all memory traffic {line.hbm_s:.2f}"
+    )
+    yield (
+        f"  predicted   step {line.as_compiled_s:.2f} s, MFU {line.mfu:.1%} (HFU {line.hfu:.1%}); everything overlapped"
+        f" {line.overlapped_s:.2f} s, {line.mfu_overlapped:.1%}; nothing overlapped {line.serial_s:.2f} s,"
+        f" {line.mfu_serial:.1%}"
     )
     used = topology.accelerator.efficiencies
     yield (
-        f"  assumed     of the peak of {topology.accelerator.peak_flops / 1e12:.0f} TFLOP/s: matrix products {used.matmul:.0%}, "
-        f"attention kernel {used.attention_forward:.0%} forward, {used.attention_backward:.0%} backward"
+        f"  assumed     of the peak of {topology.accelerator.peak_flops / 1e12:.0f} TFLOP/s: matrix products"
+        f" {used.matmul:.0%}, attention kernel {used.attention_forward:.0%} forward, {used.attention_backward:.0%}"
+        " backward"
     )
     yield f"              {used.source}"
     if not plan.estimated:
-        yield f"  compiled    in {costs.compile_s:.0f} s after {costs.lower_s:.0f} s of tracing; {costs.kernels} Pallas kernels"
+        yield (
+            f"  compiled    in {costs.compile_s:.0f} s after {costs.lower_s:.0f} s of tracing; {costs.kernels} Pallas"
+            " kernels"
+        )
 
 
 def _memory(memory: Memory) -> str:
@@ -149,7 +165,9 @@ def _memory(memory: Memory) -> str:
         return f"{memory.needed / GIB:.2f} GiB a device would be needed, {memory.limit / GIB:.2f} are there"
     parts = ("arguments", "temporaries", "output", "alias", "code")
     text = ", ".join(f"{name} {getattr(memory, name) / GIB:.2f}" for name in parts)
-    share = f" of its share of {memory.host_limit / GIB:.2f}" if memory.host_limit else ", whose memory is not known here"
+    share = (
+        f" of its share of {memory.host_limit / GIB:.2f}" if memory.host_limit else ", whose memory is not known here"
+    )
     host = f"; {memory.host / GIB:.2f} on the host{share}" if memory.host else ""
     return f"GiB a device: {text}; peak {memory.peak / GIB:.2f} of {memory.limit / GIB:.2f}{host}"
 
@@ -168,16 +186,17 @@ def _check(plan: ScalePlan) -> str:
 def torus_hint(plan: ScalePlan) -> str:
     """Where every chip of a three-dimensional torus shares the weights; "" where none does.
 
-    XLA then gathers a weight by an all-reduce of buffers that are zero but for a device's own shard: twice the bytes. Seen with
-    libtpu's compiler on v5p:4x4x4 and 4x4x8, for shards of any size; not on 2x2x2 and 2x4x4, not on the flat v5e and v6e, and not
-    where `data` leaves smaller groups.
+    XLA then gathers a weight by an all-reduce of buffers that are zero but for a device's own shard: twice the bytes.
+    Seen with libtpu's compiler on v5p:4x4x4 and 4x4x8, for shards of any size; not on 2x2x2 and 2x4x4, not on the flat
+    v5e and v6e, and not where `data` leaves smaller groups.
     """
     shards, dims = plan.mesh["fsdp"] * plan.mesh["context"], plan.topology.dims
     if plan.topology.accelerator.platform != "tpu" or shards < plan.devices or len(dims) < 3 or min(dims) < 4:
         return ""
     return (
-        f"mesh.fsdp x mesh.context = {shards} are all chips of a torus: XLA gathers weights among them by an all-reduce, twice the "
-        f"bytes; with mesh.data=2, mesh.fsdp={max(1, plan.mesh['fsdp'] // 2)} they would be gathered"
+        f"mesh.fsdp x mesh.context = {shards} are all chips of a torus: XLA gathers weights among them by an"
+        f" all-reduce, twice the bytes; with mesh.data=2, mesh.fsdp={max(1, plan.mesh['fsdp'] // 2)} they would be"
+        " gathered"
     )
 
 

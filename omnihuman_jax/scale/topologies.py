@@ -1,6 +1,7 @@
 """TPU slices by generation and topology: chips, hosts, JAX devices. Plain tables, no JAX.
 
-Every multi-host slice of every generation has hosts of 4 chips. Sources: GKE's and Cloud TPU's pages, xpk's tables (2026-06).
+Every multi-host slice of every generation has hosts of 4 chips. Sources: GKE's and Cloud TPU's pages, xpk's tables
+(2026-06).
 """
 
 import dataclasses
@@ -41,7 +42,12 @@ GENERATIONS: dict[str, TpuGeneration] = {
         TpuGeneration(name="v5p", small=_SOLID, max_cubes=140, name_prefix="v5p", cores_in_name=True),
         TpuGeneration(name="v6e", small=_FLAT, name_prefix="v6e", cores_in_name=False),
         TpuGeneration(
-            name="tpu7x", small=("1x1x1", *_SOLID), max_cubes=144, devices_per_chip=2, name_prefix="tpu7x", cores_in_name=True
+            name="tpu7x",
+            small=("1x1x1", *_SOLID),
+            max_cubes=144,
+            devices_per_chip=2,
+            name_prefix="tpu7x",
+            cores_in_name=True,
         ),
     )
 }

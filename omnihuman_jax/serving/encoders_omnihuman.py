@@ -1,7 +1,8 @@
 """What stands around `OmniHumanForVideo` in a pipeline: video codec, speech encoder, text encoder, in PyTorch.
 
-The networks are diffusers' and transformers' own classes, read from the folders that the training data were encoded with; what
-is done around them (which layers, frame rate, chunks, scaling) is the trainer's. Files of weights are safetensors only.
+The networks are diffusers' and transformers' own classes, read from the folders that the training data were encoded
+with; what is done around them (which layers, frame rate, chunks, scaling) is the trainer's. Files of weights are
+safetensors only.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ MAX_TEXT_TOKENS = 128
 DCT_FILE = "codec.safetensors"
 # The trainer's list (`transformers_text.DESCRIPTIONS`), and where these files may lie in a folder.
 DESCRIPTIONS = (
-    "config.json", "preprocessor_config.json", "modules.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "config.json", "preprocessor_config.json", "modules.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model",
 )  # fmt: skip
 
@@ -78,14 +80,20 @@ def weight_files(folder: Path) -> list[Path]:
             names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
             missing = [name for name in names if not (folder / name).is_file()]
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{indices[0]}: damaged (no weight_map of tensor names to files); fetch it again") from None
+            raise ValueError(
+                f"{indices[0]}: damaged (no weight_map of tensor names to files); fetch it again"
+            ) from None
         if missing or not names:
             wanted = ", ".join(missing) or "files with weights"
-            raise ValueError(f"{folder}: {indices[0].name} names {wanted}, not to be found there; fetch the folder again")
+            raise ValueError(
+                f"{folder}: {indices[0].name} names {wanted}, not to be found there; fetch the folder again"
+            )
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        pickles = sorted(
+            file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+        )
         found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
         raise ValueError(
             f"{folder}: needs safetensors; {found}; convert once with transformers (or diffusers): "
@@ -95,7 +103,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(role: str, folder: Path, expected: Mapping[str, str]) -> None:
-    """ValueError unless the folder's files are those (name in the folder -> sha256) that the training data were made with."""
+    """ValueError unless the folder's files are those (name in the folder -> sha256) that the training data were made
+    with.
+    """
     for name in [*expected, *unrecorded_files(folder, expected)]:
         file = folder / name
         found = None
@@ -104,7 +114,9 @@ def check_weights(role: str, folder: Path, expected: Mapping[str, str]) -> None:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != expected.get(name):
             what = "is missing" if not found else "is another file" if name in expected else "was not there then"
-            raise ValueError(f"{folder} is not the {role} that the model was trained with ({name} {what}); give its folder")
+            raise ValueError(
+                f"{folder} is not the {role} that the model was trained with ({name} {what}); give its folder"
+            )
 
 
 def unrecorded_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
@@ -128,14 +140,18 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_codec(name: str, exported: Path, device: torch.device, options: Mapping[str, Any]) -> Codec:
-    """The codec called `name` in config.json: `dct`, whose tensors lie in the exported folder, or a folder of diffusers."""
+    """The codec called `name` in config.json: `dct`, whose tensors lie in the exported folder, or a folder of
+    diffusers.
+    """
     if name == "dct":
         return DctCodec(exported / DCT_FILE, device)
     return VaeCodec(network_folder("codec", name), device, options)
 
 
 class DctCodec:
-    """The demo's fixed block transform: two matrices in, two out, for the first frame and for each later group of four."""
+    """The demo's fixed block transform: two matrices in, two out, for the first frame and for each later group of
+    four.
+    """
 
     def __init__(self, file: Path, device: torch.device) -> None:
         if not file.is_file():
@@ -177,7 +193,9 @@ class VaeCodec:
 
         kind = read_config(folder).get("_class_name")
         if kind not in ("AutoencoderKLHunyuanVideo", "AutoencoderKLWan"):
-            raise ValueError(f"{folder}: a video codec of class {kind!r}; supported: AutoencoderKLHunyuanVideo, AutoencoderKLWan")
+            raise ValueError(
+                f"{folder}: a video codec of class {kind!r}; supported: AutoencoderKLHunyuanVideo, AutoencoderKLWan"
+            )
         weight_files(folder)
         auto = "float32" if device.type == "cpu" else "bfloat16"
         name = options.get("dtype", "auto")
@@ -242,7 +260,9 @@ def whole_frames(wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 def at_frame_rate(states_ISE: Tensor, num_frames: int) -> np.ndarray:
-    """Hidden states at 50 Hz -> [num_frames, layers * E]: a frame's mean, each layer of zero mean and unit variance in it."""
+    """Hidden states at 50 Hz -> [num_frames, layers * E]: a frame's mean, each layer of zero mean and unit variance in
+    it.
+    """
     frames = states_ISE.unflatten(1, (num_frames, -1)).mean(2)
     frames = frames - frames.mean(-1, keepdim=True)
     frames = frames * torch.rsqrt(frames.square().mean(-1, keepdim=True) + 1e-5)
@@ -250,18 +270,23 @@ def at_frame_rate(states_ISE: Tensor, num_frames: int) -> np.ndarray:
 
 
 def check_loaded(folder: Path, missing: Iterable[str], unknown: Iterable[str], unused: tuple[str, ...] = ()) -> None:
-    """ValueError with the tensors that the network lacks, and those that it does not know and that begin with none of `unused`."""
+    """ValueError with the tensors that the network lacks, and those that it does not know and that begin with none of
+    `unused`.
+    """
     wrong = [f"{name} is missing" for name in sorted(missing) if not name.startswith(unused)]
     wrong += [f"{name} is unknown" for name in sorted(unknown) if not name.startswith(unused)]
     if wrong:
         listed = "; ".join(wrong[:20]) + ("; ..." if len(wrong) > 20 else "")
-        raise ValueError(f"{folder}: weights do not fit config.json: {listed} ({len(wrong)} in all); fetch the folder again")
+        raise ValueError(
+            f"{folder}: weights do not fit config.json: {listed} ({len(wrong)} in all); fetch the folder again"
+        )
 
 
 def load_network(
     model: nn.Module, folder: Path, prefixes: tuple[str, ...], device: torch.device, unused: tuple[str, ...]
 ) -> nn.Module:
-    """`model` with the folder's tensors, of which it needs every one; the first of `prefixes` that any name has is cut off.
+    """`model` with the folder's tensors, of which it needs every one; the first of `prefixes` that any name has is cut
+    off.
 
     unused: beginnings of names that the whole model has and this part of it does not.
     """
@@ -272,7 +297,9 @@ def load_network(
     # A prefix says whose the rest is; without one it has to be known.
     check_loaded(folder, known.keys() - own.keys(), own.keys() - known.keys(), unused)
     if wrong := [f"{name} {list(own[name].shape)}" for name in known if own[name].shape != known[name].shape]:
-        raise ValueError(f"{folder}: of another shape than config.json says: {'; '.join(wrong[:20])} ({len(wrong)} in all)")
+        raise ValueError(
+            f"{folder}: of another shape than config.json says: {'; '.join(wrong[:20])} ({len(wrong)} in all)"
+        )
     model.load_state_dict({name: own[name] for name in known})
     return model.to(device).eval()
 
@@ -318,7 +345,8 @@ class WhisperSpeechEncoder:
 
 
 class Wav2Vec2SpeechEncoder:
-    """wav2vec 2.0: 40 zeros on both sides give two states a frame; above 20 s, overlapping chunks with 5 s on both sides.
+    """wav2vec 2.0: 40 zeros on both sides give two states a frame; above 20 s, overlapping chunks with 5 s on both
+    sides.
 
     The norm over time in the first convolution of the base form is the whole sound's, however it is cut.
     """
@@ -351,7 +379,9 @@ class Wav2Vec2SpeechEncoder:
         missing = self.FIELD - STATE_SAMPLES
         sound = F.pad(torch.from_numpy(wave).to(self.device), (missing // 2, missing - missing // 2))
         with _WholeNorm(self.network, sound):
-            return at_frame_rate(torch.cat([self._chunk(sound, *span) for span in self._spans(2 * num_frames)], 1), num_frames)
+            return at_frame_rate(
+                torch.cat([self._chunk(sound, *span) for span in self._spans(2 * num_frames)], 1), num_frames
+            )
 
     def _spans(self, steps: int) -> list[tuple[int, int, int, int]]:
         """(start, end) of each chunk and (first, until) of what is kept of it."""
@@ -374,7 +404,9 @@ class Wav2Vec2SpeechEncoder:
 
 
 class _WholeNorm:
-    """Within it, the norm over time of the feature extractor's first layer (if it has one) uses the whole sound's moments."""
+    """Within it, the norm over time of the feature extractor's first layer (if it has one) uses the whole sound's
+    moments.
+    """
 
     PIECE = 1 << 20  # samples
 

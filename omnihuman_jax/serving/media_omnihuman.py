@@ -18,7 +18,8 @@ import numpy as np
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation
 
-# As in typing.py, which is not imported here: exports carry this file as `media_omnihuman.py`, and it must stand alone there.
+# As in typing.py, which is not imported here: exports carry this file as `media_omnihuman.py`, and it must stand alone
+# there.
 FPS, SAMPLE_RATE_HZ = 25, 16_000
 # Sound that arrives later than this after where the sound before it ended is a hole in the track, not rounding.
 GAP_S = 0.02
@@ -90,7 +91,9 @@ def _video_stream(container: av.container.InputContainer, path: str | os.PathLik
     return stream
 
 
-def _first_frame(container: av.container.InputContainer, stream: av.VideoStream, path: str | os.PathLike[str]) -> av.VideoFrame:
+def _first_frame(
+    container: av.container.InputContainer, stream: av.VideoStream, path: str | os.PathLike[str]
+) -> av.VideoFrame:
     frame = next(container.decode(stream), None)
     if frame is None:
         raise MediaError(f"{path}: not one picture could be decoded; re-encode it, or take it out")
@@ -180,7 +183,9 @@ def iter_video(
         if previous is None:
             raise MediaError(f"{path}: not one picture could be decoded; re-encode it, or take it out")
         if start_s >= end_s and start_s > 0:
-            raise MediaError(f"{path}: starts being read at {start_s:.3f} s but ends at {end_s:.3f} s; choose an earlier start")
+            raise MediaError(
+                f"{path}: starts being read at {start_s:.3f} s but ends at {end_s:.3f} s; choose an earlier start"
+            )
         total = max(1, int((end_s - start_s) * fps + 1e-3))
         while emitted < (total if wanted is None else min(wanted, total)):
             yield _rgb(previous, stream, size)
@@ -242,10 +247,10 @@ def read_audio(
 ) -> np.ndarray | None:
     """The sound of an audio or video file as mono float32 [N] in [-1, 1], on the clock of its pictures.
 
-    With a video track, sample 0 is at `start_s` after the first picture and the result is as long as the header says the
-    pictures are (cut or padded with silence); a file of sound alone begins with its first sample. `duration_s` fixes the
-    length. Holes in the track are silence, channels are averaged. None where the file has no audio track, or MediaError if it
-    is `required`.
+    With a video track, sample 0 is at `start_s` after the first picture and the result is as long as the header says
+    the pictures are (cut or padded with silence); a file of sound alone begins with its first sample. `duration_s`
+    fixes the length. Holes in the track are silence, channels are averaged. None where the file has no audio track, or
+    MediaError if it is `required`.
     """
     with _opened(path, "audio" if required else "media") as container:
         if not container.streams.audio:
@@ -344,7 +349,9 @@ def write_video(
                 count += 1
             container.mux(video.encode(None))
             if sound is not None and audio is not None:
-                _encode_audio(container, sound, _fit(np.asarray(audio, np.float32), round(count / fps * sample_rate)), sample_rate)
+                _encode_audio(
+                    container, sound, _fit(np.asarray(audio, np.float32), round(count / fps * sample_rate)), sample_rate
+                )
         os.replace(partial, path)
     except av.error.FFmpegError as error:
         raise MediaError(f"{path}: could not be encoded ({error.strerror or error})") from error
@@ -380,7 +387,9 @@ def _to_frame(picture: np.ndarray, stream: av.VideoStream, path: Path) -> av.Vid
     return frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601, interpolation=Interpolation.BICUBIC)
 
 
-def _encode_audio(container: av.container.OutputContainer, stream: av.AudioStream, wave: np.ndarray, sample_rate: int) -> None:
+def _encode_audio(
+    container: av.container.OutputContainer, stream: av.AudioStream, wave: np.ndarray, sample_rate: int
+) -> None:
     frame = av.AudioFrame.from_ndarray(np.clip(wave, -1.0, 1.0)[None], format="flt", layout="mono")
     frame.sample_rate, frame.pts, frame.time_base = sample_rate, 0, Fraction(1, sample_rate)
     resampler = av.AudioResampler(

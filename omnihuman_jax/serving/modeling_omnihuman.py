@@ -5,15 +5,15 @@
     velocity = model(tokens, t, batch)
 
 HunyuanVideo's layout: dual-stream blocks, then single-stream blocks, over packed latent tokens and text tokens. The
-parameters of the base part carry the names that they have in diffusers' `HunyuanVideoTransformer3DModel`; audio and pose
-add the modules `audio_embedder`, `pose_embedder` and one `audio_attn` a block.
+parameters of the base part carry the names that they have in diffusers' `HunyuanVideoTransformer3DModel`; audio and
+pose add the modules `audio_embedder`, `pose_embedder` and one `audio_attn` a block.
 
 Shape suffixes: B sequences, L packed latent tokens, S text tokens, M = L + S, G window slots, T frames at 25 fps,
 F latent-frame slots, A audio tokens and P pose frames of a latent frame, J keypoints, E encoder width, C channels of a
 patch token, D model width, N heads, K head size, R = 2G rows of a modulation table.
 
-A batch packs windows (clips) of any size: `segment_ids_BL` says which window a token belongs to, g + 1 for the one in slot
-g, 0 for padding; attention never crosses windows. `OmniHumanForVideo.forward` lists the arrays of a batch.
+A batch packs windows (clips) of any size: `segment_ids_BL` says which window a token belongs to, g + 1 for the one in
+slot g, 0 for padding; attention never crosses windows. `OmniHumanForVideo.forward` lists the arrays of a batch.
 """
 
 import dataclasses
@@ -39,7 +39,9 @@ TIME_SCALE = 1000.0
 
 @dataclasses.dataclass(kw_only=True)
 class AudioConfig:
-    """Sizes of the audio branch: E, the width of an audio token, frames seen on each side, heads of the cross-attention."""
+    """Sizes of the audio branch: E, the width of an audio token, frames seen on each side, heads of the
+    cross-attention.
+    """
 
     features: int
     width: int
@@ -50,7 +52,9 @@ class AudioConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class PoseConfig:
-    """Sizes of the pose branch: J, features of a frame at a token, frames seen on each side, heatmap radius in tokens."""
+    """Sizes of the pose branch: J, features of a frame at a token, frames seen on each side, heatmap radius in
+    tokens.
+    """
 
     keypoints: int
     width: int
@@ -85,7 +89,9 @@ class OmniHumanConfig:
     def from_json(cls, path: Path) -> "OmniHumanConfig":
         """Reads config.json; a field that is missing or unknown is an error that names it."""
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there; from_pretrained takes a folder written by `omnihuman export`")
+            raise FileNotFoundError(
+                f"{path} is not there; from_pretrained takes a folder written by `omnihuman export`"
+            )
         values: dict[str, Any] = json.loads(path.read_text())["model"]
         for name, branch in (("audio", AudioConfig), ("pose", PoseConfig)):
             if values.get(name) is not None:
@@ -126,7 +132,9 @@ def apply_rotary(x_BNLK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attention(q_BNQK: Tensor, k_BNVK: Tensor, v_BNVK: Tensor, mask_B1QV: Tensor | None) -> Tensor:
-    """Scaled dot-product attention, heads merged: [B, Q, N * K]. `mask` is True where a query sees a key; None: everywhere."""
+    """Scaled dot-product attention, heads merged: [B, Q, N * K]. `mask` is True where a query sees a key; None:
+    everywhere.
+    """
     return F.scaled_dot_product_attention(q_BNQK, k_BNVK, v_BNVK, attn_mask=mask_B1QV).transpose(1, 2).flatten(2)
 
 
@@ -151,7 +159,9 @@ def gated(residual_BLD: Tensor, gate_BRD: Tensor, row_BL: Tensor, update_BLD: Te
 
 
 def linear_float32(linear: nn.Linear, x: Tensor) -> Tensor:
-    """`linear` in float32 whatever its weights are stored in: what modulates every token must not be rounded to bf16."""
+    """`linear` in float32 whatever its weights are stored in: what modulates every token must not be rounded to
+    bf16.
+    """
     return F.linear(x.float(), linear.weight.float(), linear.bias.float())
 
 
@@ -239,7 +249,9 @@ class ConditionEmbedding(nn.Module):
 class Attention(nn.Module):
     """Projections of one attention, named as in diffusers' Attention; which of them exist depends on the block."""
 
-    def __init__(self, width: int, num_heads: int, *, qk_norm: bool, text_stream: bool = False, output: bool = True) -> None:
+    def __init__(
+        self, width: int, num_heads: int, *, qk_norm: bool, text_stream: bool = False, output: bool = True
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         head_dim = width // num_heads
@@ -282,7 +294,9 @@ class RefinerBlock(nn.Module):
 
     def forward(self, x_BSD: Tensor, condition_BGD: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
         gate_attn, gate_mlp = self.norm_out(condition_BGD)
-        x_BSD = gated(x_BSD, gate_attn, slot_BS, self.attn.to_out[0](attention(*self.attn.qkv(self.norm1(x_BSD)), mask)))
+        x_BSD = gated(
+            x_BSD, gate_attn, slot_BS, self.attn.to_out[0](attention(*self.attn.qkv(self.norm1(x_BSD)), mask))
+        )
         return gated(x_BSD, gate_mlp, slot_BS, self.ff(self.norm2(x_BSD)))
 
 
@@ -298,7 +312,9 @@ class TokenRefiner(nn.Module):
 
 
 class TextEmbedder(nn.Module):
-    """Text embeddings -> text tokens: a projection and a few blocks, gated by time and the mean of the window's text."""
+    """Text embeddings -> text tokens: a projection and a few blocks, gated by time and the mean of the window's
+    text.
+    """
 
     def __init__(self, text_width: int, width: int, num_heads: int, num_layers: int) -> None:
         super().__init__()
@@ -306,7 +322,9 @@ class TextEmbedder(nn.Module):
         self.proj_in = nn.Linear(text_width, width)
         self.token_refiner = TokenRefiner(width, num_heads, num_layers)
 
-    def forward(self, text_BSE: Tensor, t_BG: Tensor, segment_ids_BS: Tensor, slot_BS: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, text_BSE: Tensor, t_BG: Tensor, segment_ids_BS: Tensor, slot_BS: Tensor, mask: Tensor | None
+    ) -> Tensor:
         slots = torch.arange(1, t_BG.shape[1] + 1, device=t_BG.device)
         member_BGS = (segment_ids_BS[:, None, :] == slots[None, :, None]).to(torch.float32)
         count_BG1 = member_BGS.sum(-1, keepdim=True).clamp(min=1)
@@ -324,7 +342,9 @@ class AudioTokens(NamedTuple):
 
 
 class AudioEmbedder(nn.Module):
-    """Speech features -> the audio tokens of each latent frame: an MLP a frame, then a frame's own and its neighbours."""
+    """Speech features -> the audio tokens of each latent frame: an MLP a frame, then a frame's own and its
+    neighbours.
+    """
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
@@ -363,7 +383,9 @@ class AudioCrossAttention(nn.Module):
             linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for linear, x in zip((self.to_q, self.to_k, self.to_v), inputs, strict=True)
         )
-        update_BLD = self.to_out[0](attention(self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v, audio.mask_B1LK))
+        update_BLD = self.to_out[0](
+            attention(self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype), v, audio.mask_B1LK)
+        )
         return x_BLD + torch.where(audio.gate_BL1, update_BLD, torch.zeros_like(update_BLD))
 
 
@@ -430,7 +452,9 @@ class DualBlock(nn.Module):
     def forward(self, x_BLD: Tensor, text_BSD: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         row_BL, row_BS = context.row_BL, context.row_BS
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.norm1(context.condition_BRD)
-        text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = self.norm1_context(context.condition_BRD)
+        text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = self.norm1_context(
+            context.condition_BRD
+        )
 
         latent_qkv = self.attn.qkv(modulate(x_BLD, shift, scale, row_BL), context.rotary)
         text_qkv = self.attn.text_qkv(modulate(text_BSD, text_shift, text_scale, row_BS))
@@ -447,7 +471,9 @@ class DualBlock(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """Latent and text tokens with the same weights: attention and MLP in parallel, one projection of both, then audio."""
+    """Latent and text tokens with the same weights: attention and MLP in parallel, one projection of both, then
+    audio.
+    """
 
     def __init__(self, config: OmniHumanConfig) -> None:
         super().__init__()
@@ -516,12 +542,12 @@ class OmniHumanForVideo(nn.Module):
         """The velocity [B, L, C] in float32, of every token (those of padding mean nothing).
 
         Args:
-          tokens_BLC: latent tokens of 2 x 2 patches, C = (patch row, patch column, channel); of each window its reference
-            tokens, then its video tokens by latent frame, row, column. Noisy, z_t = (1 - t) z_0 + t noise, except for the
-            tokens of the reference image and of motion frames, which are clean.
+          tokens_BLC: latent tokens of 2 x 2 patches, C = (patch row, patch column, channel); of each window its
+            reference tokens, then its video tokens by latent frame, row, column. Noisy, z_t = (1 - t) z_0 + t noise,
+            except for the tokens of the reference image and of motion frames, which are clean.
           t_BG: diffusion time of each window, in [0, 1]; 1 is noise.
-          batch: the packed batch. What belongs to a condition that the model was built without is not read; the arrays of
-            audio or of pose may be left out where no window has it.
+          batch: the packed batch. What belongs to a condition that the model was built without is not read; the arrays
+            of audio or of pose may be left out where no window has it.
             segment_ids_BL, text_segment_ids_BS  window of a token + 1, 0 for padding
             positions_BL3                        indices (t, h, w) of a token; t is 0 on reference tokens
             is_reference_BL, motion_BG           reference tokens; windows whose first 2 latents are motion frames
@@ -529,15 +555,18 @@ class OmniHumanForVideo(nn.Module):
             active_BG4                           active conditions: text, reference, audio, pose
             frame_BL                             latent-frame slot of a video token, -1 for other tokens
             audio_BTE, audio_index_BFA           speech features; rows that a latent frame attends to, -1 for none
-            keypoints_BTJ3, pose_index_BFP       (x, y, confidence) in token units; rows that a latent frame sees, -1 for none
+            keypoints_BTJ3, pose_index_BFP       (x, y, confidence) in token units; rows that a latent frame sees, -1
+            for none
           guidance: the scale that a guidance-distilled model is told; others do not read it.
-          one_window: every sequence is one window without padding, in both streams. Attention then needs no mask, which is
-            [M, M] otherwise: what lets PyTorch use its fast kernels on long sequences.
+          one_window: every sequence is one window without padding, in both streams. Attention then needs no mask, which
+            is [M, M] otherwise: what lets PyTorch use its fast kernels on long sequences.
         """
         slot_BL, slot_BS = ((batch[name].long() - 1).clamp(min=0) for name in ("segment_ids_BL", "text_segment_ids_BS"))
         segments_BM = torch.cat([batch["segment_ids_BL"], batch["text_segment_ids_BS"]], dim=1)
         text_segments_BS = batch["text_segment_ids_BS"]
-        audio = self.audio_embedder(batch, slot_BL) if self.audio_embedder is not None and "audio_BTE" in batch else None
+        audio = (
+            self.audio_embedder(batch, slot_BL) if self.audio_embedder is not None and "audio_BTE" in batch else None
+        )
         pooled_BGE = batch.get("pooled_BGE")
         noisy_BGD = self.time_text_embed(t_BG, pooled_BGE, guidance)
         clean_BGD = self.time_text_embed(torch.zeros_like(t_BG), pooled_BGE)
@@ -572,7 +601,9 @@ class OmniHumanForVideo(nn.Module):
             model = cls(config)
         files = sorted(folder.glob("model*.safetensors"))
         if not files:
-            raise FileNotFoundError(f"{folder} holds no model*.safetensors; it is no folder written by `omnihuman export`")
+            raise FileNotFoundError(
+                f"{folder} holds no model*.safetensors; it is no folder written by `omnihuman export`"
+            )
         tensors: dict[str, Tensor] = {}
         for path in files:
             with safe_open(path, framework="pt", device=str(device)) as file:

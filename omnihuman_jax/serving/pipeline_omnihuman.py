@@ -1,4 +1,5 @@
-"""An image, and a voice and / or a pose and a prompt, to a video with sound, in PyTorch: what stands around `OmniHumanForVideo`.
+"""An image, and a voice and / or a pose and a prompt, to a video with sound, in PyTorch: what stands around
+`OmniHumanForVideo`.
 
     python pipeline_omnihuman.py --image face.png --audio voice.wav --text "A woman speaks." --out talking.mp4
 
@@ -8,8 +9,10 @@ or, with this folder on the path,
     pipeline = OmniHumanPipeline.from_pretrained(".", device="cuda")
     pipeline(image="face.png", audio="voice.wav", out="talking.mp4")
 
-Needs torch, safetensors, numpy and av; transformers and tokenizers for a voice or a prompt; diffusers for a video autoencoder. No
-JAX: but the same seed gives what `omnihuman generate` gives. The networks beside the model are read from the folders that the
+Needs torch, safetensors, numpy and av; transformers and tokenizers for a voice or a prompt; diffusers for a video
+autoencoder. No
+JAX: but the same seed gives what `omnihuman generate` gives. The networks beside the model are read from the folders
+    that the
 training data were encoded with, named in config.json, or given.
 """
 
@@ -100,7 +103,9 @@ class ServingConfig:
         """ValueError if the folder was exported without it."""
         values = json.loads(path.read_text()).get("serving")
         if values is None:
-            raise ValueError(f"{path}: has no part 'serving': export a run that has its dataset.json beside its checkpoints")
+            raise ValueError(
+                f"{path}: has no part 'serving': export a run that has its dataset.json beside its checkpoints"
+            )
         parts = {"flow": FlowConfig(**values.pop("flow")), "guidance": GuidanceConfig(**values.pop("guidance"))}
         return cls(**values, **parts)
 
@@ -175,7 +180,8 @@ class OmniHumanPipeline:
           image: who: a picture file, or a video's first frame.
           out: an .mp4 path.
           audio: what is said: a sound file, or a video with sound.
-          pose: how they move: keypoints (.npz) of `omnihuman curate`, or a .npz with keypoints_TJ3 in pixels, height and width.
+          pose: how they move: keypoints (.npz) of `omnihuman curate`, or a .npz with keypoints_TJ3 in pixels, height
+              and width.
           text: a prompt; None: the text condition is off.
           seconds: None for as long as audio or pose, or one segment without either.
           size: (height, width) in pixels, multiples of 16; None for the image's own shape.
@@ -192,7 +198,10 @@ class OmniHumanPipeline:
         segment_frames = self.config.segment_frames if segment_frames is None else segment_frames
         if not segment_frames:
             raise ValueError("the export does not say how long a segment is: give segment_frames")
-        num_steps, guidance = self.config.num_steps if num_steps is None else num_steps, guidance or self.config.guidance
+        num_steps, guidance = (
+            self.config.num_steps if num_steps is None else num_steps,
+            guidance or self.config.guidance,
+        )
         if num_steps < 1:
             raise ValueError(f"sampling needs at least 1 step, not {num_steps}")
         signals = self.read_signals(image, audio, pose, text, seconds, size, segment_frames)
@@ -232,7 +241,9 @@ class OmniHumanPipeline:
         on_step: Callable[[int, int], Any] = lambda done, total: None,
         noise_BLC: Tensor | None = None,
     ) -> np.ndarray:
-        """Latents [F, H, W, C] float32 of one segment; `motion_THW3`: the last 5 frames of the one before, in [-1, 1]."""
+        """Latents [F, H, W, C] float32 of one segment; `motion_THW3`: the last 5 frames of the one before, in [-1,
+        1].
+        """
         window = self.window_of(signals, segment, motion_THW3)
         batch = pack(
             window,
@@ -318,7 +329,9 @@ class OmniHumanPipeline:
             keypoints = read_pose(Path(pose), size)
             available[str(pose)] = len(keypoints)
             if keypoints.shape[1] != self.sizes.pose.keypoints:
-                raise ValueError(f"{pose}: {keypoints.shape[1]} keypoints a frame, the model takes {self.sizes.pose.keypoints}")
+                raise ValueError(
+                    f"{pose}: {keypoints.shape[1]} keypoints a frame, the model takes {self.sizes.pose.keypoints}"
+                )
         frames = frames_to_make(seconds, available, segment_frames)
         if wave is not None:
             features = self._speech_features(wave, segments_of(frames, segment_frames)[-1])
@@ -387,17 +400,31 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pose", help="how they move: keypoints (.npz) of `omnihuman curate`")
     parser.add_argument("--text", help="a description; none: the text condition is off")
     parser.add_argument("--out", required=True, help="the .mp4 to write")
-    parser.add_argument("--seconds", type=float, help="default: as long as the audio or the pose, or one segment without either")
-    parser.add_argument("--size", type=_size_of, metavar="HxW", help="pixels, multiples of 16; default: the image's shape")
+    parser.add_argument(
+        "--seconds", type=float, help="default: as long as the audio or the pose, or one segment without either"
+    )
+    parser.add_argument(
+        "--size", type=_size_of, metavar="HxW", help="pixels, multiples of 16; default: the image's shape"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise; the same as `omnihuman generate --seed`")
     parser.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: the run's")
-    parser.add_argument("--segment-frames", type=int, metavar="N", help="1 + 4n; default: the longest window trained on")
-    parser.add_argument("--guidance-scale", type=float, metavar="S", help="on text and audio, at the first step; 1 is off")
+    parser.add_argument(
+        "--segment-frames", type=int, metavar="N", help="1 + 4n; default: the longest window trained on"
+    )
+    parser.add_argument(
+        "--guidance-scale", type=float, metavar="S", help="on text and audio, at the first step; 1 is off"
+    )
     parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
-    parser.add_argument("--guidance-curve", choices=("linear", "cosine", "constant"), help="... and how it falls in between")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
+    parser.add_argument(
+        "--guidance-curve", choices=("linear", "cosine", "constant"), help="... and how it falls in between"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the model; default: that of its file")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model: slower to start, faster to sample")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the model: slower to start, faster to sample"
+    )
     for name in ("codec", "text-encoder", "speech-encoder"):
         parser.add_argument(f"--{name}", metavar="DIR", help="folder; default: the one named in config.json")
     return parser

@@ -1,8 +1,10 @@
-"""Sampling of `OmniHumanForVideo`: noise to latent tokens along the learned velocity, with annealed guidance. Needs torch alone.
+"""Sampling of `OmniHumanForVideo`: noise to latent tokens along the learned velocity, with annealed guidance. Needs
+torch alone.
 
     noise = token_noise(seed, slots(batch), batch["token_BL"], model.config.patch_channels)
     t = timesteps(num_steps, video_tokens(batch), FlowConfig())
-    tokens = sample(model, batch, noise, t, guidance_scales(GuidanceConfig(), num_steps), unconditional=without(batch, empty))
+    tokens = sample(model, batch, noise, t, guidance_scales(GuidanceConfig(), num_steps), unconditional=without(batch,
+    empty))
 
 The same schedule, shift, guidance and noise as the trainer's: the same seed gives the same video. Shape suffixes as in
 `modeling_omnihuman.py`; K sampling steps.
@@ -51,7 +53,9 @@ class GuidanceConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class EmptyPrompt:
-    """What an absent text is replaced by: embeddings [S, E] and [E] of the empty prompt, of the run's own text encoder."""
+    """What an absent text is replaced by: embeddings [S, E] and [E] of the empty prompt, of the run's own text
+    encoder.
+    """
 
     text_SE: Tensor
     pooled_E: Tensor
@@ -148,8 +152,8 @@ def token_noise(seed: int, slot_BL: Tensor, token_BL: Tensor, channels: int) -> 
 def without(batch: Batch, empty: EmptyPrompt, text_rows: int | None = None) -> dict[str, Tensor]:
     """`batch` for the unconditional branch: no audio and the empty prompt, everything else kept.
 
-    `text_rows`: rows of text of a sequence; those of `batch` by default. ValueError if the empty prompt of every window does not
-    fit them.
+    `text_rows`: rows of text of a sequence; those of `batch` by default. ValueError if the empty prompt of every window
+    does not fit them.
     """
     out = dict(batch)
     active = batch["active_BG4"].clone()
@@ -162,7 +166,9 @@ def without(batch: Batch, empty: EmptyPrompt, text_rows: int | None = None) -> d
     for row, segments_L in enumerate(batch["segment_ids_BL"].tolist()):
         present = sorted(set(segments_L) - {0})
         if len(present) * length > rows:
-            raise ValueError(f"guidance needs {len(present)} windows x {length} tokens of the empty prompt, of {rows} rows of text")
+            raise ValueError(
+                f"guidance needs {len(present)} windows x {length} tokens of the empty prompt, of {rows} rows of text"
+            )
         for place, segment in enumerate(present):
             own = slice(place * length, (place + 1) * length)
             text[row, own], ids[row, own] = empty.text_SE.to(text), segment
@@ -175,10 +181,14 @@ def given_tokens(batch: Batch) -> Tensor:
     """Tokens that are given clean and not sampled: reference tokens, motion latents, padding; bool [B, L]."""
     segment_BL = batch["segment_ids_BL"]
     motion_BL = batch["motion_BG"].gather(1, (segment_BL.long() - 1).clamp(min=0)) & (segment_BL > 0)
-    return batch["is_reference_BL"] | (motion_BL & (batch["positions_BL3"][..., 0] < MOTION_LATENTS)) | (segment_BL == 0)
+    return (
+        batch["is_reference_BL"] | (motion_BL & (batch["positions_BL3"][..., 0] < MOTION_LATENTS)) | (segment_BL == 0)
+    )
 
 
-def _velocity(model: Callable[..., Tensor], batch: Batch, unconditional: Batch | None) -> Callable[[Tensor, Tensor, float], Tensor]:
+def _velocity(
+    model: Callable[..., Tensor], batch: Batch, unconditional: Batch | None
+) -> Callable[[Tensor, Tensor, float], Tensor]:
     """(tokens, t, guidance scale) -> velocity [B, L, C] float32."""
     if unconditional is None:
         return lambda tokens_BLC, t_BG, scale: model(tokens_BLC, t_BG, batch).float()
@@ -210,12 +220,13 @@ def sample(
 
     Args:
       model: `OmniHumanForVideo`, or what `torch.compile` makes of it.
-      batch: the packed batch; `latents_BLC` holds the given tokens (reference, motion frames), which leave as they came.
+      batch: the packed batch; `latents_BLC` holds the given tokens (reference, motion frames), which leave as they
+          came.
       noise_BLC: `token_noise`, or any standard normal noise.
       timesteps_KBG: of `timesteps`.
       scales_K: guidance scale of each step; read only with `unconditional`.
-      unconditional: of `without`; None turns guidance off, which halves the cost. Both branches run as one batch of 2B rows, or
-        one after the other where they have different numbers of text rows.
+      unconditional: of `without`; None turns guidance off, which halves the cost. Both branches run as one batch of 2B
+        rows, or one after the other where they have different numbers of text rows.
       on_step: hears (steps done, steps in all).
     """
     clean_BLC, given_BL1 = batch["latents_BLC"].float(), given_tokens(batch)[..., None]

@@ -1,4 +1,6 @@
-"""What drives a video, read from files: picture, pose, and how long it becomes. For `pipeline_omnihuman.py`; needs numpy and av."""
+"""What drives a video, read from files: picture, pose, and how long it becomes. For `pipeline_omnihuman.py`; needs
+numpy and av.
+"""
 
 import dataclasses
 import json
@@ -34,7 +36,9 @@ def read_reference(image: str | Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_pose(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Keypoints [T, J, 3] at 25 fps in tokens of pictures of `size`; their picture is laid over the video's like the image."""
+    """Keypoints [T, J, 3] at 25 fps in tokens of pictures of `size`; their picture is laid over the video's like the
+    image.
+    """
     if path.suffix != ".npz":
         raise ValueError(f"{path}: give keypoints (.npz) of `omnihuman curate`, which finds them in a video")
     with np.load(path, allow_pickle=False) as stored:
@@ -54,7 +58,9 @@ def read_pose(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def _clip_size(path: Path) -> tuple[int, int]:
-    """Height and width of the clip whose landmarks `path` are, from the row of curate's clips.jsonl in a folder above."""
+    """Height and width of the clip whose landmarks `path` are, from the row of curate's clips.jsonl in a folder
+    above.
+    """
     for folder in path.resolve().parents[:3]:
         file = folder / "clips.jsonl"
         for row in map(json.loads, file.read_text().splitlines() if file.is_file() else []):

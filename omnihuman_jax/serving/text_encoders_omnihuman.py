@@ -1,7 +1,9 @@
-"""Large text encoders through `transformers`: HunyuanVideo's LLaVA-Llama-3 with CLIP-L, T5 and UMT5. Frozen, in PyTorch.
+"""Large text encoders through `transformers`: HunyuanVideo's LLaVA-Llama-3 with CLIP-L, T5 and UMT5. Frozen, in
+PyTorch.
 
-They run in `omnihuman encode` and where a prompt is given to `generate`, never in training. torch and transformers are imported
-when a network is loaded. This file imports nothing of its package: exports carry it as `text_encoders_omnihuman.py`.
+They run in `omnihuman encode` and where a prompt is given to `generate`, never in training. torch and transformers are
+imported when a network is loaded. This file imports nothing of its package: exports carry it as
+`text_encoders_omnihuman.py`.
 """
 
 import dataclasses
@@ -15,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Of HunyuanVideo: the prompt is put into a chat, hidden states are taken two layers before the last, and the first tokens, which
-# are the same for every prompt, are cut off.
+# Of HunyuanVideo: the prompt is put into a chat, hidden states are taken two layers before the last, and the first
+# tokens, which are the same for every prompt, are cut off.
 HUNYUAN_TEMPLATE = (
     "<|start_header_id|>system<|end_header_id|>\n\nDescribe the video by detailing the following aspects: "
     "1. The main content and theme of the video."
@@ -37,7 +39,8 @@ _UNUSED = ("lm_head.", "decoder.", "vision_model.", "visual_projection.", "text_
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Suffixes of files that are never opened."""
 DESCRIPTIONS = (
-    "config.json", "preprocessor_config.json", "modules.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "config.json", "preprocessor_config.json", "modules.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model",
 )  # fmt: skip
 """Files beside the weights that what an encoder computes depends on: sizes, scaling, sound normalisation, tokens."""
@@ -51,7 +54,9 @@ class EncodedText(NamedTuple):
 
 
 def is_transformers_folder(folder: Path) -> bool:
-    """Whether `load_transformers_text_encoder` reads this folder: a T5, or a pipeline's with a folder `text_encoder` in it."""
+    """Whether `load_transformers_text_encoder` reads this folder: a T5, or a pipeline's with a folder `text_encoder` in
+    it.
+    """
     if (folder / "text_encoder" / "config.json").is_file():
         return True
     return (folder / "config.json").is_file() and _kind(folder) in ENCODERS
@@ -61,8 +66,9 @@ def load_transformers_text_encoder(folder: Path, *, ref: str | None = None, devi
     """The text encoder in a folder.
 
     Args:
-        folder: of a T5 or UMT5 encoder with its tokenizer; or of a pipeline in diffusers' layout, with `text_encoder` and
-            `tokenizer` (Wan: UMT5), or those and `text_encoder_2` and `tokenizer_2` (HunyuanVideo: Llama or LLaVA, and CLIP).
+        folder: of a T5 or UMT5 encoder with its tokenizer; or of a pipeline in diffusers' layout, with `text_encoder`
+            and `tokenizer` (Wan: UMT5), or those and `text_encoder_2` and `tokenizer_2` (HunyuanVideo: Llama or LLaVA,
+            and CLIP).
         ref: what loads it again; the folder's absolute path by default.
         device: of torch; a GPU if there is one, by default.
 
@@ -94,7 +100,8 @@ def load_transformers_text_encoder(folder: Path, *, ref: str | None = None, devi
     if kind not in CHATS or not (second / "config.json").is_file() or _kind(second) not in ("clip_text_model", "clip"):
         found = f"model_type {kind!r}" + (f" and {_kind(second)!r}" if (second / "config.json").is_file() else "")
         raise ValueError(
-            f"{folder}: text encoders of {found}; supported: t5, umt5, or llama / llava with a clip_text_model as text_encoder_2"
+            f"{folder}: text encoders of {found}; supported: t5, umt5, or llama / llava with a clip_text_model as"
+            " text_encoder_2"
         )
     if kind == "llava":
         language = _load(transformers.LlavaForConditionalGeneration, network, device).model.language_model
@@ -123,7 +130,8 @@ def _load(kind: Any, folder: Path, device: str) -> Any:
             f"{folder}: needs model.safetensors; {found}; convert once with transformers: "
             "AutoModel.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
         )
-    # Tensors of another shape are told like the rest: transformers would raise at the first look, in a table of many lines.
+    # Tensors of another shape are told like the rest: transformers would raise at the first look, in a table of many
+    # lines.
     model, info = kind.from_pretrained(
         folder, dtype="auto", use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
     )
@@ -157,7 +165,9 @@ def _float32(tensor: Any) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class T5TextEncoder:
-    """The encoder of a T5 or UMT5; nothing pooled. `clean`: white space and HTML entities as Wan's pipeline treats them."""
+    """The encoder of a T5 or UMT5; nothing pooled. `clean`: white space and HTML entities as Wan's pipeline treats
+    them.
+    """
 
     ref: str
     sha256: Mapping[str, str]
@@ -180,7 +190,9 @@ class T5TextEncoder:
                 text = re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
             ids = self.tokenizer([text], max_length=max_tokens, truncation=True, return_tensors="pt").input_ids
             with torch.inference_mode():
-                states = self.model(ids.to(self.model.device), torch.ones_like(ids).to(self.model.device)).last_hidden_state
+                states = self.model(
+                    ids.to(self.model.device), torch.ones_like(ids).to(self.model.device)
+                ).last_hidden_state
             tokens.append(_float32(states[0]))
         return EncodedText(tokens, np.zeros((len(texts), 0), np.float32))
 
@@ -220,7 +232,9 @@ class HunyuanTextEncoder:
         tokens, pooled = [], []
         for text in texts:
             filled = [self.template.format(text)]
-            ids = self.tokenizer(filled, max_length=max_tokens + self.crop, truncation=True, return_tensors="pt").input_ids
+            ids = self.tokenizer(
+                filled, max_length=max_tokens + self.crop, truncation=True, return_tensors="pt"
+            ).input_ids
             if ids.shape[1] <= self.crop:
                 raise ValueError(
                     f"{self.ref}: a prompt of {ids.shape[1]} tokens, template included; expected more than {self.crop}"
@@ -230,7 +244,9 @@ class HunyuanTextEncoder:
             ).input_ids
             with torch.inference_mode():
                 device = self.model.device
-                out = self.model(ids.to(device), attention_mask=torch.ones_like(ids).to(device), output_hidden_states=True)
+                out = self.model(
+                    ids.to(device), attention_mask=torch.ones_like(ids).to(device), output_hidden_states=True
+                )
                 tokens.append(_float32(out.hidden_states[-(HUNYUAN_SKIPPED_LAYERS + 1)][0, self.crop :]))
                 pooled.append(_float32(self.clip(clip_ids.to(self.clip.device)).pooler_output[0]))
         return EncodedText(tokens, np.stack(pooled) if pooled else np.zeros((0, self.pooled_width), np.float32))

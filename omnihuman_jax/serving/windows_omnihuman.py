@@ -1,4 +1,5 @@
-"""Windows for `OmniHumanForVideo`: one clip's latents and conditions as the arrays of a batch, and the segments of a long video.
+"""Windows for `OmniHumanForVideo`: one clip's latents and conditions as the arrays of a batch, and the segments of a
+long video.
 
 numpy and torch alone. The numbers are those of the trainer's own packing, with one window a sequence and no padding.
 """
@@ -23,7 +24,8 @@ _NO_FRAME = np.iinfo(np.int64).min
 
 @dataclasses.dataclass(kw_only=True)
 class WindowInput:
-    """One window of 1 + 4n frames. What is None is absent; text is always there, the empty prompt's where there is none.
+    """One window of 1 + 4n frames. What is None is absent; text is always there, the empty prompt's where there is
+    none.
 
     latents_FHWC   float32; the first two are read with `motion`, the others only give the size
     reference_HWC  latent of the reference image
@@ -80,7 +82,9 @@ def row_index(latents: int, slots: int, margin: int, valid_T: np.ndarray) -> np.
 
 
 def pack(window: WindowInput, *, audio_slots: int, pose_slots: int) -> dict[str, Tensor]:
-    """The batch of one sequence with this one window and no padding; slots: 4 + 2 neighbours of the audio and pose branch."""
+    """The batch of one sequence with this one window and no padding; slots: 4 + 2 neighbours of the audio and pose
+    branch.
+    """
     frames, height, width, _ = window.latents_FHWC.shape
     reference, video = window.reference_HWC, patchify(window.latents_FHWC)
     grid = np.meshgrid(np.arange(frames), np.arange(height // PATCH), np.arange(width // PATCH), indexing="ij")
@@ -115,7 +119,9 @@ def pack(window: WindowInput, *, audio_slots: int, pose_slots: int) -> dict[str,
 
 
 def with_margins(rows_T: np.ndarray, start: int, frames: int, margin: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of frames start - margin .. start + frames + margin, zero where there is none, and which of them are real."""
+    """The rows of frames start - margin .. start + frames + margin, zero where there is none, and which of them are
+    real.
+    """
     wanted = np.arange(start - margin, start + frames + margin)
     valid = (wanted >= 0) & (wanted < len(rows_T))
     out = np.zeros((len(wanted), *rows_T.shape[1:]), rows_T.dtype)
@@ -136,7 +142,8 @@ class Segment:
 def segments_of(total_frames: int, segment_frames: int) -> list[Segment]:
     """Segments of one length that cover the video, each overlapping the one before by 5 frames.
 
-    One segment is cut to the shortest valid length when that covers the video. ValueError if a segment brings no new frames.
+    One segment is cut to the shortest valid length when that covers the video. ValueError if a segment brings no new
+    frames.
     """
     if segment_frames < 1 or (segment_frames - 1) % TEMPORAL_STRIDE:
         raise ValueError(f"a segment has 1 + 4n frames, not {segment_frames}")
@@ -145,13 +152,20 @@ def segments_of(total_frames: int, segment_frames: int) -> list[Segment]:
         return [Segment(index=0, start=0, frames=frames, overlap=0)]
     stride = segment_frames - MOTION_FRAMES
     if stride < 1:
-        raise ValueError(f"{segment_frames} frames a segment leave none beside its {MOTION_FRAMES} motion frames: use 9 or more")
+        raise ValueError(
+            f"{segment_frames} frames a segment leave none beside its {MOTION_FRAMES} motion frames: use 9 or more"
+        )
     count = 1 + math.ceil((total_frames - segment_frames) / stride)
-    return [Segment(index=i, start=i * stride, frames=segment_frames, overlap=MOTION_FRAMES if i else 0) for i in range(count)]
+    return [
+        Segment(index=i, start=i * stride, frames=segment_frames, overlap=MOTION_FRAMES if i else 0)
+        for i in range(count)
+    ]
 
 
 def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
-    """(height, width) in multiples of 16 of about `area` pixels and the shape of `height` x `width`, never larger than it."""
+    """(height, width) in multiples of 16 of about `area` pixels and the shape of `height` x `width`, never larger than
+    it.
+    """
     if height < TOKEN_STRIDE or width < TOKEN_STRIDE:
         raise ValueError(f"a picture of {height} x {width}: needs {TOKEN_STRIDE} pixels a side at least")
     area = min(area, height * width)
@@ -179,9 +193,13 @@ class Placement:
 
 
 def place(height: int, width: int, size: tuple[int, int]) -> Placement:
-    """A picture of height x width over a video of `size`: stretched into the size that it was trained at, else cropped to fill."""
+    """A picture of height x width over a video of `size`: stretched into the size that it was trained at, else cropped
+    to fill.
+    """
     scale_y, scale_x = size[0] / height, size[1] / width
     if fit_size(height, width, size[0] * size[1]) == size:
         return Placement(scale_y=scale_y, scale_x=scale_x, top=0.0, left=0.0)
     scale = max(scale_y, scale_x)
-    return Placement(scale_y=scale, scale_x=scale, top=(height * scale - size[0]) / 2, left=(width * scale - size[1]) / 2)
+    return Placement(
+        scale_y=scale, scale_x=scale, top=(height * scale - size[0]) / 2, left=(width * scale - size[1]) / 2
+    )

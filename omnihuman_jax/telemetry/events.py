@@ -4,13 +4,14 @@ RUN/events/<attempt>-<process>.jsonl, one JSON line an event, in the order of th
 
     {"event": "start", "t", "process", "processes", "devices", "restart"}       t: when the process began
     {"event": "span", "t", "s", "kind"}       `s` seconds up to `t` of compile, restore, save (others: start-up)
-    {"event": "steps", "t", "s", "wait_s", "first", "last"}       steps first .. last (from 1): `s` seconds, `wait_s` for data
-    {"event": "hosts", "t", "step", "host_s"}       process 0: each host's own seconds a step (data and dispatch, no devices)
-    {"event": "saved", "t", "s", "step", "bytes"}       process 0: a checkpoint was whole, `s` seconds after its save began
-    {"event": "end", "t", "code"}       missing where the process was killed, or left because another one did
+    {"event": "steps", "t", "s", "wait_s", "first", "last"}       steps first .. last (from 1): `s` seconds, `wait_s`
+    for data {"event": "hosts", "t", "step", "host_s"}       process 0: each host's own seconds a step (data and
+    dispatch, no devices) {"event": "saved", "t", "s", "step", "bytes"}       process 0: a checkpoint was whole, `s`
+    seconds after its save began {"event": "end", "t", "code"}       missing where the process was killed, or left
+    because another one did
 
-The spans of the loop come from the loop itself, what JAX compiles elsewhere from `jax.monitoring`. Orbax's own events of a save end
-before it is sealed, and come of saves that fail on another host too: the loop says when one is whole.
+The spans of the loop come from the loop itself, what JAX compiles elsewhere from `jax.monitoring`. Orbax's own events
+of a save end before it is sealed, and come of saves that fail on another host too: the loop says when one is whole.
 """
 
 import contextlib
@@ -50,7 +51,8 @@ class EventLog:
         self._mark = time.perf_counter()
         self._write(
             {
-                "event": "start", "t": _process_start(), "process": jax.process_index(), "processes": jax.process_count(),
+                "event": "start", "t": _process_start(), "process": jax.process_index(),
+                "processes": jax.process_count(),
                 "devices": jax.device_count(), "restart": int(os.environ.get("RESTART_ATTEMPT", attempt)),
             }
         )  # fmt: skip
@@ -67,7 +69,9 @@ class EventLog:
 
     @contextlib.contextmanager
     def span(self, kind: str) -> Iterator[None]:
-        """A stretch of the training thread's time; steps before it are written first, and it counts as none of theirs."""
+        """A stretch of the training thread's time; steps before it are written first, and it counts as none of
+        theirs.
+        """
         self._lap()
         self._flush()
         outer, self._open = self._open, kind
@@ -111,7 +115,9 @@ class EventLog:
             self._flush()
 
     def compare_hosts(self, done: int) -> dict[str, float]:
-        """Each host's seconds a step since the last call, as far as the others have told theirs (none is waited for)."""
+        """Each host's seconds a step since the last call, as far as the others have told theirs (none is waited
+        for).
+        """
         own, self._host, self._host_steps = self._host / max(self._host_steps, 1), 0.0, 0
         processes.post("host_s", own)
         if jax.process_index() != 0:
@@ -160,7 +166,9 @@ class EventLog:
 
 def last_saved(run_dir: Path) -> int:
     """The newest step that an attempt at this run says it has saved, 0 if none does."""
-    for log in sorted((run_dir / FOLDER).glob("*-0.jsonl"), key=lambda path: int(path.name.split("-")[0]), reverse=True):
+    for log in sorted(
+        (run_dir / FOLDER).glob("*-0.jsonl"), key=lambda path: int(path.name.split("-")[0]), reverse=True
+    ):
         if steps := [line["step"] for line in read_lines(log) if line.get("event") == "saved"]:
             return int(max(steps))
     return 0
@@ -175,7 +183,8 @@ def _process_start() -> float:
     """When this process began: imports are part of what a start costs. Now, where the system does not say."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        # Not by btime of /proc/stat, which is in whole seconds: the start would lie up to one before the end of the last attempt.
+        # Not by btime of /proc/stat, which is in whole seconds: the start would lie up to one before the end of the
+        # last attempt.
         age = float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
         return time.time() - age
     return time.time()

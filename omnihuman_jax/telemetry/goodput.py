@@ -1,4 +1,5 @@
-"""Goodput: of the time since a run first began, the share in which steps were computed that had not been computed before.
+"""Goodput: of the time since a run first began, the share in which steps were computed that had not been computed
+before.
 
 Input are the event logs of `telemetry/events.py`; the account is process 0's, whose loop all others keep step with.
 """
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("productive", "repeated", "compile", "restore", "save", "data_wait", "start_up", "down")
-"""Where the time goes: new steps, steps that a restart made again, compiling, choosing and reading a checkpoint, saves that
-the loop waited for, waiting for data, the rest of a process's time, and time without a sign of any process."""
+"""Where the time goes: new steps, steps that a restart made again, compiling, choosing and reading a checkpoint, saves
+that the loop waited for, waiting for data, the rest of a process's time, and time without a sign of any process."""
 
 COLORS = {
     "productive": "#1b7f4b", "repeated": "#b5540c", "compile": "#7440c4", "restore": "#0e7c74", "save": "#1f5fbf",
@@ -50,7 +51,9 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Goodput:
-    """Of a whole run; `host_ratio` is the slowest host's own time over the median's, as (process, ratio), None for one host."""
+    """Of a whole run; `host_ratio` is the slowest host's own time over the median's, as (process, ratio), None for one
+    host.
+    """
 
     attempts: tuple[Attempt, ...]
     seconds: dict[str, float]
@@ -149,8 +152,9 @@ def picture(goodput: Goodput, *, width: int = 900) -> str:
         return left + seconds / span * (width - left - right)
 
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12" '
-        f'role="img" aria-label="goodput {goodput.share:.1%}"><rect width="{width}" height="{height}" fill="#ffffff"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"'
+        f' font-size="12" role="img" aria-label="goodput {goodput.share:.1%}"><rect width="{width}" height="{height}"'
+        ' fill="#ffffff"/>'
     ]
     for index, kind in enumerate(KINDS):
         x, y = left + (index % 4) * 195, 18 + index // 4 * 18
@@ -160,12 +164,19 @@ def picture(goodput: Goodput, *, width: int = 900) -> str:
     for index, attempt in enumerate(goodput.attempts):
         y = top + line * index
         ended = "killed" if attempt.code is None else f"exit {attempt.code}"
-        out.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end" fill="#1d1f23">{attempt.number}: {ended}</text>')
+        out.append(
+            f'<text x="{left - 8}" y="{y + 13}" text-anchor="end" fill="#1d1f23">{attempt.number}: {ended}</text>'
+        )
         for stretch in attempt.stretches:
             wide = max(px(stretch.end) - px(stretch.begin), 0.3)
             title = f"<title>{stretch.kind.replace('_', ' ')}, {stretch.end - stretch.begin:.2f} s</title>"
             color = COLORS[stretch.kind]
-            out.append(f'<rect x="{px(stretch.begin):.1f}" y="{y}" width="{wide:.1f}" height="17" fill="{color}">{title}</rect>')
+            out.append(
+                f'<rect x="{px(stretch.begin):.1f}" y="{y}" width="{wide:.1f}" height="17"'
+                f' fill="{color}">{title}</rect>'
+            )
     out.append(f'<text x="{left}" y="{height - 10}" fill="#5c616b">0 s</text>')
-    out.append(f'<text x="{width - right}" y="{height - 10}" text-anchor="end" fill="#5c616b">{goodput.wall:.1f} s</text>')
+    out.append(
+        f'<text x="{width - right}" y="{height - 10}" text-anchor="end" fill="#5c616b">{goodput.wall:.1f} s</text>'
+    )
     return "".join(out) + "</svg>\n"

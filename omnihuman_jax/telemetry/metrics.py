@@ -1,4 +1,6 @@
-"""What a run says about itself: metrics.jsonl (exact), TensorBoard (curves), and the machine's own matrix-multiply peak."""
+"""What a run says about itself: metrics.jsonl (exact), TensorBoard (curves), and the machine's own matrix-multiply
+peak.
+"""
 
 import contextlib
 import dataclasses
@@ -24,7 +26,8 @@ logger = logging.getLogger(__name__)
 class LoggingConfig:
     """A line of metrics every `interval` steps and at the end of a stage; TensorBoard beside the JSONL file or not.
 
-    prometheus_port: every process serves its newest numbers there (several on one machine: the next free port); 0 does not
+    prometheus_port: every process serves its newest numbers there (several on one machine: the next free port); 0 does
+        not
     prometheus_host: address that it listens on; anyone who reaches it can read it
     """
 
@@ -42,7 +45,9 @@ class LoggingConfig:
 
 
 class Speed:
-    """Wall-clock speed since the last measurement; compilation, and nothing else, is left out by `restart`, and told apart."""
+    """Wall-clock speed since the last measurement; compilation, and nothing else, is left out by `restart`, and told
+    apart.
+    """
 
     def __init__(self, *, step_flops: int, peak: float):
         self._step_flops, self._peak = step_flops, peak
@@ -60,7 +65,9 @@ class Speed:
         self.restart(done)
 
     def first_result(self, result: jax.Array) -> None:
-        """Waits for the first step's result, once, and says what the start cost, compilation and first step together."""
+        """Waits for the first step's result, once, and says what the start cost, compilation and first step
+        together.
+        """
         if "compile_s" in self._start_up and "first_step_s" not in self._start_up:
             jax.block_until_ready(result)
             self._start_up["first_step_s"] = time.perf_counter() - self._began
@@ -91,7 +98,9 @@ class Speed:
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl` and TensorBoard; after a resume, lines past the restored step are taken back."""
+    """Appends records to `metrics.jsonl` and TensorBoard; after a resume, lines past the restored step are taken
+    back.
+    """
 
     def __init__(self, run_dir: Path | str, config: LoggingConfig, *, step: int):
         self.path = Path(run_dir) / "metrics.jsonl"
@@ -143,7 +152,9 @@ def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
 
 
 def measure_matmul_peak(mesh: Mesh, dtype: Any) -> float:
-    """FLOP/s of plain matrix products on all devices of the mesh at once, best of three: what a step is compared with."""
+    """FLOP/s of plain matrix products on all devices of the mesh at once, best of three: what a step is compared
+    with.
+    """
     cpu = mesh.devices.flat[0].platform == "cpu"
     size, repeats = (768, 2) if cpu else (8192, 32)
     spec = PartitionSpec(MESH_AXES)

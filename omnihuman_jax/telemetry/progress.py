@@ -11,10 +11,25 @@ def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[
     if not enabled:
         yield lambda done, line: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False), refresh_per_second=1) as bar:
+    columns = (
+        TextColumn("train"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False), refresh_per_second=1
+    ) as bar:
         task = bar.add_task("train", total=total, completed=start, text="compiling")
 
         def show(done: int, line: dict[str, Any] | None) -> None:

@@ -33,20 +33,28 @@ class Exporter:
         self._step = gauge("step", "finished steps")
         self._values = gauge("metric", "the newest line of metrics.jsonl, by name", "name")
         self._seconds = gauge("seconds", "seconds of this attempt, by kind", "kind")
-        self._hosts = gauge("host_step_seconds", "a host's own seconds a step, devices left out (process 0 has all)", "host")
+        self._hosts = gauge(
+            "host_step_seconds", "a host's own seconds a step, devices left out (process 0 has all)", "host"
+        )
         for port in range(config.prometheus_port, config.prometheus_port + _TRIES):
             try:
                 self._server, self._thread = start_http_server(port, addr=config.prometheus_host, registry=registry)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
-                    raise ValueError(f"logging.prometheus_host {config.prometheus_host} port {port}: {error.strerror}") from error
+                    raise ValueError(
+                        f"logging.prometheus_host {config.prometheus_host} port {port}: {error.strerror}"
+                    ) from error
                 continue
             self.port = port
             logger.info("metrics for Prometheus at http://%s:%d/metrics", config.prometheus_host, port)
             return
-        raise ValueError(f"logging.prometheus_port: {config.prometheus_port} and the {_TRIES - 1} ports above it are in use")
+        raise ValueError(
+            f"logging.prometheus_port: {config.prometheus_port} and the {_TRIES - 1} ports above it are in use"
+        )
 
-    def update(self, done: int, line: Mapping[str, Any] | None, seconds: Mapping[str, float], hosts: Mapping[str, float]) -> None:
+    def update(
+        self, done: int, line: Mapping[str, Any] | None, seconds: Mapping[str, float], hosts: Mapping[str, float]
+    ) -> None:
         """The newest values; `line` only where one was logged."""
         if not self.port:
             return

@@ -25,9 +25,12 @@ def log_line(schedule: StageSchedule, step: int, metrics: dict[str, Any], speed:
     line |= summarise(metrics["counters"], stage)
     line["grad_norm"] = float(metrics["grad_norm"])
     line |= {
-        "learning_rate" if group == "base" else f"learning_rate/{group}": float(rate) for group, rate in metrics["rates"].items()
+        "learning_rate" if group == "base" else f"learning_rate/{group}": float(rate)
+        for group, rate in metrics["rates"].items()
     }
-    return line | speed.measure(step + 1, float(metrics["counters"].interval_tokens), int(metrics["counters"].interval_steps))
+    return line | speed.measure(
+        step + 1, float(metrics["counters"].interval_tokens), int(metrics["counters"].interval_steps)
+    )
 
 
 def summarise(counters: Counters, stage: Stage) -> dict[str, float]:
@@ -43,11 +46,17 @@ def summarise(counters: Counters, stage: Stage) -> dict[str, float]:
             record[f"loss/{active.label}"] = _mean(counters.interval_losses[active.bits], windows)
     total = int(np.sum(counters.stage_windows))
     for condition in Condition:
-        with_it = sum(int(counters.stage_windows[active.bits]) for active in ConditionSet.every() if condition in active)
+        with_it = sum(
+            int(counters.stage_windows[active.bits]) for active in ConditionSet.every() if condition in active
+        )
         record[f"ratio/{condition.label}"] = with_it / max(total, 1)
         record[f"ratio_target/{condition.label}"] = float(stage.ratios[condition])
     # Of the whole run so far.
-    record |= {"skipped_updates": int(health.skipped), "spikes": int(health.spikes), "placeholders": int(counters.placeholders)}
+    record |= {
+        "skipped_updates": int(health.skipped),
+        "spikes": int(health.spikes),
+        "placeholders": int(counters.placeholders),
+    }
     return record
 
 

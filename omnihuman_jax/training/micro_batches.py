@@ -1,7 +1,8 @@
 """A step's batch in micro-batches: gradient accumulation inside the one jit.
 
-Every device splits the rows that it holds, so nothing moves: micro-batch i is the i-th part of each device's rows, not the
-i-th part of the batch. The windows' draws are keyed on their slots (`train_step.py`), so it does not matter which is which.
+Every device splits the rows that it holds, so nothing moves: micro-batch i is the i-th part of each device's rows, not
+the i-th part of the batch. The windows' draws are keyed on their slots (`train_step.py`), so it does not matter which
+is which.
 """
 
 from collections.abc import Callable
@@ -47,7 +48,8 @@ def accumulate(one: Callable[[Batch], tuple[Any, Any]], parts: Batch, shardings:
     Args:
         one: micro-batch -> (tree to be summed, tree to be kept).
         parts: arrays [num, ...], as `split_rows` gives them.
-        shardings: of the sums (a prefix tree will do): left to the partitioner, sums of gradients may lie whole everywhere.
+        shardings: of the sums (a prefix tree will do): left to the partitioner, sums of gradients may lie whole
+            everywhere.
     """
     pin = lambda tree: jax.lax.with_sharding_constraint(tree, shardings)  # noqa: E731
 

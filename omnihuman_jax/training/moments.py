@@ -1,8 +1,8 @@
 """Adam's moments in bfloat16 at rest: half the memory, float32 arithmetic.
 
 A bfloat16 has 8 bits of mantissa, so a change below 1/512 of a value is lost when it is rounded to the nearest: at
-beta2 = 0.999 the second moment would never shrink. Rounded at random, up with the probability of the part that is cut off,
-it is right on average.
+beta2 = 0.999 the second moment would never shrink. Rounded at random, up with the probability of the part that is cut
+off, it is right on average.
 """
 
 from typing import Any
@@ -22,7 +22,8 @@ def in_bfloat16(adam: optax.GradientTransformation, seed: int, rounding: str) ->
 
     Args:
         adam: computes in float32.
-        seed: with the number of updates and the leaf's place in the tree it keys the random bits: a resume draws the same.
+        seed: with the number of updates and the leaf's place in the tree it keys the random bits: a resume draws the
+            same.
         rounding: one of `ROUNDINGS`.
     """
 
@@ -46,7 +47,8 @@ def in_bfloat16(adam: optax.GradientTransformation, seed: int, rounding: str) ->
 
 
 def round_stochastically(key: jax.Array, x: jax.Array) -> jax.Array:
-    """float32 -> bfloat16, to either neighbour with the probability that makes the mean `x`; what is not finite stays that.
+    """float32 -> bfloat16, to either neighbour with the probability that makes the mean `x`; what is not finite stays
+    that.
 
     The random bits of an element depend on its index alone, not on how the array is sharded.
     """

@@ -1,7 +1,8 @@
 """Numbers that must not be trained on: what is not finite, what is far off, and what a device computed wrong.
 
-All of it is decided inside the step, from values that are computed anyway (the loss and the norm of the gradients), on all devices
-alike, and what the decision depends on lies in the state: a run that was stopped and continued decides the same.
+All of it is decided inside the step, from values that are computed anyway (the loss and the norm of the gradients), on
+all devices alike, and what the decision depends on lies in the state: a run that was stopped and continued decides the
+same.
 """
 
 import dataclasses
@@ -39,8 +40,8 @@ class NumericsConfig:
         """ValueError with the numbers."""
         if self.max_skipped < 1 or self.max_rollbacks < 0 or self.repeat_interval < 0:
             raise ValueError(
-                f"numerics: max_skipped {self.max_skipped} must be >= 1, max_rollbacks {self.max_rollbacks} and repeat_interval "
-                f"{self.repeat_interval} >= 0"
+                f"numerics: max_skipped {self.max_skipped} must be >= 1, max_rollbacks {self.max_rollbacks} and"
+                f" repeat_interval {self.repeat_interval} >= 0"
             )
         if self.spike_factor and self.spike_factor <= 1:
             raise ValueError(f"numerics.spike_factor {self.spike_factor} must be above 1, or 0 for no detection")
@@ -53,7 +54,8 @@ class Health(NamedTuple):
 
     skipped: steps that changed nothing, in all, int32; skipped_in_a_row: up to and with the last one, int32
     interval_nonfinite: not finite since the last logged step, int32; spikes: in all, int32
-    losses, norms: of the last 64 steps of the stage that were applied, float32 [64], a ring; applied: their number so far, int32
+    losses, norms: of the last 64 steps of the stage that were applied, float32 [64], a ring; applied: their number so
+        far, int32
     """
 
     skipped: jax.Array
@@ -75,7 +77,9 @@ class Health(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """On one step, bools. finite: loss and gradient norm are; spike: far above the ones before; applied: the update counts."""
+    """On one step, bools. finite: loss and gradient norm are; spike: far above the ones before; applied: the update
+    counts.
+    """
 
     finite: jax.Array
     spike: jax.Array
@@ -87,13 +91,22 @@ def judge(config: NumericsConfig, health: Health, *, loss: jax.Array, norm: jax.
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     spike = jnp.bool_(False)
     if config.spike_factor:
-        far = (loss > config.spike_factor * jnp.median(health.losses)) | (norm > config.spike_factor * jnp.median(health.norms))
+        far = (loss > config.spike_factor * jnp.median(health.losses)) | (
+            norm > config.spike_factor * jnp.median(health.norms)
+        )
         spike = finite & (health.applied >= HISTORY) & far
     return Verdict(finite=finite, spike=spike, applied=finite & ~spike if config.skip_spikes else finite)
 
 
 def remember(
-    health: Health, verdict: Verdict, *, loss: jax.Array, norm: jax.Array, trains: jax.Array, stage_start: Any, interval_start: Any
+    health: Health,
+    verdict: Verdict,
+    *,
+    loss: jax.Array,
+    norm: jax.Array,
+    trains: jax.Array,
+    stage_start: Any,
+    interval_start: Any,
 ) -> Health:
     """Health after one more step. A step that trains nothing (`trains` false) breaks a row of skipped ones."""
     skipped = (~verdict.applied).astype(jnp.int32)
@@ -102,7 +115,8 @@ def remember(
     return Health(
         skipped=health.skipped + skipped,
         skipped_in_a_row=jnp.where(verdict.finite | ~trains, 0, health.skipped_in_a_row + 1),
-        interval_nonfinite=jnp.where(interval_start, 0, health.interval_nonfinite) + (~verdict.finite).astype(jnp.int32),
+        interval_nonfinite=jnp.where(interval_start, 0, health.interval_nonfinite)
+        + (~verdict.finite).astype(jnp.int32),
         spikes=health.spikes + verdict.spike.astype(jnp.int32),
         losses=jnp.where(place, loss, health.losses),
         norms=jnp.where(place, norm, health.norms),
@@ -113,8 +127,8 @@ def remember(
 class RepeatedStep:
     """Computes a step twice on the same devices and compares every bit of the state that comes out.
 
-    Catches what a device gets wrong now and then; what it always gets wrong alike, only another device shows. Costs two more steps
-    each time, and the memory of one more state while it runs.
+    Catches what a device gets wrong now and then; what it always gets wrong alike, only another device shows. Costs two
+    more steps each time, and the memory of one more state while it runs.
     """
 
     def __init__(self, train_step: Any):

@@ -1,8 +1,10 @@
 """AdamW with one Adam state a condition group, so that a group starts, stops and keeps its moments on its own.
 
-The groups are `base` (the pretrained part with text, reference and motion), `audio` and `pose`. Which of them train is an
-*input* of the update, not part of the program: every stage runs the one compiled step. A group that does not train keeps
-parameters, moments, counts and EMA bit for bit; one that starts late gets its own bias correction and its own warm-up.
+The groups are `base` (the pretrained part with text, reference and motion), `audio` and `pose`. Which of them train is
+an
+*input* of the update, not part of the program: every stage runs the one compiled step. A group that does not train
+keeps parameters, moments, counts and EMA bit for bit; one that starts late gets its own bias correction and its own
+warm-up.
 """
 
 import dataclasses
@@ -25,10 +27,11 @@ DECAYS = ("constant", "cosine")
 class OptimizerConfig:
     """AdamW as in [S2]: lr 5e-5, weight decay 0.01, gradient clip 1.0. Betas, warm-up and decay are stated nowhere [D].
 
-    moments_dtype: of Adam's moments at rest, `float32` or `bfloat16` (4 bytes a parameter less); the update is computed in
-        float32 either way, on float32 parameters.
-    moments_rounding: of bfloat16 moments, `stochastic` or `nearest`. Nearest loses every change below 1/512 of a moment: at
-        beta2 = 0.999 the second moment can grow but hardly ever shrink. Stochastic keeps it right on average.
+    moments_dtype: of Adam's moments at rest, `float32` or `bfloat16` (4 bytes a parameter less); the update is computed
+        in float32 either way, on float32 parameters.
+    moments_rounding: of bfloat16 moments, `stochastic` or `nearest`. Nearest loses every change below 1/512 of a
+        moment: at beta2 = 0.999 the second moment can grow but hardly ever shrink. Stochastic keeps it right on
+        average.
     """
 
     learning_rate: float = 5e-5
@@ -54,17 +57,23 @@ class OptimizerConfig:
             if not 0 <= value <= 1 or (name != "final_fraction" and value == 1):
                 raise ValueError(f"optimizer.{name} must be in [0, 1), not {value}")
         if self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ValueError(f"optimizer: weight_decay {self.weight_decay} and warmup_steps {self.warmup_steps} must be >= 0")
+            raise ValueError(
+                f"optimizer: weight_decay {self.weight_decay} and warmup_steps {self.warmup_steps} must be >= 0"
+            )
         if self.decay not in DECAYS:
             raise ValueError(f"optimizer.decay {self.decay!r} is unknown; it is one of {', '.join(DECAYS)}")
         for name, values in (("moments_dtype", moments.DTYPES), ("moments_rounding", moments.ROUNDINGS)):
             if getattr(self, name) not in values:
-                raise ValueError(f"optimizer.{name} {getattr(self, name)!r} is unknown; it is one of {', '.join(values)}")
+                raise ValueError(
+                    f"optimizer.{name} {getattr(self, name)!r} is unknown; it is one of {', '.join(values)}"
+                )
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class EmaConfig:
-    """Exponential moving average of the parameters, sharded like them [D]; `decay` is reached along (1 + n) / (10 + n)."""
+    """Exponential moving average of the parameters, sharded like them [D]; `decay` is reached along (1 + n) / (10 +
+    n).
+    """
 
     decay: float = 0.9999
 
@@ -83,7 +92,9 @@ def learning_rate_at(config: OptimizerConfig, step: int, total_steps: int, scale
     return rate
 
 
-def create_optimizer(config: OptimizerConfig, labels: Params, axes: Params, *, seed: int = 0) -> optax.GradientTransformation:
+def create_optimizer(
+    config: OptimizerConfig, labels: Params, axes: Params, *, seed: int = 0
+) -> optax.GradientTransformation:
     """Adam and decoupled weight decay a group, before the learning rate.
 
     Args:
@@ -100,11 +111,15 @@ def create_optimizer(config: OptimizerConfig, labels: Params, axes: Params, *, s
     return optax.partition(chains, labels)
 
 
-def _in_place(adam: optax.GradientTransformation, config: OptimizerConfig, group: str) -> optax.GradientTransformationExtraArgs:
-    """`adam`; where `moves[group]` (a bool scalar) is false its state stays as it is. The directions come from the state kept.
+def _in_place(
+    adam: optax.GradientTransformation, config: OptimizerConfig, group: str
+) -> optax.GradientTransformationExtraArgs:
+    """`adam`; where `moves[group]` (a bool scalar) is false its state stays as it is. The directions come from the
+    state kept.
 
-    From the moments as they were before that choice XLA on CPU would compute the parameters a second time, out of the *old*
-    moments, and to be able to write the new ones over them copy both first: two parameters' worth of memory and traffic more.
+    From the moments as they were before that choice XLA on CPU would compute the parameters a second time, out of the
+    *old* moments, and to be able to write the new ones over them copy both first: two parameters' worth of memory and
+    traffic more.
     """
 
     def update(
@@ -115,7 +130,10 @@ def _in_place(adam: optax.GradientTransformation, config: OptimizerConfig, group
             new = jax.tree.map(lambda new, old: jnp.where(moves[group], new, old), new, state)
         if config.moments_dtype != "float32":
             return directions, new  # from the moments before they were rounded
-        mu, nu = (optax.tree.bias_correction(x, beta, new.count) for x, beta in ((new.mu, config.beta1), (new.nu, config.beta2)))
+        mu, nu = (
+            optax.tree.bias_correction(x, beta, new.count)
+            for x, beta in ((new.mu, config.beta1), (new.nu, config.beta2))
+        )
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + config.epsilon), mu, nu), new
 
     return optax.GradientTransformationExtraArgs(adam.init, update)
@@ -150,8 +168,9 @@ def update(
 ) -> tuple[Params, Params, optax.OptState, jax.Array, dict[str, jax.Array]]:
     """One update: (params, ema, opt_state, gradient norm, learning rate of each group: 0 where it does not train).
 
-    `trainable` says for each group, as a bool scalar, whether it moves at all; the norm, and so the clipping, sees only the
-    groups that do. `accept` says, once the norm is known, whether the update counts; if not, everything stays bit for bit.
+    `trainable` says for each group, as a bool scalar, whether it moves at all; the norm, and so the clipping, sees only
+    the groups that do. `accept` says, once the norm is known, whether the update counts; if not, everything stays bit
+    for bit.
     """
     # A frozen group's gradients must not use up the clipping budget of the others.
     grads = jax.tree.map(lambda label, g: jnp.where(trainable[label], g, jnp.zeros_like(g)), labels, grads)
@@ -165,7 +184,9 @@ def update(
     rate = {group: learning_rate * _warmup(config, count) for group, count in counts.items()}
     decay = {group: jnp.minimum(ema_config.decay, (1.0 + count) / (10.0 + count)) for group, count in counts.items()}
     params = jax.tree.map(lambda label, p, u: jnp.where(moves[label], p - rate[label] * u, p), labels, params, updates)
-    ema = jax.tree.map(lambda label, e, p: jnp.where(moves[label], e + (1 - decay[label]) * (p - e), e), labels, ema, params)
+    ema = jax.tree.map(
+        lambda label, e, p: jnp.where(moves[label], e + (1 - decay[label]) * (p - e), e), labels, ema, params
+    )
     rates = {group: jnp.where(trainable[group], value, 0.0) for group, value in rate.items()}
     return params, ema, opt_state, norm, rates
 

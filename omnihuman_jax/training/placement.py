@@ -15,7 +15,9 @@ def local_rows(mesh: Mesh, batch: int) -> range:
     slices = [index[0] for index in place.addressable_devices_indices_map((batch,)).values() if index is not None]
     rows = sorted({row for part in slices for row in range(*part.indices(batch))})
     if rows != list(range(rows[0], rows[-1] + 1)) or batch % len(rows) or rows[0] % len(rows):
-        raise ValueError(f"this process's devices hold the rows {rows} of {batch}, which is no even share; reorder the mesh")
+        raise ValueError(
+            f"this process's devices hold the rows {rows} of {batch}, which is no even share; reorder the mesh"
+        )
     return range(rows[0], rows[-1] + 1)
 
 

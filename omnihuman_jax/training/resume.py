@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 def open_parts(config: ExperimentConfig, run_dir: Path) -> Parts:
     """`assemble`, with patience for the data set's storage. RunEnded, for a restart, where it does not come back.
 
-    A data set that this run has opened before and that is not there any more is storage that is gone; otherwise the path is wrong.
+    A data set that this run has opened before and that is not there any more is storage that is gone; otherwise the
+    path is wrong.
     """
     known = processes.gather(has_opened(run_dir, config.data.dataset))[0]
 
@@ -48,7 +49,9 @@ def open_parts(config: ExperimentConfig, run_dir: Path) -> Parts:
 
 
 def has_opened(run_dir: Path, dataset: str) -> bool:
-    """Whether this run, by its own config.json, which the first start writes once all is open, has had that data set."""
+    """Whether this run, by its own config.json, which the first start writes once all is open, has had that data
+    set.
+    """
     file = run_dir / "config.json"
     stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return bool(dataset) and stored.get("data", {}).get("dataset") == dataset
@@ -63,7 +66,9 @@ def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, e
     # Process 0 has written the logs: another may see less of them.
     expected = must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks) if jax.process_index() == 0 else ""
     expected = processes.gather(expected)[0]
-    return tiers.open_checkpoints(config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, note, expected)
+    return tiers.open_checkpoints(
+        config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, note, expected
+    )
 
 
 def must_be_there(run_dir: Path, interval: int, rollbacks: run_guard.Rollbacks) -> str:
@@ -72,7 +77,9 @@ def must_be_there(run_dir: Path, interval: int, rollbacks: run_guard.Rollbacks) 
     if (step := last_saved(run_dir)) > anew:
         return f"has saved step {step}"
     # A second save waits for the first: past two intervals there must have been a checkpoint.
-    logged = max((line["step"] for line in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
+    logged = (
+        max((line["step"] for line in read_metrics(run_dir)), default=0) if (run_dir / "metrics.jsonl").exists() else 0
+    )
     if logged > anew + 2 * interval and not rollbacks.is_pending():
         return f"has trained {logged} steps, with a checkpoint every {interval}"
     return ""
@@ -119,24 +126,30 @@ def resume(
         guard.incidents.note("rolled_back", {"checkpoint": step or 0, "on_from": asked["to"]})
         logger.warning("rolled back to step %d, on from step %d", step or 0, asked["to"])
     to = guard.rollbacks.jump_from(step or 0)
-    return (state, record, step or 0) if to is None else (train_state.skip_to(state, to, parts.state_shardings), record, to)
+    return (
+        (state, record, step or 0)
+        if to is None
+        else (train_state.skip_to(state, to, parts.state_shardings), record, to)
+    )
 
 
 def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, accept_changes: bool) -> RunRecord:
     """The record to go on with; ValueError if the run there is not this one."""
     if stored.step == 0:
         raise ValueError(
-            f"{run_dir} holds weights to start from, not a run; train in another --run with --config.initial_weights={run_dir}"
+            f"{run_dir} holds weights to start from, not a run; train in another --run with"
+            f" --config.initial_weights={run_dir}"
         )
     changes = changed_fields(stored.config, record.config)
     if stored.fingerprint != record.fingerprint:
         changes.append(
-            f"data plan (catalog, stages, sizes or seed): fingerprint {stored.fingerprint[:12]} -> {record.fingerprint[:12]}"
+            f"data plan (catalog, stages, sizes or seed): fingerprint {stored.fingerprint[:12]} ->"
+            f" {record.fingerprint[:12]}"
         )
     if changes and not accept_changes:
         raise ValueError(
-            f"{run_dir} was trained with another configuration: {'; '.join(changes)}. Undo that, train in another --run, "
-            f"or continue with the new one by --accept-changes"
+            f"{run_dir} was trained with another configuration: {'; '.join(changes)}. Undo that, train in another"
+            " --run, or continue with the new one by --accept-changes"
         )
     for change in changes:
         logger.warning("accepted change: %s", change)

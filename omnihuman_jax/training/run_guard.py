@@ -27,8 +27,8 @@ NONFINITE, SPIKES, QUARANTINE, ROLLBACKS = "nonfinite.jsonl", "spikes.jsonl", "q
 class Rollbacks:
     """What was asked for and done about steps that went wrong in a row; survives restarts in `rollbacks.jsonl`.
 
-    A rollback goes to a checkpoint before the first of them and jumps to the step after the last: the steps between are not
-    trained, so that the same numbers do not come again. Nothing else of the data plan moves.
+    A rollback goes to a checkpoint before the first of them and jumps to the step after the last: the steps between are
+    not trained, so that the same numbers do not come again. Nothing else of the data plan moves.
     """
 
     def __init__(self, run_dir: Path):
@@ -62,7 +62,9 @@ class Rollbacks:
         processes.gather(None)
 
     def begun_anew_at(self) -> int:
-        """The step where the run went on from its initial weights for the last time, without a checkpoint; 0: it never did."""
+        """The step where the run went on from its initial weights for the last time, without a checkpoint; 0: it never
+        did.
+        """
         return max((int(line["to"]) for line in self.done() if line["checkpoint"] == 0), default=0)
 
     def jump_from(self, checkpoint: int) -> int | None:
@@ -72,7 +74,8 @@ class Rollbacks:
 
 
 class RunGuard:
-    """Of one attempt at a run: the watchdog, the incidents, the verdicts on its steps, the records that could not be read.
+    """Of one attempt at a run: the watchdog, the incidents, the verdicts on its steps, the records that could not be
+    read.
 
     Args:
         watchdog, numbers: of this process; the limits.
@@ -95,7 +98,8 @@ class RunGuard:
         self.incidents.note(kind, details)
 
     def observe(self, step: int, seen: Mapping[str, Any]) -> None:
-        """The step (counted from 0) is finished: feeds the watchdog, writes down what was wrong, RunEnded if too much was.
+        """The step (counted from 0) is finished: feeds the watchdog, writes down what was wrong, RunEnded if too much
+        was.
 
         Args:
             step: which; all processes see the same values.
@@ -116,7 +120,8 @@ class RunGuard:
         if worst := max(processes.gather(differing)):
             self.incidents.note("corrupt_computation", {"step": step + 1, "arrays": worst})
             raise RunEnded(
-                f"step {step + 1}, computed twice, differs in {worst} arrays: a device computes wrong; nothing of it is kept",
+                f"step {step + 1}, computed twice, differs in {worst} arrays: a device computes wrong; nothing of it is"
+                " kept",
                 exit_codes.RETRY,
             )
 
@@ -136,19 +141,23 @@ class RunGuard:
         }
         self.incidents.note("spike" if verdict.finite else "update_skipped", line | {"applied": bool(verdict.applied)})
         if jax.process_index() == 0:
-            append_line(self.run_dir / (SPIKES if verdict.finite else NONFINITE), line | {"windows": self._windows(step)})
+            append_line(
+                self.run_dir / (SPIKES if verdict.finite else NONFINITE), line | {"windows": self._windows(step)}
+            )
 
     def _roll_back(self, first: int, to: int) -> None:
         reason = f"{to - first} steps in a row, {first + 1} to {to}, had a loss or gradient that is not finite"
         if (before := len(self.rollbacks.done())) >= self._numbers.max_rollbacks:
             raise RunEnded(
-                f"{reason}, after {before} rollbacks; look at {self.run_dir / NONFINITE}, lower optimizer.learning_rate, or allow "
-                f"more with numerics.max_rollbacks",
+                f"{reason}, after {before} rollbacks; look at {self.run_dir / NONFINITE}, lower"
+                " optimizer.learning_rate, or allow more with numerics.max_rollbacks",
                 exit_codes.USER_ERROR,
             )
         self.rollbacks.ask(first, to)
         self.incidents.note("rollback_asked", {"first": first + 1, "last": to})
-        raise RunEnded(f"{reason}; the next start goes back to a checkpoint before them and on from step {to}", exit_codes.RETRY)
+        raise RunEnded(
+            f"{reason}; the next start goes back to a checkpoint before them and on from step {to}", exit_codes.RETRY
+        )
 
     def _windows(self, step: int) -> list[dict[str, Any]]:
         ids = self._plan.catalog.window_id
@@ -161,7 +170,9 @@ class RunGuard:
             self._quarantined.add(record)
             window = str(catalog.window_id[catalog.record.tolist().index(record)])
             reason, process = self._records.unreadable[record], jax.process_index()
-            append_line(self.run_dir / QUARANTINE, {"record": record, "window": window, "reason": reason, "process": process})
+            append_line(
+                self.run_dir / QUARANTINE, {"record": record, "window": window, "reason": reason, "process": process}
+            )
 
     def finish(self, done: int, total: int, *, saved: bool, stop: StopRequest | None) -> None:
         """After the last save: RunEnded if the run was asked to stop, or could not be saved."""

@@ -1,4 +1,5 @@
-"""Can a mesh split this model and this batch? A pure function of sizes: it needs no device, and runs before anything compiles.
+"""Can a mesh split this model and this batch? A pure function of sizes: it needs no device, and runs before anything
+compiles.
 
 Every error has the numbers and the nearest values that would do.
 """
@@ -14,9 +15,17 @@ from omnihuman_jax.sharding import MESH_AXES, RULES, MeshConfig, nearest_divisor
 
 
 def check_splits(
-    mesh: MeshConfig, model: mmdit.MMDiTConfig, plan: PlanConfig, micro_batches: int, *, num_devices: int, slices: int | None = None
+    mesh: MeshConfig,
+    model: mmdit.MMDiTConfig,
+    plan: PlanConfig,
+    micro_batches: int,
+    *,
+    num_devices: int,
+    slices: int | None = None,
 ) -> dict[str, int]:
-    """The ways of each mesh axis on `num_devices` of `slices` (the config's, if None); ValueError where they cannot split it."""
+    """The ways of each mesh axis on `num_devices` of `slices` (the config's, if None); ValueError where they cannot
+    split it.
+    """
     ways = dict(zip(MESH_AXES, mesh.shape(num_devices, slices), strict=True))
     check_ways(ways, model, plan, micro_batches)
     return ways
@@ -35,7 +44,8 @@ def _heads(ways: Mapping[str, int], model: mmdit.MMDiTConfig) -> None:
     for name, heads in named.items():
         if heads % ways["tensor"]:
             raise ValueError(
-                f"{name} {heads} is not divisible by mesh.tensor {ways['tensor']}; {nearest_divisors(heads, ways['tensor'])}"
+                f"{name} {heads} is not divisible by mesh.tensor {ways['tensor']};"
+                f" {nearest_divisors(heads, ways['tensor'])}"
             )
     # The exchange itself knows which heads it can share out, and says so before anything is computed.
     heads = model.num_heads // ways["tensor"]
@@ -65,8 +75,8 @@ def _sequences(ways: Mapping[str, int], plan: PlanConfig, micro_batches: int) ->
     elif sequences < rows:
         cures.append(f"mesh.context or mesh.tensor ways instead, so that data x fsdp is at most {sequences}")
     raise ValueError(
-        f"data.plan.sequences_per_step {sequences} is not divisible by {parts} = mesh data {ways['data']} x fsdp {ways['fsdp']} x "
-        f"step.micro_batches {micro_batches}; nearest: {', or '.join(cures)}"
+        f"data.plan.sequences_per_step {sequences} is not divisible by {parts} = mesh data {ways['data']} x fsdp"
+        f" {ways['fsdp']} x step.micro_batches {micro_batches}; nearest: {', or '.join(cures)}"
     )
 
 

@@ -1,7 +1,7 @@
 """The train state: a plain pytree, born sharded.
 
-Everything that resume needs and that is not a pure function of the step lies in here, running averages of the log included:
-what is logged after a resume is what would have been logged without the stop.
+Everything that resume needs and that is not a pure function of the step lies in here, running averages of the log
+included: what is logged after a resume is what would have been logged without the stop.
 """
 
 from typing import Any, NamedTuple
@@ -84,7 +84,9 @@ def initial_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransforma
 
 
 def state_of(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0 of a run that starts from `params`: the average is the parameters, moments are zero. Under jit, as above."""
+    """Step 0 of a run that starts from `params`: the average is the parameters, moments are zero. Under jit, as
+    above.
+    """
     return TrainState(
         params=params,
         opt_state=optimizer.init(params),
@@ -97,10 +99,11 @@ def state_of(params: Params, optimizer: optax.GradientTransformation) -> TrainSt
 def state_shardings(
     mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.GradientTransformation, offload: str = "none"
 ) -> Any:
-    """The sharding of every leaf of the state, as a TrainState: moments and EMA lie with their parameter, scalars everywhere.
+    """The sharding of every leaf of the state, as a TrainState: moments and EMA lie with their parameter, scalars
+    everywhere.
 
-    What `offload` (a key of `OFFLOADS`) names lies in the pinned memory of the host of each device; ValueError where the
-    platform has none.
+    What `offload` (a key of `OFFLOADS`) names lies in the pinned memory of the host of each device; ValueError where
+    the platform has none.
     """
     host = OFFLOADS[offload]
     if host:
@@ -134,7 +137,11 @@ def on_device(tree: Any, shardings: Any) -> Any:
     """Under jit: `tree` with what `shardings` keeps in host memory fetched to the devices."""
 
     def fetch(leaf: Any, place: Any) -> Any:
-        return jax.device_put(leaf, place.with_memory_kind("device")) if place.memory_kind == sharding.HOST_MEMORY else leaf
+        return (
+            jax.device_put(leaf, place.with_memory_kind("device"))
+            if place.memory_kind == sharding.HOST_MEMORY
+            else leaf
+        )
 
     return jax.tree.map(fetch, tree, shardings)
 
@@ -142,7 +149,9 @@ def on_device(tree: Any, shardings: Any) -> Any:
 def off_device(tree: Any, shardings: Any) -> Any:
     """Under jit: the way back from `on_device`."""
     return jax.tree.map(
-        lambda leaf, place: jax.device_put(leaf, place) if place.memory_kind == sharding.HOST_MEMORY else leaf, tree, shardings
+        lambda leaf, place: jax.device_put(leaf, place) if place.memory_kind == sharding.HOST_MEMORY else leaf,
+        tree,
+        shardings,
     )
 
 
@@ -165,10 +174,14 @@ def skip_to(state: TrainState, step: int, shardings: TrainState) -> TrainState:
     return jax.jit(jump, out_shardings=shardings, donate_argnums=0)(state)
 
 
-def abstract_train_state(config: mmdit.MMDiTConfig, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+def abstract_train_state(
+    config: mmdit.MMDiTConfig, optimizer: optax.GradientTransformation, shardings: TrainState
+) -> TrainState:
     """Shapes, dtypes and shardings of the state without a byte allocated: what a restore is checked against."""
     shapes = jax.eval_shape(lambda key: initial_state(config, optimizer, key), jax.random.key(0))
-    return jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
+    )
 
 
 def misplaced_leaves(state: Any, shardings: Any) -> list[str]:

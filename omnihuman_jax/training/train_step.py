@@ -28,8 +28,8 @@ class StepConfig:
     """How a step is computed, never what: other values change its results by rounding only.
 
     micro_batches: parts that a step's sequences are computed in, one after the other; the global batch stays
-        `data.plan.sequences_per_step`, a multiple of micro_batches x the mesh's data and fsdp ways. One part's activations
-        lie in memory at a time.
+        `data.plan.sequences_per_step`, a multiple of micro_batches x the mesh's data and fsdp ways. One part's
+        activations lie in memory at a time.
     offload: what waits in the host's memory between updates: `none`, `moments` (Adam's) or `moments_ema`.
     """
 
@@ -69,7 +69,9 @@ class Objective:
 
 
 class Losses(NamedTuple):
-    """window_loss_BG: mean squared velocity error of a window, 0 where it has no noisy token; counted_BG: whether it has."""
+    """window_loss_BG: mean squared velocity error of a window, 0 where it has no noisy token; counted_BG: whether it
+    has.
+    """
 
     window_loss_BG: jax.Array
     counted_BG: jax.Array
@@ -105,7 +107,8 @@ def noisy_tokens(batch: Batch) -> jax.Array:
 def loss_fn(
     params: Params, objective: Objective, step: jax.Array, batch: Batch, total: jax.Array | None = None
 ) -> tuple[jax.Array, Losses]:
-    """Squared velocity error, mean over all noisy video tokens of the *global* batch (contract), and the windows' own means.
+    """Squared velocity error, mean over all noisy video tokens of the *global* batch (contract), and the windows' own
+    means.
 
     `total`: noisy tokens of the global batch, where `batch` is a part of it; the parts' losses then add up to the mean.
     """
@@ -167,9 +170,19 @@ def advance(
 
 
 def gradients(
-    params: Params, objective: Objective, step: jax.Array, batch: Batch, *, num: int, mesh: Mesh, shape: PackedShape, shardings: Any
+    params: Params,
+    objective: Objective,
+    step: jax.Array,
+    batch: Batch,
+    *,
+    num: int,
+    mesh: Mesh,
+    shape: PackedShape,
+    shardings: Any,
 ) -> tuple[jax.Array, Losses, Params]:
-    """(loss, losses of the windows, gradients) of a global batch, computed in `num` parts; `shardings` are the parameters'."""
+    """(loss, losses of the windows, gradients) of a global batch, computed in `num` parts; `shardings` are the
+    parameters'.
+    """
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if num == 1:
         (loss, losses), grads = grad_fn(params, objective, step, batch)
@@ -229,7 +242,8 @@ def make_train_step(
         )
         verdict = numerics.judge(numbers, state.counters.health, loss=loss, norm=norm)
         health = numerics.remember(
-            state.counters.health, verdict, loss=loss, norm=norm, trains=jnp.any(jnp.stack(list(controls.trainable.values()))),
+            state.counters.health, verdict, loss=loss, norm=norm,
+            trains=jnp.any(jnp.stack(list(controls.trainable.values()))),
             stage_start=controls.stage_start, interval_start=controls.interval_start,
         )  # fmt: skip
         windows, set_losses = count_sets(losses, jnp.asarray(batch["active_BG4"]))

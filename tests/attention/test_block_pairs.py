@@ -19,7 +19,9 @@ TOLERANCE = 1e-5
 def pack(video: int, text: int, video_lengths: list[int], text_lengths: list[int]) -> np.ndarray:
     """Ids of a joined sequence: the windows' video tokens, padding, the windows' text tokens, padding."""
     parts = [np.repeat(np.arange(1, len(lengths) + 1), lengths) for lengths in (video_lengths, text_lengths)]
-    return np.concatenate([np.pad(ids, (0, size - len(ids))) for ids, size in zip(parts, (video, text))]).astype(np.int32)
+    return np.concatenate([np.pad(ids, (0, size - len(ids))) for ids, size in zip(parts, (video, text))]).astype(
+        np.int32
+    )
 
 
 @pytest.mark.parametrize("block_q", [1, 4, 12])
@@ -79,11 +81,15 @@ def results(kernel: Kernel, q, k, v, weight, ids):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_outputs_and_gradients_are_those_of_dense_attention(name: str, measured: Callable[[str, float, float], None]) -> None:
+def test_outputs_and_gradients_are_those_of_dense_attention(
+    name: str, measured: Callable[[str, float, float], None]
+) -> None:
     kernel, *arrays = case(name)
     for ours, theirs in zip(results(kernel, *arrays), results(Dense(), *arrays), strict=True):
         error = np.abs(ours - theirs).max() / np.abs(theirs).max()
-        measured(f"attention and its gradients, {name}, blocks between windows left out, against dense", error, TOLERANCE)
+        measured(
+            f"attention and its gradients, {name}, blocks between windows left out, against dense", error, TOLERANCE
+        )
 
 
 @pytest.mark.parametrize("name", KERNELS)

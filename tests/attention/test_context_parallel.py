@@ -1,4 +1,6 @@
-"""What the devices of the `context` axis exchange changes neither the result nor the gradients, and is what it should be."""
+"""What the devices of the `context` axis exchange changes neither the result nor the gradients, and is what it should
+be.
+"""
 
 import functools
 import re
@@ -86,18 +88,22 @@ def test_every_kernel_under_every_mode(kernel: str, mode: str, measured: Callabl
             found = jax.device_get(run(strategy_of(mode, kernel)))
         for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(alone()), strict=True):
             error = np.abs(ours - theirs).max() / np.abs(theirs).max()
-            measured("attention and its gradients, any kernel, any context parallelism, against dense alone", error, TOLERANCE)
+            measured(
+                "attention and its gradients, any kernel, any context parallelism, against dense alone",
+                error,
+                TOLERANCE,
+            )
 
 
-# What one call and its gradients exchange, as XLA compiles it for a context of 4. Of the video (V: a device's tokens, all its
-# heads) and the text (T: all tokens, all heads of a device, whose gradients every device adds its part to):
+# What one call and its gradients exchange, as XLA compiles it for a context of 4. Of the video (V: a device's tokens,
+# all its heads) and the text (T: all tokens, all heads of a device, whose gradients every device adds its part to):
 COLLECTIVES = {
     # k, v, ids of V, T out; back: gradients of k, v of V and of T out; T's q, k and v gradients in one.
     "gather": {"all-gather": 4, "reduce-scatter": 3, "all-reduce": 1},
     # q, k, v, out of V; back: out, q, k, v of V. ids, T out (by head) and its gradient; T's gradients.
     "ulysses": {"all-to-all": 8, "all-gather": 2, "reduce-scatter": 1, "all-reduce": 1},
-    # k, v, ids in each pass's loop; gradients of k, v in the loop, and home. T's queries over all keys: largest log-sum-exp,
-    # sums; T's gradients.
+    # k, v, ids in each pass's loop; gradients of k, v in the loop, and home. T's queries over all keys: largest
+    # log-sum-exp, sums; T's gradients.
     "ring": {"collective-permute": 10, "all-reduce": 3},
     "ulysses_ring": {"all-to-all": 8, "collective-permute": 10, "all-gather": 2, "reduce-scatter": 1, "all-reduce": 3},
 }
@@ -136,7 +142,9 @@ def collectives(text: str) -> Counter[str]:
         ("ulysses_ring", 4, r"model.ulysses_ways 4 .*these do: 1, 2"),
     ],
 )
-def test_heads_that_cannot_be_shared_out_are_an_error_with_what_would_do(mode: str, ulysses_ways: int, message: str) -> None:
+def test_heads_that_cannot_be_shared_out_are_an_error_with_what_would_do(
+    mode: str, ulysses_ways: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         heads_ways(mode, 6, 4, ulysses_ways)
     assert heads_ways("ulysses_ring", 6, 4) == 2 and heads_ways("ring", 5, 4) == 1 and heads_ways("ulysses", 12, 4) == 4
@@ -148,6 +156,8 @@ def test_video_tokens_that_cannot_be_split_are_an_error_unless_they_are_gathered
     with jax.set_mesh(create_mesh(MeshConfig(data=2, context=4))):
         with pytest.raises(ValueError, match=r"ring: 45 video tokens cannot be split over 4 .*: 44 and 48"):
             joint_attention(video, text, video_ids, text_ids, strategy=strategy_of("ring"))
-        whole = jax.jit(functools.partial(joint_attention, strategy=strategy_of("gather")))(video, text, video_ids, text_ids)
+        whole = jax.jit(functools.partial(joint_attention, strategy=strategy_of("gather")))(
+            video, text, video_ids, text_ids
+        )
     alone = joint_attention(video, text, video_ids, text_ids, strategy=DENSE)
     np.testing.assert_allclose(whole[0], alone[0], rtol=1e-5, atol=1e-6)

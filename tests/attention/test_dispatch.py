@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from omnihuman_jax.attention.dispatch import IMPLEMENTATIONS, AttentionStrategy, attention, joint_attention, platform, resolve
+from omnihuman_jax.attention.dispatch import (
+    IMPLEMENTATIONS,
+    AttentionStrategy,
+    attention,
+    joint_attention,
+    platform,
+    resolve,
+)
 from omnihuman_jax.attention.kernel import attend
 from omnihuman_jax.attention.xla import Dense
 from omnihuman_jax.sharding import MeshConfig, create_mesh
@@ -65,7 +72,9 @@ def test_gradients_are_those_of_the_formula(name: str, inputs) -> None:
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("ways", [{"data": 2, "context": 2, "tensor": 2}, {"data": 8}], ids=["split", "batch not divisible"])
+@pytest.mark.parametrize(
+    "ways", [{"data": 2, "context": 2, "tensor": 2}, {"data": 8}], ids=["split", "batch not divisible"]
+)
 def test_the_mesh_changes_nothing(ways: dict[str, int], inputs) -> None:
     alone = attention(*inputs, strategy=PER_HEAD)
     with jax.set_mesh(create_mesh(MeshConfig(**ways))):
@@ -97,7 +106,10 @@ def test_bfloat16_in_bfloat16_out(inputs) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"kernel": "flash"}, r"model.attention 'flash' is none of auto, dense, blocked, per_head, cudnn, triton, splash"),
+        (
+            {"kernel": "flash"},
+            r"model.attention 'flash' is none of auto, dense, blocked, per_head, cudnn, triton, splash",
+        ),
         ({"context_parallel": "all"}, r"model.context_parallel 'all' is none of gather, ulysses"),
         ({"kernel": "splash", "block_q": 200}, r"attention_block_q 200.*multiples of 128"),
         ({"block_kv": -1}, r"model.attention_block_kv is -1"),
@@ -110,7 +122,9 @@ def test_a_wrong_value_is_an_error(wrong: dict, message: str) -> None:
 
 def test_auto_is_the_kernel_of_the_meshs_devices_not_of_the_process() -> None:
     mesh = jax.sharding.AbstractMesh(
-        (2,), ("context",), abstract_device=jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=1, platform="tpu")
+        (2,),
+        ("context",),
+        abstract_device=jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=1, platform="tpu"),
     )
     with jax.sharding.use_abstract_mesh(mesh):
         assert platform() == "tpu" and type(resolve(AttentionStrategy())).__name__ == "Splash"
@@ -126,5 +140,6 @@ def test_a_remat_policy_by_the_name_attention_spares_the_forward_kernel(inputs) 
 
     policies = jax.checkpoint_policies
     kept, again = products(policies.save_only_these_names("attention")), products(policies.nothing_saveable)
-    # Forward: scores, output. Backward: scores, sum of out * grad, gradients of weights, q, k, v. Again: scores, and output.
+    # Forward: scores, output. Backward: scores, sum of out * grad, gradients of weights, q, k, v. Again: scores, and
+    # output.
     assert kept == 8 and again > kept

@@ -1,4 +1,6 @@
-"""What can be known about the GPU kernels without a GPU: that they lower for CUDA, and that what surrounds cuDNN is right."""
+"""What can be known about the GPU kernels without a GPU: that they lower for CUDA, and that what surrounds cuDNN is
+right.
+"""
 
 import dataclasses
 import functools
@@ -56,9 +58,12 @@ def test_cudnn_lowers_for_cuda_forward_and_backward(cudnn_installed: None) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("attention", "mode", "windows"), [("auto", "ulysses", 3), ("auto", "ring", 3), ("cudnn", "ulysses", 1), ("cudnn", "ring", 1)]
+    ("attention", "mode", "windows"),
+    [("auto", "ulysses", 3), ("auto", "ring", 3), ("cudnn", "ulysses", 1), ("cudnn", "ring", 1)],
 )
-def test_the_loss_of_a_sharded_model_lowers_for_cuda(attention: str, mode: str, windows: int, cudnn_installed: None) -> None:
+def test_the_loss_of_a_sharded_model_lowers_for_cuda(
+    attention: str, mode: str, windows: int, cudnn_installed: None
+) -> None:
     """Gradients of the training loss in bfloat16 on data 2 x context 2; packs as a described GPU mesh has them."""
     ways, axes = (2, 1, 2, 1), sharding.MESH_AXES
     if attention == "auto":
@@ -91,7 +96,9 @@ def test_the_loss_of_a_sharded_model_lowers_for_cuda(attention: str, mode: str, 
 
 
 def test_around_cudnn_the_windows_keys_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuDNN's two passes written out, on what they are given: sorted keys, lengths, and in the second log-sum-exp and output."""
+    """cuDNN's two passes written out, on what they are given: sorted keys, lengths, and in the second log-sum-exp and
+    output.
+    """
 
     def scores(q, k, lengths, scale):
         masked = (jnp.arange(k.shape[1]) < lengths[:, None])[:, None, None, :]
@@ -140,7 +147,9 @@ def test_which_kernel_a_gpu_gets(cudnn_installed: None) -> None:
         assert resolve(AttentionStrategy(kernel="cudnn")) == Triton(), "audio and the text refiner have ids"
     x = jnp.zeros((1, 4, 1, 8))
     run = functools.partial(joint_attention, (x,) * 3, (x,) * 3, None, None, strategy=AttentionStrategy(kernel="cudnn"))
-    with pytest.raises(ValueError, match=r"cudnn takes one window a sequence, data.plan.windows is 3; take triton or auto"):
+    with pytest.raises(
+        ValueError, match=r"cudnn takes one window a sequence, data.plan.windows is 3; take triton or auto"
+    ):
         run(windows=3)
     with pytest.raises(ValueError, match=r"cudnn computes in bfloat16, compute_dtype is float32"):
         run(windows=1)

@@ -20,8 +20,10 @@ from omnihuman_jax.attention.dispatch import AttentionStrategy, joint_attention
 from omnihuman_jax.sharding import MeshConfig, create_mesh
 
 mode, remat = sys.argv[1:]
-mesh = create_mesh(MeshConfig(data=1, context=4), topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices)
-strategy = AttentionStrategy(context_parallel=mode, block_q=512, block_kv=512, ulysses_ways=2 if mode == "ulysses_ring" else 0)
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices
+mesh = create_mesh(MeshConfig(data=1, context=4), devices)
+ways = 2 if mode == "ulysses_ring" else 0
+strategy = AttentionStrategy(context_parallel=mode, block_q=512, block_kv=512, ulysses_ways=ways)
 
 def both(video, text, video_ids, text_ids):
     return joint_attention(video, text, video_ids, text_ids, strategy=strategy)
@@ -66,7 +68,9 @@ def kernels(text: str) -> Counter[str]:
 
 
 def exchanges(text: str) -> set[str]:
-    """Kinds of collective whose arrays are larger than the text's (200 x 8 x 128): XLA takes small ones apart as it likes."""
+    """Kinds of collective whose arrays are larger than the text's (200 x 8 x 128): XLA takes small ones apart as it
+    likes.
+    """
     kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
     found = set()
     for line in text.splitlines():

@@ -1,14 +1,16 @@
-"""Speed and memory of one machine: our forward pass and train step against diffusers' HunyuanVideo in PyTorch, in one run.
+"""Speed and memory of one machine: our forward pass and train step against diffusers' HunyuanVideo in PyTorch, in one
+run.
 
     python -m tests.benchmarks.step_speed              # what `make bench` runs
     python -m tests.benchmarks.step_speed --rounds 9 --only jax,torch-compile --checkpointing off --width 1024
 
 Same sizes, float32, one packed window of 1024 + 64 tokens, all cores. Every variant is a process of its own that stays
-alive; a round asks each of them in turn for one forward pass, one train step and one matrix product, so that a machine whose
-speed drifts slows all of them alike. Each is done twice and the second is timed, as in a loop. A train step is noise, forward,
-backward, clipping, AdamW and EMA on either side.
-All run under what `omnihuman` sets on a CPU (`platform_flags.cpu_settings`: huge pages), or, with `--pages default`, none of them.
-Without checkpointing ours keeps every product's output and computes element-wise work again (`remat: products`), PyTorch
+alive; a round asks each of them in turn for one forward pass, one train step and one matrix product, so that a machine
+whose speed drifts slows all of them alike. Each is done twice and the second is timed, as in a loop. A train step is
+noise, forward, backward, clipping, AdamW and EMA on either side.
+All run under what `omnihuman` sets on a CPU (`platform_flags.cpu_settings`: huge pages), or, with `--pages default`,
+none of them. Without checkpointing ours keeps every product's output and computes element-wise work again
+(`remat: products`), PyTorch
 keeps what autograd keeps: neither computes a product twice. Medians.
 """
 
@@ -26,7 +28,13 @@ from omnihuman_jax.runtime import platform_flags
 
 VARIANTS = ("jax", "torch-eager", "torch-compile")
 FRAMES, HEIGHT, WIDTH, TEXT = 4, 16, 16, 64  # tokens
-COMMON = {"latent_channels": 16, "text_width": 512, "pooled_width": 128, "num_refiner_layers": 1, "rope_axes": (16, 56, 56)}
+COMMON = {
+    "latent_channels": 16,
+    "text_width": 512,
+    "pooled_width": 128,
+    "num_refiner_layers": 1,
+    "rope_axes": (16, 56, 56),
+}
 SIZES = {
     512: {"width": 512, "num_heads": 4, "num_dual_layers": 4, "num_single_layers": 4, **COMMON},
     1024: {"width": 1024, "num_heads": 8, "num_dual_layers": 2, "num_single_layers": 2, **COMMON},
@@ -54,8 +62,12 @@ def jax_work(checkpointing: bool, width: int = 512) -> tuple[Work, int]:
     from tests.interop.cases import Window, packed_batch, shape_for
 
     model = mmdit.MMDiTConfig(**SIZES[width], remat="block" if checkpointing else "products")
-    shape = shape_for(model, latent_tokens=FRAMES * HEIGHT * WIDTH, text_tokens=TEXT, windows=1, latent_frames=FRAMES, frames=17)
-    window = Window(latents=FRAMES, height=HEIGHT, width=WIDTH, text_tokens=TEXT, active=ConditionSet.of(Condition.TEXT))
+    shape = shape_for(
+        model, latent_tokens=FRAMES * HEIGHT * WIDTH, text_tokens=TEXT, windows=1, latent_frames=FRAMES, frames=17
+    )
+    window = Window(
+        latents=FRAMES, height=HEIGHT, width=WIDTH, text_tokens=TEXT, active=ConditionSet.of(Condition.TEXT)
+    )
     mesh = sharding.create_mesh(sharding.MeshConfig(), jax.devices()[:1])
     batch = jax.device_put(packed_batch(shape, [[window]]), sharding.batch_shardings(mesh, shape, 1))
     optimizer_config = optim.OptimizerConfig(learning_rate=RATE, weight_decay=DECAY, clip_norm=CLIP, warmup_steps=0)
@@ -75,7 +87,9 @@ def jax_work(checkpointing: bool, width: int = 512) -> tuple[Work, int]:
         batch=1,
         shardings=shardings,
     )
-    controls = place_controls(Controls(learning_rate=RATE, trainable={"base": True}, stage_start=False, interval_start=False))
+    controls = place_controls(
+        Controls(learning_rate=RATE, trainable={"base": True}, stage_start=False, interval_start=False)
+    )
     apply = jax.jit(lambda params, tokens, t, batch: mmdit.apply(model, params, tokens, t, batch))
     product = jax.jit(lambda a, b: a @ b)
     with jax.set_mesh(mesh):
@@ -150,7 +164,9 @@ def torch_work(compiled: bool, checkpointing: bool, width: int = 512) -> tuple[W
 
 
 def worker(variant: str, checkpointing: bool, width: int) -> None:
-    """Builds and warms up, then answers one line of JSON to each line of its input: {'seconds'} of that work, or of `memory`."""
+    """Builds and warms up, then answers one line of JSON to each line of its input: {'seconds'} of that work, or of
+    `memory`.
+    """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever libraries print goes elsewhere
     before = _status("VmRSS")
@@ -198,7 +214,9 @@ class Variant:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise ChildProcessError(f"{self.name} ended with code {self.process.wait()}; run it with --worker to see why")
+            raise ChildProcessError(
+                f"{self.name} ended with code {self.process.wait()}; run it with --worker to see why"
+            )
         return json.loads(line)
 
     def ask(self, name: str) -> dict[str, float]:
@@ -230,7 +248,10 @@ def measure(names: Sequence[str], checkpointing: bool, width: int, rounds: int, 
     flops = max(variant.flops for variant in variants)
     peaks = {variant.name: 2 * MATMUL**3 / min(variant.seconds["matmul"]) / 1e9 for variant in variants}
     peak = max(peaks.values())
-    medians = {variant.name: {work: statistics.median(times) for work, times in variant.seconds.items()} for variant in variants}
+    medians = {
+        variant.name: {work: statistics.median(times) for work, times in variant.seconds.items()}
+        for variant in variants
+    }
     fastest = min((medians[name]["step"] for name in names if name.startswith("torch")), default=None)
     table = Table(title=f"width {width}, checkpointing {'on' if checkpointing else 'off'}, {rounds} rounds, medians")
     columns = ("forward s", "step s", "speed, of the faster torch step", "GFLOP/s of step", "of the machine's peak")
@@ -240,7 +261,8 @@ def measure(names: Sequence[str], checkpointing: bool, width: int, rounds: int, 
         memory, own = variant.ask("memory"), medians[variant.name]
         rate = flops / own["step"] / 1e9
         table.add_row(
-            variant.name, f"{own['forward']:.3f}", f"{own['step']:.3f}", f"{fastest / own['step']:.2f}" if fastest else "-",
+            variant.name, f"{own['forward']:.3f}", f"{own['step']:.3f}",
+            f"{fastest / own['step']:.2f}" if fastest else "-",
             f"{rate:.0f}", f"{rate / peak:.0%}", f"{peaks[variant.name]:.0f}", f"{memory['peak_mib']:.0f}",
         )  # fmt: skip
         variant.close()
@@ -264,7 +286,10 @@ def main() -> None:
         environment |= platform_flags.cpu_settings(environment)
     for width in SIZES:
         for checkpointing in (False, True):
-            if options.width in ("both", str(width)) and options.checkpointing in ("both", "on" if checkpointing else "off"):
+            if options.width in ("both", str(width)) and options.checkpointing in (
+                "both",
+                "on" if checkpointing else "off",
+            ):
                 measure(options.only.split(","), checkpointing, width, options.rounds, environment)
 
 

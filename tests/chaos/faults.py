@@ -15,8 +15,10 @@ from etils import epath
 from omnihuman_jax.checkpoint import seals
 
 KILL, TERMINATE, STOP, RAISE, KILL_IN_SAVE, TRUNCATE, FLIP, DISK_FULL, PROCESSES = (
-    "kill -9 of a rank", "SIGTERM to a rank", "SIGSTOP of a rank", "Python exception in a rank", "kill -9 during a save",
-    "checkpoint file cut short", "bit flipped in a checkpoint file", "disk full while saving", "restart on another process count",
+    "kill -9 of a rank", "SIGTERM to a rank", "SIGSTOP of a rank", "Python exception in a rank",
+    "kill -9 during a save",
+    "checkpoint file cut short", "bit flipped in a checkpoint file", "disk full while saving",
+    "restart on another process count",
 )  # fmt: skip
 KINDS = (KILL, TERMINATE, STOP, RAISE, KILL_IN_SAVE, TRUNCATE, FLIP, DISK_FULL)
 """Those that leave the final bits as they are; PROCESSES changes the order in which gradients are added."""
@@ -60,7 +62,9 @@ def damage_newest(checkpoints: Path, kind: str, rng: random.Random) -> None:
     """Cuts a data file of the newest whole step short, or flips one bit of it."""
     step = newest_whole(checkpoints)
     # Data, not JSON: a bit flip there is what nobody else notices.
-    files = [path for path in sorted((checkpoints / str(step)).rglob("d/*")) if path.is_file() and path.stat().st_size > 64]
+    files = [
+        path for path in sorted((checkpoints / str(step)).rglob("d/*")) if path.is_file() and path.stat().st_size > 64
+    ]
     path = rng.choice(files)
     data = bytearray(path.read_bytes())
     if kind == TRUNCATE:
@@ -98,7 +102,9 @@ def fill(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[bool]:
-    """A file system of its own at `folder` (tmpfs, needs root): True. Where it cannot be had: False, and a plain folder."""
+    """A file system of its own at `folder` (tmpfs, needs root): True. Where it cannot be had: False, and a plain
+    folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, check=False

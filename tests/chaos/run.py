@@ -2,10 +2,12 @@
 
     python -m tests.chaos.run --faults 30            # what `make chaos` runs
 
-Each run is a job of real processes under the launcher's own restart rule (`launch/local.py`), on a dataset with a corrupt record
-and one that is not finite; each of its attempts is struck by one fault. Its last checkpoint, every array of it, is compared
-with that of an undisturbed run on the same number of processes. A restart on another number of processes adds gradients in another
-order: there the state must be restored as it was saved (the trainer checks its fingerprint) and the losses of the next 20
+Each run is a job of real processes under the launcher's own restart rule (`launch/local.py`), on a dataset with a
+corrupt record and one that is not finite; each of its attempts is struck by one fault. Its last checkpoint, every array
+of it, is compared with that of an undisturbed run on the same number of processes. A restart on another number of
+processes adds gradients in another
+order: there the state must be restored as it was saved (the trainer checks its fingerprint) and the losses of the next
+    20
 steps agree within 1e-5.
 """
 
@@ -39,7 +41,8 @@ def plan_faults(count: int, rng: random.Random) -> list[list[Fault]]:
     runs = [kinds[i : i + PER_RUN] for i in range(0, count, PER_RUN)]
     planned = []
     for run in runs:
-        # The first strikes after a checkpoint, so that there is something to go back to; each of the others a few steps on.
+        # The first strikes after a checkpoint, so that there is something to go back to; each of the others a few steps
+        # on.
         at, row = INTERVAL, []
         for kind in run:
             at += rng.randint(2, (STEPS - 2 * INTERVAL) // len(run))
@@ -53,7 +56,9 @@ def check(trial: Trial, reference: Trial) -> list[str]:
     wrong = []
     exact = not any(fault.kind == faults.PROCESSES for fault in trial.plan)
     if exact:
-        different = [name for name, array in reference.arrays.items() if trial.arrays[name].tobytes() != array.tobytes()]
+        different = [
+            name for name, array in reference.arrays.items() if trial.arrays[name].tobytes() != array.tobytes()
+        ]
         if trial.arrays.keys() != reference.arrays.keys() or different:
             wrong.append(f"{len(different)} arrays differ from the undisturbed run's, {different[:2]}")
     else:
@@ -66,14 +71,20 @@ def check(trial: Trial, reference: Trial) -> list[str]:
             wrong.append(f"losses of the 20 steps after the switch differ by {worst:.1e}")
     for fault in trial.plan:
         if not (fault.struck and fault.detected and fault.recovered):
-            wrong.append(f"{fault.kind} at step {fault.step}: struck {fault.struck:.0f}, recovered {fault.recovered:.0f}")
+            wrong.append(
+                f"{fault.kind} at step {fault.step}: struck {fault.struck:.0f}, recovered {fault.recovered:.0f}"
+            )
         elif fault.restarts and (fault.resumed is None or fault.resumed < fault.newest):
-            wrong.append(f"{fault.kind}: went on from step {fault.resumed}, the newest whole checkpoint was {fault.newest}")
+            wrong.append(
+                f"{fault.kind}: went on from step {fault.resumed}, the newest whole checkpoint was {fault.newest}"
+            )
     rejected = sum(line["incident"] == "checkpoint_rejected" for line in read_lines(trial.run / "incidents.jsonl"))
     if rejected < sum(fault.kind in (faults.TRUNCATE, faults.FLIP) for fault in trial.plan):
         wrong.append("a damaged checkpoint was not noticed")
     if not (trial.run / "quarantine.jsonl").exists() or not (trial.run / "nonfinite.jsonl").exists():
-        wrong.append("the corrupt record or the batch that is not finite left no trace: the data faults were not planted")
+        wrong.append(
+            "the corrupt record or the batch that is not finite left no trace: the data faults were not planted"
+        )
     return wrong
 
 
@@ -96,7 +107,10 @@ def table(trials: list[Trial], seconds: float) -> str:
         detected = [fault.detected - fault.struck for fault in rows if fault.detected]
         recovered = [fault.recovered - fault.struck for fault in rows if fault.recovered]
         repeated = [max(0, fault.reached - (fault.resumed or 0)) for fault in rows if fault.restarts]
-        codes = ", ".join(str(code) for code in sorted({code for fault in rows for code in fault.codes})) or "none: it goes on"
+        codes = (
+            ", ".join(str(code) for code in sorted({code for fault in rows for code in fault.codes}))
+            or "none: it goes on"
+        )
         lines.append(
             f"| {kind} | {len(rows)} | {codes} | {_both(detected)} | {_both(recovered)} | {_both(repeated, 0)} "
             f"| {len(recovered)} of {len(rows)} |"
@@ -124,10 +138,14 @@ def write_page(text: str) -> None:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--faults", type=int, default=30, help="how many (%(default)s), and one restart on another process count")
+    parser.add_argument(
+        "--faults", type=int, default=30, help="how many (%(default)s), and one restart on another process count"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of moments, ranks and order (%(default)s)")
     parser.add_argument("--processes", default="2,4", help="the runs take turns with these (%(default)s)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="work there and leave everything; else in a temporary folder")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="work there and leave everything; else in a temporary folder"
+    )
     parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
     options = parser.parse_args(argv)
     rng, began = random.Random(options.seed), time.time()
@@ -140,7 +158,13 @@ def main(argv: list[str]) -> int:
         rows.append((counts[0], [Fault(kind=faults.PROCESSES, step=2 * INTERVAL + rng.randint(1, 20), rank=0)]))
     references: dict[int, Trial] = {}
     trials, failed = [], []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("undisturbed runs", total=len(counts) + sum(len(row) for _, row in rows))
         for count in dict.fromkeys(count for count, _ in rows):

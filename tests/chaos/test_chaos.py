@@ -57,7 +57,10 @@ def test_a_struck_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -
     dataset = write_dataset(tmp_path / "dataset")
     reference = Trial(tmp_path / "reference", dataset, 2, [], tmp_path / "cache", 0)
     assert reference.execute().code == 0
-    plan = [Fault(kind=kind, step=step, rank=1) for kind, step in ((faults.KILL, 8), (faults.FLIP, 20), (faults.TERMINATE, 33))]
+    plan = [
+        Fault(kind=kind, step=step, rank=1)
+        for kind, step in ((faults.KILL, 8), (faults.FLIP, 20), (faults.TERMINATE, 33))
+    ]
     struck = Trial(tmp_path / "struck", dataset, 2, plan, tmp_path / "cache", 1)
     assert struck.execute().code == 0
     assert run.check(struck, reference) == []

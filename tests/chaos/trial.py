@@ -60,7 +60,10 @@ class Trial:
                 self.do_without_a_disk()
             self._left = list(self.plan)
             job_spec = spec(
-                {"accelerator": {"type": "cpu", "nodes": self.processes, "devices": DEVICES // self.processes}, "image": ""},
+                {
+                    "accelerator": {"type": "cpu", "nodes": self.processes, "devices": DEVICES // self.processes},
+                    "image": "",
+                },
                 {
                     "name": "chaos",
                     "config": str(runs.CONFIG),
@@ -121,11 +124,13 @@ class Trial:
             # Counted in batches of this attempt.
             program = ["tests.training.faulty", "raise", str(max(1, fault.step - fault.newest)), "--"]
         return [
-            sys.executable, "-m", *program, "--simulate-devices", str(layout.devices), "train", f"--config={runs.CONFIG}",
+            sys.executable, "-m", *program, "--simulate-devices", str(layout.devices), "train",
+            f"--config={runs.CONFIG}",
             f"--run={self.run}", f"--config.data.dataset={self.dataset}", "--no-progress",
             f"--coordinator=127.0.0.1:{port}", f"--num-processes={layout.processes}", f"--process-id={rank}",
             f"--heartbeat-s={HEARTBEAT_S}", "--shutdown-s=10", "--peer-timeout-s=120",
-            f"--config.watchdog.step_s={WATCHDOG_S}", f"--config.checkpoint.interval={INTERVAL}", "--config.checkpoint.keep=3",
+            f"--config.watchdog.step_s={WATCHDOG_S}", f"--config.checkpoint.interval={INTERVAL}",
+            "--config.checkpoint.keep=3",
             f"--config.checkpoint.directory={self.checkpoints}", f"--config.stages.rows[1].steps={STEPS - 5}",
             "--config.numerics.max_skipped=50",
         ]  # fmt: skip
@@ -162,7 +167,9 @@ class Trial:
         self._current = fault
 
     def _before(self, step: int) -> int:
-        steps = sorted(int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit() and int(path.name) < step)
+        steps = sorted(
+            int(path.name) for path in self.checkpoints.iterdir() if path.name.isdigit() and int(path.name) < step
+        )
         return steps[-1] if steps else 0
 
     _recovering: Fault | None = None

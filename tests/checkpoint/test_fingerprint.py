@@ -22,7 +22,9 @@ def value(dtype: Any) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.int32, np.int8, bool])
 def test_the_same_on_every_mesh_and_another_for_every_flipped_bit(dtype: Any) -> None:
     mesh, whole = sharding.create_mesh(sharding.MeshConfig(data=2, fsdp=4)), value(dtype)
-    arrays = {str(spec): jax.device_put(whole, NamedSharding(mesh, spec)) for spec in SPECS} | {"one": jnp.asarray(whole)}
+    arrays = {str(spec): jax.device_put(whole, NamedSharding(mesh, spec)) for spec in SPECS} | {
+        "one": jnp.asarray(whole)
+    }
     found = fingerprint.sums(arrays)
     assert list(found) == list(arrays) and len(set(found.values())) == 1
     expected = found["one"]
@@ -33,7 +35,9 @@ def test_the_same_on_every_mesh_and_another_for_every_flipped_bit(dtype: Any) ->
         changed = whole.copy()
         changed.reshape(-1).view(np.uint8)[37 * whole.itemsize + bit // 8] ^= 1 << bit % 8
         assert int(run(changed)) != expected, bit
-    assert int(run(whole[::-1].copy())) != expected and int(run(np.roll(whole, 1, axis=1))) != expected  # values that moved
+    assert (
+        int(run(whole[::-1].copy())) != expected and int(run(np.roll(whole, 1, axis=1))) != expected
+    )  # values that moved
 
 
 def test_arrays_in_host_memory() -> None:
@@ -44,14 +48,24 @@ def test_arrays_in_host_memory() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1600,), (8, 4, 12, 20)])
-def test_large_arrays_are_summed_in_runs_of_rows_to_the_same(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+def test_large_arrays_are_summed_in_runs_of_rows_to_the_same(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
+) -> None:
     mesh = sharding.create_mesh(sharding.MeshConfig(data=2, fsdp=4))
     whole = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     expected = int(jax.jit(fingerprint.weighted_sum)(whole))
-    specs = [PartitionSpec(), PartitionSpec(("data", "fsdp")), *([PartitionSpec(None, "fsdp")] if len(shape) > 1 else [])]
-    arrays = {str(spec): jax.device_put(whole, NamedSharding(mesh, spec)) for spec in specs} | {"one": jnp.asarray(whole)}
+    specs = [
+        PartitionSpec(),
+        PartitionSpec(("data", "fsdp")),
+        *([PartitionSpec(None, "fsdp")] if len(shape) > 1 else []),
+    ]
+    arrays = {str(spec): jax.device_put(whole, NamedSharding(mesh, spec)) for spec in specs} | {
+        "one": jnp.asarray(whole)
+    }
     fingerprint._program.cache_clear()
-    monkeypatch.setattr(fingerprint, "_RUN_ELEMENTS", 70)  # with rows left over, and cuts in the first dim and behind it
+    monkeypatch.setattr(
+        fingerprint, "_RUN_ELEMENTS", 70
+    )  # with rows left over, and cuts in the first dim and behind it
     try:
         assert set(fingerprint.sums(arrays).values()) == {expected}
     finally:

@@ -1,4 +1,6 @@
-"""Arrays written slice by slice: the same checkpoint as Orbax's own, byte for byte of what it says and of what is read back."""
+"""Arrays written slice by slice: the same checkpoint as Orbax's own, byte for byte of what it says and of what is read
+back.
+"""
 
 import json
 from pathlib import Path

@@ -41,9 +41,12 @@ def test_one_tier_unless_a_local_directory_is_set(tmp_path: Path) -> None:
     [
         ({"local_directory": "/disk"}, r"local_directory '/disk' and local_interval 0: set both"),
         ({"local_interval": 5}, r"local_directory '' and local_interval 5: set both"),
-        ({"local_directory": "/disk", "local_interval": 7, "interval": 30}, r"7 must be below interval 30 and .* 5 or 6"),
-        ({"local_directory": "/disk", "local_interval": 30, "interval": 30}, r"local_interval 30 must be below interval 30 .*15"),
-        ({"local_directory": "gs://bucket/x", "local_interval": 10}, r"'gs://bucket/x' is no folder of a host's own disk"),
+        ({"local_directory": "/disk", "local_interval": 7, "interval": 30},
+         r"7 must be below interval 30 and .* 5 or 6"),
+        ({"local_directory": "/disk", "local_interval": 30, "interval": 30},
+         r"local_interval 30 must be below interval 30 .*15"),
+        ({"local_directory": "gs://bucket/x", "local_interval": 10},
+         r"'gs://bucket/x' is no folder of a host's own disk"),
         ({"local_directory": "/disk", "local_interval": 10, "local_keep": 0}, r"local_keep 0 >= 1"),
     ],
 )  # fmt: skip
@@ -93,7 +96,9 @@ def test_another_mesh_takes_the_checkpoint(tmp_path: Path, mesh: jax.sharding.Me
     assert noted == ["local_copy_lost"]
 
 
-def test_a_copy_whose_checksums_were_made_to_fit_is_found_by_its_fingerprint(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+def test_a_copy_whose_checksums_were_made_to_fit_is_found_by_its_fingerprint(
+    tmp_path: Path, mesh: jax.sharding.Mesh
+) -> None:
     with tiers(tmp_path) as checkpoints:
         checkpoints.save(make_state(mesh, 8), record(8), LOCAL)
     (index,) = (tmp_path / "disk").glob("*/0/8/index.json")

@@ -1,4 +1,6 @@
-"""Checkpoints of a handful of arrays on eight devices: whole, exact, sharded as asked, and loud when something is wrong."""
+"""Checkpoints of a handful of arrays on eight devices: whole, exact, sharded as asked, and loud when something is
+wrong.
+"""
 
 import errno
 import itertools
@@ -50,7 +52,9 @@ def mesh() -> jax.sharding.Mesh:
 
 
 def make_state(mesh: jax.sharding.Mesh, step: int = 1, width: int = 16) -> TrainState:
-    optimizer = optax.partition(dict.fromkeys(("base", "audio"), optax.scale_by_adam()), {"a": {"kernel": "base"}, "b": "audio"})
+    optimizer = optax.partition(
+        dict.fromkeys(("base", "audio"), optax.scale_by_adam()), {"a": {"kernel": "base"}, "b": "audio"}
+    )
 
     def place(leaf: np.ndarray | jax.Array) -> jax.Array:
         split = PartitionSpec("fsdp") if leaf.ndim else PartitionSpec()
@@ -61,7 +65,9 @@ def make_state(mesh: jax.sharding.Mesh, step: int = 1, width: int = 16) -> Train
     moments = jax.tree.map(lambda leaf: leaf + 1, optimizer.init(params))
     counters = jax.tree.map(lambda leaf: leaf + 5, Counters.zeros())
     ema = jax.tree.map(lambda leaf: leaf * 2, params)
-    return jax.tree.map(place, TrainState(params=params, opt_state=moments, ema=ema, step=jnp.int32(step), counters=counters))
+    return jax.tree.map(
+        place, TrainState(params=params, opt_state=moments, ema=ema, step=jnp.int32(step), counters=counters)
+    )
 
 
 def abstract(state: TrainState) -> TrainState:
@@ -168,11 +174,16 @@ def test_a_half_written_step_is_not_a_checkpoint(tmp_path: Path, mesh: jax.shard
 
 
 @pytest.mark.parametrize("part", ["params", "optimizer", "ema", "progress"])
-def test_a_damaged_part_is_an_error_that_names_the_folder_and_the_cure(tmp_path: Path, mesh: jax.sharding.Mesh, part: str) -> None:
+def test_a_damaged_part_is_an_error_that_names_the_folder_and_the_cure(
+    tmp_path: Path, mesh: jax.sharding.Mesh, part: str
+) -> None:
     folder = saved(tmp_path / "c", mesh, 1)
     for data in (folder / "1" / part).rglob("d/*"):
         data.write_bytes(data.read_bytes()[:3])
-    with CheckpointReader(folder) as checkpoints, pytest.raises(CheckpointError, match=r"c/1 .*remove that folder") as error:
+    with (
+        CheckpointReader(folder) as checkpoints,
+        pytest.raises(CheckpointError, match=r"c/1 .*remove that folder") as error,
+    ):
         checkpoints.restore(1, abstract(make_state(mesh)))
     assert "\n" not in str(error.value)
 
@@ -180,11 +191,17 @@ def test_a_damaged_part_is_an_error_that_names_the_folder_and_the_cure(tmp_path:
 def test_a_missing_part_and_a_missing_record(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
     with Checkpoints(tmp_path / "weights", CheckpointConfig()) as checkpoints:
         checkpoints.save_weights(make_state(mesh).params, record(0))
-    with CheckpointReader(tmp_path / "weights") as checkpoints, pytest.raises(CheckpointError, match="weights/0 lacks optimizer"):
+    with (
+        CheckpointReader(tmp_path / "weights") as checkpoints,
+        pytest.raises(CheckpointError, match="weights/0 lacks optimizer"),
+    ):
         checkpoints.restore_part(0, "optimizer", {"count": jax.ShapeDtypeStruct((), jnp.int32)})
     folder = saved(tmp_path / "c", mesh, 1)
     shutil.rmtree(folder / "1" / "ema")
-    with CheckpointReader(folder) as checkpoints, pytest.raises(CheckpointError, match=r"c/1 is damaged: ema/.* is missing"):
+    with (
+        CheckpointReader(folder) as checkpoints,
+        pytest.raises(CheckpointError, match=r"c/1 is damaged: ema/.* is missing"),
+    ):
         checkpoints.record(1)
     metadata = folder / "1" / "_CHECKPOINT_METADATA"
     content = json.loads(metadata.read_text())
@@ -202,7 +219,9 @@ def test_another_model_is_told_leaf_by_leaf(tmp_path: Path, mesh: jax.sharding.M
         pytest.raises(CheckpointError, match=r"params/a/kernel is float32\[16, 3\], wanted float32\[32, 3\]"),
     ):
         checkpoints.restore(1, abstract(make_state(mesh, width=32)))
-    shapes = {"a": {"kernel": jax.ShapeDtypeStruct((16, 3), jnp.float32), "gate": jax.ShapeDtypeStruct((1,), jnp.float32)}}
+    shapes = {
+        "a": {"kernel": jax.ShapeDtypeStruct((16, 3), jnp.float32), "gate": jax.ShapeDtypeStruct((1,), jnp.float32)}
+    }
     with pytest.raises(CheckpointError, match="ema/a/gate is missing; ema/b is unknown"):
         load_weights(folder, shapes)
 
@@ -228,7 +247,9 @@ def flip(folder: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["params", "optimizer", "ema"])
-def test_a_flipped_bit_is_found_and_the_step_before_is_taken(tmp_path: Path, mesh: jax.sharding.Mesh, part: str) -> None:
+def test_a_flipped_bit_is_found_and_the_step_before_is_taken(
+    tmp_path: Path, mesh: jax.sharding.Mesh, part: str
+) -> None:
     noted = []
     folder = saved(tmp_path / "c", mesh, 1, 2, width=1 << 12)
     flip(folder / "2", part)
@@ -320,7 +341,9 @@ WAYS = ("not there", "empty", "a file")
 
 
 @pytest.mark.parametrize("how", WAYS[1:])
-def test_a_save_that_storage_did_not_take_is_made_again_of_a_later_step(tmp_path: Path, mesh: jax.sharding.Mesh, how: str) -> None:
+def test_a_save_that_storage_did_not_take_is_made_again_of_a_later_step(
+    tmp_path: Path, mesh: jax.sharding.Mesh, how: str
+) -> None:
     folder, noted = saved(tmp_path / "c", mesh, 1), []
     with Checkpoints(folder, QUICK, lambda kind, details: noted.append((kind, details["step"]))) as checkpoints:
         take_away(folder, how)
@@ -343,7 +366,9 @@ def test_a_save_that_storage_did_not_take_is_made_again_of_a_later_step(tmp_path
     assert noted == [("save_failed", 2), ("save_failed", 3), ("saved", 5)]
 
 
-def test_a_save_that_fails_while_it_is_written_is_noticed_at_the_next_step(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+def test_a_save_that_fails_while_it_is_written_is_noticed_at_the_next_step(
+    tmp_path: Path, mesh: jax.sharding.Mesh
+) -> None:
     folder = saved(tmp_path / "c", mesh, 1)
     with Checkpoints(folder, QUICK) as checkpoints:
         checkpoints.save(make_state(mesh, 2), record(2))
@@ -378,7 +403,9 @@ def test_the_last_save_is_tried_again_and_then_given_up(tmp_path: Path, mesh: ja
 def test_what_was_said_of_a_save_is_no_word_about_its_next_try(
     tmp_path: Path, mesh: jax.sharding.Mesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Notes as several processes leave them: nobody deletes one, and the last step of a run is saved again under its number."""
+    """Notes as several processes leave them: nobody deletes one, and the last step of a run is saved again under its
+    number.
+    """
     notes: dict[str, dict[str, str]] = {}
     monkeypatch.setattr(processes, "post", lambda key, value: notes.update({key: {"1": value}}))
     monkeypatch.setattr(processes, "posted", lambda key: notes.get(key, {}))
@@ -451,7 +478,11 @@ def test_errors_of_the_way_to_the_storage_are_told_from_those_of_the_bytes(numbe
     outer.__cause__ = OSError(number, os.strerror(number))
     assert storage.does_not_answer(outer)
     assert storage.does_not_answer(ValueError("UNAVAILABLE: Error reading gs://bucket/run/5/d/0"))
-    for error in (ValueError("DATA_LOSS: checksum"), OSError(errno.ENOSPC, "No space left on device"), FileNotFoundError("x")):
+    for error in (
+        ValueError("DATA_LOSS: checksum"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        FileNotFoundError("x"),
+    ):
         assert not storage.does_not_answer(error)
 
 

@@ -25,9 +25,9 @@ def _natural(frames: int, height: int = 64, width: int = 64, seed: int = 0) -> n
     planes = np.fft.ifft2(spectrum).real
     planes = 0.45 * planes / planes.std(axis=(1, 2), keepdims=True) * np.array([1.0, 0.25, 0.1])[:, None, None]
     rgb = np.tensordot(dct_codec._dct(3).T, planes, 1).transpose(1, 2, 0)
-    return np.clip(np.stack([rgb[t // 4 : t // 4 + height, t // 2 : t // 2 + width] for t in range(frames)]), -1, 1).astype(
-        np.float32
-    )
+    return np.clip(
+        np.stack([rgb[t // 4 : t // 4 + height, t // 2 : t // 2 + width] for t in range(frames)]), -1, 1
+    ).astype(np.float32)
 
 
 @pytest.mark.parametrize("basis", [dct_codec.first_basis(), dct_codec.group_basis()])
@@ -59,7 +59,9 @@ def test_encode_inverts_decode():
 
 
 def test_round_trip_loses_only_the_dropped_coefficients():
-    """The round trip is an orthogonal projection: idempotent, its error orthogonal to what it keeps, energies adding up."""
+    """The round trip is an orthogonal projection: idempotent, its error orthogonal to what it keeps, energies adding
+    up.
+    """
     video = _video(9).astype(np.float64)
     kept = np.asarray(CODEC.decode(CODEC.encode(video)), np.float64)
     np.testing.assert_allclose(np.asarray(CODEC.decode(CODEC.encode(kept))), kept, atol=1e-5)
@@ -111,7 +113,13 @@ def test_batch_dims_and_jit():
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((4, 16, 16, 3), "1 \\+ 4n"), ((5, 12, 16, 3), "12"), ((5, 16, 16, 4), "3"), ((16, 16, 3), "frames"), ((1, 0, 16, 3), "0")],
+    [
+        ((4, 16, 16, 3), "1 \\+ 4n"),
+        ((5, 12, 16, 3), "12"),
+        ((5, 16, 16, 4), "3"),
+        ((16, 16, 3), "frames"),
+        ((1, 0, 16, 3), "0"),
+    ],
 )
 def test_wrong_videos_are_named(shape, message):
     with pytest.raises(ValueError, match=message):

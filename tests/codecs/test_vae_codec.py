@@ -78,7 +78,11 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
     folder = vae_folders.write_vae(tmp_path, changed=changed)
     with pytest.raises(ValueError, match=r"\(3 in all\)") as error:
         load_codec(str(folder))
-    for part in ("encoder.conv_in.bias is missing", "decoder.norm_out.gamma has shape (5, 1, 1, 1)", "quant_conv.extra is unknown"):
+    for part in (
+        "encoder.conv_in.bias is missing",
+        "decoder.norm_out.gamma has shape (5, 1, 1, 1)",
+        "quant_conv.extra is unknown",
+    ):
         assert part in str(error.value)
 
 
@@ -105,7 +109,9 @@ def test_pickled_weights_are_refused_and_never_opened(tmp_path):
     folder = vae_folders.write_vae(tmp_path / "vae")
     (folder / "diffusion_pytorch_model.safetensors").unlink()
     (folder / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match=r"diffusion_pytorch_model.bin is a pickle, which is refused.*diffusers.*save_pretrained"):
+    with pytest.raises(
+        ValueError, match=r"diffusion_pytorch_model.bin is a pickle, which is refused.*diffusers.*save_pretrained"
+    ):
         load_codec(str(folder))
     assert not (tmp_path / "ran").exists()
 
@@ -151,7 +157,8 @@ def test_options_of_a_command_line():
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"), [((4, 16, 16, 3), "1 \\+ 4n"), ((5, 12, 16, 3), "12"), ((5, 16, 16, 4), "3"), ((16, 16, 3), "frames")]
+    ("shape", "message"),
+    [((4, 16, 16, 3), "1 \\+ 4n"), ((5, 12, 16, 3), "12"), ((5, 16, 16, 4), "3"), ((16, 16, 3), "frames")],
 )
 def test_wrong_videos_are_named(wan, shape, message):
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,6 @@
-"""Tiny autoencoders in diffusers' layout, with weights that a seed determines, without diffusers. Used by several tests."""
+"""Tiny autoencoders in diffusers' layout, with weights that a seed determines, without diffusers. Used by several
+tests.
+"""
 
 import dataclasses
 import json
@@ -11,7 +13,11 @@ from omnihuman_jax.codecs import hunyuan_vae, vae_codec, wan_vae
 
 CONFIGS = {
     "AutoencoderKLHunyuanVideo": hunyuan_vae.HunyuanVaeConfig(
-        block_out_channels=(2, 2, 2, 2), norm_num_groups=1, layers_per_block=1, latent_channels=2, mid_block_add_attention=False
+        block_out_channels=(2, 2, 2, 2),
+        norm_num_groups=1,
+        layers_per_block=1,
+        latent_channels=2,
+        mid_block_add_attention=False,
     ),
     "AutoencoderKLWan": wan_vae.WanVaeConfig(
         base_dim=2,
@@ -37,7 +43,9 @@ def tensors(kind: str, **sizes) -> dict[str, np.ndarray]:
 
 def config_json(kind: str, **sizes) -> dict:
     config = dataclasses.replace(CONFIGS[kind], **sizes)
-    return {"_class_name": kind, "_diffusers_version": "0.42.1"} | {name: getattr(config, name) for name in config.__slots__}
+    return {"_class_name": kind, "_diffusers_version": "0.42.1"} | {
+        name: getattr(config, name) for name in config.__slots__
+    }
 
 
 def write_vae(
@@ -51,6 +59,10 @@ def write_vae(
     entries of config.json that need not fit them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config_json(kind, **(sizes or {})) | config))
-    kept = {name: tensor for name, tensor in (tensors(kind, **(sizes or {})) | (changed or {})).items() if tensor is not None}
+    kept = {
+        name: tensor
+        for name, tensor in (tensors(kind, **(sizes or {})) | (changed or {})).items()
+        if tensor is not None
+    }
     save_file(kept, folder / "diffusion_pytorch_model.safetensors")
     return folder

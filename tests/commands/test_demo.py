@@ -50,7 +50,9 @@ def test_a_killed_training_is_continued_and_compared(training, tmp_path: Path) -
     assert resume["values"] == 2 * len(resume["compared"])  # step and loss, not the time
 
 
-def test_a_resume_that_differs_in_the_last_bit_fails_the_demo(training, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resume_that_differs_in_the_last_bit_fails_the_demo(
+    training, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit_:
         demo.train_with_a_kill(training(2**-52), tmp_path, demo.Stamps(tmp_path))
     assert exit_.value.code == 1 and "differs" in capsys.readouterr().out
@@ -73,7 +75,9 @@ def steps_of(folder: Path) -> list[demo.Step]:
     ]
 
 
-def test_finished_steps_are_skipped_and_a_failed_one_stops_the_story(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_finished_steps_are_skipped_and_a_failed_one_stops_the_story(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     stamps = demo.Stamps(tmp_path)
     with pytest.raises(SystemExit) as exit_:
         demo.tell(steps_of(tmp_path), tmp_path, stamps)
@@ -111,7 +115,18 @@ def test_every_step_is_a_command_that_exists(tmp_path: Path) -> None:
     names = [next(arg for arg in step.argv if arg in cli.COMMANDS) for step in steps]
     assert len({step.name for step in steps}) == len(steps)
     # No steps of the story.
-    beside = {"demo", "packing", "import", "submit", "status", "logs", "cancel", "replay", "bench-checkpoint", "goodput"}
+    beside = {
+        "demo",
+        "packing",
+        "import",
+        "submit",
+        "status",
+        "logs",
+        "cancel",
+        "replay",
+        "bench-checkpoint",
+        "goodput",
+    }
     assert list(dict.fromkeys(names)) == [name for name in cli.COMMANDS if name not in beside]
 
 
@@ -126,7 +141,9 @@ def test_fresh_removes_nothing_but_a_demo(tmp_path: Path) -> None:
 
 def test_the_printed_command_can_be_typed(tmp_path: Path) -> None:
     out = tmp_path / "a folder"
-    listed = subprocess.run([*demo.CLI, "demo", "--list", "--out", str(out)], capture_output=True, text=True, timeout=60)
+    listed = subprocess.run(
+        [*demo.CLI, "demo", "--list", "--out", str(out)], capture_output=True, text=True, timeout=60
+    )
     import shlex
 
     argvs = [tuple(shlex.split(line)) for line in listed.stdout.splitlines()]

@@ -19,7 +19,20 @@ from omnihuman_jax.serving import media_omnihuman
 @pytest.fixture(scope="module")
 def result(tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation")
-    argv = ["--run", str(tiny.run), "--clips", str(tiny.clips), "--out", str(out), "--windows", "3", "--batch", "4", "--steps", "2"]
+    argv = [
+        "--run",
+        str(tiny.run),
+        "--clips",
+        str(tiny.clips),
+        "--out",
+        str(out),
+        "--windows",
+        "3",
+        "--batch",
+        "4",
+        "--steps",
+        "2",
+    ]
     assert evaluate.main(argv) == 0
     return out, json.loads((out / "evaluation.json").read_text())
 
@@ -59,7 +72,9 @@ def test_numbers_are_those_of_the_codecs_own_round_trip(result, run):
 
 
 def test_without_clips_only_whole_frames_are_measured(tiny, run, tmp_path):
-    result = evaluate.evaluate(run, tmp_path, config=dataclasses.replace(run.config.sampling, num_steps=1), windows=1, batch=3)
+    result = evaluate.evaluate(
+        run, tmp_path, config=dataclasses.replace(run.config.sampling, num_steps=1), windows=1, batch=3
+    )
     assert result["worse_with_other_audio_mouth_db"] is None and result["windows"][0]["psnr_mouth"] is None
     evaluate.print_table(result)
 
@@ -76,7 +91,9 @@ def test_only_the_named_signal_comes_from_the_other_clip(run):
     np.testing.assert_array_equal(audio.keypoints_TJ3, own.keypoints_TJ3)
     np.testing.assert_array_equal(pose.audio_TE, own.audio_TE)
     # The other clip is 48 x 32, this one 32 x 48: its pose is stretched over this one's grid.
-    np.testing.assert_allclose(pose.keypoints_TJ3, source[2].keypoints_TJ3 * np.float32([48 / 32, 32 / 48, 1]), rtol=1e-6)
+    np.testing.assert_allclose(
+        pose.keypoints_TJ3, source[2].keypoints_TJ3 * np.float32([48 / 32, 32 / 48, 1]), rtol=1e-6
+    )
     text_off = dataclasses.replace(source[0], eligible=evaluate.NEEDED.bits)
     silent = evaluate.driven_by(dataclasses.replace(subject, record=text_off), "sample", 0, run.spec.margin, run)
     assert Condition.TEXT not in silent.active
@@ -88,9 +105,12 @@ def catalog_of(clips, frames, eligible, starts=None) -> Catalog:
     column = lambda value: np.full(n, value)  # noqa: E731
     return Catalog(
         window_id=np.array([f"w{i}" for i in range(n)], object), clip_id=np.array(clips, object),
-        split=column("train").astype(object), record=np.arange(n), start_frame=np.arange(n) if starts is None else np.array(starts),
-        latent_frames=1 + (np.array(frames) - 1) // 4, latent_height=column(4), latent_width=column(4), height=column(32),
-        width=column(32), text_tokens=column(2), num_references=column(1), duration_s=column(1.0), eligible=np.array(eligible),
+        split=column("train").astype(object), record=np.arange(n),
+        start_frame=np.arange(n) if starts is None else np.array(starts),
+        latent_frames=1 + (np.array(frames) - 1) // 4, latent_height=column(4), latent_width=column(4),
+        height=column(32),
+        width=column(32), text_tokens=column(2), num_references=column(1), duration_s=column(1.0),
+        eligible=np.array(eligible),
     )  # fmt: skip
 
 

@@ -127,12 +127,16 @@ def test_the_readmes_lines_give_the_jax_models_velocity_without_jax(run, tmp_pat
         [Window(latents=3, height=3, width=5, text_tokens=6, active=every, motion=True)],
         [
             Window(latents=4, height=2, width=3, text_tokens=7, active=ConditionSet.of(Condition.AUDIO)),
-            Window(latents=3, height=3, width=4, text_tokens=9, active=ConditionSet.of(Condition.POSE, Condition.REFERENCE)),
+            Window(
+                latents=3, height=3, width=4, text_tokens=9, active=ConditionSet.of(Condition.POSE, Condition.REFERENCE)
+            ),
         ],
     ]
     batch = packed_batch(shape, layout)
     t_BG = np.array([[0.3, 0.9, 0.1, 0.5], [0.71, 0.05, 1.0, 0.4]], np.float32)
-    torch.save({name: torch.from_numpy(array) for name, array in batch.items()} | {"t": torch.from_numpy(t_BG)}, out / "in.pt")
+    torch.save(
+        {name: torch.from_numpy(array) for name, array in batch.items()} | {"t": torch.from_numpy(t_BG)}, out / "in.pt"
+    )
 
     code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     assert len(code) == 1 and len(code[0].splitlines()) == 3

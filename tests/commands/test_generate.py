@@ -42,7 +42,12 @@ def arguments(tiny, talking, out, *more: str) -> list[str]:
 )
 def test_driving_signals_activate_the_papers_sets(run, talking, pose, tmp_path, audio, with_pose, text, active, guided):
     request = driving.Request(
-        image=talking, audio=talking if audio else None, pose=pose if with_pose else None, text=text, seconds=0.36, size=(32, 48)
+        image=talking,
+        audio=talking if audio else None,
+        pose=pose if with_pose else None,
+        text=text,
+        seconds=0.36,
+        size=(32, 48),
     )
     made = generate.generate(run, request, tmp_path / "out.mp4", config=QUICK)
     assert (made.active.label, made.guided, made.frames, made.segments) == (active, guided, 9, 1)
@@ -242,7 +247,8 @@ def test_a_model_without_an_input_says_so(tiny, run, talking, pose):
         generate.check_model(bare, driving.Request(image=talking, pose=pose).active)
     early = dataclasses.replace(run, step=1)
     assert (
-        "has not been trained on audio yet" in generate.check_model(early, driving.Request(image=talking, audio=talking).active)[0]
+        "has not been trained on audio yet"
+        in generate.check_model(early, driving.Request(image=talking, audio=talking).active)[0]
     )
     assert generate.check_model(run, driving.Request(image=talking, audio=talking, pose=pose, text="a").active) == []
 

@@ -1,4 +1,6 @@
-"""`omnihuman import`: diffusers' own files in, the same function out, bit-identical on the way back; whatever is wrong is said."""
+"""`omnihuman import`: diffusers' own files in, the same function out, bit-identical on the way back; whatever is wrong
+is said.
+"""
 
 import dataclasses
 import hashlib
@@ -63,13 +65,17 @@ def _params(run: Path, model: mmdit.MMDiTConfig) -> dict:
 
 
 def test_the_imported_model_computes_what_the_original_does(original, imported, measured):
-    params = {name: tree for name, tree in _params(imported, FULL).items() if name not in ("audio_adapter", "pose_guider")}
+    params = {
+        name: tree for name, tree in _params(imported, FULL).items() if name not in ("audio_adapter", "pose_guider")
+    }
     for stack in ("dual_blocks", "single_blocks"):
         params[stack] = {name: tree for name, tree in params[stack].items() if name != "audio_attention"}
     x = inputs()
     expected = theirs(original[0], x, 1.0, FRAMES)
     found = ours(BASE, params, x, sequences=1, frames=FRAMES, guidance=1.0)
-    measured("velocity, imported checkpoint against the diffusers model that was read", relative_error(found, expected), 1e-5)
+    measured(
+        "velocity, imported checkpoint against the diffusers model that was read", relative_error(found, expected), 1e-5
+    )
 
 
 def test_untrained_additions_change_nothing(imported):
@@ -96,7 +102,9 @@ def test_untrained_additions_change_nothing(imported):
     np.testing.assert_array_equal(with_all, np.asarray(run(params, without)))
     embed = params["pose_guider"]["embed"]
     embed["kernel"] = jax.random.normal(jax.random.key(0), embed["kernel"].shape)
-    assert np.abs(np.asarray(run(params, batch)) - with_all).max() > 1e-3, "the additions are never reached: nothing was tested"
+    assert np.abs(np.asarray(run(params, batch)) - with_all).max() > 1e-3, (
+        "the additions are never reached: nothing was tested"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -149,7 +157,9 @@ def test_files_are_recorded_and_checked(original, imported, tmp_path):
     assert import_weights.read_hashes(listed) == origin["files"]
     wrong = {**origin["files"], "config.json": "0" * 64, "other.safetensors": "1" * 64}
     source = import_weights.open_hunyuan_video(folder)
-    with pytest.raises(ValueError, match=r"other.safetensors is listed but not there; config.json has sha256 .*, expected 0000"):
+    with pytest.raises(
+        ValueError, match=r"other.safetensors is listed but not there; config.json has sha256 .*, expected 0000"
+    ):
         import_weights.import_weights(source, tmp_path / "run", expected=wrong)
     (tmp_path / "more").mkdir()
     shutil.copytree(folder, tmp_path / "more" / "transformer")
@@ -178,15 +188,24 @@ def test_everything_that_does_not_fit_is_one_error(original, tmp_path):
     save_file(tensors, file)
     with pytest.raises(kt.KeyTableError) as error:
         import_weights.import_weights(import_weights.open_hunyuan_video(folder), tmp_path / "run")
-    for line in ("missing proj_out.bias [12]", "unknown lora.weight [3]", "norm_out.linear.bias is [61] instead of [88]"):
+    for line in (
+        "missing proj_out.bias [12]",
+        "unknown lora.weight [3]",
+        "norm_out.linear.bias is [61] instead of [88]",
+    ):
         assert line in str(error.value)
     assert not (tmp_path / "run").exists()
-    tensors = {name: tensor.to(torch.int32) if name == "proj_out.weight" else tensor for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: tensor.to(torch.int32) if name == "proj_out.weight" else tensor
+        for name, tensor in model.state_dict().items()
+    }
     save_file(tensors, file)
     with pytest.raises(ValueError, match=r"proj_out.weight is int32"):
         import_weights.import_weights(import_weights.open_hunyuan_video(folder), tmp_path / "run")
     file.rename(folder / "diffusion_pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"diffusion_pytorch_model.bin are pickles, .* convert once with .*from_pretrained"):
+    with pytest.raises(
+        FileNotFoundError, match=r"diffusion_pytorch_model.bin are pickles, .* convert once with .*from_pretrained"
+    ):
         import_weights.open_hunyuan_video(folder)
 
 
@@ -226,7 +245,9 @@ def test_configs_that_do_not_fit_are_refused(original, imported, tmp_path):
     shutil.copytree(original[1] / "transformer", folder)
     source = import_weights.open_hunyuan_video(folder)
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(FULL, num_dual_layers=7, rope_theta=10.0))
-    with pytest.raises(ValueError, match=r"model.num_dual_layers is 7 instead of 2; model.rope_theta is 10.0 instead of 256"):
+    with pytest.raises(
+        ValueError, match=r"model.num_dual_layers is 7 instead of 2; model.rope_theta is 10.0 instead of 256"
+    ):
         import_weights.import_weights(source, tmp_path / "run", config=config)
     with pytest.raises(FileExistsError, match=r"holds checkpoints already"):
         import_weights.import_weights(source, imported, config=CONFIG)
@@ -247,10 +268,17 @@ def test_configs_that_do_not_fit_are_refused(original, imported, tmp_path):
         with pytest.raises(ValueError, match=rf"config\.json: .*{name} is {value!r}, not .*: fetch the file again"):
             import_weights.open_hunyuan_video(folder)
     exported = export.module_config(FULL, {})
-    for name, value in {"num_dual_layers": "2", "num_refiner_layers": None, "rope_axes": [1], "mlp_ratio": "4", "audio": 5}.items():
+    for name, value in {
+        "num_dual_layers": "2",
+        "num_refiner_layers": None,
+        "rope_axes": [1],
+        "mlp_ratio": "4",
+        "audio": 5,
+    }.items():
         (folder / "config.json").write_text(json.dumps({**exported, "model": {**exported["model"], name: value}}))
         with pytest.raises(
-            ValueError, match=rf"config\.json: (model\.{name} is .*, not|its part 'model' cannot).*; fetch the file again"
+            ValueError,
+            match=rf"config\.json: (model\.{name} is .*, not|its part 'model' cannot).*; fetch the file again",
         ):
             import_weights.open_omnihuman(folder)
     (tmp_path / "empty").mkdir()
@@ -269,7 +297,9 @@ def test_full_size_config_is_the_public_one():
     written = hunyuan_video.diffusers_config(model)
     assert {k: v for k, v in written.items() if k[0] != "_"} == {k: v for k, v in stated.items() if k[0] != "_"}
     base = kt.key_table(model).only(("base",))
-    base.check_torch({name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()}, "diffusers' HunyuanVideo")
+    base.check_torch(
+        {name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()}, "diffusers' HunyuanVideo"
+    )
     parameters = sum(int(np.prod(entry.shape)) for entry in base.entries)
     assert parameters == sum(p.numel() for p in reference.parameters())
     assert round(parameters / 1e9, 2) == 12.82

@@ -26,7 +26,9 @@ def run_config(tiny: tiny_run.TinyRun, weights: Path) -> config.ExperimentConfig
         tiny.config,
         data=config.DataConfig(
             dataset=str(tiny.dataset),
-            plan=PlanConfig(sequences_per_step=8, latent_tokens=64, text_tokens=32, windows=2, margin=2, chunk_steps=2, block=40),
+            plan=PlanConfig(
+                sequences_per_step=8, latent_tokens=64, text_tokens=32, windows=2, margin=2, chunk_steps=2, block=40
+            ),
         ),
         stages=StageSchedule(rows=(Stage(name="all", steps=2, text=0.5, reference=0.5, audio=0.5, pose=0.5),)),
         mesh=MeshConfig(data=2, fsdp=4),
@@ -62,14 +64,26 @@ def test_import_sample_train_sample(tiny, talking, tmp_path, capsys):
     imported, file = tmp_path / "imported", tmp_path / "sizes.py"
     sizes = json.dumps(config.to_json(tiny.config))
     file.write_text(
-        f"import json\nfrom omnihuman_jax import config\ndef get_config():\n    return config.from_json(json.loads({sizes!r}))\n"
+        "import json\nfrom omnihuman_jax import config\ndef get_config():\n    return"
+        f" config.from_json(json.loads({sizes!r}))\n"
     )
-    command = ["import", "hunyuan-video", "--from", str(tmp_path / "transformer"), "--to", str(imported), "--config", str(file)]
+    command = [
+        "import",
+        "hunyuan-video",
+        "--from",
+        str(tmp_path / "transformer"),
+        "--to",
+        str(imported),
+        "--config",
+        str(file),
+    ]
     assert cli.main(command) == 0
 
     def generate(run: Path, *options: str) -> int:
         driven = ["--image", str(talking), "--audio", str(talking), "--text", "a man speaks", "--seconds", "0.36"]
-        return cli.main(["generate", "--run", str(run), "--out", str(run / "out.mp4"), *driven, "--steps", "2", *options])
+        return cli.main(
+            ["generate", "--run", str(run), "--out", str(run / "out.mp4"), *driven, "--steps", "2", *options]
+        )
 
     assert generate(imported) != 0
     assert "--dataset" in capsys.readouterr().err, "an import does not know what data it will be trained on"

@@ -1,4 +1,6 @@
-"""`omnihuman plan --topology`: what it prints and writes, by formula here; compiled for described TPUs in the slow tests."""
+"""`omnihuman plan --topology`: what it prints and writes, by formula here; compiled for described TPUs in the slow
+tests.
+"""
 
 import dataclasses
 import json
@@ -66,13 +68,19 @@ def test_gpus_are_planned_by_formula(capsys: pytest.CaptureFixture[str]) -> None
         (["--topology", "v5p:3x3x3"], "the nearest are 2x4x4"),
         (["--topology", "v5p:4x4x8", "--slices", "0"], "at least 1"),
         (["--sweep"], "--sweep belongs to the scale plan: add --topology"),
-        (["--topology", "v4:4x4x4", "--micro-batch", "1"], "describes v4:4x4x4 as 128 devices, a job there has 64.*--estimate"),
+        (
+            ["--topology", "v4:4x4x4", "--micro-batch", "1"],
+            "describes v4:4x4x4 as 128 devices, a job there has 64.*--estimate",
+        ),
         (["--slices", "2"], "--slices belongs to the scale plan"),
         (["--compile", "2"], "--compile belongs to the scale plan"),
         (["--text", "step.txt"], "--text belongs to the scale plan"),
         (["--topology", "v5p:4x4x8", "--compile", "2"], "--compile says how many layouts of a --sweep"),
         (["--topology", "v5p:4x4x8", "--sweep", "--text", "step.txt"], "--text .* not with --sweep"),
-        (["--topology", "v5p:2x4x4", "--estimate"], "multiple of 64 devices, there are 32: mesh.fsdp=4 or mesh.context=4"),
+        (
+            ["--topology", "v5p:2x4x4", "--estimate"],
+            "multiple of 64 devices, there are 32: mesh.fsdp=4 or mesh.context=4",
+        ),
         (["--topology", "v5p:4x4x8", "--estimate", "--config.data.plan.sequences_per_step=17"], "17"),
     ],
 )
@@ -138,7 +146,12 @@ def test_a_sweep_takes_ways_that_no_heads_divide_where_none_are_shared_out() -> 
         config = load_config(CONFIG, [f"--config.model.context_parallel={mode}"])
         found = plan_scale.candidates(config, parse_topology("v5e:4x4"), micro_batches=(1,))
         ways[mode] = {c.estimate.mesh["context"] for c in found}
-    assert ways == {"ulysses": {1, 2, 4, 8}, "ring": {1, 2, 4, 8, 16}, "gather": {1, 2, 4, 8, 16}, "ulysses_ring": {1, 2, 4, 8, 16}}
+    assert ways == {
+        "ulysses": {1, 2, 4, 8},
+        "ring": {1, 2, 4, 8, 16},
+        "gather": {1, 2, 4, 8, 16},
+        "ulysses_ring": {1, 2, 4, 8, 16},
+    }
 
 
 def test_a_sweep_says_what_tensor_ways_would_do() -> None:
@@ -192,7 +205,9 @@ def test_rematerialised_work_costs_time_and_is_not_useful() -> None:
     plans = {}
     for remat in ("block", "attention"):
         config.model.remat = remat
-        plans[remat] = plan_scale.plan(plan_scale.with_layout(config, topology, micro_batch=1), topology, compile_step=False)
+        plans[remat] = plan_scale.plan(
+            plan_scale.with_layout(config, topology, micro_batch=1), topology, compile_step=False
+        )
     block, attention = plans["block"], plans["attention"]
     assert block.useful_flops == attention.useful_flops and block.costs.flops > 1.15 * attention.costs.flops
     shape = planned_shape(config)
@@ -218,10 +233,13 @@ def small_config() -> ExperimentConfig:
     return ExperimentConfig(
         name="small",
         data=DataConfig(
-            plan=PlanConfig(sequences_per_step=4, latent_tokens=1920, text_tokens=128, windows=2, latent_frames=8, frames=64)
+            plan=PlanConfig(
+                sequences_per_step=4, latent_tokens=1920, text_tokens=128, windows=2, latent_frames=8, frames=64,
+            )
         ),
         model=MMDiTConfig(
-            width=256, num_heads=2, num_dual_layers=3, num_single_layers=0, num_refiner_layers=0, text_width=128, pooled_width=0,
+            width=256, num_heads=2, num_dual_layers=3, num_single_layers=0, num_refiner_layers=0, text_width=128,
+            pooled_width=0,
             remat="attention", context_parallel="ulysses",
         ),
         mesh=MeshConfig(data=2, fsdp=2, context=2),
@@ -239,7 +257,9 @@ def test_the_step_of_one_window_lowers_where_no_cudnn_is() -> None:
     config = small_config()
     config.data.plan.windows = 1
     plan = plan_scale.plan(config, parse_topology("h100:8"))
-    assert re.search(r"the step lowers for cuda with our Triton kernel in the place of cuDNN's.*, with [34] calls", plan.note)
+    assert re.search(
+        r"the step lowers for cuda with our Triton kernel in the place of cuDNN's.*, with [34] calls", plan.note
+    )
     assert "never measured" not in plan.note
 
 
@@ -249,9 +269,13 @@ def test_the_plan_says_whose_efficiency_it_takes_for_our_kernel() -> None:
 
 
 def test_hosts_that_are_full_are_said_to_be() -> None:
-    config = load_config(CONFIG, ["--config.mesh.fsdp=1", "--config.mesh.context=4", "--config.step.offload=moments_ema"])
+    config = load_config(
+        CONFIG, ["--config.mesh.fsdp=1", "--config.mesh.context=4", "--config.step.offload=moments_ema"]
+    )
     plan = plan_scale.plan(
-        plan_scale.with_layout(config, parse_topology("v5e:2x2"), micro_batch=1), parse_topology("v5e:2x2"), compile_step=False
+        plan_scale.with_layout(config, parse_topology("v5e:2x2"), micro_batch=1),
+        parse_topology("v5e:2x2"),
+        compile_step=False,
     )
     memory = dataclasses.replace(plan.costs.memory, temporaries=0, host_limit=2**30)
     full = dataclasses.replace(plan, costs=dataclasses.replace(plan.costs, memory=memory))
@@ -262,14 +286,17 @@ def test_hosts_that_are_full_are_said_to_be() -> None:
 
 @pytest.mark.slow
 def test_compiled_for_described_chips() -> None:
-    """The real step: it fits, its operations are the formula's, its kernels run once, its collectives are the scheme's."""
+    """The real step: it fits, its operations are the formula's, its kernels run once, its collectives are the
+    scheme's.
+    """
     plan = plan_scale.plan(small_config(), parse_topology("v5e:2x4"))
     costs = plan.costs
     assert costs.memory.fits and not plan.estimated and 0 < costs.memory.arguments < costs.memory.peak
     counted, formula = (
         {kind: sum(w.flops for w in c.works if w.kind == kind) for kind in KINDS} for c in (costs, plan.formula)
     )  # fmt: skip
-    # The attention kernels to the operation (the forward one once: remat keeps its output); products with look-ups and text.
+    # The attention kernels to the operation (the forward one once: remat keeps its output); products with look-ups and
+    # text.
     assert counted["attention_forward"] == formula["attention_forward"]
     assert counted["attention_backward"] == formula["attention_backward"]
     assert 1.0 <= counted["matmul"] / formula["matmul"] < 1.1
@@ -282,7 +309,9 @@ def test_compiled_for_described_chips() -> None:
 
 @pytest.mark.slow
 def test_from_the_command_line_where_nothing_is_set_up(tmp_path: Path) -> None:
-    """A process of its own, without the tests' environment: the command finds libtpu and no TPU; and what does not fit says so."""
+    """A process of its own, without the tests' environment: the command finds libtpu and no TPU; and what does not fit
+    says so.
+    """
     small = [
         "--config.model.num_dual_layers=2", "--config.model.num_single_layers=0", "--config.model.num_refiner_layers=0",
         "--config.data.plan.latent_tokens=8192", "--config.mesh.fsdp=1", "--config.mesh.context=4",

@@ -36,14 +36,28 @@ def metrics_lines() -> list[dict[str, Any]]:
         name, _, extra = next(stage for stage in STAGES if step <= stage[1])
         targets = {"text": 0.9, "reference": 0.7, "audio": 0.0, "pose": 0.0} | extra
         loss = 0.4 + 0.9 * math.exp(-step / 30) + 0.03 * rng.standard_normal()
-        line = {"step": step, "stage": name, "loss": loss, "grad_norm": 1 + rng.random(), "learning_rate": 1e-3 * min(1, step / 20)}
+        line = {
+            "step": step,
+            "stage": name,
+            "loss": loss,
+            "grad_norm": 1 + rng.random(),
+            "learning_rate": 1e-3 * min(1, step / 20),
+        }
         for active in ConditionSet.every():
             if all(targets[c.label] > 0 for c in active) and rng.random() < 0.8:
                 line[f"loss/{active.label}"] = loss + 0.1 * rng.standard_normal()
         for label, target in targets.items():
-            line |= {f"ratio/{label}": target + (0.004 if label == "audio" and target else 0.0), f"ratio_target/{label}": target}
+            line |= {
+                f"ratio/{label}": target + (0.004 if label == "audio" and target else 0.0),
+                f"ratio_target/{label}": target,
+            }
         if step > 2:
-            line |= {"tokens_per_s": 900 + 50 * rng.random(), "step_time_s": 1.1, "flops_per_s": 4.1e10, "matmul_peak_share": 0.41}
+            line |= {
+                "tokens_per_s": 900 + 50 * rng.random(),
+                "step_time_s": 1.1,
+                "flops_per_s": 4.1e10,
+                "matmul_peak_share": 0.41,
+            }
         lines.append(line)
     return lines
 
@@ -56,7 +70,13 @@ def make_run(root: Path) -> Path:
     writer.close()
     (root / "run" / "config.json").write_text(json.dumps({"name": "a <test> & run", "seed": 1}))
     rows = [
-        {"clip_id": "talk-000", "video": "talk.mp4", "seconds": 5.8, "eligible": [c.label for c in Condition], "reasons": {}},
+        {
+            "clip_id": "talk-000",
+            "video": "talk.mp4",
+            "seconds": 5.8,
+            "eligible": [c.label for c in Condition],
+            "reasons": {},
+        },
         {
             "clip_id": "mute-000",
             "video": "mute.mp4",
@@ -67,19 +87,30 @@ def make_run(root: Path) -> Path:
     ]
     eligible = {c.label: sum(c.label in row["eligible"] for row in rows) for c in Condition}
     broken = [{"video": "broken.mp4", "reason": "broken.mp4: not a video"}]
-    funnel = {"videos": 3, "clips": 2, "seconds": 9.8, "eligible": eligible, "rows": rows, "quarantine": broken, "dropped": []}
+    funnel = {
+        "videos": 3,
+        "clips": 2,
+        "seconds": 9.8,
+        "eligible": eligible,
+        "rows": rows,
+        "quarantine": broken,
+        "dropped": [],
+    }
     (root / "clips").mkdir()
     (root / "clips" / "funnel.json").write_text(json.dumps(funnel))
     columns = {
         "window_id": np.array(["a", "b", "c"], object), "clip_id": np.array(["talk-000"] * 3, object),
         "split": np.array(["train"] * 3, object), "record": np.arange(3), "start_frame": np.arange(3),
         "latent_frames": np.array([1, 5, 5]), "latent_height": np.full(3, 8), "latent_width": np.full(3, 10),
-        "height": np.full(3, 64), "width": np.full(3, 80), "text_tokens": np.full(3, 9), "num_references": np.ones(3, int),
+        "height": np.full(3, 64), "width": np.full(3, 80), "text_tokens": np.full(3, 9),
+        "num_references": np.ones(3, int),
         "duration_s": np.array([0.04, 0.68, 0.68]), "eligible": np.array([3, 15, 15]),
     }  # fmt: skip
     Catalog(**columns).save(root / "dataset")
     tone = 0.1 * np.sin(np.arange(16000) * 0.05).astype(np.float32)
-    media_omnihuman.write_video(root / "samples" / "talking.mp4", moving_square(25, 40), 25, audio=tone, sample_rate=16000)
+    media_omnihuman.write_video(
+        root / "samples" / "talking.mp4", moving_square(25, 40), 25, audio=tone, sample_rate=16000
+    )
     media_omnihuman.write_video(
         root / "evaluation" / "a.mp4", np.concatenate([moving_square(17, s) for s in (20, 60, 90, 130)], axis=2), 25
     )
@@ -94,7 +125,10 @@ def make_run(root: Path) -> Path:
     }  # fmt: skip
     (root / "evaluation.json").write_text(json.dumps(evaluation))
     (root / ".steps").mkdir()
-    stamp = {"command": f"omnihuman generate --run {root / 'run'} --out {root / 'samples' / 'talking.mp4'}", "fingerprint": "x"}
+    stamp = {
+        "command": f"omnihuman generate --run {root / 'run'} --out {root / 'samples' / 'talking.mp4'}",
+        "fingerprint": "x",
+    }
     (root / ".steps" / "generate.json").write_text(json.dumps({**stamp, "seconds": 61.0, "peak_bytes": 2**31}))
     resume = {"checkpoint": 20, "killed_at": 26, "compared": [22, 24, 26], "values": 42, "different": []}
     train = {"command": "omnihuman train", "fingerprint": "y", "seconds": 300.0, "peak_bytes": 2**32, "resume": resume}
@@ -165,7 +199,10 @@ def test_key_numbers_are_those_of_the_files(run: Path) -> None:
     assert numbers["clips curated"] == ("2", "10 s of 3 videos; eligible: text 2, reference 2, audio 1, pose 2")
     assert numbers["windows encoded"][0] == "3"
     assert numbers["steps trained"] == ("140", "3 stages")
-    assert numbers["ratios met to"] == ("0.40 pp", "worst: audio in stage audio") or "audio in stage" in numbers["ratios met to"][1]
+    assert (
+        numbers["ratios met to"] == ("0.40 pp", "worst: audio in stage audio")
+        or "audio in stage" in numbers["ratios met to"][1]
+    )
     assert numbers["kill -9 and resume"][0] == "equal to the last bit"
     assert numbers["gain over a still picture"][0] == "+4.10 dB"
     assert numbers["another clip's pose"][0] == "-4.60 dB"
@@ -218,7 +255,9 @@ def test_losses_that_are_not_finite_leave_a_gap(tmp_path: Path) -> None:
 
 def test_stages_and_worst_ratio() -> None:
     lines = metrics_lines()
-    assert [(name, records[-1]["step"]) for name, records in stages_of(lines)] == [(name, stop) for name, stop, _ in STAGES]
+    assert [(name, records[-1]["step"]) for name, records in stages_of(lines)] == [
+        (name, stop) for name, stop, _ in STAGES
+    ]
     gap = worst_ratio(lines)
     assert gap is not None and gap[0] == pytest.approx(0.4) and gap[1].startswith("audio in stage")
     assert worst_ratio([{"step": 1, "stage": "x", "loss": 1.0}]) is None
@@ -252,7 +291,8 @@ def test_a_line_is_where_its_numbers_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.25, "0.25"), (1234.0, "1,234"), (41e9, "41G"), (12345.0, "12.3k"), (2.5e6, "2.5M"), (0.0005, "5e-4")]
+    ("value", "text"),
+    [(0.25, "0.25"), (1234.0, "1,234"), (41e9, "41G"), (12345.0, "12.3k"), (2.5e6, "2.5M"), (0.0005, "5e-4")],
 )
 def test_numbers_read_well(value: float, text: str) -> None:
     assert charts.number(value) == text

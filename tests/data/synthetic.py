@@ -22,12 +22,16 @@ ELIGIBLE = {
 
 
 def catalog(n: int, *, seed: int = 0, latent_frames: tuple[int, ...] = (1, 5, 7), strong: float = 0.2) -> Catalog:
-    """`n` windows of three sizes; at least one, and a share `strong`, eligible for everything; images for the weak only."""
+    """`n` windows of three sizes; at least one, and a share `strong`, eligible for everything; images for the weak
+    only.
+    """
     rng = np.random.default_rng(seed)
     frames = rng.choice(latent_frames, n)
     size = np.asarray(SIZES)[rng.integers(0, len(SIZES), n)]
     chance = rng.random(n)
-    eligible = np.where(chance < strong, ELIGIBLE["all"], np.where(chance < 2 * strong, ELIGIBLE["pose"], ELIGIBLE["weak"]))
+    eligible = np.where(
+        chance < strong, ELIGIBLE["all"], np.where(chance < 2 * strong, ELIGIBLE["pose"], ELIGIBLE["weak"])
+    )
     eligible = np.where(frames == 1, ELIGIBLE["weak"], eligible)
     frames[0], eligible[0] = max(latent_frames), ELIGIBLE["all"]
     names = [f"w{i}" for i in range(n)]
@@ -135,7 +139,8 @@ def write_dataset(directory: Path, table: Catalog, num_shards: int = 2, poisoned
 
     parts = np.array_split(np.arange(len(table)), num_shards)
     shards = [
-        write_shard(shard_path(directory, i, num_shards), (made(int(row)) for row in rows), spec()) for i, rows in enumerate(parts)
+        write_shard(shard_path(directory, i, num_shards), (made(int(row)) for row in rows), spec())
+        for i, rows in enumerate(parts)
     ]
     write_dataset_metadata(directory, spec(), shards)
     table.save(directory)

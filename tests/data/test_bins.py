@@ -8,7 +8,9 @@ from omnihuman_jax.data.bins import pack, pack_prefix
 
 def items(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    demand = np.stack([rng.integers(10, 300, n), rng.integers(1, 20, n), np.ones(n, int), rng.integers(0, 60, n)], axis=1)
+    demand = np.stack(
+        [rng.integers(10, 300, n), rng.integers(1, 20, n), np.ones(n, int), rng.integers(0, 60, n)], axis=1
+    )
     return demand, np.asarray([1000, 200, 12, 400])
 
 

@@ -85,7 +85,9 @@ def test_a_part_of_a_block_comes_close_to_the_ratios():
     """Well below the deviation of a random order, 5 windows at half a block for a ratio of 0.5."""
     drawn = draws(synthetic.catalog(60), stage())
     halves = np.stack([CONTAINS[drawn.block(number).active[:200]].sum(axis=0) for number in range(50)])
-    assert (np.abs(halves - 200 * stage().ratios).std(axis=0) < 2).all() and np.abs(halves - 200 * stage().ratios).max() <= 6
+    assert (np.abs(halves - 200 * stage().ratios).std(axis=0) < 2).all() and np.abs(
+        halves - 200 * stage().ratios
+    ).max() <= 6
     orders = {drawn.block(number).active[:12].tobytes() for number in range(50)}
     assert len(orders) == 50
 
@@ -153,7 +155,10 @@ def test_only_the_given_rows_are_drawn():
 def test_random_bits_are_philox_as_published():
     """A changed stream would silently change every run's data."""
     np.testing.assert_array_equal(random_bits(1, 2, 3, 3, 4, 5), PINNED)
-    assert len({random_bits(0, p, s, 1, a, b)[0] for p in range(3) for s in range(3) for a in range(3) for b in range(3)}) == 81
+    assert (
+        len({random_bits(0, p, s, 1, a, b)[0] for p in range(3) for s in range(3) for a in range(3) for b in range(3)})
+        == 81
+    )
 
 
 PINNED = [16499358095835057607, 9796193540225500207, 12468626984519940848]

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from omnihuman_jax.data.keypoints import BODY, INDEX, KEYPOINT_NAMES, LEFT_HAND, LIMBS, NUM_KEYPOINTS, RIGHT_HAND, draw_keypoints
+from omnihuman_jax.data.keypoints import (
+    BODY,
+    INDEX,
+    KEYPOINT_NAMES,
+    LEFT_HAND,
+    LIMBS,
+    NUM_KEYPOINTS,
+    RIGHT_HAND,
+    draw_keypoints,
+)
 
 
 def test_names_are_distinct_and_cover_body_and_hands() -> None:

@@ -23,7 +23,8 @@ from omnihuman_jax.data.packing import (
 from omnihuman_jax.typing import PackedShape
 
 SHAPE = PackedShape(
-    latent_tokens=256, text_tokens=24, windows=4, latent_frames=12, frames=80, patch_channels=16, text_width=6, pooled_width=5,
+    latent_tokens=256, text_tokens=24, windows=4, latent_frames=12, frames=80, patch_channels=16, text_width=6,
+    pooled_width=5,
     audio_width=3, audio_tokens=8, keypoints=4, pose_frames=6,
 )  # fmt: skip
 EVERY = ConditionSet(15)
@@ -63,7 +64,9 @@ def test_a_patch_is_row_column_channel_and_tokens_run_frame_row_column():
     tokens = patchify((((frame * 10 + row) * 10 + column) * 10 + channel).astype(float))
     positions = token_positions(2, 4, 6)
     for token, (t, h, w) in zip(tokens, positions):
-        expected = [((t * 10 + 2 * h + i) * 10 + 2 * w + j) * 10 + c for i in range(2) for j in range(2) for c in range(3)]
+        expected = [
+            ((t * 10 + 2 * h + i) * 10 + 2 * w + j) * 10 + c for i in range(2) for j in range(2) for c in range(3)
+        ]
         np.testing.assert_array_equal(token, expected)
 
 
@@ -105,7 +108,12 @@ def test_rows_end_at_the_margin_and_at_the_borders_of_the_clip():
 
 
 def test_round_trip_of_windows_of_different_sizes_with_an_empty_slot():
-    windows = [window(0), None, window(2, frames=5, height=8, width=4), window(3, ConditionSet.of(Condition.TEXT), frames=1)]
+    windows = [
+        window(0),
+        None,
+        window(2, frames=5, height=8, width=4),
+        window(3, ConditionSet.of(Condition.TEXT), frames=1),
+    ]
     batch = stack_sequences([pack_sequence(windows, SHAPE), pack_sequence([], SHAPE)])
     for name, (dims, dtype, _) in SHAPE.arrays(2).items():
         assert batch[name].shape == dims and batch[name].dtype == dtype, name
@@ -178,7 +186,9 @@ def test_inactive_conditions_leave_no_trace():
     with_inputs, without = pack_sequence([quiet], SHAPE), pack_sequence([bare], SHAPE)
     for name in with_inputs:
         np.testing.assert_array_equal(with_inputs[name], without[name], err_msg=name)
-    assert not without["is_reference_BL"].any() and not without["audio_BTE"].any() and not without["keypoints_BTJ3"].any()
+    assert (
+        not without["is_reference_BL"].any() and not without["audio_BTE"].any() and not without["keypoints_BTJ3"].any()
+    )
 
 
 def test_stored_margins_beyond_the_models_neighbours_are_trimmed():
@@ -208,7 +218,10 @@ def test_a_model_without_audio_or_pose_takes_windows_that_have_them():
         ([window(0), window(21)], r"window 121 needs 24 text slots, 21 of 24"),
         ([window(0, frames=41), window(0, frames=41)], "frame slots|row slots"),
         ([dataclasses.replace(window(0), audio_TE=None)], "audio is active, its input is None"),
-        ([dataclasses.replace(window(0), keypoints_TJ3=np.zeros((3, 4, 3)))], r"pose is active, its input is \(3, 4, 3\)"),
+        (
+            [dataclasses.replace(window(0), keypoints_TJ3=np.zeros((3, 4, 3)))],
+            r"pose is active, its input is \(3, 4, 3\)",
+        ),
         ([dataclasses.replace(window(0), reference_HWC=None)], "reference None"),
         ([dataclasses.replace(window(0), text_SE=np.zeros((0, 6)))], "text"),
     ],

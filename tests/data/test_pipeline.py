@@ -67,13 +67,18 @@ def test_batches_hold_what_the_plan_says_and_the_records_contain(batches):
         for b, sequence in enumerate(plan.batch(step).sequences):
             for g, placed in enumerate(sequence):
                 assert batch["window_BG"][b, g] == placed.row and batch["slot_BG"][b, g] == placed.slot
-                assert tuple(batch["active_BG4"][b, g]) == placed.active.mask() and batch["motion_BG"][b, g] == placed.motion
+                assert (
+                    tuple(batch["active_BG4"][b, g]) == placed.active.mask()
+                    and batch["motion_BG"][b, g] == placed.motion
+                )
                 record = synthetic.record(TABLE, placed.row)
                 np.testing.assert_array_equal(window_latents(batch, batch["latents_BLC"], b, g), record.latents_FHWC)
                 text = batch["text_BSE"][b][batch["text_segment_ids_BS"][b] == g + 1]
                 has_text = Condition.TEXT in placed.active
                 np.testing.assert_array_equal(text, record.text_SE if has_text else spec.empty_text_SE)
-                np.testing.assert_array_equal(batch["pooled_BGE"][b, g], record.pooled_E if has_text else spec.empty_pooled_E)
+                np.testing.assert_array_equal(
+                    batch["pooled_BGE"][b, g], record.pooled_E if has_text else spec.empty_pooled_E
+                )
             assert (batch["window_BG"][b, len(sequence) :] == -1).all()
 
 
@@ -130,7 +135,10 @@ def test_a_damaged_record_is_a_counted_empty_slot_and_nothing_else_moves(directo
             np.testing.assert_array_equal(batch[name][~lost], whole[name][~lost], err_msg=name)
         for b, g in zip(*np.nonzero(whole["window_BG"] >= 0)):
             if lost[b, g]:
-                assert not (batch["segment_ids_BL"][b] == g + 1).any() and not (batch["text_segment_ids_BS"][b] == g + 1).any()
+                assert (
+                    not (batch["segment_ids_BL"][b] == g + 1).any()
+                    and not (batch["text_segment_ids_BS"][b] == g + 1).any()
+                )
             else:
                 left, right = (window_latents(x, x["latents_BLC"], b, g) for x in (batch, whole))
                 np.testing.assert_array_equal(left, right)

@@ -113,7 +113,8 @@ def test_every_stage_holds_its_ratios_and_skips_at_most_one_percent(seed):
         assert set(report.fill) == set(DEMANDS) and max(report.fill.values()) <= 1
     text = format_report(reports)
     assert re.search(
-        r"stage pose: 90 steps, \d+ windows, 0\.\d\d% skipped .*\n  ratios: .*pose 2[45]\.\d\d% \(target 25\.00%\)", text
+        r"stage pose: 90 steps, \d+ windows, 0\.\d\d% skipped .*\n  ratios: .*pose 2[45]\.\d\d% \(target 25\.00%\)",
+        text,
     )
     assert "fill: latent_tokens 9" in text
 
@@ -129,7 +130,13 @@ def test_skipped_windows_are_those_missing_from_the_batches():
 
 @pytest.mark.parametrize(
     ("sequences", "chunk_steps", "limits"),
-    [(2, 4, {}), (1, 8, {"latent_tokens": 512}), (8, 16, {"windows": 3}), (8, 16, {"frames": 90}), (8, 16, {"text_tokens": 24})],
+    [
+        (2, 4, {}),
+        (1, 8, {"latent_tokens": 512}),
+        (8, 16, {"windows": 3}),
+        (8, 16, {"frames": 90}),
+        (8, 16, {"text_tokens": 24}),
+    ],
 )
 def test_small_chunks_and_any_binding_limit_skip_little(sequences, chunk_steps, limits):
     config = synthetic.plan_config(sequences_per_step=sequences, chunk_steps=chunk_steps, **limits)

@@ -89,7 +89,10 @@ def test_no_dataset_and_a_foreign_spec_are_named(tmp_path):
     [
         ({"audio_TE": np.zeros((3, 6), np.float16)}, r"w0: audio_TE \(3, 6\)"),
         ({"text_SE": np.zeros((3, 7), np.float16)}, r"w0: text_SE \(3, 7\)"),
-        ({"latents_FHWC": np.zeros((7, 8, 7, 4), np.float16), "references_RHWC": np.zeros((1, 8, 7, 4))}, "multiples of 16"),
+        (
+            {"latents_FHWC": np.zeros((7, 8, 7, 4), np.float16), "references_RHWC": np.zeros((1, 8, 7, 4))},
+            "multiples of 16",
+        ),
         ({"frames": 20}, "1 \\+ 4n"),
     ],
 )

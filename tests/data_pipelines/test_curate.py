@@ -50,7 +50,9 @@ def curated(sample_media: SampleMedia, tmp_path_factory: pytest.TempPathFactory)
     media_omnihuman.write_video(videos / "one frame.mp4", np.zeros((1, 64, 64, 3), np.uint8))
     (videos / "notes.pdf").write_bytes(b"%PDF")
     config = CurateConfig(max_seconds_per_video=SECONDS, workers=2)
-    return Curated(videos=root / "media", out=root / "clips", config=config, funnel=curate(root / "media", root / "clips", config))
+    return Curated(
+        videos=root / "media", out=root / "clips", config=config, funnel=curate(root / "media", root / "clips", config)
+    )
 
 
 def of_video(curated: Curated, name: str) -> list[Clip]:
@@ -61,7 +63,9 @@ def test_each_clip_gets_the_conditions_that_it_can_serve(curated: Curated) -> No
     for name in ("jwpIntro", "testMovie"):
         (clip,) = of_video(curated, name)
         assert clip.eligible == ("text", "reference", "audio", "pose") and clip.reasons == {}
-    (carphone,), (woman,), bikes = (of_video(curated, n) for n in ("carphone_pristine", "WolfgangLanger_Pexels", "bikes"))
+    (carphone,), (woman,), bikes = (
+        of_video(curated, n) for n in ("carphone_pristine", "WolfgangLanger_Pexels", "bikes")
+    )
     assert carphone.eligible == woman.eligible == ("text", "reference", "pose")
     assert carphone.reasons["audio"] == {"reason": "no audio track", "score": 0.0, "threshold": 1}
     assert woman.reasons["audio"] == {"reason": "silent", "score": -120.0, "threshold": -60}
@@ -80,7 +84,9 @@ def test_funnel_accounts_for_every_video(curated: Curated) -> None:
     reasons = {row["video"]: row["reason"] for row in funnel["quarantine"]}
     assert set(reasons) == {"nested/noise.mp4", "nested/cut_short.mp4"}
     assert all(reason and str(curated.videos) not in reason for reason in reasons.values())
-    assert [row["reason"] for row in funnel["dropped"] if "one frame" in row["video"]] == ["a shot of 0.04 s is too short"]
+    assert [row["reason"] for row in funnel["dropped"] if "one frame" in row["video"]] == [
+        "a shot of 0.04 s is too short"
+    ]
     assert funnel["eligible"]["audio"] == 2 and funnel["eligible"]["text"] == funnel["clips"]
     assert funnel["computed"] == {"videos": 8, "clips": funnel["clips"]}
     for row in funnel["rows"]:
@@ -182,7 +188,11 @@ def test_other_thresholds_need_no_decoding_and_what_is_gone_is_forgotten(curated
     assert not any("testMovie" in clip_id for clip_id in rows)
     assert not list((out / "clips").glob("*testMovie*")) and not list((out / "videos").glob("*testMovie*"))
     carphone = next(row for row in rows.values() if "carphone" in row["clip_id"])
-    assert carphone["eligible"] == [] and carphone["reasons"]["text"] == {"reason": "too small", "score": 144.0, "threshold": 200}
+    assert carphone["eligible"] == [] and carphone["reasons"]["text"] == {
+        "reason": "too small",
+        "score": 144.0,
+        "threshold": 200,
+    }
     jwp = next(row for row in rows.values() if "jwpIntro" in row["clip_id"])
     assert jwp["eligible"] == ["text", "reference", "audio"] and jwp["reasons"]["pose"]["reason"] == "hands not seen"
 
@@ -235,7 +245,10 @@ def test_a_clip_that_cannot_be_decoded_is_quarantined(curated: Curated, tmp_path
 
 
 def test_a_worker_that_dies_is_an_error_that_says_what_to_do() -> None:
-    with module._Workers(2) as workers, pytest.raises(ChildProcessError, match="what is done is kept: run again with --workers 1"):
+    with (
+        module._Workers(2) as workers,
+        pytest.raises(ChildProcessError, match="what is done is kept: run again with --workers 1"),
+    ):
         list(workers.run(os._exit, [1, 2]))
 
 

@@ -107,7 +107,12 @@ def config(networks):
     windows = WindowConfig(area=64 * 48, frames=(1, 5, 17), stride=6, image_stride=12, references=3, margin=MARGIN)
     text, speech = map(str, networks)
     return EncodeConfig(
-        text_encoder=text, speech_encoder=speech, speech_layers=(0, 2), windows=windows, shard_windows=7, max_text_tokens=61
+        text_encoder=text,
+        speech_encoder=speech,
+        speech_layers=(0, 2),
+        windows=windows,
+        shard_windows=7,
+        max_text_tokens=61,
     )
 
 
@@ -204,7 +209,9 @@ def test_a_window_as_long_as_its_clip_is_not_eligible_for_reference(catalog, rec
 
 def test_single_frames_are_for_text_and_reference_only(records):
     images = [record for record in records if record.frames == 1]
-    assert {ConditionSet(record.eligible).label for record in images if record.clip_id != "still-000"} == {"text+reference"}
+    assert {ConditionSet(record.eligible).label for record in images if record.clip_id != "still-000"} == {
+        "text+reference"
+    }
     assert all(not len(record.audio_TE) and not len(record.keypoints_TJ3) for record in images)
 
 
@@ -252,7 +259,9 @@ def test_margins_beyond_the_video_are_marked(clips_dir, config, tmp_path):
 
 def test_keypoints_are_in_token_units_and_marked_outside_of_the_clip(catalog, records):
     record, start = next(
-        (r, s) for r, s in zip(records, catalog.start_frame.tolist()) if r.clip_id == "talk-004" and r.frames == 5 and s == 6
+        (r, s)
+        for r, s in zip(records, catalog.start_frame.tolist())
+        if r.clip_id == "talk-004" and r.frames == 5 and s == 6
     )
     frames = np.arange(4 + start - MARGIN, 4 + start + 5 + MARGIN)
     np.testing.assert_allclose(record.keypoints_TJ3[:, 0, 0], frames * 2.0 * 64 / 128 / 16, rtol=2e-3)
@@ -295,9 +304,19 @@ def test_dataset_says_what_made_it(dataset, networks):
         for kind, folder in zip(("text_encoder", "speech_encoder"), networks)
         for file in folder.iterdir()
     }
-    assert {"text_encoder/tokenizer.json", "speech_encoder/config.json", "speech_encoder/model.safetensors"} <= hashes.keys()
+    assert {
+        "text_encoder/tokenizer.json",
+        "speech_encoder/config.json",
+        "speech_encoder/model.safetensors",
+    } <= hashes.keys()
     assert spec.encoder_sha256 == hashes
-    assert (spec.codec, spec.latent_channels, spec.margin, spec.speech_layers, spec.audio_width) == ("dct", 48, MARGIN, (0, 2), 32)
+    assert (spec.codec, spec.latent_channels, spec.margin, spec.speech_layers, spec.audio_width) == (
+        "dct",
+        48,
+        MARGIN,
+        (0, 2),
+        32,
+    )
     assert (spec.text_encoder, spec.speech_encoder) == tuple(map(str, networks)) and spec.max_text_tokens == 61
 
 
@@ -318,7 +337,9 @@ def test_a_video_autoencoder_encodes_and_is_recorded(clips_dir, networks, tmp_pa
     assert codec.options["chunk_latents"] == 2 and source.spec.codec_options == codec.options
     size = tuple(8 * side for side in source[0].latents_FHWC.shape[1:3])
     pictures = (
-        media_omnihuman.read_video(clips_dir / "videos" / "talk.mp4", size=size, start_s=4 / 25)[:5].astype(np.float32) / 127.5 - 1
+        media_omnihuman.read_video(clips_dir / "videos" / "talk.mp4", size=size, start_s=4 / 25)[:5].astype(np.float32)
+        / 127.5
+        - 1
     )
     np.testing.assert_allclose(source[0].latents_FHWC, codec.encode(pictures), rtol=1e-3, atol=2e-2)
 
@@ -376,7 +397,12 @@ def test_a_folder_of_something_else_is_left_alone(clips_dir, config, tmp_path):
 
 
 def test_without_a_speech_encoder_no_window_has_audio(clips_dir, config, tmp_path):
-    encode(clips_dir, tmp_path / "dataset", dataclasses.replace(config, speech_encoder="", speech_layers=()), Console(quiet=True))
+    encode(
+        clips_dir,
+        tmp_path / "dataset",
+        dataclasses.replace(config, speech_encoder="", speech_layers=()),
+        Console(quiet=True),
+    )
     assert not (Catalog.load(tmp_path / "dataset").eligible >> Condition.AUDIO & 1).any()
     source = open_records(tmp_path / "dataset")
     assert source.spec.audio_width == 0 and source[0].audio_TE.shape == (0, 0)
@@ -427,7 +453,16 @@ def test_settings_that_make_no_sense(config, change, message):
 
 def test_command_line(clips_dir, networks, tmp_path, dataset, capsys):
     arguments = ["--clips", str(clips_dir), "--out", str(tmp_path / "dataset"), "--text-encoder", str(networks[0])]
-    arguments += ["--speech-encoder", str(networks[1]), "--speech-layers", "0,2", "--area", "64x48", "--window-frames", "1,5,17"]
+    arguments += [
+        "--speech-encoder",
+        str(networks[1]),
+        "--speech-layers",
+        "0,2",
+        "--area",
+        "64x48",
+        "--window-frames",
+        "1,5,17",
+    ]
     arguments += ["--stride", "6", "--references", "3", "--margin", str(MARGIN)]
     assert main(arguments) == 0
     mine, theirs = Catalog.load(tmp_path / "dataset"), Catalog.load(dataset[0])

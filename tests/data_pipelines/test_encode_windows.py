@@ -36,7 +36,9 @@ def test_window_ids_differ():
     assert len({w.window_id("clip") for w in windows}) == len(windows)
 
 
-@pytest.mark.parametrize("window", [Window(0, 25), Window(13, 17), Window(75, 25), Window(50, 1), Window(1, 97), Window(0, 97)])
+@pytest.mark.parametrize(
+    "window", [Window(0, 25), Window(13, 17), Window(75, 25), Window(50, 1), Window(1, 97), Window(0, 97)]
+)
 def test_references_lie_outside_of_the_window(window):
     frames = reference_frames(100, window, count=4, spacing=6)
     assert len(set(frames)) == len(frames) and 1 <= len(frames) <= 4

@@ -1,4 +1,6 @@
-"""The networks of the sample media, in JAX, against what `transformers` computed with them (see make_encoder_goldens.py)."""
+"""The networks of the sample media, in JAX, against what `transformers` computed with them (see
+make_encoder_goldens.py).
+"""
 
 import numpy as np
 

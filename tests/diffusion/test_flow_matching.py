@@ -59,7 +59,9 @@ def test_training_timesteps_are_logit_normal_and_shifted():
 def test_each_token_reads_the_timestep_of_its_window_and_padding_reads_zero():
     segment_ids = np.array([[1, 1, 2, 3, 0], [2, 2, 0, 0, 0]])
     t = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]], np.float32)
-    np.testing.assert_array_equal(fm.token_t(t, segment_ids), np.array([[0.1, 0.1, 0.2, 0.3, 0], [0.5, 0.5, 0, 0, 0]], np.float32))
+    np.testing.assert_array_equal(
+        fm.token_t(t, segment_ids), np.array([[0.1, 0.1, 0.2, 0.3, 0], [0.5, 0.5, 0, 0, 0]], np.float32)
+    )
 
 
 def test_reference_tokens_do_not_count_towards_the_shift():
@@ -77,7 +79,8 @@ def test_sampling_timesteps_fall_from_one_to_zero():
 
 
 @pytest.mark.parametrize(
-    "change", [{"logit_std": 0.0}, {"logit_mean": float("nan")}, {"shift_tokens": 0}, {"shift_min": 0.0}, {"shift_max": 0.5}]
+    "change",
+    [{"logit_std": 0.0}, {"logit_mean": float("nan")}, {"shift_tokens": 0}, {"shift_min": 0.0}, {"shift_max": 0.5}],
 )
 def test_impossible_settings_are_refused(change):
     fm.FlowMatchingConfig().validate()

@@ -9,7 +9,8 @@ from omnihuman_jax.diffusion.guidance import GuidanceConfig, guidance_scales
 from omnihuman_jax.typing import PackedShape
 
 SHAPE = PackedShape(
-    latent_tokens=12, text_tokens=8, windows=3, latent_frames=4, frames=20, patch_channels=8, text_width=4, pooled_width=4,
+    latent_tokens=12, text_tokens=8, windows=3, latent_frames=4, frames=20, patch_channels=8, text_width=4,
+    pooled_width=4,
     audio_width=6, audio_tokens=8, keypoints=5, pose_frames=6,
 )  # fmt: skip
 EMPTY = np.full((2, 4), 7.0, np.float32), np.full(4, 9.0, np.float32)
@@ -39,7 +40,9 @@ def test_middles_of_the_curves_and_the_constant_one():
     cosine = guidance_scales(GuidanceConfig(scale=5, final_scale=1, curve="cosine"), 5)
     np.testing.assert_allclose(linear, [5, 4, 3, 2, 1], rtol=1e-6)
     np.testing.assert_allclose(cosine, [5, 3 + 2**0.5, 3, 3 - 2**0.5, 1], rtol=1e-6)
-    np.testing.assert_array_equal(guidance_scales(GuidanceConfig(scale=5, final_scale=1, curve="constant"), 4), [5, 5, 5, 5])
+    np.testing.assert_array_equal(
+        guidance_scales(GuidanceConfig(scale=5, final_scale=1, curve="constant"), 4), [5, 5, 5, 5]
+    )
 
 
 def test_one_step_alone_uses_the_scale():

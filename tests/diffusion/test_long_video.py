@@ -27,7 +27,9 @@ def test_one_segment_is_no_longer_than_needed():
     assert [segment_schedule(n, 25)[0].frames for n in (1, 2, 5, 6, 24, 25)] == [1, 5, 5, 9, 25, 25]
 
 
-@pytest.mark.parametrize(("seconds", "frames"), [(0.01, 1), (1.0, 25), (1.2, 30), (0.04 * 7, 7), (10.001, 251), (1 / 3, 9)])
+@pytest.mark.parametrize(
+    ("seconds", "frames"), [(0.01, 1), (1.0, 25), (1.2, 30), (0.04 * 7, 7), (10.001, 251), (1 / 3, 9)]
+)
 def test_seconds_become_enough_frames(seconds, frames):
     assert frames_of_seconds(seconds) == frames
 

@@ -130,7 +130,9 @@ def test_noise_of_a_window_does_not_depend_on_what_it_is_packed_with():
     packed = solver.token_noise(key, np.array([[9, 9, 5, 5, 5]]), np.array([[0, 1, 0, 1, 2]]), 4)
     np.testing.assert_array_equal(packed[:, 2:], alone)
     assert np.unique(np.asarray(packed)).size == 20
-    many = np.asarray(solver.token_noise(key, np.arange(40)[:, None].repeat(50, 1), np.arange(50)[None].repeat(40, 0), 16))
+    many = np.asarray(
+        solver.token_noise(key, np.arange(40)[:, None].repeat(50, 1), np.arange(50)[None].repeat(40, 0), 16)
+    )
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
 
 

@@ -3,7 +3,8 @@
     pip install transformers==5.23.0 torch
     python -m tests.encoders.make_encoder_goldens
 
-With the folders of the sample networks it makes `sample_encoder_goldens.npz` instead, and prints how far ours are from them:
+With the folders of the sample networks it makes `sample_encoder_goldens.npz` instead, and prints how far ours are from
+them:
 
     python -m tests.encoders.make_encoder_goldens --text-encoder DIR --speech-encoder DIR
 """
@@ -41,7 +42,9 @@ def speech_states(folder: Path, wave: np.ndarray) -> tuple[np.ndarray, np.ndarra
     extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     mel = extractor(wave, sampling_rate=16_000, return_tensors="pt").input_features
     model = WhisperEncoder(config).eval()
-    model.load_state_dict({k.removeprefix("model.encoder."): v for k, v in load_file(folder / "model.safetensors").items()})
+    model.load_state_dict(
+        {k.removeprefix("model.encoder."): v for k, v in load_file(folder / "model.safetensors").items()}
+    )
     with torch.no_grad():
         states = model(mel, output_hidden_states=True).hidden_states
     return mel[0].numpy().T, np.stack([state[0].numpy() for state in states])
@@ -54,7 +57,9 @@ def compare(text_encoder: Path, speech_encoder: Path) -> None:
 
     texts = tiny_networks.REAL_TEXTS
     reference_text = text_states(text_encoder, texts, 64)
-    for text, mine, theirs in zip(texts, load_text_encoder(text_encoder).encode(texts, 64).tokens, reference_text, strict=True):
+    for text, mine, theirs in zip(
+        texts, load_text_encoder(text_encoder).encode(texts, 64).tokens, reference_text, strict=True
+    ):
         print(f"text {text!r}: largest difference {np.abs(mine - theirs).max():.2e} of {np.abs(theirs).max():.2f}")
     encoder = load_speech_encoder(speech_encoder)
     sound = tiny_networks.wave(9.0)
@@ -62,7 +67,9 @@ def compare(text_encoder: Path, speech_encoder: Path) -> None:
     reference_speech[0] -= encoder.params["positions"]  # ours leaves them out of layer 0
     states = whisper.hidden_states(encoder.config, encoder.params, sound, tuple(range(len(reference_speech))))
     for layer, (mine, theirs) in enumerate(zip(states, reference_speech[:, : states.shape[1]], strict=True)):
-        print(f"speech layer {layer}: largest difference {np.abs(mine - theirs).max():.2e} of {np.abs(theirs).max():.2f}")
+        print(
+            f"speech layer {layer}: largest difference {np.abs(mine - theirs).max():.2e} of {np.abs(theirs).max():.2f}"
+        )
     kept = {f"text_{index}": states[:, ::16] for index, states in enumerate(reference_text)}
     np.savez_compressed(tiny_networks.REAL_GOLDENS, speech=reference_speech[:, : states.shape[1] : 40, ::16], **kept)
 

@@ -39,7 +39,9 @@ def test_a_changed_or_new_description_is_another_network_on_both_sides(tmp_path,
     (folder / name).write_bytes(old + b" ")
     found = open_pretrained(folder).sha256()
     assert changed_files(recorded, found) == [name]
-    with pytest.raises(ValueError, match=rf"not the text encoder that .* \({name} (is another file|was not there then)\)"):
+    with pytest.raises(
+        ValueError, match=rf"not the text encoder that .* \({name} (is another file|was not there then)\)"
+    ):
         encoders_omnihuman.check_weights("text encoder", folder, recorded)
     before = {"model.safetensors": recorded["model.safetensors"]}  # of a dataset that recorded weights alone
     assert not changed_files(before, found)
@@ -97,7 +99,9 @@ def test_sharded_weights_are_read(tmp_path):
 
 def test_half_precision_weights_are_read_as_float32(tmp_path):
     folder = tiny_networks.write_whisper(tmp_path / "whisper")
-    save_file({k: v.astype(np.float16) for k, v in tiny_networks.whisper_tensors().items()}, folder / "model.safetensors")
+    save_file(
+        {k: v.astype(np.float16) for k, v in tiny_networks.whisper_tensors().items()}, folder / "model.safetensors"
+    )
     assert {tensor.dtype for tensor in open_pretrained(folder).tensors("").values()} == {np.dtype(np.float32)}
 
 
@@ -115,7 +119,9 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"^someone/model: no such folder, and .* hub \(no route to host\); give a folder$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^someone/model: no such folder, and .* hub \(no route to host\); give a folder$"
+    ):
         open_pretrained("someone/model")
 
 

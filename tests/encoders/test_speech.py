@@ -136,9 +136,18 @@ def test_every_weight_that_does_not_fit_is_named(tmp_path):
     folder = tiny_networks.write_whisper(tmp_path / "whisper")
     tensors = tiny_networks.whisper_tensors()
     lost = tensors.pop("model.encoder.layers.1.fc1.bias")
-    tensors |= {"model.encodr.extra": lost, "model.encoder.layer_norm.bias": lost[:2], "model.decoder.layer_norm.bias": lost}
+    tensors |= {
+        "model.encodr.extra": lost,
+        "model.encoder.layer_norm.bias": lost[:2],
+        "model.decoder.layer_norm.bias": lost,
+    }
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(ValueError) as error:
         load_speech_encoder(folder)
-    for part in ("layers.1.fc1.bias is missing", "layer_norm.bias has shape (2,)", "encodr.extra is unknown", "(3 in all)"):
+    for part in (
+        "layers.1.fc1.bias is missing",
+        "layer_norm.bias has shape (2,)",
+        "encodr.extra is unknown",
+        "(3 in all)",
+    ):
         assert part in str(error.value)

@@ -22,7 +22,9 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def test_features_are_centred_on_their_frames(folder):
-    """A click in the middle of frame 12 moves the features of frame 12 most and its neighbours alike; at its end, also 13's."""
+    """A click in the middle of frame 12 moves the features of frame 12 most and its neighbours alike; at its end, also
+    13's.
+    """
     encoder = load_speech_encoder(folder, layers=(0,))
     quiet = np.zeros(25 * 640, np.float32)
 
@@ -34,11 +36,18 @@ def test_features_are_centred_on_their_frames(folder):
         padded = [np.pad(wave, 40) for wave in (click, quiet)]
         silent = params | {"positions": {name: 0 * value for name, value in params["positions"].items()}}
         statistics = np.stack([np.zeros(config.conv_widths[0]), np.ones(config.conv_widths[0])]).astype(np.float32)
-        a, b = (np.asarray(wav2vec2.chunk_hidden_states(config, silent, w, statistics, np.int32(50)))[0] for w in padded)
+        a, b = (
+            np.asarray(wav2vec2.chunk_hidden_states(config, silent, w, statistics, np.int32(50)))[0] for w in padded
+        )
         return np.abs(a - b).max(-1)
 
     # 50 states for 25 frames; state 2i + k is made of the samples 640 i + 320 k - 40 .. 640 i + 320 k + 359.
-    for sample, states in ((12 * 640 + 160, {24}), (12 * 640 + 480, {25}), (12 * 640 + 320, {24, 25}), (13 * 640, {25, 26})):
+    for sample, states in (
+        (12 * 640 + 160, {24}),
+        (12 * 640 + 480, {25}),
+        (12 * 640 + 320, {24, 25}),
+        (13 * 640, {25, 26}),
+    ):
         assert set(np.flatnonzero(moved(sample) > 1e-6)) == states, sample
 
 
@@ -85,8 +94,8 @@ def test_chunks_tile_the_sound_with_context(steps):
 
 
 def test_chunk_bounds_do_not_show_beyond_attention(folder, monkeypatch, measured):
-    """A long sound in chunks against the whole at once: the convolutions and their norm agree to rounding, and the layers to
-    what they make of sound more than the context away."""
+    """A long sound in chunks against the whole at once: the convolutions and their norm agree to rounding, and the
+    layers to what they make of sound more than the context away."""
     config = wav2vec2.Wav2Vec2Config.from_folder(open_pretrained(folder))
     params = wav2vec2.wav2vec2_params(config, open_pretrained(folder))
     # Louder from the middle on: a norm over a chunk alone would differ from chunk to chunk.

@@ -68,7 +68,9 @@ def bert_tensors() -> dict[str, np.ndarray]:
     }
     for layer in range(BERT["num_hidden_layers"]):
         at = f"encoder.layer.{layer}"
-        linear = {f"attention.self.{part}": (d, d) for part in ("query", "key", "value")} | {"attention.output.dense": (d, d)}
+        linear = {f"attention.self.{part}": (d, d) for part in ("query", "key", "value")} | {
+            "attention.output.dense": (d, d)
+        }
         linear |= {"intermediate.dense": (mlp, d), "output.dense": (d, mlp)}
         for name, shape in linear.items():
             shapes |= {f"{at}.{name}.weight": shape, f"{at}.{name}.bias": shape[:1]}
@@ -91,7 +93,10 @@ def whisper_tensors() -> dict[str, np.ndarray]:
     }
     for layer in range(WHISPER["encoder_layers"]):
         at = f"layers.{layer}"
-        linear = {f"self_attn.{part}_proj": (d, d) for part in ("q", "k", "v", "out")} | {"fc1": (mlp, d), "fc2": (d, mlp)}
+        linear = {f"self_attn.{part}_proj": (d, d) for part in ("q", "k", "v", "out")} | {
+            "fc1": (mlp, d),
+            "fc2": (d, mlp),
+        }
         for name, shape in linear.items():
             shapes[f"{at}.{name}.weight"] = shape
             if name != "self_attn.k_proj":
@@ -161,7 +166,13 @@ def write_wav2vec2(folder: Path, *, norm: str) -> Path:
             shapes[f"{name}.bias"] = shape[:1]
 
     for i, (inputs, outputs) in enumerate(zip([1, *widths], widths)):
-        module(f"feature_extractor.conv_layers.{i}.conv", outputs, inputs, config["conv_kernel"][i], bias=config["conv_bias"])
+        module(
+            f"feature_extractor.conv_layers.{i}.conv",
+            outputs,
+            inputs,
+            config["conv_kernel"][i],
+            bias=config["conv_bias"],
+        )
         if i == 0 or norm == "layer":
             module(f"feature_extractor.conv_layers.{i}.layer_norm", outputs)
     module("feature_projection.layer_norm", widths[-1])

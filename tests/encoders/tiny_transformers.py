@@ -6,7 +6,23 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-WORDS = ("a", "man", "speaks", "to", "the", "camera", "woman", "dances", "describe", "video", ":", "user", "system", ".", "&")
+WORDS = (
+    "a",
+    "man",
+    "speaks",
+    "to",
+    "the",
+    "camera",
+    "woman",
+    "dances",
+    "describe",
+    "video",
+    ":",
+    "user",
+    "system",
+    ".",
+    "&",
+)
 TEXTS = ("a man speaks to the camera", "the woman dances . " * 9, "", "a  zebra &amp; a man")
 
 
@@ -19,7 +35,8 @@ def write_tokenizer(folder: Path, *, begin: str | None, end: str | None, pad: st
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     added = [token for token in (begin, end) if token]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=" ".join(filter(None, (begin, "$A", end))), special_tokens=[(token, vocabulary[token]) for token in added]
+        single=" ".join(filter(None, (begin, "$A", end))),
+        special_tokens=[(token, vocabulary[token]) for token in added],
     )
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", pad_token=pad, padding_side="right", model_max_length=max_length
@@ -38,7 +55,13 @@ def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def llama_config(vocabulary: int) -> transformers.LlamaConfig:
-    sizes = {"hidden_size": 24, "intermediate_size": 20, "num_hidden_layers": 4, "num_attention_heads": 3, "num_key_value_heads": 1}
+    sizes = {
+        "hidden_size": 24,
+        "intermediate_size": 20,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+    }
     return transformers.LlamaConfig(vocab_size=vocabulary, max_position_embeddings=512, pad_token_id=1, **sizes)
 
 

@@ -1,4 +1,5 @@
-"""Twenty steps of the tiny model on one mesh: the losses, as a line of JSON. `python -m tests.integration.loss_curve --help`.
+"""Twenty steps of the tiny model on one mesh: the losses, as a line of JSON.
+`python -m tests.integration.loss_curve --help`.
 
 Started as a process of its own where a curve takes several; `test_loss_curves.py` runs the others in its own process.
 """

@@ -17,7 +17,11 @@ from omnihuman_jax.training import train_state
 from tests.training import runs
 
 FIRST, STEPS = 4, 24
-OPTIONS = (f"--config.stages.rows[1].steps={STEPS - 5}", f"--config.checkpoint.interval={FIRST}", "--config.checkpoint.keep=9")
+OPTIONS = (
+    f"--config.stages.rows[1].steps={STEPS - 5}",
+    f"--config.checkpoint.interval={FIRST}",
+    "--config.checkpoint.keep=9",
+)
 # name: devices of each process, processes, ways of data, fsdp, context and tensor, micro batches
 MESHES = {
     "fsdp alone": (4, 1, (1, 4, 1, 1), 1),
@@ -47,7 +51,9 @@ def test_the_restored_state_is_the_saved_one(straight: tuple[Path, Path], ways: 
 
 
 def assert_restored(run: Path, mesh: MeshConfig) -> None:
-    """The state of step `FIRST`, restored on this process's eight devices, is what was saved, placed as the mesh says."""
+    """The state of step `FIRST`, restored on this process's eight devices, is what was saved, placed as the mesh
+    says.
+    """
     config = read_config(run)
     config.mesh, config.data.plan.sequences_per_step = mesh, 8
     parts = assembly.assemble(config)
@@ -56,7 +62,12 @@ def assert_restored(run: Path, mesh: MeshConfig) -> None:
         state = checkpoints.restore(FIRST, abstract)
     assert train_state.misplaced_leaves(state, parts.state_shardings) == []
     stored, flat = runs.checkpoint(run, FIRST), flatten(parts_of(state))
-    assert flat.keys() == stored.keys() and {name.split("/")[0] for name in flat} == {"params", "ema", "optimizer", "progress"}
+    assert flat.keys() == stored.keys() and {name.split("/")[0] for name in flat} == {
+        "params",
+        "ema",
+        "optimizer",
+        "progress",
+    }
     for name, leaf in flat.items():
         assert leaf.dtype == stored[name].dtype and np.asarray(leaf).tobytes() == stored[name].tobytes(), name
 
@@ -101,7 +112,9 @@ SLICES = {1: MeshConfig(slices=1, data=2, fsdp=2), 2: MeshConfig(slices=2, data=
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["2 to 1", "1 to 2"])
-def test_another_number_of_slices(tmp_path: Path, before: int, after: int, measured: Callable[[str, float, float], None]) -> None:
+def test_another_number_of_slices(
+    tmp_path: Path, before: int, after: int, measured: Callable[[str, float, float], None]
+) -> None:
     dataset = runs.write_dataset(tmp_path / "dataset")
     straight, run = tmp_path / "straight", tmp_path / "run"
     options = {

@@ -1,4 +1,6 @@
-"""The same loss curve on every mesh, in micro-batches, with offload, and in two processes: `make loss-curves` prints the table."""
+"""The same loss curve on every mesh, in micro-batches, with offload, and in two processes: `make loss-curves` prints
+the table.
+"""
 
 import functools
 import json
@@ -52,10 +54,17 @@ def test_two_processes_of_four_devices(measured: Callable[[str, float, float], N
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    command = [sys.executable, "-m", "tests.integration.loss_curve", f"--coordinator=127.0.0.1:{port}", "--num-processes=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.integration.loss_curve",
+        f"--coordinator=127.0.0.1:{port}",
+        "--num-processes=2",
+    ]
     command.append('--mesh={"data": 2, "fsdp": 2, "tensor": 2}')
     started = [
-        subprocess.Popen([*command, f"--process-id={i}"], env=environment, stdout=subprocess.PIPE, text=True) for i in range(2)
+        subprocess.Popen([*command, f"--process-id={i}"], env=environment, stdout=subprocess.PIPE, text=True)
+        for i in range(2)
     ]
     output = [process.communicate(timeout=900)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]

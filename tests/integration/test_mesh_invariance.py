@@ -44,8 +44,8 @@ def computed(ways: tuple[int, int, int, int], gradient: bool, context_parallel: 
 def uncached(lowered: Any) -> Any:
     """Compiled anew each time.
 
-    What XLA:CPU reads back from the persistent cache no longer keeps independent collectives in one order on all devices: the
-    permutes and gathers of these programs then wait for each other for ever (docs/meshes.md).
+    What XLA:CPU reads back from the persistent cache no longer keeps independent collectives in one order on all
+    devices: the permutes and gathers of these programs then wait for each other for ever (docs/meshes.md).
     """
     name = "jax_persistent_cache_min_compile_time_secs"
     kept = jax.config.values[name]
@@ -56,8 +56,12 @@ def uncached(lowered: Any) -> Any:
         jax.config.update(name, kept)
 
 
-@pytest.mark.parametrize("ways", [(1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2)], ids=lambda ways: "x".join(str(way) for way in ways))
-def test_the_loss_of_every_window(ways: tuple[int, int, int, int], measured: Callable[[str, float, float], None]) -> None:
+@pytest.mark.parametrize(
+    "ways", [(1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2)], ids=lambda ways: "x".join(str(way) for way in ways)
+)
+def test_the_loss_of_every_window(
+    ways: tuple[int, int, int, int], measured: Callable[[str, float, float], None]
+) -> None:
     (loss, windows), _ = computed(ways, ways == (2, 2, 1, 2))
     (expected_loss, expected_windows), _ = computed(PLAIN, True)
     measured("loss, any mesh against 8-way data", abs(loss / expected_loss - 1), TOLERANCE)
@@ -101,6 +105,8 @@ def test_what_context_parallelism_exchanges_changes_neither_loss_nor_gradients(
 ) -> None:
     (loss, _), split = computed(ways, True, mode)
     (expected, _), plain = computed(PLAIN, True)
-    measured("loss, context parallel (gather, ulysses, ring, both) against 8-way data", abs(loss / expected - 1), TOLERANCE)
+    measured(
+        "loss, context parallel (gather, ulysses, ring, both) against 8-way data", abs(loss / expected - 1), TOLERANCE
+    )
     error = largest_error(split, plain)
     measured("gradient of a parameter, context parallel (gather, ulysses, ring, both) against 8-way data", error, 1e-4)

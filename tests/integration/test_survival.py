@@ -31,7 +31,9 @@ POISONED, DAMAGED = 2, 16  # rows of the catalog that the first steps read
 
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """A run on a dataset with a latent that is no number and a record that cannot be read; with the dataset and its output."""
+    """A run on a dataset with a latent that is no number and a record that cannot be read; with the dataset and its
+    output.
+    """
     folder = tmp_path_factory.mktemp("wrong")
     dataset = runs.write_dataset(folder / "dataset", poisoned=(POISONED,))
     synthetic.damage(dataset, runs.catalog(), DAMAGED)
@@ -92,7 +94,9 @@ def test_a_resume_with_bad_data_is_bit_for_bit_the_run(wrong: tuple[Path, Path, 
 
 @pytest.mark.slow
 def test_parameters_that_went_wrong_are_rolled_back_and_not_for_ever(tmp_path: Path) -> None:
-    """A learning rate that no model survives: back to a checkpoint from before, on from after, and in the end to a person."""
+    """A learning rate that no model survives: back to a checkpoint from before, on from after, and in the end to a
+    person.
+    """
     dataset = runs.write_dataset(tmp_path / "dataset")
     run = tmp_path / "run"
     options = ("--config.stages.rows[1].steps=35", "--config.checkpoint.interval=1", "--config.checkpoint.keep=9")
@@ -168,7 +172,9 @@ def test_a_data_set_that_a_run_has_had_is_waited_for(tmp_path: Path, monkeypatch
         resume.open_parts(config, run)
     run.mkdir()
     write_config(config, run)
-    with pytest.raises(RunEnded, match=r"opening .*dataset: storage did not answer in 3 tries: .*opened it before") as ended:
+    with pytest.raises(
+        RunEnded, match=r"opening .*dataset: storage did not answer in 3 tries: .*opened it before"
+    ) as ended:
         resume.open_parts(config, run)
     assert ended.value.exit_code == exit_codes.RETRY and not ended.value.alone
     runs.write_dataset(away)
@@ -242,10 +248,17 @@ RETRIES = ("--config.checkpoint.retries=4", "--config.checkpoint.retry_delay_s=0
 
 @pytest.mark.slow
 def test_checkpoint_storage_that_goes_away_and_comes_back(tmp_path: Path) -> None:
-    """While saving the run goes on and saves sooner than its interval says; while reading it waits, and never begins anew."""
+    """While saving the run goes on and saves sooner than its interval says; while reading it waits, and never begins
+    anew.
+    """
     dataset = runs.write_dataset(tmp_path / "dataset")
     run, folder = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    options = (*RETRIES, "--config.stages.rows[1].steps=95", "--config.checkpoint.interval=10", "--config.checkpoint.keep=99")
+    options = (
+        *RETRIES,
+        "--config.stages.rows[1].steps=95",
+        "--config.checkpoint.interval=10",
+        "--config.checkpoint.keep=99",
+    )
     process = runs.start(run, dataset, *options, "--stop-after=45")
     until(process, lambda: (folder / "10" / "seal.json").exists())
     without_storage(folder)
@@ -282,7 +295,11 @@ def test_checkpoint_storage_that_goes_away_and_comes_back(tmp_path: Path) -> Non
 def test_saves_that_fail_for_good_end_the_attempt_for_a_restart(tmp_path: Path, what: str) -> None:
     dataset = runs.write_dataset(tmp_path / "dataset")
     run, folder = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    options = ("--config.checkpoint.retries=1", "--config.checkpoint.retry_delay_s=0.1", "--config.checkpoint.interval=4")
+    options = (
+        "--config.checkpoint.retries=1",
+        "--config.checkpoint.retry_delay_s=0.1",
+        "--config.checkpoint.interval=4",
+    )
     if what == "max_failed_saves":
         options += ("--config.checkpoint.max_failed_saves=2", "--config.stages.rows[1].steps=995")
     else:
@@ -298,7 +315,9 @@ def test_saves_that_fail_for_good_end_the_attempt_for_a_restart(tmp_path: Path, 
         assert {line["in_a_row"] for line in incidents(run, "save_failed")} == {1, 2}
     else:
         assert last == 40 and "step 40 of 40 could not be saved" in output
-        assert len([line for line in incidents(run, "save_failed") if line["step"] == 40]) == 2  # the save and its one try
+        assert (
+            len([line for line in incidents(run, "save_failed") if line["step"] == 40]) == 2
+        )  # the save and its one try
     assert list(folder.iterdir()) == []  # nothing was written below the mount
     folder.rmdir()
     folder.with_name("away").rename(folder)

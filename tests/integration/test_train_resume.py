@@ -25,7 +25,11 @@ from tests.training import runs
 
 STEPS, INTERVAL = 30, 5
 # 5 steps of the first stage, then the pose stage.
-OPTIONS = (f"--config.stages.rows[1].steps={STEPS - 5}", f"--config.checkpoint.interval={INTERVAL}", "--config.checkpoint.keep=9")
+OPTIONS = (
+    f"--config.stages.rows[1].steps={STEPS - 5}",
+    f"--config.checkpoint.interval={INTERVAL}",
+    "--config.checkpoint.keep=9",
+)
 
 EIGHT = ("--config.mesh.tensor=2",)  # the runs have 4 devices, this process has 8
 
@@ -58,8 +62,17 @@ def wait_for(process: subprocess.Popen, run: Path, step: int) -> None:
 def assert_same_run(run: Path, straight: Path) -> None:
     assert runs.records(run) == runs.records(straight)
     ours, theirs = runs.checkpoint(run, STEPS), runs.checkpoint(straight, STEPS)
-    assert ours.keys() == theirs.keys() and {name.split("/")[0] for name in ours} == {"params", "ema", "optimizer", "progress"}
-    different = [name for name in ours if ours[name].tobytes() != theirs[name].tobytes() or ours[name].dtype != theirs[name].dtype]
+    assert ours.keys() == theirs.keys() and {name.split("/")[0] for name in ours} == {
+        "params",
+        "ema",
+        "optimizer",
+        "progress",
+    }
+    different = [
+        name
+        for name in ours
+        if ours[name].tobytes() != theirs[name].tobytes() or ours[name].dtype != theirs[name].dtype
+    ]
     assert different == []
 
 
@@ -78,10 +91,15 @@ def test_kill_9_and_resume_is_bit_for_bit_the_undisturbed_run(tmp_path: Path, da
     assert [attempt.code for attempt in goodput.attempts] == [None, exit_codes.OK]
     assert sum(attempt.new for attempt in goodput.attempts) == STEPS == goodput.attempts[1].last
     assert sum(goodput.seconds.values()) == pytest.approx(goodput.wall, rel=1e-6)
-    assert all(goodput.seconds[kind] > 0 for kind in ("productive", "compile", "restore", "save", "data_wait", "start_up", "down"))
+    assert all(
+        goodput.seconds[kind] > 0
+        for kind in ("productive", "compile", "restore", "save", "data_wait", "start_up", "down")
+    )
 
 
-def test_sigterm_stops_with_a_checkpoint_and_resumes_the_same_way(tmp_path: Path, dataset: Path, straight: Path) -> None:
+def test_sigterm_stops_with_a_checkpoint_and_resumes_the_same_way(
+    tmp_path: Path, dataset: Path, straight: Path
+) -> None:
     process = runs.start(tmp_path, dataset, *OPTIONS)
     wait_for(process, tmp_path, 3)
     process.send_signal(signal.SIGTERM)
@@ -112,7 +130,9 @@ def test_what_is_logged(straight: Path) -> None:
     assert config.stages.total_steps == STEPS and (straight / "dataset.json").exists()
     # When each checkpoint was whole, how long that took, and how large it is: the seal's sizes.
     saved = [event for event in read_lines(straight / "events" / "0000-0.jsonl") if event["event"] == "saved"]
-    assert [event["step"] for event in saved] == list(range(INTERVAL, STEPS + 1, INTERVAL)) and last_saved(straight) == STEPS
+    assert [event["step"] for event in saved] == list(range(INTERVAL, STEPS + 1, INTERVAL)) and last_saved(
+        straight
+    ) == STEPS
     for event in saved:
         files = json.loads((straight / "checkpoints" / str(event["step"]) / "seal.json").read_text())["files"]
         assert event["bytes"] == sum(files.values()) and event["s"] > 0
@@ -178,26 +198,37 @@ def damage(run: Path, step: int, part: str = "params") -> None:
         data.write_bytes(b"")
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(copy: Path, dataset: Path, straight: Path) -> None:
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(
+    copy: Path, dataset: Path, straight: Path
+) -> None:
     damage(copy, STEPS)
     runs.train(copy, dataset, *OPTIONS)
     assert_same_run(copy, straight)
     assert (copy / "checkpoints" / "damaged" / f"{STEPS}-1" / "why.json").is_file()
     (incident,) = read_lines(copy / "incidents.jsonl")
-    assert incident["incident"] == "checkpoint_rejected" and incident["step"] == STEPS and "has 0 bytes" in incident["reason"]
+    assert (
+        incident["incident"] == "checkpoint_rejected"
+        and incident["step"] == STEPS
+        and "has 0 bytes" in incident["reason"]
+    )
 
 
 def test_no_whole_checkpoint_is_no_fresh_start(copy: Path, dataset: Path, straight: Path) -> None:
     for step in range(INTERVAL, STEPS + 1, INTERVAL):
         damage(copy, step)
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint left; damaged ones lie in .*damaged \(10-1, 15-1, .*backup"):
+    with pytest.raises(
+        CheckpointError, match=r"no whole checkpoint left; damaged ones lie in .*damaged \(10-1, 15-1, .*backup"
+    ):
         resume(copy, dataset)
     with pytest.raises(CheckpointError, match="has no whole checkpoint left"):  # nor the next time
         resume(copy, dataset)
     assert runs.records(copy) == runs.records(straight)
     shutil.rmtree(copy / "checkpoints")
     waiting = ("--config.checkpoint.retries=1", "--config.checkpoint.retry_delay_s=0.01")
-    for why in (f"this run has saved step {STEPS}", f"this run has trained {STEPS} steps, with a checkpoint every {INTERVAL}"):
+    for why in (
+        f"this run has saved step {STEPS}",
+        f"this run has trained {STEPS} steps, with a checkpoint every {INTERVAL}",
+    ):
         with pytest.raises(RunEnded, match=f"no checkpoint in .*, which is not there, but {why}") as ended:
             resume(copy, dataset, *waiting)
         assert ended.value.exit_code == exit_codes.RETRY
@@ -211,7 +242,9 @@ def test_free_fields_do_not_change_what_is_computed(straight: Path) -> None:
 
 
 def test_sigterm_while_a_resumed_run_compiles_is_answered(dataset: Path, tmp_path: Path) -> None:
-    """The signal of a preemption that comes right after a restart; it once was never answered, nor was any later one."""
+    """The signal of a preemption that comes right after a restart; it once was never answered, nor was any later
+    one.
+    """
     options = ("--config.checkpoint.interval=3", "--config.stages.rows[1].steps=20000")
     runs.train(tmp_path, dataset, *options, "--stop-after=3")
     process = runs.start(tmp_path, dataset, *options)

@@ -1,4 +1,6 @@
-"""Models with random weights and packed batches with random content: what the tests of interop compare implementations on."""
+"""Models with random weights and packed batches with random content: what the tests of interop compare implementations
+on.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -75,14 +77,18 @@ class Window:
 
 
 def packed_batch(shape: PackedShape, sequences: Sequence[Sequence[Window]], seed: int = 0) -> dict[str, np.ndarray]:
-    """The windows of each sequence one after another; what no window owns is filled with noise, so that a leak shows."""
+    """The windows of each sequence one after another; what no window owns is filled with noise, so that a leak
+    shows.
+    """
     rng = np.random.default_rng(seed)
     batch: dict[str, np.ndarray] = {}
     for name, (dims, dtype, _) in shape.arrays(len(sequences)).items():
         if dtype == np.float32:
             batch[name] = rng.standard_normal(dims).astype(np.float32)
         else:
-            batch[name] = np.full(dims, -1 if name.split("_")[0] in ("frame", "audio", "pose", "window", "slot") else 0, dtype)
+            batch[name] = np.full(
+                dims, -1 if name.split("_")[0] in ("frame", "audio", "pose", "window", "slot") else 0, dtype
+            )
     batch["keypoints_BTJ3"] = np.abs(batch["keypoints_BTJ3"]) * np.array([2.0, 2.0, 0.5], np.float32)
     for b, windows in enumerate(sequences):
         ends = dict.fromkeys(("token", "text", "latent", "frame"), 0)
@@ -93,8 +99,12 @@ def packed_batch(shape: PackedShape, sequences: Sequence[Sequence[Window]], seed
     return batch
 
 
-def _place(batch: dict[str, np.ndarray], shape: PackedShape, b: int, g: int, window: Window, ends: dict[str, int]) -> None:
-    row_column = np.stack(np.meshgrid(np.arange(window.height), np.arange(window.width), indexing="ij"), -1).reshape(-1, 2)
+def _place(
+    batch: dict[str, np.ndarray], shape: PackedShape, b: int, g: int, window: Window, ends: dict[str, int]
+) -> None:
+    row_column = np.stack(np.meshgrid(np.arange(window.height), np.arange(window.width), indexing="ij"), -1).reshape(
+        -1, 2
+    )
     area = len(row_column)
     reference = Condition.REFERENCE in window.active
     begin, tokens = ends["token"], area * (window.latents + reference)
@@ -120,7 +130,9 @@ def _place(batch: dict[str, np.ndarray], shape: PackedShape, b: int, g: int, win
                 covered = frames_of_latent(i)
                 rows = ends["frame"] + np.arange(covered.start - margin, covered.stop + margin) + margin
                 # The last rows stay -1: the first latent has fewer frames, and the edge of a clip has no neighbours.
-                batch[name][b, ends["latent"] + i, : len(rows)] = np.where(rows < ends["frame"] + window.frames + margin, rows, -1)
+                batch[name][b, ends["latent"] + i, : len(rows)] = np.where(
+                    rows < ends["frame"] + window.frames + margin, rows, -1
+                )
     ends["token"] += tokens
     ends["text"] += window.text_tokens
     ends["latent"] += window.latents
@@ -129,7 +141,10 @@ def _place(batch: dict[str, np.ndarray], shape: PackedShape, b: int, g: int, win
 
 def shape_for(config: MMDiTConfig, **changes: int) -> PackedShape:
     """A packed shape that `config` takes; sizes that no branch of it fixes are arbitrary."""
-    audio, pose = config.audio or AudioAdapterConfig(features=3, neighbours=1), config.pose or PoseGuiderConfig(keypoints=2)
+    audio, pose = (
+        config.audio or AudioAdapterConfig(features=3, neighbours=1),
+        config.pose or PoseGuiderConfig(keypoints=2),
+    )
     values = {
         "latent_tokens": 160,
         "text_tokens": 20,

@@ -1,15 +1,18 @@
-"""`make weights-1b`: a 1 B model in, and out again, with what the host held beside the arrays. Prints the table of docs/parity.md.
+"""`make weights-1b`: a 1 B model in, and out again, with what the host held beside the arrays. Prints the table of
+docs/parity.md.
 
     python -m tests.interop.stream_1b SCRATCH_DIR [--devices 8]
 
-The model has HunyuanVideo's own widths (3072, 24 heads, text 4096), so its tensors are those of the 13 B model, and fewer
+The model has HunyuanVideo's own widths (3072, 24 heads, text 4096), so its tensors are those of the 13 B model, and
+fewer
 blocks: 1 dual, 4 single, 2 of the refiner. Random bfloat16 weights, written tensor by tensor, in shards with an index.
 
-Each row is a process of its own, which first does the same with a tiny model: libraries, compilers and thread pools are there
-then. What it holds at that moment is the base; the peak is the kernel's own high-water mark of the resident set (VmHWM, reset
-after the base was read), mapped file pages included. `beside` = peak - base - bytes of the arrays: of what all devices hold, in
-float32, a leaf that is not split as often as it is copied (the tiny model's are gone by then). An export has no arrays: it streams
-from the checkpoint to the file. The import's peak is also read before it begins to write the checkpoint, when the tensors are in.
+Each row is a process of its own, which first does the same with a tiny model: libraries, compilers and thread pools are
+there then. What it holds at that moment is the base; the peak is the kernel's own high-water mark of the resident set
+(VmHWM, reset after the base was read), mapped file pages included. `beside` = peak - base - bytes of the arrays: of
+what all devices hold, in float32, a leaf that is not split as often as it is copied (the tiny model's are gone by
+then). An export has no arrays: it streams from the checkpoint to the file. The import's peak is also read before it
+begins to write the checkpoint, when the tensors are in.
 """
 
 import argparse
@@ -33,7 +36,8 @@ JOBS = ("import", "export-diffusers-fp32", COMPARED, "export-torch-fp32", "expor
 SIZES: dict[str, dict[str, Any]] = {
     "1b": {"num_layers": 1, "num_single_layers": 4},
     "tiny": {
-        "num_layers": 1, "num_single_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 8, "attention_head_dim": 16,
+        "num_layers": 1, "num_single_layers": 2, "num_refiner_layers": 1, "num_attention_heads": 8,
+        "attention_head_dim": 16,
         "rope_axes_dim": [4, 6, 6], "text_embed_dim": 64, "pooled_projection_dim": 32,
     },
 }  # fmt: skip
@@ -128,8 +132,8 @@ def main() -> int:
     leaf = max(int(4 * math.prod(shape)) for shape in table.shapes.values())
     parameters = sum(math.prod(info.shape) for info in tensors.values())
     print(
-        f"{parameters / 1e9:.2f} B parameters; largest tensor {largest / MB:.0f} MB in fp32, bound {TENSOR_BOUND} x that = "
-        f"{TENSOR_BOUND * largest / MB:.0f} MB; largest stacked leaf {leaf / MB:.0f} MB\n"
+        f"{parameters / 1e9:.2f} B parameters; largest tensor {largest / MB:.0f} MB in fp32, bound {TENSOR_BOUND} x"
+        f" that = {TENSOR_BOUND * largest / MB:.0f} MB; largest stacked leaf {leaf / MB:.0f} MB\n"
     )
     print("| | arrays | peak beside them | of the largest tensor | seconds |\n|---|---|---|---|---|")
     environment = os.environ | {
@@ -144,18 +148,28 @@ def main() -> int:
             print(done.stdout, done.stderr, file=sys.stderr)
             return 1
         row = json.loads(lines[0].removeprefix("MEASURED "))
-        peaks = {job: row["beside"]} if job != "import" else {"import: tensors read": row["read"], "import: whole": row["beside"]}
+        peaks = (
+            {job: row["beside"]}
+            if job != "import"
+            else {"import: tensors read": row["read"], "import: whole": row["beside"]}
+        )
         for name, peak in peaks.items():
             fits &= peak <= TENSOR_BOUND * largest
             print(
-                f"| {name} | {row['arrays'] / MB:.0f} MB | {peak / MB:.0f} MB | {peak / largest:.2f} | {row['s']:.0f} |", flush=True
+                f"| {name} | {row['arrays'] / MB:.0f} MB | {peak / MB:.0f} MB | {peak / largest:.2f} |"
+                f" {row['s']:.0f} |",
+                flush=True,
             )
     back = scratch / COMPARED / "1b"
     ours = safetensors_io.open_folder(back, hunyuan_video.STEM)
     same = ours.keys() == tensors.keys() and all(
-        bytes_equal(safetensors_io.read_tensor(ours[name]), safetensors_io.read_tensor(info)) for name, info in tensors.items()
+        bytes_equal(safetensors_io.read_tensor(ours[name]), safetensors_io.read_tensor(info))
+        for name, info in tensors.items()
     )
-    print(f"\nimport, then export in bf16: {'bit-identical' if same else 'NOT THE SAME'}; {'inside' if fits else 'OVER'} the bound")
+    print(
+        f"\nimport, then export in bf16: {'bit-identical' if same else 'NOT THE SAME'}; {'inside' if fits else 'OVER'}"
+        " the bound"
+    )
     return 0 if same and fits else 1
 
 

@@ -20,7 +20,10 @@ CONFIGS = {
 
 
 def _bits(tree) -> list[tuple[str, bytes]]:
-    return [(jax.tree_util.keystr(path), np.asarray(leaf).tobytes()) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [
+        (jax.tree_util.keystr(path), np.asarray(leaf).tobytes())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -77,7 +80,9 @@ def test_each_number_goes_where_its_meaning_is():
     patch = ours["patch_embed"]["kernel"].reshape(2, 2, config.latent_channels, width)
     np.testing.assert_array_equal(patch[1, 0, 3], tensors["x_embedder.proj.weight"][:, 3, 0, 1, 0])
     bias = ours["proj_out"]["bias"].reshape(2, 2, config.latent_channels)
-    np.testing.assert_array_equal(bias, tensors["proj_out.bias"].reshape(config.latent_channels, 2, 2).transpose(1, 2, 0))
+    np.testing.assert_array_equal(
+        bias, tensors["proj_out.bias"].reshape(config.latent_channels, 2, 2).transpose(1, 2, 0)
+    )
     modulation = ours["dual_blocks"]["text"]["modulation"]["linear"]["kernel"]
     np.testing.assert_array_equal(
         modulation[0, :, 5, 7], tensors["transformer_blocks.0.norm1_context.linear.weight"][5 * width + 7]
@@ -101,7 +106,9 @@ def test_everything_wrong_is_in_one_error():
     ours = dict(table.shapes)
     ours[("time", "mlp", "fc_in", "kernel")] = (1, 2)
     del ours[("proj_out", "bias")]
-    with pytest.raises(kt.KeyTableError, match=r"\(2 of .*missing proj_out/bias \[16\].*time/mlp/fc_in/kernel is \[1, 2\]"):
+    with pytest.raises(
+        kt.KeyTableError, match=r"\(2 of .*missing proj_out/bias \[16\].*time/mlp/fc_in/kernel is \[1, 2\]"
+    ):
         table.check_ours(ours, "the checkpoint")
 
 
@@ -121,7 +128,9 @@ def test_full_size_needs_no_memory_and_has_diffusers_own_names_and_shapes():
     with torch.device("meta"):
         reference = HunyuanVideoTransformer3DModel()
     table = kt.key_table(config)
-    table.check_torch({name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()}, "diffusers' HunyuanVideo")
+    table.check_torch(
+        {name: tuple(tensor.shape) for name, tensor in reference.state_dict().items()}, "diffusers' HunyuanVideo"
+    )
     assert sum(int(np.prod(entry.shape)) for entry in table.entries) == sum(p.numel() for p in reference.parameters())
 
 

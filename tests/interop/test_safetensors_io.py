@@ -124,7 +124,11 @@ def test_a_damaged_index_is_one_line_for_every_reader(tmp_path, text):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(text)
     (tmp_path / "config.json").write_text("{}")
-    for read in (io.open_folder, lambda folder: open_pretrained(folder).weight_files(), encoders_omnihuman.weight_files):
+    for read in (
+        io.open_folder,
+        lambda folder: open_pretrained(folder).weight_files(),
+        encoders_omnihuman.weight_files,
+    ):
         with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json.*fetch (it|the folder) again") as error:
             read(tmp_path)
         assert "\n" not in str(error.value)

@@ -21,7 +21,13 @@ GOOD: dict[str, Any] = {
     "volumes": VOLUMES,
 }
 SLURM = {"python": "/shared/venv/bin/python", "workdir": "/shared/omnihuman", "time": "1-00:00:00", "partition": "gpu"}
-ON_SLURM = {"accelerator": {"type": "h100", "nodes": 32}, "output": "/shared/run", "image": "", "volumes": [], "slurm": SLURM}
+ON_SLURM = {
+    "accelerator": {"type": "h100", "nodes": 32},
+    "output": "/shared/run",
+    "image": "",
+    "volumes": [],
+    "slurm": SLURM,
+}
 TPU_VM = {"project": "p", "zone": "us-east5-b", "mounts": {"/mnt/runs": "/runs"}}
 ON_TPU_VM = {"accelerator": {"type": "v6e", "topology": "16x16"}, "volumes": [], "tpu_vm": TPU_VM}
 

@@ -37,8 +37,18 @@ def test_jobset(tools: Path) -> None:
     manifest = yaml.safe_load((tools / "stdin").read_text())
     assert manifest["kind"] == "JobSet" and manifest["metadata"]["namespace"] == "research"
     assert call(tools, "status", "jobset")[0] == "get jobset run --namespace default --output wide"
-    lines = call(tools, "logs", "jobset", "--rank", "65", "--follow", accelerator={"type": "v5p", "topology": "4x8x8", "slices": 2})
-    selector = "jobset.sigs.k8s.io/jobset-name=run,jobset.sigs.k8s.io/job-index=1,batch.kubernetes.io/job-completion-index=1"
+    lines = call(
+        tools,
+        "logs",
+        "jobset",
+        "--rank",
+        "65",
+        "--follow",
+        accelerator={"type": "v5p", "topology": "4x8x8", "slices": 2},
+    )
+    selector = (
+        "jobset.sigs.k8s.io/jobset-name=run,jobset.sigs.k8s.io/job-index=1,batch.kubernetes.io/job-completion-index=1"
+    )
     assert lines == [f"logs --namespace default --selector {selector} --container train --tail 200 --follow"]
     assert call(tools, "cancel", "jobset") == ["delete jobset run --namespace default"]
 

@@ -1,4 +1,6 @@
-"""The Dockerfiles by rule (as hadolint would): pinned, non-root, no secrets, Python as process 1. They are parsed, not built."""
+"""The Dockerfiles by rule (as hadolint would): pinned, non-root, no secrets, Python as process 1. They are parsed, not
+built.
+"""
 
 import importlib.metadata
 import json
@@ -122,7 +124,9 @@ def test_every_package_of_an_image_is_pinned() -> None:
     missing = {re.sub(r"[-_.]+", "-", name).lower() for name in wanted if "omnihuman" not in name} - pinned
     assert missing - {"curation", "demo", "torch", "topologies", "dev", "all"} == set()
     versions = dict(
-        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line and line[0] != "#"
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line and line[0] != "#"
     )
     # Made for the JAX that we pin, which names its TPU runtime.
     assert f"jax-cuda12-plugin=={versions['jax']}\n" in extra[1].read_text()

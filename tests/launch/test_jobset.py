@@ -36,7 +36,9 @@ def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def env_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in pod_of(manifest)["containers"][0]["env"]}
+    return {
+        entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in pod_of(manifest)["containers"][0]["env"]
+    }
 
 
 @pytest.mark.parametrize("capacity", CAPACITY)
@@ -70,7 +72,10 @@ def test_every_gpu_manifest_validates(kind: str, nodes: int) -> None:
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": GPU_MACHINES[kind].gpus}
     # Explicit: JAX's own search would count the pods of one child Job and want to list them.
     assert env["JAX_COORDINATOR_ADDRESS"] == "run-slice-0-0.run:8482" and env["JAX_NUM_PROCESSES"] == str(nodes)
-    assert env["JAX_PROCESS_ID"]["fieldRef"]["fieldPath"] == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert (
+        env["JAX_PROCESS_ID"]["fieldRef"]["fieldPath"]
+        == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    )
     assert len(env["JAX_LOCAL_DEVICE_IDS"].split(",")) == GPU_MACHINES[kind].gpus
     assert "--distributed" not in pod["containers"][0]["command"]
     security = pod["containers"][0]["securityContext"]
@@ -105,12 +110,16 @@ def test_the_failure_policy_tells_preemption_crash_and_user_error_apart() -> Non
                 break
             if "onExitCodes" in rule and code in rule["onExitCodes"]["values"]:
                 reason = "PodFailurePolicy"
-                message = f"Container train for pod ns/p failed with exit code {code} matching FailJob rule at index {index}"
+                message = (
+                    f"Container train for pod ns/p failed with exit code {code} matching FailJob rule at index {index}"
+                )
                 break
         else:
             reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
         for rule in policy["rules"]:
-            if reason in rule["onJobFailureReasons"] and any(re.search(p, message) for p in rule["onJobFailureMessagePatterns"]):
+            if reason in rule["onJobFailureReasons"] and any(
+                re.search(p, message) for p in rule["onJobFailureMessagePatterns"]
+            ):
                 return rule["action"]
         return "RestartJobSet"  # JobSet's default: counted
 
@@ -134,13 +143,17 @@ def test_queue_secrets_and_the_rest() -> None:
     assert manifest["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
     assert "priorityClassName" not in template["spec"]
     assert template["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
-    assert template["spec"]["terminationGracePeriodSeconds"] == 77 and template["spec"]["serviceAccountName"] == "trainer"
+    assert (
+        template["spec"]["terminationGracePeriodSeconds"] == 77 and template["spec"]["serviceAccountName"] == "trainer"
+    )
     assert template["spec"]["automountServiceAccountToken"] is False and "hostNetwork" not in template["spec"]
     assert "--config.checkpoint.directory=gs://b/run" in template["spec"]["containers"][0]["command"]
     env = env_of(manifest)
     assert env["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
     assert env["A"] == "b" and env["JAX_COMPILATION_CACHE_DIR"] == "gs://b/cache"
-    assert env["RESTART_ATTEMPT"]["fieldRef"]["fieldPath"] == "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']"
+    assert (
+        env["RESTART_ATTEMPT"]["fieldRef"]["fieldPath"] == "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']"
+    )
     assert pod_of(jobset.manifest(spec(priority="high")))["priorityClassName"] == "high"
     on_host = pod_of(jobset.manifest(spec(host_network=True)))
     assert on_host["hostNetwork"] and on_host["dnsPolicy"] == "ClusterFirstWithHostNet"
@@ -164,15 +177,35 @@ MUTATIONS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ),
     ("bad enum", lambda m: m["spec"]["failurePolicy"].update(restartStrategy="Again"), "is not one of"),
     ("bad action", lambda m: m["spec"]["failurePolicy"]["rules"][0].update(action="Restart"), "is not one of"),
-    ("rule without a name", lambda m: m["spec"]["failurePolicy"]["rules"][0].pop("name"), "'name' is a required property"),
+    (
+        "rule without a name",
+        lambda m: m["spec"]["failurePolicy"]["rules"][0].pop("name"),
+        "'name' is a required property",
+    ),
     ("container without a name", lambda m: pod_of(m)["containers"][0].pop("name"), "'name' is a required property"),
     ("long name", lambda m: m["metadata"].update(name="a" * 27), "has 27 characters, at most 26"),
-    ("counts differ", lambda m: m["spec"]["replicatedJobs"][0]["template"]["spec"].update(completions=3), "is not completions 3"),
+    (
+        "counts differ",
+        lambda m: m["spec"]["replicatedJobs"][0]["template"]["spec"].update(completions=3),
+        "is not completions 3",
+    ),
     ("restart policy", lambda m: pod_of(m).update(restartPolicy="Always"), "needs Never"),
-    ("env twice", lambda m: pod_of(m)["containers"][0]["env"].append({"name": "PYTHONUNBUFFERED", "value": "0"}), "is there twice"),
-    ("volume twice", lambda m: pod_of(m)["volumes"].append({"name": "shm", "emptyDir": {}}), "volume shm is there twice"),
+    (
+        "env twice",
+        lambda m: pod_of(m)["containers"][0]["env"].append({"name": "PYTHONUNBUFFERED", "value": "0"}),
+        "is there twice",
+    ),
+    (
+        "volume twice",
+        lambda m: pod_of(m)["volumes"].append({"name": "shm", "emptyDir": {}}),
+        "volume shm is there twice",
+    ),
     ("volume missing", lambda m: pod_of(m)["volumes"].pop(), "that is not there"),
-    ("other chips", lambda m: pod_of(m)["containers"][0]["resources"]["limits"].update({"google.com/tpu": 8}), "must both be 4"),
+    (
+        "other chips",
+        lambda m: pod_of(m)["containers"][0]["resources"]["limits"].update({"google.com/tpu": 8}),
+        "must both be 4",
+    ),
     ("container renamed", lambda m: pod_of(m)["containers"][0].update(name="main"), "there is no container 'train'"),
 ]
 

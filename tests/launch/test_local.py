@@ -1,4 +1,6 @@
-"""The restart rule on real processes: small Python programs in place of the trainer, which `test_local_training.py` runs."""
+"""The restart rule on real processes: small Python programs in place of the trainer, which `test_local_training.py`
+runs.
+"""
 
 import json
 import os
@@ -20,7 +22,8 @@ from tests.launch.specs import spec
 SLEEP = "import time; time.sleep(60)"
 # SIGTERM ends it with the code of a saved stop.
 SAVES = (
-    "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(42))\nprint('ready', flush=True)\ntime.sleep(60)"
+    "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(42))\nprint('ready',"
+    " flush=True)\ntime.sleep(60)"
 )
 IGNORES = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)"
 
@@ -95,7 +98,9 @@ def test_a_process_that_is_killed_restarts_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("program", [IGNORES, f"import os, signal; os.kill(os.getpid(), signal.SIGSTOP)\n{SLEEP}"])
 def test_a_process_that_does_not_end_is_killed(tmp_path: Path, program: str) -> None:
-    outcome = run(a_spec(tmp_path, restarts=1), {(0, 0): program, (0, 1): "import time; time.sleep(0.5); raise RuntimeError"})
+    outcome = run(
+        a_spec(tmp_path, restarts=1), {(0, 0): program, (0, 1): "import time; time.sleep(0.5); raise RuntimeError"}
+    )
     assert (outcome.code, outcome.counted) == (0, 1)
     assert "killing" in kinds(outcome)
 
@@ -263,7 +268,9 @@ def test_the_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
     assert local.status(job_spec) == 0
 
 
-@pytest.mark.parametrize("program", ["import time; time.sleep(0.7)", IGNORES], ids=["saves for a while", "does not end"])
+@pytest.mark.parametrize(
+    "program", ["import time; time.sleep(0.7)", IGNORES], ids=["saves for a while", "does not end"]
+)
 def test_ranks_of_a_launcher_that_was_killed_are_outlasted(tmp_path: Path, program: str) -> None:
     job_spec = a_spec(tmp_path, grace_s=2)
     folder = local_state.state_dir(job_spec)
@@ -272,7 +279,10 @@ def test_ranks_of_a_launcher_that_was_killed_are_outlasted(tmp_path: Path, progr
     other = subprocess.Popen([sys.executable, "-c", SLEEP])
     try:
         # `other` has the number of a rank that ended long ago.
-        left = {"processes": {"0": old.pid, "1": other.pid}, "started": {"0": local_state.process_start(old.pid), "1": "1"}}
+        left = {
+            "processes": {"0": old.pid, "1": other.pid},
+            "started": {"0": local_state.process_start(old.pid), "1": "1"},
+        }
         local_state.write(folder, {"name": "run", "state": "running", "attempt": 3, **left})
         seen: list[str] = []
         outcome = run(job_spec, {}, on_event=lambda event: seen.append(local_state.process_start(old.pid)))

@@ -22,13 +22,22 @@ QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_e
 
 
 def a_spec(run: Path, dataset: Path, **overrides: object) -> RunSpec:
-    rows = {"data.dataset": str(dataset), "stages.rows[1].steps": STEPS - 5, "checkpoint.interval": INTERVAL, **overrides}
+    rows = {
+        "data.dataset": str(dataset),
+        "stages.rows[1].steps": STEPS - 5,
+        "checkpoint.interval": INTERVAL,
+        **overrides,
+    }
     accelerator = {"type": "cpu", "nodes": 2, "devices": 2}
-    return spec(config=str(runs.CONFIG), output=str(run), accelerator=accelerator, overrides=rows, grace_s=60, restarts=1)
+    return spec(
+        config=str(runs.CONFIG), output=str(run), accelerator=accelerator, overrides=rows, grace_s=60, restarts=1
+    )
 
 
 def logs(job_spec: RunSpec) -> str:
-    return "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted((local.state_dir(job_spec) / "logs").iterdir()))
+    return "\n".join(
+        f"{path.name}:\n{path.read_text()}" for path in sorted((local.state_dir(job_spec) / "logs").iterdir())
+    )
 
 
 def test_a_user_error_is_not_tried_again(tmp_path: Path) -> None:
@@ -60,7 +69,9 @@ def run_and_kill(job_spec: RunSpec, rank: int, number: signal.Signals, at_step: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "rank", "code", "counted"), [(signal.SIGKILL, 1, 137, 1), (signal.SIGTERM, 0, 42, 0)])
+@pytest.mark.parametrize(
+    ("number", "rank", "code", "counted"), [(signal.SIGKILL, 1, 137, 1), (signal.SIGTERM, 0, 42, 0)]
+)
 def test_a_run_that_loses_a_rank_ends_as_one_that_does_not(
     tmp_path: Path, number: signal.Signals, rank: int, code: int, counted: int
 ) -> None:

@@ -16,7 +16,8 @@ def test_one_slice() -> None:
     run = spec(ON_TPU_VM, spot=True, service_account="me@p.iam.gserviceaccount.com")
     assert queued_resource.create_argv(run) == [
         "gcloud", "compute", "tpus", "queued-resources", "create", "run", *PLACE, "--accelerator-type", "v6e-256",
-        "--runtime-version", "v2-alpha-tpuv6e", "--node-id", "run", "--spot", "--service-account", "me@p.iam.gserviceaccount.com",
+        "--runtime-version", "v2-alpha-tpuv6e", "--node-id", "run", "--spot", "--service-account",
+        "me@p.iam.gserviceaccount.com",
     ]  # fmt: skip
     assert len(queued_resource.start_argvs(run)) == 1
 
@@ -33,15 +34,26 @@ def test_several_slices_and_a_reservation() -> None:
 
 def test_every_worker_starts_the_image_under_supervision() -> None:
     evil = "a b'; touch /pwned; $(id)"
-    run = spec(ON_TPU_VM, env={"A": evil}, secrets={"HF_TOKEN": {"file": "/etc/hf"}}, grace_s=90, restarts=4, overrides={"seed": 3})
+    run = spec(
+        ON_TPU_VM,
+        env={"A": evil},
+        secrets={"HF_TOKEN": {"file": "/etc/hf"}},
+        grace_s=90,
+        restarts=4,
+        overrides={"seed": 3},
+    )
     argv = queued_resource.start_argvs(run)[0]
-    assert argv[:8] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "run", "--project", "p"] and "--worker=all" in argv
+    assert (
+        argv[:8] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "run", "--project", "p"] and "--worker=all" in argv
+    )
     login, docker = argv[-1].removeprefix("--command=").split(" && ", 1)
     assert login == "sudo gcloud auth configure-docker us-docker.pkg.dev --quiet"
     # What a remote shell makes of it: the words that we meant, and nothing else.
     words = shlex.split(docker)
     assert words == queued_resource.docker_argv(run) and f"A={evil}" in words
-    shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {docker}"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {docker}"], capture_output=True, text=True, check=True
+    ).stdout
     assert shown.splitlines() == words
     image = words.index(IMAGE)
     assert words[image + 1 : image + 6] == ["python", "-m", "launch.supervise", "--restarts", "4"]

@@ -1,4 +1,6 @@
-"""The sbatch script: its text, and what it does, run by bash with tools that stand for SLURM's (no test machine has one)."""
+"""The sbatch script: its text, and what it does, run by bash with tools that stand for SLURM's (no test machine has
+one).
+"""
 
 import os
 import subprocess
@@ -23,7 +25,8 @@ while arguments[0].startswith("--"):
 tasks = int(os.environ["FAKE_TASKS"])
 fixed = {"SLURM_NTASKS": str(tasks), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_NODES": str(tasks)}
 children = [
-    subprocess.Popen(arguments, env={**os.environ, **fixed, "SLURM_PROCID": str(i), "SLURM_LOCALID": "0"}) for i in range(tasks)
+    subprocess.Popen(arguments, env={**os.environ, **fixed, "SLURM_PROCID": str(i), "SLURM_LOCALID": "0"})
+    for i in range(tasks)
 ]
 codes = [child.wait() for child in children]
 sys.exit(max(128 - code if code < 0 else code for code in codes))
@@ -99,9 +102,16 @@ def test_bash_reads_it_and_values_stay_values() -> None:
 
 
 def test_a_container_and_cpu_nodes() -> None:
-    fields = {"runtime": "apptainer", "binds": ["/shared/data"], "directives": ["--exclude=node7"], "setup": ["module load x"]}
+    fields = {
+        "runtime": "apptainer",
+        "binds": ["/shared/data"],
+        "directives": ["--exclude=node7"],
+        "setup": ["module load x"],
+    }
     text = slurm.render(spec(ON_SLURM, image=IMAGE, slurm=fields))
-    wanted = f"srun --wait=120 apptainer exec --nv --pwd /app --bind /shared/run --bind /shared/data docker://{IMAGE} python"
+    wanted = (
+        f"srun --wait=120 apptainer exec --nv --pwd /app --bind /shared/run --bind /shared/data docker://{IMAGE} python"
+    )
     assert wanted in text and "#SBATCH --exclude=node7\n" in text and "\nmodule load x\n" in text
     on_cpu = slurm.render(spec(ON_SLURM, accelerator={"type": "cpu", "nodes": 2, "devices": 4}))
     assert "--simulate-devices 4 train" in on_cpu and "gpus" not in on_cpu and "LOCAL_DEVICE_IDS" not in on_cpu
@@ -145,7 +155,13 @@ def test_the_restart_rule(
 ) -> None:
     text = script(cluster, monkeypatch)
     done = subprocess.run(
-        ["bash"], input=text, text=True, env={**os.environ, "CODES": codes}, capture_output=True, timeout=120, check=False
+        ["bash"],
+        input=text,
+        text=True,
+        env={**os.environ, "CODES": codes},
+        capture_output=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == code, done.stderr
     assert (cluster / "run" / "launch" / "77" / "attempts").read_text() == f"{attempts}\n"
@@ -156,7 +172,9 @@ def test_the_restart_rule(
 def test_a_requeued_job_counts_on(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = script(cluster, monkeypatch)
     env = {**os.environ, "CODES": "1,134;42,42;1,134;0,0"}
-    codes = [subprocess.run(["bash"], input=text, text=True, env=env, timeout=120, check=False).returncode for _ in range(2)]
+    codes = [
+        subprocess.run(["bash"], input=text, text=True, env=env, timeout=120, check=False).returncode for _ in range(2)
+    ]
     assert codes == [exit_codes.RESTART, exit_codes.OK]
     state = cluster / "run" / "launch" / "77"
     assert (state / "failures").read_text() == "2\n" and (state / "attempts").read_text() == "4\n"
@@ -171,7 +189,9 @@ def test_the_trainer_itself_finds_its_peers_by_slurms_variables(cluster: Path, t
     overrides = {"data.dataset": str(dataset), "stages.rows[1].steps": steps - 5}
     elsewhere = tmp_path / "elsewhere"
     nodes["checkpoints"] = str(elsewhere)
-    job = spec(nodes, config=str(runs.CONFIG), overrides=overrides, slurm={"python": sys.executable, "workdir": str(tmp_path)})
+    job = spec(
+        nodes, config=str(runs.CONFIG), overrides=overrides, slurm={"python": sys.executable, "workdir": str(tmp_path)}
+    )
     done = subprocess.run(["bash"], input=slurm.render(job), text=True, capture_output=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line["step"] for line in runs.records(run)] == list(range(1, steps + 1))

@@ -29,32 +29,67 @@ def sidecar(name: str = "side", **fields: Any) -> dict[str, Any]:
 CASES: list[tuple[str, str, dict[str, Any], str]] = [
     # what, target, spec, part of the error
     ("an unknown key", "jobset", changed({"acclerator": {}}), "acclerator: no such field; did you mean 'accelerator'?"),
-    ("an unknown inner key", "jobset", changed({"accelerator": {"type": "v5p", "topolgy": "4x4x4"}}), "did you mean 'topology'?"),
+    (
+        "an unknown inner key",
+        "jobset",
+        changed({"accelerator": {"type": "v5p", "topolgy": "4x4x4"}}),
+        "did you mean 'topology'?",
+    ),
     ("a missing key", "jobset", changed(drop="output"), "output is missing"),
     ("a wrong type", "jobset", changed({"restarts": "ten"}), "restarts: expects a whole number, not 'ten'"),
     ("a number where text is", "jobset", changed({"env": {"N": 3}}), "env.N: expects text, not 3 (quote it)"),
     ("not a mapping", "jobset", changed({"accelerator": "v5p-64"}), "accelerator: expects a mapping, not 'v5p-64'"),
     ("a name with capitals", "jobset", changed({"name": "MyRun"}), "name 'MyRun': lower-case letters"),
     ("a long name", "jobset", changed({"name": "a" * 27}), "has 27 characters; pods' host names leave room for 26"),
-    ("an unknown accelerator", "jobset", changed({"accelerator": {"type": "v5x"}}), "accelerator.type 'v5x' is unknown"),
+    (
+        "an unknown accelerator",
+        "jobset",
+        changed({"accelerator": {"type": "v5x"}}),
+        "accelerator.type 'v5x' is unknown",
+    ),
     (
         "a topology of no slice",
         "jobset",
         changed({"accelerator": {"type": "v5p", "topology": "4x4x6"}}),
         "v5p has no topology 4x4x6",
     ),
-    ("no topology", "jobset", changed({"accelerator": {"type": "v6e"}}), "accelerator.topology is missing; v6e has 1x1"),
-    ("a TPU by nodes", "jobset", changed({"accelerator": {"type": "v6e", "topology": "8x8", "nodes": 4}}), "not by nodes"),
-    ("a GPU by slices", "jobset", changed({"accelerator": {"type": "h100", "slices": 4}}), "topology and slices are for TPUs"),
+    (
+        "no topology",
+        "jobset",
+        changed({"accelerator": {"type": "v6e"}}),
+        "accelerator.topology is missing; v6e has 1x1",
+    ),
+    (
+        "a TPU by nodes",
+        "jobset",
+        changed({"accelerator": {"type": "v6e", "topology": "8x8", "nodes": 4}}),
+        "not by nodes",
+    ),
+    (
+        "a GPU by slices",
+        "jobset",
+        changed({"accelerator": {"type": "h100", "slices": 4}}),
+        "topology and slices are for TPUs",
+    ),
     (
         "slices of one host",
         "jobset",
         changed({"accelerator": {"type": "v6e", "topology": "2x2", "slices": 2}}),
         "2 slices of v6e 2x2, a single host",
     ),
-    ("spot and reserved", "jobset", changed({"spot": True, "reservation": "r"}), "spot and reservation 'r' exclude each other"),
+    (
+        "spot and reserved",
+        "jobset",
+        changed({"spot": True, "reservation": "r"}),
+        "spot and reservation 'r' exclude each other",
+    ),
     ("a literal secret", "jobset", changed({"env": {"HF_TOKEN": "x"}}), "env.HF_TOKEN looks like a secret"),
-    ("a secret's value", "jobset", changed({"env": {"HUB": "hf_" + "a" * 30}}), "the value of env.HUB looks like a credential"),
+    (
+        "a secret's value",
+        "jobset",
+        changed({"env": {"HUB": "hf_" + "a" * 30}}),
+        "the value of env.HUB looks like a credential",
+    ),
     (
         "a password in a URI",
         "jobset",
@@ -64,11 +99,27 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     *(
         (f"a secret in {what}", "jobset", changed({"pod_patch": patch}), message)
         for what, patch, message in [
-            ("a pod's env", sidecar(env=[{"name": "HF_TOKEN", "value": "x"}]), "containers[0].env[0].value looks like a secret"),
-            ("a pod's value", sidecar(env=[{"name": "HUB", "value": "hf_" + "a" * 30}]), "value looks like a credential"),
-            ("a pod's arguments", sidecar(args=["--api-key", "abc"]), "args[1] gives api-key a value, which looks like a secret"),
+            (
+                "a pod's env",
+                sidecar(env=[{"name": "HF_TOKEN", "value": "x"}]),
+                "containers[0].env[0].value looks like a secret",
+            ),
+            (
+                "a pod's value",
+                sidecar(env=[{"name": "HUB", "value": "hf_" + "a" * 30}]),
+                "value looks like a credential",
+            ),
+            (
+                "a pod's arguments",
+                sidecar(args=["--api-key", "abc"]),
+                "args[1] gives api-key a value, which looks like a secret",
+            ),
             ("a pod's line of bash", sidecar(args=["A=b DB_PASSWORD='x' run"]), "args[0] gives DB_PASSWORD a value"),
-            ("an annotation", {"metadata": {"annotations": {"x/api-token": "abc"}}}, "annotations.x/api-token looks like a secret"),
+            (
+                "an annotation",
+                {"metadata": {"annotations": {"x/api-token": "abc"}}},
+                "annotations.x/api-token looks like a secret",
+            ),
             ("a key", {"metadata": {"annotations": {"AKIA" + "A" * 16: ""}}}, "looks like a credential"),
         ]
     ),
@@ -76,8 +127,10 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "a secret in a line of bash",
         "slurm",
         changed(ON_SLURM, {"slurm": {"setup": ["module load x", "export HF_TOKEN=abc"]}}),
-        "slurm.setup[1] gives HF_TOKEN a value, which looks like a secret that all who may read jobs read; refer to it in secrets; "
-        "if it is none, say not_secret: [HF_TOKEN]",
+        (
+            "slurm.setup[1] gives HF_TOKEN a value, which looks like a secret that all who may read jobs read; refer to"
+            " it in secrets; if it is none, say not_secret: [HF_TOKEN]"
+        ),
     ),
     (
         "a secret in a directive",
@@ -123,19 +176,46 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed(ON_SLURM, {"secrets": {"T": {"secret": "s", "key": "k"}}}),
         "reads files on",
     ),
-    ("what the launcher sets", "jobset", changed({"env": {"JAX_PROCESS_ID": "0"}}), "env JAX_PROCESS_ID is set by the launcher"),
-    ("an image by tag", "jobset", changed({"image": "repo/trainer:latest"}), "is named by tag, which can change under a job"),
-    ("a short digest", "jobset", changed({"image": "repo/trainer@sha256:abc"}), "is not of the form repo@sha256:<64 hex digits>"),
+    (
+        "what the launcher sets",
+        "jobset",
+        changed({"env": {"JAX_PROCESS_ID": "0"}}),
+        "env JAX_PROCESS_ID is set by the launcher",
+    ),
+    (
+        "an image by tag",
+        "jobset",
+        changed({"image": "repo/trainer:latest"}),
+        "is named by tag, which can change under a job",
+    ),
+    (
+        "a short digest",
+        "jobset",
+        changed({"image": "repo/trainer@sha256:abc"}),
+        "is not of the form repo@sha256:<64 hex digits>",
+    ),
     ("no image", "jobset", changed({"image": ""}), "image is missing; --target jobset runs one"),
-    ("output in the container", "jobset", changed({"output": "/app/run"}), "'/app/run' lies on none of volumes (/runs)"),
-    ("output in the pod", "jobset", changed({"output": "/tmp/run"}), "the volume 'tmp', of kind emptyDir, which ends with its pod"),
+    (
+        "output in the container",
+        "jobset",
+        changed({"output": "/app/run"}),
+        "'/app/run' lies on none of volumes (/runs)",
+    ),
+    (
+        "output in the pod",
+        "jobset",
+        changed({"output": "/tmp/run"}),
+        "the volume 'tmp', of kind emptyDir, which ends with its pod",
+    ),
     ("output beside its volume", "jobset", changed({"output": "/runs/../app"}), "lies on none of volumes (/runs)"),
     (
         "output on an emptyDir",
         "jobset",
         changed({"volumes": [GOOD["volumes"][0] | {"source": {"emptyDir": {}}}]}),
-        "output '/runs/run' lies on the volume 'runs', of kind emptyDir, which ends with its pod: restarts would not find it; "
-        "put it on one of volumes (there are none)",
+        (
+            "output '/runs/run' lies on the volume 'runs', of kind emptyDir, which ends with its pod: restarts would"
+            " not find it; put it on one of volumes (there are none)"
+        ),
     ),
     (
         "an emptyDir over a volume",
@@ -146,7 +226,9 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     (
         "a patch that takes the volume",
         "jobset",
-        changed({"pod_patch": {"spec": {"volumes": [{"name": "runs", "persistentVolumeClaim": None, "emptyDir": {}}]}}}),
+        changed(
+            {"pod_patch": {"spec": {"volumes": [{"name": "runs", "persistentVolumeClaim": None, "emptyDir": {}}]}}}
+        ),
         "lies on the volume 'runs', of kind emptyDir",
     ),
     (
@@ -155,7 +237,12 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed({"volumes": [GOOD["volumes"][0] | {"read_only": True}]}),
         "lies on the volume 'runs', which is read-only",
     ),
-    ("checkpoints in the container", "jobset", changed({"checkpoints": "/c"}), "checkpoints '/c' lies on none of volumes"),
+    (
+        "checkpoints in the container",
+        "jobset",
+        changed({"checkpoints": "/c"}),
+        "checkpoints '/c' lies on none of volumes",
+    ),
     (
         "checkpoints moved away",
         "jobset",
@@ -212,7 +299,12 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed({"overrides": {"data.plan.sequences_per_step": 40}}),
         "data.plan.sequences_per_step 40 is not divisible by 32",
     ),
-    ("an override with its prefix", "jobset", changed({"overrides": {"config.seed": 3}}), "overrides.config.seed: the field alone"),
+    (
+        "an override with its prefix",
+        "jobset",
+        changed({"overrides": {"config.seed": 3}}),
+        "overrides.config.seed: the field alone",
+    ),
     (
         "a relative mount",
         "jobset",
@@ -236,20 +328,30 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     (
         "a patch that takes chips",
         "jobset",
-        changed({"pod_patch": {"spec": {"containers": [{"name": "train", "resources": {"limits": {"google.com/tpu": 1}}}]}}}),
+        changed(
+            {"pod_patch": {"spec": {"containers": [{"name": "train", "resources": {"limits": {"google.com/tpu": 1}}}]}}}
+        ),
         "google.com/tpu: limits 1 and requests 4 must both be 4",
     ),
     *(
         (f"a patch of the trainer's {what}", "jobset", changed({"pod_patch": sidecar("train", **fields)}), message)
         for what, fields, message in [
             ("resources", {"resources": None}, "container 'train' asks for no chips; there must be 4"),
-            ("command", {"command": ["python", "other.py"]}, "pod_patch: command and args of 'train' come from the spec"),
+            (
+                "command",
+                {"command": ["python", "other.py"]},
+                "pod_patch: command and args of 'train' come from the spec",
+            ),
             (
                 "arguments",
                 {"args": ["--config.checkpoint.directory=/c"]},
                 "pod_patch: command and args of 'train' come from the spec",
             ),
-            ("place", {"env": [{"name": "MEGASCALE_SLICE_ID", "value": "0"}]}, "env MEGASCALE_SLICE_ID of 'train' is set by"),
+            (
+                "place",
+                {"env": [{"name": "MEGASCALE_SLICE_ID", "value": "0"}]},
+                "env MEGASCALE_SLICE_ID of 'train' is set by",
+            ),
         ]
     ),
     (
@@ -258,8 +360,18 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed(ON_SLURM, {"image": IMAGE, "host_network": True, "security": "restricted"}),
         "host_network is not allowed by security 'restricted'",
     ),
-    ("a restricted TPU pod", "jobset", changed({"security": "restricted"}), "keeps the TPU runtime from pinning memory"),
-    ("an unknown profile", "jobset", changed({"security": "none"}), "security 'none' is unknown; it is one of restricted, tpu"),
+    (
+        "a restricted TPU pod",
+        "jobset",
+        changed({"security": "restricted"}),
+        "keeps the TPU runtime from pinning memory",
+    ),
+    (
+        "an unknown profile",
+        "jobset",
+        changed({"security": "none"}),
+        "security 'none' is unknown; it is one of restricted, tpu",
+    ),
     (
         "tpu7x without a policy",
         "jobset",
@@ -274,7 +386,13 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
             f"{field} is nothing to --target {target}, only to {takers}",
         )
         for target, base, field, value, takers in [
-            ("slurm", ON_SLURM, "priority", "high", "jobset; SLURM has slurm.qos, and slurm.directives such as --nice=100"),
+            (
+                "slurm",
+                ON_SLURM,
+                "priority",
+                "high",
+                "jobset; SLURM has slurm.qos, and slurm.directives such as --nice=100",
+            ),
             ("slurm", ON_SLURM, "namespace", "research", "jobset; leave it out"),
             ("slurm", ON_SLURM, "service_account", "me", "jobset and queued-resource; leave it out"),
             ("slurm", ON_SLURM, "volumes", GOOD["volumes"], "jobset; the nodes' own file systems are there"),
@@ -294,27 +412,55 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     *(
         (f"a bad {field}", "jobset", changed({field: value}), message)
         for field, value, message in [
-            ("namespace", "Bad NS", "namespace 'Bad NS' is no name to Kubernetes: lower-case letters, digits and '-' inside"),
+            (
+                "namespace",
+                "Bad NS",
+                "namespace 'Bad NS' is no name to Kubernetes: lower-case letters, digits and '-' inside",
+            ),
             ("namespace", "", "namespace and the names of volumes must not be empty"),
             ("queue", "bad queue!", "queue 'bad queue!' is no name to Kubernetes"),
             ("priority", "High", "priority 'High' is no name to Kubernetes"),
             ("service_account", "me@project", "service_account 'me@project' is no name"),
             ("reservation", "a b", "reservation 'a b' is no name to Kubernetes"),
             ("secrets", {"T": {"secret": "Hub", "key": "k"}}, "secrets.T.secret 'Hub' is no name to Kubernetes"),
-            ("volumes", [GOOD["volumes"][0] | {"name": "my_runs"}], "volumes[0].name 'my_runs' is no name to Kubernetes"),
+            (
+                "volumes",
+                [GOOD["volumes"][0] | {"name": "my_runs"}],
+                "volumes[0].name 'my_runs' is no name to Kubernetes",
+            ),
         ]
     ),
-    ("CPUs on GKE", "jobset", changed({"accelerator": {"type": "cpu", "nodes": 2}}), "cpu is for --target local and slurm"),
+    (
+        "CPUs on GKE",
+        "jobset",
+        changed({"accelerator": {"type": "cpu", "nodes": 2}}),
+        "cpu is for --target local and slurm",
+    ),
     ("a TPU on SLURM", "slurm", changed({"output": "/shared/run"}), "SLURM runs GPU or cpu nodes"),
-    ("no interpreter on SLURM", "slurm", changed(ON_SLURM, {"slurm": {}}), "slurm.python and slurm.workdir are missing"),
-    ("a SLURM time in words", "slurm", changed(ON_SLURM, {"slurm": {"time": "a day"}}), "slurm.time 'a day': D-HH:MM:SS"),
+    (
+        "no interpreter on SLURM",
+        "slurm",
+        changed(ON_SLURM, {"slurm": {}}),
+        "slurm.python and slurm.workdir are missing",
+    ),
+    (
+        "a SLURM time in words",
+        "slurm",
+        changed(ON_SLURM, {"slurm": {"time": "a day"}}),
+        "slurm.time 'a day': D-HH:MM:SS",
+    ),
     (
         "a directive of the launcher's own",
         "slurm",
         changed(ON_SLURM, {"slurm": SLURM | {"directives": ["--exclude=a", "--nodes=2"]}}),
         "slurm.directives: '--nodes=2' is set by the launcher",
     ),
-    ("a directive that ends the line", "slurm", changed(ON_SLURM, {"slurm": {"directives": ["--a=b\nrm"]}}), "is not of the form"),
+    (
+        "a directive that ends the line",
+        "slurm",
+        changed(ON_SLURM, {"slurm": {"directives": ["--a=b\nrm"]}}),
+        "is not of the form",
+    ),
     (
         "a GPU as queued resource",
         "queued-resource",
@@ -327,7 +473,12 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed(ON_TPU_VM, {"accelerator": {"type": "tpu7x", "topology": "4x8x8"}}),
         "tpu7x is served by GKE only",
     ),
-    ("no zone", "queued-resource", changed(ON_TPU_VM, {"tpu_vm": {"mounts": {"/m": "/runs"}}}), "tpu_vm.zone is missing"),
+    (
+        "no zone",
+        "queued-resource",
+        changed(ON_TPU_VM, {"tpu_vm": {"mounts": {"/m": "/runs"}}}),
+        "tpu_vm.zone is missing",
+    ),
     ("a pod's worth of processes here", "local", changed(), "are too many here, at most 16; set local.processes"),
     (
         "a secret that is not there",
@@ -424,7 +575,9 @@ def test_the_examples_are_right(
     name: str, target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert cli.main(["submit", f"launch/examples/{name}.yaml", "--target", target, "--dry-run"]) == 0, capsys.readouterr().err
+    assert cli.main(["submit", f"launch/examples/{name}.yaml", "--target", target, "--dry-run"]) == 0, (
+        capsys.readouterr().err
+    )
     assert capsys.readouterr().out.strip()
 
 
@@ -435,7 +588,9 @@ def test_every_example_is_tested() -> None:
 def test_a_spec_says_all_fields_of_its_docstring() -> None:
     doc = RunSpec.__doc__ or ""
     missing = [
-        name for name in RunSpec.__dataclass_fields__ if name not in doc and name not in ("accelerator", "slurm", "tpu_vm", "local")
+        name
+        for name in RunSpec.__dataclass_fields__
+        if name not in doc and name not in ("accelerator", "slurm", "tpu_vm", "local")
     ]
     assert not missing
 
@@ -466,16 +621,23 @@ def test_preflight_of_what_cannot_be_compiled_is_by_formula(tmp_path: Path, capf
     code = submit(tmp_path, yaml.safe_dump(data), "jobset", "--preflight")
     error = capfd.readouterr().err
     assert code == 0, error
-    assert "preflight: by formula: no program for v4 can be compiled here" in error and "not compiled: everything here" in error
+    assert (
+        "preflight: by formula: no program for v4 can be compiled here" in error
+        and "not compiled: everything here" in error
+    )
 
 
 def test_preflight_says_what_plan_knows_nothing_of() -> None:
-    with pytest.raises(ValueError, match=r"--preflight: `omnihuman plan` has no figures of gb200, only of v4, .*submit without it"):
+    with pytest.raises(
+        ValueError, match=r"--preflight: `omnihuman plan` has no figures of gb200, only of v4, .*submit without it"
+    ):
         checks.plan_argv(spec(accelerator={"type": "gb200", "nodes": 2}))
 
 
 @pytest.mark.parametrize(("nodes", "fits"), [(1, False), pytest.param(4, True, marks=pytest.mark.slow)])
-def test_preflight_refuses_what_does_not_fit(nodes: int, fits: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_preflight_refuses_what_does_not_fit(
+    nodes: int, fits: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """By the real `omnihuman plan`, which has a formula for GPUs and so is quick."""
     mesh = {"mesh.data": 1, "mesh.fsdp": 8 * nodes, "mesh.context": 1, "data.plan.sequences_per_step": 32}
     data = changed(

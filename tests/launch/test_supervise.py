@@ -20,7 +20,9 @@ sys.exit([int(code) for code in sys.argv[2].split(",")][attempt])
 
 def start(*arguments: str, **env: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "launch.supervise", *arguments]
-    return subprocess.Popen(command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def run(folder: Path, codes: str, *options: str, **env: str) -> tuple[int, int, str]:
@@ -31,7 +33,8 @@ def run(folder: Path, codes: str, *options: str, **env: str) -> tuple[int, int, 
 
 
 SAVES = (
-    "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(42))\nprint('ready', flush=True)\ntime.sleep(60)"
+    "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(42))\nprint('ready',"
+    " flush=True)\ntime.sleep(60)"
 )
 
 

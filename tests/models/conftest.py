@@ -1,4 +1,6 @@
-"""Packed batches of random windows for the models' tests: the layout of `PackedShape`, without the data room's packer."""
+"""Packed batches of random windows for the models' tests: the layout of `PackedShape`, without the data room's
+packer.
+"""
 
 import dataclasses
 
@@ -36,7 +38,9 @@ class Packer:
     def __init__(self, shape: PackedShape):
         self.shape = shape
 
-    def __call__(self, *sequences: list[Window], start: int = 0) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def __call__(
+        self, *sequences: list[Window], start: int = 0
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """(tokens_BLC, t_BG, batch); `start` tokens, texts, frames and slots are left empty in front."""
         batch = {name: np.zeros(dims, dtype) for name, (dims, dtype, _) in self.shape.arrays(len(sequences)).items()}
         for name in ("audio_index_BFA", "pose_index_BFP", "frame_BL", "window_BG"):
@@ -141,7 +145,9 @@ def config() -> MMDiTConfig:
 
 @pytest.fixture(scope="session")
 def randomise():
-    """Parameters with every leaf random, the zero-initialised ones too: a zero start hides what is connected to what."""
+    """Parameters with every leaf random, the zero-initialised ones too: a zero start hides what is connected to
+    what.
+    """
 
     def randomised(params, seed: int = 7):
         leaves, tree = jax.tree.flatten(params)

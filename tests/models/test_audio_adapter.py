@@ -76,7 +76,9 @@ def test_the_order_of_audio_frames_matters(added, pack, window) -> None:
 
 def test_sizes_that_do_not_fit_are_named(pack, window) -> None:
     _, _, batch = pack([window(seed=1)])
-    adapter = AudioAdapter(AudioAdapterConfig(features=8, width=28, neighbours=2, num_heads=2, head_dim=10), nnx.Rngs(params=0))
+    adapter = AudioAdapter(
+        AudioAdapterConfig(features=8, width=28, neighbours=2, num_heads=2, head_dim=10), nnx.Rngs(params=0)
+    )
     with pytest.raises(ValueError, match=r"takes 8 features and 8 tokens.*has 7 and 6"):
         adapter(batch, jnp.float32)
     with pytest.raises(ValueError, match=r"model.audio.num_heads is 0"):

@@ -1,4 +1,6 @@
-"""The formula for the model's operations, against XLA's own count where that one can be trusted: one layer of each kind."""
+"""The formula for the model's operations, against XLA's own count where that one can be trusted: one layer of each
+kind.
+"""
 
 import dataclasses
 
@@ -12,8 +14,10 @@ from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.typing import PackedShape
 
 CONFIG = mmdit.MMDiTConfig(
-    width=512, num_heads=4, num_dual_layers=1, num_single_layers=1, num_refiner_layers=1, text_width=256, pooled_width=128,
-    audio=AudioAdapterConfig(features=256, width=512, neighbours=2, num_heads=4), pose=PoseGuiderConfig(keypoints=75, width=256),
+    width=512, num_heads=4, num_dual_layers=1, num_single_layers=1, num_refiner_layers=1, text_width=256,
+    pooled_width=128,
+    audio=AudioAdapterConfig(features=256, width=512, neighbours=2, num_heads=4),
+    pose=PoseGuiderConfig(keypoints=75, width=256),
     guidance_embed=True, remat="none", attention="dense",
 )  # fmt: skip
 SHAPE = PackedShape(

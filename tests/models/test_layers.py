@@ -63,7 +63,8 @@ def test_time_embedding_starts_with_cosines_of_a_thousand_t(monkeypatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("x", "num_in", "out"), [((2, 5, 6), 1, (3, 4)), ((2, 3, 6), 1, (7,)), ((2, 5, 3, 4), 2, (6,)), ((1, 2, 8), 1, (3, 5))]
+    ("x", "num_in", "out"),
+    [((2, 5, 6), 1, (3, 4)), ((2, 3, 6), 1, (7,)), ((2, 5, 3, 4), 2, (6,)), ((1, 2, 8), 1, (3, 5))],
 )
 def test_gradients_of_a_product_are_those_that_jax_derives(x: tuple, num_in: int, out: tuple) -> None:
     rng = np.random.default_rng(0)

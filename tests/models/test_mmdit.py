@@ -1,4 +1,6 @@
-"""What must always hold of the model: absent means absent, windows are alone in their pack, structure changes no number."""
+"""What must always hold of the model: absent means absent, windows are alone in their pack, structure changes no
+number.
+"""
 
 import dataclasses
 
@@ -50,7 +52,9 @@ def velocity():
 
 
 def test_absent_means_absent(config, params, velocity, pack, window, measured) -> None:
-    """No audio, pose, reference, motion: exactly the model without those branches, with the branches' weights random."""
+    """No audio, pose, reference, motion: exactly the model without those branches, with the branches' weights
+    random.
+    """
     bare = {"reference": False, "audio": False, "pose": False, "motion": False}
     packed = pack([window(seed=1, **bare), window(seed=2, **bare)], [window(seed=3, **bare)])
     base_config = dataclasses.replace(config, audio=None, pose=None)
@@ -124,7 +128,9 @@ def test_every_input_of_a_window_reaches_its_output(config, params, velocity, pa
 
 
 def test_clean_mask_is_references_and_active_motion(pack, window) -> None:
-    _, _, batch = pack([window(seed=1, motion=True), window(seed=2, motion=False)], [window(seed=3, reference=False, motion=True)])
+    _, _, batch = pack(
+        [window(seed=1, motion=True), window(seed=2, motion=False)], [window(seed=3, reference=False, motion=True)]
+    )
     clean = clean_mask(batch)
     np.testing.assert_array_equal(clean, clean_mask(jax.tree.map(jnp.asarray, batch)))
     assert clean[0].tolist() == [True] * 6 + [True] * 12 + [False] * 6 + [True] * 6 + [False] * 18 + [False] * 24
@@ -137,7 +143,9 @@ def test_clean_tokens_are_modulated_with_time_zero(config, params, velocity, pac
     cut = lambda tree: jax.tree.map(lambda x: x[:1], tree)  # noqa: E731
     small = {k: v for k, v in params.items() if k != "single_blocks"} | {"dual_blocks": cut(params["dual_blocks"])}
     small["text_refiner"] = {k: v for k, v in params["text_refiner"].items() if k != "blocks"}
-    tokens, t, batch = pack([window(seed=1, frames=2, motion=True, text=0)], [window(seed=2, frames=2, motion=False, text=0)])
+    tokens, t, batch = pack(
+        [window(seed=1, frames=2, motion=True, text=0)], [window(seed=2, frames=2, motion=False, text=0)]
+    )
     before, after = (velocity(config, small, (tokens, at, batch)) for at in (t, t * 0.5))
     rows = batch["segment_ids_BL"] > 0
     np.testing.assert_array_equal(after[0, rows[0]], before[0, rows[0]])
@@ -188,7 +196,9 @@ def spread(config, params, packed, shape, **ways):
     shapes, axes = mmdit.abstract_params(config)
     tokens, t, batch = packed
     places = batch_shardings(mesh, shape, len(t))
-    params = jax.device_put(params, jax.tree.map(lambda a, s: named_sharding(mesh, a, s.shape), axes, shapes, is_leaf=is_axes))
+    params = jax.device_put(
+        params, jax.tree.map(lambda a, s: named_sharding(mesh, a, s.shape), axes, shapes, is_leaf=is_axes)
+    )
     inputs = (
         jax.device_put(tokens, places["latents_BLC"]),
         jax.device_put(t, places["motion_BG"]),
@@ -224,7 +234,9 @@ def test_the_mesh_does_not_change_the_gradients(config, params, pack, window) ->
 
 
 def is_inert(path) -> bool:
-    """The refiner's key bias shifts all of a query's scores alike (no QK-norm): its gradient is zero but for rounding."""
+    """The refiner's key bias shifts all of a query's scores alike (no QK-norm): its gradient is zero but for
+    rounding.
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/") == "text_refiner/blocks/k/bias"
 
 
@@ -234,9 +246,13 @@ def test_every_layer_of_a_scan_runs_once_and_in_order(config, params, velocity, 
     longer = dict(params)
     for name in ("dual_blocks", "single_blocks"):
         swapped = params | {name: jax.tree.map(lambda x: x[::-1], params[name])}
-        assert relative_error(velocity(config, swapped, packed), before) > 1e-3, "the order of the layers makes no difference"
+        assert relative_error(velocity(config, swapped, packed), before) > 1e-3, (
+            "the order of the layers makes no difference"
+        )
         longer[name] = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:1])]), params[name])
-    deeper = dataclasses.replace(config, num_dual_layers=config.num_dual_layers + 1, num_single_layers=config.num_single_layers + 1)
+    deeper = dataclasses.replace(
+        config, num_dual_layers=config.num_dual_layers + 1, num_single_layers=config.num_single_layers + 1
+    )
     # A block of zeros is the identity: its gates are closed.
     assert relative_error(velocity(deeper, longer, packed), before) <= 1e-6
 

@@ -20,11 +20,25 @@ def _import(source: Path, to: Path, count: int) -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     jobs = []
     for index in range(count):
-        command = [sys.executable, "-m", "omnihuman_jax.cli", "--simulate-devices", str(4 // count), "import", "hunyuan-video"]
+        command = [
+            sys.executable,
+            "-m",
+            "omnihuman_jax.cli",
+            "--simulate-devices",
+            str(4 // count),
+            "import",
+            "hunyuan-video",
+        ]
         command += ["--from", str(source), "--to", str(to)]
-        environment = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+        environment = {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+        }
         environment = os.environ | (environment if count > 1 else {})
-        jobs.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        jobs.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
     outputs = [job.communicate(timeout=300)[0] for job in jobs]
     assert all(job.returncode == 0 for job in jobs), outputs
 
@@ -40,4 +54,6 @@ def test_two_processes_import_what_one_does(tmp_path):
         assert one.read(path, None).tobytes() == two.read(path, None).tobytes(), path
     origins = [json.loads((tmp_path / count / "origin.json").read_text()) for count in "12"]
     assert origins[0] == origins[1]
-    assert origins[0]["files"] == import_weights.hash_files(import_weights.open_hunyuan_video(tmp_path / "source").files)
+    assert origins[0]["files"] == import_weights.hash_files(
+        import_weights.open_hunyuan_video(tmp_path / "source").files
+    )

@@ -1,4 +1,6 @@
-"""Several processes, and one of them dies, hangs, fails or is asked to stop: all end soon, with the code that says what to do."""
+"""Several processes, and one of them dies, hangs, fails or is asked to stop: all end soon, with the code that says what
+to do.
+"""
 
 import os
 import resource
@@ -31,7 +33,11 @@ def reached(jobs: list[subprocess.Popen], run: Path, step: int) -> None:
     """Until `step` is logged and the checkpoint before it is sealed."""
     sealed = run / "checkpoints" / str(step // 5 * 5) / "seal.json"
     for _ in range(6000):
-        if (run / "metrics.jsonl").exists() and any(line["step"] >= step for line in read_metrics(run)) and sealed.exists():
+        if (
+            (run / "metrics.jsonl").exists()
+            and any(line["step"] >= step for line in read_metrics(run))
+            and sealed.exists()
+        ):
             return
         assert all(job.poll() is None for job in jobs), runs.outcomes(jobs)
         time.sleep(0.02)
@@ -116,20 +122,35 @@ def test_all_agree_on_the_newest_whole_checkpoint(tmp_path: Path, dataset: Path)
 @pytest.mark.slow
 def test_the_last_save_fails_for_one_of_two_and_is_made_again_of_the_same_step(tmp_path: Path, dataset: Path) -> None:
     jobs = runs.start_all(
-        tmp_path, dataset, "--config.checkpoint.retry_delay_s=0.2", "--config.checkpoint.retries=2", faults={1: ("unsealed", 12)}
+        tmp_path,
+        dataset,
+        "--config.checkpoint.retry_delay_s=0.2",
+        "--config.checkpoint.retries=2",
+        faults={1: ("unsealed", 12)},
     )
     codes, outputs = runs.outcomes(jobs)
     assert codes == [exit_codes.OK] * 2, outputs
     (failed,) = [line for line in read_lines(tmp_path / "incidents.jsonl") if line["incident"] == "save_failed"]
-    assert failed["step"] == 12 and "planted" in failed["reason"] and (tmp_path / "checkpoints" / "12" / "seal.json").exists()
+    assert (
+        failed["step"] == 12
+        and "planted" in failed["reason"]
+        and (tmp_path / "checkpoints" / "12" / "seal.json").exists()
+    )
 
 
 @pytest.mark.slow
 def test_saves_that_fail_for_one_of_two_fail_for_both_and_are_made_again(
     tmp_path: Path, dataset: Path, request: pytest.FixtureRequest
 ) -> None:
-    """One process does not see the folder, then one cannot write while the other waits for it, then the folder is gone for both."""
-    options = (*OPTIONS, "--config.checkpoint.keep=99", "--config.checkpoint.retry_delay_s=0.2", "--config.checkpoint.interval=20")
+    """One process does not see the folder, then one cannot write while the other waits for it, then the folder is gone
+    for both.
+    """
+    options = (
+        *OPTIONS,
+        "--config.checkpoint.keep=99",
+        "--config.checkpoint.retry_delay_s=0.2",
+        "--config.checkpoint.interval=20",
+    )
     folder = tmp_path / "checkpoints"
 
     def failures() -> list[dict]:
@@ -149,7 +170,9 @@ def test_saves_that_fail_for_one_of_two_fail_for_both_and_are_made_again(
     jobs = runs.start_all(tmp_path, dataset, *options, "--config.stages.rows[1].steps=1995", faults={1: ("blind", 10)})
     request.addfinalizer(lambda: [job.kill() for job in jobs])
     until(lambda: newest() > 20)
-    assert [line["in_a_row"] for line in failures()] == [1, 1] and all("planted" in line["reason"] for line in failures())
+    assert [line["in_a_row"] for line in failures()] == [1, 1] and all(
+        "planted" in line["reason"] for line in failures()
+    )
     (early,) = [int(seal.parent.name) for seal in folder.glob("*/seal.json") if int(seal.parent.name) % 20]
     assert 20 < early < 40  # sooner than the interval says, and once
     # Process 1 cannot write a file of any size: process 0 would wait for it in a barrier of Orbax, for minutes.
@@ -170,6 +193,8 @@ def test_saves_that_fail_for_one_of_two_fail_for_both_and_are_made_again(
     assert codes == [exit_codes.RESTART] * 2, outputs
     # The next start finds none of it, and both leave for a restart.
     folder.rename(tmp_path / "away")
-    jobs = runs.start_all(tmp_path, dataset, *options, "--config.stages.rows[1].steps=1995", "--config.checkpoint.retries=1")
+    jobs = runs.start_all(
+        tmp_path, dataset, *options, "--config.stages.rows[1].steps=1995", "--config.checkpoint.retries=1"
+    )
     codes, outputs = runs.outcomes(jobs)
     assert codes == [exit_codes.RETRY] * 2 and all("did not answer in 2 tries" in output for output in outputs), outputs

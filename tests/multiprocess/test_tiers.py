@@ -1,4 +1,6 @@
-"""Checkpoints on each host's own disk, with two real processes: the newest step that is whole in either tier, bit for bit."""
+"""Checkpoints on each host's own disk, with two real processes: the newest step that is whole in either tier, bit for
+bit.
+"""
 
 import json
 import os
@@ -70,7 +72,8 @@ def test_the_newest_step_that_is_whole_in_either_tier(tmp_path: Path) -> None:
 
 STEPS = 24
 OPTIONS = (
-    f"--config.stages.rows[1].steps={STEPS - 5}", "--config.checkpoint.interval=12", "--config.checkpoint.local_interval=2",
+    f"--config.stages.rows[1].steps={STEPS - 5}", "--config.checkpoint.interval=12",
+    "--config.checkpoint.local_interval=2",
     "--config.mesh.data=2", "--config.mesh.fsdp=2", "--heartbeat-s=10", "--shutdown-s=10",
 )  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""The same run on 1, 2 and 4 processes: the same data, the same losses, and each continues what another number began."""
+"""The same run on 1, 2 and 4 processes: the same data, the same losses, and each continues what another number
+began.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""One of two hosts with a disk of its own each: saves in both tiers, loses and damages copies, restarts, and prints what it got.
+"""One of two hosts with a disk of its own each: saves in both tiers, loses and damages copies, restarts, and prints
+what it got.
 
     python -m tests.multiprocess.two_tiers INDEX PORT FOLDER
 
@@ -69,8 +70,12 @@ class Run:
     def restart(self) -> tuple[int | None, list[str]]:
         noted: list[str] = []
         state = make_state(self.mesh, 0)
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
-        with open_checkpoints(self.folder / "checkpoints", self.config, lambda kind, details: noted.append(kind)) as checkpoints:
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+        )
+        with open_checkpoints(
+            self.folder / "checkpoints", self.config, lambda kind, details: noted.append(kind)
+        ) as checkpoints:
             while (step := checkpoints.choose(abstract)) is not None:
                 assert checkpoints.record(step).step == step
                 try:

@@ -1,9 +1,10 @@
-"""`make parity`: runs every test that compares ours with an original library and writes their figures into docs/parity.md.
+"""`make parity`: runs every test that compares ours with an original library and writes their figures into
+docs/parity.md.
 
     python -m tests.parity.table
 
-Only what stands between the two markers is written; the rest of the page is prose. Fails, and leaves the page as it was, if a
-test fails.
+Only what stands between the two markers is written; the rest of the page is prose. Fails, and leaves the page as it
+was, if a test fails.
 """
 
 import json

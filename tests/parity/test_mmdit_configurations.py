@@ -112,7 +112,9 @@ class Compared:
         state = self.model.state_dict()
         self.params = self.table.from_torch(lambda name: state[name].numpy())
         tokens = case.frames * case.height * case.width
-        shape = shape_for(self.config, latent_tokens=tokens, text_tokens=max(case.text), windows=1, latent_frames=case.frames)
+        shape = shape_for(
+            self.config, latent_tokens=tokens, text_tokens=max(case.text), windows=1, latent_frames=case.frames
+        )
         text = ConditionSet.of(Condition.TEXT)
         windows = [
             Window(latents=case.frames, height=case.height, width=case.width, text_tokens=length, active=text)
@@ -153,8 +155,8 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 def largest_gradient_error(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
     """Norm of the difference over the norm, the largest over all tensors.
 
-    A gradient that is zero but for rounding (a key's bias where nothing normalises keys: the softmax does not see it) is
-    measured against a thousandth of the median norm.
+    A gradient that is zero but for rounding (a key's bias where nothing normalises keys: the softmax does not see it)
+    is measured against a thousandth of the median norm.
     """
     assert ours.keys() == theirs.keys()
     norms = {name: float(np.linalg.norm(value)) for name, value in theirs.items()}
@@ -228,7 +230,9 @@ def test_gradients_with_every_condition_are_those_of_the_exported_module(measure
 
     grads = jax.jit(jax.grad(loss))(table.from_torch(tensors.__getitem__))
     velocity = module(
-        torch.from_numpy(tokens), torch.from_numpy(t_BG), {name: torch.from_numpy(array) for name, array in batch.items()}
+        torch.from_numpy(tokens),
+        torch.from_numpy(t_BG),
+        {name: torch.from_numpy(array) for name, array in batch.items()},
     )
     torch.where(torch.from_numpy(real)[..., None], velocity.square(), 0).mean().backward()
     theirs = gradients(module)

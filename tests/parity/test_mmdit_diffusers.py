@@ -170,7 +170,9 @@ def inputs(seed: int = 1) -> dict[str, np.ndarray]:
     }
 
 
-def theirs(model: HunyuanVideoTransformer3DModel, x: dict[str, np.ndarray], guidance: float | None, frames: int) -> np.ndarray:
+def theirs(
+    model: HunyuanVideoTransformer3DModel, x: dict[str, np.ndarray], guidance: float | None, frames: int
+) -> np.ndarray:
     with torch.no_grad():
         out = model(
             hidden_states=torch.from_numpy(x["latents"][:, :, :frames]),
@@ -190,7 +192,9 @@ def to_tokens(latents_BCFHW: np.ndarray) -> np.ndarray:
     return split.transpose(0, 2, 3, 5, 4, 6, 1).reshape(b, -1, 4 * c)
 
 
-def packed(x: dict[str, np.ndarray], *, sequences: int, frames: int, clean_first: bool) -> tuple[np.ndarray, np.ndarray, dict]:
+def packed(
+    x: dict[str, np.ndarray], *, sequences: int, frames: int, clean_first: bool
+) -> tuple[np.ndarray, np.ndarray, dict]:
     """Both samples as one window a sequence, or as two windows of one sequence; 5 tokens of padding behind."""
     tokens = to_tokens(x["latents"][:, :, :frames])
     n, slots = tokens.shape[1], 2 // sequences
@@ -209,7 +213,10 @@ def packed(x: dict[str, np.ndarray], *, sequences: int, frames: int, clean_first
         pose_frames=0,
     )
     batch = {name: np.zeros(dims, dtype) for name, (dims, dtype, _) in shape.arrays(sequences).items()}
-    noisy, t = np.ones((sequences, shape.latent_tokens, 4 * CHANNELS), np.float32), np.zeros((sequences, slots), np.float32)
+    noisy, t = (
+        np.ones((sequences, shape.latent_tokens, 4 * CHANNELS), np.float32),
+        np.zeros((sequences, slots), np.float32),
+    )
     grid = np.stack(np.meshgrid(*(np.arange(s) for s in (frames, HEIGHT, WIDTH)), indexing="ij"), -1).reshape(-1, 3)
     for i in range(2):
         b, g = divmod(i, slots)
@@ -224,7 +231,9 @@ def packed(x: dict[str, np.ndarray], *, sequences: int, frames: int, clean_first
     return noisy, t, batch
 
 
-def ours(config, params, x, *, sequences: int, frames: int, guidance: float | None, clean_first: bool = False) -> np.ndarray:
+def ours(
+    config, params, x, *, sequences: int, frames: int, guidance: float | None, clean_first: bool = False
+) -> np.ndarray:
     noisy, t, batch = packed(x, sequences=sequences, frames=frames, clean_first=clean_first)
     run = jax.jit(lambda p, z, t, batch: mmdit.apply(config, p, z, t, batch, guidance=guidance or 1.0))
     out = np.asarray(run(params, noisy, t, batch))
@@ -249,7 +258,11 @@ def test_velocity_is_that_of_diffusers(sequences: int, frames: int, guidance: fl
     expected = theirs(model, x, guidance, frames)
     found = ours(config, params, x, sequences=sequences, frames=frames, guidance=guidance)
     assert np.abs(expected).max() > 0.1
-    measured("velocity, base model against diffusers' HunyuanVideo, random weights", relative_error(found, expected), TOLERANCE)
+    measured(
+        "velocity, base model against diffusers' HunyuanVideo, random weights",
+        relative_error(found, expected),
+        TOLERANCE,
+    )
 
 
 def test_clean_tokens_are_those_of_the_image_to_video_model() -> None:
@@ -261,7 +274,9 @@ def test_clean_tokens_are_those_of_the_image_to_video_model() -> None:
     found = ours(config, params, x, sequences=1, frames=FRAMES, guidance=None, clean_first=True)[:, HEIGHT * WIDTH :]
     assert relative_error(found, expected) <= TOLERANCE
     noisy = ours(config, params, x, sequences=1, frames=FRAMES, guidance=None)[:, HEIGHT * WIDTH :]
-    assert relative_error(noisy, expected) > 100 * TOLERANCE, "the first frame's time makes no difference: nothing was tested"
+    assert relative_error(noisy, expected) > 100 * TOLERANCE, (
+        "the first frame's time makes no difference: nothing was tested"
+    )
 
 
 def test_parameters_are_exactly_diffusers_weights() -> None:

@@ -1,4 +1,6 @@
-"""Large text encoders give what diffusers' own pipelines compute from the same folders: HunyuanVideo's two, Wan's UMT5."""
+"""Large text encoders give what diffusers' own pipelines compute from the same folders: HunyuanVideo's two, Wan's
+UMT5.
+"""
 
 import builtins
 import dataclasses
@@ -27,7 +29,9 @@ def hunyuan(tmp_path_factory):
 
 
 def cropped(folder: Path) -> text_encoders_omnihuman.HunyuanTextEncoder:
-    """The encoder of a folder, cutting what the template's beginning is for a tokenizer of words; the real one's is 95 tokens."""
+    """The encoder of a folder, cutting what the template's beginning is for a tokenizer of words; the real one's is 95
+    tokens.
+    """
     encoder = load_text_encoder(folder)
     beginning = encoder.tokenizer(text_encoders_omnihuman.HUNYUAN_TEMPLATE.split("{}")[0]).input_ids
     return dataclasses.replace(encoder, crop=len(beginning))
@@ -40,7 +44,10 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
 
 def test_the_template_is_diffusers_own():
     theirs = pipeline_hunyuan_video.DEFAULT_PROMPT_TEMPLATE
-    assert theirs == {"template": text_encoders_omnihuman.HUNYUAN_TEMPLATE, "crop_start": text_encoders_omnihuman.HUNYUAN_CROP}
+    assert theirs == {
+        "template": text_encoders_omnihuman.HUNYUAN_TEMPLATE,
+        "crop_start": text_encoders_omnihuman.HUNYUAN_CROP,
+    }
 
 
 @pytest.mark.parametrize("max_tokens", [128, 21])
@@ -66,9 +73,13 @@ def test_hunyuan_videos_tokens_and_pooled(hunyuan, max_tokens, measured):
     assert len(set(lengths)) > 2 and (max(lengths) == 21) == (max_tokens == 21)
     for tokens, reference, real in zip(found.tokens, states.numpy(), mask.numpy().astype(bool), strict=True):
         measured(
-            "text tokens, HunyuanVideo's Llama against diffusers' pipeline", relative_error(tokens, reference[real]), TOLERANCE
+            "text tokens, HunyuanVideo's Llama against diffusers' pipeline",
+            relative_error(tokens, reference[real]),
+            TOLERANCE,
         )
-    measured("pooled text, HunyuanVideo's CLIP against diffusers' pipeline", relative_error(found.pooled, pooled), TOLERANCE)
+    measured(
+        "pooled text, HunyuanVideo's CLIP against diffusers' pipeline", relative_error(found.pooled, pooled), TOLERANCE
+    )
 
 
 def test_a_llava_is_its_language_model(tmp_path):
@@ -110,14 +121,22 @@ def test_t5s_tokens(tmp_path, measured):
         expected = model(batch.input_ids, batch.attention_mask).last_hidden_state.numpy()
     encoder = load_text_encoder(folder)
     assert encoder.ref == str(folder.resolve()) and encoder.sha256.keys() >= {"model.safetensors", "config.json"}
-    for tokens, reference, real in zip(encoder.encode(TEXTS).tokens, expected, batch.attention_mask.numpy() > 0, strict=True):
-        measured("text tokens, T5 against transformers, padded and masked", relative_error(tokens, reference[real]), TOLERANCE)
+    for tokens, reference, real in zip(
+        encoder.encode(TEXTS).tokens, expected, batch.attention_mask.numpy() > 0, strict=True
+    ):
+        measured(
+            "text tokens, T5 against transformers, padded and masked",
+            relative_error(tokens, reference[real]),
+            TOLERANCE,
+        )
 
 
 def test_what_is_wrong_is_one_line(hunyuan, tmp_path, monkeypatch):
     encoder = load_text_encoder(hunyuan)
     parts = ("text_encoder", "text_encoder_2")
-    assert encoder.sha256.keys() >= {f"{part}/{name}" for part in parts for name in ("model.safetensors", "config.json")}
+    assert encoder.sha256.keys() >= {
+        f"{part}/{name}" for part in parts for name in ("model.safetensors", "config.json")
+    }
     assert any(name.startswith("tokenizer_2/") for name in encoder.sha256)
     with pytest.raises(ValueError, match=r"a prompt of \d+ tokens, template included; expected more than 999"):
         dataclasses.replace(encoder, crop=999).encode(["a man"])
@@ -126,7 +145,9 @@ def test_what_is_wrong_is_one_line(hunyuan, tmp_path, monkeypatch):
     tensors = load_file(weights)
     lost = tensors.pop("encoder.final_layer_norm.weight")
     save_file(tensors | {"encoder.extra": lost}, weights, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"final_layer_norm\.weight is missing; encoder\.extra is unknown \(2 in all\)"):
+    with pytest.raises(
+        ValueError, match=r"final_layer_norm\.weight is missing; encoder\.extra is unknown \(2 in all\)"
+    ):
         load_text_encoder(folder)
     save_file(tensors | {"encoder.final_layer_norm.weight": lost[:3]}, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"final_layer_norm\.weight has shape \(3,\), expected .* \(1 in all\)"):
@@ -167,5 +188,10 @@ def test_weights_of_a_chat_model_and_of_clip_that_do_not_fit_are_named(tmp_path,
     save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError) as error:
         load_text_encoder(folder)
-    for part in (f"{name} is missing", f"{name}.extra is unknown", "self_attn.q_proj.weight has shape (3,", "(3 in all)"):
+    for part in (
+        f"{name} is missing",
+        f"{name}.extra is unknown",
+        "self_attn.q_proj.weight has shape (3,",
+        "(3 in all)",
+    ):
         assert part in str(error.value)

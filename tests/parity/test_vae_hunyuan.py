@@ -12,13 +12,25 @@ from tests.parity import vae_cases
 KIND = "AutoencoderKLHunyuanVideo"
 WHOLE = {"tile_height": 0, "tile_width": 0, "tile_frames": 0}
 ODD = {"block_out_channels": (4, 8, 8, 12), "norm_num_groups": 2, "layers_per_block": 1, "latent_channels": 3}
-TILES = {"tile_height": 32, "tile_width": 48, "tile_frames": 8, "stride_height": 24, "stride_width": 32, "stride_frames": 4}
+TILES = {
+    "tile_height": 32,
+    "tile_width": 48,
+    "tile_frames": 8,
+    "stride_height": 24,
+    "stride_width": 32,
+    "stride_frames": 4,
+}
 
 
 def tiled(model, tiles: dict):
     """diffusers' own name for each of our options."""
-    names = {f"tile_{dim}": f"tile_sample_min_{'num_' * (dim == 'frames')}{dim}" for dim in ("height", "width", "frames")}
-    names |= {f"stride_{dim}": f"tile_sample_stride_{'num_' * (dim == 'frames')}{dim}" for dim in ("height", "width", "frames")}
+    names = {
+        f"tile_{dim}": f"tile_sample_min_{'num_' * (dim == 'frames')}{dim}" for dim in ("height", "width", "frames")
+    }
+    names |= {
+        f"stride_{dim}": f"tile_sample_stride_{'num_' * (dim == 'frames')}{dim}"
+        for dim in ("height", "width", "frames")
+    }
     model.enable_tiling(**{names[name]: value for name, value in tiles.items()})
     return model
 

@@ -46,7 +46,12 @@ CASES = {
     "large: layer norm, before": (Wav2Vec2ForCTC, tiny(**LARGE)),
     "layer norm in the convolutions, after in the transformer": (
         Wav2Vec2Model,
-        tiny(**(LARGE | {"do_stable_layer_norm": False}), hidden_size=42, num_attention_heads=7, num_conv_pos_embedding_groups=6),
+        tiny(
+            **(LARGE | {"do_stable_layer_norm": False}),
+            hidden_size=42,
+            num_attention_heads=7,
+            num_conv_pos_embedding_groups=6,
+        ),
     ),
 }
 
@@ -79,7 +84,9 @@ def sound(samples: int) -> np.ndarray:
 
 
 def theirs(model: torch.nn.Module, wave: np.ndarray, folder: Path) -> np.ndarray:
-    values = Wav2Vec2FeatureExtractor.from_pretrained(folder)(wave, sampling_rate=16_000, return_tensors="pt").input_values
+    values = Wav2Vec2FeatureExtractor.from_pretrained(folder)(
+        wave, sampling_rate=16_000, return_tensors="pt"
+    ).input_values
     with torch.no_grad():
         out = getattr(model, "wav2vec2", model)(values, output_hidden_states=True)
     # The last one is what leaves the network, after the final norm where there is one (5.x records it before).
@@ -90,7 +97,9 @@ def ours(folder: Path, wave: np.ndarray) -> np.ndarray:
     opened = open_pretrained(folder)
     config = wav2vec2.Wav2Vec2Config.from_folder(opened)
     params = wav2vec2.wav2vec2_params(config, opened)
-    return wav2vec2.hidden_states(config, params, wav2vec2.normalised(config, wave), tuple(range(config.num_layers + 1)))
+    return wav2vec2.hidden_states(
+        config, params, wav2vec2.normalised(config, wave), tuple(range(config.num_layers + 1))
+    )
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
@@ -126,7 +135,9 @@ def test_the_old_names_of_the_weight_norm_are_read(pair, tmp_path):
     [
         (Wav2Vec2Config(), 94_371_712),
         (
-            Wav2Vec2Config(**LARGE, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096),
+            Wav2Vec2Config(
+                **LARGE, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+            ),
             315_438_720,
         ),
     ],
@@ -140,7 +151,8 @@ def test_full_size_is_complete(config, parameters):
     here = wav2vec2.Wav2Vec2Config.from_folder(_folder_of(config))
     zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     params = wav2vec2.unstacked_params(here, Weights(zeros), "meta")
-    # A weight norm's direction counts as the kernel that it is folded into; its magnitude and the mask are theirs alone.
+    # A weight norm's direction counts as the kernel that it is folded into; its magnitude and the mask are theirs
+    # alone.
     magnitude = sum(np.prod(shape, dtype=int) for name, shape in shapes.items() if name.endswith("original0"))
     biases = sum(int(leaf.size) for conv in params["convolutions"] for leaf in [conv["bias"]]) * (not config.conv_bias)
     count = sum(int(leaf.size) for leaf in jax.tree.leaves(params))
@@ -163,5 +175,7 @@ def test_what_is_unknown_or_of_another_shape_is_listed(pair, tmp_path):
     tensors[f"{prefix}encoder.extra"] = np.ones(2, np.float32)
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(ValueError, match=r"layer_norm\.weight has shape \(2,\).*encoder\.extra is unknown \(2 in all\)"):
+    with pytest.raises(
+        ValueError, match=r"layer_norm\.weight has shape \(2,\).*encoder\.extra is unknown \(2 in all\)"
+    ):
         load_speech_encoder(tmp_path)

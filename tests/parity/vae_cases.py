@@ -1,7 +1,7 @@
 """Autoencoders of diffusers with random weights, and what they make of a video, beside ours of the same folder.
 
-The judge of both is the original in float64: where ours is further from it than the original's own float32, the error is
-ours; where both are as far, it is what rounding does in a network with these weights.
+The judge of both is the original in float64: where ours is further from it than the original's own float32, the error
+is ours; where both are as far, it is what rounding does in a network with these weights.
 """
 
 import copy
@@ -26,8 +26,9 @@ def oracle(name: str, sizes: dict) -> torch.nn.Module:
         for weight in model.parameters():  # biases and scales of norms too: at their start they hide mistakes
             weight.add_(0.1 * torch.randn_like(weight))
         if name == "wan":
-            # Frames of a trained decoder lie within [-1, 1], at which they are clipped. These would reach 3 to 5: errors of what is
-            # several times as large would be measured against 1. Scaled, a few values still meet the clip.
+            # Frames of a trained decoder lie within [-1, 1], at which they are clipped. These would reach 3 to 5:
+            # errors of what is several times as large would be measured against 1. Scaled, a few values still meet the
+            # clip.
             for weight in model.decoder.conv_out.parameters():
                 weight.mul_(0.4)
     return model.eval()
@@ -84,29 +85,41 @@ def outputs(model: torch.nn.Module, codec: VaeCodec, frames: int, height: int, w
     latents = np.random.default_rng(1).standard_normal(mode.shape).astype(np.float32)
     return {
         "encode": Outputs(np.asarray(codec.encode(pictures)), mode, encoded(exact, pictures.astype(np.float64))),
-        "decode": Outputs(np.asarray(codec.decode(latents)), decoded(model, latents), decoded(exact, latents.astype(np.float64))),
+        "decode": Outputs(
+            np.asarray(codec.decode(latents)), decoded(model, latents), decoded(exact, latents.astype(np.float64))
+        ),
     }
 
 
 def check(measured, label: str, model: torch.nn.Module, codec: VaeCodec, *size: int) -> dict[str, Outputs]:
-    """Ours within 1e-5 of the original for a video of `size` frames, height and width, and about as near to float64 as it is."""
+    """Ours within 1e-5 of the original for a video of `size` frames, height and width, and about as near to float64 as
+    it is.
+    """
     both = outputs(model, codec, *size)
     for method, seen in both.items():
         name = f"{NAMES[codec.kind]}, {method}"
         measured(f"{name}, {label}, against diffusers", error(seen.ours, seen.original), TOLERANCE)
         measured(f"{name}, in every case, against diffusers in float64", error(seen.ours, seen.exact), TOLERANCE)
-        measured(f"{name}, in every case, diffusers itself against float64", error(seen.original, seen.exact), TOLERANCE)
+        measured(
+            f"{name}, in every case, diffusers itself against float64", error(seen.original, seen.exact), TOLERANCE
+        )
         # Of a few values, and of a network of few operations, either may be the lucky one.
         assert seen.rms(seen.ours) <= max(2 * seen.rms(seen.original), 1e-6)
     return both
 
 
 def check_names(measured, model: torch.nn.Module, config) -> None:
-    """Every name and shape of the state dict of `model` (on the meta device), both ways, and the number of parameters."""
+    """Every name and shape of the state dict of `model` (on the meta device), both ways, and the number of
+    parameters.
+    """
     kind = type(model).__name__
     params, shapes = describe(kind, config, jnp.bfloat16)
     unlike = shapes.items() ^ {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}.items()
-    measured(f"{NAMES[kind]}, full size: names or shapes unlike those of diffusers' module on the meta device", len(unlike), 0)
+    measured(
+        f"{NAMES[kind]}, full size: names or shapes unlike those of diffusers' module on the meta device",
+        len(unlike),
+        0,
+    )
     assert parameter_count(params) == sum(weight.numel() for weight in model.parameters())
 
 

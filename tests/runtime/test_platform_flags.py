@@ -1,4 +1,6 @@
-"""GPU and CPU settings: each where it belongs, never over a user's own, known to XLA; SLURM tasks get the GPUs that are theirs."""
+"""GPU and CPU settings: each where it belongs, never over a user's own, known to XLA; SLURM tasks get the GPUs that are
+theirs.
+"""
 
 import os
 import subprocess
@@ -15,7 +17,10 @@ def test_only_on_gpus_and_never_over_the_users_own() -> None:
     assert settings("cpu", {}) == settings("tpu", {}) == settings("cuda", {"OMNIHUMAN_GPU_FLAGS": "off"}) == {}
     fresh = settings("cuda", {})
     assert "--xla_gpu_enable_latency_hiding_scheduler=true" in fresh["XLA_FLAGS"].split()
-    own = {"XLA_FLAGS": "--xla_dump_to=d --xla_gpu_enable_latency_hiding_scheduler=false", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
+    own = {
+        "XLA_FLAGS": "--xla_dump_to=d --xla_gpu_enable_latency_hiding_scheduler=false",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5",
+    }
     added = settings("cuda", own)
     assert added["XLA_FLAGS"].startswith(own["XLA_FLAGS"] + " ") and added["XLA_FLAGS"].count("latency_hiding") == 1
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION" not in added
@@ -44,7 +49,10 @@ def test_a_restart_for_the_cpu_is_the_same_program_and_happens_once() -> None:
         "platform_flags.restart_for_cpu()\nprint(sys.argv[1:], os.getpid())"
     )
     run = subprocess.Popen(
-        [sys.executable, "-c", code, "a b", "c"], env=os.environ | {"JAX_PLATFORMS": "cpu"}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, "a b", "c"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert run.communicate()[0].strip() == f"['a b', 'c'] {run.pid}"
 
@@ -75,7 +83,9 @@ print((before - rss()) / size)
 @pytest.mark.parametrize(("how", "given_back"), [("mapped", 20), ("left alone", 0)])
 def test_freed_slices_go_back_to_the_system_whatever_lies_behind_them(how: str, given_back: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    done = subprocess.run([sys.executable, "-c", HELD, how], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HELD, how], env=environment, capture_output=True, text=True, check=True
+    )
     assert abs(float(done.stdout) - given_back) < 1
 
 
@@ -115,7 +125,11 @@ def test_gpus_of_a_slurm_task(tasks: str, local: str, visible: str, expected: li
 def test_slurm_without_gpus_and_uneven_shares() -> None:
     assert slurm_device_ids({}) is None
     assert slurm_device_ids({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1"}) is None
-    with pytest.raises(ValueError, match=r"3 SLURM tasks on a node of 8 GPUs .*--ntasks-per-node=1 or --ntasks-per-node=8"):
-        slurm_device_ids({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "3", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"})
+    with pytest.raises(
+        ValueError, match=r"3 SLURM tasks on a node of 8 GPUs .*--ntasks-per-node=1 or --ntasks-per-node=8"
+    ):
+        slurm_device_ids(
+            {"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "3", "CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
+        )
     with pytest.raises(ValueError, match="same with --ntasks-per-node"):
         slurm_device_ids({"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "CUDA_VISIBLE_DEVICES": "0,1"})

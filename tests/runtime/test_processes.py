@@ -39,5 +39,11 @@ def test_nobody_is_given_up_before_his_own_watchdog_would(monkeypatch: pytest.Mo
     processes.be_patient(config.longest_s)
     assert processes.gather(4) == [4, 5]
     processes.wait_for_peers("compiled")
-    assert service.limits_s[1] == service.limits_s[2] > config.restore_s > service.limits_s[0] >= WatchdogConfig().restore_s
+    assert (
+        service.limits_s[1]
+        == service.limits_s[2]
+        > config.restore_s
+        > service.limits_s[0]
+        >= WatchdogConfig().restore_s
+    )
     assert WatchdogConfig(save_s=0).longest_s > 7 * 86400  # no limit

@@ -38,7 +38,9 @@ a_place_to_hang()
 
 def test_a_hang_ends_with_the_stacks_of_all_threads_and_its_own_code(tmp_path: Path) -> None:
     begin = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "stacks")], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "stacks")], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == exit_codes.HANG and done.stdout == "alive\n"
     for told in (done.stderr, (tmp_path / "stacks").read_text()):
         assert "no progress for 1 s (a training step)" in told and "in a_place_to_hang" in told

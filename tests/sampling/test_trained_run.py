@@ -93,7 +93,9 @@ def test_guidance_moves_the_sample_and_scale_one_does_not(run, windows):
 
 
 def test_guidance_is_only_asked_for_where_it_can_matter(windows):
-    silent = [dataclasses.replace(window, active=ConditionSet.of(Condition.REFERENCE, Condition.POSE)) for window in windows]
+    silent = [
+        dataclasses.replace(window, active=ConditionSet.of(Condition.REFERENCE, Condition.POSE)) for window in windows
+    ]
     assert trained_run.needs_guidance(ON.guidance, windows)
     assert not trained_run.needs_guidance(ON.guidance, silent)
     assert not trained_run.needs_guidance(OFF.guidance, windows)
@@ -109,7 +111,9 @@ def test_guidance_off_costs_half(run, windows):
             name: jax.ShapeDtypeStruct(dims, dtype, sharding=sampler._shardings[name])
             for name, (dims, dtype, _) in sampler.shape.arrays(rows).items()
         }
-        tokens = jax.ShapeDtypeStruct((sampler.batch, sampler.shape.latent_tokens, sampler.shape.patch_channels), np.float32)
+        tokens = jax.ShapeDtypeStruct(
+            (sampler.batch, sampler.shape.latent_tokens, sampler.shape.patch_channels), np.float32
+        )
         with jax.set_mesh(run.mesh):
             t = np.zeros((sampler.chunk + 1, sampler.batch, 1), np.float32)
             lowered = sampler._advance.lower(run.params, batch, tokens, t, np.ones(sampler.chunk, np.float32))
@@ -130,7 +134,11 @@ def test_progress_adds_up_and_all_steps_are_one_program(run, windows, steps):
 def test_devices_that_share_a_sample_agree_with_one(tiny, run, windows):
     shared = trained_run.open_run(tiny.run, mesh=sharding.MeshConfig(data=1, fsdp=1, context=2, tensor=2))
     assert dict(shared.mesh.shape) == {"data": 1, "fsdp": 1, "context": 2, "tensor": 2}
-    weight = shared.params["dual_blocks"]["video"] if "video" in shared.params["dual_blocks"] else shared.params["dual_blocks"]
+    weight = (
+        shared.params["dual_blocks"]["video"]
+        if "video" in shared.params["dual_blocks"]
+        else shared.params["dual_blocks"]
+    )
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(weight)), "the weights are split"
     alone = make(run, windows[:1], batch=1)(windows[:1], seed=0)[0]
     together = make(shared, windows[:1], batch=1)(windows[:1], seed=0)[0]

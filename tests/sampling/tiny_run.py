@@ -1,4 +1,5 @@
-"""A run as the other commands leave it, tiny: videos' worth of windows, encoders' folders, and a checkpoint of random weights.
+"""A run as the other commands leave it, tiny: videos' worth of windows, encoders' folders, and a checkpoint of random
+weights.
 
 Everything is written through the real writers and read back by the commands under test.
 """
@@ -52,7 +53,12 @@ class TinyRun:
 def write_whisper(folder: Path, width: int = 8, layers: int = 1, mlp: int = 16, mels: int = 80) -> None:
     """A Whisper encoder of random weights in Hugging Face layout."""
     rng = np.random.default_rng(0)
-    shapes = {"conv1.weight": (width, mels, 3), "conv1.bias": (width,), "conv2.weight": (width, width, 3), "conv2.bias": (width,)}
+    shapes = {
+        "conv1.weight": (width, mels, 3),
+        "conv1.bias": (width,),
+        "conv2.weight": (width, width, 3),
+        "conv2.bias": (width,),
+    }
     shapes |= {"embed_positions.weight": (1500, width), "layer_norm.weight": (width,), "layer_norm.bias": (width,)}
     for i in range(layers):
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -65,7 +71,10 @@ def write_whisper(folder: Path, width: int = 8, layers: int = 1, mlp: int = 16, 
             shapes |= {f"layers.{i}.{name}.weight": (width,), f"layers.{i}.{name}.bias": (width,)}
     folder.mkdir(parents=True)
     save_file(
-        {f"model.encoder.{name}": 0.3 * rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()},
+        {
+            f"model.encoder.{name}": 0.3 * rng.standard_normal(shape).astype(np.float32)
+            for name, shape in shapes.items()
+        },
         folder / "model.safetensors",
     )
     config = {"model_type": "whisper", "d_model": width, "encoder_layers": layers, "encoder_attention_heads": 2}
@@ -80,16 +89,30 @@ def write_bert(folder: Path, width: int = 8, mlp: int = 12, positions: int = 128
     from tokenizers.processors import TemplateProcessing
 
     rng = np.random.default_rng(seed)
-    shapes = {"embeddings.word_embeddings.weight": (len(WORDS), width), "embeddings.position_embeddings.weight": (positions, width)}
+    shapes = {
+        "embeddings.word_embeddings.weight": (len(WORDS), width),
+        "embeddings.position_embeddings.weight": (positions, width),
+    }
     shapes |= {"embeddings.token_type_embeddings.weight": (2, width)}
-    for norm in ("embeddings.LayerNorm", "encoder.layer.0.attention.output.LayerNorm", "encoder.layer.0.output.LayerNorm"):
+    for norm in (
+        "embeddings.LayerNorm",
+        "encoder.layer.0.attention.output.LayerNorm",
+        "encoder.layer.0.output.LayerNorm",
+    ):
         shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
     linears = {f"attention.self.{name}": (width, width) for name in ("query", "key", "value")}
-    linears |= {"attention.output.dense": (width, width), "intermediate.dense": (mlp, width), "output.dense": (width, mlp)}
+    linears |= {
+        "attention.output.dense": (width, width),
+        "intermediate.dense": (mlp, width),
+        "output.dense": (width, mlp),
+    }
     for name, shape in linears.items():
         shapes |= {f"encoder.layer.0.{name}.weight": shape, f"encoder.layer.0.{name}.bias": shape[:1]}
     folder.mkdir(parents=True)
-    save_file({name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}, folder / "model.safetensors")
+    save_file(
+        {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()},
+        folder / "model.safetensors",
+    )
     config = {"model_type": "bert", "hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2}
     config |= {"intermediate_size": mlp, "vocab_size": len(WORDS)}
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
@@ -102,14 +125,18 @@ def write_bert(folder: Path, width: int = 8, mlp: int = 12, positions: int = 128
 def moving_picture(seed: int, frames: int, height: int, width: int) -> np.ndarray:
     """A soft blob that wanders over a gradient: float32 [T, H, W, 3] in [-1, 1]."""
     rng = np.random.default_rng(seed)
-    centre = rng.uniform(0.3, 0.7, 2) + 0.2 * np.stack([np.sin(np.arange(frames) / 3), np.cos(np.arange(frames) / 4)], -1)
+    centre = rng.uniform(0.3, 0.7, 2) + 0.2 * np.stack(
+        [np.sin(np.arange(frames) / 3), np.cos(np.arange(frames) / 4)], -1
+    )
     y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
     blob = np.exp(-20 * ((y - centre[:, 0, None, None]) ** 2 + (x - centre[:, 1, None, None]) ** 2))
     colour = rng.uniform(-0.8, 0.8, 3)
     return np.clip(0.6 * (x - 0.5)[None, ..., None] + blob[..., None] * colour, -1, 1).astype(np.float32)
 
 
-def _record(spec: records.DatasetSpec, clip: int, window: int, size: tuple[int, int], text, pooled) -> records.WindowRecord:
+def _record(
+    spec: records.DatasetSpec, clip: int, window: int, size: tuple[int, int], text, pooled
+) -> records.WindowRecord:
     height, width = size
     rng = np.random.default_rng(100 * clip + window)
     codec, rows = DctCodec(), FRAMES + 2 * MARGIN
@@ -154,7 +181,11 @@ def write_dataset(folder: Path, text: Path, speech: Path, sizes=((32, 48), (48, 
         encoder_sha256={f"text_encoder/{name}": digest for name, digest in bert.sha256.items()}
         | {f"speech_encoder/{name}": digest for name, digest in whisper.sha256.items()},
     )
-    windows = [_record(spec, clip, window, size, tokens[0], pooled[0]) for clip, size in enumerate(sizes) for window in range(2)]
+    windows = [
+        _record(spec, clip, window, size, tokens[0], pooled[0])
+        for clip, size in enumerate(sizes)
+        for window in range(2)
+    ]
     records.write_dataset_metadata(folder, spec, [records.write_shard(records.shard_path(folder, 0, 1), windows, spec)])
     latents = np.array([w.latents_FHWC.shape for w in windows])
     column = lambda value: np.full(len(windows), value)  # noqa: E731
@@ -198,8 +229,10 @@ def write_clips(folder: Path, sizes=((32, 48), (48, 32)), scale: int = 2) -> Non
         ).save(folder / "landmarks" / f"clip{number}.npz")
         clips.append(
             Clip(
-                clip_id=f"clip{number}", video=f"video{number}", path=f"video{number}.mp4", sha256="", start_frame=0, end_frame=40,
-                fps=25, height=height, width=width, has_audio=True, caption="", caption_source="", scores={}, reasons={},
+                clip_id=f"clip{number}", video=f"video{number}", path=f"video{number}.mp4", sha256="", start_frame=0,
+                end_frame=40,
+                fps=25, height=height, width=width, has_audio=True, caption="", caption_source="", scores={},
+                reasons={},
                 landmarks=f"landmarks/clip{number}.npz", eligible=("text", "reference", "audio", "pose"),
             )
         )  # fmt: skip

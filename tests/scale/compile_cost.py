@@ -1,6 +1,6 @@
-"""What depth costs to compile: `python -m tests.scale.compile_cost` (or `make compile-cost`) prints lowering, compilation and
-size of the whole train step at several depths, as ratios to the first. Times are CPU seconds of the process: what else runs on the
-machine does not show.
+"""What depth costs to compile: `python -m tests.scale.compile_cost` (or `make compile-cost`) prints lowering,
+compilation and size of the whole train step at several depths, as ratios to the first. Times are CPU seconds of the
+process: what else runs on the machine does not show.
 
 Blocks are stacked and scanned: the program holds one body a kind of block, whatever the depth.
 """
@@ -27,7 +27,9 @@ from tests.training import tiny
 
 def lower(depth: int, mesh: sharding.MeshConfig, devices: int | None = None) -> jax.stages.Lowered:
     """The tiny model's step with `depth` dual and as many single blocks, lowered."""
-    trainer = tiny.Trainer(mesh, config=tiny.model_config(dual=depth, single=depth, remat="block"), devices=jax.devices()[:devices])
+    trainer = tiny.Trainer(
+        mesh, config=tiny.model_config(dual=depth, single=depth, remat="block"), devices=jax.devices()[:devices]
+    )
     return lower_step(trainer)
 
 
@@ -71,7 +73,8 @@ def main(argv: Sequence[str]) -> int:
         times = middle - start, time.process_time() - middle
         first = first or times
         print(
-            f"{depth:>4} + {depth:<3} {times[0] / first[0]:>8.2f} {times[1] / first[1]:>9.2f} {instructions(text):>13}", flush=True
+            f"{depth:>4} + {depth:<3} {times[0] / first[0]:>8.2f} {times[1] / first[1]:>9.2f} {instructions(text):>13}",
+            flush=True,
         )
     return 0
 

@@ -38,7 +38,9 @@ def test_what_is_assigned_is_what_the_whole_compilation_says():
     device = describe(parse_topology("v5e:2x2"))[0]
     whole = codec_memory.measure("AutoencoderKLWan", "encode", (1, 1024, 1024), {}, device)
     early = codec_memory.measure_assigned("AutoencoderKLWan", "encode", ["--size", "1x1024x1024"])
-    assert {name: early[name] for name in ("arguments", "output")} == {name: whole[name] for name in ("arguments", "output")}
+    assert {name: early[name] for name in ("arguments", "output")} == {
+        name: whole[name] for name in ("arguments", "output")
+    }
     assert whole["temporaries"] > 0.2
     assert early["temporaries"] == pytest.approx(whole["temporaries"], abs=0.005)
 

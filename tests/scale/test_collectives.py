@@ -70,7 +70,9 @@ def test_what_is_no_program_and_what_is_no_collective() -> None:
 
 def test_loops_multiply() -> None:
     """A scan in a scan on 8 devices, compiled: 3 x 5 all-reduces over `tensor`, one gather of the weights outside."""
-    mesh = Mesh(np.asarray(jax.devices()).reshape(tuple(MESH.values())), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    mesh = Mesh(
+        np.asarray(jax.devices()).reshape(tuple(MESH.values())), sharding.MESH_AXES, axis_types=(AxisType.Auto,) * 4
+    )
 
     def run(x: jax.Array, w: jax.Array) -> jax.Array:
         w = jax.lax.with_sharding_constraint(w, PartitionSpec(None, "tensor"))

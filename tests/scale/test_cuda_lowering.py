@@ -1,4 +1,6 @@
-"""The whole train step lowers for CUDA: packed attention's Triton kernels, sharding, micro-batches and host memory together."""
+"""The whole train step lowers for CUDA: packed attention's Triton kernels, sharding, micro-batches and host memory
+together.
+"""
 
 import jax
 import pytest
@@ -25,4 +27,7 @@ def test_the_whole_step_lowers_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None
     for kernel in ("forward", "backward_q", "backward_kv"):
         assert f"packed_attention_{kernel}" in text
     assert "__gpu$xla.gpu.triton" in text
-    assert text.count("annotate_device_placement") >= 2 * len(jax.tree.leaves(trainer.shardings.ema)) and "pinned_host" in text
+    assert (
+        text.count("annotate_device_placement") >= 2 * len(jax.tree.leaves(trainer.shardings.ema))
+        and "pinned_host" in text
+    )

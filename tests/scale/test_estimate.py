@@ -18,7 +18,9 @@ ROW = 15360 // 8 * 1024 * 2  # bytes of a device's video queries, 8-way context
 LAYERS = 5
 
 
-def costs(topology: str = "v5p:2x2x2", *, windows: int = 2, layout: dict[str, Any] | None = None, **model: Any) -> ProgramCosts:
+def costs(
+    topology: str = "v5p:2x2x2", *, windows: int = 2, layout: dict[str, Any] | None = None, **model: Any
+) -> ProgramCosts:
     target = parse_topology(topology)
     mesh = {"data": 1, "fsdp": target.devices // 8, "context": 8, "tensor": 1}
     used = Layout(**({"mesh": mesh, "remat": "attention"} | (layout or {})))
@@ -63,12 +65,18 @@ def test_the_backward_pass_is_counted_by_the_kernel_that_runs(
         ("ring", "attention", {("collective-permute", 32, 1.0), ("collective-permute", 18, 2.0)}),
         ("ring", "block", {("collective-permute", 48, 1.0), ("collective-permute", 18, 2.0)}),
         # 4 share out heads, 2 form a ring.
-        ("ulysses_ring", "attention", {("all-to-all", 12, 1.0), ("collective-permute", 8, 1.0), ("collective-permute", 6, 2.0)}),
+        (
+            "ulysses_ring",
+            "attention",
+            {("all-to-all", 12, 1.0), ("collective-permute", 8, 1.0), ("collective-permute", 6, 2.0)},
+        ),
     ],
 )
 def test_attention_sends_what_its_mode_exchanges(mode: str, remat: str, expected: set[tuple[str, int, float]]) -> None:
     found = costs(layout={"remat": remat}, context_parallel=mode, ulysses_ways=4 if mode == "ulysses_ring" else 0)
-    assert {(c.kind, c.count, c.bytes / c.count / ROW / LAYERS) for c in found.communications if c.axes == ("context",)} == expected
+    assert {
+        (c.kind, c.count, c.bytes / c.count / ROW / LAYERS) for c in found.communications if c.axes == ("context",)
+    } == expected
     assert all(c.seconds > 0 and c.sent_bytes > 0 for c in found.communications)
 
 
@@ -86,7 +94,9 @@ def test_the_fused_backward_kernel_takes_memory() -> None:
         assert splash.fused_backward_bytes(3, tokens, tokens, 128) / 2**30 == pytest.approx(one - two, rel=0.03)
     plain, fused = (costs(context_parallel="ulysses", attention_fused_backward=on).memory.peak for on in (False, True))
     assert fused - plain == splash.fused_backward_bytes(1, 16384, 16384, 128)
-    on_gpu = [costs("h100:8", context_parallel="ulysses", attention_fused_backward=on).memory.peak for on in (False, True)]
+    on_gpu = [
+        costs("h100:8", context_parallel="ulysses", attention_fused_backward=on).memory.peak for on in (False, True)
+    ]
     assert on_gpu[0] == on_gpu[1], "splash alone"
 
 

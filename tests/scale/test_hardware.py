@@ -63,5 +63,11 @@ def test_every_number_has_a_source() -> None:
     for row in ACCELERATORS.values():
         assert row.source and row.efficiencies.source
         efficiencies = row.efficiencies
-        assert all(0 < x < 1 for x in (efficiencies.matmul, efficiencies.attention_forward, efficiencies.attention_backward))
-        assert 1e14 < row.peak_flops < 1e16 and 1e10 < row.hbm_bytes < 1e12 and 100 < row.peak_flops / row.hbm_bandwidth < 700
+        assert all(
+            0 < x < 1 for x in (efficiencies.matmul, efficiencies.attention_forward, efficiencies.attention_backward)
+        )
+        assert (
+            1e14 < row.peak_flops < 1e16
+            and 1e10 < row.hbm_bytes < 1e12
+            and 100 < row.peak_flops / row.hbm_bandwidth < 700
+        )

@@ -9,7 +9,9 @@ from omnihuman_jax.scale.program_costs import works_of
 
 
 def flops_of(program: Program) -> int:
-    return sum(times * program.flops(computation, instruction) for computation, instruction, times in program.executed())
+    return sum(
+        times * program.flops(computation, instruction) for computation, instruction, times in program.executed()
+    )
 
 
 def test_loops_count_as_often_as_they_turn() -> None:
@@ -75,8 +77,8 @@ def test_batched_products_and_gradients_as_xla_counts_them() -> None:
 
 
 LINE = (
-    "  ROOT %convolution.7 = f32[8,16,64]{2,1,0:T(8,128)S(1)} convolution(%a, %b), window={size=8 stride=7 pad=0_0 lhs_dilate=8}, "
-    'dim_labels=0bf_0io->0bf, metadata={op_name="jit(f)/dot, (x)" stack_frame_id=3}'
+    "  ROOT %convolution.7 = f32[8,16,64]{2,1,0:T(8,128)S(1)} convolution(%a, %b), window={size=8 stride=7 pad=0_0"
+    ' lhs_dilate=8}, dim_labels=0bf_0io->0bf, metadata={op_name="jit(f)/dot, (x)" stack_frame_id=3}'
 )
 
 

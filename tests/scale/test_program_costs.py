@@ -30,14 +30,20 @@ ENTRY %main (a: (s32[], bf16[64,1024])) -> (s32[], bf16[64,1024]) {
   %a = (s32[], bf16[64,1024]{1,0}) parameter(0)
   ROOT %loop = (s32[], bf16[64,1024]{1,0}) while(%a), condition=%cond, body=%body
 }
-"""  # noqa: E501
+"""
 
 
 def test_what_crosses_between_slices_is_found_though_it_is_no_collective() -> None:
     topology = parse_topology("v6e:16x16", 2)
     (found,) = between_slices_of(Program.parse(TRANSFER), topology)
     size = 5 * 2 * 64 * 1024
-    assert (found.kind, found.axes, found.network, found.count, found.bytes) == ("all-reduce", ("slices",), "dcn", 5, size)
+    assert (found.kind, found.axes, found.network, found.count, found.bytes) == (
+        "all-reduce",
+        ("slices",),
+        "dcn",
+        5,
+        size,
+    )
     assert found.sent_bytes == size and found.hidden
     assert found.seconds == pytest.approx(size / topology.accelerator.dcn_bandwidth)
 
@@ -80,4 +86,9 @@ def test_full_vmem_is_none(text: str) -> None:
 
 def test_the_compilers_words_fit_a_line() -> None:
     words = words_of(RuntimeError(VMEM_IS_FULL))
-    assert len(words) < 420 and "\n" not in words and "CompileTimeScopedVmemOom" in words and "scoped vmem limit by 57.37M" in words
+    assert (
+        len(words) < 420
+        and "\n" not in words
+        and "CompileTimeScopedVmemOom" in words
+        and "scoped vmem limit by 57.37M" in words
+    )

@@ -25,7 +25,14 @@ WORKS = [
 
 def communication(seconds: float, network: str = "ici", *, hidden: bool = False) -> Communication:
     return Communication(
-        kind="all-gather", axes=("fsdp",), network=network, count=1, bytes=1, sent_bytes=1, seconds=seconds, hidden=hidden
+        kind="all-gather",
+        axes=("fsdp",),
+        network=network,
+        count=1,
+        bytes=1,
+        sent_bytes=1,
+        seconds=seconds,
+        hidden=hidden,
     )
 
 
@@ -53,7 +60,9 @@ def test_two_devices_share_a_chip() -> None:
 
 def test_sensitivity_is_the_roofline_at_other_efficiencies() -> None:
     table = sensitivity(CHIP, WORKS, [communication(10)], attention=[0.25, 0.5], matmul=[0.5, 1.0], useful_flops=1200)
-    assert table[0][0] == pytest.approx(12 / (10 + 25 + 10 + 16 + 5)) and table[1][1] == pytest.approx(12 / (10 + 15 + 5 + 8 + 5))
+    assert table[0][0] == pytest.approx(12 / (10 + 25 + 10 + 16 + 5)) and table[1][1] == pytest.approx(
+        12 / (10 + 15 + 5 + 8 + 5)
+    )
 
 
 @pytest.mark.parametrize(

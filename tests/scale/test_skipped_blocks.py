@@ -1,4 +1,6 @@
-"""The share of a pack's attention that is computed is counted as the kernels count it, on the sequences that the plan packs."""
+"""The share of a pack's attention that is computed is counted as the kernels count it, on the sequences that the plan
+packs.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -51,7 +53,9 @@ def test_the_synthetic_mix_is_the_stated_one() -> None:
     for (height, width), share in packing.SIZES.items():
         assert ((table.height == height) & (table.width == width)).mean() == pytest.approx(share, abs=0.02)
     largest = dataclasses.replace(load_config(ROOT / "configs" / "omnihuman_7b.py").data).plan
-    assert (table.window_tokens + table.reference_tokens).max() <= largest.latent_tokens, "made for sequences of 32 K tokens"
+    assert (table.window_tokens + table.reference_tokens).max() <= largest.latent_tokens, (
+        "made for sequences of 32 K tokens"
+    )
 
 
 @pytest.mark.parametrize("blocks", ["64", "64x", "0x64"])

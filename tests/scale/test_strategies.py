@@ -1,7 +1,8 @@
 """What the step of each sharding strategy sends: only what the scheme asks for, and no more of it than it asks for.
 
-Compiled for 8 simulated devices. XLA:CPU knows no reduce-scatter of gradients: it writes an all-reduce of which each device
-keeps its part. What the attention strategies exchange along `context` inside their `shard_map` is tested with them.
+Compiled for 8 simulated devices. XLA:CPU knows no reduce-scatter of gradients: it writes an all-reduce of which each
+device keeps its part. What the attention strategies exchange along `context` inside their `shard_map` is tested with
+them.
 """
 
 import dataclasses
@@ -68,7 +69,9 @@ def parameter_bytes(mesh: dict[str, int], *, gathered: bool) -> float:
     """Of all parameters as one device uses them (its share of `tensor`), or of those alone that have to be gathered."""
     shapes, axes = mmdit.abstract_params(CONFIG)
     total = 0.0
-    for leaf, axis in zip(jax.tree.leaves(shapes), jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)), strict=True):
+    for leaf, axis in zip(
+        jax.tree.leaves(shapes), jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple)), strict=True
+    ):
         split = mesh.get("tensor", 1) if {"heads", "mlp"} & set(axis) else 1
         total += 4 * math.prod(leaf.shape) / split * (not gathered or "embed" in axis)
     return total
@@ -110,7 +113,9 @@ def test_only_what_the_scheme_asks_for(
     reduced = [item for item in found if item.kind == REDUCE and expected[item.kind, item.axes] in (GRADIENTS, CUT)]
     ways = {GRADIENTS: 1, CUT: mesh.get("fsdp", 1) * mesh.get("context", 1)}
     axes = {axis for item in reduced for axis in item.axes}
-    sent = sum(item.operand_bytes * item.trips * len(item.axes) * ways[expected[item.kind, item.axes]] for item in reduced)
+    sent = sum(
+        item.operand_bytes * item.trips * len(item.axes) * ways[expected[item.kind, item.axes]] for item in reduced
+    )
     share = sent / len(axes) / parameter_bytes(mesh, gathered=False)
     measured(f"gradients reduced a step and axis, {name}: share of the parameters", share, 1.3)
     assert share > 0.9

@@ -1,7 +1,7 @@
 """The whole train step, compiled ahead of time for two described TPU slices: what CPU cannot show.
 
-Block inputs, moments and EMA lie in the hosts' memory (a CPU has one memory under all names); `context` and `tensor` stay inside a
-slice, and only gradients cross.
+Block inputs, moments and EMA lie in the hosts' memory (a CPU has one memory under all names); `context` and `tensor`
+stay inside a slice, and only gradients cross.
 """
 
 import math
@@ -31,9 +31,9 @@ def test_a_mesh_over_two_described_slices() -> None:
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "context": 2, "tensor": 2}
     assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
     crossing = sharding.MeshConfig(data=1, fsdp=4, tensor=2, dcn_data=1, dcn_fsdp=2)
-    assert [{d.slice_index for d in part.flat} for part in sharding.create_mesh(crossing, devices).devices[0]] == 4 * [{0}] + 4 * [
-        {1}
-    ]
+    assert [{d.slice_index for d in part.flat} for part in sharding.create_mesh(crossing, devices).devices[0]] == 4 * [
+        {0}
+    ] + 4 * [{1}]
 
 
 def test_what_lies_in_the_hosts_memory_and_what_is_sent() -> None:
@@ -58,7 +58,11 @@ def test_what_lies_in_the_hosts_memory_and_what_is_sent() -> None:
     streams = LAYERS * trainer.config.width * 4 * (tiny.packed_shape().latent_tokens + tiny.packed_shape().text_tokens)
     assert memory.host_temp_size_in_bytes >= streams
 
-    found = [item for item in collectives(Program.parse(compiled.as_text()), dict(trainer.mesh.shape)) if item.operand_bytes >= 512]
+    found = [
+        item
+        for item in collectives(Program.parse(compiled.as_text()), dict(trainer.mesh.shape))
+        if item.operand_bytes >= 512
+    ]
     kinds = {(item.kind, item.axes) for item in found}
     assert ("all-gather", ("fsdp",)) in kinds and ("reduce-scatter", ("fsdp",)) in kinds
     assert all(item.axes in (("fsdp",), ("data",), ("data", "fsdp")) for item in found), kinds

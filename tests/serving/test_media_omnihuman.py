@@ -77,7 +77,9 @@ def write(
 @pytest.mark.parametrize("rate", [Fraction(30_000, 1001), Fraction(24_000, 1001), Fraction(50), Fraction(12)])
 def test_other_frame_rates_keep_picture_and_sound_together(tmp_path: Path, rate: Fraction) -> None:
     seconds = 9.0
-    path = write(tmp_path / "v.mp4", flashes(round(seconds * rate), float(rate), 1.0), rate, clicks(seconds, 1.0, 48_000))
+    path = write(
+        tmp_path / "v.mp4", flashes(round(seconds * rate), float(rate), 1.0), rate, clicks(seconds, 1.0, 48_000)
+    )
     frames, sound = media_omnihuman.read_video(path), media_omnihuman.read_audio(path)
     assert sound is not None
     assert abs(len(frames) - 25 * seconds) <= 1
@@ -129,7 +131,9 @@ def test_written_video_reads_back_in_colour_and_in_sync(tmp_path: Path) -> None:
 
 def test_sound_is_cut_or_padded_to_the_pictures(tmp_path: Path) -> None:
     for seconds in (1.0, 3.0):
-        media_omnihuman.write_video(tmp_path / "v.mp4", flashes(50, 25, 1.0), audio=np.full(round(seconds * RATE), 0.1, np.float32))
+        media_omnihuman.write_video(
+            tmp_path / "v.mp4", flashes(50, 25, 1.0), audio=np.full(round(seconds * RATE), 0.1, np.float32)
+        )
         sound = media_omnihuman.read_audio(tmp_path / "v.mp4")
         assert sound is not None and sound.size == 2 * RATE
 
@@ -164,9 +168,14 @@ def test_a_part_is_what_it_is_in_the_whole(tmp_path: Path) -> None:
 def test_rotated_and_non_square_pixels_are_undone(tmp_path: Path) -> None:
     frames = np.full((10, 48, 64, 3), 40, np.uint8)
     frames[:, :24, :32] = (220, 30, 30)  # red in the upper left of what is stored
-    path = write(tmp_path / "turned.mp4", frames, Fraction(25), rotation=-90)  # shown turned clockwise: red in the upper right
+    path = write(
+        tmp_path / "turned.mp4", frames, Fraction(25), rotation=-90
+    )  # shown turned clockwise: red in the upper right
     shown = media_omnihuman.read_video(path)
-    assert shown.shape[1:] == (64, 48, 3) and (media_omnihuman.probe(path).height, media_omnihuman.probe(path).width) == (64, 48)
+    assert shown.shape[1:] == (64, 48, 3) and (
+        media_omnihuman.probe(path).height,
+        media_omnihuman.probe(path).width,
+    ) == (64, 48)
     assert shown[5, 10, 40, 0] > 180 > 100 > shown[5, 10, 5, 0] and shown[5, 50, 40, 0] < 100
     wide = write(tmp_path / "wide.mp4", frames, Fraction(25), sample_aspect_ratio=Fraction(3, 2))
     assert media_omnihuman.read_video(wide).shape[1:] == (48, 96, 3)
@@ -206,7 +215,12 @@ def test_what_is_no_video_says_so_in_one_line(tmp_path: Path) -> None:
     data = (tmp_path / "whole.mp4").read_bytes()
     (tmp_path / "headless.mp4").write_bytes(data[len(data) // 2 :])
     for name in ("noise.mp4", "empty.mp4", "headless.mp4"):
-        for read in (media_omnihuman.read_video, media_omnihuman.read_audio, media_omnihuman.read_image, media_omnihuman.probe):
+        for read in (
+            media_omnihuman.read_video,
+            media_omnihuman.read_audio,
+            media_omnihuman.read_image,
+            media_omnihuman.probe,
+        ):
             with pytest.raises(media_omnihuman.MediaError, match=rf"{name}: .*; ") as raised:
                 read(tmp_path / name)
             assert "\n" not in str(raised.value)
@@ -226,7 +240,9 @@ def test_failed_writes_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="uint8"):
         media_omnihuman.write_video(tmp_path / "v.mp4", np.zeros((3, 32, 32, 3), np.float32))
     with pytest.raises(ValueError, match="in a video of"):
-        media_omnihuman.write_video(tmp_path / "v.mp4", [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 32, 3), np.uint8)])
+        media_omnihuman.write_video(
+            tmp_path / "v.mp4", [np.zeros((32, 32, 3), np.uint8), np.zeros((64, 32, 3), np.uint8)]
+        )
     assert list(tmp_path.iterdir()) == []
 
 

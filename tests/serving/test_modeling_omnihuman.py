@@ -91,7 +91,9 @@ class Pair:
         """(PyTorch's, JAX's) of the tokens that belong to a window."""
         ours = np.asarray(self.apply(batch["latents_BLC"], t_BG, batch))
         with torch.no_grad():
-            theirs = self.module(torch.from_numpy(batch["latents_BLC"]), torch.from_numpy(t_BG), torch_batch(batch)).numpy()
+            theirs = self.module(
+                torch.from_numpy(batch["latents_BLC"]), torch.from_numpy(t_BG), torch_batch(batch)
+            ).numpy()
         assert theirs.dtype == ours.dtype == np.float32 and theirs.shape == ours.shape
         assert np.isfinite(theirs).all()
         real = batch["segment_ids_BL"] > 0
@@ -125,7 +127,9 @@ def small() -> tuple[Pair, PackedShape]:
 
 
 def test_the_base_part_is_diffusers_own():
-    """The state of HunyuanVideo's class loads as it is, and gives what that class gives; one text shorter than the other."""
+    """The state of HunyuanVideo's class loads as it is, and gives what that class gives; one text shorter than the
+    other.
+    """
     from diffusers import HunyuanVideoTransformer3DModel
 
     config = odd_config(audio=None, pose=None, guidance_embed=True)
@@ -148,7 +152,9 @@ def test_the_base_part_is_diffusers_own():
     ours = OmniHumanForVideo(torch_config(config)).eval()
     ours.load_state_dict(reference.state_dict())
 
-    layout = [[Window(latents=frames, height=height, width=width, text_tokens=tokens, active=TEXT)] for tokens in (7, 4)]
+    layout = [
+        [Window(latents=frames, height=height, width=width, text_tokens=tokens, active=TEXT)] for tokens in (7, 4)
+    ]
     batch = packed_batch(shape_for(config, latent_tokens=frames * height * width, text_tokens=7, windows=1), layout)
     t_B = torch.tensor([0.3, 0.85])
     tokens = torch.from_numpy(batch["latents_BLC"])
@@ -169,14 +175,18 @@ def test_the_base_part_is_diffusers_own():
 
 def test_one_window_that_fills_its_sequence(small):
     model, shape = small
-    window = Window(latents=5, height=4, width=8, text_tokens=shape.text_tokens, active=EVERY.without(Condition.REFERENCE))
+    window = Window(
+        latents=5, height=4, width=8, text_tokens=shape.text_tokens, active=EVERY.without(Condition.REFERENCE)
+    )
     batch = packed_batch(shape, [[window], [window]])
     assert (batch["segment_ids_BL"] == 1).all()
     t_BG = np.full((2, shape.windows), 0.6, np.float32)
     theirs, ours = model.velocities(batch, t_BG)
     assert relative_error(theirs, ours) <= TOLERANCE
     with torch.no_grad():
-        unmasked = model.module(torch.from_numpy(batch["latents_BLC"]), torch.from_numpy(t_BG), torch_batch(batch), one_window=True)
+        unmasked = model.module(
+            torch.from_numpy(batch["latents_BLC"]), torch.from_numpy(t_BG), torch_batch(batch), one_window=True
+        )
     assert relative_error(unmasked.numpy().reshape(ours.shape), ours) <= TOLERANCE
 
 
@@ -260,9 +270,12 @@ def test_gradients_flow_to_every_parameter(small):
     model, shape = small
     batch = packed_batch(shape, LAYOUTS["mixed"])
     real = torch.from_numpy(batch["segment_ids_BL"] > 0)
-    velocity = model.module(torch.from_numpy(batch["latents_BLC"]), torch.full((2, shape.windows), 0.6), torch_batch(batch))
+    velocity = model.module(
+        torch.from_numpy(batch["latents_BLC"]), torch.full((2, shape.windows), 0.6), torch_batch(batch)
+    )
     velocity[real].square().mean().backward()
     dead = [name for name, p in model.module.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    # A key's bias moves all scores of a query by the same amount where nothing normalises it: the softmax does not see it.
+    # A key's bias moves all scores of a query by the same amount where nothing normalises it: the softmax does not see
+    # it.
     assert dead == [] or all(name.endswith("attn.to_k.bias") and "refiner" in name for name in dead), dead
     model.module.zero_grad(set_to_none=True)

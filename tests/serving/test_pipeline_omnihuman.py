@@ -1,4 +1,6 @@
-"""The exported folder's pipeline gives what `omnihuman generate` gives: the same files and seed in, the same video out."""
+"""The exported folder's pipeline gives what `omnihuman generate` gives: the same files and seed in, the same video
+out.
+"""
 
 import dataclasses
 import json
@@ -56,7 +58,11 @@ def pipeline(serving, folder):
 
 def test_the_folder_knows_its_run(folder, tiny, run):
     part = json.loads((folder / "config.json").read_text())["serving"]
-    assert part["codec"] == "dct" and part["speech_layers"] == list(run.spec.speech_layers) and part["margin"] == run.spec.margin
+    assert (
+        part["codec"] == "dct"
+        and part["speech_layers"] == list(run.spec.speech_layers)
+        and part["margin"] == run.spec.margin
+    )
     assert (part["segment_frames"], part["num_steps"]) == (9, run.config.sampling.num_steps)
     assert part["text_sha256"].keys() & part["speech_sha256"].keys() >= {"model.safetensors", "config.json"}
     assert "tokenizer.json" in part["text_sha256"]
@@ -86,7 +92,9 @@ def test_the_codec_is_the_trainers(pipeline, run, measured):
 def test_latents_of_a_ten_step_loop_from_files(pipeline, serving, run, tiny, talking, measured):
     """Image, sound, pose and prompt from files; the second segment starts from the first one's motion frames."""
     pose = tiny.clips / "landmarks" / "clip0.npz"
-    request = driving.Request(image=talking, audio=talking, pose=pose, text="a man speaks", seconds=0.5, size=SIZE, seed=5)
+    request = driving.Request(
+        image=talking, audio=talking, pose=pose, text="a man speaks", seconds=0.5, size=SIZE, seed=5
+    )
     ours = driving.read_signals(run, request, TEN.segment_frames)
     theirs = pipeline.read_signals(talking, talking, pose, "a man speaks", 0.5, SIZE, TEN.segment_frames)
     assert (theirs.frames, theirs.has_text) == (ours.frames, True)
@@ -107,7 +115,8 @@ def test_latents_of_a_ten_step_loop_from_files(pipeline, serving, run, tiny, tal
     motion = None
     # What the encoders' rounding does is measured above; here both loops start from the same signals.
     shared = serving.Signals(
-        frames=ours.frames, reference_HWC=ours.reference_HWC, text_SE=ours.text_SE, pooled_E=ours.pooled_E, has_text=True,
+        frames=ours.frames, reference_HWC=ours.reference_HWC, text_SE=ours.text_SE, pooled_E=ours.pooled_E,
+        has_text=True,
         audio_TE=ours.audio_TE, keypoints_TJ3=ours.keypoints_TJ3, wave=ours.wave,
     )  # fmt: skip
     guidance = serving.GuidanceConfig(scale=4.0)
@@ -130,7 +139,18 @@ runpy.run_path("pipeline_omnihuman.py", run_name="__main__")
 
 def test_the_command_makes_the_video_of_generate_without_jax(folder, run, tiny, talking, tmp_path):
     """A process in the folder, jax and this package blocked: a long video with sound, frame for frame."""
-    flags = ["--image", str(talking), "--audio", str(talking), "--text", "a man speaks", "--size", "32x48", "--seed", "2"]
+    flags = [
+        "--image",
+        str(talking),
+        "--audio",
+        str(talking),
+        "--text",
+        "a man speaks",
+        "--size",
+        "32x48",
+        "--seed",
+        "2",
+    ]
     flags += ["--seconds", "0.6", "--steps", "10", "--guidance-scale", "4", "--segment-frames", "9"]
     flags += ["--pose", str(tiny.clips / "landmarks" / "clip0.npz"), "--out", str(tmp_path / "torch.mp4")]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -139,7 +159,9 @@ def test_the_command_makes_the_video_of_generate_without_jax(folder, run, tiny, 
     assert done.returncode == 0, done.stderr
     assert "15 frames (0.60 s)" in done.stderr
     pose = tiny.clips / "landmarks" / "clip0.npz"
-    request = driving.Request(image=talking, audio=talking, pose=pose, text="a man speaks", seconds=0.6, size=SIZE, seed=2)
+    request = driving.Request(
+        image=talking, audio=talking, pose=pose, text="a man speaks", seconds=0.6, size=SIZE, seed=2
+    )
     made = generate.generate(run, request, tmp_path / "jax.mp4", config=TEN)
     assert made.segments > 1
     ours, theirs = (media_omnihuman.read_video(tmp_path / f"{name}.mp4").astype(int) for name in ("jax", "torch"))
@@ -223,4 +245,8 @@ def test_wav2vec2_and_long_sound_are_encoded_as_in_training(pipeline, tmp_path, 
         network = tiny_networks.write_wav2vec2(tmp_path / norm, norm=norm)
         ours = load_speech_encoder(network, layers=(0, 2)).features(wave, frames)
         theirs = encoders_omnihuman.load_speech_encoder(network, (0, 2), torch.device("cpu")).features(wave, frames)
-        measured("wav2vec 2.0 features of 34 s, pipeline against encode", np.abs(ours - theirs).max() / np.abs(ours).max(), 2e-4)
+        measured(
+            "wav2vec 2.0 features of 34 s, pipeline against encode",
+            np.abs(ours - theirs).max() / np.abs(ours).max(),
+            2e-4,
+        )

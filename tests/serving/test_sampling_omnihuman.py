@@ -1,4 +1,6 @@
-"""Sampling in PyTorch is sampling in JAX: noise, schedule, guidance, and a whole loop of 10 steps with every condition."""
+"""Sampling in PyTorch is sampling in JAX: noise, schedule, guidance, and a whole loop of 10 steps with every
+condition.
+"""
 
 import functools
 
@@ -23,7 +25,10 @@ LOOP_TOLERANCE = 1e-4
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
 def test_the_same_seed_draws_the_same_noise(seed, measured):
-    slot_BL, token_BL = np.array([[0, 0, 0, 7], [3, 3, 100, 0]], np.int32), np.array([[0, 1, 50_000, 3], [-1, 0, 2, 9]], np.int32)
+    slot_BL, token_BL = (
+        np.array([[0, 0, 0, 7], [3, 3, 100, 0]], np.int32),
+        np.array([[0, 1, 50_000, 3], [-1, 0, 2, 9]], np.int32),
+    )
     ours = np.asarray(solver.token_noise(jax.random.key(seed), slot_BL, token_BL, 301))
     theirs = serving.token_noise(seed, torch.from_numpy(slot_BL), torch.from_numpy(token_BL), 301).numpy()
     assert theirs.dtype == np.float32 and 0.9 < theirs.std() < 1.1
@@ -78,7 +83,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", [next(iter(CASES)), *(pytest.param(name, marks=pytest.mark.slow) for name in list(CASES)[1:])])
+@pytest.mark.parametrize(
+    "name", [next(iter(CASES)), *(pytest.param(name, marks=pytest.mark.slow) for name in list(CASES)[1:])]
+)
 def test_a_whole_loop_of_ten_steps(name, measured):
     """Two sequences; windows with reference, motion, audio and pose, with pose alone, and a single frame."""
     changes, scales = CASES[name]
@@ -90,7 +97,9 @@ def test_a_whole_loop_of_ten_steps(name, measured):
     layout = [
         [
             Window(latents=3, height=3, width=5, text_tokens=6, active=EVERY, motion=True),
-            Window(latents=1, height=4, width=3, text_tokens=3, active=ConditionSet.of(Condition.TEXT, Condition.REFERENCE)),
+            Window(
+                latents=1, height=4, width=3, text_tokens=3, active=ConditionSet.of(Condition.TEXT, Condition.REFERENCE)
+            ),
         ],
         [Window(latents=4, height=2, width=7, text_tokens=9, active=ConditionSet.of(Condition.POSE, Condition.AUDIO))],
     ]
@@ -130,7 +139,9 @@ def sample_in_jax(config, params, batch, scales, empty_text, empty_pooled) -> np
     if guided.enabled:
         both = guidance.stack_branches(batch, guidance.unconditional_batch(batch, empty_text, empty_pooled))
     slot_BL = np.take_along_axis(batch["slot_BG"], np.maximum(batch["segment_ids_BL"] - 1, 0), axis=1)
-    tokens_BG = flow_matching.video_tokens_of_slot(batch["segment_ids_BL"], batch["is_reference_BL"], batch["slot_BG"].shape[1])
+    tokens_BG = flow_matching.video_tokens_of_slot(
+        batch["segment_ids_BL"], batch["is_reference_BL"], batch["slot_BG"].shape[1]
+    )
 
     @jax.jit
     def run(params, both, batch):

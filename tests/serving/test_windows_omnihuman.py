@@ -1,4 +1,6 @@
-"""What the shipped pipeline computes for itself, because it may not import the trainer, is what the trainer computes."""
+"""What the shipped pipeline computes for itself, because it may not import the trainer, is what the trainer
+computes.
+"""
 
 import dataclasses
 import math

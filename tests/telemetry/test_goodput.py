@@ -1,4 +1,6 @@
-"""Goodput adds up: new steps, repeated ones, waits and gaps of hand-written event logs; what is served to Prometheus."""
+"""Goodput adds up: new steps, repeated ones, waits and gaps of hand-written event logs; what is served to
+Prometheus.
+"""
 
 import json
 import urllib.request
@@ -30,7 +32,8 @@ def steps(first: int, last: int, t: float, s: float, wait_s: float = 0.0) -> dic
 def run(tmp_path: Path) -> Path:
     """Ten steps and a kill after a checkpoint at step 6; a second attempt repeats four steps and finishes."""
     first = [
-        start(1000.0), span("restore", 1012.0, 2.0), span("compile", 1020.0, 8.0), steps(1, 6, 1032.0, 10.0, wait_s=2.0),
+        start(1000.0), span("restore", 1012.0, 2.0), span("compile", 1020.0, 8.0),
+        steps(1, 6, 1032.0, 10.0, wait_s=2.0),
         span("save", 1033.0, 1.0), {"event": "hosts", "t": 1035.0, "step": 8, "host_s": {"0": 0.1, "1": 0.3, "2": 0.1}},
         steps(7, 10, 1037.0, 4.0),
     ]  # fmt: skip
@@ -62,7 +65,11 @@ def test_every_second_has_one_kind(run: Path) -> None:
 def test_the_command_prints_a_table_and_draws(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(run), "--json", str(run / "goodput.json")]) == 0
     printed = capsys.readouterr().out
-    assert "goodput 25.7% of 70.0 s in 2 attempts" in printed and "killed" in printed and "process 1 takes 3.0 times" in printed
+    assert (
+        "goodput 25.7% of 70.0 s in 2 attempts" in printed
+        and "killed" in printed
+        and "process 1 takes 3.0 times" in printed
+    )
     stored = json.loads((run / "goodput.json").read_text())
     assert stored["seconds"]["repeated"] == 4.0 and len(stored["attempts"]) == 2
     drawn = xml.etree.ElementTree.fromstring((run / "goodput.svg").read_text())

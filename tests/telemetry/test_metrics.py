@@ -63,7 +63,12 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     speed.restart(1)
     assert speed.measure(1, 50.0, 1) == {}
     now[0] = 164.0
-    assert speed.measure(5, 200.0, 4) == {"step_time_s": 0.5, "tokens_per_s": 100, "flops_per_s": 2000, "matmul_peak_share": 0.5}
+    assert speed.measure(5, 200.0, 4) == {
+        "step_time_s": 0.5,
+        "tokens_per_s": 100,
+        "flops_per_s": 2000,
+        "matmul_peak_share": 0.5,
+    }
 
 
 def test_the_peak_is_measured_on_all_devices() -> None:

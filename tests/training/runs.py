@@ -47,7 +47,12 @@ def start(
     command += [f"--run={run}", f"--config.data.dataset={dataset}", "--no-progress", *options]
     if process is not None:
         index, count, port = process
-        command += [f"--coordinator=127.0.0.1:{port}", f"--num-processes={count}", f"--process-id={index}", "--peer-timeout-s=120"]
+        command += [
+            f"--coordinator=127.0.0.1:{port}",
+            f"--num-processes={count}",
+            f"--process-id={index}",
+            "--peer-timeout-s=120",
+        ]
     # Programs compile in a third of the time like this; what is compared was compiled alike.
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -62,7 +67,9 @@ def finish(*processes: subprocess.Popen, timeout: float = 400) -> list[str]:
 
 
 def train(run: Path, dataset: Path, *options: str, processes: int = 1, devices: int | None = None) -> str:
-    """One training job on `devices` (each process; `DEVICES` in all by default) and `processes`; what process 0 printed."""
+    """One training job on `devices` (each process; `DEVICES` in all by default) and `processes`; what process 0
+    printed.
+    """
     if processes == 1:
         return finish(start(run, dataset, *options, devices=devices or DEVICES))[0]
     return finish(*start_all(run, dataset, *options, processes=processes))[0]

@@ -1,4 +1,6 @@
-"""A run that starts from weights of `omnihuman import`: they are its step 0, and its checkpoints say where they come from."""
+"""A run that starts from weights of `omnihuman import`: they are its step 0, and its checkpoints say where they come
+from.
+"""
 
 import dataclasses
 import json

@@ -27,6 +27,10 @@ def test_summary() -> None:
     )
     record = summarise(counters, Stage(name="s", steps=1, text=0.9, audio=0.25))
     assert record["loss"] == 3
-    assert {k: v for k, v in record.items() if k.startswith("loss/")} == {"loss/none": 4, "loss/text": 2, "loss/text+audio": 0.5}
+    assert {k: v for k, v in record.items() if k.startswith("loss/")} == {
+        "loss/none": 4,
+        "loss/text": 2,
+        "loss/text+audio": 0.5,
+    }
     assert [record[f"ratio/{c.label}"] for c in Condition] == [0.8, 0, 0.3, 0]
     assert [record[f"ratio_target/{c.label}"] for c in Condition] == [0.9, 0.7, 0.25, 0]

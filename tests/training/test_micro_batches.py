@@ -37,7 +37,9 @@ def test_gradients_of_four_parts_are_those_of_the_whole(measured: Callable[[str,
     part_loss, part_losses, part_grads = computed(trainer, 4, batch)
     measured("loss, in 4 micro-batches against the whole", abs(part_loss / loss - 1), 1e-6)
     np.testing.assert_array_equal(part_losses.counted_BG, losses.counted_BG)
-    np.testing.assert_allclose(part_losses.window_loss_BG, losses.window_loss_BG, rtol=1e-6)  # in the order of the batch
+    np.testing.assert_allclose(
+        part_losses.window_loss_BG, losses.window_loss_BG, rtol=1e-6
+    )  # in the order of the batch
     norm = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(grads)))
     difference = jax.tree.map(lambda a, b: np.square(a - b, dtype=np.float64).sum(), part_grads, grads)
     measured("gradient, in 4 micro-batches against the whole", np.sqrt(sum(jax.tree.leaves(difference))) / norm, 1e-6)

@@ -11,14 +11,22 @@ from omnihuman_jax.training import numerics
 from omnihuman_jax.training.numerics import HISTORY, Health, NumericsConfig, RepeatedStep
 
 
-def run(config: NumericsConfig, values: list[float], *, stage_start: int | None = None, trains: bool = True) -> tuple[Health, list]:
+def run(
+    config: NumericsConfig, values: list[float], *, stage_start: int | None = None, trains: bool = True
+) -> tuple[Health, list]:
     """Health after steps of these losses (and gradient norms alike), and the verdicts."""
 
     @jax.jit
     def step(health: Health, value: jax.Array, start: jax.Array) -> tuple[Health, numerics.Verdict]:
         verdict = numerics.judge(config, health, loss=value, norm=2 * value)
         health = numerics.remember(
-            health, verdict, loss=value, norm=2 * value, trains=jnp.bool_(trains), stage_start=start, interval_start=start
+            health,
+            verdict,
+            loss=value,
+            norm=2 * value,
+            trains=jnp.bool_(trains),
+            stage_start=start,
+            interval_start=start,
         )
         return health, verdict
 
@@ -52,7 +60,12 @@ def test_a_spike_is_measured_against_the_median_of_the_stage(skip: bool) -> None
 
 
 def test_numbers_that_make_no_sense() -> None:
-    for wrong in ({"max_skipped": 0}, {"spike_factor": 0.5}, {"spike_factor": 0, "skip_spikes": True}, {"repeat_interval": -1}):
+    for wrong in (
+        {"max_skipped": 0},
+        {"spike_factor": 0.5},
+        {"spike_factor": 0, "skip_spikes": True},
+        {"repeat_interval": -1},
+    ):
         with pytest.raises(ValueError, match="numerics"):
             NumericsConfig(**wrong).validate()
 

@@ -1,4 +1,6 @@
-"""The optimizer on a handful of numbers: AdamW as torch has it, groups that start late, stand still, or share a clip."""
+"""The optimizer on a handful of numbers: AdamW as torch has it, groups that start late, stand still, or share a
+clip.
+"""
 
 import re
 
@@ -15,7 +17,11 @@ AXES = {
     "blocks": {"scale": ("layers", "features")},
     "audio_adapter": {"kernel": ("features", "embed")},
 }
-LABELS = {"layer": {"kernel": "base", "bias": "base"}, "blocks": {"scale": "base"}, "audio_adapter": {"kernel": "audio"}}
+LABELS = {
+    "layer": {"kernel": "base", "bias": "base"},
+    "blocks": {"scale": "base"},
+    "audio_adapter": {"kernel": "audio"},
+}
 SHAPES = {"layer": {"kernel": (3, 4), "bias": (4,)}, "blocks": {"scale": (2, 3)}, "audio_adapter": {"kernel": (2, 3)}}
 BOTH = {"base": True, "audio": True}
 RATE = 1e-2
@@ -23,7 +29,9 @@ RATE = 1e-2
 
 def arrays(seed: int) -> dict:
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda shape: rng.standard_normal(shape).astype(np.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+    return jax.tree.map(
+        lambda shape: rng.standard_normal(shape).astype(np.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
+    )
 
 
 class Run:
@@ -40,20 +48,24 @@ class Run:
         def update(params, ema_params, state, grads, trainable):
             return optim.update(
                 self.optimizer, self.config, ema, LABELS,
-                grads=grads, params=params, ema=ema_params, opt_state=state, learning_rate=jnp.float32(RATE), trainable=trainable,
+                grads=grads, params=params, ema=ema_params, opt_state=state, learning_rate=jnp.float32(RATE),
+                trainable=trainable,
             )  # fmt: skip
 
         self._update = jax.jit(update)
 
     def step(self, grads: dict, trainable: dict[str, bool]) -> "Run":
-        self.params, self.ema, self.state, norm, rates = self._update(self.params, self.ema, self.state, grads, trainable)
+        self.params, self.ema, self.state, norm, rates = self._update(
+            self.params, self.ema, self.state, grads, trainable
+        )
         self.norm, self.rates = float(norm), jax.device_get(rates)
         return self
 
 
 def same_bits(left: object, right: object) -> bool:
     return all(
-        np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+        np.array_equal(np.asarray(a), np.asarray(b))
+        for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     )
 
 
@@ -62,7 +74,10 @@ def test_one_group_is_torchs_adamw() -> None:
     mine = {name: torch.nn.Parameter(torch.tensor(run.params["layer"][name])) for name in ("kernel", "bias")}
     decayed = {"kernel": 0.1, "bias": 0.0}  # matrices are decayed, biases are not
     other = torch.optim.AdamW(
-        [{"params": [mine[name]], "weight_decay": decayed[name]} for name in mine], lr=RATE, betas=(0.9, 0.999), eps=1e-8
+        [{"params": [mine[name]], "weight_decay": decayed[name]} for name in mine],
+        lr=RATE,
+        betas=(0.9, 0.999),
+        eps=1e-8,
     )
     for k in range(5):
         grads = arrays(k + 1)
@@ -84,7 +99,10 @@ def test_norm_scales_of_stacked_blocks_are_not_decayed() -> None:
 
 def test_a_group_that_stands_still_keeps_every_bit_even_under_gradients_and_decay() -> None:
     run = Run(ema_decay=0.5).step(arrays(1), BOTH)
-    audio = lambda: (run.params["audio_adapter"], run.ema["audio_adapter"], run.state.inner_states["audio"])  # noqa: E731
+
+    def audio() -> tuple:
+        return run.params["audio_adapter"], run.ema["audio_adapter"], run.state.inner_states["audio"]
+
     before, base = jax.device_get(audio()), run.params["layer"]
     for k in range(3):
         run.step(arrays(k + 2), {"base": True, "audio": False})
@@ -181,10 +199,15 @@ def test_the_update_is_written_over_its_state_without_copies() -> None:
         params, ema, opt_state = state
         return optim.update(
             optimizer, config, optim.EmaConfig(), labels,
-            grads=grads, params=params, ema=ema, opt_state=opt_state, learning_rate=jnp.float32(RATE), trainable={"base": True},
+            grads=grads, params=params, ema=ema, opt_state=opt_state, learning_rate=jnp.float32(RATE),
+            trainable={"base": True},
         )[:3]  # fmt: skip
 
-    compiled = jax.jit(update, donate_argnums=0).lower((params, params, jax.eval_shape(optimizer.init, params)), params).compile()
+    compiled = (
+        jax.jit(update, donate_argnums=0)
+        .lower((params, params, jax.eval_shape(optimizer.init, params)), params)
+        .compile()
+    )
     copies = [line for line in compiled.as_text().splitlines() if re.search(r"= f32\[384,256\]\S* copy\(", line)]
     assert not copies, copies
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 384 * 256  # of a leaf; of five with copies

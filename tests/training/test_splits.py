@@ -1,4 +1,6 @@
-"""A mesh that cannot split the model or the batch: one line, the numbers, the nearest values that would do. No device is asked."""
+"""A mesh that cannot split the model or the batch: one line, the numbers, the nearest values that would do. No device
+is asked.
+"""
 
 import dataclasses
 
@@ -13,7 +15,9 @@ PLAN = PlanConfig(sequences_per_step=8, latent_tokens=96)
 MODEL = tiny.model_config()  # width 32, 2 heads, audio width 16
 
 
-def check(num_devices: int, *, plan: dict | None = None, model: dict | None = None, micro: int = 1, **mesh: int) -> dict[str, int]:
+def check(
+    num_devices: int, *, plan: dict | None = None, model: dict | None = None, micro: int = 1, **mesh: int
+) -> dict[str, int]:
     return check_splits(
         MeshConfig(**mesh),
         dataclasses.replace(MODEL, **(model or {})),
@@ -35,9 +39,17 @@ def test_one_device_to_several_slices_by_values_alone() -> None:
 @pytest.mark.parametrize(
     ("devices", "mesh", "message"),
     [
-        (8, {"data": 1, "fsdp": 16}, r"mesh data=1, fsdp=16, context=1, tensor=1 needs 16 devices, there are 8: mesh.fsdp=8"),
+        (
+            8,
+            {"data": 1, "fsdp": 16},
+            r"mesh data=1, fsdp=16, context=1, tensor=1 needs 16 devices, there are 8: mesh.fsdp=8",
+        ),
         (8, {"data": 1, "fsdp": 4, "context": 4}, r"needs 16 devices, there are 8: mesh.fsdp=2 or mesh.context=2"),
-        (8, {"data": 1, "fsdp": 4}, r"needs 4 devices, there are 8: mesh.data=2 or mesh.fsdp=8 or mesh.context=2 or mesh.tensor=2"),
+        (
+            8,
+            {"data": 1, "fsdp": 4},
+            r"needs 4 devices, there are 8: mesh.data=2 or mesh.fsdp=8 or mesh.context=2 or mesh.tensor=2",
+        ),
         (8, {"fsdp": 3}, r"is a multiple of 3 devices, there are 8: mesh.fsdp=2 or 4"),
         (8, {"fsdp": 16}, r"is a multiple of 16 devices, there are 8: mesh.fsdp=8"),
         (8, {"data": -1, "fsdp": -1}, r"each is >= 1, or -1 on one of them at most"),
@@ -45,7 +57,11 @@ def test_one_device_to_several_slices_by_values_alone() -> None:
         (8, {"slices": 3}, r"mesh.slices is 3, which does not divide 8 devices; the nearest that do: 2 or 4"),
         (8, {"slices": -1}, r"mesh.slices is -1"),
         (8, {"slices": 2, "dcn_data": 4}, r"mesh dcn_data=4, dcn_fsdp=1 needs 4 slices, there are 2: mesh.dcn_data=2"),
-        (8, {"slices": 2, "dcn_fsdp": 2, "fsdp": 2}, r"mesh.dcn_fsdp is 2 beside mesh.data 2: .* mesh.data=1 and mesh.fsdp=4"),
+        (
+            8,
+            {"slices": 2, "dcn_fsdp": 2, "fsdp": 2},
+            r"mesh.dcn_fsdp is 2 beside mesh.data 2: .* mesh.data=1 and mesh.fsdp=4",
+        ),
     ],
 )
 def test_ways_that_the_devices_do_not_have(devices: int, mesh: dict, message: str) -> None:
@@ -55,7 +71,9 @@ def test_ways_that_the_devices_do_not_have(devices: int, mesh: dict, message: st
 
 
 def test_heads_tokens_sequences_and_weights_that_do_not_divide() -> None:
-    with pytest.raises(ValueError, match=r"model.num_heads 2 is not divisible by mesh.tensor 4; the nearest that do: 2"):
+    with pytest.raises(
+        ValueError, match=r"model.num_heads 2 is not divisible by mesh.tensor 4; the nearest that do: 2"
+    ):
         check(4, tensor=4, data=1)
     with pytest.raises(ValueError, match=r"model.audio.num_heads 2 is not divisible by mesh.tensor 4"):
         check(4, tensor=4, data=1, model={"num_heads": 4, "rope_axes": (2, 2, 4)})
@@ -63,7 +81,10 @@ def test_heads_tokens_sequences_and_weights_that_do_not_divide() -> None:
         check(4, context=4, data=1, model={"context_parallel": "ulysses"})
     with pytest.raises(
         ValueError,
-        match=r"latent_tokens 90 is not divisible by mesh.context 4; nearest tokens: 88 or 92; nearest mesh.context: 3 or 5",
+        match=(
+            r"latent_tokens 90 is not divisible by mesh.context 4; nearest tokens: 88 or 92; nearest mesh.context: 3"
+            r" or 5"
+        ),
     ):
         check(4, context=4, data=1, plan={"latent_tokens": 90})
     with pytest.raises(
@@ -74,5 +95,7 @@ def test_heads_tokens_sequences_and_weights_that_do_not_divide() -> None:
         check(4, fsdp=2, micro=3)
     with pytest.raises(ValueError, match=r"divisible by 16 = .*sequences_per_step=16, or mesh.context or .* at most 8"):
         check(16)
-    with pytest.raises(ValueError, match=r"/kernel: its embed dim 16 is not divisible by 64 = mesh fsdp 32 x context 2; .*: 16"):
+    with pytest.raises(
+        ValueError, match=r"/kernel: its embed dim 16 is not divisible by 64 = mesh fsdp 32 x context 2; .*: 16"
+    ):
         check(64, data=1, fsdp=32, context=2, plan={"sequences_per_step": 32})

@@ -31,7 +31,9 @@ def window_losses():
     def losses(batch: dict[str, np.ndarray], step: int = 3) -> tuple[float, dict[int, float]]:
         loss, windows = jax.device_get(run(batch, np.int32(step)))
         counted = windows.counted_BG
-        return float(loss), dict(zip(batch["slot_BG"][counted].tolist(), windows.window_loss_BG[counted].tolist(), strict=True))
+        return float(loss), dict(
+            zip(batch["slot_BG"][counted].tolist(), windows.window_loss_BG[counted].tolist(), strict=True)
+        )
 
     return losses
 
@@ -76,7 +78,10 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(trainer: tiny.T
     # The interval's mean is that of the steps that count.
     counters = metrics["counters"]
     assert counters.interval_loss == before.counters.interval_loss and counters.health.interval_nonfinite == 1
-    assert np.isfinite(counters.interval_losses).all() and counters.stage_windows.sum() > before.counters.stage_windows.sum()
+    assert (
+        np.isfinite(counters.interval_losses).all()
+        and counters.stage_windows.sum() > before.counters.stage_windows.sum()
+    )
     state, metrics = trainer.step(state, tiny.some_batch(first=100))
     assert metrics["verdict"].applied and metrics["skipped_in_a_row"] == 0 and metrics["counters"].health.skipped == 1
     assert not same(jax.tree.leaves(before.params), jax.tree.leaves(state.params))
@@ -93,7 +98,9 @@ def test_training_lowers_the_loss(trainer: tiny.Trainer) -> None:
 
 @pytest.mark.slow
 def test_moments_and_block_inputs_in_host_memory_are_the_same_step(trainer: tiny.Trainer) -> None:
-    """On CPU both memories are one, so this proves that the values pass; test_host_offload.py proves where they lie on a TPU."""
+    """On CPU both memories are one, so this proves that the values pass; test_host_offload.py proves where they lie on
+    a TPU.
+    """
     config = tiny.model_config(remat="block_offload")
     other = tiny.Trainer(trainer.mesh_config, config=config, step=StepConfig(offload="moments_ema"))
     left, right = trainer.initial(), other.initial()
@@ -102,7 +109,10 @@ def test_moments_and_block_inputs_in_host_memory_are_the_same_step(trainer: tiny
         right, others = other.step(right, tiny.some_batch(16 * k), rate=1e-3)
         assert others["loss"] == pytest.approx(metrics["loss"], rel=1e-6)
     assert other.step_fn._cache_size() == 1 and train_state.misplaced_leaves(right, other.shardings) == []
-    kinds = {name: {leaf.sharding.memory_kind for leaf in jax.tree.leaves(getattr(right, name))} for name in ("params", "ema")}
+    kinds = {
+        name: {leaf.sharding.memory_kind for leaf in jax.tree.leaves(getattr(right, name))}
+        for name in ("params", "ema")
+    }
     assert kinds == {"params": {"device"}, "ema": {"pinned_host"}}
     moments = right.opt_state.inner_states["base"].inner_state[0]
     assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves((moments.mu, moments.nu))} == {"pinned_host"}
@@ -121,17 +131,23 @@ def test_a_platform_without_pinned_memory_says_so() -> None:
             return [Memory()]
 
     mesh = SimpleNamespace(devices=np.asarray([Device()]))
-    with pytest.raises(ValueError, match=r"step.offload=moments needs pinned_host memory; cpu devices here have device"):
+    with pytest.raises(
+        ValueError, match=r"step.offload=moments needs pinned_host memory; cpu devices here have device"
+    ):
         sharding.require_host_memory(mesh, "step.offload=moments")  # type: ignore[arg-type]
 
 
 def test_counters_sum_over_stage_and_interval(trainer: tiny.Trainer) -> None:
     state, steps = trainer.initial(), []
     for k, (stage_start, interval_start) in enumerate([(True, True), (False, False), (False, True), (False, False)]):
-        state, metrics = trainer.step(state, tiny.some_batch(16 * k), stage_start=stage_start, interval_start=interval_start)
+        state, metrics = trainer.step(
+            state, tiny.some_batch(16 * k), stage_start=stage_start, interval_start=interval_start
+        )
         steps.append(metrics)
     last = steps[-1]["counters"]
-    assert last.stage_windows[tiny.ALL.bits] == last.stage_windows[TEXT.bits] == 4 * 8 and last.stage_windows.sum() == 64
+    assert (
+        last.stage_windows[tiny.ALL.bits] == last.stage_windows[TEXT.bits] == 4 * 8 and last.stage_windows.sum() == 64
+    )
     assert last.interval_windows.sum() == 32 and last.interval_steps == 2
     assert last.interval_loss == np.float32(steps[2]["loss"]) + np.float32(steps[3]["loss"])
     assert last.interval_tokens == sum((tiny.some_batch(16 * k)["segment_ids_BL"] > 0).sum() for k in (2, 3))
@@ -162,7 +178,9 @@ def test_the_loss_is_the_mean_over_noisy_tokens_and_windows_report_their_own(win
 
 
 def test_what_carries_no_loss() -> None:
-    batch = tiny.batch_of([[tiny.window(0, motion=True, latent_frames=3), None, tiny.window(2, active=TEXT, latent_frames=1)]])
+    batch = tiny.batch_of(
+        [[tiny.window(0, motion=True, latent_frames=3), None, tiny.window(2, active=TEXT, latent_frames=1)]]
+    )
     # Reference (4 tokens), two motion latents (8), one noisy latent (4), then the text-only image (4 noisy tokens).
     assert np.asarray(noisy_tokens(batch))[0].tolist() == 12 * [False] + 8 * [True] + (64 - 20) * [False]
     batch["window_BG"][0, 2] = -1  # a window that could not be read

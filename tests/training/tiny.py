@@ -50,12 +50,16 @@ def packed_shape() -> PackedShape:
     )  # fmt: skip
 
 
-def window(index: int, *, active: ConditionSet = ALL, motion: bool = False, latent_frames: int = 3, size: int = 4) -> PackInput:
+def window(
+    index: int, *, active: ConditionSet = ALL, motion: bool = False, latent_frames: int = 3, size: int = 4
+) -> PackInput:
     """A window of random arrays that depend on `index` alone."""
     rng = np.random.default_rng(index)
     rows = 1 + 4 * (latent_frames - 1) + 2 * MARGIN
     noise = lambda *dims: rng.standard_normal(dims, np.float32)  # noqa: E731
-    keypoints = np.concatenate([rng.uniform(0, size / 2, (rows, 3, 2)), np.ones((rows, 3, 1))], axis=-1).astype(np.float32)
+    keypoints = np.concatenate([rng.uniform(0, size / 2, (rows, 3, 2)), np.ones((rows, 3, 1))], axis=-1).astype(
+        np.float32
+    )
     return PackInput(
         latents_FHWC=noise(latent_frames, size, size, 4),
         reference_HWC=noise(size, size, 4),
@@ -77,7 +81,9 @@ def batch_of(rows: Sequence[Sequence[PackInput | None]]) -> dict[str, np.ndarray
     return stack_sequences([pack_sequence(row, packed_shape()) for row in rows])
 
 
-def some_batch(first: int = 0, sets: Sequence[ConditionSet] = (ALL, ConditionSet.of(Condition.TEXT))) -> dict[str, np.ndarray]:
+def some_batch(
+    first: int = 0, sets: Sequence[ConditionSet] = (ALL, ConditionSet.of(Condition.TEXT))
+) -> dict[str, np.ndarray]:
     """Eight sequences of two windows each, of alternating active sets; every third has motion frames."""
     windows = [window(first + i, active=sets[i % len(sets)], motion=i % 3 == 0) for i in range(2 * SEQUENCES)]
     return batch_of([windows[2 * i : 2 * i + 2] for i in range(SEQUENCES)])
@@ -114,7 +120,9 @@ class Trainer:
         shapes, self.axes = mmdit.abstract_params(self.config)
         self.labels = train_state.group_labels(self.axes)
         self.optimizer = optim.create_optimizer(self.optimizer_config, self.labels, self.axes)
-        self.shardings = train_state.state_shardings(self.mesh, shapes, self.axes, self.optimizer, (step or StepConfig()).offload)
+        self.shardings = train_state.state_shardings(
+            self.mesh, shapes, self.axes, self.optimizer, (step or StepConfig()).offload
+        )
         self.objective = objective(self.config)
         self.batch_shardings = sharding.batch_shardings(self.mesh, packed_shape(), SEQUENCES)
         self.step_fn = make_train_step(
@@ -125,9 +133,13 @@ class Trainer:
     def initial(self, seed: int = 0) -> train_state.TrainState:
         """Step 0 with random parameters, put together on the host: no program to compile."""
         params = random_params(self.config, seed)
-        moments = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self.optimizer.init, params))
+        moments = jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self.optimizer.init, params)
+        )
         counters = jax.tree.map(np.asarray, train_state.Counters.zeros())
-        state = train_state.TrainState(params=params, opt_state=moments, ema=params, step=np.int32(0), counters=counters)
+        state = train_state.TrainState(
+            params=params, opt_state=moments, ema=params, step=np.int32(0), counters=counters
+        )
         return jax.device_put(state, self.shardings)
 
     def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -135,7 +147,9 @@ class Trainer:
         own = {name: array[rows.start : rows.stop] for name, array in batch.items()}
         return placement.place_batch(own, self.batch_shardings, rows, SEQUENCES)
 
-    def step(self, state, batch, *, trainable=("base", "audio", "pose"), stage_start=False, interval_start=False, rate=None):
+    def step(
+        self, state, batch, *, trainable=("base", "audio", "pose"), stage_start=False, interval_start=False, rate=None
+    ):
         controls = Controls(
             learning_rate=self.optimizer_config.learning_rate if rate is None else rate,
             trainable={group: group in trainable for group in optim.present_groups(self.labels)},

@@ -1,4 +1,6 @@
-"""The config file of the tests' training runs: two stages on `tests.data.synthetic`, a third of a second of CPU a step."""
+"""The config file of the tests' training runs: two stages on `tests.data.synthetic`, a third of a second of CPU a
+step.
+"""
 
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.config import DataConfig, ExperimentConfig
@@ -14,7 +16,9 @@ from tests.data import synthetic
 
 def get_config() -> ExperimentConfig:
     """The pose stage begins in the middle, so that a stop and a stage change fall together or apart as a test likes."""
-    plan = synthetic.plan_config(latent_tokens=192, text_tokens=32, windows=4, latent_frames=16, frames=96, chunk_steps=8, block=40)
+    plan = synthetic.plan_config(
+        latent_tokens=192, text_tokens=32, windows=4, latent_frames=16, frames=96, chunk_steps=8, block=40
+    )
     return ExperimentConfig(
         name="tiny",
         seed=11,
