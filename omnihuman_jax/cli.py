@@ -6,6 +6,7 @@ has to set XLA's flags first.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
@@ -13,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from omnihuman_jax.runtime import exit_codes, platform_flags
+from omnihuman_jax.runtime import exit_codes, platform_flags, signals
 
 USER_ERRORS = (
     ValueError,
@@ -29,11 +30,15 @@ USER_ERRORS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Command:
-    """A subcommand: the module whose `main(argv)` it calls, one line of help, and an example that can be pasted."""
+    """A subcommand: the module whose `main(argv)` it calls, one line of help, and an example that can be pasted.
+
+    restarts: a launcher starts it again after SIGTERM, so that it answers from its first import on.
+    """
 
     module: str
     help: str
     example: str
+    restarts: bool = False
 
 
 COMMANDS: dict[str, Command] = {
@@ -74,6 +79,7 @@ COMMANDS: dict[str, Command] = {
         module="omnihuman_jax.commands.train",
         help="train, or continue where the run folder stopped: the same command for both",
         example="omnihuman --simulate-devices 8 train --config configs/demo.py --run runs/mine/run",
+        restarts=True,
     ),
     "submit": Command(
         module="launch.submit",
@@ -206,8 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.simulate_devices is not None:
             simulate_devices(options.simulate_devices)
         platform_flags.apply()
-        module = importlib.import_module(COMMANDS[options.command].module)
-        return int(module.main(list(options.arguments)) or 0)
+        command = COMMANDS[options.command]
+        with signals.listening(*signals.STOPS) if command.restarts else contextlib.nullcontext():
+            module = importlib.import_module(command.module)
+            return int(module.main(list(options.arguments)) or 0)
     except USER_ERRORS as error:
         if options.debug:
             raise

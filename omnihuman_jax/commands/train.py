@@ -28,7 +28,7 @@ from omnihuman_jax.config import (
 )
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.models import flops
-from omnihuman_jax.runtime import compilation_cache, exit_codes, processes
+from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, signals
 from omnihuman_jax.runtime.watchdog import Watchdog
 from omnihuman_jax.telemetry.events import EventLog
 from omnihuman_jax.telemetry.metrics import MetricsWriter, Speed, measure_matmul_peak
@@ -130,13 +130,13 @@ def run_steps(
         )
         show = stack.enter_context(progress_bar(start, config.stages.total_steps, enabled=progress and lead))
         exporter = stack.enter_context(contextlib.closing(Exporter(config.logging, config.name)))
-        stop = stack.enter_context(processes.stop_request())
         speed.compiling()
         with events.span("compile"):
             train_step = compile_step(parts, state)
         repeated = RepeatedStep(parts.train_step) if config.numerics.repeat_interval else None
         speed.compiled(start)
         previous = None
+        stop = stack.enter_context(processes.stop_request())
         for step, batch in zip(range(start, end), events.waiting(loader)):
             done = step + 1
             placed = placement.place_batch(batch, parts.batch_shardings, rows, total)
@@ -163,7 +163,6 @@ def run_steps(
             events.step(done)
             if is_logged(config.stages, config.logging.interval, step):
                 exporter.update(done, line, events.seconds, events.compare_hosts(done))
-            # In steps of this attempt: JAX answers at one more than the largest number asked with, and begins at 0.
             stopping = stop.agreed(done - start)
             if why := checkpoints.due(done, last=done == end or stopping):
                 with guard.watchdog.allow(config.watchdog.save_s, f"saving step {done}"), events.span("save"):
@@ -224,6 +223,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: Sequence[str]) -> int:
     """`omnihuman train`."""
+    with signals.listening(*signals.STOPS):
+        return run(argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command, from its options to its exit code."""
     options, overrides = parse(argv)
     # By force: a library that is imported before may have set the root logger up, at its own level.
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +21,15 @@ import jax
 from jax._src import distributed, xla_bridge
 from jax.experimental import multihost_utils
 
-from omnihuman_jax.runtime import platform_flags
+from omnihuman_jax.runtime import platform_flags, signals
 
 logger = logging.getLogger(__name__)
 
 _LEFT = "omnihuman/left/"
+_BY_HAND = "by_hand"
+# Where JAX's preemption sync manager says, to all processes, that one of them had SIGTERM or another notice of
+# preemption.
+_PREEMPTION_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 # How long the coordinator stays after a failure, so that its peers can read why: they look every second.
 LINGER_S = 2.5
 _gathers = itertools.count()
@@ -65,6 +68,9 @@ def join(
         heartbeat_s: a process that was silent for so long is dead, and ends the job.
         shutdown_s: how long those that are done wait for the others.
 
+    A stop that comes before the first step ends the whole job from here on, if this process listens
+    (`signals.listening`).
+
     Returns:
         False where JAX is in use already (a notebook, a test): that program keeps its signals and its way out.
     """
@@ -78,11 +84,14 @@ def join(
     }
     if automatic:
         jax.distributed.initialize(local_device_ids=platform_flags.slurm_device_ids(os.environ), **times)
+        _listen_for_all(signals.current())
         return True
     if coordinator is not None and (not count or index is None):
         raise ValueError(f"coordinator {coordinator} is given: --num-processes and --process-id are needed too")
     if coordinator is None or count == 1:
         if xla_bridge.backends_are_initialized():
+            if (listener := signals.current()) is not None:
+                listener.close()
             return False
         # Collectives between the devices of one process need no network: through gloo they take 30 times as long on a
         # CPU.
@@ -91,6 +100,7 @@ def join(
         coordinator, count, index = f"127.0.0.1:{_free_port()}", 1, 0
         times["coordinator_bind_address"] = coordinator
     jax.distributed.initialize(coordinator, count, int(index or 0), cluster_detection_method="deactivate", **times)
+    _listen_for_all(signals.current())
     return True
 
 
@@ -162,20 +172,46 @@ def posted(key: str) -> dict[str, Any]:
     }
 
 
+def _listen_for_all(listener: signals.Listener | None) -> None:
+    if listener is not None:
+        listener.joined(lambda: _stop_notice(listener.interrupted.is_set()), _pass_on, abandon)
+
+
+def _stop_notice(interrupted: bool) -> signal.Signals | None:
+    """What a process of this job was asked to stop by, None if none was, as far as the coordination service knows."""
+    try:
+        _client().key_value_try_get(_PREEMPTION_NOTICE)
+        return signal.SIGINT if interrupted or posted(_BY_HAND) else signal.SIGTERM
+    except Exception:  # not there; or the service is gone, and JAX itself ends this process
+        return None
+
+
+def _pass_on(number: signal.Signals) -> None:
+    """Tells JAX's notifier, which knows SIGTERM alone; posts first that it was Ctrl-C, for who acts on the notice."""
+    if number == signal.SIGINT:
+        post(_BY_HAND, True)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 class StopRequest:
     """Asked after every step, by every process: has someone asked this job to stop?
 
     by_hand: it was Ctrl-C, on any of them (known once `agreed` was true): a person does not want a restart.
     """
 
-    def __init__(self, asked: Callable[[int], bool]):
+    def __init__(self, asked: Callable[[int], bool], interrupted: threading.Event):
         self._asked = asked
-        self._interrupted = threading.Event()
+        self._interrupted = interrupted
         self.by_hand = False
 
-    def agreed(self, step: int) -> bool:
-        """True at the same step on all processes."""
-        if not self._asked(step):
+    def agreed(self, steps: int) -> bool:
+        """True at the same step on all processes. `steps`: 1 at the first call and one more at each, wherever training
+        began.
+
+        JAX's sync point is one more than the largest number that any process has asked with, 0 before all: a process
+        whose first question is another than 1 may never meet it.
+        """
+        if not self._asked(steps):
             return False
         self.by_hand = any(gather(self._interrupted.is_set()))
         return True
@@ -183,29 +219,45 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Ctrl-C, SIGTERM and preemption notices as one question.
+    """Around the training loop: Ctrl-C, SIGTERM and preemption notices as one question.
 
     JAX's notifier owns SIGTERM once a process has joined; a handler of Python's installed over it would hide preemption
     from all. Ctrl-C is passed on to it, and a second one means it. Where nothing was joined, plain handlers answer.
     """
-    joined = _client() is not None
-    asked = threading.Event()
-    request = StopRequest(multihost_utils.reached_preemption_sync_point if joined else lambda step: asked.is_set())
+    if _client() is None:
+        with _plain_handlers() as request:
+            yield request
+        return
+    with signals.listening(signal.SIGINT) as listener:
+        interrupted = threading.Event()
+        if listener is not None:
+            interrupted = listener.interrupted
+            _listen_for_all(listener)
+            listener.hand_over()
+        # Once one has asked JAX nobody may leave at a signal: the one who asks would wait for him, with Python's lock
+        # held. Until all have come here he who is late still ends them all at once, and who waits follows him.
+        gather("handed over")
+        yield StopRequest(multihost_utils.reached_preemption_sync_point, interrupted)
+
+
+@contextlib.contextmanager
+def _plain_handlers() -> Iterator[StopRequest]:
+    asked, interrupted = threading.Event(), threading.Event()
+    request = StopRequest(lambda steps: asked.is_set(), interrupted)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
     def interrupt(number: int, _frame: Any) -> None:
-        if request._interrupted.is_set():
+        if interrupted.is_set():
             raise KeyboardInterrupt
-        request._interrupted.set()
+        interrupted.set()
         asked.set()
-        if joined:
-            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, interrupt)}
-    if not joined:
-        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, interrupt),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, frame: asked.set()),
+    }
     try:
         yield request
     finally:
@@ -217,7 +269,7 @@ def leave(code: int) -> NoReturn:
     """The end of a process whose peers end as well: waits for them (`shutdown_s`), then exits."""
     with contextlib.suppress(Exception):
         jax.distributed.shutdown()
-    _exit(code)
+    signals.exit_now(code)
 
 
 def abandon(code: int, reason: str) -> NoReturn:
@@ -237,7 +289,7 @@ def abandon(code: int, reason: str) -> NoReturn:
         tell.join(LINGER_S)
         if state.process_id == 0:
             time.sleep(LINGER_S)
-    _exit(code)
+    signals.exit_now(code)
 
 
 def follow(poll_s: float = 1.0) -> None:
@@ -259,14 +311,6 @@ def follow(poll_s: float = 1.0) -> None:
                 logger.error(
                     "process %s left with exit code %d (%s); so does this one", key.removeprefix(_LEFT), code, reason
                 )
-                _exit(code)
+                signals.exit_now(code)
 
     threading.Thread(target=watch, name="omnihuman-follow", daemon=True).start()
-
-
-def _exit(code: int) -> NoReturn:
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
-    os._exit(code)

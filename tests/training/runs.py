@@ -37,12 +37,18 @@ def start(
     devices: int = DEVICES,
     process: tuple[int, int, int] | None = None,
     fault: tuple[str, int] | None = None,
+    moment: tuple[str, float] | None = None,
 ) -> subprocess.Popen:
     """`omnihuman train` as a process of its own.
 
-    process: (index, number of processes, port of the coordinator); fault: (kind, batch), see `faulty`.
+    process: (index, number of processes, port of the coordinator); fault: (kind, batch), see `faulty`; moment: (name,
+        seconds),
+    see `moments`.
     """
-    program = ["omnihuman_jax.cli"] if fault is None else ["tests.training.faulty", fault[0], str(fault[1]), "--"]
+    program = ["omnihuman_jax.cli"]
+    if fault is not None or moment is not None:
+        module, (name, value) = ("faulty", fault) if fault is not None else ("moments", moment)
+        program = [f"tests.training.{module}", name, str(value), "--"]
     command = [sys.executable, "-m", *program, "--simulate-devices", str(devices), "train", f"--config={CONFIG}"]
     command += [f"--run={run}", f"--config.data.dataset={dataset}", "--no-progress", *options]
     if process is not None:
@@ -56,6 +62,16 @@ def start(
     # Programs compile in a third of the time like this; what is compared was compiled alike.
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_until(process: subprocess.Popen, moment: str) -> None:
+    """Until it is there (`moments`); what it prints until then is read."""
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line == f"AT {moment}\n":
+            return
+    raise AssertionError(f"{moment} was not reached:\n{''.join(seen)}")
 
 
 def finish(*processes: subprocess.Popen, timeout: float = 400) -> list[str]:
@@ -76,9 +92,14 @@ def train(run: Path, dataset: Path, *options: str, processes: int = 1, devices: 
 
 
 def start_all(
-    run: Path, dataset: Path, *options: str, processes: int = 2, faults: dict[int, tuple[str, int]] | None = None
+    run: Path,
+    dataset: Path,
+    *options: str,
+    processes: int = 2,
+    faults: dict[int, tuple[str, int]] | None = None,
+    moments: dict[int, tuple[str, float]] | None = None,
 ) -> list[subprocess.Popen]:
-    """The processes of one job; `faults`: process -> (kind, batch)."""
+    """The processes of one job; `faults`: process -> (kind, batch); `moments`: process -> (name, seconds)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,6 +107,7 @@ def start_all(
         start(
             run, dataset, *options,
             devices=DEVICES // processes, process=(index, processes, port), fault=(faults or {}).get(index),
+            moment=(moments or {}).get(index),
         )
         for index in range(processes)
     ]  # fmt: skip
