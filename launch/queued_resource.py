@@ -1,8 +1,7 @@
 """A run on TPU VMs through Cloud TPU's queued resources: gcloud creates them, every worker starts the image by ssh.
 
 Nothing watches a queued resource: `launch.supervise` restarts the process of each host, a preempted (SUSPENDED) one has
-    to be
-submitted again; the run continues where its checkpoints are. tpu7x is not served here, only on GKE.
+to be submitted again; the run continues where its checkpoints are. tpu7x is not served here, only on GKE.
 """
 
 import shlex

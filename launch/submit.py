@@ -3,8 +3,7 @@
     omnihuman submit launch/examples/v5p.yaml --target jobset --dry-run
 
 Targets: jobset (GKE, through kubectl), queued-resource (TPU VMs, gcloud), slurm (sbatch), local (processes of this
-    machine; runs
-until the job has ended). --dry-run prints what would be sent: manifest, commands or script.
+machine; runs until the job has ended). --dry-run prints what would be sent: manifest, commands or script.
 """
 
 import argparse

@@ -89,9 +89,9 @@ class Checkpoints(CheckpointReader):
     """The checkpoints of one run directory; all processes call every method, in the same order.
 
     A failed save is no error: the run goes on, the steps before stay. `failed_saves` counts those in a row,
-        `disk_is_full` says
-    what the last one failed of. If it was anything else, `due` says when to try again: the state that was to be saved
-    is gone by then (its buffers were donated to the next step), so the try takes the one of its own step.
+    `disk_is_full` says what the last one failed of. If it was anything else, `due` says when to try again: the state
+    that was to be saved is gone by then (its buffers were donated to the next step), so the try takes the one of its
+    own step.
 
     Args:
         directory: of the run's checkpoints.

@@ -1,9 +1,8 @@
 """What the video autoencoders are made of, on one video [frames, height, width, channels], over plain parameter dicts.
 
 A network is frozen here: its parameters are numpy or jax arrays with the names of the original modules, kernels with
-    their
-channels last. `read_*` take them out of a `Weights` with the shapes that a config promises, so one description of a
-network serves loading, its strict key table, and ahead-of-time compilation (`describe`).
+their channels last. `read_*` take them out of a `Weights` with the shapes that a config promises, so one description of
+a network serves loading, its strict key table, and ahead-of-time compilation (`describe`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,10 +1,9 @@
 """Wan 2.1's causal 3D autoencoder (`AutoencoderKLWan` of diffusers) in JAX, as plain functions.
 
 Strictly causal: norms are of a pixel, attention of a frame, convolutions look back only. So a video may be worked off
-    in
-stretches of any number of latents, with what each convolution has last seen carried from one to the next, and gives the
-same result; diffusers does so one latent at a time. The first frame is a stretch of its own: it skips the layers that
-shrink or grow in time.
+in stretches of any number of latents, with what each convolution has last seen carried from one to the next, and gives
+the same result; diffusers does so one latent at a time. The first frame is a stretch of its own: it skips the layers
+that shrink or grow in time.
 """
 
 import dataclasses

@@ -1,9 +1,8 @@
 """`omnihuman export`: a checkpoint becomes a folder that PyTorch loads, without JAX and without this package.
 
 The folder: model.safetensors (or shards with an index), config.json, README.md, modeling_omnihuman.py (the model; needs
-    torch and
-safetensors alone) and, beside it, the modules of a pipeline from files to an mp4 (`interop.export_folder.MODULES`). It
-appears whole or not at all, and its tensors stream through the host one by one.
+torch and safetensors alone) and, beside it, the modules of a pipeline from files to an mp4
+(`interop.export_folder.MODULES`). It appears whole or not at all, and its tensors stream through the host one by one.
 
 Format `diffusers`: the base part as diffusers' own `HunyuanVideoTransformer3DModel` loads it, and beside it the
 additions, omnihuman_additions.safetensors and .json, under the names of our PyTorch module.

@@ -5,9 +5,8 @@
     omnihuman plan --config configs/omnihuman_13b.py:720p --topology v6e:16x16 --slices 2 --sweep --json sweep.json
 
 The data plan: ratios, repeats, fill, skips; it refuses what the data cannot feed. The scale plan (`--topology`, no
-    dataset and no
-accelerator needed) compiles the real train step for that slice: memory, collectives, roofline, predicted MFU
-(docs/scale.md).
+dataset and no accelerator needed) compiles the real train step for that slice: memory, collectives, roofline, predicted
+MFU (docs/scale.md).
 """
 
 import argparse

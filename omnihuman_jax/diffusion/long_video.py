@@ -34,8 +34,7 @@ class Seam:
 
     overlap_psnr_db: decoded motion frames of the new segment against the frames that they were encoded from.
     jump: root mean square difference over the cut; typical_jump: its median over the other places in the two segments
-        where
-    one latent's frames end and the next one's begin, which is where a cut always falls.
+    where one latent's frames end and the next one's begin, which is where a cut always falls.
     """
 
     frame: int

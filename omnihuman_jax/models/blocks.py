@@ -1,8 +1,7 @@
 """The blocks of the MMDiT: dual-stream, single-stream, and the text refiner; how they are stacked and scanned.
 
 The two streams stay apart all the way: in a single-stream block they share weights, and computing a per-token product
-    on
-each stream equals computing it on both, while video tokens can be split over the mesh and text tokens stay whole.
+on each stream equals computing it on both, while video tokens can be split over the mesh and text tokens stay whole.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,7 @@ same one.
 A folder of checkpoints has an identity, a small file that its first start writes. A mount that is gone leaves an empty
 folder, or
 none: to save there would write to the disk below it, to look there would find that nothing was ever trained. Without
-    its identity a
-folder is neither written nor believed.
+its identity a folder is neither written nor believed.
 """
 
 import errno

@@ -19,8 +19,8 @@ class Efficiencies:
     """Shares of a chip's peak that kernels reach: inputs of every prediction, never results of ours.
 
     matmul: the model's matrix products. attention_forward, attention_backward: the attention kernels at head size 128
-        and
-    long sequences, on the operations that they execute (7 products a block in two backward kernels, 5 in a fused one).
+    and long sequences, on the operations that they execute (7 products a block in two backward kernels, 5 in a fused
+    one).
     source: where each number comes from.
     """
 

@@ -31,8 +31,7 @@ class Communication:
     bytes: on one device, the larger side of each, summed (`interconnect`). count: how many run. seconds: on their
         links.
     hidden: they start and finish apart, so that computation can run in between. Copies to and from the host's memory
-        are
-    listed here too (network `pcie`).
+    are listed here too (network `pcie`).
     """
 
     kind: str

@@ -12,8 +12,7 @@ or, with this folder on the path,
 Needs torch, safetensors, numpy and av; transformers and tokenizers for a voice or a prompt; diffusers for a video
 autoencoder. No
 JAX: but the same seed gives what `omnihuman generate` gives. The networks beside the model are read from the folders
-    that the
-training data were encoded with, named in config.json, or given.
+that the training data were encoded with, named in config.json, or given.
 """
 
 import argparse

@@ -7,8 +7,7 @@ corrupt record and one that is not finite; each of its attempts is struck by one
 of it, is compared with that of an undisturbed run on the same number of processes. A restart on another number of
 processes adds gradients in another
 order: there the state must be restored as it was saved (the trainer checks its fingerprint) and the losses of the next
-    20
-steps agree within 1e-5.
+20 steps agree within 1e-5.
 """
 
 import argparse

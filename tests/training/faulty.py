@@ -3,10 +3,9 @@
     python -m tests.training.faulty KIND STEP -- ARGUMENTS OF omnihuman
 
 KIND: `raise` (an exception), `sleep` (Python hangs), `user_error`, each when this process places batch STEP;
-    `no_storage`:
-shard STEP of the dataset goes away once the dataset is open; `blind`: from batch STEP on this process does not find the
-folder of the checkpoints, twice; `unsealed`: the save after batch STEP fails here once it is written, the next takes
-its time; `corrupt`: what is computed differs by a bit at its STEP-th repetition.
+`no_storage`: shard STEP of the dataset goes away once the dataset is open; `blind`: from batch STEP on this process
+does not find the folder of the checkpoints, twice; `unsealed`: the save after batch STEP fails here once it is written,
+the next takes its time; `corrupt`: what is computed differs by a bit at its STEP-th repetition.
 """
 
 import itertools

@@ -42,8 +42,7 @@ def start(
     """`omnihuman train` as a process of its own.
 
     process: (index, number of processes, port of the coordinator); fault: (kind, batch), see `faulty`; moment: (name,
-        seconds),
-    see `moments`.
+    seconds), see `moments`.
     """
     program = ["omnihuman_jax.cli"]
     if fault is not None or moment is not None:
