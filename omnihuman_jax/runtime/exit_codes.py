@@ -1,19 +1,16 @@
 """How a training process ends, in one place: the trainer exits with these codes, every launcher acts on them.
 
 A launcher (JobSet's failure policy, the sbatch script, `launch/local.py`) knows nothing of a job but the code that its
-first
-process left with:
+first process left with:
 
 | code | name | means | the launcher |
 |---|---|---|---|
 | 0 | OK | trained to the end, or to `--stop-after` | is done |
-| 2 | USER_ERROR | wrong config, data or weights: the same command would fail again (argparse's own code too) | fails at
-once |
-| 42 | RESTART | asked to stop (SIGTERM, preemption), saved at the same step on all hosts | restarts, for free |
+| 2 | USER_ERROR | wrong config, data or weights (argparse's own code too): it would fail again | fails at once |
+| 42 | RESTART | asked to stop (SIGTERM, preemption); saved at the same step by all, or not begun | restarts, for free |
 | 43 | RETRY | a fault that a restart may cure: roll back after non-finite steps, a storage outage | restarts, counted |
 | 44 | HANG | the watchdog saw no progress, wrote all stacks and left | restarts, counted |
-| 1, 128+n | | a bug or a lost peer, killed by signal n (134 is how JAX ends the peers of a dead process) | restarts,
-counted |
+| 1, 128+n | | a bug or a lost peer, killed by signal n (134: JAX ended the peers of a dead one) | restarts, counted |
 
 130 is Ctrl-C of a user at the keyboard: no launcher restarts that.
 """

@@ -5,8 +5,8 @@ it there for minutes. What the interpreter writes to its wakeup descriptor comes
 can read that at once.
 
 Before the first step there is nothing to save, so a stop ends the process there and then. From `hand_over` on the
-training loop
-decides, between two steps: the thread only passes signals on. No JAX here: it listens while JAX is imported.
+training loop decides, between two steps: the thread only passes signals on. No JAX here: it listens while JAX is
+imported.
 """
 
 import contextlib
@@ -79,9 +79,7 @@ class Listener:
             self._notice, self._pass_on, self._end = notice, pass_on, end
 
     def hand_over(self) -> None:
-        """From here on the training loop asks the job's notifier between its steps, which remembers what came until
-        now.
-        """
+        """From here on the training loop asks the job's notifier between its steps; that one forgets nothing."""
         with self._lock:
             self._in_loop = True
 
@@ -134,9 +132,7 @@ def current() -> Listener | None:
 
 @contextlib.contextmanager
 def listening(*numbers: signal.Signals) -> Iterator[Listener | None]:
-    """The one that listens already, or a new one, until the end of this block; None outside the main thread, where none
-    can be.
-    """
+    """The one that listens already, or a new one until the end of this block; None outside the main thread."""
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():
         yield _current

@@ -1,5 +1,4 @@
-"""`omnihuman train` that stays at a moment of its life for a while, inside C, as JAX and TensorStore do: time for a
-signal.
+"""`omnihuman train` that stays at a moment of its life for a while, inside C, as JAX and TensorStore do.
 
     python -m tests.training.moments MOMENT SECONDS -- ARGUMENTS OF omnihuman
 
