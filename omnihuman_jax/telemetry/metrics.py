@@ -125,7 +125,7 @@ class MetricsWriter:
             if self._board is not None:
                 for name, value in record.items():
                     if name not in ("step", "stage"):
-                        self._board.add_scalar(name, value, global_step=record["step"])
+                        self._board.add_scalar(board_name(name), value, global_step=record["step"])
         except OSError as error:
             logger.error("%s cannot be written (%s); %d bytes wait", self.path, error, len(self._pending))
 
@@ -135,6 +135,11 @@ class MetricsWriter:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def board_name(name: str) -> str:
+    """The name of a curve in TensorBoard, where "+" is illegal: `loss/text+audio` is `loss/text_audio` there."""
+    return name.replace("+", "_")
 
 
 def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What a run writes about itself, and that a resume takes back what it will write again."""
 
 import json
+import logging
 import math
 import resource
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import sharding
+from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.telemetry.metrics import LoggingConfig, MetricsWriter, Speed, measure_matmul_peak, read_metrics
 
 
@@ -31,13 +33,23 @@ def test_lines_are_exact_and_a_resume_takes_back_what_comes_after_it(tmp_path: P
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"] == values[0]
 
 
-def test_tensorboard_beside_it(tmp_path: Path) -> None:
+def test_tensorboard_beside_it_has_legal_names_and_says_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("tensorboardX").setLevel(logging.DEBUG)
+    record = {f"loss/{active.label}": 0.25 for active in ConditionSet.every() if active}
+    assert any("+" in name for name in record)
     writer = MetricsWriter(tmp_path, LoggingConfig(), step=0)
-    writer.write({"step": 1, "stage": "a", "loss": 0.5, "loss/text+audio": 0.25})
+    writer.write({"step": 1, "stage": "a", "loss": 0.5, "learning_rate/audio": 0.1} | record)
     writer.close()
+    assert "illegal" not in caplog.text + "".join(capfd.readouterr())
     (events,) = (tmp_path / "tensorboard").iterdir()
     data = events.read_bytes()
-    assert b"loss/text" in data and b"stage" not in data
+    assert (
+        b"loss/text_audio" in data and b"learning_rate/audio" in data and b"stage" not in data and b"text+" not in data
+    )
+    assert "loss/text+audio" in read_metrics(tmp_path)[0]
 
 
 def test_no_run_there(tmp_path: Path) -> None:
