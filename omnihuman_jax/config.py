@@ -68,6 +68,14 @@ class DataConfig:
     retries: int = 6
     retry_delay_s: float = 1.0
 
+    def validate(self) -> None:
+        """ValueError on a number that nothing can be read with."""
+        if self.read_threads < 1:
+            raise ValueError(f"data.read_threads must be >= 1, not {self.read_threads}")
+        if self.retries < 0 or self.retry_delay_s < 0:
+            raise ValueError(f"data.retries {self.retries} and retry_delay_s {self.retry_delay_s} must be >= 0")
+        self.plan.validate()
+
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class ExperimentConfig:
@@ -104,15 +112,9 @@ class ExperimentConfig:
             raise ValueError(
                 f"compute_dtype {self.compute_dtype!r} is unknown; it is one of {', '.join(COMPUTE_DTYPES)}"
             )
-        if self.data.read_threads < 1:
-            raise ValueError(f"data.read_threads must be >= 1, not {self.data.read_threads}")
-        if self.data.retries < 0 or self.data.retry_delay_s < 0:
-            raise ValueError(
-                f"data.retries {self.data.retries} and retry_delay_s {self.data.retry_delay_s} must be >= 0"
-            )
-        parts: tuple[Any, ...] = (self.data.plan, self.model, self.flow, self.stages, self.optimizer, self.ema)
-        for part in (*parts, self.step, self.checkpoint, self.logging, self.sampling):
-            part.validate()
+        for field in dataclasses.fields(self):
+            if dataclasses.is_dataclass(part := getattr(self, field.name)):
+                part.validate()
         for stage in self.stages.rows:
             trainable_groups((), stage.frozen)
 

@@ -53,6 +53,13 @@ class MeshConfig:
     dcn_data: int = -1
     dcn_fsdp: int = 1
 
+    def validate(self) -> None:
+        """ValueError on ways that no number of devices fits; `shape` knows the number."""
+        if self.slices < 0:
+            raise ValueError(f"mesh.slices is {self.slices}; it must be 0 (as the devices say) or more")
+        for axes in (MESH_AXES, ("dcn_data", "dcn_fsdp")):
+            _check_ways({axis: getattr(self, axis) for axis in axes})
+
     def inside(self, num_devices: int) -> tuple[int, int, int, int]:
         """Ways of each axis inside a slice of `num_devices`; ValueError with the numbers if they do not fit."""
         found = _fill({axis: getattr(self, axis) for axis in MESH_AXES}, num_devices, "devices")
@@ -91,12 +98,18 @@ class MeshConfig:
         return data * dcn_data, fsdp * dcn_fsdp, context, tensor
 
 
+def _check_ways(ways: dict[str, int]) -> None:
+    """ValueError unless each is >= 1, but for one that may be -1."""
+    if list(ways.values()).count(-1) > 1 or any(way < 1 and way != -1 for way in ways.values()):
+        text = ", ".join(f"{axis}={way}" for axis, way in ways.items())
+        raise ValueError(f"mesh {text}: each is >= 1, or -1 on one of them at most")
+
+
 def _fill(ways: dict[str, int], total: int, unit: str) -> list[int]:
     """The ways, with the -1 among them replaced so that they multiply to `total`."""
+    _check_ways(ways)
     text = ", ".join(f"{axis}={way}" for axis, way in ways.items())
     free = [axis for axis, way in ways.items() if way == -1]
-    if len(free) > 1 or any(way < 1 and way != -1 for way in ways.values()):
-        raise ValueError(f"mesh {text}: each is >= 1, or -1 on one of them at most")
     fixed = math.prod(way for way in ways.values() if way != -1)
     if (total % fixed if free else total != fixed) or fixed > total:
         cures = []

@@ -78,6 +78,39 @@ def test_a_mistake_is_one_line_with_the_cure(flag: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+# A value of each component that its own `validate` refuses; a component without a row here fails the test below.
+WRONG = {
+    "data": ("retries", -1), "model": ("num_heads", 0), "flow": ("shift_tokens", 0), "stages": ("rows", ()),
+    "optimizer": ("beta1", 1.0), "ema": ("decay", 1.0), "mesh": ("fsdp", 0), "step": ("micro_batches", 0),
+    "checkpoint": ("keep", 0), "logging": ("interval", 0), "numerics": ("max_skipped", 0),
+    "watchdog": ("step_s", -1.0), "sampling": ("num_steps", 0),
+}  # fmt: skip
+COMPONENTS = [
+    field.name
+    for field in dataclasses.fields(ExperimentConfig)
+    if dataclasses.is_dataclass(getattr(ExperimentConfig(), field.name))
+]
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_wrong_value_in_any_component_is_refused(name: str) -> None:
+    config = load_config(DEMO)
+    config.validate()
+    setattr(getattr(config, name), *WRONG[name])
+    with pytest.raises(ValueError, match=r"must|empty|>= 1|at least"):
+        config.validate()
+
+
+def test_a_wrong_value_inside_a_component_is_refused() -> None:
+    assert {"numerics", "watchdog", "data"} <= set(COMPONENTS) == set(WRONG)
+    config = load_config(DEMO)
+    config.data.plan.windows = 0
+    with pytest.raises(ValueError, match=r"plan\.windows must be >= 1, not 0"):
+        config.validate()
+    with pytest.raises(ValueError, match=r"max_skipped 0 must be >= 1"):
+        load_config(DEMO, ["--config.numerics.max_skipped=0"])
+
+
 def test_a_file_that_is_no_config(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"configs/demo\.py"):
         load_config(tmp_path / "none.py")
