@@ -11,6 +11,7 @@ import pytest
 from omnihuman_jax.commands import train
 from omnihuman_jax.runtime import exit_codes, processes
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
+from omnihuman_jax.training import resume
 from tests.training import tiny_config
 
 PROGRAM = """
@@ -59,7 +60,7 @@ def test_a_start_that_hangs_is_ended_too(tmp_path: Path, monkeypatch: pytest.Mon
         raise ValueError("ended" if over.wait(20) else "nobody saw it hang")
 
     monkeypatch.setattr(processes, "abandon", abandon)  # which ends the process
-    monkeypatch.setattr(train, "assemble", opens_a_data_set)
+    monkeypatch.setattr(resume, "assemble", opens_a_data_set)
     config = tiny_config.get_config()
     config.watchdog.start_s = 0.3
     with pytest.raises(ValueError, match="ended"):
