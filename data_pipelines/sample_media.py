@@ -30,6 +30,7 @@ from typing import IO
 from rich.console import Console
 
 from data_pipelines.whisper_ctranslate2 import convert_encoder
+from omnihuman_jax.runtime.files import file_sha256, move_into_place, whole_file
 
 CACHE_VARIABLE = "OMNIHUMAN_CACHE"
 # What the conversion makes, in the order in which it is moved into place; complete with the last.
@@ -245,13 +246,8 @@ def _fetch_into_cache(
             _extract(archive, file, cache)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check(path: Path, expected: str) -> None:
-    found = _sha256(path)
+    found = file_sha256(path)
     if found != expected:
         raise ValueError(
             f"{path}: altered (sha256 {found[:12]}..., expected {expected[:12]}...); delete it and run again"
@@ -295,14 +291,10 @@ def _extract(archive: Path, file: PackagedFile, folder: Path) -> None:
 def _write(target: Path, source: IO[bytes], sha256: str) -> None:
     """Copies to `target`, whole and verified or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as sink:
+    with whole_file(target) as temporary:
+        with temporary.open("wb") as sink:
             shutil.copyfileobj(source, sink)
-        _check(partial, sha256)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+        _check(temporary, sha256)
 
 
 @contextlib.contextmanager
@@ -323,9 +315,9 @@ def _convert(model_bin: Path, folder: Path) -> None:
         convert_encoder(model_bin, Path(scratch))
         weights = Path(scratch) / "model.safetensors"
         weights.chmod(0o644)
-        weights.with_name("model.safetensors.sha256").write_text(_sha256(weights) + "\n")
+        weights.with_name("model.safetensors.sha256").write_text(file_sha256(weights) + "\n")
         for name in _CONVERTED:
-            os.replace(Path(scratch) / name, folder / name)
+            move_into_place(Path(scratch) / name, folder / name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from launch import external
 from launch.spec import RunSpec
+from omnihuman_jax.runtime import files
 
 
 def state_dir(spec: RunSpec) -> Path:
@@ -61,9 +62,7 @@ def next_attempt(folder: Path) -> int:
 def write(folder: Path, data: dict[str, Any]) -> None:
     """state.json, all or nothing, with who writes it."""
     data = data | {"launcher": {"pid": os.getpid(), "started": process_start(os.getpid())}}
-    temporary = folder / f".state.json.{os.getpid()}"
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "state.json")
+    files.write_text(folder / "state.json", json.dumps(data, indent=2) + "\n")
 
 
 def launcher_pid(state: dict[str, Any]) -> int | None:

@@ -29,6 +29,7 @@ from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import StageSchedule
@@ -255,9 +256,7 @@ def changed_fields(
 
 def write_config(config: ExperimentConfig, run_dir: Path) -> None:
     """`config.json` of a run, all or nothing."""
-    temporary = run_dir / f".config.json.{os.getpid()}"
-    temporary.write_text(json.dumps(to_json(config), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(run_dir / "config.json")
+    files.write_text(run_dir / "config.json", json.dumps(to_json(config), indent=2) + "\n")
 
 
 def read_config(run_dir: Path | str) -> ExperimentConfig:

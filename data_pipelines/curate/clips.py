@@ -15,6 +15,7 @@ import numpy as np
 
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
+from omnihuman_jax.runtime import files
 
 CLIPS_FILE = "clips.jsonl"
 
@@ -94,15 +95,9 @@ class Landmarks:
     faces_T: np.ndarray
 
     def save(self, path: Path) -> None:
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(
-                    file, allow_pickle=False, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-                )
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        with files.whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Landmarks":
@@ -157,11 +152,6 @@ def read_clips(clips_dir: str | os.PathLike[str]) -> list[Clip]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
+    """Writes the file whole or not at all, in a folder that is made for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write_text(path, text)

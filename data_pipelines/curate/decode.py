@@ -65,11 +65,6 @@ def video_ids(names: list[str]) -> dict[str, str]:
     }
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def inspect(path: str | os.PathLike[str], name: str, video_id: str, sha256: str) -> Video:
     """The header of a video; `media.MediaError` if it is not one or its first picture cannot be decoded."""
     header = media_omnihuman.probe(path)

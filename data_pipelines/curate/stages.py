@@ -16,6 +16,7 @@ from typing import Any
 from data_pipelines.curate import decode, landmarks, lipsync, scores, shots
 from data_pipelines.curate.clips import Landmarks, write_text
 from data_pipelines.curate.decode import Video
+from omnihuman_jax.runtime.files import file_sha256
 from omnihuman_jax.serving.media_omnihuman import MediaError
 from omnihuman_jax.typing import FPS
 
@@ -76,7 +77,7 @@ def recall_scan(task: ScanTask) -> Scan | None:
     if kept.get("question") != _question(task):
         return None
     if kept["stat"] != [stat.st_size, stat.st_mtime_ns]:
-        if kept["sha256"] != decode.file_sha256(task.path):
+        if kept["sha256"] != file_sha256(task.path):
             return None
         write_text(record, json.dumps({**kept, "stat": [stat.st_size, stat.st_mtime_ns]}))  # touched, not changed
     return Scan(
@@ -92,7 +93,7 @@ def recall_scan(task: ScanTask) -> Scan | None:
 def scan(task: ScanTask) -> Scan:
     """Reads header and pictures of a video, finds its shots, and cuts them into clips. Never raises for a bad file."""
     stat = os.stat(task.path)
-    sha256 = decode.file_sha256(task.path)
+    sha256 = file_sha256(task.path)
     video: Video | None = None
     ranges: list[tuple[int, int]] = []
     short: list[tuple[int, int]] = []

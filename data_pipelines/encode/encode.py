@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
 from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata, write_shard
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import MAX_TOKENS, load_text_encoder
+from omnihuman_jax.runtime import files
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
 
 SUMMARY_FILE = "encode.json"
@@ -94,7 +94,7 @@ def encode(
     clips_dir, out_dir = Path(clips_dir), Path(out_dir)
     clips = read_clips(clips_dir)
     fingerprint = _fingerprint(clips_dir, config)
-    if not overwrite and (summary := _existing(out_dir, fingerprint)) is not None:
+    if (summary := _existing(out_dir, fingerprint, overwrite=overwrite)) is not None:
         console.print(f"{out_dir}: already encoded from these clips with these settings ({summary['windows']} windows)")
         return summary
     total = sum(len(windows_of(clip, config.windows)) for clip in clips)
@@ -103,13 +103,9 @@ def encode(
             f"{clips_dir}: {len(clips)} clips give no window of {config.windows.frames} frames; curate longer clips"
         )
     _check_videos(clips_dir, clips)
-    partial = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.part")
-    try:
-        summary = _encode_into(partial, clips_dir, clips, config, total, console) | {"fingerprint": fingerprint}
-        (partial / SUMMARY_FILE).write_text(json.dumps(summary, indent=2) + "\n")
-        _replace_folder(partial, out_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with files.whole_folder(out_dir, overwrite=overwrite) as folder:
+        summary = _encode_into(folder, clips_dir, clips, config, total, console) | {"fingerprint": fingerprint}
+        files.write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -174,9 +170,7 @@ def _encode_into(
 def _check_videos(clips_dir: Path, clips: Sequence[Clip]) -> None:
     """The videos are those that curate looked at: its cuts, tags and landmarks are worth nothing for others."""
     for path, expected in {clip.video_path(clips_dir): clip.sha256 for clip in clips}.items():
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
+        if (found := files.file_sha256(path)) != expected:
             raise ValueError(
                 f"{path}: changed since curate (sha256 {found[:12]}..., was {expected[:12]}...); run curate again"
             )
@@ -278,37 +272,23 @@ def _fingerprint(clips_dir: Path, config: EncodeConfig) -> str:
     return digest.hexdigest()
 
 
-def _existing(out_dir: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The summary of the dataset in `out_dir` if it is the one asked for; None if there is nothing; ValueError
-    otherwise.
+def _existing(out_dir: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any] | None:
+    """The summary of the dataset in `out_dir` if it is the one asked for; None if one is to be made; ValueError if
+    something else would be lost.
     """
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return None
     file = out_dir / SUMMARY_FILE
     if not file.is_file():
         raise ValueError(f"{out_dir}: exists and is no dataset of `omnihuman encode`; choose another --out")
+    if overwrite:
+        return None
     summary = json.loads(file.read_text())
     if summary.get("fingerprint") != fingerprint:
         raise ValueError(
             f"{out_dir}: made from other clips or settings; choose another --out, or replace it with --overwrite"
         )
     return summary
-
-
-def _replace_folder(partial: Path, out_dir: Path) -> None:
-    """Moves the finished folder into place, the old dataset out of the way first; its own files only are ever
-    removed.
-    """
-    if out_dir.is_dir() and any(out_dir.iterdir()):
-        if not (out_dir / SUMMARY_FILE).is_file():
-            raise ValueError(f"{out_dir}: exists and is no dataset of `omnihuman encode`; choose another --out")
-        old = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.old")
-        os.replace(out_dir, old)
-        os.replace(partial, out_dir)
-        shutil.rmtree(old)
-    else:
-        out_dir.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, out_dir)
 
 
 def _progress(console: Console) -> Progress:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import threading
 import time
 import zlib
@@ -31,7 +30,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from omnihuman_jax.checkpoint import seals
-from omnihuman_jax.runtime import processes, storage
+from omnihuman_jax.runtime import files, processes, storage
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +96,11 @@ def write(folder: epath.Path, shards: Mapping[Place, np.ndarray], metadata: Mapp
             file.write(data)
             rows.append([name, list(start), list(shape), str(array.dtype), offset, zlib.crc32(data)])
             offset += data.nbytes
-        file.flush()
-        os.fsync(file.fileno())
     (temporary / INDEX).write_text(json.dumps({**metadata, "shards": rows}))
     seals.write(temporary)
     if folder.exists():  # of an attempt whose steps are made again
         _remove(folder)
-    temporary.rename(folder)
+    files.move_into_place(temporary, folder)
     return offset
 
 

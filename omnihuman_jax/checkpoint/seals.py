@@ -14,6 +14,8 @@ from typing import Any
 
 from etils import epath
 
+from omnihuman_jax.runtime import files
+
 SEAL = "seal.json"
 SET_ASIDE = "damaged"
 KEEP = ".keep"
@@ -35,11 +37,9 @@ def files_of(folder: epath.Path) -> dict[str, int]:
 
 def write(folder: epath.Path) -> int:
     """Seals a committed step; its bytes. The file appears whole."""
-    files = files_of(folder)
-    temporary = folder / f".{SEAL}"
-    temporary.write_text(json.dumps({"files": files}, indent=0))
-    temporary.replace(folder / SEAL)
-    return sum(files.values())
+    sizes = files_of(folder)
+    files.write_text(folder / SEAL, json.dumps({"files": sizes}, indent=0))
+    return sum(sizes.values())
 
 
 def is_sealed(folder: epath.Path) -> bool:
@@ -49,12 +49,12 @@ def is_sealed(folder: epath.Path) -> bool:
 def damage(folder: epath.Path, share: int = 0, shares: int = 1) -> str:
     """What is wrong with a step, "" if nothing: one of `shares` readers looks at its share of the files."""
     try:
-        files: dict[str, int] = json.loads((folder / SEAL).read_text())["files"]
+        sizes: dict[str, int] = json.loads((folder / SEAL).read_text())["files"]
     except FileNotFoundError:
         return "it has no seal: whoever saved it died before it was whole"
     except (ValueError, KeyError, TypeError) as error:
         return f"its seal cannot be read ({type(error).__name__})"
-    for index, (name, size) in enumerate(files.items()):
+    for index, (name, size) in enumerate(sizes.items()):
         if index % shares != share:
             continue
         try:

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from omnihuman_jax.reporting.run_folder import key_numbers
+from omnihuman_jax.runtime import files
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.py"
 CLI = (sys.executable, "-m", "omnihuman_jax.cli")
@@ -156,9 +157,7 @@ class Stamps:
 
     def write(self, name: str, record: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{name}.part"
-        partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-        partial.replace(self.folder / f"{name}.json")
+        files.write_text(self.folder / f"{name}.json", json.dumps(record, indent=1))
 
     def remove(self, name: str) -> None:
         (self.folder / f"{name}.json").unlink(missing_ok=True)

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import WindowRecord, open_records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
+from omnihuman_jax.runtime import files
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
@@ -250,10 +250,8 @@ def write_results(out: Path, outcomes: Sequence[Outcome], result: Mapping[str, A
         media_omnihuman.write_video(paths[-1], np.concatenate([videos[kind] for kind in rows], axis=2), FPS)
     paths.append(out / "contact_sheet.png")
     sheet.write_png(paths[-1], sheet.stack_sheets(sheets))
-    partial = out / f".evaluation.json.{os.getpid()}.part"
-    partial.write_text(json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
     paths.append(out / "evaluation.json")
-    partial.replace(paths[-1])
+    files.write_text(paths[-1], json.dumps(_finite(result), indent=2, allow_nan=False) + "\n")
     return paths
 
 

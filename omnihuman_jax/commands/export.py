@@ -27,7 +27,7 @@ from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.export_folder import Serving, copy_modules
 from omnihuman_jax.interop.key_table import KeyTable, ReadSlice, key_table
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.runtime import platform_flags
+from omnihuman_jax.runtime import files, platform_flags
 
 FORMATS = ("torch", "diffusers")
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -138,7 +138,7 @@ def export_params(
         done += nbytes
         progress(done, total)
 
-    with safetensors_io.whole_folder(out, overwrite=is_export(out)) as folder:
+    with files.whole_folder(out, overwrite=is_export(out)) as folder:
         safetensors_io.write_folder(folder, sources, max_shard_bytes=max_shard_bytes, progress=written)
         part = {"serving": serving.to_json()} if serving else {}
         (folder / "config.json").write_text(json.dumps(module_config(model, about) | part, indent=2) + "\n")
@@ -186,7 +186,7 @@ def export_diffusers(
 
     additions = module_config(model, about)
     additions["model"] = {name: additions["model"][name] for name in hunyuan_video.ADDED_GROUPS}
-    with safetensors_io.whole_folder(out, overwrite=is_export(out)) as folder:
+    with files.whole_folder(out, overwrite=is_export(out)) as folder:
         for stem, part in sources.items():
             if part:
                 safetensors_io.write_folder(folder, part, stem=stem, max_shard_bytes=max_shard_bytes, progress=written)

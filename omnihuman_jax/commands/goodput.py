@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from omnihuman_jax.runtime import files
 from omnihuman_jax.telemetry.goodput import KINDS, Goodput, picture, read_goodput
 
 
@@ -68,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
             " neighbours"
         )
     out = options.out or run / "goodput.svg"
-    out.write_text(picture(goodput), encoding="utf-8")
+    files.write_text(out, picture(goodput))
     if options.json:
-        options.json.write_text(json.dumps(to_json(goodput), indent=2) + "\n", encoding="utf-8")
+        files.write_text(options.json, json.dumps(to_json(goodput), indent=2) + "\n")
     print(f"{out}: the same as a picture; it opens in a browser")
     return 0

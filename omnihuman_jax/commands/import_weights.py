@@ -13,7 +13,6 @@ Several processes: the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PR
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,10 +35,10 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime import platform_flags, processes
+from omnihuman_jax.runtime.files import file_sha256, write_text
 from omnihuman_jax.typing import Params
 
 _FLOATS = ("float32", "bfloat16", "float16")
-_HASH_BLOCK_BYTES = 1 << 22
 _INIT_BYTES = 1 << 24
 
 Progress = Callable[[str, int, int], None]
@@ -215,7 +214,7 @@ def save(params: Params, config: experiment.ExperimentConfig, origin: Mapping[st
     if jax.process_index() == 0:
         to.mkdir(parents=True, exist_ok=True)
         experiment.write_config(config, to)
-        (to / "origin.json").write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+        write_text(to / "origin.json", json.dumps(origin, indent=2) + "\n")
     processes.wait_for_peers("omnihuman_import_folder")
     record = RunRecord(config=experiment.to_json(config), fingerprint="", step=0, origin=origin)
     with Checkpoints(to / "checkpoints", config.checkpoint) as checkpoints:
@@ -309,15 +308,14 @@ def hash_files(
     mine = files[index::count]
     total, done = sum(file.stat().st_size for file in mine), 0
     digests = np.zeros((len(files), 32), np.uint8)
-    buffer = memoryview(bytearray(_HASH_BLOCK_BYTES))
+
+    def on_read(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, total)
+
     for i, path in list(enumerate(files))[index::count]:
-        digest = hashlib.sha256()
-        with open(path, "rb", buffering=0) as file:
-            while size := file.readinto(buffer):
-                digest.update(buffer[:size])
-                done += size
-                progress(done, total)
-        digests[i] = np.frombuffer(digest.digest(), np.uint8)
+        digests[i] = np.frombuffer(bytes.fromhex(file_sha256(path, on_read)), np.uint8)
     if count > 1:
         digests = multihost_utils.process_allgather(digests).sum(axis=0, dtype=np.uint8)
     return {path.name: row.tobytes().hex() for path, row in zip(files, digests)}

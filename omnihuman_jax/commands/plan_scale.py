@@ -18,6 +18,7 @@ from omnihuman_jax import assembly, sharding
 from omnihuman_jax.attention import context_parallel
 from omnihuman_jax.config import ExperimentConfig, compute_dtype, planned_shape, to_json
 from omnihuman_jax.models.mmdit_config import REMAT_POLICIES, MMDiTConfig
+from omnihuman_jax.runtime import files
 from omnihuman_jax.scale import described_devices
 from omnihuman_jax.scale.estimate import Layout, attention_kernel, estimate, sizes
 from omnihuman_jax.scale.hardware import Topology, parse_topology
@@ -98,7 +99,7 @@ def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = T
         return _plan(config, topology, mesh.shape, costs, note=f"the compiler refused it: {words_of(error)}")
     compile_s, text = time.monotonic() - started, text_of(compiled)
     if keep_text:
-        Path(keep_text).write_text(text, encoding="utf-8")
+        files.write_text(keep_text, text)
     costs = read_program(compiled, text, mesh, topology, lower_s=lower_s, compile_s=compile_s)
     note = "" if costs.works else "libtpu gives no text of this program: no collectives, no roofline"
     return _plan(config, topology, mesh.shape, costs, note=note)
@@ -392,11 +393,8 @@ def _write(name: str | None, data: Mapping[str, Any]) -> None:
     """JSON, whole or not at all."""
     if not name:
         return
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(name, json.dumps(data, indent=1) + "\n")
 
 
 @contextlib.contextmanager

@@ -7,12 +7,12 @@ videos and pictures are inside the page. What a folder does not have yet is name
 import argparse
 import html
 import importlib.resources
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from omnihuman_jax.reporting import sections
 from omnihuman_jax.reporting.run_folder import RunFolder, key_numbers, read_folder
+from omnihuman_jax.runtime import files
 
 
 def page(folder: RunFolder) -> str:
@@ -49,12 +49,7 @@ def page(folder: RunFolder) -> str:
 def write_report(root: Path) -> Path:
     """Writes `root/report.html`, whole or not at all, and returns its path."""
     target = root / "report.html"
-    partial = root / f".report.{os.getpid()}.part"
-    try:
-        partial.write_text(page(read_folder(root)), encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    files.write_text(target, page(read_folder(root)))
     return target
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from omnihuman_jax.conditions import NUM_CONDITIONS, Condition
+from omnihuman_jax.runtime import files
 from omnihuman_jax.typing import PATCH, TEMPORAL_STRIDE
 
 FILE_NAME = "catalog.parquet"
@@ -108,7 +109,7 @@ class Catalog:
         return digest.hexdigest()
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Writes `catalog.parquet` by an atomic rename."""
+        """Writes `catalog.parquet`, whole or not at all."""
         import pyarrow
         import pyarrow.parquet
 
@@ -116,9 +117,8 @@ class Catalog:
         path.parent.mkdir(parents=True, exist_ok=True)
         table = pyarrow.table({name: pyarrow.array(getattr(self, name)) for name in columns()})
         table = table.replace_schema_metadata({_EMPTY_TEXT_TOKENS: str(self.empty_text_tokens).encode()})
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        pyarrow.parquet.write_table(table, temporary)
-        temporary.replace(path)
+        with files.whole_file(path) as temporary:
+            pyarrow.parquet.write_table(table, temporary)
         return path
 
     @classmethod

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from omnihuman_jax.runtime import exit_codes
+from omnihuman_jax.runtime import exit_codes, files
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ, latent_frames_of
 
 logger = logging.getLogger(__name__)
@@ -83,20 +83,14 @@ class DatasetSpec:
         return len(self.empty_text_SE)
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Writes `dataset.npz`, then `dataset.json`, each by an atomic rename: the json is there only if all of it
-        is.
-        """
+        """Writes `dataset.npz`, then `dataset.json`, each whole: the json is there only if all of it is."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         arrays = {"empty_text_SE": self.empty_text_SE, "empty_pooled_E": self.empty_pooled_E}
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in arrays}
-        temporary = directory / f".dataset.npz.{os.getpid()}"
-        with temporary.open("wb") as file:
+        with files.whole_file(directory / "dataset.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-        temporary.replace(directory / "dataset.npz")
-        temporary = directory / f".dataset.json.{os.getpid()}"
-        temporary.write_text(json.dumps(fields, indent=2, default=dict) + "\n")
-        temporary.replace(directory / "dataset.json")
+        files.write_text(directory / "dataset.json", json.dumps(fields, indent=2, default=dict) + "\n")
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "DatasetSpec":
@@ -270,16 +264,15 @@ def shard_path(directory: str | os.PathLike[str], shard: int, num_shards: int) -
 
 
 def write_shard(path: str | os.PathLike[str], records: Iterable[WindowRecord], spec: DatasetSpec) -> tuple[int, int]:
-    """Writes one shard, streaming, and renames it into place: (records, bytes). A retry overwrites."""
+    """Writes one shard, streaming, whole or not at all: (records, bytes). A retry overwrites."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     serializer = features(spec)
     count = size = 0
-    writer = ArrayRecordWriter(str(temporary), SHARD_OPTIONS)
-    try:
+    with files.whole_file(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), SHARD_OPTIONS)
         try:
             for record in records:
                 data = encode_record(record, spec, serializer)
@@ -289,9 +282,6 @@ def write_shard(path: str | os.PathLike[str], records: Iterable[WindowRecord], s
             writer.close()
         if not count:
             raise ValueError(f"{path}: no windows to write; a shard needs at least one")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return count, size
 
 

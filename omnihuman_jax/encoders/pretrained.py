@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from omnihuman_jax.serving.text_encoders_omnihuman import DESCRIPTIONS, PICKLES, file_sha256
+from omnihuman_jax.runtime.files import file_sha256
+from omnihuman_jax.serving.text_encoders_omnihuman import DESCRIPTIONS, PICKLES
 
 # Owner and repository; and a folder in it, where a repository holds several networks (`.../vae`).
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?")

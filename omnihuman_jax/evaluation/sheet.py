@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from omnihuman_jax.runtime import files
+
 _INK, _PAPER, _GAP = (30, 30, 30), (250, 250, 250), 4
 
 
@@ -68,14 +70,10 @@ def stack_sheets(sheets: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike[str], picture: np.ndarray) -> None:
-    """Writes a uint8 [H, W, 3] picture, atomically."""
+    """Writes a uint8 [H, W, 3] picture, whole or not at all."""
     from PIL import Image
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        Image.fromarray(picture).save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.whole_file(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")

@@ -1,18 +1,14 @@
-"""Safetensors folders, written and read one tensor at a time, and folders that appear whole or not at all.
+"""Safetensors folders, written and read one tensor at a time.
 
 The format (huggingface/safetensors): 8 bytes little-endian header length, a JSON header {name: {dtype, shape,
 data_offsets}}, the raw little-endian C-order bytes. Everything in a header is known before the first tensor is read, so
 a model that does not fit on the host streams through: the peak is one tensor.
 """
 
-import contextlib
 import dataclasses
-import glob
 import json
 import math
 import os
-import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -36,7 +32,6 @@ DTYPES: dict[str, np.dtype] = {
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _HEADER_LIMIT_BYTES = 100_000_000  # the reference implementation's limit
-_REPLACED = "-replaced"
 ROW_BLOCK_BYTES = 1 << 21  # what is transposed, rounded and written at a time
 DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # Hugging Face's own default
 
@@ -262,60 +257,3 @@ def read_tensor(info: TensorInfo) -> np.ndarray:
         return np.zeros(info.shape, info.dtype)
     data = np.memmap(info.path, np.uint8, "r", info.offset, (math.prod(info.shape) * info.dtype.itemsize,))
     return np.asarray(data).view(info.dtype).reshape(info.shape)
-
-
-@contextlib.contextmanager
-def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `destination` that becomes it when the block ends well, and vanishes when it does not.
-
-    What a killed process left behind is removed by the next call on the same machine. FileExistsError if `destination`
-    holds anything, unless `overwrite`.
-    """
-    destination = Path(os.path.abspath(destination))
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{destination.name}.incomplete-{socket.gethostname()}-"
-    _sweep(destination, prefix)
-    if destination.exists() and not destination.is_dir():
-        raise FileExistsError(f"{destination} is a file; give a folder that does not exist yet")
-    if destination.exists() and not overwrite and any(destination.iterdir()):
-        raise FileExistsError(f"{destination} exists and is not empty; choose another folder, or empty it")
-    folder = destination.parent / f"{prefix}{os.getpid()}"
-    folder.mkdir()
-    try:
-        yield folder
-        if destination.exists():
-            # The old folder keeps its name until the new one is complete, and is removed only after the new one has it.
-            replaced = destination.parent / f"{prefix}{os.getpid()}{_REPLACED}"
-            os.rename(destination, replaced)
-            os.rename(folder, destination)
-            shutil.rmtree(replaced)
-        else:
-            os.rename(folder, destination)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(destination: Path, prefix: str) -> None:
-    """Removes what killed processes left beside `destination`; a folder taken away but not yet replaced goes back."""
-    for stale in destination.parent.glob(f"{glob.escape(prefix)}*"):
-        label = stale.name.removeprefix(prefix)
-        if _is_running(label):
-            continue
-        if label.endswith(_REPLACED) and not destination.exists():
-            os.rename(stale, destination)
-        else:
-            shutil.rmtree(stale)
-
-
-def _is_running(label: str) -> bool:
-    """Whether the process whose id starts `label` lives; False for anything that is no process id."""
-    digits = label.partition("-")[0]
-    if not digits.isdigit():
-        return False
-    try:
-        os.kill(int(digits), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -18,7 +18,7 @@ from typing import TypeVar
 import fsspec.config
 from etils import epath
 
-from omnihuman_jax.runtime import exit_codes, processes
+from omnihuman_jax.runtime import exit_codes, files, processes
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +101,7 @@ def identify(folder: epath.Path) -> str:
     """The identity of a folder, which gets one, and is made, where it has none."""
     if not (folder / IDENTITY).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{IDENTITY}"
-        temporary.write_text(json.dumps({"id": secrets.token_hex(8)}) + "\n")
-        temporary.replace(folder / IDENTITY)
+        files.write_text(folder / IDENTITY, json.dumps({"id": secrets.token_hex(8)}) + "\n")
     return str(json.loads((folder / IDENTITY).read_text())["id"])
 
 

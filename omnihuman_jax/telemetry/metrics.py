@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from omnihuman_jax.runtime import files
 from omnihuman_jax.sharding import MESH_AXES
 
 logger = logging.getLogger(__name__)
@@ -184,9 +184,7 @@ def measure_matmul_peak(mesh: Mesh, dtype: Any) -> float:
 def _keep_until(path: Path, step: int) -> None:
     """Rewrites the file without the lines after `step`, all or nothing."""
     kept = [record for record in read_metrics(path.parent) if record["step"] <= step]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    temporary.replace(path)
+    files.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _finite(value: Any) -> bool:

@@ -1,12 +1,6 @@
 """Streaming safetensors: same bytes as the reference implementation reads, one tensor at a time, whole folders only."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import textwrap
 import weakref
 
 import ml_dtypes
@@ -144,58 +138,3 @@ def test_pickles_and_missing_shards_are_refused_with_the_cure(tmp_path):
         io.open_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder"):
         io.open_folder(tmp_path / "nowhere")
-
-
-def test_whole_folder_appears_only_when_complete(tmp_path):
-    target = tmp_path / "out"
-    with pytest.raises(RuntimeError), io.whole_folder(target) as folder:
-        (folder / "half").write_text("x")
-        assert not target.exists()
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with io.whole_folder(target) as folder:
-        (folder / "a").write_text("1")
-    assert [p.name for p in target.iterdir()] == ["a"]
-    with pytest.raises(FileExistsError, match="not empty; choose another folder, or empty it"), io.whole_folder(target):
-        pass
-    with pytest.raises(RuntimeError), io.whole_folder(target, overwrite=True) as folder:
-        raise RuntimeError
-    assert (target / "a").read_text() == "1"
-    with io.whole_folder(target, overwrite=True) as folder:
-        (folder / "b").write_text("2")
-    assert [p.name for p in target.iterdir()] == ["b"]
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_what_a_killed_process_left_is_swept_by_the_next(tmp_path):
-    """kill -9 in the middle: the target does not exist; the next call removes the remains and puts the target there."""
-    code = textwrap.dedent(
-        f"""
-        import time, pathlib
-        from omnihuman_jax.interop.safetensors_io import whole_folder
-        with whole_folder(pathlib.Path({str(tmp_path / "out")!r})) as folder:
-            (folder / "half").write_text("x")
-            print("ready", flush=True)
-            time.sleep(60)
-        """
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "out").exists()
-    assert len(list(tmp_path.iterdir())) == 1
-    with io.whole_folder(tmp_path / "out") as folder:
-        (folder / "a").write_text("1")
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_folder_taken_away_by_a_killed_overwrite_comes_back(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    replaced = tmp_path / f".out.incomplete-{socket.gethostname()}-{dead.pid}-replaced"
-    replaced.mkdir()
-    (replaced / "old").write_text("old")
-    with pytest.raises(FileExistsError), io.whole_folder(tmp_path / "out"):
-        pass
-    assert (tmp_path / "out" / "old").read_text() == "old"

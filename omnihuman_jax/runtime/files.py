@@ -1,0 +1,166 @@
+"""Files and folders that appear whole or not at all: written beside their place, synced to the disk, then renamed.
+
+Whoever is killed before the rename leaves what was there before. Without the sync, a host that loses power may keep the
+new name and none of the bytes. `tests/runtime/test_files.py` finds whoever renames by hand.
+"""
+
+import contextlib
+import errno
+import glob
+import hashlib
+import io
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+StrPath = str | os.PathLike[str]
+_REPLACED = "-replaced"
+# Of file systems that do not know fsync, such as some buckets that are mounted as a folder.
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+
+
+@contextlib.contextmanager
+def whole_file(path: StrPath) -> Iterator[Any]:
+    """A path beside `path` to write to, which becomes `path` when the block ends well, and vanishes when it does not.
+
+    The folder has to exist. `path` may be an `epath.Path` of a bucket, which is then what is yielded.
+    """
+    target = _as_path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield temporary
+        move_into_place(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_text(path: StrPath, text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: StrPath, data: bytes) -> None:
+    """Writes `data`, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `destination` that becomes it when the block ends well, and vanishes when it does not.
+
+    What a killed process left behind is removed by the next call on the same machine. FileExistsError if `destination`
+    holds anything, unless `overwrite`.
+    """
+    destination = Path(os.path.abspath(destination))
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{destination.name}.incomplete-{socket.gethostname()}-"
+    _sweep(destination, prefix)
+    if destination.exists() and not destination.is_dir():
+        raise FileExistsError(f"{destination} is a file; give a folder that does not exist yet")
+    if destination.exists() and not overwrite and any(destination.iterdir()):
+        raise FileExistsError(f"{destination} exists and is not empty; choose another folder, or empty it")
+    folder = destination.parent / f"{prefix}{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+        if destination.exists():
+            # The old folder keeps its name until the new one is complete, and is removed only after the new one has it.
+            replaced = destination.parent / f"{prefix}{os.getpid()}{_REPLACED}"
+            sync(folder)  # before, so that the moment without a folder is short
+            os.rename(destination, replaced)
+            move_into_place(folder, destination)
+            shutil.rmtree(replaced)
+        else:
+            move_into_place(folder, destination)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_into_place(temporary: StrPath, target: StrPath) -> None:
+    """Syncs a finished file or folder, gives it the name `target` on the same file system, and syncs that name.
+
+    A file that is there is replaced; a folder that is there has to be empty. In a bucket it is a copy.
+    """
+    if "://" in os.fspath(target):
+        _as_path(temporary).replace(target)
+        return
+    sync(temporary)
+    os.replace(temporary, target)
+    _fsync(_as_path(target).parent)
+
+
+def sync(path: StrPath) -> None:
+    """Brings a file, or a folder with all that is in it, to the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _fsync(os.path.join(folder, name))
+        _fsync(folder)
+    if os.path.isfile(path):
+        _fsync(path)
+
+
+def file_sha256(path: StrPath, on_read: Callable[[int], None] = lambda nbytes: None) -> str:
+    """sha256 of a file's bytes, in hex; `on_read` hears how many bytes each read gave."""
+    with _WatchedFile(path, on_read) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _WatchedFile(io.FileIO):
+    def __init__(self, path: StrPath, on_read: Callable[[int], None]):
+        super().__init__(path)
+        self._on_read = on_read
+
+    def readinto(self, buffer: Any) -> int:
+        nbytes = super().readinto(buffer)
+        assert nbytes is not None, "a file on a disk does not block"
+        self._on_read(nbytes)
+        return nbytes
+
+
+def _as_path(path: StrPath) -> Any:
+    return Path(path) if isinstance(path, str) else path
+
+
+def _fsync(path: StrPath) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(destination: Path, prefix: str) -> None:
+    """Removes what killed processes left beside `destination`; a folder taken away but not yet replaced goes back."""
+    for stale in destination.parent.glob(f"{glob.escape(prefix)}*"):
+        label = stale.name.removeprefix(prefix)
+        if _is_running(label):
+            continue
+        if label.endswith(_REPLACED) and not destination.exists():
+            os.rename(stale, destination)
+        else:
+            shutil.rmtree(stale)
+
+
+def _is_running(label: str) -> bool:
+    """Whether the process whose id starts `label` lives; False for anything that is no process id."""
+    digits = label.partition("-")[0]
+    if not digits.isdigit():
+        return False
+    try:
+        os.kill(int(digits), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
