@@ -1,41 +1,42 @@
-# Needs Python 3.11 and make. Everything else goes into .venv; a stamp for each set of packages keeps repeated calls quick.
+# Needs Python 3.12 or 3.11, and make. Everything else goes into .venv; a stamp for each set of packages keeps repeated calls quick.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .ONESHELL:
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The newest supported one that runs, unless PYTHON names another.
+PYTHON ?= $(shell constraints/python.sh find)
 VENV ?= .venv
 OUT ?= runs/demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
-PACKAGES := setup.py constraints.txt
+# The versions that the environment's own Python takes.
+LOCK = constraints/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
+PACKAGES := setup.py $(wildcard constraints/py*.txt)
 
-.PHONY: chaos scale bench bench-checkpoint help venv demo test test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: interpreter chaos scale bench bench-checkpoint help venv demo test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # One environment in three layers: what the demo needs, what `make check` adds, what `make test` adds (torch).
-$(BIN)/python:
-	@if [ -z "$(PYTHON)" ] || ! "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
-	  echo "make: needs Python 3.11 (constraints.txt is for it); name one with PYTHON=/path/to/python3.11" >&2; exit 1
-	fi
-	"$(PYTHON)" -m venv $(VENV)
+# Looked at with every call: packages of two Pythons in one folder would be found by neither.
+interpreter:
+	@constraints/python.sh venv "$(PYTHON)" "$(VENV)"
 
-$(VENV)/.demo: $(PACKAGES) | $(BIN)/python
+$(VENV)/.demo: $(PACKAGES) | interpreter
 	@echo "installing the pinned packages of the demo into $(VENV)"
-	$(PIP) install -q -c constraints.txt -e '.[demo]'
+	$(PIP) install -q -c "$(LOCK)" -e '.[demo]'
 	$(BIN)/python -c 'import cv2' || { echo "make: OpenCV lacks a library of the system; on Debian or Ubuntu: apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	@$(PIP) install -q -c constraints.txt -e '.[demo,dev]'
+	@$(PIP) install -q -c "$(LOCK)" -e '.[demo,dev]'
 	touch $@
 
 $(VENV)/.torch: $(VENV)/.dev
 	@echo "adding torch (for the tests alone; a CPU build will do, see README)"
-	$(PIP) install -q -c constraints.txt -e '.[all]'
+	$(PIP) install -q -c "$(LOCK)" -e '.[all]'
 	touch $@
 
 venv: $(VENV)/.demo  ## the virtual environment of the demo
@@ -51,6 +52,12 @@ bench: $(VENV)/.torch  ## speed and memory of a train step beside PyTorch's, on 
 
 chaos: $(VENV)/.torch  ## thirty faults at random moments on real processes; the bits must be those of an undisturbed run (40 minutes)
 	@$(BIN)/python -m tests.chaos.run --faults 30 --write
+
+# What must hold on every supported Python and JAX (the suite is run on one, see .ci/run).
+CORE := tests/test_architecture.py tests/test_private_apis.py tests/models/test_mmdit.py tests/serving/test_modeling_omnihuman.py \
+  tests/training/test_train_step.py tests/integration/test_train_resume.py
+test-core: $(VENV)/.torch  ## the core of the suite alone: architecture, private APIs, model and its parity, train step, resume
+	@$(BIN)/python -m pytest $(CORE)
 
 SLOW ?= all
 test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of them
@@ -92,14 +99,21 @@ format: $(VENV)/.dev  ## rewrite in the house format
 	@$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock:  ## resolve setup.py anew, in a fresh environment, into constraints.txt
-	@rm -rf .venv-lock
-	"$(PYTHON)" -m venv .venv-lock
-	.venv-lock/bin/python -m pip install -q -e '.[all]'
-	sed -n '/^#/p' constraints.txt > constraints.tmp
-	.venv-lock/bin/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -v '^nvidia-\|^triton' >> constraints.tmp
-	mv constraints.tmp constraints.txt
-	rm -rf .venv-lock
+lock:  ## resolve setup.py anew, in fresh environments, into constraints/: both Pythons, the same versions but for JAX and Flax
+	@resolve() {
+	  python=$$(constraints/python.sh find $$1) || { echo "make: needs Python $$1 too" >&2; exit 1; }
+	  rm -rf .venv-lock
+	  "$$python" -m venv .venv-lock
+	  .venv-lock/bin/python -m pip install -q "$${@:3}" -e '.[all]'
+	  # A torch for CUDA brings these, one for CPUs does not.
+	  { sed -n '/^#/p' $$2; .venv-lock/bin/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' | grep -Ev '^(nvidia|cuda|triton)'; } > lock.tmp
+	  mv lock.tmp $$2
+	  rm -rf .venv-lock
+	}
+	resolve 3.11 constraints/py311.txt
+	grep -Ev '^(jax|jaxlib|flax)==' constraints/py311.txt > shared.tmp
+	resolve 3.12 constraints/py312.txt -c shared.tmp
+	rm shared.tmp
 
 clean:  ## remove the environment and the caches (runs/ stays)
-	rm -rf $(VENV) .venv-lock .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-lock *.tmp .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,5 +1,5 @@
-"""The package. `constraints.txt` holds the one environment that everything here was tested in (how it is made:
-CONTRIBUTING.md).
+"""The package. `constraints/` holds the environment that everything here was tested in, one file for each Python
+(how they are made: CONTRIBUTING.md).
 """
 
 from pathlib import Path
@@ -10,7 +10,9 @@ HERE = Path(__file__).parent
 
 # The trainer: neither mediapipe nor torch.
 TRAINER = [
-    "jax>=0.10.2,<0.11",
+    # 0.10.2 is the last that Python 3.11 gets; the markers are the only place where the two Pythons differ.
+    "jax>=0.10.2,<0.11; python_version < '3.12'",
+    "jax>=0.12.0.1,<0.13; python_version >= '3.12'",
     "flax>=0.12.8,<0.13",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.3,<0.13",
@@ -76,7 +78,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.13",
     packages=find_packages(include=["omnihuman_jax*", "data_pipelines*", "configs*", "launch*"]),
     package_data={
         "omnihuman_jax": ["py.typed"],
@@ -98,6 +100,7 @@ setup(
     classifiers=[
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

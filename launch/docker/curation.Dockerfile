@@ -3,12 +3,12 @@
 #   docker build -f launch/docker/curation.Dockerfile --build-arg BASE=$BASE --build-arg SNAPSHOT=20261101T000000Z -t REPO/curation .
 #
 # BASE: as in trainer.Dockerfile, and without a default for the same reason. SNAPSHOT: a moment of Debian's archive, which pins
-# the versions of the system's packages as constraints.txt pins Python's.
+# the versions of the system's packages as constraints/py312.txt pins Python's.
 ARG BASE
 FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY constraints.txt ./
+COPY constraints/py312.txt constraints.txt
 RUN ["python", "-m", "venv", "/opt/venv"]
 COPY setup.py pyproject.toml README.md LICENSE ./
 COPY configs configs

@@ -2,18 +2,19 @@
 #
 #   docker build -f launch/docker/trainer.Dockerfile --build-arg BASE=$BASE --build-arg ACCELERATOR=tpu -t REPO/trainer .
 #
-# BASE has no default on purpose. It is Debian's Python 3.11 by digest, and a digest is only right while somebody looks after it:
-#   BASE=docker.io/library/python:3.11-slim-bookworm@$(docker buildx imagetools inspect \
-#     docker.io/library/python:3.11-slim-bookworm --format '{{.Manifest.Digest}}')
+# BASE has no default on purpose. It is Debian's Python 3.12 by digest, and a digest is only right while somebody looks after it:
+#   BASE=docker.io/library/python:3.12-slim-bookworm@$(docker buildx imagetools inspect \
+#     docker.io/library/python:3.12-slim-bookworm --format '{{.Manifest.Digest}}')
 ARG BASE
 FROM ${BASE} AS build
 ARG ACCELERATOR=tpu
 ENV PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 # Packages first: a change of our code does not install them again.
-COPY constraints.txt launch/docker/constraints-gcs.txt launch/docker/constraints-${ACCELERATOR}.txt ./
+COPY constraints/py312.txt constraints.txt
+COPY launch/docker/constraints-gcs.txt launch/docker/constraints-${ACCELERATOR}.txt ./
 RUN ["python", "-m", "venv", "/opt/venv"]
-# constraints.txt has the TPU runtime that plans are compiled with; on TPUs it is the one that JAX was released with.
+# It has the TPU runtime that plans are compiled with; on TPUs it is the one that JAX was released with.
 RUN sed -i "/^libtpu==/d" constraints.txt \
  && /opt/venv/bin/pip install --only-binary=:all: -c constraints.txt -c constraints-gcs.txt -c "constraints-${ACCELERATOR}.txt" \
     "jax[${ACCELERATOR}]" gcsfs

@@ -8,6 +8,7 @@ between windows.
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,9 @@ from jax.experimental.pallas import triton as plgpu
 
 from omnihuman_jax.attention.block_pairs import NO_KEY_FILL, NO_QUERY_FILL, block_pairs, fill, round_up
 from omnihuman_jax.attention.kernel import MASKED, NO_KEY, QKV, delta
+
+# JAX 0.12's rule takes a function of the scores too, and the arrays that it reads: none here.
+SCORE_MOD = "score_mod" in inspect.signature(fused._dot_product_attention_bwd_rule).parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,11 +294,11 @@ class Cudnn:
         lse_BNM = jnp.where(lse_BNM > NO_KEY, lse_BNM, -MASKED)
         residuals = (
             *(q_BMNK, _take(k_BSNK, order), _take(v_BSNK, order), unused, self._query_lengths(q_BMNK), lengths),
-            *(unused, unused, unused, unused, lse_BNM, out_BMNK),
+            *(unused, unused, unused, unused, *([()] if SCORE_MOD else []), lse_BNM, out_BMNK),
         )
         grads = fused._dot_product_attention_bwd_rule(
             _scale(q_BMNK), 42, 0.0, (False, False), fused.MaskType.PADDING, fused.AttentionLayout.BTNH.value, None,
-            True, False, residuals, grad_BMNK,
+            *([None] if SCORE_MOD else []), True, False, residuals, grad_BMNK,
         )  # fmt: skip
         back = jnp.argsort(order, axis=1)
         return grads[0], _take(grads[1], back), _take(grads[2], back)

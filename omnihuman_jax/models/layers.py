@@ -13,23 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
 from omnihuman_jax.sharding import RULES, constrain, partition_spec, platform
 
-Init = Callable[[jax.Array, Sequence[int], jnp.dtype], jax.Array]
+Init = Callable[[jax.Array, Sequence[int], DTypeLike], jax.Array]
 
 NORM_EPS = 1e-6
 TIME_FEATURES = 256
 TIME_SCALE = 1000.0  # t in [0, 1] -> the 0..1000 that HunyuanVideo's time embedding is trained on
 
 
-def zeros(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
+def zeros(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
     """All zeros: biases, and the last layer of whatever must start out as the identity."""
     del key
     return jnp.zeros(shape, dtype)
 
 
-def ones(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
+def ones(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
     """All ones: the scales of norms."""
     del key
     return jnp.ones(shape, dtype)
@@ -38,14 +39,14 @@ def ones(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
 def normal(stddev: float) -> Init:
     """A normal distribution, truncated at two standard deviations."""
 
-    def init(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype) -> jax.Array:
+    def init(key: jax.Array, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
         return stddev * jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape), dtype)
 
     return init
 
 
 def param(
-    rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], init: Init, dtype: jnp.dtype = jnp.float32
+    rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], init: Init, dtype: DTypeLike = jnp.float32
 ) -> nnx.Param:
     """A parameter of `shape` with one logical axis (or None: never split) a dim.
 

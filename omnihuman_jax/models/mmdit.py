@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from omnihuman_jax.conditions import Condition, clean_mask
 from omnihuman_jax.models.audio_adapter import AudioAdapter
@@ -54,7 +55,7 @@ class MMDiT(nnx.Module):
         t_BG: jax.Array,
         batch: Batch,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         guidance: float | jax.Array = 1.0,
     ) -> jax.Array:
         self._check(tokens_BLC, t_BG, batch)
@@ -147,7 +148,7 @@ def apply(
     t_BG: jax.Array,
     batch: Batch,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     guidance: float | jax.Array = 1.0,
 ) -> jax.Array:
     """Velocity eps - z_0 of every packed token [SIB].

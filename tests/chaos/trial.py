@@ -14,6 +14,7 @@ import numpy as np
 from launch.local import Event, Layout, LocalJob, Outcome
 from launch.local_state import log_path
 from omnihuman_jax.telemetry.metrics import read_metrics
+from tests import quick_xla
 from tests.chaos import faults
 from tests.chaos.faults import Fault
 from tests.data import synthetic
@@ -74,7 +75,7 @@ class Trial:
                 },
             )
             environment = {
-                "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+                "XLA_FLAGS": quick_xla.FLAGS,
                 "JAX_COMPILATION_CACHE_DIR": str(self.cache),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             }

@@ -14,12 +14,11 @@ import jax
 from omnihuman_jax import sharding
 from omnihuman_jax.runtime import processes
 from omnihuman_jax.training.train_step import StepConfig
+from tests import quick_xla
 from tests.scale.compile_cost import lower_step
 from tests.training import tiny
 
 STEPS = 20
-# Compiles in a third of the time; the partitioner, and so every collective, is the same.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def curve(
@@ -37,7 +36,7 @@ def curve(
         learning_rate=2e-3,
         warmup_steps=5,
     )
-    trainer.step_fn = lower_step(trainer).compile(compiler_options=QUICK)
+    trainer.step_fn = lower_step(trainer).compile(compiler_options=quick_xla.OPTIONS)
     state, losses = trainer.initial(), []
     for k in range(STEPS):
         state, metrics = trainer.step(state, tiny.some_batch(16 * (k % 4)))

@@ -13,12 +13,13 @@ from launch import local, local_state
 from launch.local import Event, LocalJob, Outcome
 from launch.spec import RunSpec
 from omnihuman_jax.telemetry.metrics import read_metrics
+from tests import quick_xla
 from tests.launch.specs import spec
 from tests.training import runs
 
 STEPS, INTERVAL = 16, 4
 # As tests.training.runs: programs compile in a third of the time like this.
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
+QUICK = {"XLA_FLAGS": quick_xla.FLAGS}
 
 
 def a_spec(run: Path, dataset: Path, **overrides: object) -> RunSpec:

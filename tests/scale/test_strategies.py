@@ -20,7 +20,7 @@ from omnihuman_jax import sharding
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.scale.collectives import Collective, collectives
 from omnihuman_jax.scale.hlo import Program
-from tests.integration.loss_curve import QUICK
+from tests import quick_xla
 from tests.scale.compile_cost import lower_step
 from tests.training import tiny
 
@@ -87,7 +87,7 @@ def test_only_what_the_scheme_asks_for(
     if mode == "ulysses":
         config = dataclasses.replace(config, num_heads=4, rope_axes=(2, 2, 4))  # a head for each of `context`
     trainer = tiny.Trainer(sharding.MeshConfig(**mesh), config=config)
-    text = lower_step(trainer).compile(compiler_options=QUICK).as_text()
+    text = lower_step(trainer).compile(compiler_options=quick_xla.OPTIONS).as_text()
     assert PHRASE not in capfd.readouterr().err
     found = [
         item

@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.runtime import exit_codes
 from omnihuman_jax.telemetry.metrics import read_metrics
+from tests import quick_xla
 from tests.data import synthetic
 
 CONFIG = Path(__file__).with_name("tiny_config.py")
@@ -58,8 +59,7 @@ def start(
             f"--process-id={index}",
             "--peer-timeout-s=120",
         ]
-    # Programs compile in a third of the time like this; what is compared was compiled alike.
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"}
+    environment = os.environ | {"XLA_FLAGS": quick_xla.FLAGS}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
