@@ -114,7 +114,8 @@ class ExperimentConfig:
                 f"compute_dtype {self.compute_dtype!r} is unknown; it is one of {', '.join(COMPUTE_DTYPES)}"
             )
         for field in dataclasses.fields(self):
-            if dataclasses.is_dataclass(part := getattr(self, field.name)):
+            part: Any = getattr(self, field.name)
+            if dataclasses.is_dataclass(part):
                 part.validate()
         for stage in self.stages.rows:
             trainable_groups((), stage.frozen)
