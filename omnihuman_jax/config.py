@@ -115,7 +115,8 @@ class ExperimentConfig:
             )
         for field in dataclasses.fields(self):
             part: Any = getattr(self, field.name)
-            if dataclasses.is_dataclass(part):
+            is_component = dataclasses.is_dataclass(part)
+            if is_component:
                 part.validate()
         for stage in self.stages.rows:
             trainable_groups((), stage.frozen)
