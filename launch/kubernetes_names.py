@@ -32,6 +32,6 @@ def check(spec: RunSpec) -> None:
     for field, value, kind in rows:
         pattern, longest, words = KINDS[kind]
         if value and not (len(value) <= longest and re.fullmatch(pattern, value, re.ASCII)):
-            raise ValueError(f"{field} {value!r} is no name to Kubernetes: {words} characters")
+            raise ValueError(f"{field} {value!r} is not a valid Kubernetes name: it may have {words} characters")
     if not spec.namespace or not all(volume.name for volume in spec.volumes):
         raise ValueError("namespace and the names of volumes must not be empty")

@@ -46,17 +46,18 @@ def check_secrets(data: Mapping[str, Any], known: Collection[str]) -> None:
             continue
         cure = f"refer to it in secrets; if it is none, say not_secret: [{name or field}]"
         if name and text and not text.startswith("$") and names_secret(name) and name not in known:
-            raise ValueError(f"{field} looks like a secret, and all who may read jobs would read it; {cure}")
+            raise ValueError(f"{field} looks like a secret, and everyone who may read jobs could read it; {cure}")
         if _SECRET_VALUE.search(text):
             raise ValueError(
-                f"the value of {field} looks like a credential; refer to it in secrets, and revoke this one"
+                f"the value of {field} looks like a credential; name it under secrets instead, and revoke this one"
             )
         for match in _ASSIGNED.finditer(text):
             inner = match[1] or match[2]
             if names_secret(inner) and inner not in known:
                 cure = f"refer to it in secrets; if it is none, say not_secret: [{inner}]"
                 raise ValueError(
-                    f"{field} gives {inner} a value, which looks like a secret that all who may read jobs read; {cure}"
+                    f"{field} sets {inner} to what looks like a secret, which everyone who may read jobs could "
+                    f"read; {cure}"
                 )
 
 
@@ -92,7 +93,8 @@ def check_image(where: str, image: str, *, allow_tag: bool) -> None:
         raise ValueError(f"{where} {image!r} is not of the form repo@sha256:<64 hex digits>")
     if not allow_tag:
         raise ValueError(
-            f"{where} {image!r} is named by tag, which can change under a job; give its digest, or --allow-tag"
+            f"{where} {image!r} is given by tag, and a tag can change while the job runs; give its "
+            "digest, or pass --allow-tag"
         )
 
 

@@ -84,12 +84,14 @@ def layout_of(spec: RunSpec) -> Layout:
     if not local.simulate:
         if processes != 1 or local.devices:
             raise ValueError(
-                "local.simulate: false is one process with the machine's own devices; leave processes and devices out"
+                "local.simulate is false, which means one process with this machine's own devices; remove "
+                "local.processes and local.devices"
             )
         return Layout(processes=1, devices=0)
     if processes > MAX_PROCESSES:
         raise ValueError(
-            f"{machines} are too many here, at most {MAX_PROCESSES}; set local.processes and local.devices"
+            f"{machines} are too many processes for this machine (at most {MAX_PROCESSES}); set "
+            "local.processes and local.devices"
         )
     return Layout(processes=processes, devices=local.devices or machines.devices_per_host)
 
@@ -98,7 +100,7 @@ def check(spec: RunSpec) -> None:
     """ValueError or FileNotFoundError on what cannot run here."""
     layout_of(spec)
     if "://" in spec.output:
-        raise ValueError(f"output {spec.output!r}: a folder of this machine for --target local")
+        raise ValueError(f"output {spec.output!r} must be a folder of this machine with --target local")
     if kubernetes := [name for name, ref in spec.secrets.items() if ref.secret]:
         raise ValueError(
             f"secrets.{kubernetes[0]}: a Kubernetes secret cannot be read here; give file for --target local"
@@ -386,5 +388,8 @@ def _locked(path: Path, output: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another launcher works on {output}; see omnihuman status, or omnihuman cancel") from None
+            raise ValueError(
+                f"another launcher is running the job in {output}; see `omnihuman status`, or stop it with "
+                "`omnihuman cancel`"
+            ) from None
         yield

@@ -47,7 +47,7 @@ def read(spec: RunSpec) -> dict[str, Any]:
     """state.json; FileNotFoundError if nothing was ever started."""
     path = state_dir(spec) / "state.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: {spec.name} was not started with --target local")
+        raise FileNotFoundError(f"{path} does not exist, so {spec.name} was not started with --target local")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -94,7 +94,7 @@ def logs(spec: RunSpec, *, rank: int, follow: bool, lines: int) -> int:
     folder = state_dir(spec)
     path = log_path(folder, read(spec)["attempt"], rank)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; {folder / 'logs'} has what there is")
+        raise FileNotFoundError(f"{path} does not exist; the logs are in {folder / 'logs'}")
     return external.run(["tail", "--lines", str(lines), *(["--follow"] if follow else []), str(path)])
 
 
@@ -103,7 +103,7 @@ def cancel(spec: RunSpec) -> int:
     state = read(spec)
     pid = launcher_pid(state)
     if pid is None:
-        print(f"{spec.name}: nothing runs")
+        print(f"{spec.name}: no job is running")
         return 0
     os.kill(pid, signal.SIGTERM)
     # The launcher itself kills what outlives the grace period.

@@ -19,9 +19,12 @@ def check(spec: RunSpec) -> None:
     """ValueError on what queued resources cannot do."""
     machines = spec.machines
     if machines.kind != "tpu":
-        raise ValueError(f"accelerator.type {machines.type}: queued resources are TPUs; take --target slurm or jobset")
+        raise ValueError(
+            f"accelerator.type {machines.type} is not a TPU, and queued resources serve TPUs only; use "
+            "--target slurm or jobset"
+        )
     if not TPU_NAMES[machines.type].vm_runtime:
-        raise ValueError(f"accelerator.type {machines.type} is served by GKE only; take --target jobset")
+        raise ValueError(f"accelerator.type {machines.type} is served by GKE only; use --target jobset")
     for field in ("zone", "project"):
         if not getattr(spec.tpu_vm, field):
             raise ValueError(f"tpu_vm.{field} is missing")
@@ -146,7 +149,9 @@ def wait(spec: RunSpec) -> None:
     before = ""
     while (state := external.ask(describe_argv(spec))) != "ACTIVE":
         if state in ENDED:
-            raise ChildProcessError(f"{spec.name} is {state}: gcloud says why; cancel it and submit again")
+            raise ChildProcessError(
+                f"{spec.name} is {state}; gcloud gives the reason; cancel the job and submit it again"
+            )
         if state != before:
             print(f"{spec.name}: {state}", flush=True)
         before = state

@@ -23,10 +23,14 @@ def check(spec: RunSpec) -> None:
     machines, slurm = spec.machines, spec.slurm
     if machines.kind == "tpu":
         raise ValueError(
-            f"accelerator.type {machines.type}: SLURM runs GPU or cpu nodes; take --target jobset or queued-resource"
+            f"accelerator.type {machines.type} cannot run on SLURM, which serves GPU and cpu nodes; use "
+            "--target jobset or queued-resource"
         )
     if slurm.runtime == "python" and not (slurm.python and slurm.workdir):
-        raise ValueError("slurm.python and slurm.workdir are missing: interpreter and configs, on a shared file system")
+        raise ValueError(
+            "slurm.python and slurm.workdir are missing; set them to the interpreter and to the checkout, "
+            "both on a shared file system"
+        )
     for field in ("python", "workdir"):
         if (value := getattr(slurm, field)) and not value.startswith("/"):
             raise ValueError(f"slurm.{field} {value!r} is not an absolute path")
@@ -35,7 +39,8 @@ def check(spec: RunSpec) -> None:
         unused = {"slurm.python": slurm.python, "slurm.workdir": slurm.workdir}
     if names := [name for name, value in unused.items() if value]:
         raise ValueError(
-            f"{' and '.join(names)}: nothing to slurm.runtime {slurm.runtime}; leave it out, or take the other runtime"
+            f"{' and '.join(names)} has no effect with slurm.runtime {slurm.runtime}; remove it, or use "
+            "the other runtime"
         )
 
     own = {line.partition("=")[0] for line in directives(spec)[: -len(slurm.directives) or None]}

@@ -187,17 +187,19 @@ class RunSpec:
     def validate(self) -> None:
         """ValueError, one line with the field, on whatever is wrong for every target."""
         if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", self.name):
-            raise ValueError(f"name {self.name!r}: lower-case letters, digits and '-', a letter first")
+            raise ValueError(
+                f"name {self.name!r} must have lower-case letters, digits and '-' only, and begin with a letter"
+            )
         if len(self.name) > MAX_NAME:
             raise ValueError(
-                f"name {self.name!r} has {len(self.name)} characters; pods' host names leave room for {MAX_NAME}"
+                f"name {self.name!r} has {len(self.name)} characters; the names of pods leave room for {MAX_NAME}"
             )
         for field in ("config", "output"):
             if not getattr(self, field):
                 raise ValueError(f"{field} is empty")
         _ = self.machines
         if self.spot and self.reservation:
-            raise ValueError(f"spot and reservation {self.reservation!r} exclude each other; take one of them")
+            raise ValueError(f"spot and reservation {self.reservation!r} exclude each other; keep one of them")
         if self.grace_s < 1 or self.restarts < 0 or self.ttl_s < 0:
             raise ValueError(
                 f"grace_s {self.grace_s} must be >= 1, restarts {self.restarts} and ttl_s {self.ttl_s} >= 0"
@@ -210,9 +212,9 @@ class RunSpec:
             )
         for name in self.overrides:
             if name.startswith(("-", "config.")) or "=" in name:
-                raise ValueError(f"overrides.{name}: the field alone, such as data.dataset or train.steps")
+                raise ValueError(f"overrides.{name}: give the field alone, such as data.dataset or checkpoint.interval")
         if self.checkpoints and "checkpoint.directory" in self.overrides:
-            raise ValueError("overrides.checkpoint.directory is what checkpoints says; keep checkpoints")
+            raise ValueError("overrides.checkpoint.directory repeats `checkpoints`; remove the override")
         self._validate_env()
         _unique("volumes: name", [volume.name for volume in self.volumes])
         _unique("volumes: mount", [volume.mount for volume in self.volumes])
@@ -220,7 +222,9 @@ class RunSpec:
             if not volume.mount.startswith("/"):
                 raise ValueError(f"volumes.{volume.name}: mount {volume.mount!r} is not an absolute path")
             if len(volume.source) != 1:
-                raise ValueError(f"volumes.{volume.name}: source is one kind, not {list(volume.source)}")
+                raise ValueError(
+                    f"volumes.{volume.name}: source must name one kind of volume, not {list(volume.source)}"
+                )
         self._validate_slurm()
         if self.local.processes < 0 or self.local.devices < 0:
             raise ValueError(f"local: processes {self.local.processes} and devices {self.local.devices} must be >= 0")
@@ -230,17 +234,17 @@ class RunSpec:
         if slurm.runtime not in SLURM_RUNTIMES:
             raise ValueError(f"slurm.runtime {slurm.runtime!r} is unknown; it is one of {', '.join(SLURM_RUNTIMES)}")
         if slurm.time and not re.fullmatch(r"(\d+-)?\d{1,2}:\d{2}:\d{2}|\d+", slurm.time):
-            raise ValueError(f"slurm.time {slurm.time!r}: D-HH:MM:SS, HH:MM:SS or minutes")
+            raise ValueError(f"slurm.time {slurm.time!r} must be D-HH:MM:SS, HH:MM:SS or minutes")
         for line in slurm.directives:
             if not re.fullmatch(r"--[a-z][-a-z]*(=\S+)?", line):
                 raise ValueError(f"slurm.directives: {line!r} is not of the form --name=value")
         if lines := [line for line in slurm.setup if "\n" in line]:
-            raise ValueError(f"slurm.setup: one command a line, not {lines[0]!r}")
+            raise ValueError(f"slurm.setup must be a list with one command an item, not {lines[0]!r}")
 
     def _validate_env(self) -> None:
         for name in (*self.env, *self.secrets):
             if not re.fullmatch(r"[A-Za-z_]\w*", name):
-                raise ValueError(f"env {name!r} is no name of an environment variable")
+                raise ValueError(f"env {name!r} is not a valid name of an environment variable")
             if RESERVED_ENV.fullmatch(name):
                 raise ValueError(f"env {name} is set by the launcher; leave it out")
         if twice := set(self.env) & set(self.secrets):
@@ -248,7 +252,7 @@ class RunSpec:
         literals.check_secrets(dataclasses.asdict(dataclasses.replace(self, not_secret=())), self.not_secret)
         for name, ref in self.secrets.items():
             if bool(ref.secret) != bool(ref.key) or bool(ref.secret) == bool(ref.file):
-                raise ValueError(f"secrets.{name}: either secret and key (Kubernetes), or file")
+                raise ValueError(f"secrets.{name}: give either secret and key (Kubernetes), or file")
 
 
 def load_spec(path: str | Path) -> RunSpec:
@@ -261,7 +265,7 @@ def load_spec(path: str | Path) -> RunSpec:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; specs to start from lie in launch/examples/")
+        raise FileNotFoundError(f"{path} does not exist; examples to start from are in launch/examples/")
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except UnicodeDecodeError as error:
@@ -273,7 +277,7 @@ def load_spec(path: str | Path) -> RunSpec:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except RecursionError:
-        raise ValueError(f"{path}: an alias refers to what holds it") from None
+        raise ValueError(f"{path}: a YAML alias refers to the node that contains it; write the value out") from None
     return spec
 
 

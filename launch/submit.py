@@ -24,14 +24,14 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("spec", metavar="SPEC", help="YAML file; examples lie in launch/examples/")
+    parser.add_argument("spec", metavar="SPEC", help="YAML file; examples are in launch/examples/")
     parser.add_argument("--target", required=True, choices=tuple(checks.TARGETS))
     parser.add_argument("--dry-run", action="store_true", help="check, and print what would be sent")
+    parser.add_argument("--allow-tag", action="store_true", help="accept an image given by tag instead of digest")
     parser.add_argument(
-        "--allow-tag", action="store_true", help="let an image pass that is named by tag instead of digest"
-    )
-    parser.add_argument(
-        "--preflight", action="store_true", help="refuse what `omnihuman plan` finds too large for the memory"
+        "--preflight",
+        action="store_true",
+        help="run `omnihuman plan` first, and refuse a run that does not fit the accelerators' memory",
     )
     options = parser.parse_args(list(argv))
     spec = load_spec(options.spec)

@@ -31,10 +31,10 @@ def read_secrets(pairs: Mapping[str, str]) -> dict[str, str]:
     for name, file in pairs.items():
         path = Path(file)
         if not path.is_file():
-            raise FileNotFoundError(f"{file} does not exist; secrets.{name}.file has to lie on every machine")
+            raise FileNotFoundError(f"{file} does not exist; secrets.{name}.file must be present on every machine")
         values[name] = path.read_text(encoding="utf-8").strip()
         if not values[name]:
-            raise ValueError(f"{file} is empty; secrets.{name} has to be in it")
+            raise ValueError(f"{file} is empty; it must contain secrets.{name}")
     return values
 
 
@@ -108,9 +108,15 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launch.supervise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--restarts", type=int, default=0, metavar="N", help="counted restarts; 0: none of any kind")
     parser.add_argument(
-        "--first-code", type=Path, metavar="FILE", help="where the first process that fails writes its code"
+        "--restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many counted restarts are allowed; 0: no restart at all",
+    )
+    parser.add_argument(
+        "--first-code", type=Path, metavar="FILE", help="file that the first process to fail writes its exit code to"
     )
     parser.add_argument(
         "--secret", action="append", default=[], metavar="NAME=FILE", help="environment variable from a file"

@@ -206,7 +206,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     file = str(path).split(":", 1)[0]
     if not Path(file).is_file():
         raise FileNotFoundError(
-            f"{file} does not exist; config files of this repository lie in configs/, e.g. configs/demo.py"
+            f"{file} does not exist; the configs of this repository are in configs/, e.g. configs/demo.py"
         )
     foreign = [flag for flag in overrides if not re.match(r"--?(no)?config\.", flag)]
     if foreign:

@@ -92,8 +92,8 @@ class MeshConfig:
         dcn_data, dcn_fsdp = self.across(slices)
         if dcn_fsdp > 1 and data > 1:
             raise ValueError(
-                f"mesh.dcn_fsdp is {dcn_fsdp} beside mesh.data {data}: what goes over the slower network must be"
-                f" outermost; take mesh.data=1 and mesh.fsdp={data * fsdp}, or mesh.dcn_fsdp=1"
+                f"mesh.dcn_fsdp is {dcn_fsdp} and mesh.data is {data}: the axis that crosses slices must be "
+                f"the outermost; set mesh.data=1 and mesh.fsdp={data * fsdp}, or mesh.dcn_fsdp=1"
             )
         return data * dcn_data, fsdp * dcn_fsdp, context, tensor
 
@@ -102,7 +102,7 @@ def _check_ways(ways: dict[str, int]) -> None:
     """ValueError unless each is >= 1, but for one that may be -1."""
     if list(ways.values()).count(-1) > 1 or any(way < 1 and way != -1 for way in ways.values()):
         text = ", ".join(f"{axis}={way}" for axis, way in ways.items())
-        raise ValueError(f"mesh {text}: each is >= 1, or -1 on one of them at most")
+        raise ValueError(f"mesh {text}: each axis must be >= 1, and at most one may be -1 (the rest of the devices)")
 
 
 def _fill(ways: dict[str, int], total: int, unit: str) -> list[int]:

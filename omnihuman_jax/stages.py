@@ -101,7 +101,7 @@ class Stage:
             return result
         if self.mode == "keep":
             raise ValueError(
-                f"stage {self.name!r}: in mode 'keep' the data decides on the active sets; use expected(hours)"
+                f"stage {self.name!r}: in mode 'keep' the data set decides on the active sets; use expected(hours)"
             )
         return np.where(CONTAINS, ratios, 1 - ratios).prod(axis=1)
 
@@ -136,9 +136,9 @@ class Stage:
                 have = ", ".join(f"{c.label} {counts[CONTAINS[:, c]].sum()}" for c in Condition)
                 sets = ", ".join(f"{ConditionSet(int(e)).label} {counts[e]}" for e in SET_BITS if counts[e])
                 raise ValueError(
-                    f"stage {self.name!r}: active set {ConditionSet(int(bits)).label} is asked of {expected[bits]:.1%}"
-                    f" of the windows, but 0 of {among} are eligible for it (eligible: {have}; by set: {sets}); lower"
-                    " the ratios, or curate windows that are eligible for all of it"
+                    f"stage {self.name!r}: the active set {ConditionSet(int(bits)).label} is wanted for "
+                    f"{expected[bits]:.1%} of the windows, but 0 of {among} are eligible for it (eligible: "
+                    f"{have}; by set: {sets}); lower the ratios, or curate windows that are eligible for all of it"
                 )
         # Hours of set e that the draws of active set a fall on, as a share of a's draws.
         group_hours = SUBSET @ hours if self.mode != "keep" else np.full(NUM_SETS, hours.sum())

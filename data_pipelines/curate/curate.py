@@ -54,7 +54,7 @@ class CurateConfig:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1, not {self.workers}")
         if self.max_seconds_per_video is not None and self.max_seconds_per_video <= 0:
-            raise ValueError(f"max_seconds_per_video must be positive, not {self.max_seconds_per_video}")
+            raise ValueError(f"max_seconds_per_video must be greater than 0, not {self.max_seconds_per_video}")
 
     @classmethod
     def from_json(cls, text: str) -> "CurateConfig":
@@ -239,7 +239,7 @@ class _Workers:
                 yield future.result()
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a worker process died (out of memory?); what is done is kept: run again with --workers 1"
+                "a worker process died (out of memory?); finished clips are kept; run the same command with --workers 1"
             ) from error
 
 
@@ -326,7 +326,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", type=Path, help="JSON file: shots, thresholds, default_caption, max_seconds_per_video, workers"
     )
-    parser.add_argument("--max-seconds-per-video", type=float, help="read only the beginning of each video")
+    parser.add_argument(
+        "--max-seconds-per-video", type=float, help="read at most this many seconds of each video, from its beginning"
+    )
     parser.add_argument("--default-caption", help="caption of a video without a .txt beside it")
     parser.add_argument("--workers", type=int, help="processes (default 2)")
     arguments = parser.parse_args(argv)
@@ -350,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{arguments.out / CLIPS_FILE}: {funnel['clips']} clips, {computed['clips']} scored in this run", soft_wrap=True
     )
     if not funnel["clips"]:
-        raise ValueError(f"{arguments.videos}: not one clip came out; {FUNNEL_FILE} in {arguments.out} says why")
+        raise ValueError(f"{arguments.videos}: no clip was made; {FUNNEL_FILE} in {arguments.out} gives the reasons")
     return 0
 
 

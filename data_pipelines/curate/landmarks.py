@@ -94,7 +94,8 @@ class _Networks:
             from mediapipe.python.solutions import face_mesh, hands, pose
         except ImportError as error:
             raise ImportError(
-                f"landmarks need MediaPipe ({error}); install the extra: pip install 'omnihuman-jax[curation]'"
+                f"finding landmarks needs MediaPipe, which cannot be imported ({error}); pip install "
+                "'omnihuman-jax[curation]'"
             ) from error
         self.pose: Any = pose.Pose(model_complexity=1)
         self.face: Any = face_mesh.FaceMesh(max_num_faces=_MAX_FACES, refine_landmarks=True)

@@ -41,7 +41,7 @@ def _recogniser() -> Any:
         from hama import ASRModel
     except ImportError as error:
         raise ImportError(
-            f"the lip-sync proxy needs hama ({error}); install the extra: pip install 'omnihuman-jax[curation]'"
+            f"the lip-sync score needs hama, which cannot be imported ({error}); pip install 'omnihuman-jax[curation]'"
         ) from error
     return ASRModel()
 

@@ -33,7 +33,9 @@ class ShotConfig:
 
     def validate(self) -> None:
         if not 0 < self.min_s <= self.max_s:
-            raise ValueError(f"shots: 0 < min_s <= max_s is needed, not min_s {self.min_s} and max_s {self.max_s}")
+            raise ValueError(
+                f"shots: min_s and max_s must satisfy 0 < min_s <= max_s, not {self.min_s} and {self.max_s}"
+            )
         if self.trim_frames < 0 or self.min_change <= 0 or self.min_change_ratio < 1:
             raise ValueError(
                 "shots: trim_frames must not be negative, min_change positive, min_change_ratio at least 1"

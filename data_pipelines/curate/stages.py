@@ -105,7 +105,8 @@ def scan(task: ScanTask) -> Scan:
         expected = min(video.duration_s, task.max_seconds or video.duration_s) * FPS
         if frames < _MIN_DECODED_SHARE * expected - 1:
             raise MediaError(
-                f"{task.path}: cut short, {frames / FPS:.2f} s of {expected / FPS:.2f} s can be decoded; re-encode it"
+                f"{task.path}: truncated; only {frames / FPS:.2f} s of {expected / FPS:.2f} s can be "
+                "decoded; re-encode it"
             )
         ranges, short = shots.clip_ranges(frames, shots.find_cuts(changes, task.shots), task.shots)
     except MediaError as problem:

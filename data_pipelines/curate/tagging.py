@@ -53,7 +53,7 @@ class Thresholds:
             if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
                 raise ValueError(f"thresholds: {field.name} must be a number, not {value!r}")
             if field.name.endswith("_share") and not 0 <= value <= 1:
-                raise ValueError(f"thresholds: {field.name} is a share in [0, 1], not {value}")
+                raise ValueError(f"thresholds: {field.name} must be in [0, 1], not {value}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -52,14 +52,14 @@ class WindowConfig:
     def validate(self) -> None:
         """ValueError with the number that is wrong."""
         if not self.frames or any(n < 1 or n % 4 != 1 for n in self.frames):
-            raise ValueError(f"window frames {self.frames}: each is 1 + 4n (1, 5, 9, 13, 17, ...)")
+            raise ValueError(f"--window-frames {self.frames}: each length must be 1 + 4n (1, 5, 9, 13, 17, ...)")
         if self.area < 32 * 32:
-            raise ValueError(f"area {self.area}: {32 * 32} pixels at least")
+            raise ValueError(f"--area {self.area} must be at least {32 * 32} pixels")
         for name in ("stride", "image_stride", "references"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: 1 at least")
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.margin < 0:
-            raise ValueError(f"margin {self.margin}: 0 at least")
+            raise ValueError(f"--margin must be at least 0, not {self.margin}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

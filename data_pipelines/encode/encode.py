@@ -68,10 +68,11 @@ class EncodeConfig:
         self.windows.validate()
         if not self.text_encoder:
             raise ValueError(
-                "no text encoder: give --text-encoder DIR_OR_HUB_ID (absent text needs its empty prompt too)"
+                "--text-encoder is missing; give its folder or hub id (windows without text use the embedding of "
+                "its empty prompt)"
             )
         if self.shard_windows < 1:
-            raise ValueError(f"shard_windows {self.shard_windows}: 1 at least")
+            raise ValueError(f"--shard-windows must be at least 1, not {self.shard_windows}")
 
 
 def encode(
@@ -100,7 +101,8 @@ def encode(
     total = sum(len(windows_of(clip, config.windows)) for clip in clips)
     if not total:
         raise ValueError(
-            f"{clips_dir}: {len(clips)} clips give no window of {config.windows.frames} frames; curate longer clips"
+            f"{clips_dir}: none of its {len(clips)} clips is long enough for a window of "
+            f"{config.windows.frames} frames; curate longer clips, or give shorter --window-frames"
         )
     _check_videos(clips_dir, clips)
     with files.whole_folder(out_dir, overwrite=overwrite) as folder:
@@ -317,36 +319,68 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="omnihuman encode", description="Encodes curated clips into a dataset of windows."
     )
-    parser.add_argument("--clips", required=True, metavar="DIR", help="what `omnihuman curate` wrote")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the dataset; appears whole or not at all")
+    parser.add_argument("--clips", required=True, metavar="DIR", help="folder written by `omnihuman curate`")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of the new dataset; written whole or not at all"
+    )
     parser.add_argument(
         "--codec", default=default.codec, metavar="DIR", help="dct, or a VAE's folder or hub id (default: %(default)s)"
     )
     parser.add_argument(
-        "--codec-option", action="append", default=[], metavar="NAME=VALUE", help="such as tile_height=0; repeatable"
+        "--codec-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the codec, such as tile_height=0; may be repeated",
     )
     parser.add_argument("--text-encoder", required=True, metavar="DIR", help="folder in Hugging Face layout, or hub id")
-    parser.add_argument("--speech-encoder", default="", metavar="DIR", help="the same; without it no window has audio")
     parser.add_argument(
-        "--speech-layers", type=_integers, default=(), metavar="0,2,4", help="default: first, middle, last"
+        "--speech-encoder",
+        default="",
+        metavar="DIR",
+        help="speech encoder, a folder in Hugging Face layout or a hub id; without it no window has audio",
     )
     parser.add_argument(
-        "--area", type=_area, default=cut.area, metavar="WxH", help="pixels of a frame, about (default: 832x480)"
+        "--speech-layers",
+        type=_integers,
+        default=(),
+        metavar="0,2,4",
+        help="hidden layers to store, with commas between (default: first, middle, last)",
     )
     parser.add_argument(
-        "--window-frames", type=_integers, default=cut.frames, metavar="1,17,25", help="lengths, 1 + 4n each"
+        "--area",
+        type=_area,
+        default=cut.area,
+        metavar="WxH",
+        help="size of a frame in pixels, kept approximately at each clip's own aspect ratio (default: 832x480)",
+    )
+    parser.add_argument(
+        "--window-frames",
+        type=_integers,
+        default=cut.frames,
+        metavar="1,17,25",
+        help="window lengths in frames, each 1 + 4n, with commas between",
     )
     parser.add_argument(
         "--stride", type=int, default=cut.stride, help="frames between window starts (default: %(default)s)"
     )
     parser.add_argument(
-        "--image-stride", type=int, default=cut.image_stride, help="the same for images (default: %(default)s)"
+        "--image-stride",
+        type=int,
+        default=cut.image_stride,
+        help="frames between the images cut from a clip (default: %(default)s)",
     )
     parser.add_argument(
-        "--references", type=int, default=cut.references, help="a window, at most (default: %(default)s)"
+        "--references",
+        type=int,
+        default=cut.references,
+        help="reference images stored a window, at most (default: %(default)s)",
     )
     parser.add_argument(
-        "--margin", type=int, default=cut.margin, help="frames of features around a window (default: %(default)s)"
+        "--margin",
+        type=int,
+        default=cut.margin,
+        help="frames of audio features and keypoints stored on each side of a window (default: %(default)s)",
     )
     parser.add_argument("--max-text-tokens", type=int, default=default.max_text_tokens, help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset in --out")

@@ -73,7 +73,7 @@ class CheckpointConfig:
                 " host's own disk, or neither"
             )
         if "://" in directory:
-            raise ValueError(f"checkpoint.local_directory {directory!r} is no folder of a host's own disk")
+            raise ValueError(f"checkpoint.local_directory {directory!r} must be a folder on each host's own disk")
         if every < 0 or self.local_keep < 1:
             raise ValueError(f"checkpoint.local_interval {every} must be >= 0 and local_keep {self.local_keep} >= 1")
         if every and (every >= self.interval or self.interval % every):
@@ -334,8 +334,9 @@ class Checkpoints(CheckpointReader):
             self.reject(step, reasons[0])
         if lost := list(seals.aside(self._folder)):
             raise CheckpointError(
-                f"{self.directory} has no whole checkpoint left; damaged ones lie in {self.directory}/{seals.SET_ASIDE}"
-                f" ({', '.join(lost)}): restore one from a backup, or remove the run directory to start over"
+                f"{self.directory} has no whole checkpoint left; the damaged ones are in "
+                f"{self.directory}/{seals.SET_ASIDE} ({', '.join(lost)}): restore one from a backup, or "
+                "remove the run directory to start over"
             )
         return None
 

@@ -35,10 +35,13 @@ class HunyuanVaeConfig:
         """ValueError unless the blocks make a 4 x 8 x 8 codec with whole groups."""
         blocks = len(self.block_out_channels)
         if blocks < 3:
-            raise ValueError(f"block_out_channels {self.block_out_channels}: three blocks at least shrink by 4 x 8 x 8")
+            raise ValueError(
+                f"block_out_channels {self.block_out_channels}: at least three blocks are needed to reduce 4 x 8 x 8"
+            )
         if any(width % self.norm_num_groups for width in self.block_out_channels):
             raise ValueError(
-                f"block_out_channels {self.block_out_channels}: not multiples of norm_num_groups {self.norm_num_groups}"
+                f"block_out_channels {self.block_out_channels} must be multiples of norm_num_groups "
+                f"{self.norm_num_groups}"
             )
 
 

@@ -52,8 +52,8 @@ class WanVaeConfig:
         """ValueError unless the blocks make a 4 x 8 x 8 codec."""
         if len(self.dim_mult) != 4 or len(self.temperal_downsample) != 3 or sum(self.temperal_downsample) != 2:
             raise ValueError(
-                f"dim_mult {self.dim_mult}, temperal_downsample {self.temperal_downsample}: four blocks, of which the"
-                " first three halve the picture and two of them time, are a 4 x 8 x 8 codec"
+                f"dim_mult {self.dim_mult}, temperal_downsample {self.temperal_downsample}: a 4 x 8 x 8 codec "
+                "has four blocks, the first three halve the picture, and two of those halve time"
             )
         if not len(self.latents_mean) == len(self.latents_std) == self.z_dim:
             raise ValueError(
@@ -103,7 +103,7 @@ class WanVaeOptions:
         """ValueError with the tile or the number that is wrong."""
         _ = self.space
         if self.chunk_latents < 1:
-            raise ValueError(f"chunk_latents {self.chunk_latents}: 1 at least")
+            raise ValueError(f"chunk_latents must be at least 1, not {self.chunk_latents}")
 
 
 def read_params(config: WanVaeConfig, weights: Weights) -> Params:

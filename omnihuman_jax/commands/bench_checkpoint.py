@@ -121,14 +121,28 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="omnihuman bench-checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="on the disk that is to be measured")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder on the disk to measure")
     parser.add_argument("--gib", type=float, default=1.0, help="size of the state (default 1)")
     parser.add_argument(
-        "--saves", type=int, default=3, metavar="N", help="saves that count, after one that compiles (default 3)"
+        "--saves",
+        type=int,
+        default=3,
+        metavar="N",
+        help="number of measured saves, after one that compiles (default 3)",
     )
-    parser.add_argument("--step-s", type=float, default=1.0, metavar="S", help="length of a step (default 1)")
     parser.add_argument(
-        "--interval", type=int, default=100, metavar="N", help="steps between saves, for the share (default 100)"
+        "--step-s",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="seconds that a simulated training step takes (default 1)",
+    )
+    parser.add_argument(
+        "--interval",
+        type=int,
+        default=100,
+        metavar="N",
+        help="steps between saves; sets the share of time lost (default 100)",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(list(argv))

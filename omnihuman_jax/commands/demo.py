@@ -374,13 +374,11 @@ def main(argv: Sequence[str]) -> int:
         epilog="example:\n  omnihuman demo --out runs/demo",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder of everything that the demo makes (%(default)s)"
+        "--out", type=Path, default=Path("runs/demo"), help="folder for everything that the demo makes (%(default)s)"
     )
     parser.add_argument("--config", type=Path, default=None, help="another experiment config than configs/demo.py")
     parser.add_argument("--devices", type=int, default=8, help="simulated devices of the training step (%(default)s)")
-    parser.add_argument(
-        "--fresh", action="store_true", help="forget an earlier demo in the same folder: removes the folder"
-    )
+    parser.add_argument("--fresh", action="store_true", help="remove the folder of an earlier demo first")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
     options = parser.parse_args(list(argv))
     config = options.config or DEFAULT_CONFIG

@@ -71,9 +71,9 @@ def choose_windows(catalog: Catalog, count: int) -> tuple[list[int], list[int]]:
             break
     else:
         raise ValueError(
-            f"evaluation needs windows of 2 clips that are eligible for {NEEDED.label}, of one length above 1 frame;"
-            f" the dataset has {int(eligible.sum())} such windows in {len(set(catalog.clip_id[eligible].tolist()))}"
-            " clips"
+            f"evaluation needs windows of 2 clips that are eligible for {NEEDED.label}, all of one length "
+            f"above 1 frame; the dataset has {int(eligible.sum())} such windows in "
+            f"{len(set(catalog.clip_id[eligible].tolist()))} clips"
         )
     by_clip = {clip: rows[catalog.clip_id[rows] == clip] for clip in clips}
     by_clip = {clip: own[np.argsort(catalog.start_frame[own], kind="stable")] for clip, own in by_clip.items()}
@@ -96,7 +96,10 @@ def load_subjects(dataset: Path, clips: Path | None, count: int) -> list[Subject
     for row, partner in zip(chosen, partners, strict=True):
         record, other = source[int(catalog.record[row])], source[int(catalog.record[partner])]
         if record is None or other is None:
-            print(f"skipped {catalog.window_id[row]}: its record or its partner's cannot be read")
+            print(
+                f"skipped {catalog.window_id[row]}: its record, or that of the window it is compared with, "
+                "cannot be read"
+            )
             continue
         mouth = mouth_region(clips, catalog, row) if clips is not None else None
         subjects.append(Subject(record=record, other=other, mouth_THW=mouth))
@@ -367,11 +370,17 @@ def main(argv: Sequence[str]) -> int:
     )
     trained_run.add_run_arguments(parser)
     parser.add_argument(
-        "--clips", type=Path, help="folder of `omnihuman curate`: where the mouths are; none: whole frames only"
+        "--clips",
+        type=Path,
+        help="folder of `omnihuman curate`, which says where the mouths are; without it, whole frames only",
     )
-    parser.add_argument("--windows", type=int, default=6, help="windows to sample, each three times (%(default)s)")
-    parser.add_argument("--batch", type=int, default=6, help="windows a sampler call (%(default)s)")
-    parser.add_argument("--out", required=True, type=Path, help="gets evaluation.json, contact_sheet.png, evaluation/")
+    parser.add_argument(
+        "--windows", type=int, default=6, help="number of windows to sample, three times each (%(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=6, help="windows sampled at once (%(default)s)")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder for evaluation.json, contact_sheet.png and evaluation/"
+    )
     # Guidance trades closeness to the truth for expression, at twice the cost: off unless it is asked for.
     parser.set_defaults(guidance_scale=1.0)
     options = parser.parse_args(argv)

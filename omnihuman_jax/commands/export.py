@@ -347,17 +347,20 @@ def main(argv: Sequence[str]) -> int:
         ),
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CKPT", help="run folder, or that of a step in its checkpoints/"
+        "checkpoint", type=Path, metavar="CKPT", help="run folder, or the folder of one step in its checkpoints/"
     )
     parser.add_argument(
-        "--to", required=True, type=Path, metavar="DIR", help="to write; an earlier export in it is replaced"
+        "--to", required=True, type=Path, metavar="DIR", help="folder to write; an earlier export there is replaced"
     )
     parser.add_argument("--format", choices=FORMATS, default="torch", help="(%(default)s)")
     parser.add_argument("--weights", choices=sorted(WEIGHTS), default="ema", help="(%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="(%(default)s)")
     parser.add_argument("--step", type=int, help="checkpoint; the newest by default")
     parser.add_argument(
-        "--max-shard-gb", type=float, default=5.0, help="cut larger weights into several files (%(default)s)"
+        "--max-shard-gb",
+        type=float,
+        default=5.0,
+        help="largest size of a weights file; larger weights become several files (%(default)s)",
     )
     options = parser.parse_args(argv)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())

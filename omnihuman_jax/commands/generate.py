@@ -165,20 +165,31 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: omnihuman generate --run runs/mine/run --image face.png --audio voice.wav --out talking.mp4",
     )
     trained_run.add_run_arguments(parser)
-    parser.add_argument("--image", required=True, type=Path, help="who: a picture file (or a video's first frame)")
-    parser.add_argument("--audio", type=Path, help="what is said: a sound file, or a video with sound")
     parser.add_argument(
-        "--pose", type=Path, help="how they move: a video of a person, or keypoints (.npz) of `omnihuman curate`"
+        "--image",
+        required=True,
+        type=Path,
+        help="reference image of the person: a picture file, or a video (its first frame)",
     )
-    parser.add_argument("--text", help="a description; none: the text condition is off")
+    parser.add_argument("--audio", type=Path, help="driving audio: a sound file, or a video with sound")
+    parser.add_argument(
+        "--pose", type=Path, help="driving pose: a video of a person, or keypoints (.npz) of `omnihuman curate`"
+    )
+    parser.add_argument("--text", help="prompt; without it the text condition is off")
     parser.add_argument(
         "--seconds", type=float, help="default: as long as the audio or the pose, or one segment without either"
     )
     parser.add_argument(
-        "--size", type=parse_size, metavar="HxW", help="pixels, multiples of 16; default: the image's shape"
+        "--size",
+        type=parse_size,
+        metavar="HxW",
+        help="frame size in pixels, multiples of 16; default: the image's aspect ratio",
     )
     parser.add_argument(
-        "--segment-frames", type=int, metavar="N", help="1 + 4n; default: the longest window trained on"
+        "--segment-frames",
+        type=int,
+        metavar="N",
+        help="frames of a segment, 1 + 4n; default: the longest window trained on",
     )
     parser.add_argument("--text-encoder", metavar="DIR", help="folder or hub id; default: the dataset's")
     parser.add_argument("--speech-encoder", metavar="DIR", help="folder or hub id; default: the dataset's")

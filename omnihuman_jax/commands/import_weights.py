@@ -387,7 +387,7 @@ def local_folder(text: str) -> Path:
     """A path on the command line; a bucket's URL, which Path would take for a folder `gs:`, is refused."""
     if "://" in text:
         raise argparse.ArgumentTypeError(
-            f"{text}: give a folder that is local or mounted, and copy from or to the bucket yourself"
+            f"{text}: give a local or mounted folder, and copy from or to the bucket yourself"
         )
     return Path(text)
 
@@ -416,10 +416,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--to", required=True, type=local_folder, metavar="CKPT", help="run folder to write")
     parser.add_argument(
-        "--config", metavar="FILE", help="config of the run that will start from it, for the sizes of the additions"
+        "--config",
+        metavar="FILE",
+        help="config of the run that will start from these weights; it gives the sizes of the added parts",
     )
     parser.add_argument(
-        "--sha256", type=Path, metavar="FILE", help="list of what the files must hash to, as sha256sum prints it"
+        "--sha256", type=Path, metavar="FILE", help="file with the expected sha256 of each file, as sha256sum prints it"
     )
     parser.add_argument(
         "--distributed", action="store_true", help="several processes that JAX finds itself (TPU pods, SLURM)"

@@ -149,7 +149,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="config file; fields are set with --config.FIELD=VALUE"
     )
-    parser.add_argument("--blocks", default=BLOCKS, metavar="QxK,...", help=f"sizes of block (default {BLOCKS})")
+    parser.add_argument(
+        "--blocks", default=BLOCKS, metavar="QxK,...", help=f"block sizes of the kernel (default {BLOCKS})"
+    )
     parser.add_argument("--sequences", type=int, default=512, metavar="N", help="sequences of each stage (default 512)")
     options, overrides = parser.parse_known_args(list(argv))
     try:

@@ -46,20 +46,20 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--topology", metavar="KIND:SHAPE", help="a slice, v5p:8x8x8, v6e:16x16, or GPUs, h100:64 (formula only)"
     )
     scale.add_argument(
-        "--slices", type=int, default=1, metavar="N", help="so many of that slice, joined by the data-centre network"
+        "--slices", type=int, default=1, metavar="N", help="number of such slices, joined by the data-centre network"
     )
     scale.add_argument(
         "--micro-batch",
         type=int,
         default=0,
         metavar="N",
-        help="sequences a data-parallel group at a time; sets the batch",
+        help="sequences that a data-parallel group computes at a time; sets the batch",
     )
     scale.add_argument("--sweep", action="store_true", help="search mesh x remat x micro-batch, rank what fits")
     scale.add_argument("--compile", type=int, metavar="N", help="layouts of a sweep that are compiled (default 3)")
-    scale.add_argument("--estimate", action="store_true", help="compile nothing: formulas alone, at once")
-    scale.add_argument("--text", default="", metavar="FILE", help="keep the compiled program's text there")
-    scale.add_argument("--json", metavar="FILE", help="write everything there as well")
+    scale.add_argument("--estimate", action="store_true", help="do not compile; use the formulas alone, at once")
+    scale.add_argument("--text", default="", metavar="FILE", help="file for the text of the compiled program")
+    scale.add_argument("--json", metavar="FILE", help="file for everything as JSON")
     options, overrides = parser.parse_known_args(list(argv))
     given = [
         f"--{name.replace('_', '-')}"

@@ -123,10 +123,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="omnihuman replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory of `omnihuman train`")
-    parser.add_argument("step", type=int, metavar="STEP", help="as metrics.jsonl and nonfinite.jsonl number it")
-    parser.add_argument("--dataset", default="", metavar="DIR", help="where the data lies now, if it was moved")
     parser.add_argument(
-        "--mesh", metavar="D,F,C,T", help="another mesh than the run's: ways of data, fsdp, context and tensor"
+        "step", type=int, metavar="STEP", help="the step, as metrics.jsonl and nonfinite.jsonl number it"
+    )
+    parser.add_argument("--dataset", default="", metavar="DIR", help="the dataset's folder, if it was moved")
+    parser.add_argument(
+        "--mesh", metavar="D,F,C,T", help="mesh to use instead of the run's: sizes of data, fsdp, context and tensor"
     )
     return parser.parse_args(list(argv))
 

@@ -211,10 +211,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--peer-timeout-s", type=int, default=300, metavar="S", help="how long to wait for the other processes"
     )
     parser.add_argument(
-        "--heartbeat-s", type=int, default=60, metavar="S", help="a process that is silent for so long ends the job"
+        "--heartbeat-s",
+        type=int,
+        default=60,
+        metavar="S",
+        help="a process without a heartbeat for this long ends the job",
     )
     parser.add_argument(
-        "--shutdown-s", type=int, default=30, metavar="S", help="how long the processes wait for each other at the end"
+        "--shutdown-s", type=int, default=30, metavar="S", help="how long the processes wait for one another at the end"
     )
     # No abbreviations: --config.model.width would be taken for one of --config.
     parser.allow_abbrev = False

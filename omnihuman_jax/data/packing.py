@@ -32,7 +32,7 @@ def unpatchify(tokens_LC: np.ndarray, height: int, width: int) -> np.ndarray:
     per_frame = (height // PATCH) * (width // PATCH)
     if len(tokens_LC) % per_frame:
         raise ValueError(
-            f"{len(tokens_LC)} tokens are no whole number of {height} x {width} latent frames of {per_frame} tokens"
+            f"{len(tokens_LC)} tokens are not a whole number of {height} x {width} latent frames of {per_frame} tokens"
         )
     channels = tokens_LC.shape[1] // PATCH**2
     patches = tokens_LC.reshape(-1, height // PATCH, width // PATCH, PATCH, PATCH, channels)

@@ -75,9 +75,9 @@ class _Batches:
             return None
         if record.window_id != catalog.window_id[placed.row]:
             raise ValueError(
-                f"{self.records.directory}: record {catalog.record[placed.row]} is window {record.window_id}, the"
-                f" catalog says {catalog.window_id[placed.row]}: catalog and records are of two datasets; run"
-                " `omnihuman encode` again"
+                f"{self.records.directory}: record {catalog.record[placed.row]} is window "
+                f"{record.window_id}, but the catalog says {catalog.window_id[placed.row]}: catalog and "
+                "records belong to different datasets; run `omnihuman encode` again"
             )
         return window_input(record, placed, self.spec)
 
@@ -186,7 +186,7 @@ def _check_shape(plan: Plan, records: RecordSource, spec: DatasetSpec, shape: Pa
         )
     if neighbours > spec.margin:
         logger.warning(
-            "the model looks at %d frames on each side, the dataset stores %d; encode with --margin %d",
+            ("the model uses %d frames on each side of a window, but the dataset stores %d; encode with --margin %d"),
             neighbours,
             spec.margin,
             neighbours,

@@ -196,5 +196,5 @@ def _download(hub_id: str) -> Path:
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"{hub_id}: no such folder, and not to be had from the hub ({reason}); give a folder"
+            f"{hub_id}: no such folder, and the hub does not give it ({reason}); give a folder"
         ) from error

@@ -61,8 +61,8 @@ def load_speech_encoder(dir_or_hub_id: str | os.PathLike[str], layers: Sequence[
         config = wav2vec2.Wav2Vec2Config.from_folder(folder)
         if config.stride != _STEP:
             raise ValueError(
-                f"{folder.path / 'config.json'}: conv_stride {config.conv_strides} gives a state every {config.stride}"
-                f" samples, not every {_STEP}"
+                f"{folder.path / 'config.json'}: conv_stride {config.conv_strides} gives one state every "
+                f"{config.stride} samples; it must be every {_STEP}"
             )
     else:
         raise ValueError(f"{folder.path}: a speech encoder of model_type {kind!r}; supported: 'whisper', 'wav2vec2'")

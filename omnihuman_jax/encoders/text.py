@@ -127,7 +127,7 @@ class BertTextEncoder:
             ValueError: max_tokens is below 2 or above what the network has positions for.
         """
         if not 2 <= max_tokens <= self.config.max_positions:
-            raise ValueError(f"max_tokens {max_tokens}: must lie in 2 .. {self.config.max_positions} for {self.ref}")
+            raise ValueError(f"max_tokens {max_tokens} must be in [2, {self.config.max_positions}] for {self.ref}")
         ids = [encoding.ids for encoding in self._tokenize(texts, max_tokens)]
         tokens: list[np.ndarray] = []
         for start in range(0, len(ids), _BATCH):

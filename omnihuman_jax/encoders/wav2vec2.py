@@ -357,7 +357,9 @@ def hidden_states(
     """
     steps = config.steps_of(len(wave_N))
     if steps < 1:
-        raise ValueError(f"{len(wave_N)} samples of sound: wav2vec 2.0 needs {config.receptive_field} at least")
+        raise ValueError(
+            f"{len(wave_N)} samples of sound are too few: wav2vec 2.0 needs at least {config.receptive_field}"
+        )
     wave = np.asarray(wave_N, np.float32)
     statistics = np.zeros((2, config.conv_widths[0]), np.float32)
     if config.group_norm:

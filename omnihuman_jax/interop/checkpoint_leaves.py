@@ -38,7 +38,7 @@ class CheckpointLeaves:
         folder = epath.Path(step_folder) / part
         metadata = folder / "_METADATA"
         if not metadata.exists():
-            raise FileNotFoundError(f"{folder} is no part of a checkpoint: it has no _METADATA")
+            raise FileNotFoundError(f"{folder} is not a part of a checkpoint: it has no _METADATA")
         stored = json.loads(metadata.read_text())
         if not stored.get("use_ocdbt"):
             raise ValueError(f"{folder} was not written as one OCDBT store; write it again with this package's Orbax")

@@ -74,8 +74,7 @@ def model_config(folder: Path) -> MMDiTConfig:
     ours = {name: values.get(theirs, default) for theirs, (name, default) in _FIELDS.items()}
     if (values.get("out_channels") or ours["latent_channels"]) != ours["latent_channels"]:
         wrong.append(
-            f"out_channels is {values['out_channels']}, in_channels {ours['latent_channels']}: only equal ones are"
-            " supported"
+            f"out_channels is {values['out_channels']} but in_channels is {ours['latent_channels']}; they must be equal"
         )
     kinds = {theirs: default for theirs, (_, default) in _FIELDS.items()} | {
         "attention_head_dim": _HEAD_DIM,

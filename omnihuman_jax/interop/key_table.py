@@ -310,7 +310,8 @@ def _parts(entry: Entry, read: ReadSlice) -> list[np.ndarray]:
         array = np.asarray(read(part.path, part.layer))
         if array.shape != part.layout.ours:
             raise KeyTableError(
-                f"{'/'.join(part.path)}: {list(array.shape)} was read, {list(part.layout.ours)} was expected"
+                f"{'/'.join(part.path)}: the file has shape {list(array.shape)}, the model expects "
+                f"{list(part.layout.ours)}"
             )
         parts.append(part.layout.to_torch(array))
     return parts

@@ -246,7 +246,10 @@ def _merge(files: Sequence[Path]) -> dict[str, TensorInfo]:
     for path in files:
         for name, info in read_header(path).items():
             if name in tensors:
-                raise ValueError(f"{name} lies in both {tensors[name].path.name} and {path.name} of {path.parent}")
+                raise ValueError(
+                    f"{name} is in both {tensors[name].path.name} and {path.name} of {path.parent}; remove "
+                    "one of the files"
+                )
             tensors[name] = info
     return tensors
 

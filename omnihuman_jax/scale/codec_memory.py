@@ -55,7 +55,7 @@ def measure(
     settings = vae_codec.options_of(kind, {"dtype": "bfloat16"} | options)
     frames, height, width = size
     if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
-        raise ValueError(f"size {height}x{width}: multiples of {SPATIAL_STRIDE}")
+        raise ValueError(f"size {height}x{width}: height and width must be multiples of {SPATIAL_STRIDE}")
     shape = (frames, height, width, 3)
     if method == "decode":
         shape = (latent_frames_of(frames), height // SPATIAL_STRIDE, width // SPATIAL_STRIDE, config.latent_channels)
@@ -126,7 +126,9 @@ def measure_assigned(kind: str, method: str, argv: Sequence[str]) -> dict[str, f
             child.kill()
             child.wait()
         if sizes is None:
-            raise ValueError(f"{kind}, {method}: no account of its memory\n{log.read_text(errors='replace').strip()}")
+            raise ValueError(
+                f"{kind}, {method}: the compiler did not report its memory\n{log.read_text(errors='replace').strip()}"
+            )
         return sizes | {"seconds": time.monotonic() - start}
 
 

@@ -36,7 +36,9 @@ def describe(topology: Topology) -> list[Any]:
     from jax.experimental import topologies
 
     if topology.accelerator.platform != "tpu":
-        raise ValueError(f"{topology.name}: no compiler for GPUs works without one; only TPU slices can be described")
+        raise ValueError(
+            f"{topology.name}: GPU programs cannot be compiled without a GPU; only TPU slices can be described"
+        )
     prepare()
     options = {"num_slices": topology.num_slices} if topology.num_slices > 1 else {}
     try:
@@ -50,7 +52,7 @@ def describe(topology: Topology) -> list[Any]:
     if len(found) != topology.devices:
         # `FORMULA_ONLY` says of which this is known.
         raise ValueError(
-            f"libtpu describes {topology.name} as {len(found)} devices, a job there has {topology.devices}: "
-            "its program cannot be compiled here; plan it by formula, with --estimate"
+            f"libtpu describes {topology.name} as {len(found)} devices, but a job there has "
+            f"{topology.devices}; its program cannot be compiled here; use --estimate for the formula"
         )
     return found

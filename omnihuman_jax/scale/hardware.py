@@ -227,7 +227,7 @@ def parse_topology(text: str, num_slices: int = 1) -> Topology:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise ValueError(f"topology {text!r}: write it like {name}:{example}")
     if num_slices < 1:
-        raise ValueError(f"{num_slices} slices: at least 1")
+        raise ValueError(f"--slices must be at least 1, not {num_slices}")
     dims = tuple(map(int, shape.split("x")))
     if accelerator.platform == "gpu":
         return _gpus(accelerator, dims, text, num_slices)
@@ -256,13 +256,13 @@ def slices(accelerator: Accelerator, most: int = 16384) -> Iterator[tuple[int, .
 
 def _gpus(accelerator: Accelerator, dims: tuple[int, ...], text: str, num_slices: int) -> Topology:
     if num_slices > 1:
-        raise ValueError(f"topology {text!r}: slices are a matter of TPUs; give the total number of GPUs")
+        raise ValueError(f"topology {text!r}: only TPUs have slices; give the total number of GPUs")
     count, host = dims[0], accelerator.chips_per_host
     if len(dims) > 1 or (count > host and count % host):
         total = math.prod(dims)
         near = sorted({max(host, total // host * host), -(-total // host) * host})
         raise ValueError(
-            f"topology {text!r}: a number of GPUs, in whole machines of {host} above {host}: "
-            f"{' or '.join(f'{accelerator.name}:{n}' for n in near)}"
+            f"topology {text!r}: give a number of GPUs in whole machines of {host} (above {host}), such "
+            f"as {' or '.join(f'{accelerator.name}:{n}' for n in near)}"
         )
     return Topology(accelerator, dims)

@@ -226,7 +226,8 @@ class Program:
                 if len(set(own)) == 1 and "direction=LT" in inner.rest:
                     return own[0] - _first_turn(computation, instruction, condition)
         raise ValueError(
-            f"cannot tell how often %{instruction.name} turns: {condition.name} has the constants {limits}"
+            f"cannot tell the trip count of the loop %{instruction.name}: its condition {condition.name} "
+            f"has the constants {limits}"
         )
 
 

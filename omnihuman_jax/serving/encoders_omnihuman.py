@@ -60,7 +60,7 @@ def network_folder(role: str, name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if Path(name).exists() or not hub_id:
-        raise FileNotFoundError(f"{name}: no such folder; the {role} that the model was trained with lay there: {cure}")
+        raise FileNotFoundError(f"{name}: no such folder; the {role} that the model was trained with was there: {cure}")
     repository, part = hub_id.groups()
     patterns = [f"{part}/{pattern}" if part else pattern for pattern in ("*.json", "*.txt", "*.model", "*.safetensors")]
     try:

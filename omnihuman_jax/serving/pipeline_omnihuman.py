@@ -395,20 +395,31 @@ def _parser() -> argparse.ArgumentParser:
     here = Path(__file__).resolve().parent
     parser.add_argument("--model", type=Path, default=here, help="folder of `omnihuman export` (default: this file's)")
     parser.add_argument("--image", required=True, help="who: a picture file, or a video's first frame")
-    parser.add_argument("--audio", help="what is said: a sound file, or a video with sound")
+    parser.add_argument("--audio", help="driving audio: a sound file, or a video with sound")
     parser.add_argument("--pose", help="how they move: keypoints (.npz) of `omnihuman curate`")
-    parser.add_argument("--text", help="a description; none: the text condition is off")
+    parser.add_argument("--text", help="prompt; without it the text condition is off")
     parser.add_argument("--out", required=True, help="the .mp4 to write")
     parser.add_argument(
         "--seconds", type=float, help="default: as long as the audio or the pose, or one segment without either"
     )
     parser.add_argument(
-        "--size", type=_size_of, metavar="HxW", help="pixels, multiples of 16; default: the image's shape"
+        "--size",
+        type=_size_of,
+        metavar="HxW",
+        help="frame size in pixels, multiples of 16; default: the image's aspect ratio",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise; the same as `omnihuman generate --seed`")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the noise; the same seed as `omnihuman generate --seed` gives the same noise",
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: the run's")
     parser.add_argument(
-        "--segment-frames", type=int, metavar="N", help="1 + 4n; default: the longest window trained on"
+        "--segment-frames",
+        type=int,
+        metavar="N",
+        help="frames of a segment, 1 + 4n; default: the longest window trained on",
     )
     parser.add_argument(
         "--guidance-scale", type=float, metavar="S", help="on text and audio, at the first step; 1 is off"
