@@ -263,7 +263,8 @@ class LocalJob:
                 first = failed[0]
                 saving = exit_codes.verdict(first) is Verdict.RESTART_FREE
                 deadline = min(deadline, time.monotonic() + (self.spec.grace_s if saving else self._crash_grace_s))
-                if self._running and not saving:
+                # Also those that could save: before a job is joined nobody tells them that another was stopped.
+                if self._running:
                     self._signal(signal.SIGTERM, "terminating")
             elif ended and deadline == float("inf"):
                 deadline = time.monotonic() + self.spec.grace_s

@@ -179,7 +179,9 @@ def run_steps(
         logger.warning(
             "%d unreadable records were masked; %s names them", len(unreadable), run_dir / run_guard.QUARANTINE
         )
-    guard.finish(done, config.stages.total_steps, saved=saved, stop=stop if stopping else None)
+    # Asked to stop by its last step, it is done all the same.
+    stopped = stopping and not (done == end and saved)
+    guard.finish(done, config.stages.total_steps, saved=saved, stop=stop if stopped else None)
     return state
 
 

@@ -16,11 +16,14 @@ from omnihuman_jax.checkpoint import seals
 
 KILL, TERMINATE, STOP, RAISE, KILL_IN_SAVE, TRUNCATE, FLIP, DISK_FULL, PROCESSES = (
     "kill -9 of a rank", "SIGTERM to a rank", "SIGSTOP of a rank", "Python exception in a rank",
-    "kill -9 during a save",
-    "checkpoint file cut short", "bit flipped in a checkpoint file", "disk full while saving",
+    "kill -9 during a save", "checkpoint file cut short", "bit flipped in a checkpoint file", "disk full while saving",
     "restart on another process count",
 )  # fmt: skip
-KINDS = (KILL, TERMINATE, STOP, RAISE, KILL_IN_SAVE, TRUNCATE, FLIP, DISK_FULL)
+TERMINATE_RESTORING = "SIGTERM to a rank while a resumed run restores"
+TERMINATE_COMPILING = "SIGTERM to a rank while a resumed run compiles"
+EARLY = {TERMINATE_RESTORING: "restoring", TERMINATE_COMPILING: "compiling"}
+"""Those that strike before an attempt's first step, at a moment of `tests.training.moments`."""
+KINDS = (KILL, TERMINATE, *EARLY, STOP, RAISE, KILL_IN_SAVE, TRUNCATE, FLIP, DISK_FULL)
 """Those that leave the final bits as they are; PROCESSES changes the order in which gradients are added."""
 
 
@@ -51,6 +54,11 @@ class Fault:
         """Whether it ends the attempt: a full disk does not."""
         return self.kind != DISK_FULL
 
+    @property
+    def is_early(self) -> bool:
+        """Whether it strikes an attempt before its first step."""
+        return self.kind in EARLY
+
 
 def newest_whole(checkpoints: Path) -> int:
     """The newest step that is sealed and as its seal says, 0 if there is none: where a run has to go on."""
@@ -76,7 +84,8 @@ def damage_newest(checkpoints: Path, kind: str, rng: random.Random) -> None:
 
 def strike(pid: int, kind: str) -> None:
     """The signal of a kind; KILL for those that begin with a crash."""
-    number = {TERMINATE: signal.SIGTERM, PROCESSES: signal.SIGTERM, STOP: signal.SIGSTOP}.get(kind, signal.SIGKILL)
+    terminated = (TERMINATE, *EARLY, PROCESSES)
+    number = signal.SIGTERM if kind in terminated else signal.SIGSTOP if kind == STOP else signal.SIGKILL
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 

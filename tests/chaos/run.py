@@ -24,13 +24,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from omnihuman_jax.runtime.incidents import read_lines
 from omnihuman_jax.telemetry.goodput import read_goodput
-from tests.chaos import faults
+from tests.chaos import faults, page
 from tests.chaos.faults import Fault
 from tests.chaos.trial import INTERVAL, STEPS, Trial, write_dataset
 
 PER_RUN = 5
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reliability.md"
-BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 
 
 def plan_faults(count: int, rng: random.Random) -> list[list[Fault]]:
@@ -43,11 +41,21 @@ def plan_faults(count: int, rng: random.Random) -> list[list[Fault]]:
         # The first strikes after a checkpoint, so that there is something to go back to; each of the others a few steps
         # on.
         at, row = INTERVAL, []
-        for kind in run:
+        for kind in _in_order(run):
             at += rng.randint(2, (STEPS - 2 * INTERVAL) // len(run))
             row.append(Fault(kind=kind, step=at, rank=rng.randrange(4), delay_s=rng.uniform(0, 0.5)))
         planned.append(row)
     return planned
+
+
+def _in_order(kinds: list[str]) -> list[str]:
+    """Those that strike a resumed attempt before its first step come right after one that ends an attempt."""
+    early = [kind for kind in kinds if kind in faults.EARLY]
+    others = [kind for kind in kinds if kind not in faults.EARLY]
+    first = next((index for index, kind in enumerate(others) if kind != faults.DISK_FULL), None)
+    if first is None:
+        return [*others, *[faults.TERMINATE for _ in early]]
+    return [*others[: first + 1], *early, *others[first + 1 :]]
 
 
 def check(trial: Trial, reference: Trial) -> list[str]:
@@ -126,15 +134,6 @@ def _both(values: list[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({max(values):.{digits}f})" if values else "-"
 
 
-def write_page(text: str) -> None:
-    """Replaces what lies between the markers; adds the section where there is none."""
-    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Reliability\n"
-    if BEGIN not in page:
-        page += f"\n## Chaos\n\n`make chaos`\n\n{BEGIN}\n{END}\n"
-    head, rest = page.split(BEGIN, 1)
-    PAGE.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -145,7 +144,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="work there and leave everything; else in a temporary folder"
     )
-    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{page.PAGE.name}")
     options = parser.parse_args(argv)
     rng, began = random.Random(options.seed), time.time()
     counts = [int(part) for part in options.processes.split(",")]
@@ -184,7 +183,7 @@ def main(argv: list[str]) -> int:
     text = table(trials, time.time() - began)
     print(text)
     if options.write and not failed:
-        write_page(text)
+        page.write("chaos", text)
     print("\n".join(failed) if failed else "every run ended with the bits of the undisturbed one")
     if failed:
         print(f"what they left: {work}", file=sys.stderr)

@@ -22,7 +22,7 @@ from tests.launch.specs import spec
 from tests.training import runs
 
 STEPS, INTERVAL, DEVICES = 60, 5, 4
-HEARTBEAT_S, WATCHDOG_S = 10, 60
+HEARTBEAT_S, WATCHDOG_S, HOLD_S = 10, 60, 60
 CORRUPT_ROW = 18
 DISK_MB = 48
 
@@ -50,6 +50,8 @@ class Trial:
         self._rng = random.Random(seed)
         self._current: Fault | None = None
         self._switched = False
+        # Those that no step has followed yet: more than one, where the next strikes before it.
+        self._recovering: list[Fault] = []
         self._first_attempt: int | None = None
         self._over = threading.Event()
         self._job: LocalJob | None = None
@@ -100,7 +102,7 @@ class Trial:
 
     def do_without_a_disk(self) -> None:
         """Other faults in place of full disks, where there is no disk that may be filled; said loudly."""
-        others = [kind for kind in faults.KINDS if kind != faults.DISK_FULL]
+        others = [kind for kind in faults.KINDS if kind != faults.DISK_FULL and kind not in faults.EARLY]
         for fault in [fault for fault in self.plan if fault.kind == faults.DISK_FULL]:
             fault.kind = self._rng.choice(others)
             print(
@@ -124,6 +126,9 @@ class Trial:
         if fault is not None and fault.kind == faults.RAISE and fault.rank % layout.processes == rank:
             # Counted in batches of this attempt.
             program = ["tests.training.faulty", "raise", str(max(1, fault.step - fault.newest)), "--"]
+        if fault is not None and fault.is_early and rank == layout.processes - 1:
+            # It stays there, the others come to wait for it.
+            program = ["tests.training.moments", faults.EARLY[fault.kind], str(HOLD_S), "--"]
         return [
             sys.executable, "-m", *program, "--simulate-devices", str(layout.devices), "train",
             f"--config={runs.CONFIG}",
@@ -157,8 +162,10 @@ class Trial:
         if before is not None:
             self._switched = self._switched != (before.kind == faults.PROCESSES)
             # A flipped bit leaves the sizes as they are: the step before it is what may be trusted.
-            before.newest = self._before(newest) if before.kind == faults.FLIP else newest
-            self._recovering = before
+            # One that strikes before the first step leaves what was there.
+            if not before.is_early:
+                before.newest = self._before(newest) if before.kind == faults.FLIP else newest
+            self._recovering.append(before)
         if attempt > self._first_attempt and before is None:
             raise AssertionError(f"attempt {attempt} was started, but no fault was planted: see {self.run}/launch/logs")
         fault = self._left.pop(0) if self._left else None
@@ -173,8 +180,6 @@ class Trial:
         )
         return steps[-1] if steps else 0
 
-    _recovering: Fault | None = None
-
     def _watch(self) -> None:
         """Follows metrics.jsonl: strikes, and sees when a run goes on."""
         filler: Path | None = None
@@ -182,11 +187,11 @@ class Trial:
             job, fault = self._job, self._current
             assert job is not None
             step = self._logged()
-            recovering = self._recovering
-            if recovering is not None and not recovering.recovered:
-                recovering.resumed = self._resumed(job.attempt)
-                if recovering.resumed is not None and step > recovering.resumed:
-                    recovering.recovered = time.time()
+            if fault is not None and fault.is_early:
+                self._strike_early(job, fault)
+                continue
+            if self._recovering:
+                self._see_recovery(job.attempt, step)
                 continue
             if fault is None or (fault.struck and fault.kind != faults.DISK_FULL):
                 continue
@@ -201,6 +206,28 @@ class Trial:
                 if pids and self._current is fault:
                     fault.reached, fault.struck = self._logged(), time.time()
                     faults.strike(pids[fault.rank % len(pids)], fault.kind)
+
+    def _see_recovery(self, attempt: int, step: int) -> None:
+        resumed = self._resumed(attempt)
+        for fault in self._recovering:
+            fault.resumed = resumed
+        if resumed is not None and step > resumed:
+            for fault in self._recovering:
+                fault.recovered = time.time()
+            self._recovering = []
+
+    def _strike_early(self, job: LocalJob, fault: Fault) -> None:
+        """Once the last rank says that it is at the moment, and the others have had time to wait for it."""
+        pids, moment = job.pids(), f"AT {faults.EARLY[fault.kind]}\n"
+        if fault.struck or not pids:
+            return
+        log = log_path(self.run / "launch", job.attempt, max(pids))
+        if not log.is_file() or moment not in log.read_text(errors="replace"):
+            return
+        time.sleep(1.0 + fault.delay_s)
+        if self._current is fault:
+            fault.reached, fault.struck = fault.newest, time.time()
+            faults.strike(pids[fault.rank % len(pids)], fault.kind)
 
     def _disk_full(self, fault: Fault, step: int, filler: Path | None) -> Path | None:
         if not fault.struck:

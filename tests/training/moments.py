@@ -21,7 +21,7 @@ HOOKS = {
     "compiling": ("omnihuman_jax.commands.train", "", "compile_step", 1),
     "the first step": ("omnihuman_jax.training.placement", "", "place_batch", 1),
     "a later step": ("omnihuman_jax.training.placement", "", "place_batch", 3),
-    "saving": ("omnihuman_jax.checkpoint.writer", "Checkpoints", "save", 1),
+    "saving": ("omnihuman_jax.checkpoint.writer", "Checkpoints", "_seal", 1),  # in its own thread, while steps go on
     "the last save": ("omnihuman_jax.checkpoint.writer", "Checkpoints", "finish", 1),
 }
 IMPORTING = "importing"
