@@ -19,6 +19,15 @@ def test_every_kind_is_planned() -> None:
     assert all(row[0].step > 0 and row[-1].step < 60 for row in rows)
 
 
+def test_a_fault_before_the_first_step_strikes_an_attempt_that_resumes() -> None:
+    early, full = list(faults.EARLY), faults.DISK_FULL
+    assert run._in_order([early[0], full, faults.STOP, early[1], faults.FLIP]) == [
+        full, faults.STOP, *early, faults.FLIP
+    ]  # fmt: skip
+    # There is no attempt after a disk that was full: the run went on.
+    assert run._in_order([early[0], full]) == [full, faults.TERMINATE]
+
+
 def test_a_fault_that_left_the_wrong_bits_is_found(tmp_path: Path) -> None:
     """The check fails on a difference: of a bit, of a step that was lost, of a fault that never struck."""
     import numpy as np
