@@ -85,6 +85,11 @@ class Verdict(NamedTuple):
     spike: jax.Array
     applied: jax.Array
 
+    @property
+    def is_wrong(self) -> bool:
+        """Of a verdict on the host: someone has to hear of the step, whether its update was applied or not."""
+        return bool(self.spike or not self.finite)
+
 
 def judge(config: NumericsConfig, health: Health, *, loss: jax.Array, norm: jax.Array) -> Verdict:
     """The verdict on a step; a sum of squares that overflows is not finite either."""

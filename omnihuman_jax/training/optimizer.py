@@ -9,7 +9,7 @@ warm-up.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -152,6 +152,15 @@ def group_counts(opt_state: optax.OptState) -> dict[str, jax.Array]:
     return {group: masked.inner_state[0].count for group, masked in opt_state.inner_states.items()}
 
 
+def trained_gradients(labels: Params, grads: Params, trainable: Mapping[str, jax.Array]) -> tuple[Params, jax.Array]:
+    """Gradients of the groups that train, zeros for the others, and their norm (float32).
+
+    A frozen group's gradients must not use up the clipping budget of the others.
+    """
+    grads = jax.tree.map(lambda label, g: jnp.where(trainable[label], g, jnp.zeros_like(g)), labels, grads)
+    return grads, optax.tree.norm(grads)
+
+
 def update(
     optimizer: optax.GradientTransformation,
     config: OptimizerConfig,
@@ -159,23 +168,19 @@ def update(
     labels: Params,
     *,
     grads: Params,
+    norm: jax.Array,
+    accepted: jax.Array,
     params: Params,
     ema: Params,
     opt_state: optax.OptState,
     learning_rate: jax.Array,
     trainable: Mapping[str, jax.Array],
-    accept: Callable[[jax.Array], jax.Array] = lambda norm: jnp.isfinite(norm),
-) -> tuple[Params, Params, optax.OptState, jax.Array, dict[str, jax.Array]]:
-    """One update: (params, ema, opt_state, gradient norm, learning rate of each group: 0 where it does not train).
+) -> tuple[Params, Params, optax.OptState, dict[str, jax.Array]]:
+    """One update: (params, ema, opt_state, learning rate of each group: 0 where it does not train).
 
-    `trainable` says for each group, as a bool scalar, whether it moves at all; the norm, and so the clipping, sees only
-    the groups that do. `accept` says, once the norm is known, whether the update counts; if not, everything stays bit
-    for bit.
+    `grads` and `norm` are those of `trained_gradients`. `trainable` says for each group, as a bool scalar, whether it
+    moves at all; `accepted`, whether the update counts; if not, everything stays bit for bit.
     """
-    # A frozen group's gradients must not use up the clipping budget of the others.
-    grads = jax.tree.map(lambda label, g: jnp.where(trainable[label], g, jnp.zeros_like(g)), labels, grads)
-    norm = optax.tree.norm(grads)
-    accepted = accept(norm)
     moves = {group: moving & accepted for group, moving in trainable.items()}
     # Selecting, not scaling by norm/norm: below the limit gradients pass bit for bit.
     grads = jax.tree.map(lambda g: jnp.where(norm > config.clip_norm, g * (config.clip_norm / norm), g), grads)
@@ -188,7 +193,7 @@ def update(
         lambda label, e, p: jnp.where(moves[label], e + (1 - decay[label]) * (p - e), e), labels, ema, params
     )
     rates = {group: jnp.where(trainable[group], value, 0.0) for group, value in rate.items()}
-    return params, ema, opt_state, norm, rates
+    return params, ema, opt_state, rates
 
 
 def trainable_groups(introduced: Sequence[str], frozen: Sequence[str]) -> dict[str, bool]:

@@ -109,7 +109,7 @@ class RunGuard:
         self.watchdog.beat()
         self._quarantine()
         verdict = seen["verdict"]
-        if not (verdict.finite and not verdict.spike):
+        if verdict.is_wrong:
             self._report(step, float(seen["loss"]), float(seen["grad_norm"]), verdict)
         in_a_row = int(seen["skipped_in_a_row"])
         if in_a_row >= self._numbers.max_skipped:
@@ -127,7 +127,7 @@ class RunGuard:
 
     def _report(self, step: int, loss: float, norm: float, verdict: Verdict) -> None:
         wrong = [name for name, value in (("loss", loss), ("gradient", norm)) if not math.isfinite(value)]
-        what = " and ".join(wrong) + " not finite" if wrong else "a spike"
+        what = "a spike" if verdict.finite else f"{' and '.join(wrong)} not finite"
         logger.warning(
             "step %d: %s (loss %g, gradient norm %g); the update is %s; `omnihuman replay --run %s %d` looks at it",
             step + 1, what, loss, norm, "applied" if verdict.applied else "skipped", self.run_dir, step + 1,

@@ -226,21 +226,24 @@ def make_train_step(
             state.params, objective, state.step, batch,
             num=config.micro_batches, mesh=mesh, shape=shape, shardings=shardings.params,
         )  # fmt: skip
-        # Loss and gradients of the whole step are known, and nothing has moved yet: whether it counts is decided here.
-        params, ema, opt_state, norm, rates = optim.update(
+        # Loss and gradients of the whole step are known, and nothing has moved yet: whether it counts is decided here,
+        # once, for the update, the counters and whoever reads the metrics.
+        grads, norm = optim.trained_gradients(labels, grads, controls.trainable)
+        verdict = numerics.judge(numbers, state.counters.health, loss=loss, norm=norm)
+        params, ema, opt_state, rates = optim.update(
             optimizer,
             optimizer_config,
             ema_config,
             labels,
             grads=grads,
+            norm=norm,
+            accepted=verdict.applied,
             params=state.params,
             ema=on_device(state.ema, shardings.ema),
             opt_state=on_device(state.opt_state, shardings.opt_state),
             learning_rate=controls.learning_rate,
             trainable=controls.trainable,
-            accept=lambda norm: numerics.judge(numbers, state.counters.health, loss=loss, norm=norm).applied,
         )
-        verdict = numerics.judge(numbers, state.counters.health, loss=loss, norm=norm)
         health = numerics.remember(
             state.counters.health, verdict, loss=loss, norm=norm,
             trains=jnp.any(jnp.stack(list(controls.trainable.values()))),

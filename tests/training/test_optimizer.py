@@ -46,11 +46,14 @@ class Run:
         ema = optim.EmaConfig(decay=ema_decay)
 
         def update(params, ema_params, state, grads, trainable):
-            return optim.update(
+            grads, norm = optim.trained_gradients(LABELS, grads, trainable)
+            params, ema_params, state, rates = optim.update(
                 self.optimizer, self.config, ema, LABELS,
-                grads=grads, params=params, ema=ema_params, opt_state=state, learning_rate=jnp.float32(RATE),
+                grads=grads, norm=norm, accepted=jnp.isfinite(norm),
+                params=params, ema=ema_params, opt_state=state, learning_rate=jnp.float32(RATE),
                 trainable=trainable,
             )  # fmt: skip
+            return params, ema_params, state, norm, rates
 
         self._update = jax.jit(update)
 
@@ -197,9 +200,11 @@ def test_the_update_is_written_over_its_state_without_copies() -> None:
 
     def update(state, grads):
         params, ema, opt_state = state
+        grads, norm = optim.trained_gradients(labels, grads, {"base": True})
         return optim.update(
             optimizer, config, optim.EmaConfig(), labels,
-            grads=grads, params=params, ema=ema, opt_state=opt_state, learning_rate=jnp.float32(RATE),
+            grads=grads, norm=norm, accepted=jnp.isfinite(norm),
+            params=params, ema=ema, opt_state=opt_state, learning_rate=jnp.float32(RATE),
             trainable={"base": True},
         )[:3]  # fmt: skip
 
