@@ -10,10 +10,12 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or `--distributed` 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -30,10 +32,8 @@ from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, signals
 from omnihuman_jax.runtime.watchdog import Watchdog
-from omnihuman_jax.telemetry.events import EventLog
-from omnihuman_jax.telemetry.metrics import MetricsWriter, Speed, measure_matmul_peak
-from omnihuman_jax.telemetry.progress import progress_bar
-from omnihuman_jax.telemetry.prometheus import Exporter
+from omnihuman_jax.telemetry.metrics import Speed, measure_matmul_peak
+from omnihuman_jax.telemetry.run_telemetry import RunTelemetry
 from omnihuman_jax.training import placement, run_guard, train_state
 from omnihuman_jax.training.log_line import is_logged, log_line
 from omnihuman_jax.training.numerics import RepeatedStep
@@ -75,12 +75,14 @@ def train(
         record = RunRecord(config=to_json(config), fingerprint=parts.plan.fingerprint(), step=0)
         guard = RunGuard(watchdog, config.numerics, run_dir, parts.plan, parts.records)
         stack.enter_context(jax.set_mesh(parts.mesh))
-        events = stack.enter_context(EventLog(run_dir))
+        telemetry = stack.enter_context(
+            RunTelemetry(config.logging, run_dir, config.name, config.stages, progress=progress)
+        )
         with (
-            events.span("restore"),
+            telemetry.restoring(),
             guard.watchdog.allow(config.watchdog.restore_s, "choosing and reading a checkpoint"),
         ):
-            checkpoints = stack.enter_context(open_checkpoints(config, run_dir, guard, events))
+            checkpoints = stack.enter_context(open_checkpoints(config, run_dir, guard, telemetry))
             state, record, start = resume(parts, run_dir, checkpoints, record, guard, accept_changes=accept_changes)
         if wrong := train_state.misplaced_leaves(state, parts.state_shardings):
             raise AssertionError(f"state not sharded as the table says: {'; '.join(wrong[:5])}")
@@ -92,9 +94,7 @@ def train(
             if jax.process_index() == 0:
                 write_config(config, run_dir)
                 parts.records.spec.save(run_dir)
-            state = run_steps(
-                parts, state, checkpoints, record, run_dir, guard, events, start=start, end=end, progress=progress
-            )
+            state = run_steps(parts, state, checkpoints, record, guard, telemetry, start=start, end=end)
     return state
 
 
@@ -103,86 +103,71 @@ def run_steps(
     state: train_state.TrainState,
     checkpoints: Checkpoints,
     record: RunRecord,
-    run_dir: Path,
     guard: RunGuard,
-    events: EventLog,
+    telemetry: RunTelemetry,
     *,
     start: int,
     end: int,
-    progress: bool,
 ) -> train_state.TrainState:
     """Steps [start, end): batches, updates, a line of metrics now and then, checkpoints, and a clean stop when
     asked.
     """
     config, rows, total = parts.config, parts.rows, parts.sequences
-    lead = jax.process_index() == 0
-    step_flops = flops.train_step_flops(config.model, parts.shape, total)
-    speed = Speed(step_flops=step_flops, peak=measure_matmul_peak(parts.mesh, parts.dtype))
     loader = make_loader(
         parts.plan, parts.records, parts.records.spec, parts.shape,
         rows.start // len(rows), total // len(rows), start, config.data.read_threads,
     )  # fmt: skip
+    step_flops = flops.train_step_flops(config.model, parts.shape, total)
+    measure_peak = functools.partial(measure_matmul_peak, parts.mesh, parts.dtype)
     with contextlib.ExitStack() as stack:
-        writer = (
-            stack.enter_context(contextlib.closing(MetricsWriter(run_dir, config.logging, step=start)))
-            if lead
-            else None
-        )
-        show = stack.enter_context(progress_bar(start, config.stages.total_steps, enabled=progress and lead))
-        exporter = stack.enter_context(contextlib.closing(Exporter(config.logging, config.name)))
-        speed.compiling()
-        with events.span("compile"):
+        stack.enter_context(telemetry.training(start, step_flops=step_flops, measure_peak=measure_peak))
+        with telemetry.compiling():
             train_step = compile_step(parts, state)
         repeated = RepeatedStep(parts.train_step) if config.numerics.repeat_interval else None
-        speed.compiled(start)
-        previous = None
         stop = stack.enter_context(processes.stop_request())
-        for step, batch in zip(range(start, end), events.waiting(loader)):
+        for step, batch in zip(range(start, end), telemetry.batches(loader)):
             done = step + 1
+            # Batch: this process's rows onto its devices, and what the stage changes about the step.
             placed = placement.place_batch(batch, parts.batch_shardings, rows, total)
             controls = controls_at(config, parts.groups, step)
             if repeated is not None and done % config.numerics.repeat_interval == 0:
                 guard.compare(step, repeated.differing(state, placed, controls))
+            # Update: the whole step is one program, which takes the state and gives the next.
             state, metrics = train_step(state, placed, controls)
-            events.dispatched()
-            speed.first_result(metrics["loss"])
-            # One step in flight: the host prepares the next while the devices work, and never runs further ahead.
-            if previous is not None:
-                guard.observe(*previous)
-            previous = step, {name: metrics[name] for name in ("loss", "grad_norm", "verdict", "skipped_in_a_row")}
-            line = (
-                log_line(config.stages, step, jax.device_get(metrics), speed)
-                if is_logged(config.stages, config.logging.interval, step)
-                else None
-            )
-            if line is not None and (stall := checkpoints.take_stall()):
-                line["save_stall_s"] = stall
-            if line is not None and writer is not None:
-                writer.write(line)
-            show(done, line)
-            events.step(done)
-            if is_logged(config.stages, config.logging.interval, step):
-                exporter.update(done, line, events.seconds, events.compare_hosts(done))
+            telemetry.dispatched(metrics["loss"])
+            # Observe: the step before this one is waited for, and its numbers looked at.
+            guard.dispatched(step, metrics)
+            # Log: a line at the end of an interval, the step count always.
+            telemetry.finished(done, line_of(config, step, metrics, telemetry.speed, checkpoints))
+            # Save: at an interval, at the end, when asked to stop, and again after a save that failed.
             stopping = stop.agreed(done - start)
-            if why := checkpoints.due(done, last=done == end or stopping):
-                with guard.watchdog.allow(config.watchdog.save_s, f"saving step {done}"), events.span("save"):
+            last = done == end or stopping
+            if why := checkpoints.due(done, last=last):
+                with guard.watchdog.allow(config.watchdog.save_s, f"saving step {done}"), telemetry.saving():
                     checkpoints.save(state, dataclasses.replace(record, step=done), why)
-            if checkpoints.is_hopeless and not (done == end or stopping):
+            if checkpoints.is_hopeless and not last:
                 raise processes.RunEnded(f"{checkpoints.failed_saves} saves in a row failed", exit_codes.RETRY)
+            # Stop.
             if stopping:
                 break
-        if previous is not None:
-            guard.observe(*previous)
-        with guard.watchdog.allow(config.watchdog.save_s, "finishing the last save"), events.span("save"):
+        guard.drain()
+        with guard.watchdog.allow(config.watchdog.save_s, "finishing the last save"), telemetry.saving():
             saved = checkpoints.finish(state, dataclasses.replace(record, step=done))
-    if unreadable := parts.records.unreadable:
-        logger.warning(
-            "%d unreadable records were masked; %s names them", len(unreadable), run_dir / run_guard.QUARANTINE
-        )
     # Asked to stop by its last step, it is done all the same.
     stopped = stopping and not (done == end and saved)
     guard.finish(done, config.stages.total_steps, saved=saved, stop=stop if stopped else None)
     return state
+
+
+def line_of(
+    config: ExperimentConfig, step: int, metrics: Mapping[str, Any], speed: Speed, checkpoints: Checkpoints
+) -> dict[str, Any] | None:
+    """What metrics.jsonl gets of `step` (from 0), whose metrics are waited for; None inside an interval."""
+    if not is_logged(config.stages, config.logging.interval, step):
+        return None
+    line = log_line(config.stages, step, jax.device_get(dict(metrics)), speed)
+    stall = checkpoints.take_stall()
+    return line | ({"save_stall_s": stall} if stall else {})
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

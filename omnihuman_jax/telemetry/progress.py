@@ -1,12 +1,12 @@
 """The bar that a person watches."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
 @contextlib.contextmanager
-def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[[int, dict[str, Any] | None], None]]:
+def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[[int, Mapping[str, Any] | None], None]]:
     """Yields `f(finished steps, logged line or None)` that keeps a bar with loss and time left up to date."""
     if not enabled:
         yield lambda done, line: None
@@ -32,7 +32,7 @@ def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[
     ) as bar:
         task = bar.add_task("train", total=total, completed=start, text="compiling")
 
-        def show(done: int, line: dict[str, Any] | None) -> None:
+        def show(done: int, line: Mapping[str, Any] | None) -> None:
             bar.update(task, completed=done)
             if line is not None:
                 # The first line after a start has no speed: its step was the compilation.

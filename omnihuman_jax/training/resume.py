@@ -18,8 +18,9 @@ from omnihuman_jax.checkpoint.reader import CheckpointError, DamagedError, RunRe
 from omnihuman_jax.checkpoint.writer import Checkpoints
 from omnihuman_jax.config import ExperimentConfig, changed_fields
 from omnihuman_jax.runtime import processes, storage
-from omnihuman_jax.telemetry.events import EventLog, last_saved
+from omnihuman_jax.telemetry.events import last_saved
 from omnihuman_jax.telemetry.metrics import read_metrics
+from omnihuman_jax.telemetry.run_telemetry import RunTelemetry
 from omnihuman_jax.training import run_guard, train_state
 from omnihuman_jax.training.run_guard import RunGuard
 
@@ -57,11 +58,11 @@ def has_opened(run_dir: Path, dataset: str) -> bool:
     return bool(dataset) and stored.get("data", {}).get("dataset") == dataset
 
 
-def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, events: EventLog) -> Checkpoints:
+def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, telemetry: RunTelemetry) -> Checkpoints:
     """The run's checkpoints, which may not be gone once there were any; what they have to say goes where it belongs."""
 
     def note(kind: str, details: Mapping[str, Any]) -> None:
-        events.saved(details) if kind == "saved" else guard.note(kind, details)
+        telemetry.saved(details) if kind == "saved" else guard.note(kind, details)
 
     # Process 0 has written the logs: another may see less of them.
     expected = must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks) if jax.process_index() == 0 else ""

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 NONFINITE, SPIKES, QUARANTINE, ROLLBACKS = "nonfinite.jsonl", "spikes.jsonl", "quarantine.jsonl", "rollbacks.jsonl"
 
+SEEN = ("loss", "grad_norm", "verdict", "skipped_in_a_row")
+"""What is looked at of every step's metrics."""
+
 
 class Rollbacks:
     """What was asked for and done about steps that went wrong in a row; survives restarts in `rollbacks.jsonl`.
@@ -91,11 +94,27 @@ class RunGuard:
         self.incidents = Incidents(run_dir)
         self.rollbacks = Rollbacks(run_dir)
         self.watchdog = watchdog
+        self._in_flight: tuple[int, dict[str, Any]] | None = None
         self._quarantined = {line["record"] for line in read_lines(run_dir / QUARANTINE)}
 
     def note(self, kind: str, details: Mapping[str, Any]) -> None:
         """What the checkpoints have to say."""
         self.incidents.note(kind, details)
+
+    def dispatched(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """The devices have `step` (from 0), which will give these metrics; the step before it is observed.
+
+        One step in flight: the host prepares the next while the devices work, and never runs further ahead.
+        """
+        before, self._in_flight = self._in_flight, (step, {name: metrics[name] for name in SEEN})
+        if before is not None:
+            self.observe(*before)
+
+    def drain(self) -> None:
+        """Observes the step in flight: there is no next one."""
+        before, self._in_flight = self._in_flight, None
+        if before is not None:
+            self.observe(*before)
 
     def observe(self, step: int, seen: Mapping[str, Any]) -> None:
         """The step (counted from 0) is finished: feeds the watchdog, writes down what was wrong, RunEnded if too much
@@ -103,7 +122,7 @@ class RunGuard:
 
         Args:
             step: which; all processes see the same values.
-            seen: `loss`, `grad_norm`, `verdict` and `skipped_in_a_row` of its metrics; waited for here.
+            seen: those of its metrics that `SEEN` names; waited for here.
         """
         seen = jax.device_get(dict(seen))
         self.watchdog.beat()
@@ -176,6 +195,9 @@ class RunGuard:
 
     def finish(self, done: int, total: int, *, saved: bool, stop: StopRequest | None) -> None:
         """After the last save: RunEnded if the run was asked to stop, or could not be saved."""
+        if unreadable := self._records.unreadable:
+            where = self.run_dir / QUARANTINE
+            logger.warning("%d unreadable records were masked; %s names them", len(unreadable), where)
         if stop is not None:
             who = "by hand" if stop.by_hand else "by a signal"
             self.incidents.note("stopped", {"step": done, "by_hand": stop.by_hand, "saved": saved})
