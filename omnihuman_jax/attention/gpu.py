@@ -296,7 +296,8 @@ class Cudnn:
             *(q_BMNK, _take(k_BSNK, order), _take(v_BSNK, order), unused, self._query_lengths(q_BMNK), lengths),
             *(unused, unused, unused, unused, *([()] if SCORE_MOD else []), lse_BNM, out_BMNK),
         )
-        grads = fused._dot_product_attention_bwd_rule(
+        rule: Callable[..., Any] = fused._dot_product_attention_bwd_rule
+        grads = rule(
             _scale(q_BMNK), 42, 0.0, (False, False), fused.MaskType.PADDING, fused.AttentionLayout.BTNH.value, None,
             *([None] if SCORE_MOD else []), True, False, residuals, grad_BMNK,
         )  # fmt: skip

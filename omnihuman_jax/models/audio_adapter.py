@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from omnihuman_jax.attention.dispatch import AttentionStrategy, attention
 from omnihuman_jax.conditions import Condition
@@ -67,7 +68,7 @@ class AudioAdapter(nnx.Module):
         # [D] attention is blind to the order of its keys: an embedding of the place among the A frames tells it.
         self.position = param(rngs, (config.tokens, config.width), (None, "features"), normal(0.02))
 
-    def __call__(self, batch: Batch, dtype: jnp.dtype) -> AudioTokens:
+    def __call__(self, batch: Batch, dtype: DTypeLike) -> AudioTokens:
         audio_BTE, index_BFA = jnp.asarray(batch["audio_BTE"]), jnp.asarray(batch["audio_index_BFA"])
         frame_BL, segment_ids_BL = jnp.asarray(batch["frame_BL"]), jnp.asarray(batch["segment_ids_BL"])
         if audio_BTE.shape[-1] != self.features or index_BFA.shape[-1] != self.tokens:

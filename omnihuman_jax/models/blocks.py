@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from omnihuman_jax.attention.dispatch import attention, joint_attention
 from omnihuman_jax.attention.kernel import QKV, window_ids
@@ -197,7 +198,7 @@ class TextRefiner(nnx.Module):
         self.proj_in = Linear(rngs, (config.text_width,), (config.width,), ("features", "embed"))
         self.blocks = stack(RefinerBlock, config, config.num_refiner_layers, rngs)
 
-    def __call__(self, text_BSE: jax.Array, ids_BS: jax.Array, t_BG: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    def __call__(self, text_BSE: jax.Array, ids_BS: jax.Array, t_BG: jax.Array, dtype: DTypeLike) -> jax.Array:
         """[B, S, D] in `dtype`; the mean of a window's own tokens joins its time embedding."""
         rows_BSG = one_hot(ids_BS - 1, t_BG.shape[1])
         counts_BG1 = rows_BSG.sum(axis=1)[..., None]

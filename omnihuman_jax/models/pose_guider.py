@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.models.layers import MLP, Linear, normal, zeros
@@ -85,7 +86,7 @@ class PoseGuider(nnx.Module):
             rngs, (config.frames, config.width), (width,), (None, "features", "embed"), bias=False, init=zeros
         )
 
-    def __call__(self, batch: Batch, dtype: jnp.dtype) -> jax.Array:
+    def __call__(self, batch: Batch, dtype: DTypeLike) -> jax.Array:
         """[B, L, D] in `dtype`; zero where pose is inactive."""
         keypoints_BTJ3, index_BFP = jnp.asarray(batch["keypoints_BTJ3"]), jnp.asarray(batch["pose_index_BFP"])
         frame_BL = jnp.asarray(batch["frame_BL"])

@@ -45,7 +45,9 @@ def lowered(kernel: Kernel) -> str:
 
 
 def test_the_packed_kernel_lowers_for_cuda_forward_and_backward() -> None:
-    text = lowered(Triton())
+    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
+        text = lowered(Triton())
     for name in ("forward", "backward_q", "backward_kv"):
         assert f"packed_attention_{name}" in text
     assert text.count("__gpu$xla.gpu.triton") == 3
