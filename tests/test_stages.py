@@ -103,7 +103,7 @@ def test_infeasible_stage_names_the_active_set_and_the_eligible_counts():
         stage(audio=0.5, pose=0.25).check(counts, counts / 3600)
     message = str(error.value)
     assert "\n" not in message
-    assert "active set text+reference+audio+pose is asked of 7.9% of the windows" in message
+    assert "active set text+reference+audio+pose is wanted for 7.9% of the windows" in message
     assert "0 of 46 training windows" in message
     assert "text 46, reference 46, audio 6, pose 0" in message and "text+reference+audio 6" in message
 

@@ -46,7 +46,7 @@ def test_one_tier_unless_a_local_directory_is_set(tmp_path: Path) -> None:
         ({"local_directory": "/disk", "local_interval": 30, "interval": 30},
          r"local_interval 30 must be below interval 30 .*15"),
         ({"local_directory": "gs://bucket/x", "local_interval": 10},
-         r"'gs://bucket/x' is no folder of a host's own disk"),
+         r"'gs://bucket/x' must be a folder on each host's own disk"),
         ({"local_directory": "/disk", "local_interval": 10, "local_keep": 0}, r"local_keep 0 >= 1"),
     ],
 )  # fmt: skip

@@ -214,7 +214,7 @@ def test_a_bucket_is_refused_at_once(tmp_path, capsys, option):
     folders = {"--from": str(tmp_path), "--to": str(tmp_path / "run")} | {option: "gs://bucket/run"}
     with pytest.raises(SystemExit):
         import_weights.main(["hunyuan-video", *(part for pair in folders.items() for part in pair)])
-    assert f"argument {option}: gs://bucket/run: give a folder that is local" in capsys.readouterr().err
+    assert f"argument {option}: gs://bucket/run: give a local or mounted folder" in capsys.readouterr().err
 
 
 def test_large_buffers_are_mapped_by_import_and_export(original, imported, tmp_path, monkeypatch):

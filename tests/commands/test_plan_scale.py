@@ -70,7 +70,7 @@ def test_gpus_are_planned_by_formula(capsys: pytest.CaptureFixture[str]) -> None
         (["--sweep"], "--sweep belongs to the scale plan: add --topology"),
         (
             ["--topology", "v4:4x4x4", "--micro-batch", "1"],
-            "describes v4:4x4x4 as 128 devices, a job there has 64.*--estimate",
+            "describes v4:4x4x4 as 128 devices, but a job there has 64.*--estimate",
         ),
         (["--slices", "2"], "--slices belongs to the scale plan"),
         (["--compile", "2"], "--compile belongs to the scale plan"),

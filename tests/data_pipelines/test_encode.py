@@ -431,7 +431,7 @@ def test_a_video_that_changed_since_curate_is_refused(clips_dir, config, tmp_pat
 
 def test_clips_too_short_for_any_window(clips_dir, config, tmp_path):
     long = dataclasses.replace(config, windows=dataclasses.replace(config.windows, frames=(401,)))
-    with pytest.raises(ValueError, match=r"3 clips give no window of \(401,\) frames"):
+    with pytest.raises(ValueError, match=r"none of its 3 clips is long enough for a window of \(401,\) frames"):
         encode(clips_dir, tmp_path / "dataset", long, Console(quiet=True))
 
 

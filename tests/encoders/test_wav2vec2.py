@@ -118,7 +118,7 @@ def test_chunk_bounds_do_not_show_beyond_attention(folder, monkeypatch, measured
         ({"hidden_act": "relu"}, "relu"),
         ({"feat_extract_norm": "batch"}, "'group' or 'layer'"),
         ({"add_adapter": True}, "add_adapter True"),
-        ({"conv_stride": [5, 2, 2, 2, 2, 2, 1]}, "every 160 samples, not every 320"),
+        ({"conv_stride": [5, 2, 2, 2, 2, 2, 1]}, "every 160 samples; it must be every 320"),
         ({"num_attention_heads": 7}, "24 is not divisible by 7 heads"),
         ({"hidden_size": 48}, r"expected \(48,"),
     ],
@@ -133,5 +133,5 @@ def test_an_unsupported_config_is_refused(tmp_path, change, message):
 def test_sound_shorter_than_the_receptive_field(folder):
     config = wav2vec2.Wav2Vec2Config.from_folder(open_pretrained(folder))
     assert (config.stride, config.receptive_field, config.steps_of(400), config.steps_of(719)) == (320, 400, 1, 1)
-    with pytest.raises(ValueError, match=r"399 samples of sound: wav2vec 2\.0 needs 400"):
+    with pytest.raises(ValueError, match=r"399 samples of sound are too few: wav2vec 2\.0 needs at least 400"):
         wav2vec2.hidden_states(config, {}, np.zeros(399, np.float32), (0,))

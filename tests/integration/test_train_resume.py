@@ -217,7 +217,7 @@ def test_no_whole_checkpoint_is_no_fresh_start(copy: Path, dataset: Path, straig
     for step in range(INTERVAL, STEPS + 1, INTERVAL):
         damage(copy, step)
     with pytest.raises(
-        CheckpointError, match=r"no whole checkpoint left; damaged ones lie in .*damaged \(10-1, 15-1, .*backup"
+        CheckpointError, match=r"no whole checkpoint left; the damaged ones are in .*damaged \(10-1, 15-1, .*backup"
     ):
         resume(copy, dataset)
     with pytest.raises(CheckpointError, match="has no whole checkpoint left"):  # nor the next time

@@ -167,7 +167,7 @@ def test_a_second_launcher_is_refused_and_a_later_one_counts_on(tmp_path: Path) 
 
     def start_another(event: Event) -> None:
         if event.kind == "attempt":
-            with pytest.raises(ValueError, match="another launcher works on"):
+            with pytest.raises(ValueError, match="another launcher is running the job in"):
                 run(job_spec, {})
 
     assert run(job_spec, {}, on_event=start_another).code == 0

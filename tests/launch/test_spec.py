@@ -39,8 +39,8 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("a wrong type", "jobset", changed({"restarts": "ten"}), "restarts: expects a whole number, not 'ten'"),
     ("a number where text is", "jobset", changed({"env": {"N": 3}}), "env.N: expects text, not 3 (quote it)"),
     ("not a mapping", "jobset", changed({"accelerator": "v5p-64"}), "accelerator: expects a mapping, not 'v5p-64'"),
-    ("a name with capitals", "jobset", changed({"name": "MyRun"}), "name 'MyRun': lower-case letters"),
-    ("a long name", "jobset", changed({"name": "a" * 27}), "has 27 characters; pods' host names leave room for 26"),
+    ("a name with capitals", "jobset", changed({"name": "MyRun"}), "name 'MyRun' must have lower-case letters"),
+    ("a long name", "jobset", changed({"name": "a" * 27}), "has 27 characters; the names of pods leave room for 26"),
     (
         "an unknown accelerator",
         "jobset",
@@ -112,9 +112,9 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
             (
                 "a pod's arguments",
                 sidecar(args=["--api-key", "abc"]),
-                "args[1] gives api-key a value, which looks like a secret",
+                "args[1] sets api-key to what looks like a secret",
             ),
-            ("a pod's line of bash", sidecar(args=["A=b DB_PASSWORD='x' run"]), "args[0] gives DB_PASSWORD a value"),
+            ("a pod's line of bash", sidecar(args=["A=b DB_PASSWORD='x' run"]), "args[0] sets DB_PASSWORD to what"),
             (
                 "an annotation",
                 {"metadata": {"annotations": {"x/api-token": "abc"}}},
@@ -128,7 +128,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "slurm",
         changed(ON_SLURM, {"slurm": {"setup": ["module load x", "export HF_TOKEN=abc"]}}),
         (
-            "slurm.setup[1] gives HF_TOKEN a value, which looks like a secret that all who may read jobs read; refer to"
+            "slurm.setup[1] sets HF_TOKEN to what looks like a secret, which everyone who may read jobs could read; refer to"
             " it in secrets; if it is none, say not_secret: [HF_TOKEN]"
         ),
     ),
@@ -136,7 +136,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "a secret in a directive",
         "slurm",
         changed(ON_SLURM, {"slurm": {"directives": ["--export=ALL,WANDB_API_KEY=abc"]}}),
-        "slurm.directives[0] gives WANDB_API_KEY a value",
+        "slurm.directives[0] sets WANDB_API_KEY to what",
     ),
     (
         "a tag in a patch",
@@ -148,27 +148,27 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "a sidecar by tag",
         "jobset",
         changed({"pod_patch": sidecar(image="repo/x")}),
-        "image of containers[side] 'repo/x' is named by tag",
+        "image of containers[side] 'repo/x' is given by tag",
     ),
     (
         "an init container by tag",
         "jobset",
         changed({"pod_patch": {"spec": {"initContainers": [{"name": "first", "image": "repo/x:2"}]}}}),
-        "image of initContainers[first] 'repo/x:2' is named by tag",
+        "image of initContainers[first] 'repo/x:2' is given by tag",
     ),
     (
         "an image volume by tag",
         "jobset",
         changed({"pod_patch": {"spec": {"volumes": [{"name": "code", "image": {"reference": "repo/x:2"}}]}}}),
-        "image of volumes[code] 'repo/x:2' is named by tag",
+        "image of volumes[code] 'repo/x:2' is given by tag",
     ),
     (
         "a tag in a line of bash",
         "slurm",
         changed(ON_SLURM, {"slurm": SLURM | {"setup": ["apptainer pull docker://repo/x:1"]}}),
-        "slurm: the image 'repo/x:1' is named by tag",
+        "slurm: the image 'repo/x:1' is given by tag",
     ),
-    ("half a reference", "jobset", changed({"secrets": {"T": {"secret": "s"}}}), "secrets.T: either secret and key"),
+    ("half a reference", "jobset", changed({"secrets": {"T": {"secret": "s"}}}), "secrets.T: give either secret and key"),
     ("a file for a pod", "jobset", changed({"secrets": {"T": {"file": "/x"}}}), "pods read Kubernetes secrets"),
     (
         "a Kubernetes secret for SLURM",
@@ -186,7 +186,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "an image by tag",
         "jobset",
         changed({"image": "repo/trainer:latest"}),
-        "is named by tag, which can change under a job",
+        "is given by tag, and a tag can change while the job runs",
     ),
     (
         "a short digest",
@@ -199,7 +199,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "output in the container",
         "jobset",
         changed({"output": "/app/run"}),
-        "'/app/run' lies on none of volumes (/runs)",
+        "'/app/run' is on none of volumes (/runs)",
     ),
     (
         "output in the pod",
@@ -207,13 +207,13 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed({"output": "/tmp/run"}),
         "the volume 'tmp', of kind emptyDir, which ends with its pod",
     ),
-    ("output beside its volume", "jobset", changed({"output": "/runs/../app"}), "lies on none of volumes (/runs)"),
+    ("output beside its volume", "jobset", changed({"output": "/runs/../app"}), "is on none of volumes (/runs)"),
     (
         "output on an emptyDir",
         "jobset",
         changed({"volumes": [GOOD["volumes"][0] | {"source": {"emptyDir": {}}}]}),
         (
-            "output '/runs/run' lies on the volume 'runs', of kind emptyDir, which ends with its pod: restarts would"
+            "output '/runs/run' is on the volume 'runs', of kind emptyDir, which ends with its pod, so a restart would"
             " not find it; put it on one of volumes (there are none)"
         ),
     ),
@@ -221,7 +221,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "an emptyDir over a volume",
         "jobset",
         changed({"volumes": [*GOOD["volumes"], {"name": "top", "mount": "/runs/run", "source": {"emptyDir": {}}}]}),
-        "lies on the volume 'top', of kind emptyDir",
+        "is on the volume 'top', of kind emptyDir",
     ),
     (
         "a patch that takes the volume",
@@ -229,49 +229,49 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed(
             {"pod_patch": {"spec": {"volumes": [{"name": "runs", "persistentVolumeClaim": None, "emptyDir": {}}]}}}
         ),
-        "lies on the volume 'runs', of kind emptyDir",
+        "is on the volume 'runs', of kind emptyDir",
     ),
     (
         "output where nothing is written",
         "jobset",
         changed({"volumes": [GOOD["volumes"][0] | {"read_only": True}]}),
-        "lies on the volume 'runs', which is read-only",
+        "is on the volume 'runs', which is read-only",
     ),
     (
         "checkpoints in the container",
         "jobset",
         changed({"checkpoints": "/c"}),
-        "checkpoints '/c' lies on none of volumes",
+        "checkpoints '/c' is on none of volumes",
     ),
     (
         "checkpoints moved away",
         "jobset",
         changed({"overrides": {"checkpoint.directory": "/tmp/x"}}),
-        "overrides.checkpoint.directory '/tmp/x' lies on the volume 'tmp'",
+        "overrides.checkpoint.directory '/tmp/x' is on the volume 'tmp'",
     ),
     (
         "checkpoints said twice",
         "jobset",
         changed({"checkpoints": "/runs/c", "overrides": {"checkpoint.directory": "/runs/d"}}),
-        "overrides.checkpoint.directory is what checkpoints says",
+        "overrides.checkpoint.directory repeats `checkpoints`",
     ),
     (
         "checkpoints by file://",
         "jobset",
         changed({"checkpoints": "file:///runs/c"}),
-        "checkpoints 'file:///runs/c': an absolute path",
+        "checkpoints 'file:///runs/c' must be an absolute path",
     ),
     (
         "output in the VM's own memory",
         "queued-resource",
         changed(ON_TPU_VM, {"tpu_vm": TPU_VM | {"mounts": {"/dev/shm/x": "/runs"}}}),
-        "lies on /dev/shm/x of the VM, which does not last",
+        "is on /dev/shm/x of the VM, which does not last",
     ),
     (
         "checkpoints that the container does not see",
         "slurm",
         changed(ON_SLURM, {"image": IMAGE, "slurm": {"runtime": "apptainer"}, "checkpoints": "/shared/c"}),
-        "checkpoints '/shared/c' lies on none of output and slurm.binds (/shared/run)",
+        "checkpoints '/shared/c' is on none of output and slurm.binds (/shared/run)",
     ),
     (
         "a bucket as output",
@@ -279,7 +279,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed({"output": "gs://b/run"}),
         "logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI",
     ),
-    ("a relative output", "slurm", changed(ON_SLURM, {"output": "runs/a"}), "an absolute path for --target slurm"),
+    ("a relative output", "slurm", changed(ON_SLURM, {"output": "runs/a"}), "must be an absolute path with --target slurm"),
     ("a config that is not there", "jobset", changed({"config": "configs/none.py"}), "configs/none.py does not exist"),
     (
         "a config's field that is not there",
@@ -383,7 +383,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
             f"{field} on {target}",
             target,
             changed(base, {field: value}),
-            f"{field} is nothing to --target {target}, only to {takers}",
+            f"{field} has no effect with --target {target}, only with {takers}",
         )
         for target, base, field, value, takers in [
             (
@@ -407,7 +407,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "an image that no container runs",
         "slurm",
         changed(ON_SLURM, {"image": IMAGE}),
-        "image: nothing to slurm.runtime python; leave it out, or take the other runtime",
+        "image has no effect with slurm.runtime python; remove it, or use the other runtime",
     ),
     *(
         (f"a bad {field}", "jobset", changed({field: value}), message)
@@ -415,18 +415,18 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
             (
                 "namespace",
                 "Bad NS",
-                "namespace 'Bad NS' is no name to Kubernetes: lower-case letters, digits and '-' inside",
+                "namespace 'Bad NS' is not a valid Kubernetes name: it may have lower-case letters, digits and '-' inside",
             ),
             ("namespace", "", "namespace and the names of volumes must not be empty"),
-            ("queue", "bad queue!", "queue 'bad queue!' is no name to Kubernetes"),
-            ("priority", "High", "priority 'High' is no name to Kubernetes"),
-            ("service_account", "me@project", "service_account 'me@project' is no name"),
-            ("reservation", "a b", "reservation 'a b' is no name to Kubernetes"),
-            ("secrets", {"T": {"secret": "Hub", "key": "k"}}, "secrets.T.secret 'Hub' is no name to Kubernetes"),
+            ("queue", "bad queue!", "queue 'bad queue!' is not a valid Kubernetes name"),
+            ("priority", "High", "priority 'High' is not a valid Kubernetes name"),
+            ("service_account", "me@project", "service_account 'me@project' is not a valid Kubernetes name"),
+            ("reservation", "a b", "reservation 'a b' is not a valid Kubernetes name"),
+            ("secrets", {"T": {"secret": "Hub", "key": "k"}}, "secrets.T.secret 'Hub' is not a valid Kubernetes name"),
             (
                 "volumes",
                 [GOOD["volumes"][0] | {"name": "my_runs"}],
-                "volumes[0].name 'my_runs' is no name to Kubernetes",
+                "volumes[0].name 'my_runs' is not a valid Kubernetes name",
             ),
         ]
     ),
@@ -436,7 +436,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed({"accelerator": {"type": "cpu", "nodes": 2}}),
         "cpu is for --target local and slurm",
     ),
-    ("a TPU on SLURM", "slurm", changed({"output": "/shared/run"}), "SLURM runs GPU or cpu nodes"),
+    ("a TPU on SLURM", "slurm", changed({"output": "/shared/run"}), "cannot run on SLURM, which serves GPU and cpu nodes"),
     (
         "no interpreter on SLURM",
         "slurm",
@@ -447,7 +447,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "a SLURM time in words",
         "slurm",
         changed(ON_SLURM, {"slurm": {"time": "a day"}}),
-        "slurm.time 'a day': D-HH:MM:SS",
+        "slurm.time 'a day' must be D-HH:MM:SS",
     ),
     (
         "a directive of the launcher's own",
@@ -465,7 +465,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "a GPU as queued resource",
         "queued-resource",
         changed(ON_TPU_VM, {"accelerator": {"type": "h100"}}),
-        "queued resources are TPUs",
+        "is not a TPU, and queued resources serve TPUs only",
     ),
     (
         "tpu7x as queued resource",
@@ -479,7 +479,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed(ON_TPU_VM, {"tpu_vm": {"mounts": {"/m": "/runs"}}}),
         "tpu_vm.zone is missing",
     ),
-    ("a pod's worth of processes here", "local", changed(), "are too many here, at most 16; set local.processes"),
+    ("a pod's worth of processes here", "local", changed(), "are too many processes for this machine (at most 16); set local.processes"),
     (
         "a secret that is not there",
         "local",
@@ -522,7 +522,7 @@ def test_there_are_enough_broken_specs() -> None:
         ("name: caf\xe9\n", "not UTF-8: invalid continuation byte at byte 9"),
         (
             "{name: a, config: c, output: o, accelerator: {type: cpu}, pod_patch: &a {x: *a}}",
-            "an alias refers to what holds it",
+            "a YAML alias refers to the node that contains it",
         ),
         ("- a\n", "the spec: expects a mapping"),
         ("name: !!python/object/apply:os.system ['touch pwned']\n", "not YAML: could not determine a constructor"),
@@ -651,7 +651,7 @@ def test_preflight_refuses_what_does_not_fit(
     assert submit(tmp_path, yaml.safe_dump(data), "jobset", "--preflight") == (0 if fits else 2)
     captured = capfd.readouterr()
     assert "parameters" in captured.err and ("kind: JobSet" in captured.out) == fits
-    assert ("GiB a device on 1 x h100: 8 devices, more than there is" in captured.err) == (not fits)
+    assert ("GiB a device on 1 x h100: 8 devices, which is more than a device has" in captured.err) == (not fits)
     assert ("preflight: warning: a save of " in captured.err) == fits
 
 

@@ -179,7 +179,7 @@ def test_of_what_is_prefetched_only_the_slice_is_read() -> None:
 
 
 def test_a_loop_of_unknown_length_is_an_error() -> None:
-    with pytest.raises(ValueError, match="cannot tell how often %loop turns"):
+    with pytest.raises(ValueError, match="cannot tell the trip count of the loop %loop"):
         _ = Program.parse(SLICED.replace("direction=LT", "direction=NE")).runs
     with pytest.raises(ValueError, match="no ENTRY"):
         Program.parse("HloModule m\n")

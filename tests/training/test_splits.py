@@ -52,15 +52,15 @@ def test_one_device_to_several_slices_by_values_alone() -> None:
         ),
         (8, {"fsdp": 3}, r"is a multiple of 3 devices, there are 8: mesh.fsdp=2 or 4"),
         (8, {"fsdp": 16}, r"is a multiple of 16 devices, there are 8: mesh.fsdp=8"),
-        (8, {"data": -1, "fsdp": -1}, r"each is >= 1, or -1 on one of them at most"),
-        (8, {"tensor": 0}, r"each is >= 1, or -1"),
+        (8, {"data": -1, "fsdp": -1}, r"each axis must be >= 1, and at most one may be -1"),
+        (8, {"tensor": 0}, r"each axis must be >= 1"),
         (8, {"slices": 3}, r"mesh.slices is 3, which does not divide 8 devices; the nearest that do: 2 or 4"),
         (8, {"slices": -1}, r"mesh.slices is -1"),
         (8, {"slices": 2, "dcn_data": 4}, r"mesh dcn_data=4, dcn_fsdp=1 needs 4 slices, there are 2: mesh.dcn_data=2"),
         (
             8,
             {"slices": 2, "dcn_fsdp": 2, "fsdp": 2},
-            r"mesh.dcn_fsdp is 2 beside mesh.data 2: .* mesh.data=1 and mesh.fsdp=4",
+            r"mesh.dcn_fsdp is 2 and mesh.data is 2: .* mesh.data=1 and mesh.fsdp=4",
         ),
     ],
 )
