@@ -303,7 +303,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "an override with its prefix",
         "jobset",
         changed({"overrides": {"config.seed": 3}}),
-        "overrides.config.seed: the field alone",
+        "overrides.config.seed: give the field alone",
     ),
     (
         "a relative mount",
