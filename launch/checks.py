@@ -149,8 +149,7 @@ def check_output(spec: RunSpec, target: str, directory: str, pod: Mapping[str, A
         around = [home for home in homes if path.is_relative_to(home)]
         if not around:
             raise ValueError(
-                f"{field} {place!r} is on none of {lasting}, so a restart would not find it; "
-                "put it on one of them"
+                f"{field} {place!r} is on none of {lasting}, so a restart would not find it; put it on one of them"
             )
         if reason := homes[max(around, key=lambda home: len(PurePosixPath(home).parts))]:
             raise ValueError(

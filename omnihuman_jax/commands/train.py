@@ -12,12 +12,14 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from omnihuman_jax.assembly import Parts, compile_step, controls_at
 from omnihuman_jax.checkpoint.reader import RunRecord
@@ -32,6 +34,8 @@ from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, signals
 from omnihuman_jax.runtime.watchdog import Watchdog
+from omnihuman_jax.scale import hardware
+from omnihuman_jax.telemetry import run_log
 from omnihuman_jax.telemetry.metrics import Speed, measure_matmul_peak
 from omnihuman_jax.telemetry.run_telemetry import RunTelemetry
 from omnihuman_jax.training import placement, run_guard, train_state
@@ -59,7 +63,7 @@ def train(
             `checkpoint.directory` does not say where); a run found there is continued.
         stop_after: stop there, with a checkpoint.
         accept_changes: resume although the config or the data plan changed.
-        progress: show a progress bar on process 0.
+        progress: show a progress bar, on process 0 in a terminal; otherwise it logs a line an interval.
 
     Raises:
         ValueError, FileNotFoundError: with the cure, before anything is trained or overwritten.
@@ -120,7 +124,9 @@ def run_steps(
     step_flops = flops.train_step_flops(config.model, parts.shape, total)
     measure_peak = functools.partial(measure_matmul_peak, parts.mesh, parts.dtype)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(telemetry.training(start, step_flops=step_flops, measure_peak=measure_peak))
+        stack.enter_context(
+            telemetry.training(start, step_flops=step_flops, measure_peak=measure_peak, peak_flops=peak_flops(parts))
+        )
         with telemetry.compiling():
             train_step = compile_step(parts, state)
         repeated = RepeatedStep(parts.train_step) if config.numerics.repeat_interval else None
@@ -159,6 +165,12 @@ def run_steps(
     return state
 
 
+def peak_flops(parts: Parts) -> float | None:
+    """FLOP/s that the mesh's chips are sold with for the step's dtype; None where the table does not know."""
+    known = hardware.device_flops(parts.mesh.devices.flat[0].device_kind) if parts.dtype == jnp.bfloat16 else None
+    return None if known is None else known * parts.mesh.size
+
+
 def line_of(
     config: ExperimentConfig, step: int, metrics: Mapping[str, Any], speed: Speed, checkpoints: Checkpoints
 ) -> dict[str, Any] | None:
@@ -183,7 +195,17 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--accept-changes", action="store_true", help="continue a run although its config or data plan changed"
     )
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--no-progress", action="store_true", help="a line an interval instead of a bar, in a terminal too"
+    )
+    parser.add_argument(
+        "--log-format", choices=run_log.FORMATS, default=os.environ.get(run_log.FORMAT_VARIABLE, "text"),
+        help=f"lines for people, or one JSON object a line (%(default)s; {run_log.FORMAT_VARIABLE} sets it)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--log-level", choices=run_log.LEVELS, default="info",
+        help="what is below it is not printed; debug has the libraries' own messages too (%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--compilation-cache", metavar="DIR",
         help="keep compiled programs there for the next start; trusted like code: a folder that only you can write to",
@@ -214,17 +236,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: Sequence[str]) -> int:
     """`omnihuman train`."""
-    with signals.listening(*signals.STOPS):
-        return run(argv)
-
-
-def run(argv: Sequence[str]) -> int:
-    """The command, from its options to its exit code."""
     options, overrides = parse(argv)
-    # By force: a library that is imported before may have set the root logger up, at its own level.
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    for library in ("absl", "jax", "grain"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    run_log.set_up(options.log_format, options.log_level, options.process_id)
+    with signals.listening(*signals.STOPS), run_log.last_words(options.log_format):
+        return run(options, overrides)
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """The command, once it can say something."""
     config = load_config(options.config, overrides)
     compilation_cache.use(options.compilation_cache)
     joined = processes.join(
@@ -236,13 +255,15 @@ def run(argv: Sequence[str]) -> int:
         heartbeat_s=options.heartbeat_s,
         shutdown_s=options.shutdown_s,
     )
+    if joined and processes.own_count() > 1:
+        run_log.hear_native_stdout()
     with run_guard.one_door("omnihuman train") if joined else contextlib.nullcontext():
         train(
             config,
             options.run,
             stop_after=options.stop_after,
             accept_changes=options.accept_changes,
-            progress=not options.no_progress,
+            progress=not options.no_progress and options.log_format == "text",
         )
     return exit_codes.OK
 

@@ -52,7 +52,9 @@ class Incidents:
 
     def note(self, kind: str, details: Mapping[str, Any]) -> None:
         """kind: `checkpoint_rejected`, `save_failed`, `update_skipped`, `rolled_back`, `stopped` ...; and its
-        details.
+        details. Whoever notes one says it in a sentence too; to a log of objects (`telemetry/run_log`) it is a line.
         """
         if jax.process_index() == 0:
+            values = {"event": "incident", "incident": kind, **details}
+            logger.info("incident: %s", kind, extra={"fields": values})
             append_line(self.path, {"time": time.time(), "incident": kind, **details})

@@ -122,6 +122,11 @@ def own_index() -> int:
     return int(distributed.global_state.process_id)
 
 
+def own_count() -> int:
+    """`jax.process_count`, without starting the devices; 1 before this process has joined others."""
+    return int(distributed.global_state.num_processes or 1)
+
+
 def be_patient(seconds: float) -> None:
     """From now on the others may come so much later to `gather` and `wait_for_peers`; 3600 s unless told."""
     global _patience_s

@@ -162,6 +162,23 @@ _ROWS = (
 
 ACCELERATORS: dict[str, Accelerator] = {row.name: row for row in _ROWS}
 
+# JAX's names of devices -> row of the table. A name that is not here has no peak that we know: an H100 PCIe, say.
+_DEVICE_KINDS: dict[str, str] = {
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "tpu7x",
+    "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA A100-SXM4-40GB": "a100", "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200", "NVIDIA B200": "b200",
+}  # fmt: skip
+
+
+def device_flops(kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s at the peak of one JAX device with this `device_kind`; None where the table has it not."""
+    if (name := _DEVICE_KINDS.get(kind)) is None:
+        return None
+    accelerator = ACCELERATORS[name]
+    per_chip = GENERATIONS[name].devices_per_chip if accelerator.platform == "tpu" else 1
+    return accelerator.peak_flops / per_chip
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Topology:

@@ -37,13 +37,17 @@ Item = TypeVar("Item")
 
 
 class EventLog:
-    """Of one process and attempt; used by the thread that trains. `seconds` adds up what was written, by kind."""
+    """Of one process and attempt; used by the thread that trains.
+
+    seconds: what was written, added up by kind; data_wait_s: the wait for data so far.
+    """
 
     def __init__(self, run_dir: Path):
         attempt = processes.gather(_next_attempt(run_dir / FOLDER))[0]
         self.attempt = attempt
         self._path = run_dir / FOLDER / f"{attempt:04d}-{jax.process_index()}.jsonl"
         self.seconds: dict[str, float] = {}
+        self.data_wait_s = 0.0
         self._open: str | None = None
         self._first: int | None = None
         self._looping = False
@@ -98,6 +102,7 @@ class EventLog:
                 self._mark = time.perf_counter()
                 self._waited += self._mark - began
                 self._host += self._mark - began
+                self.data_wait_s += self._mark - began
             yield item
 
     def dispatched(self) -> None:

@@ -5,21 +5,28 @@
 | events/ | `events` | where the time goes: `omnihuman goodput` |
 | metrics.jsonl, tensorboard/ | `metrics` | what the steps computed |
 | a port | `prometheus` | whoever watches many runs |
-| the bar | `progress` | whoever sits in front of it |
+| the bar, or lines | `progress`, `interval_line` | whoever sits in front of it; whoever reads its log |
 """
 
 import contextlib
+import logging
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 
+from omnihuman_jax.conditions import Condition
 from omnihuman_jax.stages import StageSchedule
+from omnihuman_jax.telemetry import interval_line, run_log
 from omnihuman_jax.telemetry.events import EventLog
 from omnihuman_jax.telemetry.metrics import LoggingConfig, MetricsWriter, Speed
 from omnihuman_jax.telemetry.progress import progress_bar
 from omnihuman_jax.telemetry.prometheus import Exporter
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -34,13 +41,14 @@ class RunTelemetry:
         run_dir: of the run.
         name: of the run, for Prometheus.
         schedule: whose steps they are.
-        progress: show a bar, on process 0.
+        progress: show a bar where there is a terminal; otherwise, and without one, process 0 tells its story in lines.
     """
 
     def __init__(self, config: LoggingConfig, run_dir: Path, name: str, schedule: StageSchedule, *, progress: bool):
         self._config, self._run_dir, self._name, self._schedule = config, run_dir, name, schedule
         self._lead = jax.process_index() == 0
-        self._progress = progress and self._lead
+        self._bar = self._lead and progress and sys.stdout.isatty()
+        self._lines = self._lead and not self._bar
         self._events = EventLog(run_dir)
         self.speed: Speed
 
@@ -55,22 +63,27 @@ class RunTelemetry:
         return self._events.span("restore")
 
     @contextlib.contextmanager
-    def training(self, start: int, *, step_flops: int, measure_peak: Callable[[], float]) -> Iterator[None]:
+    def training(
+        self, start: int, *, step_flops: int, measure_peak: Callable[[], float], peak_flops: float | None = None
+    ) -> Iterator[None]:
         """Around compiling and the steps from `start` on: opens what is written step by step.
 
         Args:
             start: finished steps.
             step_flops: of the model's one step.
-            measure_peak: FLOP/s of this machine's matrix products, measured now.
+            measure_peak: FLOP/s of matrix products on all devices of the job, measured now; called again where a step
+                is faster.
+            peak_flops: FLOP/s that their chips are sold with, None where that is not known.
         """
-        self.speed, self._start = Speed(step_flops=step_flops, peak=measure_peak()), start
+        self.speed, self._start = Speed(step_flops=step_flops, measure_peak=measure_peak), start
+        self._peak_flops = peak_flops
         with contextlib.ExitStack() as stack:
             self._writer = None
             if self._lead:
                 writer = MetricsWriter(self._run_dir, self._config, step=start)
                 self._writer = stack.enter_context(contextlib.closing(writer))
             total = self._schedule.total_steps
-            self._show = stack.enter_context(progress_bar(start, total, enabled=self._progress))
+            self._show = stack.enter_context(progress_bar(start, total, enabled=self._bar))
             self._exporter = stack.enter_context(contextlib.closing(Exporter(self._config, self._name)))
             yield
 
@@ -81,6 +94,9 @@ class RunTelemetry:
         with self._events.span("compile"):
             yield
         self.speed.compiled(self._start)
+        self._began = time.perf_counter()
+        self._logged_at, self._waited = self._began, 0.0
+        self._tell_stage(self._start)
 
     def batches(self, loader: Iterable[Item]) -> Iterator[Item]:
         """`loader`'s batches; the wait for them is told apart."""
@@ -96,6 +112,8 @@ class RunTelemetry:
         if line is not None and self._writer is not None:
             self._writer.write(line)
         self._show(done, line)
+        if line is not None and self._lines:
+            self._tell(done, line)
         self._events.step(done)
         if line is not None:
             self._exporter.update(done, line, self._events.seconds, self._events.compare_hosts(done))
@@ -107,3 +125,40 @@ class RunTelemetry:
     def saved(self, save: Mapping[str, Any]) -> None:
         """A checkpoint is whole: its step, seconds and bytes."""
         self._events.saved(save)
+        if self._lines:
+            logger.info(
+                "saved step %d: %s in %.1f s", save["step"], interval_line.size(save["bytes"]), save["seconds"],
+                extra=run_log.fields("saved", **save),
+            )  # fmt: skip
+
+    def _tell(self, done: int, line: Mapping[str, Any]) -> None:
+        """The line of an interval, and of a stage that begins with the next step."""
+        now, total, waited = time.perf_counter(), self._schedule.total_steps, self._events.data_wait_s
+        kind, nbytes = interval_line.memory()
+        told = {
+            **line,
+            "total_steps": total,
+            "data_wait_share": min(1.0, (waited - self._waited) / max(now - self._logged_at, 1e-9)),
+            "left_s": (total - done) * (now - self._began) / (done - self._start),
+            "memory": kind,
+            "memory_bytes": nbytes,
+        }
+        if self._peak_flops is not None and "flops_per_s" in line:
+            told["mfu"] = line["flops_per_s"] / self._peak_flops
+        self._logged_at, self._waited = now, waited
+        logger.info("%s", interval_line.describe(told), extra=run_log.fields("step", **told))
+        if done in self._schedule.starts and done < total:
+            self._tell_stage(done)
+
+    def _tell_stage(self, done: int) -> None:
+        """The stage of the step after `done` finished ones."""
+        if not self._lines:
+            return
+        index, stage = self._schedule.stage_at(done)
+        first = self._schedule.starts[index]
+        ratios = {condition.label: stage.ratios[condition] for condition in Condition}
+        logger.info(
+            "stage %s: steps %d to %d, %s", stage.name, first + 1, first + stage.steps,
+            ", ".join(f"{name} {ratio:g}" for name, ratio in ratios.items()),
+            extra=run_log.fields("stage", stage=stage.name, first=first + 1, last=first + stage.steps, ratios=ratios),
+        )  # fmt: skip

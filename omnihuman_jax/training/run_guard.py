@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import math
-import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -231,9 +229,9 @@ def one_door(command: str) -> Iterator[None]:
             if jax.process_count() == 1:
                 jax.distributed.shutdown()
                 raise  # nobody waits; the command line prints its one line
-            print(f"{command}: {reason}", file=sys.stderr)
+            logger.error("%s: %s", command, reason)
         else:
-            traceback.print_exc()
+            logger.error("%s: %s", type(error).__name__, reason, exc_info=error)
         processes.abandon(code, f"{type(error).__name__}: {reason[:300]}")
     else:
         processes.leave(exit_codes.OK)

@@ -120,7 +120,8 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(
-        FileNotFoundError, match=r"^someone/model: no such folder, and the hub does not give it \(no route to host\); give a folder$"
+        FileNotFoundError,
+        match=r"^someone/model: no such folder, and the hub does not give it \(no route to host\); give a folder$",
     ):
         open_pretrained("someone/model")
 

@@ -128,8 +128,8 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "slurm",
         changed(ON_SLURM, {"slurm": {"setup": ["module load x", "export HF_TOKEN=abc"]}}),
         (
-            "slurm.setup[1] sets HF_TOKEN to what looks like a secret, which everyone who may read jobs could read; refer to"
-            " it in secrets; if it is none, say not_secret: [HF_TOKEN]"
+            "slurm.setup[1] sets HF_TOKEN to what looks like a secret, which everyone who may read jobs could read; "
+            "refer to it in secrets; if it is none, say not_secret: [HF_TOKEN]"
         ),
     ),
     (
@@ -168,7 +168,12 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed(ON_SLURM, {"slurm": SLURM | {"setup": ["apptainer pull docker://repo/x:1"]}}),
         "slurm: the image 'repo/x:1' is given by tag",
     ),
-    ("half a reference", "jobset", changed({"secrets": {"T": {"secret": "s"}}}), "secrets.T: give either secret and key"),
+    (
+        "half a reference",
+        "jobset",
+        changed({"secrets": {"T": {"secret": "s"}}}),
+        "secrets.T: give either secret and key",
+    ),
     ("a file for a pod", "jobset", changed({"secrets": {"T": {"file": "/x"}}}), "pods read Kubernetes secrets"),
     (
         "a Kubernetes secret for SLURM",
@@ -279,7 +284,12 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed({"output": "gs://b/run"}),
         "logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI",
     ),
-    ("a relative output", "slurm", changed(ON_SLURM, {"output": "runs/a"}), "must be an absolute path with --target slurm"),
+    (
+        "a relative output",
+        "slurm",
+        changed(ON_SLURM, {"output": "runs/a"}),
+        "must be an absolute path with --target slurm",
+    ),
     ("a config that is not there", "jobset", changed({"config": "configs/none.py"}), "configs/none.py does not exist"),
     (
         "a config's field that is not there",
@@ -415,7 +425,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
             (
                 "namespace",
                 "Bad NS",
-                "namespace 'Bad NS' is not a valid Kubernetes name: it may have lower-case letters, digits and '-' inside",
+                "namespace 'Bad NS' is not a valid Kubernetes name: it may have lower-case letters, digits and '-'",
             ),
             ("namespace", "", "namespace and the names of volumes must not be empty"),
             ("queue", "bad queue!", "queue 'bad queue!' is not a valid Kubernetes name"),
@@ -436,7 +446,12 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed({"accelerator": {"type": "cpu", "nodes": 2}}),
         "cpu is for --target local and slurm",
     ),
-    ("a TPU on SLURM", "slurm", changed({"output": "/shared/run"}), "cannot run on SLURM, which serves GPU and cpu nodes"),
+    (
+        "a TPU on SLURM",
+        "slurm",
+        changed({"output": "/shared/run"}),
+        "cannot run on SLURM, which serves GPU and cpu nodes",
+    ),
     (
         "no interpreter on SLURM",
         "slurm",
@@ -479,7 +494,12 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         changed(ON_TPU_VM, {"tpu_vm": {"mounts": {"/m": "/runs"}}}),
         "tpu_vm.zone is missing",
     ),
-    ("a pod's worth of processes here", "local", changed(), "are too many processes for this machine (at most 16); set local.processes"),
+    (
+        "a pod's worth of processes here",
+        "local",
+        changed(),
+        "are too many processes for this machine (at most 16); set local.processes",
+    ),
     (
         "a secret that is not there",
         "local",

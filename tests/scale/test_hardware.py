@@ -2,6 +2,7 @@
 
 import pytest
 
+from omnihuman_jax.scale import hardware
 from omnihuman_jax.scale.hardware import ACCELERATORS, parse_topology, slices
 
 
@@ -71,3 +72,10 @@ def test_every_number_has_a_source() -> None:
             and 1e10 < row.hbm_bytes < 1e12
             and 100 < row.peak_flops / row.hbm_bandwidth < 700
         )
+
+
+def test_the_peak_of_a_device_by_jaxs_name_of_it() -> None:
+    assert hardware.device_flops("TPU v5") == ACCELERATORS["v5p"].peak_flops
+    assert hardware.device_flops("TPU7x") == ACCELERATORS["tpu7x"].peak_flops / 2  # two devices a chip
+    assert hardware.device_flops("NVIDIA H100 80GB HBM3") == ACCELERATORS["h100"].peak_flops
+    assert hardware.device_flops("NVIDIA H100 PCIe") is None and hardware.device_flops("cpu") is None

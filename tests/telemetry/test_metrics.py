@@ -62,7 +62,7 @@ def test_no_run_there(tmp_path: Path) -> None:
 def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("omnihuman_jax.telemetry.metrics.time.perf_counter", lambda: now[0])
-    speed = Speed(step_flops=1000, peak=4000.0)
+    speed = Speed(step_flops=1000, measure_peak=lambda: 4000.0)
     speed.compiling()
     now[0] = 160.0
     speed.compiled(0)
@@ -81,6 +81,22 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
         "flops_per_s": 2000,
         "matmul_peak_share": 0.5,
     }
+
+
+def test_no_step_beats_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, peaks = [0.0], iter([1000.0, 5000.0, 2000.0])
+    monkeypatch.setattr("omnihuman_jax.telemetry.metrics.time.perf_counter", lambda: now[0])
+
+    def measure() -> float:
+        now[0] += 10.0  # of no step
+        return next(peaks)
+
+    speed, shares = Speed(step_flops=1000, measure_peak=measure), []
+    for done, seconds in enumerate((2.0, 0.25, 0.5, 0.1, 0.2), 1):
+        now[0] += seconds
+        shares.append(speed.measure(done, 1.0, 1)["matmul_peak_share"])
+    # Under the first peak; above it, and the second is 5000; under that; above it and above the third; under the best.
+    assert shares == pytest.approx([0.5, 0.8, 0.4, 1.0, 0.5]) and max(shares) <= 1.0
 
 
 def test_the_peak_is_measured_on_all_devices() -> None:
