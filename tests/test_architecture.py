@@ -156,7 +156,7 @@ def test_there_is_no_import_cycle() -> None:
         ("omnihuman_jax.telemetry.metrics", "omnihuman_jax.evaluation.psnr"),
         ("omnihuman_jax.telemetry.metrics", "omnihuman_jax.commands.train"),
         ("omnihuman_jax.training.train_state", "omnihuman_jax.training.resume"),
-        ("omnihuman_jax.checkpoint.writer", "omnihuman_jax.training.train_state"),
+        ("omnihuman_jax.checkpoint.checkpoints", "omnihuman_jax.training.train_state"),
         ("omnihuman_jax.commands.replay", "omnihuman_jax.commands.train"),
         ("omnihuman_jax.serving.media_omnihuman", "omnihuman_jax.typing"),
         ("omnihuman_jax.data.records", "data_pipelines.encode.encode"),

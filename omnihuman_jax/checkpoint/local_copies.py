@@ -1,9 +1,9 @@
 """Copies of the training state on each host's own disk: what this process's devices hold, written and read by this
-process alone.
+process alone. They are the near tier of checkpoints: a crash or a preemption that leaves the hosts' disks as they are
+costs the steps since the last copy at most.
 
-DIRECTORY/<identity of the run's checkpoints>/<process>/<step>/ holds `shards.bin`, the bytes of every shard one after
-another, and `index.json`: where each begins, its checksum, the run's record and the fingerprints of the whole arrays. A
-seal is written last.
+DIRECTORY/<identity of the run's checkpoints>/<process>/<step>/ is a folder of `shards`, with the run's record and the
+fingerprints of the whole arrays.
 
 Processes whose devices hold the same shards (slices that replicate the state) have the same *layout*. A step is whole
 if each layout is held by one process at least; the others of that layout are sent it, over the devices. Nobody reads
@@ -15,28 +15,21 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import threading
-import time
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from omnihuman_jax.checkpoint import seals
-from omnihuman_jax.runtime import files, processes, storage
+from omnihuman_jax.checkpoint import fingerprint, seals, shards
+from omnihuman_jax.checkpoint.parts import State, StateT, assemble_state, flatten, parts_of
+from omnihuman_jax.checkpoint.record import DamagedError, RunRecord
+from omnihuman_jax.checkpoint.step_folders import Notify
+from omnihuman_jax.runtime import processes, storage
 
 logger = logging.getLogger(__name__)
-
-SHARDS, INDEX = "shards.bin", "index.json"
-Place = tuple[str, tuple[int, ...], tuple[int, ...]]
-"""Name of an array, start and shape of a shard of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,83 +42,10 @@ class Copy:
     folder: epath.Path | None
     layouts: tuple[str, ...]
 
-
-def place_of(name: str, index: tuple[slice, ...], shape: tuple[int, ...]) -> Place:
-    """The place of the shard that `index` cuts from an array of `shape`."""
-    bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
-    return name, tuple(start for start, _ in bounds), tuple(stop - start for start, stop in bounds)
-
-
-def places(flat: Mapping[str, Any]) -> dict[Place, np.dtype]:
-    """What the devices of this process hold of arrays, or of abstract ones with shardings."""
-    found = {}
-    for name, leaf in flat.items():
-        for index in leaf.sharding.addressable_devices_indices_map(tuple(leaf.shape)).values():
-            found[place_of(name, index, tuple(leaf.shape))] = np.dtype(leaf.dtype)
-    return found
-
-
-def layout_of(wanted: Mapping[Place, np.dtype]) -> str:
-    """The same for processes whose devices hold the same shards."""
-    return hashlib.sha256(repr(sorted((place, str(dtype)) for place, dtype in wanted.items())).encode()).hexdigest()[
-        :16
-    ]
-
-
-def to_host(flat: Mapping[str, jax.Array]) -> dict[Place, np.ndarray]:
-    """A copy of every shard of this process, each once; waits for the devices."""
-    shards: dict[Place, Any] = {}
-    for name, leaf in flat.items():
-        for shard in leaf.addressable_shards:
-            shards.setdefault(place_of(name, shard.index, leaf.shape), shard.data)
-    for data in shards.values():
-        data.copy_to_host_async()
-    # On CPU the array would be the device's own buffer, which the next step is given.
-    own = jax.default_backend() == "cpu"
-    return {place: np.array(data) if own else np.asarray(data) for place, data in shards.items()}
-
-
-def write(folder: epath.Path, shards: Mapping[Place, np.ndarray], metadata: Mapping[str, Any]) -> int:
-    """A sealed copy in `folder`, which appears whole; its bytes."""
-    temporary = folder.parent / f"{folder.name}{seals.PARTIAL}"
-    temporary.mkdir(parents=True, exist_ok=True)
-    rows, offset = [], 0
-    with open(temporary / SHARDS, "wb") as file:
-        for (name, start, shape), array in shards.items():
-            data: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            file.write(data)
-            rows.append([name, list(start), list(shape), str(array.dtype), offset, zlib.crc32(data)])
-            offset += data.nbytes
-    (temporary / INDEX).write_text(json.dumps({**metadata, "shards": rows}))
-    seals.write(temporary)
-    if folder.exists():  # of an attempt whose steps are made again
-        _remove(folder)
-    files.move_into_place(temporary, folder)
-    return offset
-
-
-def read_index(folder: epath.Path) -> tuple[dict[str, Any], dict[Place, tuple[str, int, int]]]:
-    """(metadata, place -> dtype, offset and checksum); ValueError names what is wrong."""
-    if reason := seals.damage(folder):
-        raise ValueError(reason)
-    index = json.loads((folder / INDEX).read_text())
-    rows = index.pop("shards")
-    return index, {(name, tuple(start), tuple(shape)): (dtype, at, crc) for name, start, shape, dtype, at, crc in rows}
-
-
-def read(folder: epath.Path, wanted: Mapping[Place, np.dtype]) -> dict[Place, np.ndarray]:
-    """The wanted shards; ValueError or OSError names what is wrong."""
-    _, rows = read_index(folder)
-    found = {}
-    with open(folder / SHARDS, "rb") as file:
-        for place, dtype in wanted.items():
-            _, offset, checksum = rows[place]
-            file.seek(offset)
-            data: Any = np.fromfile(file, np.uint8, math.prod(place[2]) * dtype.itemsize)
-            if zlib.crc32(data) != checksum:
-                raise ValueError(f"{place[0]} at {place[1]} has another checksum than was written")
-            found[place] = data.view(dtype).reshape(place[2])
-    return found
+    @property
+    def record(self) -> RunRecord:
+        """What it says about the run that wrote it."""
+        return RunRecord.from_json(self.metadata)
 
 
 class LocalCopies:
@@ -134,16 +54,16 @@ class LocalCopies:
     Args:
         directory: on this host's disk.
         identity: of the run's checkpoints: copies of another run are none of this one.
+        interval: of steps between two copies.
         keep: steps that stay.
         notify: called with (kind, details) for what has to be known later.
     """
 
-    def __init__(self, directory: str, identity: str, keep: int, notify: Callable[[str, dict[str, Any]], None]):
+    def __init__(self, directory: str, identity: str, *, interval: int, keep: int, notify: Notify):
         self._run = epath.Path(directory).absolute() / identity
         self._own = self._run / str(jax.process_index())
-        self._keep, self._notify = keep, notify
+        self._interval, self._keep, self._notify = interval, keep, notify
         self._saving: tuple[int, threading.Thread, list[str]] | None = None
-        self.layouts: tuple[str, ...] = ()  # of all processes, once `newest` has asked
         reason = ""
         try:
             self._own.mkdir(parents=True, exist_ok=True)
@@ -160,17 +80,21 @@ class LocalCopies:
             )
             notify("local_disk_unusable", {"reasons": reasons[:8]})
 
-    def save(self, flat: Mapping[str, jax.Array], metadata: Mapping[str, Any]) -> None:
-        """Returns once the arrays are copied to the host; an earlier copy is waited for. `metadata`: JSON, with
-        `step`.
-        """
+    def due(self, step: int) -> bool:
+        """Whether `save` has to be called with the state of a step."""
+        return step % self._interval == 0
+
+    def save(self, state: State, record: RunRecord) -> None:
+        """Returns once the arrays are copied to the host; an earlier copy is waited for."""
+        flat = flatten(parts_of(state))
+        metadata = json.loads(json.dumps(record.to_json() | {"sums": fingerprint.sums(flat)}))
         self.wait()
-        step, failed = int(metadata["step"]), []
-        shards, text = to_host(flat), json.loads(json.dumps(metadata))
+        step, failed = record.step, []
+        held = shards.to_host(flat)
 
         def run() -> None:
             try:
-                write(self._own / str(step), shards, text)
+                shards.write(self._own / str(step), held, metadata)
             except Exception as error:
                 failed.append(storage.cause(error))
 
@@ -198,7 +122,7 @@ class LocalCopies:
         kept = _steps(self._own)[-self._keep :]
         for folder in self._process_folders():
             for old in [old for old in _steps(folder) if kept and old < kept[0]]:
-                _remove(folder / str(old))
+                shards.remove(folder / str(old))
 
     def _process_folders(self) -> list[epath.Path]:
         """Of this disk: another process may have been on this host before."""
@@ -207,19 +131,19 @@ class LocalCopies:
         except OSError:
             return []
 
-    def newest(self, above: int, flat: Mapping[str, Any]) -> Copy | None:
-        """The newest copy above step `above` of arrays like `flat` that the processes hold together.
+    def newest(self, abstract: State, above: int) -> Copy | None:
+        """The newest copy above step `above` of a state like `abstract` that the processes hold together.
 
         One that only some of them hold, so that it cannot be put together, is told loudly.
         """
-        wanted = places(flat)
-        layout = layout_of(wanted)
+        wanted = shards.places(flatten(parts_of(abstract)))
+        layout = shards.layout_of(wanted)
         held: dict[int, tuple[epath.Path, dict[str, Any]]] = {}
         lost: dict[int, str] = {}
         for folder in sorted(self._process_folders(), key=lambda folder: folder != self._own, reverse=True):
             for step in [step for step in _steps(folder) if step > above]:
                 try:
-                    metadata, rows = read_index(folder / str(step))
+                    metadata, rows = shards.read_index(folder / str(step))
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     lost[step] = storage.cause(error)
                     continue
@@ -231,7 +155,8 @@ class LocalCopies:
         seen = processes.gather(
             [layout, [[step, digests[step]] for step in held], [[step, why] for step, why in lost.items()]]
         )
-        layouts = self.layouts = tuple(other for other, _, _ in seen)
+        layouts = tuple(other for other, _, _ in seen)
+        _warn_of_lone_shards(layouts)
         for step in sorted({step for _, steps, bad in seen for step, _ in (*steps, *bad)}, reverse=True):
             holders = {index: dict(steps)[step] for index, (_, steps, _) in enumerate(seen) if step in dict(steps)}
             first = next(iter(holders.values()), "")
@@ -254,16 +179,28 @@ class LocalCopies:
         logger.warning("the local copy of step %d is not whole (%s): %s", step, "; ".join(reasons), result)
         self._notify("local_copy_lost", {"step": step, "reasons": reasons, "result": result})
 
-    def restore(self, copy: Copy, flat: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The arrays of a copy, in the shardings of `flat`; ValueError, on all processes, where they cannot be put
-        together.
+    def restore(self, copy: Copy, abstract: StateT) -> StateT:
+        """The state of a copy, in the shardings of `abstract`; DamagedError, on all processes, where its shards cannot
+        be put together, or are not what was written.
         """
-        wanted = places(flat)
-        shards: dict[Place, np.ndarray] | None = None
+        flat = flatten(parts_of(abstract))
+        loaded = self._arrays(copy, flat)
+        written = copy.metadata["sums"]
+        if changed := [name for name, value in fingerprint.sums(loaded).items() if written.get(name) != value]:
+            raise DamagedError(
+                f"the local copy of step {copy.step} has changed since it was written: {len(changed)} arrays have"
+                f" another fingerprint, {changed[0]} is the first"
+            )
+        tree = jax.tree.unflatten(jax.tree.structure(parts_of(abstract)), [loaded[name] for name in flat])
+        return assemble_state(tree, abstract)
+
+    def _arrays(self, copy: Copy, flat: Mapping[str, Any]) -> dict[str, jax.Array]:
+        wanted = shards.places(flat)
+        held: dict[shards.Place, np.ndarray] | None = None
         reason = "" if copy.folder is not None else "it has none"
         if copy.folder is not None:
             try:
-                shards = read(copy.folder, wanted)
+                held = shards.read(copy.folder, wanted)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 reason = storage.cause(error)
                 logger.error("local copy %s cannot be read: %s", copy.folder, reason)
@@ -273,22 +210,22 @@ class LocalCopies:
         if bad:
             self._tell(copy.step, bad, "no other process holds the same" if missing else "another process sends it")
         if missing:
-            raise ValueError("; ".join(f"process {index}: {why}" for index, why in list(bad.items())[:3]))
-        if not any(reasons.values()):
-            return {
-                name: jax.make_array_from_callback(leaf.shape, leaf.sharding, _reader(name, leaf, shards or {}))
-                for name, leaf in flat.items()
-            }
-        return {name: _send(name, leaf, shards) for name, leaf in flat.items()}
+            why = "; ".join(f"process {index}: {why}" for index, why in list(bad.items())[:3])
+            raise DamagedError(f"the local copy of step {copy.step} cannot be read: {why}")
+        return shards.to_devices(flat, held, sent=any(reasons.values()))
 
     def forget(self, step: int) -> None:
         """Removes the copies of `step` and later."""
         for folder in self._process_folders():
             for later in [later for later in _steps(folder) if later >= step]:
-                _remove(folder / str(later))
+                shards.remove(folder / str(later))
 
     def reject(self, copy: Copy, reason: str) -> None:
-        """Takes a copy out of the way: set aside on the disk where it is damaged, removed on others."""
+        """Takes a copy out of the way, loudly: set aside on the disk where it is damaged, removed on others."""
+        logger.error(
+            "the local copy of step %d is given up, the newest step that is whole is next: %s", copy.step, reason
+        )
+        self._notify("local_copy_rejected", {"step": copy.step, "reason": reason})
         if copy.folder is not None and not self._is_sound(copy.folder):
             with contextlib.suppress(OSError):
                 seals.set_aside(copy.folder.parent, copy.step, reason)
@@ -296,11 +233,21 @@ class LocalCopies:
 
     def _is_sound(self, folder: epath.Path) -> bool:
         try:
-            _, rows = read_index(folder)
-            read(folder, {place: np.dtype(dtype) for place, (dtype, _, _) in rows.items()})
+            _, rows = shards.read_index(folder)
+            shards.read(folder, {place: np.dtype(dtype) for place, (dtype, _, _) in rows.items()})
         except (OSError, ValueError, KeyError, TypeError):
             return False
         return True
+
+
+def _warn_of_lone_shards(layouts: Sequence[str]) -> None:
+    alone = [layouts.count(layout) == 1 for layout in layouts]
+    if len(layouts) > 1 and any(alone):
+        logger.warning(
+            "%d of %d processes hold shards that no other holds: with one of their disks a local step is lost; "
+            "mesh.data or mesh.dcn_data of 2 or more, across hosts, would keep a second copy",
+            sum(alone), len(alone),
+        )  # fmt: skip
 
 
 def _digest(metadata: Mapping[str, Any]) -> str:
@@ -315,43 +262,3 @@ def _steps(folder: epath.Path) -> list[int]:
         return seals.committed_steps(folder)
     except OSError:
         return []
-
-
-def _remove(folder: epath.Path) -> None:
-    """A step folder, which stops being one first: a half-deleted one must not look like one that is damaged."""
-    try:
-        gone = folder.parent / f"{folder.name}.{time.monotonic_ns()}{seals.PARTIAL}"
-        folder.rename(gone)
-        gone.rmtree()
-    except OSError as error:
-        logger.warning("%s could not be removed: %s", folder, storage.cause(error))
-
-
-def _reader(name: str, leaf: Any, shards: Mapping[Place, np.ndarray]) -> Callable[[Any], np.ndarray]:
-    return lambda index: shards[place_of(name, index, tuple(leaf.shape))]
-
-
-def _send(name: str, leaf: Any, shards: Mapping[Place, np.ndarray] | None) -> jax.Array:
-    """An array whose shards some of the processes have that hold it: the others give zeros, and the largest bits
-    win.
-    """
-    mesh, spec = leaf.sharding.mesh, tuple(leaf.sharding.spec)
-    used = {axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
-    free = tuple(axis for axis in mesh.axis_names if axis not in used)
-    ways = math.prod(mesh.shape[axis] for axis in free)
-    bits = np.dtype(f"uint{8 * np.dtype(leaf.dtype).itemsize}")
-    stacked = NamedSharding(mesh, PartitionSpec(free or None, *spec))
-
-    def piece(index: Any) -> np.ndarray:
-        place = place_of(name, index[1:], tuple(leaf.shape))
-        if shards is None:
-            return np.zeros((1, *place[2]), bits)
-        return shards[place].view(bits)[None] if place[2] else shards[place].reshape(1).view(bits)
-
-    apart = jax.make_array_from_callback((ways, *leaf.shape), stacked, piece)
-
-    def join(pieces: jax.Array) -> jax.Array:
-        whole = jnp.max(pieces, axis=0)
-        return whole.astype(jnp.bool_) if leaf.dtype == jnp.bool_ else lax.bitcast_convert_type(whole, leaf.dtype)
-
-    return jax.jit(join, out_shardings=leaf.sharding)(apart)

@@ -1,90 +1,32 @@
-"""What lies in a checkpoint, and how it is read: seal first, then the record, then arrays, then their fingerprints.
+"""How a checkpoint is read: seal first, then the record, then arrays, then their fingerprints.
 
 A step holds four parts that can be read alone: `params`, `ema`, `optimizer` (moments and counts) and `progress` (step
 and counters), and as its metadata the resolved config and the plan's fingerprint. Sampling reads one part, resume all
 of them.
 """
 
-import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import jax
-from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from omnihuman_jax.checkpoint import fingerprint, seals
+from omnihuman_jax.checkpoint import fingerprint, seals, step_folders
+from omnihuman_jax.checkpoint.folder import CheckpointFolder
 from omnihuman_jax.checkpoint.parts import StateT, assemble_state, context_for, flatten, mismatches, parts_of
+from omnihuman_jax.checkpoint.record import CURE, FORMAT, WEIGHTS, CheckpointError, DamagedError, RunRecord
 from omnihuman_jax.runtime import processes, storage
-
-WEIGHTS = {"raw": "params", "ema": "ema"}
-FORMAT = 2
-
-_CURE = "remove that folder to go back to the checkpoint before it, or train in another --run"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RunRecord:
-    """What a checkpoint says about the run that wrote it: resolved config (JSON), plan fingerprint, finished steps.
-
-    `origin` says where weights that were not born in this run come from: what `omnihuman import` read, with the sha256
-    of every file; a run that starts from an import keeps it.
-    """
-
-    config: Mapping[str, Any]
-    fingerprint: str
-    step: int
-    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT, "config": dict(self.config), "fingerprint": self.fingerprint, "step": self.step,
-            "origin": dict(self.origin),
-        }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "RunRecord":
-        """Out of what a checkpoint says."""
-        return cls(
-            config=stored["config"],
-            fingerprint=stored["fingerprint"],
-            step=stored["step"],
-            origin=stored.get("origin", {}),
-        )
-
-    def part(self, weights: str) -> str:
-        """The part that holds these weights (`ema` or `raw`): at step 0, which `omnihuman import` writes, the average
-        of the parameters is the parameters, and lies there once."""
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights {weights!r}: choose ema or raw")
-        return "params" if self.step == 0 else WEIGHTS[weights]
-
-
-def checkpoint_directory(run_dir: Path | str) -> Path | str:
-    """Where a run's checkpoints lie, as its own config.json says."""
-    file = Path(run_dir) / "config.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return stored.get("checkpoint", {}).get("directory") or Path(run_dir) / "checkpoints"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, with the file and the cure."""
-
-
-class DamagedError(CheckpointError):
-    """A checkpoint whose files are all there, and wrong."""
 
 
 class CheckpointReader:
-    """Reads the checkpoints of a directory; all processes call every method, in the same order. Storage is not waited
-    for.
+    """Reads the checkpoints of a folder; all processes call every method, in the same order.
+
+    `folder`: that of `open_folder`, which is verified and waited for, or where it is, which is neither.
     """
 
-    def __init__(self, directory: Path | str):
-        self.directory = Path(directory).absolute() if "://" not in str(directory) else directory
-        self._folder = epath.Path(self.directory)
+    def __init__(self, folder: CheckpointFolder | Path | str):
+        self.folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
 
     def __enter__(self) -> Self:
         return self
@@ -92,32 +34,21 @@ class CheckpointReader:
     def __exit__(self, kind: Any, *_: object) -> None:
         """A reader leaves nothing open."""
 
-    def _ask(self, what: str, look: Callable[[], Any]) -> Any:
-        """What `look` finds; for those who wait, once storage answers."""
-        try:
-            return look()
-        except OSError as error:
-            if storage.does_not_answer(error):
-                raise CheckpointError(f"{what}: storage does not answer: {storage.cause(error)}") from error
-            raise
-
-    def _recognise(self) -> None:
-        """`storage.Gone` if the folder is not what it was, for those who know."""
-
     @property
     def latest_step(self) -> int | None:
         """The newest finished checkpoint, None if there is none."""
-        return self.steps[-1] if self.steps else None
+        steps = self.steps
+        return steps[-1] if steps else None
 
     @property
     def steps(self) -> list[int]:
-        """Steps that were saved to the end; read from disk every time: a list that is kept lies after a failed save."""
-        return [step for step in seals.committed_steps(self._folder) if seals.is_sealed(self._folder / str(step))]
+        """Finished steps, as the disk has them now."""
+        return step_folders.finished(self.folder)
 
     def record(self, step: int) -> RunRecord:
         """The record of a step; CheckpointError if it is missing or of another format."""
         return RunRecord.from_json(
-            self._agreed(f"reading {self.directory}/{step}", lambda: self._metadata(step)).custom_metadata
+            self._agreed(f"reading {self.folder}/{step}", lambda: self._metadata(step)).custom_metadata
         )
 
     def _agreed(self, what: str, look: Callable[[], Any]) -> Any:
@@ -129,36 +60,36 @@ class CheckpointReader:
             except DamagedError as error:
                 return None, str(error)
 
-        found, reason = self._ask(what, tolerant)
+        found, reason = self.folder.retry(what, tolerant)
         if reasons := [why for why in processes.gather(reason) if why]:
             raise DamagedError(reasons[0])
         return found
 
     def _metadata(self, step: int) -> Any:
-        where = f"{self.directory}/{step}"
-        self._recognise()
+        where = f"{self.folder}/{step}"
+        self.folder.verify()
         if step not in self.steps:
-            raise CheckpointError(f"{self.directory} has no step {step}; it has {self.steps or 'none'}")
-        if reason := seals.damage(self._folder / str(step)):
-            self._recognise()
-            raise DamagedError(f"{where} is damaged: {reason}; {_CURE}")
+            raise CheckpointError(f"{self.folder} has no step {step}; it has {self.steps or 'none'}")
+        if reason := seals.damage(self.folder.step(step)):
+            self.folder.verify()
+            raise DamagedError(f"{where} is damaged: {reason}; {CURE}")
         try:
-            with context_for(self.directory):
-                metadata = ocp.checkpointables_metadata(self._folder / str(step))
+            with context_for(self.folder.directory):
+                metadata = ocp.checkpointables_metadata(self.folder.step(step))
         except Exception as error:
             if storage.does_not_answer(error):
                 raise storage.Gone(storage.cause(error)) from error
-            raise DamagedError(f"{where} is damaged: {storage.cause(error)}; {_CURE}") from error
+            raise DamagedError(f"{where} is damaged: {storage.cause(error)}; {CURE}") from error
         stored = metadata.custom_metadata
         if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-            raise CheckpointError(f"{where} has no readable record of its run (format {FORMAT}); {_CURE}")
+            raise CheckpointError(f"{where} has no readable record of its run (format {FORMAT}); {CURE}")
         return metadata
 
     def restore(self, step: int, abstract: StateT) -> StateT:
         """The whole state of a step, in the shardings of `abstract`; CheckpointError names what does not fit."""
         state = assemble_state(self._load(step, parts_of(abstract)), abstract)
         if int(state.step) != step:
-            raise CheckpointError(f"{self.directory}/{step} holds the state of step {int(state.step)}; {_CURE}")
+            raise CheckpointError(f"{self.folder}/{step} holds the state of step {int(state.step)}; {CURE}")
         return state
 
     def restore_part(self, step: int, part: str, abstract: Any) -> Any:
@@ -166,14 +97,14 @@ class CheckpointReader:
         return self._load(step, {part: abstract})[part]
 
     def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
-        where = f"{self.directory}/{step}"
+        where = f"{self.folder}/{step}"
         metadata = self._agreed(f"reading {where}", lambda: self._metadata(step))
         stored = metadata.metadata
         written: dict[str, int] = metadata.custom_metadata["sums"]
         if missing := sorted(set(abstract) - {name for name, value in stored.items() if value is not None}):
             if {name.split("/")[0] for name in written}.issuperset(missing):
-                raise DamagedError(f"{where} is damaged: the metadata of {', '.join(missing)} cannot be read; {_CURE}")
-            raise CheckpointError(f"{where} lacks {', '.join(missing)}; {_CURE}")
+                raise DamagedError(f"{where} is damaged: the metadata of {', '.join(missing)} cannot be read; {CURE}")
+            raise CheckpointError(f"{where} lacks {', '.join(missing)}; {CURE}")
         problems = [line for name in abstract for line in mismatches(name, stored[name], abstract[name])]
         if problems:
             shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
@@ -183,22 +114,22 @@ class CheckpointReader:
         if changed:
             raise DamagedError(
                 f"{where} has changed since it was written: {len(changed)} arrays have another fingerprint,"
-                f" {changed[0]} is the first; {_CURE}"
+                f" {changed[0]} is the first; {CURE}"
             )
         return loaded
 
     def _read(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         """Each process for itself, so that none waits in a barrier for one that fails."""
-        context, own = context_for(self.directory), jax.process_index()
+        context, own = context_for(self.folder.directory), jax.process_index()
         context.multiprocessing.primary_host, context.multiprocessing.active_processes = own, {own}
         try:
             with context:
-                return ocp.load_checkpointables(self._folder / str(step), abstract)
+                return ocp.load_checkpointables(self.folder.step(step), abstract)
         except Exception as error:
             if storage.does_not_answer(error):
                 raise storage.Gone(storage.cause(error)) from error
-            self._recognise()
-            raise DamagedError(f"{self.directory}/{step} cannot be read: {storage.cause(error)}; {_CURE}") from error
+            self.folder.verify()
+            raise DamagedError(f"{self.folder}/{step} cannot be read: {storage.cause(error)}; {CURE}") from error
 
 
 def load_weights(

@@ -26,9 +26,10 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from omnihuman_jax import sharding
+from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
 from omnihuman_jax.checkpoint.parts import size_bytes
-from omnihuman_jax.checkpoint.reader import RunRecord
-from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
+from omnihuman_jax.checkpoint.record import RunRecord
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.training.train_state import Counters, TrainState
 
 LEAVES = 8  # a part; stacked blocks make few and large ones
@@ -84,20 +85,20 @@ def measure(out: Path, *, gib: float, saves: int, step_s: float, interval: int) 
     rates: list[float] = []
     try:
         before = raw_speed(folder, nbytes)
-        with Checkpoints(folder / "checkpoints", CheckpointConfig(keep=1)) as checkpoints:
+        with open_checkpoints(folder / "checkpoints", CheckpointConfig(keep=1)) as checkpoints:
             for save in range(saves + 1):
                 state = advance(state)
                 jax.block_until_ready(state)
                 checkpoints.save(state, RunRecord(config={}, fingerprint="", step=save + 1))
                 stall = checkpoints.take_stall()
-                while not checkpoints.is_idle:
+                while not checkpoints.writer.is_idle:
                     time.sleep(step_s)  # the host waits for the devices
                     state = advance(state)
                 if not checkpoints.wait():
                     raise OSError(f"{folder} could not be written")
                 if save:  # the first compiles the fingerprint
                     stalls.append(stall)
-                    rates.append(checkpoints.last_save["bytes"] / checkpoints.last_save["seconds"])
+                    rates.append(checkpoints.writer.last_save["bytes"] / checkpoints.writer.last_save["seconds"])
         after = raw_speed(folder, nbytes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

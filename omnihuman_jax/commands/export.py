@@ -21,7 +21,9 @@ import numpy as np
 from etils import epath
 
 from omnihuman_jax import config as experiment
-from omnihuman_jax.checkpoint.reader import WEIGHTS, CheckpointReader, RunRecord, checkpoint_directory
+from omnihuman_jax.checkpoint.folder import checkpoint_directory
+from omnihuman_jax.checkpoint.reader import CheckpointReader
+from omnihuman_jax.checkpoint.record import WEIGHTS, RunRecord
 from omnihuman_jax.interop import hunyuan_video, safetensors_io
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.export_folder import Serving, copy_modules

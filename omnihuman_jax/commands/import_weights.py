@@ -26,8 +26,8 @@ from jax.sharding import Mesh
 
 from omnihuman_jax import config as experiment
 from omnihuman_jax import sharding
-from omnihuman_jax.checkpoint.reader import RunRecord
-from omnihuman_jax.checkpoint.writer import Checkpoints
+from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
+from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.interop import hunyuan_video, key_table, safetensors_io
 from omnihuman_jax.interop.hunyuan_video import ADDED_GROUPS, ADDITIONS_STEM
 from omnihuman_jax.interop.sharded_params import ShardedParams
@@ -217,8 +217,8 @@ def save(params: Params, config: experiment.ExperimentConfig, origin: Mapping[st
         write_text(to / "origin.json", json.dumps(origin, indent=2) + "\n")
     processes.wait_for_peers("omnihuman_import_folder")
     record = RunRecord(config=experiment.to_json(config), fingerprint="", step=0, origin=origin)
-    with Checkpoints(to / "checkpoints", config.checkpoint) as checkpoints:
-        checkpoints.save_weights(params, record)
+    with open_checkpoints(to / "checkpoints", config.checkpoint) as checkpoints:
+        checkpoints.writer.save_weights(params, record)
 
 
 def import_mesh(model: mmdit.MMDiTConfig) -> Mesh:

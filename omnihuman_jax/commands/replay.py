@@ -24,7 +24,9 @@ import optax
 from omnihuman_jax import config as experiment
 from omnihuman_jax import sharding
 from omnihuman_jax.assembly import Parts, assemble
-from omnihuman_jax.checkpoint.reader import CheckpointReader, RunRecord, checkpoint_directory
+from omnihuman_jax.checkpoint.folder import checkpoint_directory
+from omnihuman_jax.checkpoint.reader import CheckpointReader
+from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
 from omnihuman_jax.data.pipeline import window_input

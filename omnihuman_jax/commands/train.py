@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from omnihuman_jax.assembly import Parts, compile_step, controls_at
-from omnihuman_jax.checkpoint.reader import RunRecord
-from omnihuman_jax.checkpoint.writer import Checkpoints
+from omnihuman_jax.checkpoint.checkpoints import Checkpoints
+from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.config import (
     ExperimentConfig,
     load_config,

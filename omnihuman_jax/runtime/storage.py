@@ -105,7 +105,7 @@ def identify(folder: epath.Path) -> str:
     return str(json.loads((folder / IDENTITY).read_text())["id"])
 
 
-def recognise(folder: epath.Path, identity: str) -> None:
+def verify(folder: epath.Path, identity: str) -> None:
     """`Gone` unless this is the folder of that identity, seen from this process."""
     try:
         found = json.loads((folder / IDENTITY).read_text())["id"]

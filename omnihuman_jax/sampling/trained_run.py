@@ -19,7 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax import conditions, sharding
 from omnihuman_jax import config as experiment
-from omnihuman_jax.checkpoint.reader import RunRecord, checkpoint_directory, load_weights
+from omnihuman_jax.checkpoint.folder import checkpoint_directory
+from omnihuman_jax.checkpoint.reader import load_weights
+from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.codecs import codec as codecs
 from omnihuman_jax.data import packing, records
 from omnihuman_jax.diffusion import flow_matching, guidance, solver

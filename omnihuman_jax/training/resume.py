@@ -13,9 +13,11 @@ from typing import Any
 import jax
 
 from omnihuman_jax.assembly import Parts, assemble
-from omnihuman_jax.checkpoint import tiers
-from omnihuman_jax.checkpoint.reader import CheckpointError, DamagedError, RunRecord, checkpoint_directory, load_weights
-from omnihuman_jax.checkpoint.writer import Checkpoints
+from omnihuman_jax.checkpoint import checkpoints as run_checkpoints
+from omnihuman_jax.checkpoint.checkpoints import Checkpoints
+from omnihuman_jax.checkpoint.folder import checkpoint_directory
+from omnihuman_jax.checkpoint.reader import load_weights
+from omnihuman_jax.checkpoint.record import CheckpointError, DamagedError, RunRecord
 from omnihuman_jax.config import ExperimentConfig, changed_fields
 from omnihuman_jax.runtime import processes, storage
 from omnihuman_jax.telemetry.events import last_saved
@@ -67,7 +69,7 @@ def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, t
     # Process 0 has written the logs: another may see less of them.
     expected = must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks) if jax.process_index() == 0 else ""
     expected = processes.gather(expected)[0]
-    return tiers.open_checkpoints(
+    return run_checkpoints.open_checkpoints(
         config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, note, expected
     )
 

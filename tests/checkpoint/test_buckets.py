@@ -5,7 +5,8 @@ import json
 import pytest
 
 from omnihuman_jax.checkpoint import seals
-from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
+from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.runtime import storage
 from tests.checkpoint.bucket import empty_bucket
 
@@ -20,18 +21,18 @@ def committed(objects: dict[str, bytes], step: int) -> None:
 
 def test_a_step_without_a_seal_is_set_aside_and_later_ones_are_rolled_back() -> None:
     bucket, noted = empty_bucket(), []
-    with Checkpoints(f"gs://{RUN}", CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
+    with open_checkpoints(f"gs://{RUN}", CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
         identity = json.loads(bucket[f"{RUN}/{storage.IDENTITY}"])["id"]
-        assert checkpoints.steps == [] and checkpoints.choose() is None
+        assert checkpoints.reader.steps == [] and checkpoints.choose() is None
         for step in (5, 10, 15):
             committed(bucket, step)
-            assert seals.committed_steps(checkpoints._folder)[-1] == step  # looked at anew
+            assert seals.committed_steps(checkpoints.reader.folder.path)[-1] == step  # looked at anew
             if step != 15:
-                assert seals.write(checkpoints._folder / str(step)) == 4 * step
-        assert checkpoints.steps == [5, 10]
+                assert seals.write(checkpoints.reader.folder.path / str(step)) == 4 * step
+        assert checkpoints.reader.steps == [5, 10]
     # The next start, after a kill between the commit and the seal.
-    with Checkpoints(f"gs://{RUN}", CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
-        assert checkpoints._identity == identity
+    with open_checkpoints(f"gs://{RUN}", CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
+        assert checkpoints.reader.folder.identity == identity
         assert checkpoints.choose() == 10
         assert bucket[f"{RUN}/damaged/15-1/params/d/0"] == bytes(15) and f"{RUN}/15/params/d/0" not in bucket
         assert "no seal" in json.loads(bucket[f"{RUN}/damaged/15-1/why.json"])["reason"]
@@ -40,9 +41,9 @@ def test_a_step_without_a_seal_is_set_aside_and_later_ones_are_rolled_back() -> 
         checkpoints.reject(15, "again")
         assert f"{RUN}/damaged/15-2/ema/d/0" in bucket
         bucket[f"{RUN}/10/ema/d/0"] = b"short"
-        assert checkpoints.choose() == 5 and list(seals.aside(checkpoints._folder)) == ["10-1"]
+        assert checkpoints.choose() == 5 and list(seals.aside(checkpoints.reader.folder.path)) == ["10-1"]
         checkpoints.roll_back(5)
-        assert checkpoints.steps == [] and f"{RUN}/rolled_back/5-1/seal.json" in bucket
+        assert checkpoints.reader.steps == [] and f"{RUN}/rolled_back/5-1/seal.json" in bucket
         assert not [name for name in bucket if name.startswith((f"{RUN}/5/", f"{RUN}/10/", f"{RUN}/15/"))]
 
 
@@ -50,5 +51,5 @@ def test_a_step_without_a_seal_is_set_aside_and_later_ones_are_rolled_back() -> 
 def test_what_a_save_that_died_has_left_is_removed(left: str) -> None:
     bucket = empty_bucket()
     bucket[f"{RUN}/{left}"] = b"half"
-    with Checkpoints(f"gs://{RUN}", CheckpointConfig()):
+    with open_checkpoints(f"gs://{RUN}", CheckpointConfig()):
         assert sorted(bucket) == [f"{RUN}/{storage.IDENTITY}"]

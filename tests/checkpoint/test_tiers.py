@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import sharding
-from omnihuman_jax.checkpoint.reader import DamagedError
-from omnihuman_jax.checkpoint.tiers import LOCAL, TieredCheckpoints, open_checkpoints
-from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
+from omnihuman_jax.checkpoint.checkpoints import LOCAL, Checkpoints, open_checkpoints
+from omnihuman_jax.checkpoint.record import DamagedError
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from tests.checkpoint.test_writer import abstract, make_state, mesh, record
 
 __all__ = ["mesh"]  # a fixture
@@ -29,9 +29,9 @@ def tiers(folder: Path, noted: list | None = None, **changes: object) -> Checkpo
 
 def test_one_tier_unless_a_local_directory_is_set(tmp_path: Path) -> None:
     with open_checkpoints(tmp_path, CheckpointConfig(), lambda kind, details: None) as checkpoints:
-        assert type(checkpoints) is Checkpoints and checkpoints.due(1000) == "interval" and not checkpoints.due(1001)
+        assert checkpoints.local is None and checkpoints.due(1000) == "interval" and not checkpoints.due(1001)
     with tiers(tmp_path) as checkpoints:
-        assert type(checkpoints) is TieredCheckpoints
+        assert checkpoints.local is not None
         assert [checkpoints.due(step) for step in range(1, 7)] == ["", LOCAL, "", LOCAL, "", "interval"]
         assert checkpoints.due(5, last=True) == "interval"
 

@@ -23,15 +23,11 @@ from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import sharding
 from omnihuman_jax.checkpoint import seals
-from omnihuman_jax.checkpoint.reader import (
-    CheckpointError,
-    CheckpointReader,
-    DamagedError,
-    RunRecord,
-    checkpoint_directory,
-    load_weights,
-)
-from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
+from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
+from omnihuman_jax.checkpoint.folder import checkpoint_directory
+from omnihuman_jax.checkpoint.reader import CheckpointReader, load_weights
+from omnihuman_jax.checkpoint.record import CheckpointError, DamagedError, RunRecord
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.runtime import exit_codes, processes, storage
 from omnihuman_jax.runtime.processes import RunEnded
 from omnihuman_jax.training.train_state import Counters, TrainState
@@ -75,7 +71,7 @@ def abstract(state: TrainState) -> TrainState:
 
 
 def saved(folder: Path, mesh: jax.sharding.Mesh, *steps: int, width: int = 16) -> Path:
-    with Checkpoints(folder, CheckpointConfig(keep=9)) as checkpoints:
+    with open_checkpoints(folder, CheckpointConfig(keep=9)) as checkpoints:
         for step in steps:
             checkpoints.save(make_state(mesh, step, width), record(step))
     return folder
@@ -98,7 +94,7 @@ def test_a_save_in_progress_is_not_touched_by_the_steps_that_go_on(tmp_path: Pat
     step = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 3 + 1, state), donate_argnums=0)
     state = make_state(mesh, 2, width=1 << 16)
     before = jax.device_get(jax.tree.map(jnp.copy, state))
-    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+    with open_checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
         checkpoints.save(state, record(2))
         shapes = abstract(state)
         for _ in range(20):  # donates the very buffers that are being written
@@ -131,7 +127,7 @@ def test_weights_alone_on_another_placement(tmp_path: Path, mesh: jax.sharding.M
 
 
 def test_old_checkpoints_make_room(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
-    with Checkpoints(tmp_path, CheckpointConfig(keep=2, keep_every=10)) as checkpoints:
+    with open_checkpoints(tmp_path, CheckpointConfig(keep=2, keep_every=10)) as checkpoints:
         for step in (10, 11, 12, 13):
             checkpoints.save(make_state(mesh, step), record(step))
         checkpoints.wait()
@@ -143,7 +139,7 @@ def test_a_save_is_good_though_older_ones_cannot_be_removed(
     tmp_path: Path, mesh: jax.sharding.Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     noted = []
-    with Checkpoints(tmp_path, CheckpointConfig(keep=1), lambda kind, details: noted.append(kind)) as checkpoints:
+    with open_checkpoints(tmp_path, CheckpointConfig(keep=1), lambda kind, details: noted.append(kind)) as checkpoints:
         checkpoints.save(make_state(mesh, 1), record(1))
         assert checkpoints.wait()
         looks = itertools.count()
@@ -156,20 +152,20 @@ def test_a_save_is_good_though_older_ones_cannot_be_removed(
         sealed = seals.is_sealed
         monkeypatch.setattr(seals, "is_sealed", fails)
         checkpoints.save(make_state(mesh, 2), record(2))
-        assert checkpoints.wait() and checkpoints.failed_saves == 0 and checkpoints.steps == [1, 2]
+        assert checkpoints.wait() and checkpoints.failed_saves == 0 and checkpoints.reader.steps == [1, 2]
         assert noted == ["saved", "saved", "older_checkpoints_stay"] and "no room could be made" in caplog.text
         checkpoints.save(make_state(mesh, 3), record(3))
-        assert checkpoints.wait() and checkpoints.steps == [3]
+        assert checkpoints.wait() and checkpoints.reader.steps == [3]
 
 
 def test_a_half_written_step_is_not_a_checkpoint(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
     folder = saved(tmp_path / "c", mesh, 1)
     shutil.copytree(folder / "1", folder / "2.orbax-checkpoint-tmp")
-    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
-        assert checkpoints.steps == [1]
+    with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
+        assert checkpoints.reader.steps == [1]
         checkpoints.save(make_state(mesh, 2), record(2))
         checkpoints.wait()
-        assert checkpoints.latest_step == 2
+        assert checkpoints.reader.latest_step == 2
     assert not (folder / "2.orbax-checkpoint-tmp").exists()
 
 
@@ -189,8 +185,8 @@ def test_a_damaged_part_is_an_error_that_names_the_folder_and_the_cure(
 
 
 def test_a_missing_part_and_a_missing_record(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
-    with Checkpoints(tmp_path / "weights", CheckpointConfig()) as checkpoints:
-        checkpoints.save_weights(make_state(mesh).params, record(0))
+    with open_checkpoints(tmp_path / "weights", CheckpointConfig()) as checkpoints:
+        checkpoints.writer.save_weights(make_state(mesh).params, record(0))
     with (
         CheckpointReader(tmp_path / "weights") as checkpoints,
         pytest.raises(CheckpointError, match="weights/0 lacks optimizer"),
@@ -253,7 +249,7 @@ def test_a_flipped_bit_is_found_and_the_step_before_is_taken(
     noted = []
     folder = saved(tmp_path / "c", mesh, 1, 2, width=1 << 12)
     flip(folder / "2", part)
-    with Checkpoints(folder, CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
+    with open_checkpoints(folder, CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
         assert checkpoints.choose() == 2  # its size is as it was
         with pytest.raises(DamagedError, match=rf"c/2 .*({part}/.* is the first|.*cannot be read)"):
             checkpoints.restore(2, abstract(make_state(mesh, 2, width=1 << 12)))
@@ -269,8 +265,10 @@ def test_files_that_are_gone_cut_short_or_were_never_sealed(tmp_path: Path, mesh
     next((folder / "3" / "ema").rglob("d/*")).write_bytes(b"")
     (folder / "2" / "seal.json").unlink()  # killed between commit and seal
     noted = []
-    with Checkpoints(folder, CheckpointConfig(), lambda kind, details: noted.append(details["reason"])) as checkpoints:
-        assert checkpoints.steps == [1, 3, 4]
+    with open_checkpoints(
+        folder, CheckpointConfig(), lambda kind, details: noted.append(details["reason"])
+    ) as checkpoints:
+        assert checkpoints.reader.steps == [1, 3, 4]
         assert checkpoints.choose() == 1
     assert len(noted) == 3
     for reason, expected in zip(noted, ("is missing", "has 0 bytes", "no seal"), strict=True):
@@ -284,7 +282,7 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, mesh: jax.sh
     folder = saved(tmp_path / "c", mesh, 1, width=1 << 16)
     noted = []
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Checkpoints(
+    with open_checkpoints(
         folder, CheckpointConfig(keep=1), lambda kind, details: noted.append((kind, details.get("step")))
     ) as checkpoints:
         try:
@@ -296,7 +294,8 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, mesh: jax.sh
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert not checkpoints.due(STEP)  # there is no room: it is the next interval's
-        assert checkpoints.steps == [1] and sorted(path.name for path in folder.iterdir()) == ["1", storage.IDENTITY]
+        assert checkpoints.reader.steps == [1]
+        assert sorted(path.name for path in folder.iterdir()) == ["1", storage.IDENTITY]
         checkpoints.save(make_state(mesh, 4, width=1 << 16), record(4))
         assert checkpoints.wait() and checkpoints.failed_saves == 0
     assert noted == [("save_failed", 2), ("save_failed", 3), ("saved", 4)]
@@ -345,10 +344,10 @@ def test_a_save_that_storage_did_not_take_is_made_again_of_a_later_step(
     tmp_path: Path, mesh: jax.sharding.Mesh, how: str
 ) -> None:
     folder, noted = saved(tmp_path / "c", mesh, 1), []
-    with Checkpoints(folder, QUICK, lambda kind, details: noted.append((kind, details["step"]))) as checkpoints:
+    with open_checkpoints(folder, QUICK, lambda kind, details: noted.append((kind, details["step"]))) as checkpoints:
         take_away(folder, how)
         checkpoints.save(make_state(mesh, 2), record(2))
-        assert checkpoints.failed_saves == 1 and not checkpoints.disk_is_full
+        assert checkpoints.failed_saves == 1 and not checkpoints.writer.disk_is_full
         assert not checkpoints.due(STEP)  # the pause is not over
         time.sleep(0.25)
         assert checkpoints.due(STEP) == "again"
@@ -361,7 +360,7 @@ def test_a_save_that_storage_did_not_take_is_made_again_of_a_later_step(
         assert checkpoints.due(STEP) == "again"
         checkpoints.save(make_state(mesh, 5), record(5), "again")
         assert checkpoints.due(STEP) != "again"  # being written, or written
-        assert checkpoints.wait() and not checkpoints.due(STEP) and checkpoints.steps == [1, 5]
+        assert checkpoints.wait() and not checkpoints.due(STEP) and checkpoints.reader.steps == [1, 5]
         checkpoints.restore(5, abstract(make_state(mesh)))
     assert noted == [("save_failed", 2), ("save_failed", 3), ("saved", 5)]
 
@@ -370,7 +369,7 @@ def test_a_save_that_fails_while_it_is_written_is_noticed_at_the_next_step(
     tmp_path: Path, mesh: jax.sharding.Mesh
 ) -> None:
     folder = saved(tmp_path / "c", mesh, 1)
-    with Checkpoints(folder, QUICK) as checkpoints:
+    with open_checkpoints(folder, QUICK) as checkpoints:
         checkpoints.save(make_state(mesh, 2), record(2))
         take_away(folder, "not there")
         while checkpoints.failed_saves == 0:
@@ -379,16 +378,16 @@ def test_a_save_that_fails_while_it_is_written_is_noticed_at_the_next_step(
         assert not folder.exists() or list(folder.iterdir()) == []  # nor was anything left below the mount
         bring_back(folder)
         assert not checkpoints.wait() and checkpoints.finish(make_state(mesh, 3), record(3))
-        assert checkpoints.latest_step == 3
+        assert checkpoints.reader.latest_step == 3
 
 
 def test_the_last_save_is_tried_again_and_then_given_up(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
     folder = saved(tmp_path / "c", mesh, 1)
-    with Checkpoints(folder, QUICK) as checkpoints:
+    with open_checkpoints(folder, QUICK) as checkpoints:
         take_away(folder, "not there")
         threading.Timer(0.4, bring_back, [folder]).start()
         checkpoints.save(make_state(mesh, 2), record(2))
-        assert checkpoints.finish(make_state(mesh, 2), record(2)) and checkpoints.steps == [1, 2]
+        assert checkpoints.finish(make_state(mesh, 2), record(2)) and checkpoints.reader.steps == [1, 2]
         take_away(folder, "empty")
         begin = time.monotonic()
         checkpoints.save(make_state(mesh, 3), record(3))
@@ -418,15 +417,15 @@ def test_what_was_said_of_a_save_is_no_word_about_its_next_try(
         return write(folder)
 
     monkeypatch.setattr(seals, "write", slow)
-    with Checkpoints(tmp_path, QUICK) as checkpoints:
+    with open_checkpoints(tmp_path, QUICK) as checkpoints:
         checkpoints.save(make_state(mesh, 2), record(2))
         assert checkpoints.finish(make_state(mesh, 2), record(2)) and next(calls) == 2
-        assert checkpoints.steps == [2] and len(notes) == 1
+        assert checkpoints.reader.steps == [2] and len(notes) == 1
 
 
 def test_reading_waits_for_storage_and_then_leaves_for_a_restart(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
     folder = saved(tmp_path / "c", mesh, 1, 2)
-    with Checkpoints(folder, QUICK) as checkpoints:
+    with open_checkpoints(folder, QUICK) as checkpoints:
         reads = (
             checkpoints.choose,
             lambda: checkpoints.record(2),
@@ -454,22 +453,22 @@ def test_a_run_that_has_saved_does_not_begin_anew_because_its_folder_is_gone(
     folder = saved(tmp_path / "c", mesh, 1)
     take_away(folder, how)
     with pytest.raises(RunEnded, match=r"c.*did not answer in 3 tries: .*has saved step 1|Not a directory") as ended:
-        Checkpoints(folder, QUICK, expected="has saved step 1")
+        open_checkpoints(folder, QUICK, expected="has saved step 1")
     assert ended.value.exit_code == exit_codes.RETRY
     back = threading.Timer(0.3, bring_back, [folder])
     back.start()
-    with Checkpoints(folder, QUICK, expected="has saved step 1") as checkpoints:
+    with open_checkpoints(folder, QUICK, expected="has saved step 1") as checkpoints:
         back.join()
         assert checkpoints.choose() == 1
 
 
 def test_a_first_start_makes_its_folder_or_says_why_not(tmp_path: Path) -> None:
-    with Checkpoints(tmp_path / "a" / "b", QUICK) as checkpoints:
+    with open_checkpoints(tmp_path / "a" / "b", QUICK) as checkpoints:
         assert checkpoints.choose() is None
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(CheckpointError, match=rf"cannot be written to {directory}: "):
-            Checkpoints(directory, QUICK)
+            open_checkpoints(directory, QUICK)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT])

@@ -20,8 +20,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 from safetensors.torch import load_file
 
 from omnihuman_jax import config as experiment
-from omnihuman_jax.checkpoint.reader import RunRecord, load_weights
-from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
+from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
+from omnihuman_jax.checkpoint.reader import load_weights
+from omnihuman_jax.checkpoint.record import RunRecord
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.commands import export
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop import key_table as kt
@@ -52,7 +54,7 @@ def _params(seed: int) -> dict:
 def run(tmp_path_factory) -> Path:
     """A run directory with two checkpoints, written by the trainer's own code."""
     directory = tmp_path_factory.mktemp("runs") / "run"
-    with Checkpoints(directory / "checkpoints", CheckpointConfig()) as checkpoints:
+    with open_checkpoints(directory / "checkpoints", CheckpointConfig()) as checkpoints:
         for step in (STEP - 4, STEP):
             state = TrainState(
                 params=_params(step),

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnihuman_jax.checkpoint.reader import CheckpointError, CheckpointReader
+from omnihuman_jax.checkpoint.reader import CheckpointReader
+from omnihuman_jax.checkpoint.record import CheckpointError
 from omnihuman_jax.commands import train
 from omnihuman_jax.config import changed_fields, from_json, to_json
 from omnihuman_jax.data.catalog import Catalog

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from launch import slurm
-from omnihuman_jax.checkpoint.reader import CheckpointReader, checkpoint_directory
+from omnihuman_jax.checkpoint.folder import checkpoint_directory
+from omnihuman_jax.checkpoint.reader import CheckpointReader
 from omnihuman_jax.runtime import exit_codes
 from tests.launch.specs import IMAGE, ON_SLURM, spec
 from tests.training import runs

@@ -18,8 +18,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax import sharding
-from omnihuman_jax.checkpoint.reader import DamagedError, RunRecord
-from omnihuman_jax.checkpoint.tiers import open_checkpoints
+from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
+from omnihuman_jax.checkpoint.record import DamagedError, RunRecord
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.runtime import processes
 from omnihuman_jax.training.train_state import Counters, TrainState

@@ -23,7 +23,7 @@ RENAMES = {
     ("omnihuman_jax/runtime/files.py", "_sweep"),
     ("omnihuman_jax/serving/media_omnihuman.py", "write_video"),
     ("omnihuman_jax/checkpoint/seals.py", "set_aside"),
-    ("omnihuman_jax/checkpoint/local_copies.py", "_remove"),
+    ("omnihuman_jax/checkpoint/shards.py", "remove"),
 }
 HASHES = {
     ("omnihuman_jax/runtime/files.py", "file_sha256"),

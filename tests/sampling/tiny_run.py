@@ -15,8 +15,9 @@ from safetensors.numpy import save_file
 
 from omnihuman_jax import config as experiment
 from omnihuman_jax import sharding
-from omnihuman_jax.checkpoint.reader import RunRecord
-from omnihuman_jax.checkpoint.writer import CheckpointConfig, Checkpoints
+from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
+from omnihuman_jax.checkpoint.record import RunRecord
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.codecs.dct import DctCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import records
@@ -285,7 +286,7 @@ def write_checkpoint(run: Path, config: experiment.ExperimentConfig, spec: recor
     run.mkdir(parents=True)
     experiment.write_config(config, run)
     spec.save(run)
-    with Checkpoints(run / "checkpoints", CheckpointConfig()) as checkpoints:
+    with open_checkpoints(run / "checkpoints", CheckpointConfig()) as checkpoints:
         checkpoints.save(state, RunRecord(config=experiment.to_json(config), fingerprint="tiny", step=step))
         checkpoints.wait()
 

@@ -60,28 +60,28 @@ if __name__ == "__main__":
             if kind == "blind":
                 from omnihuman_jax.runtime import storage
 
-                recognise, times = storage.recognise, itertools.count()
+                verify, times = storage.verify, itertools.count()
 
                 def gone(folder, identity):
                     if next(times) < 2:
                         raise storage.Gone(f"{folder} is not there any more (planted)")
-                    recognise(folder, identity)
+                    verify(folder, identity)
 
-                storage.recognise = gone
+                storage.verify = gone
                 return place_batch(*args, **kwargs)
             if kind == "unsealed":
                 from omnihuman_jax.runtime import storage
 
-                recognise, looks = storage.recognise, itertools.count()
+                verify, looks = storage.verify, itertools.count()
 
                 def looked(folder, identity):
                     # Of each save: one look before, one before the seal.
                     if (look := next(looks)) == 1:
                         raise OSError(5, "Input/output error (planted)")
                     time.sleep(1.0 if look == 3 else 0.0)
-                    recognise(folder, identity)
+                    verify(folder, identity)
 
-                storage.recognise = looked
+                storage.verify = looked
                 return place_batch(*args, **kwargs)
             if kind == "sleep":
                 time.sleep(600)

@@ -16,13 +16,18 @@ HOOKS = {
     "reading the config": ("omnihuman_jax.commands.train", "", "load_config", 1),
     "joining": ("jax.distributed", "", "initialize", 1),
     "opening the data set": ("omnihuman_jax.training.resume", "", "assemble", 1),
-    "restoring": ("omnihuman_jax.checkpoint.writer", "Checkpoints", "choose", 1),
+    "restoring": ("omnihuman_jax.checkpoint.checkpoints", "Checkpoints", "choose", 1),
     "measuring the peak": ("omnihuman_jax.commands.train", "", "measure_matmul_peak", 1),
     "compiling": ("omnihuman_jax.commands.train", "", "compile_step", 1),
     "the first step": ("omnihuman_jax.training.placement", "", "place_batch", 1),
     "a later step": ("omnihuman_jax.training.placement", "", "place_batch", 3),
-    "saving": ("omnihuman_jax.checkpoint.writer", "Checkpoints", "_seal", 1),  # in its own thread, while steps go on
-    "the last save": ("omnihuman_jax.checkpoint.writer", "Checkpoints", "finish", 1),
+    "saving": (
+        "omnihuman_jax.checkpoint.writer",
+        "CheckpointWriter",
+        "_seal",
+        1,
+    ),  # in its own thread, while steps go on
+    "the last save": ("omnihuman_jax.checkpoint.checkpoints", "Checkpoints", "finish", 1),
 }
 IMPORTING = "importing"
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import assembly
-from omnihuman_jax.checkpoint.reader import CheckpointError, CheckpointReader, RunRecord
+from omnihuman_jax.checkpoint.reader import CheckpointReader
+from omnihuman_jax.checkpoint.record import CheckpointError, RunRecord
 from omnihuman_jax.commands import import_weights, replay
 from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.models import mmdit
