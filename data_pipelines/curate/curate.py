@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from data_pipelines.curate import decode, stages
@@ -29,6 +29,7 @@ from data_pipelines.curate.clips import CLIPS_FILE, Clip, write_clips, write_tex
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.tagging import Thresholds, tag
 from omnihuman_jax.conditions import Condition
+from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import FPS
 
 FUNNEL_FILE = "funnel.json"
@@ -337,14 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(arguments, name) is not None:
             setattr(config, name, getattr(arguments, name))
     console = Console()
-    columns = (
-        TextColumn("{task.description:12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
+    with progress_bar(stays=True) as progress:
         funnel = curate(arguments.videos, arguments.out, config, progress)
     console.print(funnel_table(funnel))
     computed = funnel["computed"]

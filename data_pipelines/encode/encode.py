@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from data_pipelines.curate.clips import CLIPS_FILE, Clip, read_clips
@@ -38,6 +37,7 @@ from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_me
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import MAX_TOKENS, load_text_encoder
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
 
 SUMMARY_FILE = "encode.json"
@@ -143,7 +143,7 @@ def _encode_into(
     encoder = ClipEncoder(clips_dir, codec, text, speech, config.windows, config.max_text_tokens)
     statistics: dict[str, ClipStatistics] = {}
     rows: list[dict[str, Any]] = []
-    with _progress(console) as progress:
+    with progress_bar(stays=True, console=console) as progress:
         task = progress.add_task("encoding windows", total=total)
 
         def records() -> Iterator[Any]:
@@ -291,11 +291,6 @@ def _existing(out_dir: Path, fingerprint: str, *, overwrite: bool) -> dict[str, 
             f"{out_dir}: made from other clips or settings; choose another --out, or replace it with --overwrite"
         )
     return summary
-
-
-def _progress(console: Console) -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(TextColumn("{task.description}"), *columns, console=console)
 
 
 def _integers(text: str) -> tuple[int, ...]:

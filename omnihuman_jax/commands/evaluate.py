@@ -24,6 +24,7 @@ from omnihuman_jax.data.records import WindowRecord, open_records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
@@ -359,8 +360,6 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """`omnihuman evaluate`."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     parser = argparse.ArgumentParser(
         prog="omnihuman evaluate",
         description=(
@@ -388,9 +387,8 @@ def main(argv: Sequence[str]) -> int:
         options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
     )
     config = trained_run.sampling_config(run.config.sampling, options)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task("sampling", total=1.0)
+    with progress_bar("share") as bar:
+        task = bar.add_task("sampling", total=1.0)
         result = evaluate(
             run,
             options.out,
@@ -399,7 +397,7 @@ def main(argv: Sequence[str]) -> int:
             windows=options.windows,
             batch=options.batch,
             seed=options.seed,
-            on_progress=lambda share: progress.advance(task, share),
+            on_progress=lambda share: bar.advance(task, share),
         )
     print_table(result)
     return 0

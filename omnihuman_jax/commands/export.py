@@ -30,6 +30,7 @@ from omnihuman_jax.interop.export_folder import Serving, copy_modules
 from omnihuman_jax.interop.key_table import KeyTable, ReadSlice, key_table
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime import files, platform_flags
+from omnihuman_jax.runtime.progress import progress_bar
 
 FORMATS = ("torch", "diffusers")
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -337,8 +338,6 @@ def _checkpoint(run: Path, step: int | None) -> tuple[epath.Path, RunRecord]:
 
 def main(argv: Sequence[str]) -> int:
     """`omnihuman export`."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
     parser = argparse.ArgumentParser(
         prog="omnihuman export",
         description=(
@@ -365,8 +364,7 @@ def main(argv: Sequence[str]) -> int:
         help="largest size of a weights file; larger weights become several files (%(default)s)",
     )
     options = parser.parse_args(argv)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
+    with progress_bar("bytes") as bar:
         task = bar.add_task("exporting", total=None)
         result = export_run(
             options.checkpoint,

@@ -18,6 +18,7 @@ from omnihuman_jax.data import packing
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_uint8
+from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.sampling.driving import Request, Signals, read_signals, segment_frames_of
 from omnihuman_jax.serving import media_omnihuman
@@ -213,8 +214,6 @@ def describe(made: Generated) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """`omnihuman generate`."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
     options = _parser().parse_args(argv)
     request = Request(
         image=options.image,
@@ -232,12 +231,11 @@ def main(argv: Sequence[str]) -> int:
         options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
     )
     config = trained_run.sampling_config(run.config.sampling, options)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("segment {task.fields[at]}"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task("sampling", total=None, at="")
+    with progress_bar("share") as bar:
+        task = bar.add_task("sampling", total=None)
 
         def on_progress(done: float, total: int) -> None:
-            progress.update(task, completed=done, total=total, at=f"{min(total, int(done) + 1)}/{total}")
+            bar.update(task, completed=done, total=total, text=f"segment {min(total, int(done) + 1)}/{total}")
 
         made = generate(run, request, options.out, config=config, on_progress=on_progress)
     print(f"{options.run} step {run.step}, {run.weights} weights, {config.num_steps} steps")

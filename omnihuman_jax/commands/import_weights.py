@@ -36,6 +36,7 @@ from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime import platform_flags, processes
 from omnihuman_jax.runtime.files import file_sha256, write_text
+from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import Params
 
 _FLOATS = ("float32", "bfloat16", "float16")
@@ -394,9 +395,6 @@ def local_folder(text: str) -> Path:
 
 def main(argv: Sequence[str]) -> int:
     """`omnihuman import`."""
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
     parser = argparse.ArgumentParser(
         prog="omnihuman import",
         description=__doc__,
@@ -431,8 +429,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     processes.join(None, None, None, automatic=options.distributed)
     source = SOURCES[options.kind](options.source)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Bar(*columns, transient=True, disable=jax.process_index() > 0) as bar:
+    with progress_bar("bytes", enabled=jax.process_index() == 0) as bar:
         task = bar.add_task("opening", total=None)
         result = import_weights(
             source,

@@ -19,6 +19,7 @@ from omnihuman_jax.attention import context_parallel
 from omnihuman_jax.config import ExperimentConfig, compute_dtype, planned_shape, to_json
 from omnihuman_jax.models.mmdit_config import REMAT_POLICIES, MMDiTConfig
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.scale import described_devices
 from omnihuman_jax.scale.estimate import Layout, attention_kernel, estimate, sizes
 from omnihuman_jax.scale.hardware import Topology, parse_topology
@@ -399,21 +400,7 @@ def _write(name: str | None, data: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int, Candidate | None], None]]:
-    """Yields `f(finished compilations, the next candidate)`: a bar on stderr with the time left, from the compilations
-    so far.
-    """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("compiling {task.fields[what]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("compile", total=total, what="(minutes for a large model)")
-        yield lambda done, candidate: bar.update(task, completed=done, what=candidate.text if candidate else "the step")
+    """Yields `f(finished compilations, the next candidate)`: a bar with the time left, from the compilations so far."""
+    with progress_bar() as bar:
+        task = bar.add_task("compiling", total=total, text="(minutes for a large model)")
+        yield lambda done, candidate: bar.update(task, completed=done, text=candidate.text if candidate else "the step")

@@ -31,6 +31,7 @@ from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
 from omnihuman_jax.data.pipeline import window_input
 from omnihuman_jax.data.plan import PlacedWindow
+from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.training import placement, train_state
 from omnihuman_jax.training.resume import first_state
 from omnihuman_jax.training.run_guard import Rollbacks
@@ -138,7 +139,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """`omnihuman replay`; 0 whatever it finds."""
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
     options = parse(argv)
@@ -163,12 +163,13 @@ def main(argv: Sequence[str]) -> int:
     print(f"step {options.step} (stage {stage.name}), {taken}: {where}", flush=True)
     table = Table("window", "slot", "active", "loss", "gradient norm", "not finite")
     console, wrong = Console(width=None if sys.stdout.isatty() else 120), []
-    for found in track(results, description="windows", console=Console(stderr=True), disable=not sys.stderr.isatty()):
-        name = found.window or "the whole batch"
-        slot = str(found.slot) if found.window else ""
-        table.add_row(name, slot, found.active, f"{found.loss:.6g}", f"{found.grad_norm:.6g}", ", ".join(found.wrong))
-        if found.wrong and found.window:
-            wrong.append(f"{name} ({', '.join(found.wrong)})")
+    with progress_bar() as bar:
+        for found in bar.track(results, description="windows"):
+            name, slot = (found.window, str(found.slot)) if found.window else ("the whole batch", "")
+            reasons = ", ".join(found.wrong)
+            table.add_row(name, slot, found.active, f"{found.loss:.6g}", f"{found.grad_norm:.6g}", reasons)
+            if found.wrong and found.window:
+                wrong.append(f"{name} ({reasons})")
     console.print(table)
     print(f"not finite alone: {', '.join(wrong)}" if wrong else "every window alone is finite")
     return 0

@@ -1,35 +1,16 @@
-"""The bar that a person watches."""
+"""The bar of a training run."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from omnihuman_jax.runtime import progress
+
 
 @contextlib.contextmanager
 def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[[int, Mapping[str, Any] | None], None]]:
     """Yields `f(finished steps, logged line or None)` that keeps a bar with loss and time left up to date."""
-    if not enabled:
-        yield lambda done, line: None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("train"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False), refresh_per_second=1
-    ) as bar:
+    with progress.progress_bar(enabled=enabled, stays=True) as bar:
         task = bar.add_task("train", total=total, completed=start, text="compiling")
 
         def show(done: int, line: Mapping[str, Any] | None) -> None:

@@ -234,17 +234,20 @@ class Variant:
 def measure(names: Sequence[str], checkpointing: bool, width: int, rounds: int, environment: dict[str, str]) -> None:
     """Prints the table of one setting."""
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
+    from omnihuman_jax.runtime.progress import progress_bar
+
     variants = []
-    for name in track(names, description=f"building, width {width}, checkpointing {'on' if checkpointing else 'off'}"):
-        variants.append(Variant(name, checkpointing, width, environment))
-    for _ in track(range(rounds), description="measuring"):
-        for work in ("matmul", "forward", "step"):
-            for variant in variants:
-                time.sleep(SETTLE_S)
-                variant.seconds[work].append(variant.ask(work)["seconds"])
+    with progress_bar(stays=True) as bar:
+        building = f"building, width {width}, checkpointing {'on' if checkpointing else 'off'}"
+        for name in bar.track(names, description=building):
+            variants.append(Variant(name, checkpointing, width, environment))
+        for _ in bar.track(range(rounds), description="measuring"):
+            for work in ("matmul", "forward", "step"):
+                for variant in variants:
+                    time.sleep(SETTLE_S)
+                    variant.seconds[work].append(variant.ask(work)["seconds"])
     flops = max(variant.flops for variant in variants)
     peaks = {variant.name: 2 * MATMUL**3 / min(variant.seconds["matmul"]) / 1e9 for variant in variants}
     peak = max(peaks.values())

@@ -19,10 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from omnihuman_jax.runtime.incidents import read_lines
+from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.telemetry.goodput import read_goodput
 from tests.chaos import faults, page
 from tests.chaos.faults import Fault
@@ -156,14 +154,7 @@ def main(argv: list[str]) -> int:
         rows.append((counts[0], [Fault(kind=faults.PROCESSES, step=2 * INTERVAL + rng.randint(1, 20), rank=0)]))
     references: dict[int, Trial] = {}
     trials, failed = [], []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress_bar(stays=True) as bar:
         task = bar.add_task("undisturbed runs", total=len(counts) + sum(len(row) for _, row in rows))
         for count in dict.fromkeys(count for count, _ in rows):
             references[count] = Trial(work / f"reference-{count}", dataset, count, [], cache, 0)
