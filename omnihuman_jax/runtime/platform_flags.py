@@ -1,11 +1,13 @@
-"""Settings of XLA for NVIDIA GPUs and of the C library for CPUs, in one place. They have to be in the environment
-before JAX starts (the C library's, before Python does): no JAX here.
+"""Settings of XLA for NVIDIA GPUs, of JAX where a TPU's driver has no TPU, and of the C library for CPUs, in one place.
+They have to be in the environment before JAX starts (the C library's, before Python does): no JAX here.
 
-What is set already stays as it is, so a user's own XLA_FLAGS win, flag by flag. `OMNIHUMAN_GPU_FLAGS=off` and
-`OMNIHUMAN_CPU_FLAGS=off` set nothing. TPUs need nothing: libtpu schedules collectives behind compute by default.
+What is set already stays as it is, so a user's own XLA_FLAGS win, flag by flag, and so does JAX_PLATFORMS.
+`OMNIHUMAN_GPU_FLAGS=off` and `OMNIHUMAN_CPU_FLAGS=off` set nothing. TPUs need nothing: libtpu schedules collectives
+behind compute by default.
 """
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -46,22 +48,56 @@ def settings(platform: str, environment: Mapping[str, str]) -> dict[str, str]:
     return result | ({"XLA_FLAGS": " ".join([*present, *added])} if added else {})
 
 
-def platform_of(environment: Mapping[str, str], devices: Path = Path("/dev")) -> str:
+def platform_of(environment: Mapping[str, str], root: Path = Path("/")) -> str:
     """What JAX will start on, as far as can be told without starting it: its own variable, else GPUs with a plugin for
-    them.
+    them, else a TPU with its driver.
     """
     asked = environment.get("JAX_PLATFORMS", "").lower().split(",")[0]
     if asked:
         return "cuda" if asked in ("cuda", "gpu") else asked
-    plugin = any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
-    return "cuda" if plugin and (devices / "nvidiactl").exists() else "cpu"
+    if any(_installed(f"jax_cuda{version}_plugin") for version in (12, 13)) and (root / "dev" / "nvidiactl").exists():
+        return "cuda"
+    return "tpu" if _installed("libtpu") and has_tpu(environment, root) else "cpu"
 
 
-def apply(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+# Whoever gives a machine TPUs sets some of them (Google's images, GKE's device plugin, JAX's own switch).
+_TPU_VARIABLES = ("JAX_FORCE_TPU_INIT", "TPU_ACCELERATOR_TYPE", "TPU_NAME", "TPU_WORKER_ID", "CLOUD_TPU_TASK_ID")
+_GOOGLE = "0x1ae0"
+_STORAGE_OR_NETWORK = ("0x01", "0x02")  # classes of the other devices that Google makes
+
+
+def has_tpu(environment: Mapping[str, str], root: Path = Path("/")) -> bool:
+    """Whether this machine may have a TPU: rather one too many than a TPU that nobody uses."""
+    if any(name in environment for name in _TPU_VARIABLES):
+        return True
+    if any(True for names in ("accel*", "vfio/[0-9]*") for _ in (root / "dev").glob(names)):
+        return True
+    found = (root / "sys/bus/pci/devices").glob("*/vendor")
+    google = [vendor.with_name("class") for vendor in found if vendor.read_text().strip() == _GOOGLE]
+    return not all(kind.read_text().startswith(_STORAGE_OR_NETWORK) for kind in google)
+
+
+def apply(environment: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> dict[str, str]:
     """Sets what the platform of this machine asks for; returns what it set."""
-    chosen = settings(platform_of(environment), environment)
+    platform = platform_of(environment, root)
+    chosen = settings(platform, environment)
+    if platform == "cpu" and _idle_libtpu(environment):
+        # libtpu compiles for described slices on any machine. Left to itself, JAX starts it as a driver too: it looks
+        # for a metadata server, prints a page of errors and takes the lock of all who compile with it.
+        chosen["JAX_PLATFORMS"] = "cpu"
     environment.update(chosen)
     return chosen
+
+
+def _idle_libtpu(environment: Mapping[str, str]) -> bool:
+    """libtpu is installed, and no plugin that JAX could find something else by."""
+    if "JAX_PLATFORMS" in environment or not _installed("libtpu"):
+        return False
+    return not (_installed("jax_plugins") or importlib.metadata.entry_points(group="jax_plugins"))
 
 
 def cpu_settings(environment: Mapping[str, str], kernel: Path = _HUGE_PAGES_FILE) -> dict[str, str]:

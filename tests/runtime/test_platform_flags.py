@@ -5,6 +5,7 @@ theirs.
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -89,13 +90,83 @@ def test_freed_slices_go_back_to_the_system_whatever_lies_behind_them(how: str, 
     assert abs(float(done.stdout) - given_back) < 1
 
 
-def test_which_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Modules that are there besides what is not asked for; none at first."""
+    names: set[str] = set()
+    monkeypatch.setattr(platform_flags, "_installed", names.__contains__)
+    return names
+
+
+def machine(root: Path, *devices: str, pci: Sequence[tuple[str, str]] = ()) -> Path:
+    """A folder like `/` with devices and, on the PCI bus, (vendor, class)."""
+    for device in devices:
+        (root / "dev" / device).parent.mkdir(parents=True, exist_ok=True)
+        (root / "dev" / device).touch()
+    for index, (vendor, kind) in enumerate(pci):
+        folder = root / f"sys/bus/pci/devices/0000:00:{index:02}.0"
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text(f"{vendor}\n")
+        (folder / "class").write_text(f"{kind}\n")
+    return root
+
+
+def test_which_platform(tmp_path: Path, installed: set[str]) -> None:
     for asked, platform in {"cpu": "cpu", "cuda,cpu": "cuda", "gpu": "cuda", "tpu": "tpu"}.items():
-        assert platform_flags.platform_of({"JAX_PLATFORMS": asked}) == platform
-    (tmp_path / "nvidiactl").write_text("")
-    monkeypatch.setattr(platform_flags.importlib.util, "find_spec", lambda name: name == "jax_cuda12_plugin" or None)
-    assert platform_flags.platform_of({}, tmp_path) == "cuda"
-    assert platform_flags.platform_of({}, tmp_path / "none") == "cpu"  # a plugin without a GPU
+        assert platform_flags.platform_of({"JAX_PLATFORMS": asked}, tmp_path) == platform
+    gpu = machine(tmp_path / "gpu", "nvidiactl")
+    tpu = machine(tmp_path / "tpu", "accel0")
+    assert platform_flags.platform_of({}, gpu) == platform_flags.platform_of({}, tpu) == "cpu"  # nothing to drive them
+    installed |= {"jax_cuda12_plugin", "libtpu"}
+    assert platform_flags.platform_of({}, gpu) == "cuda"
+    assert platform_flags.platform_of({}, tpu) == "tpu"
+    assert platform_flags.platform_of({}, tmp_path / "none") == "cpu"  # drivers without a device
+
+
+GOOGLES_DISK, GOOGLES_NETWORK = ("0x1ae0", "0x010802"), ("0x1ae0", "0x020000")
+
+
+@pytest.mark.parametrize(
+    ("environment", "devices", "pci"),
+    [
+        ({}, ["accel0"], []),  # v4 and older, v5e
+        ({}, ["vfio/vfio", "vfio/0"], []),  # newer ones
+        ({}, [], [("0x8086", "0x060000"), GOOGLES_NETWORK, ("0x1ae0", "0x120000")]),
+        ({"TPU_WORKER_ID": "0"}, [], []),
+        ({"JAX_FORCE_TPU_INIT": "1"}, [], []),
+    ],
+)
+def test_a_machine_with_a_tpu_is_left_to_jax(
+    environment: dict[str, str], devices: list[str], pci: list, tmp_path: Path, installed: set[str]
+) -> None:
+    installed.add("libtpu")
+    assert platform_flags.apply(dict(environment), machine(tmp_path, *devices, pci=pci)) == {}
+
+
+def test_a_tpus_driver_without_a_tpu_is_not_started(tmp_path: Path, installed: set[str]) -> None:
+    root = machine(tmp_path, "vfio/vfio", pci=[("0x8086", "0x060000"), GOOGLES_NETWORK, GOOGLES_DISK])
+    assert platform_flags.apply({}, root) == {}  # nothing that could be started
+    installed.add("libtpu")
+    assert platform_flags.apply({}, root) == {"JAX_PLATFORMS": "cpu"}
+    for own in ("", "tpu", "cpu", "proxy,cpu"):
+        assert platform_flags.apply({"JAX_PLATFORMS": own}, root) == {}
+    installed.add("jax_plugins")
+    assert platform_flags.apply({}, root) == {}  # what another plugin finds is not ours to say
+
+
+@pytest.mark.parametrize(("before", "loaded"), [("platform_flags.apply(root=nowhere)", False), ("pass", True)])
+def test_jax_loads_libtpu_only_where_it_may_find_a_tpu(before: str, loaded: bool, tmp_path: Path) -> None:
+    """With the libtpu that the tests compile with; the second line is JAX alone, and what it would print."""
+    code = (
+        "from pathlib import Path\nfrom omnihuman_jax.runtime import platform_flags\n"
+        f"nowhere = Path({str(tmp_path)!r})\n"
+        f"{before}\nimport jax\njax.devices()\nprint('libtpu.so' in Path('/proc/self/maps').read_text())"
+    )
+    names = ("JAX_PLATFORMS", "XLA_FLAGS")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | {"TPU_SKIP_MDS_QUERY": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(loaded)]
+    assert loaded or done.stderr == ""
 
 
 def test_xla_knows_every_flag() -> None:
