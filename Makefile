@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCK = constraints/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 PACKAGES := setup.py $(wildcard constraints/py*.txt)
 
-.PHONY: interpreter chaos scale bench bench-checkpoint help venv demo test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: interpreter chaos scale bench bench-checkpoint docs help venv demo test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -90,6 +90,16 @@ scale: $(VENV)/.torch  ## docs/scale.md: compiles for TPU slices what is not com
 weights-1b: $(VENV)/.demo  ## a 1 B model imported and exported for real, with the peak of host memory (20 GB of disk, 8 GiB)
 	@$(BIN)/python -m tests.interop.stream_1b runs/weights_1b
 
+DOCS_VENV ?= .venv-docs
+docs:  ## the documentation as a site in site/, strict: a broken link fails (an environment of its own)
+	@if [ ! -e $(DOCS_VENV)/bin/mkdocs ] || [ docs/requirements.txt -nt $(DOCS_VENV)/bin/mkdocs ]; then
+	  "$(PYTHON)" -m venv $(DOCS_VENV)
+	  $(DOCS_VENV)/bin/python -m pip --disable-pip-version-check --no-input install -q -r docs/requirements.txt
+	  touch $(DOCS_VENV)/bin/mkdocs
+	fi
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	echo "site/index.html"
+
 check: $(VENV)/.dev  ## lint, format, types
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -116,4 +126,4 @@ lock:  ## resolve setup.py anew, in fresh environments, into constraints/: both 
 	rm shared.tmp
 
 clean:  ## remove the environment and the caches (runs/ stays)
-	rm -rf $(VENV) .venv-lock *.tmp .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-lock .venv-docs site *.tmp .cache .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -67,6 +67,9 @@ TOPOLOGIES = ["libtpu==0.0.52"]
 # diffusers and transformers are what parity is measured against.
 DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", *DIFFUSERS, *TRANSFORMERS]
 
+# The documentation as a site; `make docs` takes the versions of docs/requirements.txt.
+DOCS = ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1,<2"]
+
 setup(
     name="omnihuman-jax",
     version="0.1.0",
@@ -94,6 +97,7 @@ setup(
         "serving": [*TORCH, *TRANSFORMERS, *DIFFUSERS],
         "topologies": TOPOLOGIES,
         "dev": DEV,
+        "docs": DOCS,
         "all": [*DEMO, *TORCH, *TOPOLOGIES, *DEV],
     },
     entry_points={"console_scripts": ["omnihuman=omnihuman_jax.cli:entry_point"]},
