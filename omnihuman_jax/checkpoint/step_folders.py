@@ -44,8 +44,8 @@ def newest_whole(folder: CheckpointFolder, notify: Notify, below: int | None = N
         reject(folder, step, reasons[0], notify)
     if lost := list(seals.aside(folder.path)):
         raise CheckpointError(
-            f"{folder} has no whole checkpoint left; damaged ones lie in {folder}/{seals.SET_ASIDE}"
-            f" ({', '.join(lost)}): restore one from a backup, or remove the run directory to start over"
+            f"{folder} has no whole checkpoint left; the damaged ones are in {folder}/{seals.SET_ASIDE} "
+            f"({', '.join(lost)}): restore one from a backup, or remove the run directory to start over"
         )
     return None
 
