@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from omnihuman_jax import sharding
 from omnihuman_jax.config import (
@@ -24,7 +24,7 @@ from omnihuman_jax.runtime import platform_flags, processes
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import placement, splits, train_state
 from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
-from omnihuman_jax.typing import PackedShape
+from omnihuman_jax.typing import ArraySpec, PackedBatch, PackedShape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class StepParts:
     config: ExperimentConfig
     mesh: Mesh
     shape: PackedShape
-    batch_shardings: dict[str, Any]
+    batch_shardings: PackedBatch[NamedSharding]
     dtype: Any
     optimizer: Any
     groups: tuple[str, ...]
@@ -124,10 +124,7 @@ def lower_step(parts: StepParts, state: train_state.TrainState, platforms: tuple
     """The traced and lowered step; `state` may be abstract. `platforms`: others than the mesh's, to look at and not to
     run.
     """
-    batch = {
-        name: jax.ShapeDtypeStruct(dims, dtype, sharding=parts.batch_shardings[name])
-        for name, (dims, dtype, _) in parts.shape.arrays(parts.sequences).items()
-    }
+    batch = jax.tree.map(ArraySpec.abstract, parts.shape.arrays(parts.sequences), parts.batch_shardings)
     return parts.train_step.trace(state, batch, controls_at(parts.config, parts.groups, 0)).lower(
         lowering_platforms=platforms
     )

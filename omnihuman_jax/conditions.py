@@ -8,8 +8,7 @@ import dataclasses
 import enum
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
+from omnihuman_jax import segments
 from omnihuman_jax.typing import MOTION_LATENTS, Array, Batch
 
 
@@ -113,14 +112,8 @@ def clean_mask(batch: Batch) -> Array:
     Reference tokens, and the first `MOTION_LATENTS` latents of the windows whose motion frames are active. Padding is
     not clean; it is no window's either (`segment_ids_BL` 0). Works on numpy and jax arrays alike.
 
-    Args:
-        batch: needs segment_ids_BL, positions_BL3, is_reference_BL and motion_BG (`PackedShape`).
-
     Returns:
         bool [B, L].
     """
-    segment_ids_BL, motion_BG = batch["segment_ids_BL"], batch["motion_BG"]
-    slots_G = np.arange(1, motion_BG.shape[-1] + 1)
-    # A comparison with every slot, not a gather: segment id 0 matches none of them.
-    motion_BL = ((segment_ids_BL[..., None] == slots_G) & motion_BG[..., None, :]).any(axis=-1)
-    return batch["is_reference_BL"] | (motion_BL & (batch["positions_BL3"][..., 0] < MOTION_LATENTS))
+    motion_BL = segments.of_window(batch.motion_BG, batch.segment_ids_BL)
+    return batch.is_reference_BL | (motion_BL & (batch.positions_BL3[..., 0] < MOTION_LATENTS))

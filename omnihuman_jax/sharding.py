@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from omnihuman_jax.typing import PackedShape
+from omnihuman_jax.typing import PackedBatch, PackedShape
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
@@ -228,9 +228,9 @@ def named_sharding(mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequen
     return NamedSharding(mesh, spec)
 
 
-def batch_shardings(mesh: Mesh, shape: PackedShape, batch: int) -> dict[str, NamedSharding]:
+def batch_shardings(mesh: Mesh, shape: PackedShape, batch: int) -> PackedBatch[NamedSharding]:
     """The sharding of every array of a packed batch."""
-    return {name: named_sharding(mesh, axes, dims) for name, (dims, _, axes) in shape.arrays(batch).items()}
+    return jax.tree.map(lambda spec: named_sharding(mesh, spec.axes, spec.dims), shape.arrays(batch))
 
 
 def require_host_memory(mesh: Mesh, why: str) -> None:

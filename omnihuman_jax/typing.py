@@ -1,4 +1,4 @@
-"""Array aliases, the shape legend, and the layout of a packed batch.
+"""Array aliases, the shape legend, and the packed batch.
 
 Shape suffixes, one legend for the whole package (`q_BMNK` has four dims):
 
@@ -12,15 +12,15 @@ Shape suffixes, one legend for the whole package (`q_BMNK` has four dims):
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 import numpy as np
 
 Array: TypeAlias = jax.Array | np.ndarray
 Params: TypeAlias = dict[str, Any]
-Batch: TypeAlias = Mapping[str, Array]
+# Covariant: a batch of numpy arrays is a batch of arrays.
+Leaf = TypeVar("Leaf", covariant=True)
 
 FPS = 25
 SAMPLE_RATE_HZ = 16_000
@@ -33,32 +33,80 @@ MOTION_LATENTS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PackedShape:
-    """Sizes of one packed sequence: everything that the compiled step's input shapes depend on.
+class ArraySpec:
+    """Shape, dtype and logical axes (`sharding.RULES`) of one array; a leaf to `jax.tree.map`."""
 
-    A `Batch` holds, for B sequences (dtypes in `arrays`; padding tokens have segment id 0):
+    dims: tuple[int, ...]
+    dtype: np.dtype
+    axes: tuple[str | None, ...]
 
-    latents_BLC          clean patch tokens in the order of their windows: a window's reference tokens first (if
-                         active), then its video tokens, latent frame by latent frame, row by row; C is (patch row,
-                         patch column, channel)
-    segment_ids_BL       0 padding, g + 1 for the window in slot g
-    positions_BL3        RoPE indices (t, h, w); t is 0 on reference tokens
-    is_reference_BL      reference tokens: clean, no loss
-    frame_BL             packed latent-frame slot (0..F-1) of a video token, -1 on reference and padding
-    token_BL             index of the token in its own window: what its noise is keyed on, whatever it is packed with
-    text_BSE             token-level text embeddings; the empty prompt's where text is inactive
-    text_segment_ids_BS  as segment_ids_BL
-    pooled_BGE           pooled text embedding of a window
-    audio_BTE            speech features of the packed frames (with margins), layers flattened into E
-    audio_index_BFA      rows of audio_BTE that a latent frame attends to, -1 for none
-    keypoints_BTJ3       (x, y, confidence) of the packed frames, x and y in token units of the window's grid
-    pose_index_BFP       rows of keypoints_BTJ3 that a latent frame sees, -1 for none
-    active_BG4           active conditions of a window, in the order of `Condition`
-    motion_BG            motion frames active: the first 2 latents are given clean
-    slot_BG              number of the window among the step's windows: noise, t and drops are keyed on (seed, step,
-    slot)
-    window_BG            catalog row, -1 for an empty slot, -2 for one whose record cannot be read
+    def zeros(self) -> np.ndarray:
+        """An array to be filled on the host."""
+        return np.zeros(self.dims, self.dtype)
+
+    def abstract(self, sharding: jax.sharding.Sharding | None = None) -> jax.ShapeDtypeStruct:
+        """What a program is traced with."""
+        return jax.ShapeDtypeStruct(self.dims, self.dtype, sharding=sharding)
+
+
+def _array(dtype: type[np.generic], *dims: str | int) -> dict[str, Any]:
+    """Metadata of a field: dtype, and dims after B; a string names a size of `PackedShape`."""
+    return {"dtype": np.dtype(dtype), "dims": dims}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class PackedBatch(Generic[Leaf]):
+    """B packed sequences as the model sees them; a pytree of whatever its fields hold.
+
+    Numpy arrays on the host, jax arrays on the mesh, or one thing an array: its `ArraySpec`, its sharding. All arrays
+    are always there: a model without an audio or pose branch never reads that branch's. Dims after B are sizes of
+    `PackedShape`; segment ids are read by `segments`.
     """
+
+    latents_BLC: Leaf = dataclasses.field(metadata=_array(np.float32, "latent_tokens", "patch_channels"))
+    """Clean patch tokens in the order of their windows: a window's reference tokens first (if active), then its video
+    tokens, latent frame by latent frame, row by row; C is (patch row, patch column, channel)."""
+    segment_ids_BL: Leaf = dataclasses.field(metadata=_array(np.int32, "latent_tokens"))
+    """g + 1 for the window in slot g, 0 on padding tokens."""
+    positions_BL3: Leaf = dataclasses.field(metadata=_array(np.int32, "latent_tokens", 3))
+    """RoPE indices (t, h, w); t is 0 on reference tokens."""
+    is_reference_BL: Leaf = dataclasses.field(metadata=_array(np.bool_, "latent_tokens"))
+    """Reference tokens: clean, no loss."""
+    frame_BL: Leaf = dataclasses.field(metadata=_array(np.int32, "latent_tokens"))
+    """Packed latent-frame slot, in [0, F), of a video token; -1 on reference and padding tokens."""
+    token_BL: Leaf = dataclasses.field(metadata=_array(np.int32, "latent_tokens"))
+    """Index of the token in its own window: what its noise is keyed on, whatever it is packed with."""
+    text_BSE: Leaf = dataclasses.field(metadata=_array(np.float32, "text_tokens", "text_width"))
+    """Token-level text embeddings; the empty prompt's where text is inactive."""
+    text_segment_ids_BS: Leaf = dataclasses.field(metadata=_array(np.int32, "text_tokens"))
+    """As `segment_ids_BL`."""
+    pooled_BGE: Leaf = dataclasses.field(metadata=_array(np.float32, "windows", "pooled_width"))
+    """Pooled text embedding of a window."""
+    audio_BTE: Leaf = dataclasses.field(metadata=_array(np.float32, "frames", "audio_width"))
+    """Speech features of the packed frames (with margins), layers flattened into E."""
+    audio_index_BFA: Leaf = dataclasses.field(metadata=_array(np.int32, "latent_frames", "audio_tokens"))
+    """Rows of `audio_BTE` that a latent frame attends to, -1 for none."""
+    keypoints_BTJ3: Leaf = dataclasses.field(metadata=_array(np.float32, "frames", "keypoints", 3))
+    """(x, y, confidence) of the packed frames, x and y in token units of the window's grid."""
+    pose_index_BFP: Leaf = dataclasses.field(metadata=_array(np.int32, "latent_frames", "pose_frames"))
+    """Rows of `keypoints_BTJ3` that a latent frame sees, -1 for none."""
+    active_BG4: Leaf = dataclasses.field(metadata=_array(np.bool_, "windows", 4))
+    """Active conditions of a window, in the order of `Condition`."""
+    motion_BG: Leaf = dataclasses.field(metadata=_array(np.bool_, "windows"))
+    """Motion frames are active: the first 2 latents are given clean."""
+    slot_BG: Leaf = dataclasses.field(metadata=_array(np.int32, "windows"))
+    """Number of the window among the step's windows: noise, t and drops are keyed on (seed, step, slot)."""
+    window_BG: Leaf = dataclasses.field(metadata=_array(np.int32, "windows"))
+    """Catalog row; -1 for an empty slot, -2 for a window whose record cannot be read."""
+
+
+Batch: TypeAlias = PackedBatch[Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PackedShape:
+    """Sizes of one packed sequence: everything that the compiled step's input shapes depend on."""
 
     latent_tokens: int
     text_tokens: int
@@ -73,30 +121,15 @@ class PackedShape:
     keypoints: int
     pose_frames: int
 
-    def arrays(self, batch: int) -> dict[str, tuple[tuple[int, ...], np.dtype, tuple[str | None, ...]]]:
-        """Name -> (shape, dtype, logical axes) of every array of a batch of `batch` sequences."""
-        b, l, s, g = batch, self.latent_tokens, self.text_tokens, self.windows
-        f, t = self.latent_frames, self.frames
-        f32, i32, boolean = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
-        return {
-            "latents_BLC": ((b, l, self.patch_channels), f32, ("batch", "tokens", None)),
-            "segment_ids_BL": ((b, l), i32, ("batch", "tokens")),
-            "positions_BL3": ((b, l, 3), i32, ("batch", "tokens", None)),
-            "is_reference_BL": ((b, l), boolean, ("batch", "tokens")),
-            "frame_BL": ((b, l), i32, ("batch", "tokens")),
-            "token_BL": ((b, l), i32, ("batch", "tokens")),
-            "text_BSE": ((b, s, self.text_width), f32, ("batch", None, None)),
-            "text_segment_ids_BS": ((b, s), i32, ("batch", None)),
-            "pooled_BGE": ((b, g, self.pooled_width), f32, ("batch", None, None)),
-            "audio_BTE": ((b, t, self.audio_width), f32, ("batch", None, None)),
-            "audio_index_BFA": ((b, f, self.audio_tokens), i32, ("batch", None, None)),
-            "keypoints_BTJ3": ((b, t, self.keypoints, 3), f32, ("batch", None, None, None)),
-            "pose_index_BFP": ((b, f, self.pose_frames), i32, ("batch", None, None)),
-            "active_BG4": ((b, g, 4), boolean, ("batch", None, None)),
-            "motion_BG": ((b, g), boolean, ("batch", None)),
-            "slot_BG": ((b, g), i32, ("batch", None)),
-            "window_BG": ((b, g), i32, ("batch", None)),
-        }
+    def arrays(self, batch: int) -> PackedBatch[ArraySpec]:
+        """What each array of a batch of `batch` sequences is."""
+
+        def spec(dtype: np.dtype, dims: tuple[str | int, ...]) -> ArraySpec:
+            sizes = (dim if isinstance(dim, int) else getattr(self, dim) for dim in dims)
+            axes = ("tokens" if dim == "latent_tokens" else None for dim in dims)
+            return ArraySpec(dims=(batch, *sizes), dtype=dtype, axes=("batch", *axes))
+
+        return PackedBatch(**{field.name: spec(**field.metadata) for field in dataclasses.fields(PackedBatch)})
 
 
 def latent_frames_of(frames: int) -> int:

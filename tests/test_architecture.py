@@ -14,7 +14,7 @@ PACKAGES = ("omnihuman_jax", "data_pipelines", "configs", "launch")
 
 # One row a level, lowest first. A room is a folder or a file of the package; a new one gets its level here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("typing", "conditions", "serving"),
+    ("typing", "segments", "conditions", "serving"),
     ("stages", "sharding", "runtime"),
     ("attention", "encoders"),
     ("models", "codecs", "diffusion", "data"),

@@ -98,7 +98,7 @@ def _windows(parts: Parts, params: Any, step: int) -> Iterator[Replayed]:
 
     def result(inputs: list[list[PackInput | None]], window: str, slot: int, active: str) -> Replayed:
         batch = stack_sequences([pack_sequence(sequence, parts.shape) for sequence in inputs])
-        finite = all(np.isfinite(value).all() for value in batch.values() if value.dtype.kind == "f")
+        finite = all(np.isfinite(value).all() for value in jax.tree.leaves(batch) if value.dtype.kind == "f")
         with jax.set_mesh(parts.mesh):
             placed = placement.place_batch(batch, parts.batch_shardings, range(parts.sequences), parts.sequences)
             loss, norm = jax.device_get(run(params, placed))

@@ -1,15 +1,16 @@
 """Packing: windows of different sizes and lengths into one sequence of fixed shape (`typing.PackedShape`).
 
-Pure numpy. The training pipeline and `generate` build their inputs here, so that there is one layout.
+On the host. The training pipeline and `generate` build their inputs here, so that there is one layout.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.typing import PATCH, TEMPORAL_STRIDE, PackedShape, frames_of_latent, latent_frames_of
+from omnihuman_jax.typing import PATCH, TEMPORAL_STRIDE, PackedBatch, PackedShape, frames_of_latent, latent_frames_of
 
 REFERENCE_INDEX = 0  # temporal RoPE index of reference tokens: "zeroed" [S]
 
@@ -146,34 +147,34 @@ class _Cursor:
         return slice(start, start + count)
 
 
-def pack_sequence(windows: Sequence[PackInput | None], shape: PackedShape) -> dict[str, np.ndarray]:
-    """One sequence: the arrays of `shape` without the batch dim. Window i gets slot i, None (unreadable) leaves its
+def pack_sequence(windows: Sequence[PackInput | None], shape: PackedShape) -> PackedBatch[np.ndarray]:
+    """One sequence: the arrays of a batch without the batch dim. Window i gets slot i, None (unreadable) leaves its
     slot empty.
 
     ValueError with the numbers if the windows do not fit, or if an active condition has no input.
     """
     if len(windows) > shape.windows:
         raise ValueError(f"{len(windows)} windows in a sequence of at most {shape.windows}")
-    out = {name: np.zeros(dims[1:], dtype) for name, (dims, dtype, _) in shape.arrays(1).items()}
-    for name in ("frame_BL", "audio_index_BFA", "pose_index_BFP", "window_BG"):
-        out[name].fill(-1)
+    out = jax.tree.map(lambda spec: spec.zeros()[0], shape.arrays(1))
+    for indices in (out.frame_BL, out.audio_index_BFA, out.pose_index_BFP, out.window_BG):
+        indices.fill(-1)
     cursor = _Cursor()
     for group, window in enumerate(windows):
         if window is not None:
             _place_tokens(out, cursor, group, window, shape)
             _place_text(out, cursor, group, window, shape)
             _place_frames(out, cursor, window, shape)
-            out["active_BG4"][group] = window.active.mask()
-            out["motion_BG"][group] = window.motion
-            out["slot_BG"][group] = window.slot
-            out["window_BG"][group] = window.window
+            out.active_BG4[group] = window.active.mask()
+            out.motion_BG[group] = window.motion
+            out.slot_BG[group] = window.slot
+            out.window_BG[group] = window.window
         else:
-            out["window_BG"][group] = UNREADABLE
+            out.window_BG[group] = UNREADABLE
     return out
 
 
 def _place_tokens(
-    out: Mapping[str, np.ndarray], cursor: _Cursor, group: int, window: PackInput, shape: PackedShape
+    out: PackedBatch[np.ndarray], cursor: _Cursor, group: int, window: PackInput, shape: PackedShape
 ) -> None:
     """Reference tokens, then video tokens."""
     frames, height, width, _ = window.latents_FHWC.shape
@@ -183,37 +184,37 @@ def _place_tokens(
             raise ValueError(f"window {window.window}: reference {size}, expected {window.latents_FHWC.shape[1:]}")
         tokens = patchify(window.reference_HWC[None])
         at = cursor.take("token", len(tokens), shape.latent_tokens, window)
-        out["latents_BLC"][at] = tokens
-        out["segment_ids_BL"][at] = group + 1
-        out["positions_BL3"][at] = token_positions(1, height, width) + np.asarray([REFERENCE_INDEX, 0, 0], np.int32)
-        out["is_reference_BL"][at] = True
-        out["token_BL"][at] = np.arange(len(tokens))
+        out.latents_BLC[at] = tokens
+        out.segment_ids_BL[at] = group + 1
+        out.positions_BL3[at] = token_positions(1, height, width) + np.asarray([REFERENCE_INDEX, 0, 0], np.int32)
+        out.is_reference_BL[at] = True
+        out.token_BL[at] = np.arange(len(tokens))
     tokens = patchify(window.latents_FHWC)
     at = cursor.take("token", len(tokens), shape.latent_tokens, window)
     positions = token_positions(frames, height, width)
-    out["latents_BLC"][at] = tokens
-    out["segment_ids_BL"][at] = group + 1
-    out["positions_BL3"][at] = positions
-    out["frame_BL"][at] = cursor.frame + positions[:, 0]
+    out.latents_BLC[at] = tokens
+    out.segment_ids_BL[at] = group + 1
+    out.positions_BL3[at] = positions
+    out.frame_BL[at] = cursor.frame + positions[:, 0]
     # Counted from the first video token: the noise of a window does not change with its reference.
-    out["token_BL"][at] = np.arange(len(tokens))
+    out.token_BL[at] = np.arange(len(tokens))
 
 
 def _place_text(
-    out: Mapping[str, np.ndarray], cursor: _Cursor, group: int, window: PackInput, shape: PackedShape
+    out: PackedBatch[np.ndarray], cursor: _Cursor, group: int, window: PackInput, shape: PackedShape
 ) -> None:
     if window.text_SE.shape[1:] != (shape.text_width,) or not len(window.text_SE):
         raise ValueError(
             f"window {window.window}: text {window.text_SE.shape}, expected [at least 1, {shape.text_width}]"
         )
     at = cursor.take("text", len(window.text_SE), shape.text_tokens, window)
-    out["text_BSE"][at] = window.text_SE
-    out["text_segment_ids_BS"][at] = group + 1
+    out.text_BSE[at] = window.text_SE
+    out.text_segment_ids_BS[at] = group + 1
     if shape.pooled_width:
-        out["pooled_BGE"][group] = window.pooled_E
+        out.pooled_BGE[group] = window.pooled_E
 
 
-def _place_frames(out: Mapping[str, np.ndarray], cursor: _Cursor, window: PackInput, shape: PackedShape) -> None:
+def _place_frames(out: PackedBatch[np.ndarray], cursor: _Cursor, window: PackInput, shape: PackedShape) -> None:
     """Latent-frame slots and, if audio or pose drives the window, its rows of features; stored margins are trimmed."""
     frames = window.frames
     slots = cursor.take("frame", len(window.latents_FHWC), shape.latent_frames, window)
@@ -230,8 +231,8 @@ def _place_frames(out: Mapping[str, np.ndarray], cursor: _Cursor, window: PackIn
             Condition.AUDIO,
             window.audio_TE,
             window.audio_valid_T,
-            "audio_BTE",
-            "audio_index_BFA",
+            out.audio_BTE,
+            out.audio_index_BFA,
             shape.audio_tokens,
         ),
         (
@@ -239,33 +240,33 @@ def _place_frames(out: Mapping[str, np.ndarray], cursor: _Cursor, window: PackIn
             Condition.POSE,
             window.keypoints_TJ3,
             window.keypoints_valid_T,
-            "keypoints_BTJ3",
-            "pose_index_BFP",
+            out.keypoints_BTJ3,
+            out.pose_index_BFP,
             shape.pose_frames,
         ),
     ):
         if not on:
             continue
-        expected = (frames + 2 * window.margin, *out[array].shape[1:])
+        expected = (frames + 2 * window.margin, *array.shape[1:])
         if values is None or valid is None or values.shape != expected:
             size = None if values is None else values.shape
             raise ValueError(
                 f"window {window.window}: {condition.label} is active, its input is {size}, expected {expected}"
             )
-        out[array][rows] = values[trimmed]
+        array[rows] = values[trimmed]
         row = row_index(frames, width, margin, np.asarray(valid, bool)[trimmed])
-        out[index][slots] = np.where(row < 0, -1, row + rows.start)
+        index[slots] = np.where(row < 0, -1, row + rows.start)
 
 
-def stack_sequences(sequences: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def stack_sequences(sequences: Sequence[PackedBatch[np.ndarray]]) -> PackedBatch[np.ndarray]:
     """A batch of sequences: the arrays of `pack_sequence`, stacked."""
-    return {name: np.stack([sequence[name] for sequence in sequences]) for name in sequences[0]}
+    return jax.tree.map(lambda *rows: np.stack(rows), *sequences)
 
 
-def window_latents(batch: Mapping[str, np.ndarray], tokens_BLC: np.ndarray, sequence: int, group: int) -> np.ndarray:
+def window_latents(batch: PackedBatch[np.ndarray], tokens_BLC: np.ndarray, sequence: int, group: int) -> np.ndarray:
     """The latents [F, H, W, C] of the window in slot `group` of `sequence`, out of tokens laid out as the batch's."""
-    own = (batch["segment_ids_BL"][sequence] == group + 1) & ~batch["is_reference_BL"][sequence]
+    own = (batch.segment_ids_BL[sequence] == group + 1) & ~batch.is_reference_BL[sequence]
     if not own.any():
         raise ValueError(f"sequence {sequence} has no window in slot {group}")
-    _, height, width = batch["positions_BL3"][sequence][own].max(axis=0) + 1
+    _, height, width = batch.positions_BL3[sequence][own].max(axis=0) + 1
     return unpatchify(tokens_BLC[sequence][own], PATCH * int(height), PATCH * int(width))

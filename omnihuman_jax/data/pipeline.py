@@ -17,7 +17,7 @@ from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.packing import PackInput, neighbours_of, pack_sequence, stack_sequences
 from omnihuman_jax.data.plan import PlacedWindow, Plan
 from omnihuman_jax.data.records import DatasetSpec, RecordSource, WindowRecord
-from omnihuman_jax.typing import PackedShape
+from omnihuman_jax.typing import PackedBatch, PackedShape
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class _Batches:
     def __len__(self) -> int:
         return self.plan.schedule.total_steps - self.start_step
 
-    def __getitem__(self, index: int) -> tuple[dict[str, np.ndarray], list[int]]:
+    def __getitem__(self, index: int) -> tuple[PackedBatch[np.ndarray], list[int]]:
         batch = self.plan.batch(self.start_step + index)
         missing: list[int] = []
         sequences = []
@@ -82,7 +82,7 @@ class _Batches:
         return window_input(record, placed, self.spec)
 
 
-class Loader(Iterator[dict[str, np.ndarray]]):
+class Loader(Iterator[PackedBatch[np.ndarray]]):
     """This host's batches, step after step, to the end of the schedule.
 
     step: of the next batch. placeholders: window id -> how often it was replaced by an empty slot because its record
@@ -100,7 +100,7 @@ class Loader(Iterator[dict[str, np.ndarray]]):
             dataset: grain.MapDataset = grain.MapDataset.source(batches)
             self._iterator = iter(dataset.to_iter_dataset(options))
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> PackedBatch[np.ndarray]:
         if self._iterator is None:
             raise StopIteration
         batch, missing = next(self._iterator)
@@ -140,7 +140,7 @@ def make_loader(
     """Batches of host `process_index` of `process_count` from `start_step` on; ValueError if plan, data and shape do
     not fit.
 
-    A batch holds the arrays of `shape.arrays(B / process_count)`: contiguous rows of the global batch.
+    A batch has B / process_count sequences: contiguous rows of the global batch.
     """
     sequences = plan.config.sequences_per_step
     if not 0 <= process_index < process_count or sequences % process_count:

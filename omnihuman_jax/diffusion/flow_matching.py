@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from omnihuman_jax import segments
 from omnihuman_jax.typing import Array
 
 
@@ -83,16 +84,13 @@ def predict_clean(noisy_BLC: Array, velocity_BLC: Array, t_BL: Array) -> jax.Arr
 
 def token_t(t_BG: Array, segment_ids_BL: Array) -> jax.Array:
     """Each token's own t [B, L] float32: that of the window in slot `segment_id - 1`; 0 on padding."""
-    slot = jnp.maximum(jnp.asarray(segment_ids_BL) - 1, 0)
-    t_BL = jnp.take_along_axis(jnp.asarray(t_BG, jnp.float32), slot, axis=1)
-    return jnp.where(jnp.asarray(segment_ids_BL) > 0, t_BL, 0.0)
+    return jnp.asarray(segments.of_window(jnp.asarray(t_BG, jnp.float32), segment_ids_BL))
 
 
 def video_tokens_of_slot(segment_ids_BL: Array, is_reference_BL: Array, windows: int) -> jax.Array:
     """Number of video tokens (reference tokens do not count) of each slot, [B, G] int32: what the shift depends on."""
-    slots = jnp.arange(1, windows + 1)
     video_BL = jnp.where(jnp.asarray(is_reference_BL), 0, jnp.asarray(segment_ids_BL))
-    return jnp.sum(video_BL[:, :, None] == slots, axis=1, dtype=jnp.int32)
+    return jnp.sum(segments.members(video_BL, windows), axis=1, dtype=jnp.int32)
 
 
 def timesteps(num_steps: int, tokens: Array, config: FlowMatchingConfig) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnihuman_jax.conditions import Condition
-from omnihuman_jax.typing import Array, Batch
+from omnihuman_jax.typing import Array, PackedBatch
 
 CURVES = ("linear", "cosine", "constant")
 
@@ -65,25 +65,23 @@ def guided(conditional_BLC: Array, unconditional_BLC: Array, scale: Array | floa
     return jnp.asarray(unconditional_BLC) + scale * (jnp.asarray(conditional_BLC) - jnp.asarray(unconditional_BLC))
 
 
-def unconditional_batch(batch: Batch, empty_text_SE: np.ndarray, empty_pooled_E: np.ndarray) -> dict[str, np.ndarray]:
+def unconditional_batch(
+    batch: PackedBatch[np.ndarray], empty_text_SE: np.ndarray, empty_pooled_E: np.ndarray
+) -> PackedBatch[np.ndarray]:
     """`batch` with text and audio absent as the contract means it; everything else is kept, on the host.
 
     Args:
-        batch: a packed batch of numpy arrays.
         empty_text_SE: token embeddings of the empty prompt from the run's own text encoder, [S0, E].
         empty_pooled_E: its pooled embedding, [E] or [0] for an encoder without one.
 
     Raises:
         ValueError: the empty prompt of every window does not fit the batch's text rows.
     """
-    out = {name: np.asarray(array) for name, array in batch.items()}
-    active = out["active_BG4"].copy()
+    active = batch.active_BG4.copy()
     active[..., [Condition.TEXT, Condition.AUDIO]] = False
-    out["active_BG4"] = active
-
-    segment_ids_BL = out["segment_ids_BL"]
-    text, ids = np.zeros_like(out["text_BSE"]), np.zeros_like(out["text_segment_ids_BS"])
-    pooled = np.zeros_like(out["pooled_BGE"])
+    segment_ids_BL = batch.segment_ids_BL
+    text, ids = np.zeros_like(batch.text_BSE), np.zeros_like(batch.text_segment_ids_BS)
+    pooled = np.zeros_like(batch.pooled_BGE)
     length = len(empty_text_SE)
     for row in range(len(segment_ids_BL)):
         present = np.unique(segment_ids_BL[row])
@@ -97,10 +95,11 @@ def unconditional_batch(batch: Batch, empty_text_SE: np.ndarray, empty_pooled_E:
             text[row, place * length : (place + 1) * length] = empty_text_SE
             ids[row, place * length : (place + 1) * length] = segment
             pooled[row, segment - 1] = empty_pooled_E
-    out["text_BSE"], out["text_segment_ids_BS"], out["pooled_BGE"] = text, ids, pooled
-    return out
+    return dataclasses.replace(batch, active_BG4=active, text_BSE=text, text_segment_ids_BS=ids, pooled_BGE=pooled)
 
 
-def stack_branches(conditional: Batch, unconditional: Batch) -> dict[str, np.ndarray]:
+def stack_branches(
+    conditional: PackedBatch[np.ndarray], unconditional: PackedBatch[np.ndarray]
+) -> PackedBatch[np.ndarray]:
     """One batch of 2B rows: the B conditional ones, then the same B unconditional."""
-    return {name: np.concatenate([conditional[name], unconditional[name]]) for name in conditional}
+    return jax.tree.map(lambda *branches: np.concatenate(branches), conditional, unconditional)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from omnihuman_jax import segments
 from omnihuman_jax.attention.dispatch import AttentionStrategy, attention
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.models.layers import MLP, Linear, RMSNorm, layer_norm, look_up, normal, one_hot, param, zeros
@@ -69,8 +70,8 @@ class AudioAdapter(nnx.Module):
         self.position = param(rngs, (config.tokens, config.width), (None, "features"), normal(0.02))
 
     def __call__(self, batch: Batch, dtype: DTypeLike) -> AudioTokens:
-        audio_BTE, index_BFA = jnp.asarray(batch["audio_BTE"]), jnp.asarray(batch["audio_index_BFA"])
-        frame_BL, segment_ids_BL = jnp.asarray(batch["frame_BL"]), jnp.asarray(batch["segment_ids_BL"])
+        audio_BTE, index_BFA = jnp.asarray(batch.audio_BTE), jnp.asarray(batch.audio_index_BFA)
+        frame_BL, segment_ids_BL = jnp.asarray(batch.frame_BL), jnp.asarray(batch.segment_ids_BL)
         if audio_BTE.shape[-1] != self.features or index_BFA.shape[-1] != self.tokens:
             raise ValueError(
                 f"model.audio takes {self.features} features and {self.tokens} tokens a latent frame (4 + 2 *"
@@ -85,17 +86,16 @@ class AudioAdapter(nnx.Module):
             tokens_BAE=constrain(tokens.reshape(b, f * a, -1), "batch", None, None),
             kv_ids_BA=kv_ids_BFA.reshape(b, f * a),
             q_ids_BL=frame_BL,
-            gate_BL1=_gate(index_BFA, frame_BL, segment_ids_BL, jnp.asarray(batch["active_BG4"]))[..., None],
+            gate_BL1=_gate(index_BFA, frame_BL, segment_ids_BL, jnp.asarray(batch.active_BG4))[..., None],
         )
 
 
 def _gate(index_BFA: jax.Array, frame_BL: jax.Array, segment_ids_BL: jax.Array, active_BG4: jax.Array) -> jax.Array:
     """bool [B, L]: video tokens of windows whose audio is active, in latent frames that have an audio token at all."""
-    slots = jnp.arange(1, active_BG4.shape[1] + 1)
-    window_BL = ((segment_ids_BL[..., None] == slots) & active_BG4[:, None, :, Condition.AUDIO].astype(bool)).any(-1)
+    window_BL = segments.of_window(active_BG4[..., Condition.AUDIO].astype(bool), segment_ids_BL)
     heard_BF = (index_BFA >= 0).any(-1)
     heard_BL = jnp.take_along_axis(heard_BF, jnp.maximum(frame_BL, 0), axis=1)
-    return window_BL & heard_BL & (frame_BL >= 0)
+    return jnp.asarray(window_BL) & heard_BL & (frame_BL >= 0)
 
 
 class AudioCrossAttention(nnx.Module):

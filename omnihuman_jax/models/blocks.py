@@ -13,6 +13,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from omnihuman_jax import segments
 from omnihuman_jax.attention.dispatch import attention, joint_attention
 from omnihuman_jax.attention.kernel import QKV, window_ids
 from omnihuman_jax.models.audio_adapter import AudioCrossAttention, AudioTokens
@@ -27,7 +28,6 @@ from omnihuman_jax.models.layers import (
     add_gated,
     look_up,
     modulate,
-    one_hot,
 )
 from omnihuman_jax.models.mmdit_config import BLOCK_INPUT, REMAT_POLICIES, MMDiTConfig
 from omnihuman_jax.models.rope import Rotation, rotate
@@ -200,7 +200,7 @@ class TextRefiner(nnx.Module):
 
     def __call__(self, text_BSE: jax.Array, ids_BS: jax.Array, t_BG: jax.Array, dtype: DTypeLike) -> jax.Array:
         """[B, S, D] in `dtype`; the mean of a window's own tokens joins its time embedding."""
-        rows_BSG = one_hot(ids_BS - 1, t_BG.shape[1])
+        rows_BSG = segments.members(ids_BS, t_BG.shape[1]).astype(jnp.float32)
         counts_BG1 = rows_BSG.sum(axis=1)[..., None]
         text32 = text_BSE.astype(jnp.float32)
         sums_BGE = jnp.einsum("bsg,bse->bge", rows_BSG, text32, precision=jax.lax.Precision.HIGHEST)

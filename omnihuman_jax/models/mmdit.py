@@ -59,8 +59,8 @@ class MMDiT(nnx.Module):
         guidance: float | jax.Array = 1.0,
     ) -> jax.Array:
         self._check(tokens_BLC, t_BG, batch)
-        video_ids_BL, text_ids_BS = jnp.asarray(batch["segment_ids_BL"]), jnp.asarray(batch["text_segment_ids_BS"])
-        text_BSD = self.text_refiner(jnp.asarray(batch["text_BSE"]), text_ids_BS, t_BG, dtype)
+        video_ids_BL, text_ids_BS = jnp.asarray(batch.segment_ids_BL), jnp.asarray(batch.text_segment_ids_BS)
+        text_BSD = self.text_refiner(jnp.asarray(batch.text_BSE), text_ids_BS, t_BG, dtype)
         video_BLD = self.patch_embed(jnp.asarray(tokens_BLC).astype(dtype))
         if self.pose_guider is not None:
             video_BLD = video_BLD + self.pose_guider(batch, dtype)
@@ -68,7 +68,7 @@ class MMDiT(nnx.Module):
         rows = 2 * t_BG.shape[1]
         clean_BL = jnp.asarray(clean_mask(batch)).astype(jnp.int32)
         context = Context(
-            rotation=rotation(jnp.asarray(batch["positions_BL3"]), self.rope_axes, self.rope_theta),
+            rotation=rotation(jnp.asarray(batch.positions_BL3), self.rope_axes, self.rope_theta),
             video_ids_BL=video_ids_BL,
             text_ids_BS=text_ids_BS,
             embedding_BRD=self._embedding(t_BG, batch, guidance),
@@ -97,15 +97,15 @@ class MMDiT(nnx.Module):
             noisy_BGD = noisy_BGD + self.guidance(jnp.broadcast_to(jnp.asarray(guidance, jnp.float32), t_BG.shape))
         both_BG2D = jnp.stack([noisy_BGD, clean_BGD], axis=2)
         if self.pooled is not None:
-            both_BG2D = both_BG2D + self.pooled(jnp.asarray(batch["pooled_BGE"]).astype(jnp.float32))[:, :, None]
+            both_BG2D = both_BG2D + self.pooled(jnp.asarray(batch.pooled_BGE).astype(jnp.float32))[:, :, None]
         return both_BG2D.reshape(t_BG.shape[0], 2 * t_BG.shape[1], -1)
 
     def _check(self, tokens_BLC: jax.Array, t_BG: jax.Array, batch: Batch) -> None:
         found = {"channels of a patch token": (self.patch_channels, tokens_BLC.shape[-1])}
-        found["text width"] = (self.text_width, batch["text_BSE"].shape[-1])
-        found["window slots in t_BG"] = (batch["active_BG4"].shape[1], t_BG.shape[1])
+        found["text width"] = (self.text_width, batch.text_BSE.shape[-1])
+        found["window slots in t_BG"] = (batch.active_BG4.shape[1], t_BG.shape[1])
         if self.pooled is not None:
-            found["pooled text width"] = (self.pooled_width, batch["pooled_BGE"].shape[-1])
+            found["pooled text width"] = (self.pooled_width, batch.pooled_BGE.shape[-1])
         wrong = [f"{name}: {has} instead of {wants}" for name, (wants, has) in found.items() if has != wants]
         if wrong:
             raise ValueError(f"the batch does not fit the model: {'; '.join(wrong)}")
@@ -159,7 +159,7 @@ def apply(
         tokens_BLC: patch tokens as the model sees them: noisy on noisy video tokens, clean where `clean_mask(batch)`
             holds.
         t_BG: float32 in [0, 1], diffusion time of each window slot (any finite value for empty slots).
-        batch: the packed batch (`PackedShape`); audio and pose arrays are read only if the model has those branches.
+        batch: the packed batch; audio and pose arrays are read only if the model has those branches.
         dtype: of the blocks' computation; norms, softmax and modulation stay float32.
         guidance: scale that a model with `guidance_embed` is told, a number or [B, G].
 

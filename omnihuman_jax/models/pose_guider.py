@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from omnihuman_jax import segments
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.models.layers import MLP, Linear, normal, zeros
 from omnihuman_jax.sharding import constrain
@@ -88,8 +89,8 @@ class PoseGuider(nnx.Module):
 
     def __call__(self, batch: Batch, dtype: DTypeLike) -> jax.Array:
         """[B, L, D] in `dtype`; zero where pose is inactive."""
-        keypoints_BTJ3, index_BFP = jnp.asarray(batch["keypoints_BTJ3"]), jnp.asarray(batch["pose_index_BFP"])
-        frame_BL = jnp.asarray(batch["frame_BL"])
+        keypoints_BTJ3, index_BFP = jnp.asarray(batch.keypoints_BTJ3), jnp.asarray(batch.pose_index_BFP)
+        frame_BL = jnp.asarray(batch.frame_BL)
         if keypoints_BTJ3.shape[2] != self.keypoints or index_BFP.shape[-1] != self.frames:
             raise ValueError(
                 f"model.pose takes {self.keypoints} keypoints and {self.frames} frames a latent frame (4 + 2 *"
@@ -99,11 +100,10 @@ class PoseGuider(nnx.Module):
         index_BLP = jnp.take_along_axis(index_BFP, jnp.maximum(frame_BL, 0)[..., None], axis=1)
         seen_BLP = (index_BLP >= 0) & (frame_BL >= 0)[..., None]
         points_BLPJ3 = jax.vmap(lambda points, index: points[index])(keypoints_BTJ3, jnp.maximum(index_BLP, 0))
-        positions = jnp.asarray(batch["positions_BL3"])
+        positions = jnp.asarray(batch.positions_BL3)
         maps = heatmaps(points_BLPJ3, positions[..., 1, None], positions[..., 2, None], self.sigma).astype(dtype)
         features = self.mlp(constrain(maps, "batch", "tokens", None, None))
         features = jnp.where(seen_BLP[..., None], features, jnp.zeros((), dtype))
-        slots = jnp.arange(1, batch["active_BG4"].shape[1] + 1)
-        active_BG = jnp.asarray(batch["active_BG4"])[:, None, :, Condition.POSE].astype(bool)
-        active_BL = ((jnp.asarray(batch["segment_ids_BL"])[..., None] == slots) & active_BG).any(-1)
+        active_BG = jnp.asarray(batch.active_BG4)[..., Condition.POSE].astype(bool)
+        active_BL = segments.of_window(active_BG, jnp.asarray(batch.segment_ids_BL))
         return jnp.where((active_BL & seen_BLP.any(-1))[..., None], self.embed(features), jnp.zeros((), dtype))

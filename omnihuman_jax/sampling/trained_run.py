@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omnihuman_jax import conditions, sharding
+from omnihuman_jax import conditions, segments, sharding
 from omnihuman_jax import config as experiment
 from omnihuman_jax.checkpoint.folder import checkpoint_directory
 from omnihuman_jax.checkpoint.reader import load_weights
@@ -210,7 +209,7 @@ class Sampler:
             both = guidance.stack_branches(batch, empty)
         scales = guidance.guidance_scales(self.config.guidance, self.config.num_steps)
         with jax.set_mesh(self.run.mesh):
-            placed = {name: jax.device_put(array, self._shardings[name]) for name, array in both.items()}
+            placed = jax.device_put(both, self._shardings)
             tokens, timesteps = self._start(placed, jax.random.key(seed))
             for start in range(0, self.config.num_steps, self.chunk):
                 stop = start + self.chunk
@@ -225,16 +224,14 @@ class Sampler:
         """How many programs the steps have been compiled into: 1, whatever has been sampled."""
         return self._advance._cache_size()
 
-    def _conditional(self, batch: Batch) -> dict[str, jax.Array]:
-        return {name: jnp.asarray(array)[: self.batch] for name, array in batch.items()}
+    def _conditional(self, batch: Batch) -> Batch:
+        return jax.tree.map(lambda array: array[: self.batch], batch)
 
     def _noise_and_timesteps(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = self._conditional(batch)
-        slot_BL = jnp.take_along_axis(rows["slot_BG"], jnp.maximum(rows["segment_ids_BL"] - 1, 0), axis=1)
-        noise_BLC = solver.token_noise(key, slot_BL, rows["token_BL"], self.shape.patch_channels)
-        tokens_BG = flow_matching.video_tokens_of_slot(
-            rows["segment_ids_BL"], rows["is_reference_BL"], self.shape.windows
-        )
+        slot_BL = segments.of_window(rows.slot_BG, rows.segment_ids_BL)
+        noise_BLC = solver.token_noise(key, slot_BL, rows.token_BL, self.shape.patch_channels)
+        tokens_BG = flow_matching.video_tokens_of_slot(rows.segment_ids_BL, rows.is_reference_BL, self.shape.windows)
         return noise_BLC, flow_matching.timesteps(self.config.num_steps, tokens_BG, self.run.config.flow)
 
     def _euler_steps(
@@ -244,9 +241,9 @@ class Sampler:
         return solver.sample(
             functools.partial(self._velocity, params, batch),
             tokens_BLC,
-            rows["latents_BLC"],
-            conditions.clean_mask(rows) | (rows["segment_ids_BL"] == 0),
-            rows["segment_ids_BL"],
+            rows.latents_BLC,
+            conditions.clean_mask(rows) | (rows.segment_ids_BL == 0),
+            rows.segment_ids_BL,
             timesteps_KBG,
             scales_K if self.guided else None,
         )

@@ -16,17 +16,17 @@ from omnihuman_jax import sharding
 from omnihuman_jax.typing import Batch, PackedShape
 
 
-def split_rows(batch: Batch, *, mesh: Mesh, shape: PackedShape, num: int) -> dict[str, jax.Array]:
+def split_rows(batch: Batch, *, mesh: Mesh, shape: PackedShape, num: int) -> Batch:
     """[B, ...] -> [num, B / num, ...] for every array of a packed batch, each device's rows on that device."""
-    specs = {name: sharding.partition_spec(axes) for name, (_, _, axes) in shape.arrays(1).items()}
+    specs = jax.tree.map(lambda spec: sharding.partition_spec(spec.axes), shape.arrays(1))
     cut = jax.shard_map(
-        lambda rows: {name: x.reshape(num, x.shape[0] // num, *x.shape[1:]) for name, x in rows.items()},
+        lambda rows: jax.tree.map(lambda x: x.reshape(num, x.shape[0] // num, *x.shape[1:]), rows),
         mesh=mesh,
         in_specs=(specs,),
-        out_specs={name: PartitionSpec(None, *spec) for name, spec in specs.items()},
+        out_specs=jax.tree.map(lambda spec: PartitionSpec(None, *spec), specs),
         check_vma=False,
     )
-    return cut({name: batch[name] for name in specs})
+    return cut(batch)
 
 
 def merge_rows(parts: Any, *, mesh: Mesh) -> Any:
@@ -57,6 +57,6 @@ def accumulate(one: Callable[[Batch], tuple[Any, Any]], parts: Batch, shardings:
         value, kept = one(rows)
         return pin(jax.tree.map(jnp.add, total, value)), kept
 
-    first = {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in parts.items()}
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), parts)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, first)[0])
-    return jax.lax.scan(add, pin(zeros), dict(parts))
+    return jax.lax.scan(add, pin(zeros), parts)

@@ -1,12 +1,11 @@
 """From numpy batches of one host to arrays of the mesh."""
 
-from collections.abc import Mapping
-
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from omnihuman_jax import sharding
+from omnihuman_jax.typing import PackedBatch
 
 
 def local_rows(mesh: Mesh, batch: int) -> range:
@@ -22,18 +21,18 @@ def local_rows(mesh: Mesh, batch: int) -> range:
 
 
 def place_batch(
-    batch: Mapping[str, np.ndarray], shardings: Mapping[str, NamedSharding], rows: range, total: int
-) -> dict[str, jax.Array]:
+    batch: PackedBatch[np.ndarray], shardings: PackedBatch[NamedSharding], rows: range, total: int
+) -> PackedBatch[jax.Array]:
     """Global arrays of `total` sequences from this process's `rows` of them; one transfer a device and array."""
     if len(rows) == total:
-        return jax.device_put(dict(batch), dict(shardings))
+        return jax.device_put(batch, shardings)
 
-    def place(name: str, array: np.ndarray) -> jax.Array:
+    def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None  # a slice a dim: the callback is asked for what this process's devices hold
             first, last, _ = index[0].indices(total)
             return array[(slice(first - rows.start, last - rows.start), *index[1:])]
 
-        return jax.make_array_from_callback((total, *array.shape[1:]), shardings[name], shard)
+        return jax.make_array_from_callback((total, *array.shape[1:]), where, shard)
 
-    return {name: place(name, array) for name, array in batch.items()}
+    return jax.tree.map(place, batch, shardings)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from omnihuman_jax import conditions, sharding
+from omnihuman_jax import conditions, segments, sharding
 from omnihuman_jax.data.packing import UNREADABLE
 from omnihuman_jax.diffusion import flow_matching, solver
 from omnihuman_jax.models import mmdit
@@ -79,29 +79,27 @@ class Losses(NamedTuple):
 
 def draw_t(objective: Objective, step: jax.Array, batch: Batch) -> jax.Array:
     """The timestep of every window, [B, G] float32 in (0, 1), keyed on (seed, step, slot of the plan)."""
-    windows = batch["slot_BG"].shape[1]
-    tokens_BG = flow_matching.video_tokens_of_slot(batch["segment_ids_BL"], batch["is_reference_BL"], windows)
+    windows = batch.slot_BG.shape[1]
+    tokens_BG = flow_matching.video_tokens_of_slot(batch.segment_ids_BL, batch.is_reference_BL, windows)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(objective.seed), T_STREAM), step)
 
     def draw(slot: jax.Array, tokens: jax.Array) -> jax.Array:
         return flow_matching.sample_t(jax.random.fold_in(key, slot), jnp.maximum(tokens, 1), objective.flow)
 
-    return jax.vmap(jax.vmap(draw))(jnp.asarray(batch["slot_BG"]), tokens_BG)
+    return jax.vmap(jax.vmap(draw))(jnp.asarray(batch.slot_BG), tokens_BG)
 
 
 def draw_noise(objective: Objective, step: jax.Array, batch: Batch) -> jax.Array:
     """Standard normal noise [B, L, C] float32, keyed on (seed, step, slot, token in its window)."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(objective.seed), NOISE_STREAM), step)
-    slot_BL = jnp.take_along_axis(batch["slot_BG"], jnp.maximum(batch["segment_ids_BL"] - 1, 0), axis=1)
-    return solver.token_noise(key, slot_BL, batch["token_BL"], batch["latents_BLC"].shape[-1])
+    slot_BL = segments.of_window(batch.slot_BG, batch.segment_ids_BL)
+    return solver.token_noise(key, slot_BL, batch.token_BL, batch.latents_BLC.shape[-1])
 
 
 def noisy_tokens(batch: Batch) -> jax.Array:
     """Tokens that carry loss, [B, L] bool: video tokens of readable windows that are not given clean."""
-    given_BL = conditions.clean_mask(batch)
-    readable_BG = jnp.asarray(batch["window_BG"]) >= 0
-    readable_BL = jnp.take_along_axis(readable_BG, jnp.maximum(batch["segment_ids_BL"] - 1, 0), axis=1)
-    return (jnp.asarray(batch["segment_ids_BL"]) > 0) & readable_BL & ~given_BL
+    readable_BL = segments.of_window(batch.window_BG >= 0, batch.segment_ids_BL)
+    return jnp.asarray(readable_BL & ~conditions.clean_mask(batch))
 
 
 def loss_fn(
@@ -115,17 +113,16 @@ def loss_fn(
     t_BG = draw_t(objective, step, batch)
     noise_BLC = sharding.constrain(draw_noise(objective, step, batch), "batch", "tokens", None)
     noisy_BL = noisy_tokens(batch)
-    t_BL = jnp.where(noisy_BL, flow_matching.token_t(t_BG, batch["segment_ids_BL"]), 0.0)
-    tokens_BLC = flow_matching.add_noise(batch["latents_BLC"], noise_BLC, t_BL)
+    t_BL = jnp.where(noisy_BL, flow_matching.token_t(t_BG, batch.segment_ids_BL), 0.0)
+    tokens_BLC = flow_matching.add_noise(batch.latents_BLC, noise_BLC, t_BL)
     velocity_BLC = mmdit.apply(objective.model, params, tokens_BLC, t_BG, batch, dtype=objective.dtype)
-    target_BLC = flow_matching.velocity_target(batch["latents_BLC"], noise_BLC)
+    target_BLC = flow_matching.velocity_target(batch.latents_BLC, noise_BLC)
     error_BL = jnp.mean(jnp.square(velocity_BLC.astype(jnp.float32) - target_BLC), axis=-1)
     # where, not times: a token that does not count must not count even when it is not finite.
     error_BL = jnp.where(noisy_BL, error_BL, 0.0)
-    windows = batch["slot_BG"].shape[1]
-    owner_BLG = batch["segment_ids_BL"][:, :, None] == jnp.arange(1, windows + 1)
-    count_BG = jnp.sum(owner_BLG & noisy_BL[:, :, None], axis=1, dtype=jnp.int32)
-    window_loss_BG = jnp.sum(jnp.where(owner_BLG, error_BL[:, :, None], 0.0), axis=1) / jnp.maximum(count_BG, 1)
+    members_BLG = segments.members(batch.segment_ids_BL, batch.slot_BG.shape[1])
+    count_BG = jnp.sum(members_BLG & noisy_BL[:, :, None], axis=1, dtype=jnp.int32)
+    window_loss_BG = jnp.sum(jnp.where(members_BLG, error_BL[:, :, None], 0.0), axis=1) / jnp.maximum(count_BG, 1)
     total = jnp.sum(count_BG) if total is None else total
     loss = jnp.sum(error_BL) / jnp.maximum(total, 1)
     return loss, Losses(window_loss_BG=window_loss_BG, counted_BG=count_BG > 0)
@@ -249,11 +246,11 @@ def make_train_step(
             trains=jnp.any(jnp.stack(list(controls.trainable.values()))),
             stage_start=controls.stage_start, interval_start=controls.interval_start,
         )  # fmt: skip
-        windows, set_losses = count_sets(losses, jnp.asarray(batch["active_BG4"]))
-        tokens = jnp.sum(batch["segment_ids_BL"] > 0, dtype=jnp.float32)
+        windows, set_losses = count_sets(losses, jnp.asarray(batch.active_BG4))
+        tokens = jnp.sum(batch.segment_ids_BL > 0, dtype=jnp.float32)
         counters = advance(
             state.counters, controls, loss=loss, windows=windows, losses=set_losses, tokens=tokens,
-            placeholders=jnp.sum(batch["window_BG"] == UNREADABLE, dtype=jnp.int32),
+            placeholders=jnp.sum(batch.window_BG == UNREADABLE, dtype=jnp.int32),
             health=health, finite=verdict.finite,
         )  # fmt: skip
         metrics = {"loss": loss, "grad_norm": norm, "rates": rates, "counters": counters, "verdict": verdict}

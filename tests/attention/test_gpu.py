@@ -19,6 +19,7 @@ from omnihuman_jax.attention.kernel import Kernel, attend, window_ids
 from omnihuman_jax.attention.xla import Dense
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.training.train_step import loss_fn
+from omnihuman_jax.typing import ArraySpec
 from tests.training import tiny
 
 CUDNN_VERSION = 91_000
@@ -84,8 +85,9 @@ def test_the_loss_of_a_sharded_model_lowers_for_cuda(
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
 
     params = jax.tree.map(place, *mmdit.abstract_params(config))
-    arrays = dataclasses.replace(tiny.packed_shape(), windows=windows).arrays(tiny.SEQUENCES)
-    batch = {name: place(jax.ShapeDtypeStruct(dims, dtype), logical) for name, (dims, dtype, logical) in arrays.items()}
+    shape = dataclasses.replace(tiny.packed_shape(), windows=windows)
+    places = sharding.batch_shardings(mesh, shape, tiny.SEQUENCES)
+    batch = jax.tree.map(ArraySpec.abstract, shape.arrays(tiny.SEQUENCES), places)
     with active:
         grad = jax.jit(jax.grad(lambda params, batch: loss_fn(params, objective, jnp.int32(0), batch)[0]))
         text = grad.trace(params, batch).lower(lowering_platforms=("cuda",)).as_text()

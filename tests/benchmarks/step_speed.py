@@ -99,7 +99,7 @@ def jax_work(checkpointing: bool, width: int = 512) -> tuple[Work, int]:
 
     def forward() -> None:
         with jax.set_mesh(mesh):
-            jax.block_until_ready(apply(held["state"].params, batch["latents_BLC"], t, batch))
+            jax.block_until_ready(apply(held["state"].params, batch.latents_BLC, t, batch))
 
     def step() -> None:
         with jax.set_mesh(mesh):

@@ -32,7 +32,7 @@ from omnihuman_jax.interop.export_folder import MODULES
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo
 from omnihuman_jax.training.train_state import Counters, TrainState
-from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for
+from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_batch
 
 CONFIG = experiment.ExperimentConfig(name="a run", model=odd_config(width=32, num_heads=2, rope_axes=(4, 6, 6)))
 STEP = 7
@@ -136,9 +136,7 @@ def test_the_readmes_lines_give_the_jax_models_velocity_without_jax(run, tmp_pat
     ]
     batch = packed_batch(shape, layout)
     t_BG = np.array([[0.3, 0.9, 0.1, 0.5], [0.71, 0.05, 1.0, 0.4]], np.float32)
-    torch.save(
-        {name: torch.from_numpy(array) for name, array in batch.items()} | {"t": torch.from_numpy(t_BG)}, out / "in.pt"
-    )
+    torch.save(torch_batch(batch) | {"t": torch.from_numpy(t_BG)}, out / "in.pt")
 
     code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     assert len(code) == 1 and len(code[0].splitlines()) == 3
@@ -148,9 +146,9 @@ def test_the_readmes_lines_give_the_jax_models_velocity_without_jax(run, tmp_pat
     assert done.returncode == 0, done.stderr
 
     params = kt.key_table(CONFIG.model).from_torch(random_tensors(kt.key_table(CONFIG.model), STEP + 100).__getitem__)
-    ours = np.asarray(jax.jit(lambda p: mmdit.apply(CONFIG.model, p, batch["latents_BLC"], t_BG, batch))(params))
+    ours = np.asarray(jax.jit(lambda p: mmdit.apply(CONFIG.model, p, batch.latents_BLC, t_BG, batch))(params))
     theirs = torch.load(out / "velocity.pt").numpy()
-    real = batch["segment_ids_BL"] > 0
+    real = batch.segment_ids_BL > 0
     error = np.linalg.norm(theirs[real] - ours[real]) / np.linalg.norm(ours[real])
     measured("velocity, an exported checkpoint's three lines in a process without jax against JAX", error, 1e-5)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -115,39 +116,41 @@ def test_round_trip_of_windows_of_different_sizes_with_an_empty_slot():
         window(3, ConditionSet.of(Condition.TEXT), frames=1),
     ]
     batch = stack_sequences([pack_sequence(windows, SHAPE), pack_sequence([], SHAPE)])
-    for name, (dims, dtype, _) in SHAPE.arrays(2).items():
-        assert batch[name].shape == dims and batch[name].dtype == dtype, name
+    found = jax.tree.map(lambda array: (array.shape, array.dtype), batch)
+    assert dataclasses.asdict(found) == dataclasses.asdict(
+        jax.tree.map(lambda spec: (spec.dims, spec.dtype), SHAPE.arrays(2))
+    )
     for group, made in enumerate(windows):
         if made is None:
-            assert batch["window_BG"][0, group] == UNREADABLE and not (batch["segment_ids_BL"][0] == group + 1).any()
-            assert not batch["active_BG4"][0, group].any() and not batch["motion_BG"][0, group]
+            assert batch.window_BG[0, group] == UNREADABLE and not (batch.segment_ids_BL[0] == group + 1).any()
+            assert not batch.active_BG4[0, group].any() and not batch.motion_BG[0, group]
             continue
-        np.testing.assert_array_equal(window_latents(batch, batch["latents_BLC"], 0, group), made.latents_FHWC)
-        text = batch["text_BSE"][0][batch["text_segment_ids_BS"][0] == group + 1]
+        np.testing.assert_array_equal(window_latents(batch, batch.latents_BLC, 0, group), made.latents_FHWC)
+        text = batch.text_BSE[0][batch.text_segment_ids_BS[0] == group + 1]
         np.testing.assert_array_equal(text, made.text_SE)
-        np.testing.assert_array_equal(batch["pooled_BGE"][0, group], made.pooled_E)
-        assert tuple(batch["active_BG4"][0, group]) == made.active.mask()
-        assert (batch["motion_BG"][0, group], batch["slot_BG"][0, group], batch["window_BG"][0, group]) == (
+        np.testing.assert_array_equal(batch.pooled_BGE[0, group], made.pooled_E)
+        assert tuple(batch.active_BG4[0, group]) == made.active.mask()
+        assert (batch.motion_BG[0, group], batch.slot_BG[0, group], batch.window_BG[0, group]) == (
             made.motion,
             made.slot,
             made.window,
         )
-    assert not batch["segment_ids_BL"][1].any() and (batch["window_BG"][1] == -1).all()
+    assert not batch.segment_ids_BL[1].any() and (batch.window_BG[1] == -1).all()
     with pytest.raises(ValueError, match="slot 1"):
-        window_latents(batch, batch["latents_BLC"], 0, 1)
+        window_latents(batch, batch.latents_BLC, 0, 1)
 
 
 def test_reference_tokens_come_first_at_time_zero_with_their_own_places():
     made = window(0)
     out = pack_sequence([made], SHAPE)
     per_frame = 2 * 3
-    assert out["is_reference_BL"][:per_frame].all() and not out["is_reference_BL"][per_frame:].any()
-    np.testing.assert_array_equal(out["latents_BLC"][:per_frame], patchify(made.reference_HWC[None]))
-    np.testing.assert_array_equal(out["positions_BL3"][:per_frame], token_positions(1, 4, 6))
-    np.testing.assert_array_equal(out["positions_BL3"][per_frame : 4 * per_frame], token_positions(3, 4, 6))
-    assert (out["frame_BL"][:per_frame] == -1).all()
-    np.testing.assert_array_equal(out["frame_BL"][per_frame : 4 * per_frame], np.repeat([0, 1, 2], per_frame))
-    np.testing.assert_array_equal(out["token_BL"][per_frame : 4 * per_frame], np.arange(3 * per_frame))
+    assert out.is_reference_BL[:per_frame].all() and not out.is_reference_BL[per_frame:].any()
+    np.testing.assert_array_equal(out.latents_BLC[:per_frame], patchify(made.reference_HWC[None]))
+    np.testing.assert_array_equal(out.positions_BL3[:per_frame], token_positions(1, 4, 6))
+    np.testing.assert_array_equal(out.positions_BL3[per_frame : 4 * per_frame], token_positions(3, 4, 6))
+    assert (out.frame_BL[:per_frame] == -1).all()
+    np.testing.assert_array_equal(out.frame_BL[per_frame : 4 * per_frame], np.repeat([0, 1, 2], per_frame))
+    np.testing.assert_array_equal(out.token_BL[per_frame : 4 * per_frame], np.arange(3 * per_frame))
 
 
 def test_every_latent_reads_the_features_of_its_own_frames():
@@ -162,20 +165,20 @@ def test_every_latent_reads_the_features_of_its_own_frames():
     slot = 0
     for made in windows:
         frames = made.frames
-        for name, index, values, condition in (
-            ("audio_BTE", "audio_index_BFA", made.audio_TE, Condition.AUDIO),
-            ("keypoints_BTJ3", "pose_index_BFP", made.keypoints_TJ3, Condition.POSE),
+        for array, index, values, condition in (
+            (out.audio_BTE, out.audio_index_BFA, made.audio_TE, Condition.AUDIO),
+            (out.keypoints_BTJ3, out.pose_index_BFP, made.keypoints_TJ3, Condition.POSE),
         ):
-            wanted = frame_index(frames, out[index].shape[1])
-            for latent, row in enumerate(out[index][slot : slot + len(wanted)]):
+            wanted = frame_index(frames, index.shape[1])
+            for latent, row in enumerate(index[slot : slot + len(wanted)]):
                 if condition not in made.active:
                     assert (row == -1).all()
                     continue
                 np.testing.assert_array_equal(row >= 0, wanted[latent] != NO_FRAME)
-                read = out[name][row[row >= 0]]
+                read = array[row[row >= 0]]
                 np.testing.assert_array_equal(read, values[wanted[latent][row >= 0] + made.margin])
         slot += 1 + (frames - 1) // 4
-    assert (out["audio_index_BFA"][slot:] == -1).all() and (out["pose_index_BFP"][slot:] == -1).all()
+    assert (out.audio_index_BFA[slot:] == -1).all() and (out.pose_index_BFP[slot:] == -1).all()
 
 
 def test_inactive_conditions_leave_no_trace():
@@ -184,29 +187,26 @@ def test_inactive_conditions_leave_no_trace():
         quiet, reference_HWC=None, audio_TE=None, audio_valid_T=None, keypoints_TJ3=None, keypoints_valid_T=None
     )
     with_inputs, without = pack_sequence([quiet], SHAPE), pack_sequence([bare], SHAPE)
-    for name in with_inputs:
-        np.testing.assert_array_equal(with_inputs[name], without[name], err_msg=name)
-    assert (
-        not without["is_reference_BL"].any() and not without["audio_BTE"].any() and not without["keypoints_BTJ3"].any()
-    )
+    jax.tree.map(np.testing.assert_array_equal, with_inputs, without)
+    assert not without.is_reference_BL.any() and not without.audio_BTE.any() and not without.keypoints_BTJ3.any()
 
 
 def test_stored_margins_beyond_the_models_neighbours_are_trimmed():
     wide, narrow = window(0, margin=9), window(0, margin=2)
     narrow = dataclasses.replace(narrow, audio_TE=wide.audio_TE[7:-7], keypoints_TJ3=wide.keypoints_TJ3[7:-7])
     trimmed = pack_sequence([wide], SHAPE)
-    assert np.flatnonzero(trimmed["audio_BTE"].any(axis=1)).max() == 9 + 2 * 2 - 1
+    assert np.flatnonzero(trimmed.audio_BTE.any(axis=1)).max() == 9 + 2 * 2 - 1
     # Same generator, but other draws before: compare only what was made equal.
     exact = pack_sequence([narrow], SHAPE)
     for name in ("audio_BTE", "audio_index_BFA", "keypoints_BTJ3", "pose_index_BFP"):
-        np.testing.assert_array_equal(trimmed[name], exact[name], err_msg=name)
+        np.testing.assert_array_equal(getattr(trimmed, name), getattr(exact, name), err_msg=name)
 
 
 def test_a_model_without_audio_or_pose_takes_windows_that_have_them():
     plain = dataclasses.replace(SHAPE, audio_width=0, audio_tokens=0, keypoints=0, pose_frames=0, pooled_width=0)
     out = pack_sequence([window(0)], plain)
-    assert out["audio_index_BFA"].shape == (12, 0) and out["keypoints_BTJ3"].shape == (80, 0, 3)
-    assert out["active_BG4"][0].all()
+    assert out.audio_index_BFA.shape == (12, 0) and out.keypoints_BTJ3.shape == (80, 0, 3)
+    assert out.active_BG4[0].all()
 
 
 @pytest.mark.parametrize(

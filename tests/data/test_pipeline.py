@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -42,9 +43,12 @@ def loader(directory, index=0, count=1, start=0, *, threads=2, shape=SHAPE, conf
 
 
 def assert_equal(left, right):
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def joined(parts):
+    """The rows of several hosts."""
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +59,10 @@ def batches(directory):
 def test_every_step_once_in_the_batch_layout(batches):
     assert len(batches) == SCHEDULE.total_steps
     for batch in batches:
-        assert batch.keys() == SHAPE.arrays(4).keys()
-        for name, (dims, dtype, _) in SHAPE.arrays(4).items():
-            assert batch[name].shape == dims and batch[name].dtype == dtype, name
+        found = jax.tree.map(lambda array: (array.shape, array.dtype), batch)
+        assert dataclasses.asdict(found) == dataclasses.asdict(
+            jax.tree.map(lambda spec: (spec.dims, spec.dtype), SHAPE.arrays(4))
+        )
 
 
 def test_batches_hold_what_the_plan_says_and_the_records_contain(batches):
@@ -66,20 +71,17 @@ def test_batches_hold_what_the_plan_says_and_the_records_contain(batches):
     for step, batch in enumerate(batches):
         for b, sequence in enumerate(plan.batch(step).sequences):
             for g, placed in enumerate(sequence):
-                assert batch["window_BG"][b, g] == placed.row and batch["slot_BG"][b, g] == placed.slot
-                assert (
-                    tuple(batch["active_BG4"][b, g]) == placed.active.mask()
-                    and batch["motion_BG"][b, g] == placed.motion
-                )
+                assert batch.window_BG[b, g] == placed.row and batch.slot_BG[b, g] == placed.slot
+                assert tuple(batch.active_BG4[b, g]) == placed.active.mask() and batch.motion_BG[b, g] == placed.motion
                 record = synthetic.record(TABLE, placed.row)
-                np.testing.assert_array_equal(window_latents(batch, batch["latents_BLC"], b, g), record.latents_FHWC)
-                text = batch["text_BSE"][b][batch["text_segment_ids_BS"][b] == g + 1]
+                np.testing.assert_array_equal(window_latents(batch, batch.latents_BLC, b, g), record.latents_FHWC)
+                text = batch.text_BSE[b][batch.text_segment_ids_BS[b] == g + 1]
                 has_text = Condition.TEXT in placed.active
                 np.testing.assert_array_equal(text, record.text_SE if has_text else spec.empty_text_SE)
                 np.testing.assert_array_equal(
-                    batch["pooled_BGE"][b, g], record.pooled_E if has_text else spec.empty_pooled_E
+                    batch.pooled_BGE[b, g], record.pooled_E if has_text else spec.empty_pooled_E
                 )
-            assert (batch["window_BG"][b, len(sequence) :] == -1).all()
+            assert (batch.window_BG[b, len(sequence) :] == -1).all()
 
 
 def test_the_chosen_reference_is_the_one_packed():
@@ -89,7 +91,7 @@ def test_the_chosen_reference_is_the_one_packed():
     for placed in chosen:
         record = synthetic.record(TABLE, placed.row)
         out = pack_sequence([window_input(record, placed, synthetic.spec())], SHAPE)
-        reference = unpatchify(out["latents_BLC"][out["is_reference_BL"]], *record.latents_FHWC.shape[1:3])
+        reference = unpatchify(out.latents_BLC[out.is_reference_BL], *record.latents_FHWC.shape[1:3])
         np.testing.assert_array_equal(reference[0], record.references_RHWC[placed.reference])
 
 
@@ -98,7 +100,7 @@ def test_hosts_read_their_rows_of_the_same_global_batch(directory, batches, coun
     hosts = [loader(directory, index, count) for index in range(count)]
     for whole in batches:
         parts = [next(host) for host in hosts]
-        assert_equal({name: np.concatenate([part[name] for part in parts]) for name in whole}, whole)
+        assert_equal(joined(parts), whole)
 
 
 @pytest.mark.parametrize("start", [1, 6, 8, 11, 19])
@@ -128,21 +130,21 @@ def test_a_damaged_record_is_a_counted_empty_slot_and_nothing_else_moves(directo
         got = list(made)
     expected = 0
     for batch, whole in zip(got, batches):
-        lost = whole["window_BG"] == DAMAGED
+        lost = whole.window_BG == DAMAGED
         expected += int(lost.sum())
-        assert (batch["window_BG"][lost] == -2).all() and not batch["active_BG4"][lost].any()
+        assert (batch.window_BG[lost] == -2).all() and not batch.active_BG4[lost].any()
         for name in ("window_BG", "slot_BG", "active_BG4", "motion_BG", "pooled_BGE"):
-            np.testing.assert_array_equal(batch[name][~lost], whole[name][~lost], err_msg=name)
-        for b, g in zip(*np.nonzero(whole["window_BG"] >= 0)):
+            left, right = getattr(batch, name), getattr(whole, name)
+            np.testing.assert_array_equal(left[~lost], right[~lost], err_msg=name)
+        for b, g in zip(*np.nonzero(whole.window_BG >= 0)):
             if lost[b, g]:
                 assert (
-                    not (batch["segment_ids_BL"][b] == g + 1).any()
-                    and not (batch["text_segment_ids_BS"][b] == g + 1).any()
+                    not (batch.segment_ids_BL[b] == g + 1).any() and not (batch.text_segment_ids_BS[b] == g + 1).any()
                 )
             else:
-                left, right = (window_latents(x, x["latents_BLC"], b, g) for x in (batch, whole))
+                left, right = (window_latents(x, x.latents_BLC, b, g) for x in (batch, whole))
                 np.testing.assert_array_equal(left, right)
-                own = [x["token_BL"][b][x["segment_ids_BL"][b] == g + 1] for x in (batch, whole)]
+                own = [x.token_BL[b][x.segment_ids_BL[b] == g + 1] for x in (batch, whole)]
                 np.testing.assert_array_equal(*own)  # the noise of a window stays
     assert expected > 3 and made.placeholders == {"w0": expected}
     (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
@@ -154,7 +156,7 @@ def test_a_damaged_record_is_the_same_hole_on_every_number_of_hosts(damaged):
     hosts = [loader(damaged, index, 2) for index in range(2)]
     for batch in whole:
         parts = [next(host) for host in hosts]
-        assert_equal({name: np.concatenate([part[name] for part in parts]) for name in batch}, batch)
+        assert_equal(joined(parts), batch)
     lost = sum((host.placeholders for host in hosts), start=type(hosts[0].placeholders)())
     alone = loader(damaged)
     list(alone)

@@ -1,12 +1,15 @@
 """Annealing curves, the guided velocity and the unconditional branch."""
 
+import dataclasses
+
+import jax
 import numpy as np
 import pytest
 
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.diffusion import guidance
 from omnihuman_jax.diffusion.guidance import GuidanceConfig, guidance_scales
-from omnihuman_jax.typing import PackedShape
+from omnihuman_jax.typing import ArraySpec, PackedBatch, PackedShape
 
 SHAPE = PackedShape(
     latent_tokens=12, text_tokens=8, windows=3, latent_frames=4, frames=20, patch_channels=8, text_width=4,
@@ -16,15 +19,20 @@ SHAPE = PackedShape(
 EMPTY = np.full((2, 4), 7.0, np.float32), np.full(4, 9.0, np.float32)
 
 
-def packed(seed: int = 0) -> dict[str, np.ndarray]:
+def packed(seed: int = 0) -> PackedBatch[np.ndarray]:
     """Two sequences, all conditions active: windows in slots 0 and 2 of the first, in slot 1 of the second."""
     rng = np.random.default_rng(seed)
-    batch = {}
-    for name, (dims, dtype, _) in SHAPE.arrays(2).items():
-        batch[name] = rng.standard_normal(dims).astype(dtype) if dtype == np.float32 else np.ones(dims, dtype)
-    batch["segment_ids_BL"] = np.array([[1] * 4 + [3] * 6 + [0] * 2, [2] * 12], np.int32)
-    batch["text_segment_ids_BS"] = np.array([[1] * 5 + [3] * 2 + [0], [2] * 7 + [0]], np.int32)
-    return batch
+
+    def fill(spec: ArraySpec) -> np.ndarray:
+        if spec.dtype == np.float32:
+            return rng.standard_normal(spec.dims).astype(spec.dtype)
+        return np.ones(spec.dims, spec.dtype)
+
+    return dataclasses.replace(
+        jax.tree.map(fill, SHAPE.arrays(2)),
+        segment_ids_BL=np.array([[1] * 4 + [3] * 6 + [0] * 2, [2] * 12], np.int32),
+        text_segment_ids_BS=np.array([[1] * 5 + [3] * 2 + [0], [2] * 7 + [0]], np.int32),
+    )
 
 
 @pytest.mark.parametrize("curve", ["linear", "cosine"])
@@ -71,21 +79,22 @@ def test_guided_velocity_extrapolates_from_the_unconditional_one():
 def test_unconditional_branch_drops_text_and_audio_and_nothing_else():
     batch = packed()
     out = guidance.unconditional_batch(batch, *EMPTY)
-    np.testing.assert_array_equal(out["active_BG4"][..., Condition.TEXT], False)
-    np.testing.assert_array_equal(out["active_BG4"][..., Condition.AUDIO], False)
+    np.testing.assert_array_equal(out.active_BG4[..., Condition.TEXT], False)
+    np.testing.assert_array_equal(out.active_BG4[..., Condition.AUDIO], False)
     for kept in (Condition.REFERENCE, Condition.POSE):
-        np.testing.assert_array_equal(out["active_BG4"][..., kept], batch["active_BG4"][..., kept])
-    for name in set(batch) - {"active_BG4", "text_BSE", "text_segment_ids_BS", "pooled_BGE"}:
-        np.testing.assert_array_equal(out[name], batch[name])
-    assert batch["active_BG4"].all(), "the conditional batch must stay as it was"
+        np.testing.assert_array_equal(out.active_BG4[..., kept], batch.active_BG4[..., kept])
+    changed = {"active_BG4", "text_BSE", "text_segment_ids_BS", "pooled_BGE"}
+    for name in {field.name for field in dataclasses.fields(batch)} - changed:
+        np.testing.assert_array_equal(getattr(out, name), getattr(batch, name))
+    assert batch.active_BG4.all(), "the conditional batch must stay as it was"
 
 
 def test_unconditional_branch_holds_the_empty_prompt_of_every_window():
     out = guidance.unconditional_batch(packed(), *EMPTY)
-    np.testing.assert_array_equal(out["text_segment_ids_BS"], [[1, 1, 3, 3, 0, 0, 0, 0], [2, 2, 0, 0, 0, 0, 0, 0]])
-    np.testing.assert_array_equal(out["text_BSE"][0, :4], np.full((4, 4), 7))
-    np.testing.assert_array_equal(out["text_BSE"][out["text_segment_ids_BS"] == 0], 0)
-    np.testing.assert_array_equal(out["pooled_BGE"][:, :, 0], [[9, 0, 9], [0, 9, 0]])
+    np.testing.assert_array_equal(out.text_segment_ids_BS, [[1, 1, 3, 3, 0, 0, 0, 0], [2, 2, 0, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(out.text_BSE[0, :4], np.full((4, 4), 7))
+    np.testing.assert_array_equal(out.text_BSE[out.text_segment_ids_BS == 0], 0)
+    np.testing.assert_array_equal(out.pooled_BGE[:, :, 0], [[9, 0, 9], [0, 9, 0]])
 
 
 def test_an_empty_prompt_that_does_not_fit_is_an_error_with_the_numbers():
@@ -96,6 +105,6 @@ def test_an_empty_prompt_that_does_not_fit_is_an_error_with_the_numbers():
 def test_branches_are_stacked_conditional_first():
     batch = packed()
     both = guidance.stack_branches(batch, guidance.unconditional_batch(batch, *EMPTY))
-    assert both["latents_BLC"].shape[0] == 4
-    np.testing.assert_array_equal(both["active_BG4"][:2], True)
-    assert not both["active_BG4"][2:, :, Condition.AUDIO].any()
+    assert both.latents_BLC.shape[0] == 4
+    np.testing.assert_array_equal(both.active_BG4[:2], True)
+    assert not both.active_BG4[2:, :, Condition.AUDIO].any()

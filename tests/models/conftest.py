@@ -11,7 +11,7 @@ import pytest
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.mmdit_config import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
-from omnihuman_jax.typing import PackedShape, frames_of_latent
+from omnihuman_jax.typing import ArraySpec, PackedBatch, PackedShape, frames_of_latent
 
 MARGIN = 2
 
@@ -40,22 +40,22 @@ class Packer:
 
     def __call__(
         self, *sequences: list[Window], start: int = 0
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    ) -> tuple[np.ndarray, np.ndarray, PackedBatch[np.ndarray]]:
         """(tokens_BLC, t_BG, batch); `start` tokens, texts, frames and slots are left empty in front."""
-        batch = {name: np.zeros(dims, dtype) for name, (dims, dtype, _) in self.shape.arrays(len(sequences)).items()}
-        for name in ("audio_index_BFA", "pose_index_BFP", "frame_BL", "window_BG"):
-            batch[name][...] = -1
+        batch = jax.tree.map(ArraySpec.zeros, self.shape.arrays(len(sequences)))
+        for indices in (batch.audio_index_BFA, batch.pose_index_BFP, batch.frame_BL, batch.window_BG):
+            indices.fill(-1)
         # What lies in unused rows must not matter: it is never zero here.
         garbage = np.random.default_rng(99)
-        for name in ("latents_BLC", "text_BSE", "pooled_BGE", "audio_BTE", "keypoints_BTJ3"):
-            batch[name][...] = garbage.normal(size=batch[name].shape)
-        t = np.full(batch["motion_BG"].shape, 0.9, np.float32)
+        for array in (batch.latents_BLC, batch.text_BSE, batch.pooled_BGE, batch.audio_BTE, batch.keypoints_BTJ3):
+            array[...] = garbage.normal(size=array.shape)
+        t = np.full(batch.motion_BG.shape, 0.9, np.float32)
         for b, windows in enumerate(sequences):
             at = {"token": start, "text": start, "latent": start, "frame": start}
             for g, window in enumerate(windows, start=min(start, self.shape.windows - len(windows))):
                 self._place(batch, b, g, window, at)
                 t[b, g] = window.t
-        return batch["latents_BLC"], t, batch
+        return batch.latents_BLC, t, batch
 
     def _place(self, batch, b: int, g: int, window: Window, at: dict[str, int]) -> None:
         shape, rng = self.shape, np.random.default_rng(window.seed)
@@ -70,32 +70,32 @@ class Packer:
         for is_reference in [True, False] if window.reference else [False]:
             n = grid if is_reference else count
             rows = slice(at["token"], at["token"] + n)
-            batch["latents_BLC"][b, rows] = reference if is_reference else video
-            batch["segment_ids_BL"][b, rows] = g + 1
+            batch.latents_BLC[b, rows] = reference if is_reference else video
+            batch.segment_ids_BL[b, rows] = g + 1
             frame = np.arange(n) // grid
-            batch["positions_BL3"][b, rows] = np.stack([frame, np.tile(h, n // grid), np.tile(w, n // grid)], -1)
-            batch["is_reference_BL"][b, rows] = is_reference
-            batch["frame_BL"][b, rows] = -1 if is_reference else frame + at["latent"]
-            batch["token_BL"][b, rows] = np.arange(n) + (0 if is_reference or not window.reference else grid)
+            batch.positions_BL3[b, rows] = np.stack([frame, np.tile(h, n // grid), np.tile(w, n // grid)], -1)
+            batch.is_reference_BL[b, rows] = is_reference
+            batch.frame_BL[b, rows] = -1 if is_reference else frame + at["latent"]
+            batch.token_BL[b, rows] = np.arange(n) + (0 if is_reference or not window.reference else grid)
             at["token"] += n
         rows = slice(at["text"], at["text"] + window.text)
-        batch["text_BSE"][b, rows], batch["text_segment_ids_BS"][b, rows] = text, g + 1
-        batch["pooled_BGE"][b, g] = pooled
+        batch.text_BSE[b, rows], batch.text_segment_ids_BS[b, rows] = text, g + 1
+        batch.pooled_BGE[b, g] = pooled
         if window.audio or window.pose:
             rows = slice(at["frame"], at["frame"] + pixel_frames)
-            batch["audio_BTE"][b, rows], batch["keypoints_BTJ3"][b, rows] = audio, points
+            batch.audio_BTE[b, rows], batch.keypoints_BTJ3[b, rows] = audio, points
         for i in range(window.frames):
             own = frames_of_latent(i)
-            for name, m, active in (("audio_index_BFA", 1, window.audio), ("pose_index_BFP", 1, window.pose)):
+            for index, m, active in ((batch.audio_index_BFA, 1, window.audio), (batch.pose_index_BFP, 1, window.pose)):
                 near = np.arange(own.start - m, own.stop + m) + MARGIN + at["frame"]
                 if active:
-                    batch[name][b, at["latent"] + i, : len(near)] = near
+                    index[b, at["latent"] + i, : len(near)] = near
         at["latent"] += window.frames
         at["frame"] += pixel_frames
         at["text"] += window.text
-        batch["active_BG4"][b, g] = [True, window.reference, window.audio, window.pose]
-        batch["motion_BG"][b, g] = window.motion
-        batch["slot_BG"][b, g] = batch["window_BG"][b, g] = window.seed
+        batch.active_BG4[b, g] = [True, window.reference, window.audio, window.pose]
+        batch.motion_BG[b, g] = window.motion
+        batch.slot_BG[b, g] = batch.window_BG[b, g] = window.seed
 
 
 @pytest.fixture(scope="session")

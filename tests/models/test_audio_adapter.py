@@ -23,7 +23,7 @@ def added():
 
     @jax.jit
     def run(batch):
-        x = jax.random.normal(jax.random.key(3), (*batch["segment_ids_BL"].shape, WIDTH))
+        x = jax.random.normal(jax.random.key(3), (*batch.segment_ids_BL.shape, WIDTH))
         return cross(x, adapter(batch, jnp.float32))
 
     return lambda batch: np.asarray(run(batch))
@@ -32,7 +32,7 @@ def added():
 def test_only_video_tokens_of_active_windows_are_changed(added, pack, window) -> None:
     _, _, batch = pack([window(seed=1), window(seed=2, audio=False)])
     found = added(batch)[0]
-    heard = (batch["segment_ids_BL"] == 1)[0] & ~batch["is_reference_BL"][0]
+    heard = (batch.segment_ids_BL == 1)[0] & ~batch.is_reference_BL[0]
     assert (np.abs(found[heard]).max(axis=-1) > 0).all()
     assert not found[~heard].any()
 
@@ -40,37 +40,37 @@ def test_only_video_tokens_of_active_windows_are_changed(added, pack, window) ->
 def test_the_active_bit_decides(added, pack, window) -> None:
     """The unconditional branch of guidance clears the bit and leaves the features where they are."""
     _, _, batch = pack([window(seed=1), window(seed=2)])
-    batch["active_BG4"][:, 0, 2] = False
+    batch.active_BG4[:, 0, 2] = False
     found = added(batch)[0]
-    assert not found[batch["segment_ids_BL"][0] == 1].any()
-    assert found[batch["segment_ids_BL"][0] == 2].any()
+    assert not found[batch.segment_ids_BL[0] == 1].any()
+    assert found[batch.segment_ids_BL[0] == 2].any()
 
 
 def test_a_latent_frame_hears_its_own_rows_alone(added, pack, window) -> None:
     _, _, batch = pack([window(seed=1), window(seed=2)])
     before = added(batch)[0]
     frame = 4  # packed slot: the second window's second latent
-    rows = set(batch["audio_index_BFA"][0, frame]) - {-1}
-    hearing = [f for f in range(10) if rows & set(batch["audio_index_BFA"][0, f])]
+    rows = set(batch.audio_index_BFA[0, frame]) - {-1}
+    hearing = [f for f in range(10) if rows & set(batch.audio_index_BFA[0, f])]
     assert frame in hearing and len(hearing) < 4
-    batch["audio_BTE"][0, sorted(rows)] += 1.0
+    batch.audio_BTE[0, sorted(rows)] += 1.0
     changed = np.abs(added(batch)[0] - before).max(axis=-1) > 0
-    assert changed[batch["frame_BL"][0] == frame].all()
-    assert not changed[~np.isin(batch["frame_BL"][0], hearing)].any()
+    assert changed[batch.frame_BL[0] == frame].all()
+    assert not changed[~np.isin(batch.frame_BL[0], hearing)].any()
 
 
 def test_a_frame_without_any_audio_token_stays(added, pack, window) -> None:
     _, _, batch = pack([window(seed=1)])
-    batch["audio_index_BFA"][0, 1] = -1
+    batch.audio_index_BFA[0, 1] = -1
     found = added(batch)[0]
-    assert not found[batch["frame_BL"][0] == 1].any()
-    assert found[batch["frame_BL"][0] == 2].any()
+    assert not found[batch.frame_BL[0] == 1].any()
+    assert found[batch.frame_BL[0] == 2].any()
 
 
 def test_the_order_of_audio_frames_matters(added, pack, window) -> None:
     _, _, batch = pack([window(seed=1)])
     before = added(batch)
-    batch["audio_index_BFA"][0, 1] = batch["audio_index_BFA"][0, 1, ::-1]
+    batch.audio_index_BFA[0, 1] = batch.audio_index_BFA[0, 1, ::-1]
     assert np.abs(added(batch) - before).max() > 0
 
 

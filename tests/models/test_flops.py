@@ -11,7 +11,7 @@ import pytest
 from omnihuman_jax.models import flops, mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
-from omnihuman_jax.typing import PackedShape
+from omnihuman_jax.typing import ArraySpec, PackedShape
 
 CONFIG = mmdit.MMDiTConfig(
     width=512, num_heads=4, num_dual_layers=1, num_single_layers=1, num_refiner_layers=1, text_width=256,
@@ -29,9 +29,9 @@ SHAPE = PackedShape(
 @pytest.mark.parametrize("without", [(), ("audio",), ("pose",), ("audio", "pose")])
 def test_against_xla(without: tuple[str, ...]) -> None:
     config = dataclasses.replace(CONFIG, **dict.fromkeys(without))
-    batch = {name: jax.ShapeDtypeStruct(dims, dtype) for name, (dims, dtype, _) in SHAPE.arrays(1).items()}
+    batch = jax.tree.map(ArraySpec.abstract, SHAPE.arrays(1))
     params, _ = mmdit.abstract_params(config)
-    forward = jax.jit(lambda params, batch: mmdit.apply(config, params, batch["latents_BLC"], jnp.ones((1, 2)), batch))
+    forward = jax.jit(lambda params, batch: mmdit.apply(config, params, batch.latents_BLC, jnp.ones((1, 2)), batch))
     counted = forward.lower(params, batch).cost_analysis()["flops"]
     # XLA counts norms, GELUs, heatmaps and table look-ups as well: some per cent at this width.
     assert 0.9 < flops.forward_flops(config, SHAPE) / counted < 1.0

@@ -65,10 +65,10 @@ def test_absent_means_absent(config, params, velocity, pack, window, measured) -
     for name in ("audio", "pose"):
         on = pack([window(seed=1, **bare | {name: True}), window(seed=2, **bare)], [window(seed=3, **bare)])
         found = velocity(config, params, on)
-        rows = packed[2]["segment_ids_BL"] == 1
+        rows = packed[2].segment_ids_BL == 1
         rows[1] = False
         assert relative_error(found[rows], base[rows]) > 1e-3, f"{name} changes nothing: the test proves nothing"
-        others = (packed[2]["segment_ids_BL"] > 0) & ~rows
+        others = (packed[2].segment_ids_BL > 0) & ~rows
         assert relative_error(found[others], base[others]) <= 1e-6
     assert np.isfinite(velocity(config, params, present)).all()
 
@@ -91,8 +91,8 @@ def test_a_window_does_not_depend_on_what_it_is_packed_with(config, params, velo
     together = pack([two, one], [one, two])
     alone = pack([one], [two], start=2)
     found, expected = velocity(config, params, together), velocity(config, params, alone)
-    rows = {(b, g): together[2]["segment_ids_BL"][b] == g for b in (0, 1) for g in (1, 2)}
-    lone = [alone[2]["segment_ids_BL"][b] > 0 for b in (0, 1)]
+    rows = {(b, g): together[2].segment_ids_BL[b] == g for b in (0, 1) for g in (1, 2)}
+    lone = [alone[2].segment_ids_BL[b] > 0 for b in (0, 1)]
     for (b, g), b_alone in {(0, 2): 0, (1, 1): 0, (0, 1): 1, (1, 2): 1}.items():
         error = relative_error(found[b, rows[b, g]], expected[b_alone, lone[b_alone]])
         measured("velocity of a window, packed with another against alone", error, 1e-5)
@@ -102,7 +102,7 @@ def test_nothing_leaks_between_windows(config, params, velocity, pack, window) -
     """Change everything about a window: bit for bit, its neighbours stay."""
     first = velocity(config, params, packed := pack([window(seed=1), window(seed=2), window(seed=3)], [window(seed=4)]))
     second = velocity(config, params, pack([window(seed=1), window(seed=9, t=0.1), window(seed=3)], [window(seed=4)]))
-    ids = packed[2]["segment_ids_BL"]
+    ids = packed[2].segment_ids_BL
     middle = (ids == 2) & (np.arange(2) == 0)[:, None]
     assert relative_error(second[middle], first[middle]) > 1e-2
     np.testing.assert_array_equal(second[(ids > 0) & ~middle], first[(ids > 0) & ~middle])
@@ -111,16 +111,20 @@ def test_nothing_leaks_between_windows(config, params, velocity, pack, window) -
 def test_every_input_of_a_window_reaches_its_output(config, params, velocity, pack, window) -> None:
     tokens, t, batch = pack([window(seed=1)], [window(seed=2)])
     before = velocity(config, params, (tokens, t, batch))
-    video = (batch["segment_ids_BL"] == 1) & ~batch["is_reference_BL"] & (np.arange(2) == 0)[:, None]
+    video = (batch.segment_ids_BL == 1) & ~batch.is_reference_BL & (np.arange(2) == 0)[:, None]
     changes = {
-        "reference": (tokens + 0.5 * (batch["is_reference_BL"] & (np.arange(2) == 0)[:, None])[..., None], t, batch),
+        "reference": (tokens + 0.5 * (batch.is_reference_BL & (np.arange(2) == 0)[:, None])[..., None], t, batch),
         "t": (tokens, t - np.array([[0.3], [0]], np.float32), batch),
-        "motion": (tokens, t, batch | {"motion_BG": batch["motion_BG"] | (np.arange(2) == 0)[:, None]}),
+        "motion": (
+            tokens,
+            t,
+            dataclasses.replace(batch, motion_BG=batch.motion_BG | (np.arange(2) == 0)[:, None]),
+        ),
     }
     for name in ("text_BSE", "pooled_BGE", "audio_BTE", "keypoints_BTJ3"):
-        changed = batch[name].copy()
+        changed = getattr(batch, name).copy()
         changed[0] *= 0.5
-        changes[name] = (tokens, t, batch | {name: changed})
+        changes[name] = (tokens, t, dataclasses.replace(batch, **{name: changed}))
     for name, (tokens, t, batch) in changes.items():
         after = velocity(config, params, (np.asarray(tokens, np.float32), t, batch))
         assert relative_error(after[video], before[video]) > 1e-4, f"{name} does not reach the output"
@@ -147,7 +151,7 @@ def test_clean_tokens_are_modulated_with_time_zero(config, params, velocity, pac
         [window(seed=1, frames=2, motion=True, text=0)], [window(seed=2, frames=2, motion=False, text=0)]
     )
     before, after = (velocity(config, small, (tokens, at, batch)) for at in (t, t * 0.5))
-    rows = batch["segment_ids_BL"] > 0
+    rows = batch.segment_ids_BL > 0
     np.testing.assert_array_equal(after[0, rows[0]], before[0, rows[0]])
     assert relative_error(after[1, rows[1]], before[1, rows[1]]) > 1e-3
 
@@ -156,7 +160,7 @@ def gradients(config, params, packed):
     """Loss over noisy tokens, and its gradient."""
 
     def loss(params, tokens, t, batch):
-        noisy = (batch["segment_ids_BL"] > 0) & ~clean_mask(batch)
+        noisy = (batch.segment_ids_BL > 0) & ~clean_mask(batch)
         out = mmdit.apply(config, params, tokens, t, batch)
         return (jnp.square(out).sum(-1) * noisy).sum() / jnp.maximum(noisy.sum(), 1)
 
@@ -200,8 +204,8 @@ def spread(config, params, packed, shape, **ways):
         params, jax.tree.map(lambda a, s: named_sharding(mesh, a, s.shape), axes, shapes, is_leaf=is_axes)
     )
     inputs = (
-        jax.device_put(tokens, places["latents_BLC"]),
-        jax.device_put(t, places["motion_BG"]),
+        jax.device_put(tokens, places.latents_BLC),
+        jax.device_put(t, places.motion_BG),
         jax.device_put(batch, places),
     )
     return mesh, params, inputs

@@ -1,5 +1,7 @@
 """Heatmaps lie where the keypoints are, in the latent's own channel order; absent pose adds exactly zero."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,33 +36,33 @@ def guider() -> PoseGuider:
 def test_absent_is_zero_and_an_empty_heatmap_is_not(guider, pack, window) -> None:
     _, _, batch = pack([window(seed=1, pose=True), window(seed=2, pose=False)])
     found = np.asarray(guider(batch, jnp.float32))[0]
-    video = (batch["frame_BL"] >= 0)[0]
-    first = video & (batch["segment_ids_BL"][0] == 1)
+    video = (batch.frame_BL >= 0)[0]
+    first = video & (batch.segment_ids_BL[0] == 1)
     assert (np.abs(found[first]).max(axis=-1) > 0).all()
     assert not found[~first].any()
-    batch["keypoints_BTJ3"][..., 2] = 0
+    batch.keypoints_BTJ3[..., 2] = 0
     empty = np.asarray(guider(batch, jnp.float32))[0]
     assert np.abs(empty[first]).max() > 0
     # A window whose bit is off but whose frames are listed all the same: the bit decides.
-    batch["active_BG4"][..., 3] = False
+    batch.active_BG4[..., 3] = False
     assert not np.asarray(guider(batch, jnp.float32)).any()
 
 
 def test_unlisted_frames_are_not_seen(guider, pack, window) -> None:
     _, _, batch = pack([window(seed=1)])
     before = np.asarray(guider(batch, jnp.float32))
-    used = np.unique(batch["pose_index_BFP"][batch["pose_index_BFP"] >= 0])
-    unused = np.setdiff1d(np.arange(batch["keypoints_BTJ3"].shape[1]), used)
+    used = np.unique(batch.pose_index_BFP[batch.pose_index_BFP >= 0])
+    unused = np.setdiff1d(np.arange(batch.keypoints_BTJ3.shape[1]), used)
     assert len(unused) and len(used)
-    batch["keypoints_BTJ3"][:, unused] = 5.0
+    batch.keypoints_BTJ3[:, unused] = 5.0
     np.testing.assert_array_equal(guider(batch, jnp.float32), before)
-    batch["keypoints_BTJ3"][:, used[0]] = 0.5
+    batch.keypoints_BTJ3[:, used[0]] = 0.5
     assert np.abs(np.asarray(guider(batch, jnp.float32)) - before).max() > 0
 
 
 def test_sizes_that_do_not_fit_are_named(guider, pack, window) -> None:
     _, _, batch = pack([window(seed=1)])
     with pytest.raises(ValueError, match=r"takes 5 keypoints and 6 frames.*has 4 and 6"):
-        guider(batch | {"keypoints_BTJ3": batch["keypoints_BTJ3"][:, :, :4]}, jnp.float32)
+        guider(dataclasses.replace(batch, keypoints_BTJ3=batch.keypoints_BTJ3[:, :, :4]), jnp.float32)
     with pytest.raises(ValueError, match=r"model.pose.sigma"):
         PoseGuiderConfig(sigma=0.0).validate()

@@ -17,7 +17,7 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo
-from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_config
+from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_batch, torch_config
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 EVERY = ConditionSet.of(*Condition)
@@ -134,9 +134,9 @@ class Compared:
         out = self.model(
             latents.reshape(2, channels, case.frames, 2 * case.height, 2 * case.width),
             torch.tensor(self.T) * 1000,
-            torch.from_numpy(self.batch["text_BSE"]),
-            torch.from_numpy(self.batch["text_segment_ids_BS"]).long(),
-            torch.from_numpy(self.batch["pooled_BGE"])[:, 0],
+            torch.from_numpy(self.batch.text_BSE),
+            torch.from_numpy(self.batch.text_segment_ids_BS).long(),
+            torch.from_numpy(self.batch.pooled_BGE)[:, 0],
             guidance=torch.full((2,), self.guidance * 1000) if self.config.guidance_embed else None,
         ).sample
         patches = out.reshape(2, channels, case.frames, case.height, 2, case.width, 2)
@@ -181,7 +181,7 @@ def in_torch_names(table: kt.KeyTable, tree: dict) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", CASES)
 def test_velocity_is_that_of_diffusers(name, measured):
     case = compared(name)
-    tokens = case.batch["latents_BLC"]
+    tokens = case.batch.latents_BLC
     found = np.asarray(jax.jit(case.ours)(case.params, tokens))
     with torch.no_grad():
         expected = case.theirs(torch.from_numpy(tokens)).numpy()
@@ -194,7 +194,7 @@ def test_velocity_is_that_of_diffusers(name, measured):
 def test_gradients_are_those_of_diffusers(name, measured):
     """Of a squared error, with respect to every parameter and to the latents."""
     case = compared(name)
-    tokens = case.batch["latents_BLC"]
+    tokens = case.batch.latents_BLC
     target = np.random.default_rng(5).standard_normal(tokens.shape).astype(np.float32)
     grads, tokens_grad = jax.jit(jax.grad(lambda p, z: jnp.mean(jnp.square(case.ours(p, z) - target)), argnums=(0, 1)))(
         case.params, tokens
@@ -221,8 +221,8 @@ def test_gradients_with_every_condition_are_those_of_the_exported_module(measure
     ]
     batch = packed_batch(shape_for(config, latent_tokens=90, windows=2), [windows], seed=4)
     t_BG = np.array([[0.3, 0.8]], np.float32)
-    real = batch["segment_ids_BL"] > 0
-    tokens = batch["latents_BLC"]
+    real = batch.segment_ids_BL > 0
+    tokens = batch.latents_BLC
 
     def loss(params: dict) -> jax.Array:
         velocity = mmdit.apply(config, params, tokens, t_BG, batch)
@@ -232,7 +232,7 @@ def test_gradients_with_every_condition_are_those_of_the_exported_module(measure
     velocity = module(
         torch.from_numpy(tokens),
         torch.from_numpy(t_BG),
-        {name: torch.from_numpy(array) for name, array in batch.items()},
+        torch_batch(batch),
     )
     torch.where(torch.from_numpy(real)[..., None], velocity.square(), 0).mean().backward()
     theirs = gradients(module)

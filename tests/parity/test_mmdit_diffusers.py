@@ -9,7 +9,7 @@ from diffusers import HunyuanVideoTransformer3DModel
 from omnihuman_jax import config as experiment
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.typing import PackedShape
+from omnihuman_jax.typing import ArraySpec, PackedBatch, PackedShape
 
 TOLERANCE = 1e-5
 CHANNELS, TEXT_WIDTH, POOLED_WIDTH = 3, 17, 9
@@ -194,7 +194,7 @@ def to_tokens(latents_BCFHW: np.ndarray) -> np.ndarray:
 
 def packed(
     x: dict[str, np.ndarray], *, sequences: int, frames: int, clean_first: bool
-) -> tuple[np.ndarray, np.ndarray, dict]:
+) -> tuple[np.ndarray, np.ndarray, PackedBatch[np.ndarray]]:
     """Both samples as one window a sequence, or as two windows of one sequence; 5 tokens of padding behind."""
     tokens = to_tokens(x["latents"][:, :, :frames])
     n, slots = tokens.shape[1], 2 // sequences
@@ -212,7 +212,7 @@ def packed(
         keypoints=0,
         pose_frames=0,
     )
-    batch = {name: np.zeros(dims, dtype) for name, (dims, dtype, _) in shape.arrays(sequences).items()}
+    batch = jax.tree.map(ArraySpec.zeros, shape.arrays(sequences))
     noisy, t = (
         np.ones((sequences, shape.latent_tokens, 4 * CHANNELS), np.float32),
         np.zeros((sequences, slots), np.float32),
@@ -222,12 +222,12 @@ def packed(
         b, g = divmod(i, slots)
         rows, texts = slice(g * n, (g + 1) * n), slice(g * TEXT, g * TEXT + TEXT_LENGTHS[i])
         noisy[b, rows], t[b, g] = tokens[i], T[i]
-        batch["segment_ids_BL"][b, rows] = g + 1
-        batch["positions_BL3"][b, rows] = grid
-        batch["is_reference_BL"][b, rows] = clean_first & (grid[:, 0] == 0)
-        batch["text_BSE"][b, texts] = x["text"][i, : TEXT_LENGTHS[i]]
-        batch["text_segment_ids_BS"][b, texts] = g + 1
-        batch["pooled_BGE"][b, g] = x["pooled"][i]
+        batch.segment_ids_BL[b, rows] = g + 1
+        batch.positions_BL3[b, rows] = grid
+        batch.is_reference_BL[b, rows] = clean_first & (grid[:, 0] == 0)
+        batch.text_BSE[b, texts] = x["text"][i, : TEXT_LENGTHS[i]]
+        batch.text_segment_ids_BS[b, texts] = g + 1
+        batch.pooled_BGE[b, g] = x["pooled"][i]
     return noisy, t, batch
 
 

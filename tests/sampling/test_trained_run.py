@@ -13,6 +13,7 @@ from omnihuman_jax.data.packing import PackInput
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.sampling import trained_run
+from omnihuman_jax.typing import ArraySpec
 
 ALL = ConditionSet.of(*Condition)
 OFF = SamplingConfig(num_steps=4, guidance=GuidanceConfig(scale=1.0))
@@ -107,10 +108,7 @@ def test_guidance_off_costs_half(run, windows):
     def cost(guided: bool) -> float:
         sampler = make(run, windows, ON, batch=1, guided=guided)
         rows = sampler.batch * (2 if guided else 1)
-        batch = {
-            name: jax.ShapeDtypeStruct(dims, dtype, sharding=sampler._shardings[name])
-            for name, (dims, dtype, _) in sampler.shape.arrays(rows).items()
-        }
+        batch = jax.tree.map(ArraySpec.abstract, sampler.shape.arrays(rows), sampler._shardings)
         tokens = jax.ShapeDtypeStruct(
             (sampler.batch, sampler.shape.latent_tokens, sampler.shape.patch_channels), np.float32
         )

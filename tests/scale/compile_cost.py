@@ -22,6 +22,7 @@ from omnihuman_jax import sharding
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import train_state
 from omnihuman_jax.training.train_step import Controls, place_controls
+from omnihuman_jax.typing import ArraySpec
 from tests.training import tiny
 
 
@@ -43,10 +44,7 @@ def lower_step(trainer: tiny.Trainer) -> jax.stages.Lowered:
 def trace_step(trainer: tiny.Trainer) -> jax.stages.Traced:
     """A trainer's step, traced without an array."""
     state = train_state.abstract_train_state(trainer.config, trainer.optimizer, trainer.shardings)
-    batch = {
-        name: jax.ShapeDtypeStruct(dims, dtype, sharding=trainer.batch_shardings[name])
-        for name, (dims, dtype, _) in tiny.packed_shape().arrays(tiny.SEQUENCES).items()
-    }
+    batch = jax.tree.map(ArraySpec.abstract, tiny.packed_shape().arrays(tiny.SEQUENCES), trainer.batch_shardings)
     groups = dict.fromkeys(optim.present_groups(trainer.labels), True)
     controls = place_controls(Controls(learning_rate=1e-3, trainable=groups, stage_start=False, interval_start=False))
     with jax.set_mesh(trainer.mesh):

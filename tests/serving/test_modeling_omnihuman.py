@@ -1,5 +1,6 @@
 """The PyTorch module computes what the JAX model computes: same weights, same packed batch, same velocity."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,8 +14,8 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo, clean_tokens
-from omnihuman_jax.typing import PackedShape
-from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_config
+from omnihuman_jax.typing import PackedBatch, PackedShape
+from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_batch, torch_config
 
 TOLERANCE = 1e-5
 NONE, EVERY = ConditionSet(), ConditionSet.of(*Condition)
@@ -68,10 +69,6 @@ LAYOUTS = {
 }
 
 
-def torch_batch(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in batch.items()}
-
-
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(ours.astype(np.float64) - theirs) / np.linalg.norm(theirs.astype(np.float64)))
 
@@ -87,16 +84,16 @@ class Pair:
         self.module.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
         self.apply = jax.jit(lambda tokens, t, batch: mmdit.apply(config, self.params, tokens, t, batch))
 
-    def velocities(self, batch: dict[str, np.ndarray], t_BG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def velocities(self, batch: PackedBatch[np.ndarray], t_BG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(PyTorch's, JAX's) of the tokens that belong to a window."""
-        ours = np.asarray(self.apply(batch["latents_BLC"], t_BG, batch))
+        ours = np.asarray(self.apply(batch.latents_BLC, t_BG, batch))
         with torch.no_grad():
             theirs = self.module(
-                torch.from_numpy(batch["latents_BLC"]), torch.from_numpy(t_BG), torch_batch(batch)
+                torch.from_numpy(batch.latents_BLC), torch.from_numpy(t_BG), torch_batch(batch)
             ).numpy()
         assert theirs.dtype == ours.dtype == np.float32 and theirs.shape == ours.shape
         assert np.isfinite(theirs).all()
-        real = batch["segment_ids_BL"] > 0
+        real = batch.segment_ids_BL > 0
         return theirs[real], ours[real]
 
 
@@ -157,15 +154,15 @@ def test_the_base_part_is_diffusers_own():
     ]
     batch = packed_batch(shape_for(config, latent_tokens=frames * height * width, text_tokens=7, windows=1), layout)
     t_B = torch.tensor([0.3, 0.85])
-    tokens = torch.from_numpy(batch["latents_BLC"])
+    tokens = torch.from_numpy(batch.latents_BLC)
     patches = tokens.reshape(2, frames, height, width, 2, 2, channels)
     with torch.no_grad():
         theirs = reference(
             patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(2, channels, frames, 2 * height, 2 * width),
             t_B * 1000,
-            torch.from_numpy(batch["text_BSE"]),
-            torch.from_numpy(batch["text_segment_ids_BS"]).long(),
-            torch.from_numpy(batch["pooled_BGE"])[:, 0],
+            torch.from_numpy(batch.text_BSE),
+            torch.from_numpy(batch.text_segment_ids_BS).long(),
+            torch.from_numpy(batch.pooled_BGE)[:, 0],
             guidance=torch.full((2,), 1000.0),
         ).sample
         velocity = ours(tokens, t_B[:, None], torch_batch(batch)).reshape(patches.shape)
@@ -179,13 +176,13 @@ def test_one_window_that_fills_its_sequence(small):
         latents=5, height=4, width=8, text_tokens=shape.text_tokens, active=EVERY.without(Condition.REFERENCE)
     )
     batch = packed_batch(shape, [[window], [window]])
-    assert (batch["segment_ids_BL"] == 1).all()
+    assert (batch.segment_ids_BL == 1).all()
     t_BG = np.full((2, shape.windows), 0.6, np.float32)
     theirs, ours = model.velocities(batch, t_BG)
     assert relative_error(theirs, ours) <= TOLERANCE
     with torch.no_grad():
         unmasked = model.module(
-            torch.from_numpy(batch["latents_BLC"]), torch.from_numpy(t_BG), torch_batch(batch), one_window=True
+            torch.from_numpy(batch.latents_BLC), torch.from_numpy(t_BG), torch_batch(batch), one_window=True
         )
     assert relative_error(unmasked.numpy().reshape(ours.shape), ours) <= TOLERANCE
 
@@ -198,12 +195,10 @@ def test_every_condition_changes_the_velocity(small):
     batch = packed_batch(shape, layout)
     before, _ = model.velocities(batch, t_BG)
     for name in ("text_BSE", "pooled_BGE", "audio_BTE", "keypoints_BTJ3"):
-        changed = dict(batch)
-        changed[name] = batch[name] + np.float32(0.5)
+        changed = dataclasses.replace(batch, **{name: getattr(batch, name) + np.float32(0.5)})
         after, _ = model.velocities(changed, t_BG)
         assert relative_error(after, before) > 1e-3, name
-    changed = dict(batch)
-    changed["motion_BG"] = np.zeros_like(batch["motion_BG"])
+    changed = dataclasses.replace(batch, motion_BG=np.zeros_like(batch.motion_BG))
     assert relative_error(model.velocities(changed, t_BG)[0], before) > 1e-3
 
 
@@ -212,15 +207,20 @@ def test_absent_conditions_add_exactly_nothing(small):
     model, shape = small
     batch = packed_batch(shape, LAYOUTS["no condition"])
     t_BG = torch.full((2, shape.windows), 0.6)
-    tokens = torch.from_numpy(batch["latents_BLC"])
+    tokens = torch.from_numpy(batch.latents_BLC)
     with torch.no_grad():
         before = model.module(tokens, t_BG, torch_batch(batch))
-        noisy = dict(batch, audio_BTE=batch["audio_BTE"] + 9, keypoints_BTJ3=batch["keypoints_BTJ3"] + 9)
-        noisy["audio_index_BFA"] = np.zeros_like(batch["audio_index_BFA"])
-        noisy["pose_index_BFP"] = np.zeros_like(batch["pose_index_BFP"])
+        noisy = dataclasses.replace(
+            batch,
+            audio_BTE=batch.audio_BTE + 9,
+            keypoints_BTJ3=batch.keypoints_BTJ3 + 9,
+            audio_index_BFA=np.zeros_like(batch.audio_index_BFA),
+            pose_index_BFP=np.zeros_like(batch.pose_index_BFP),
+        )
         assert torch.equal(model.module(tokens, t_BG, torch_batch(noisy)), before)
-        without = {name: array for name, array in batch.items() if not name.startswith(("audio", "keypoints", "pose"))}
-        assert torch.equal(model.module(tokens, t_BG, torch_batch(without)), before)
+        absent = ("audio", "keypoints", "pose")
+        without = {name: array for name, array in torch_batch(batch).items() if not name.startswith(absent)}
+        assert torch.equal(model.module(tokens, t_BG, without), before)
 
 
 def test_clean_tokens_are_the_trainers(small):
@@ -241,9 +241,9 @@ def test_bfloat16_stays_near(small):
     module.load_state_dict(model.module.state_dict())
     module.to(torch.bfloat16)
     with torch.no_grad():
-        theirs = module(torch.from_numpy(batch["latents_BLC"]), torch.from_numpy(t_BG), torch_batch(batch))
+        theirs = module(torch.from_numpy(batch.latents_BLC), torch.from_numpy(t_BG), torch_batch(batch))
     assert theirs.dtype == torch.float32
-    assert 1e-4 < relative_error(theirs.numpy()[batch["segment_ids_BL"] > 0], ours) < 3e-2
+    assert 1e-4 < relative_error(theirs.numpy()[batch.segment_ids_BL > 0], ours) < 3e-2
 
 
 @pytest.mark.parametrize(
@@ -255,13 +255,13 @@ def test_compiles_without_a_graph_break(small, backend, tolerance):
     model, shape = small
     batch = packed_batch(shape, LAYOUTS["mixed"])
     t_BG = torch.full((2, shape.windows), 0.6)
-    tokens = torch.from_numpy(batch["latents_BLC"])
+    tokens = torch.from_numpy(batch.latents_BLC)
     torch.compiler.reset()
     compiled = torch.compile(model.module, backend=backend, fullgraph=True)
     with torch.no_grad():
         expected = model.module(tokens, t_BG, torch_batch(batch))
         actual = compiled(tokens, t_BG, torch_batch(batch))
-    real = torch.from_numpy(batch["segment_ids_BL"] > 0)
+    real = torch.from_numpy(batch.segment_ids_BL > 0)
     assert relative_error(actual[real].numpy(), expected[real].numpy()) <= tolerance
 
 
@@ -269,9 +269,9 @@ def test_gradients_flow_to_every_parameter(small):
     """A parameter that the forward pass forgot has no gradient."""
     model, shape = small
     batch = packed_batch(shape, LAYOUTS["mixed"])
-    real = torch.from_numpy(batch["segment_ids_BL"] > 0)
+    real = torch.from_numpy(batch.segment_ids_BL > 0)
     velocity = model.module(
-        torch.from_numpy(batch["latents_BLC"]), torch.full((2, shape.windows), 0.6), torch_batch(batch)
+        torch.from_numpy(batch.latents_BLC), torch.full((2, shape.windows), 0.6), torch_batch(batch)
     )
     velocity[real].square().mean().backward()
     dead = [name for name, p in model.module.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from omnihuman_jax import conditions
+from omnihuman_jax import conditions, segments
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.diffusion import flow_matching, guidance, solver
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.serving import sampling_omnihuman as serving
 from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo
-from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_config
+from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_batch, torch_config
 
 EVERY = ConditionSet.of(*Condition)
 LOOP_TOLERANCE = 1e-4
@@ -110,7 +110,7 @@ def test_a_whole_loop_of_ten_steps(name, measured):
     ours = sample_in_jax(config, params, batch, scales, empty_text, empty_pooled)
     module = OmniHumanForVideo(torch_config(config)).eval()
     module.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
-    there = {name: torch.from_numpy(array) for name, array in batch.items()}
+    there = torch_batch(batch)
     guided = serving.GuidanceConfig(**scales)
     heard: list[tuple[int, int]] = []
     empty = serving.EmptyPrompt(text_SE=torch.from_numpy(empty_text), pooled_E=torch.from_numpy(empty_pooled))
@@ -124,9 +124,9 @@ def test_a_whole_loop_of_ten_steps(name, measured):
         on_step=lambda done, total: heard.append((done, total)),
     ).numpy()
     assert heard == [(step, 10) for step in range(1, 11)]
-    real = batch["segment_ids_BL"] > 0
+    real = batch.segment_ids_BL > 0
     given = conditions.clean_mask(batch)
-    np.testing.assert_array_equal(theirs[given], batch["latents_BLC"][given])
+    np.testing.assert_array_equal(theirs[given], batch.latents_BLC[given])
     assert np.abs(theirs[real & ~given]).max() > 0.5
     error = np.linalg.norm(theirs[real] - ours[real]) / np.linalg.norm(ours[real])
     measured("latents of a 10-step loop from the same seed, PyTorch against JAX", error, LOOP_TOLERANCE)
@@ -138,19 +138,17 @@ def sample_in_jax(config, params, batch, scales, empty_text, empty_pooled) -> np
     both = batch
     if guided.enabled:
         both = guidance.stack_branches(batch, guidance.unconditional_batch(batch, empty_text, empty_pooled))
-    slot_BL = np.take_along_axis(batch["slot_BG"], np.maximum(batch["segment_ids_BL"] - 1, 0), axis=1)
-    tokens_BG = flow_matching.video_tokens_of_slot(
-        batch["segment_ids_BL"], batch["is_reference_BL"], batch["slot_BG"].shape[1]
-    )
+    slot_BL = segments.of_window(batch.slot_BG, batch.segment_ids_BL)
+    tokens_BG = flow_matching.video_tokens_of_slot(batch.segment_ids_BL, batch.is_reference_BL, batch.slot_BG.shape[1])
 
     @jax.jit
     def run(params, both, batch):
         return solver.sample(
             functools.partial(lambda z, t: mmdit.apply(config, params, z, t, both)),
-            solver.token_noise(jax.random.key(3), slot_BL, batch["token_BL"], config.patch_channels),
-            batch["latents_BLC"],
-            conditions.clean_mask(batch) | (batch["segment_ids_BL"] == 0),
-            batch["segment_ids_BL"],
+            solver.token_noise(jax.random.key(3), slot_BL, batch.token_BL, config.patch_channels),
+            batch.latents_BLC,
+            conditions.clean_mask(batch) | (batch.segment_ids_BL == 0),
+            batch.segment_ids_BL,
             flow_matching.timesteps(10, tokens_BG, flow_matching.FlowMatchingConfig(shift_tokens=20)),
             guidance.guidance_scales(guided, 10) if guided.enabled else None,
         )
@@ -161,6 +159,6 @@ def sample_in_jax(config, params, batch, scales, empty_text, empty_pooled) -> np
 def test_an_empty_prompt_that_does_not_fit_is_one_line():
     shape = shape_for(odd_config(), latent_tokens=40, text_tokens=3, windows=2)
     windows = [Window(latents=1, height=2, width=2, text_tokens=1, active=EVERY) for _ in range(2)]
-    batch = {name: torch.from_numpy(array) for name, array in packed_batch(shape, [windows]).items()}
+    batch = torch_batch(packed_batch(shape, [windows]))
     with pytest.raises(ValueError, match="2 windows x 2 tokens of the empty prompt, of 3 rows"):
         serving.without(batch, serving.EmptyPrompt(text_SE=torch.zeros(2, 10), pooled_E=torch.zeros(6)))

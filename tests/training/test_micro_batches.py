@@ -10,12 +10,13 @@ import pytest
 from omnihuman_jax import sharding
 from omnihuman_jax.training import micro_batches
 from omnihuman_jax.training.train_step import StepConfig, gradients
+from omnihuman_jax.typing import PackedBatch
 from tests.training import tiny
 
 WAYS = sharding.MeshConfig(data=2, fsdp=1, context=2, tensor=2)
 
 
-def computed(trainer: tiny.Trainer, num: int, batch: dict[str, np.ndarray]) -> Any:
+def computed(trainer: tiny.Trainer, num: int, batch: PackedBatch[np.ndarray]) -> Any:
     params = jax.device_put(tiny.random_params(trainer.config), trainer.shardings.params)
 
     def run(params: Any, batch: Any) -> Any:
@@ -53,11 +54,11 @@ def test_every_device_keeps_its_rows_and_the_order_comes_back() -> None:
         placed = trainer.place(batch)
         text = split.lower(placed).compile().as_text()
         parts = split(placed)
-        whole = jax.device_get(micro_batches.merge_rows({"slot_BG": parts["slot_BG"]}, mesh=trainer.mesh))
+        whole = jax.device_get(micro_batches.merge_rows({"slot_BG": parts.slot_BG}, mesh=trainer.mesh))
     assert not any(name in text for name in ("all-to-all", "all-gather", "all-reduce", "collective-permute"))
     # Two devices along `data`, of rows 0-3 and 4-7: a part is the first or the second half of each.
-    np.testing.assert_array_equal(np.asarray(parts["latents_BLC"])[0], batch["latents_BLC"][[0, 1, 4, 5]])
-    np.testing.assert_array_equal(whole["slot_BG"], batch["slot_BG"])
+    np.testing.assert_array_equal(np.asarray(parts.latents_BLC)[0], batch.latents_BLC[[0, 1, 4, 5]])
+    np.testing.assert_array_equal(whole.slot_BG, batch.slot_BG)
 
 
 @pytest.mark.slow

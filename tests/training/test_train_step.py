@@ -10,6 +10,7 @@ from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.training import train_state
 from omnihuman_jax.training.train_step import StepConfig, loss_fn, noisy_tokens
+from omnihuman_jax.typing import PackedBatch
 from tests.training import tiny
 
 TEXT = ConditionSet.of(Condition.TEXT)
@@ -28,11 +29,11 @@ def window_losses():
     params = tiny.random_params(config)
     run = jax.jit(lambda batch, step: loss_fn(params, objective, step, batch))
 
-    def losses(batch: dict[str, np.ndarray], step: int = 3) -> tuple[float, dict[int, float]]:
+    def losses(batch: PackedBatch[np.ndarray], step: int = 3) -> tuple[float, dict[int, float]]:
         loss, windows = jax.device_get(run(batch, np.int32(step)))
         counted = windows.counted_BG
         return float(loss), dict(
-            zip(batch["slot_BG"][counted].tolist(), windows.window_loss_BG[counted].tolist(), strict=True)
+            zip(batch.slot_BG[counted].tolist(), windows.window_loss_BG[counted].tolist(), strict=True)
         )
 
     return losses
@@ -69,7 +70,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(trainer: tiny.T
     state, _ = trainer.step(trainer.initial(), tiny.some_batch(), interval_start=True)
     before = jax.device_get(state)
     poisoned = tiny.some_batch(first=50)
-    poisoned["latents_BLC"][3, 5] = np.nan
+    poisoned.latents_BLC[3, 5] = np.nan
     state, metrics = trainer.step(state, poisoned)
     assert np.isnan(metrics["loss"]) and not metrics["verdict"].applied and metrics["skipped_in_a_row"] == 1
     assert state.step == 2
@@ -150,7 +151,7 @@ def test_counters_sum_over_stage_and_interval(trainer: tiny.Trainer) -> None:
     )
     assert last.interval_windows.sum() == 32 and last.interval_steps == 2
     assert last.interval_loss == np.float32(steps[2]["loss"]) + np.float32(steps[3]["loss"])
-    assert last.interval_tokens == sum((tiny.some_batch(16 * k)["segment_ids_BL"] > 0).sum() for k in (2, 3))
+    assert last.interval_tokens == sum((tiny.some_batch(16 * k).segment_ids_BL > 0).sum() for k in (2, 3))
     state, metrics = trainer.step(state, tiny.some_batch(), stage_start=True, interval_start=True)
     assert metrics["counters"].stage_windows.sum() == 16 and metrics["counters"].interval_loss == metrics["loss"]
 
@@ -183,7 +184,7 @@ def test_what_carries_no_loss() -> None:
     )
     # Reference (4 tokens), two motion latents (8), one noisy latent (4), then the text-only image (4 noisy tokens).
     assert np.asarray(noisy_tokens(batch))[0].tolist() == 12 * [False] + 8 * [True] + (64 - 20) * [False]
-    batch["window_BG"][0, 2] = -1  # a window that could not be read
+    batch.window_BG[0, 2] = -1  # a window that could not be read
     assert np.asarray(noisy_tokens(batch)).sum() == 4
 
 

@@ -17,7 +17,7 @@ from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import placement, train_state
 from omnihuman_jax.training.train_step import Controls, Objective, StepConfig, make_train_step, place_controls
-from omnihuman_jax.typing import PackedShape
+from omnihuman_jax.typing import PackedBatch, PackedShape
 
 SEQUENCES = 8
 MARGIN = 2
@@ -77,13 +77,13 @@ def window(
     )
 
 
-def batch_of(rows: Sequence[Sequence[PackInput | None]]) -> dict[str, np.ndarray]:
+def batch_of(rows: Sequence[Sequence[PackInput | None]]) -> PackedBatch[np.ndarray]:
     return stack_sequences([pack_sequence(row, packed_shape()) for row in rows])
 
 
 def some_batch(
     first: int = 0, sets: Sequence[ConditionSet] = (ALL, ConditionSet.of(Condition.TEXT))
-) -> dict[str, np.ndarray]:
+) -> PackedBatch[np.ndarray]:
     """Eight sequences of two windows each, of alternating active sets; every third has motion frames."""
     windows = [window(first + i, active=sets[i % len(sets)], motion=i % 3 == 0) for i in range(2 * SEQUENCES)]
     return batch_of([windows[2 * i : 2 * i + 2] for i in range(SEQUENCES)])
@@ -142,9 +142,9 @@ class Trainer:
         )
         return jax.device_put(state, self.shardings)
 
-    def place(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def place(self, batch: PackedBatch[np.ndarray]) -> PackedBatch[jax.Array]:
         rows = placement.local_rows(self.mesh, SEQUENCES)
-        own = {name: array[rows.start : rows.stop] for name, array in batch.items()}
+        own = jax.tree.map(lambda array: array[rows.start : rows.stop], batch)
         return placement.place_batch(own, self.batch_shardings, rows, SEQUENCES)
 
     def step(
