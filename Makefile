@@ -100,10 +100,11 @@ docs:  ## the documentation as a site in site/, strict: a broken link fails (an 
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 	echo "site/index.html"
 
-check: $(VENV)/.dev  ## lint, format, types
+check: $(VENV)/.dev  ## lint, format, types, spelling
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 format: $(VENV)/.dev  ## rewrite in the house format
 	@$(BIN)/ruff check --fix .

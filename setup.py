@@ -39,6 +39,8 @@ TRAINER = [
     # Run specs, and the JobSets made of them.
     "PyYAML>=6,<7",
     "jsonschema>=4.26,<5",
+    # Plain values (JSON, YAML) into dataclasses.
+    "cattrs>=26.2,<27",
 ]
 
 # Body, hands and face (mediapipe's own wheel repacked without its upper bound on numpy), phones for the lip-sync proxy.
@@ -65,7 +67,7 @@ DIFFUSERS = ["diffusers==0.42.1"]
 TOPOLOGIES = ["libtpu==0.0.52"]
 
 # diffusers and transformers are what parity is measured against.
-DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", *DIFFUSERS, *TRANSFORMERS]
+DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", "codespell==2.4.3", *DIFFUSERS, *TRANSFORMERS]
 
 # The documentation as a site; `make docs` takes the versions of docs/requirements.txt.
 DOCS = ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1,<2"]

@@ -14,6 +14,7 @@ from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.sharding import MeshConfig
@@ -58,8 +59,8 @@ def get_config() -> ExperimentConfig:
             rope_axes=(16, 24, 24),
             audio=AudioAdapterConfig(features=3 * 384, width=256, neighbours=NEIGHBOURS, num_heads=4, head_dim=32),
             pose=PoseGuiderConfig(keypoints=75, width=128, neighbours=1, sigma=0.75),
-            remat="attention",
         ),
+        execution=ExecutionConfig(remat="attention"),
         flow=FlowMatchingConfig(shift_max=1.0),
         stages=paper_stages(base_steps=50, steps=(80, 90, 440), pose=0.5),
         optimizer=OptimizerConfig(learning_rate=2e-3, beta2=0.98, warmup_steps=20, decay="cosine", final_fraction=0.05),

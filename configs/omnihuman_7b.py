@@ -14,6 +14,7 @@ from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.config import DataConfig, ExperimentConfig
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.sharding import MeshConfig
@@ -45,9 +46,9 @@ def get_config(variant: str = "") -> ExperimentConfig:
     config.data.plan = dataclasses.replace(VARIANTS[variant])
     if variant:
         config.name = f"omnihuman_7b_{variant}"
-        config.model.context_parallel = "ulysses"
+        config.execution.attention.context_parallel = "ulysses"
         # Running the attention kernel a second time would cost a fifth of the step, its outputs are a few GB a device.
-        config.model.remat = "attention"
+        config.execution.remat = "attention"
         # 64 shards, and `data` over the rest: among all chips of a torus XLA would gather weights by an all-reduce.
         config.mesh = MeshConfig(data=-1, fsdp=8, context=8)
     return config
@@ -67,8 +68,8 @@ def _config() -> ExperimentConfig:
             pooled_width=768,
             audio=AudioAdapterConfig(features=4 * 768, width=3072, neighbours=5, num_heads=24, head_dim=128),
             pose=PoseGuiderConfig(keypoints=75, width=256, neighbours=1),
-            remat="block",
         ),
+        execution=ExecutionConfig(remat="block"),
         stages=paper_stages(steps=40_000),
         optimizer=OptimizerConfig(learning_rate=5e-5, weight_decay=0.01, clip_norm=1.0, warmup_steps=1000),
         ema=EmaConfig(decay=0.9999),

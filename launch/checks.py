@@ -197,10 +197,10 @@ def check_mesh(spec: RunSpec, target: str, config: "ExperimentConfig") -> None:
 
     machines, slices, devices, where = spec.machines, None, spec.machines.devices, str(spec.machines)
     if target == "local":
-        layout = local.layout_of(spec)
+        processes = local.processes_of(spec)
         devices, where = (
-            layout.processes * layout.devices,
-            f"{layout.processes} local processes of {layout.devices} devices",
+            processes.count * processes.devices,
+            f"{processes.count} local processes of {processes.devices} devices",
         )
         if not devices:
             return  # The machine's own devices: only its process can count them.
@@ -209,7 +209,13 @@ def check_mesh(spec: RunSpec, target: str, config: "ExperimentConfig") -> None:
         slices = machines.groups
     try:
         check_splits(
-            config.mesh, config.model, config.data.plan, config.step.micro_batches, num_devices=devices, slices=slices
+            config.mesh,
+            config.model,
+            config.execution.attention,
+            config.data.plan,
+            config.step.micro_batches,
+            num_devices=devices,
+            slices=slices,
         )
     except ValueError as error:
         raise ValueError(f"{spec.config} does not fit {where}: {error}") from error

@@ -28,7 +28,7 @@ from launch.local_state import cancel, log_path, logs, next_attempt, state_dir, 
 from launch.spec import RunSpec
 from launch.supervise import read_secrets
 from omnihuman_jax.runtime import exit_codes
-from omnihuman_jax.runtime.exit_codes import Verdict
+from omnihuman_jax.runtime.exit_codes import AfterExit
 
 MAX_PROCESSES = 16
 # After a crash the survivors cannot save, since a save needs all: they get this long, not the whole grace period.
@@ -38,10 +38,10 @@ MAX_PAUSE_S = 30.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
+class LocalProcesses:
     """Processes of an attempt, and the CPU devices that each simulates; 0: the machine's own."""
 
-    processes: int
+    count: int
     devices: int
 
 
@@ -71,13 +71,13 @@ class Outcome:
 
 
 # The target's commands, for readers of the module as of its siblings.
-__all__ = ["LocalJob", "cancel", "check", "layout_of", "logs", "run_local", "state_dir", "status"]
+__all__ = ["LocalJob", "cancel", "check", "logs", "processes_of", "run_local", "state_dir", "status"]
 
-# (attempt, rank, layout, port of the coordinator) -> argv
-CommandOf = Callable[[int, int, Layout, int], list[str]]
+# (attempt, rank, processes, port of the coordinator) -> argv
+CommandOf = Callable[[int, int, LocalProcesses, int], list[str]]
 
 
-def layout_of(spec: RunSpec) -> Layout:
+def processes_of(spec: RunSpec) -> LocalProcesses:
     """The spec's hosts as processes; ValueError if they are too many for one machine."""
     machines, local = spec.machines, spec.local
     processes = local.processes or (machines.processes if local.simulate else 1)
@@ -87,18 +87,18 @@ def layout_of(spec: RunSpec) -> Layout:
                 "local.simulate is false, which means one process with this machine's own devices; remove "
                 "local.processes and local.devices"
             )
-        return Layout(processes=1, devices=0)
+        return LocalProcesses(count=1, devices=0)
     if processes > MAX_PROCESSES:
         raise ValueError(
             f"{machines} are too many processes for this machine (at most {MAX_PROCESSES}); set "
             "local.processes and local.devices"
         )
-    return Layout(processes=processes, devices=local.devices or machines.devices_per_host)
+    return LocalProcesses(count=processes, devices=local.devices or machines.devices_per_host)
 
 
 def check(spec: RunSpec) -> None:
     """ValueError or FileNotFoundError on what cannot run here."""
-    layout_of(spec)
+    processes_of(spec)
     if "://" in spec.output:
         raise ValueError(f"output {spec.output!r} must be a folder of this machine with --target local")
     if kubernetes := [name for name, ref in spec.secrets.items() if ref.secret]:
@@ -113,7 +113,7 @@ class LocalJob:
 
     Args:
         spec: the run.
-        layout: of attempt k, if not the spec's own: a job may restart on another number of processes.
+        processes: of attempt k, if not the spec's own: a job may restart on another number of processes.
         on_event: called in `run`'s thread with each event; `attempt` comes before anything is started.
         command_of: what a process runs, if not the trainer.
         environment: added to every process.
@@ -126,7 +126,7 @@ class LocalJob:
         self,
         spec: RunSpec,
         *,
-        layout: Callable[[int], Layout] | None = None,
+        processes: Callable[[int], LocalProcesses] | None = None,
         on_event: Callable[[Event], None] | None = None,
         command_of: CommandOf | None = None,
         environment: Mapping[str, str] | None = None,
@@ -138,7 +138,7 @@ class LocalJob:
         self.spec = spec
         self.folder = state_dir(spec)
         self.attempt = 0
-        self._layout = layout or (lambda attempt: layout_of(spec))
+        self._processes = processes or (lambda attempt: processes_of(spec))
         self._on_event = on_event
         self.command_of = command_of or self._trainer
         self._environment = dict(environment or {})
@@ -177,9 +177,9 @@ class LocalJob:
             while True:
                 began = time.monotonic()
                 code = self._run_attempt(secrets)
-                verdict = exit_codes.verdict(code)
-                counted += verdict is Verdict.RESTART_COUNTED
-                free += verdict is Verdict.RESTART_FREE
+                verdict = exit_codes.after_exit(code)
+                counted += verdict is AfterExit.RESTART_COUNTED
+                free += verdict is AfterExit.RESTART_FREE
                 why = self._reason_to_end(verdict, counted)
                 if why:
                     self._emit("end", code=code, text=why)
@@ -192,7 +192,7 @@ class LocalJob:
                         events=tuple(self._events),
                     )
                 self._emit("restart", code=code, text=f"{verdict.value}; {counted} of {self.spec.restarts} used")
-                if verdict is Verdict.RESTART_COUNTED:
+                if verdict is AfterExit.RESTART_COUNTED:
                     self._stop.wait(pause)
                     pause = min(pause * 2, MAX_PAUSE_S) if time.monotonic() - began < STEADY_S else self._pause_s
                 self.attempt += 1
@@ -217,11 +217,11 @@ class LocalJob:
                         os.killpg(pid, signal.SIGKILL)
             time.sleep(self._poll_s)
 
-    def _reason_to_end(self, verdict: Verdict, counted: int) -> str:
+    def _reason_to_end(self, verdict: AfterExit, counted: int) -> str:
         """Why there is no further attempt; empty if there is one."""
-        if verdict is Verdict.DONE:
+        if verdict is AfterExit.DONE:
             return "done"
-        if verdict is Verdict.FAIL:
+        if verdict is AfterExit.FAIL:
             return "an error that a restart does not cure"
         if self._stop.is_set():
             return "stopped; the same command continues"
@@ -231,8 +231,8 @@ class LocalJob:
 
     def _run_attempt(self, secrets: Mapping[str, str]) -> int:
         """One attempt from start to the end of its last process; the code that stands for all."""
-        layout = self._layout(self.attempt)
-        self._emit("attempt", text=f"{layout.processes} processes, {layout.devices or 'own'} devices each")
+        processes = self._processes(self.attempt)
+        self._emit("attempt", text=f"{processes.count} processes, {processes.devices or 'own'} devices each")
         if self._stop.is_set():
             return exit_codes.RESTART
         port = free_port()
@@ -240,9 +240,9 @@ class LocalJob:
         environment = self._child_environment(secrets) | {"JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}
         with contextlib.ExitStack() as stack:
             stack.callback(self._kill)
-            for rank in range(layout.processes):
+            for rank in range(processes.count):
                 log = stack.enter_context(log_path(self.folder, self.attempt, rank).open("ab"))
-                self._running[rank] = _start(self.command_of(self.attempt, rank, layout, port), environment, log)
+                self._running[rank] = _start(self.command_of(self.attempt, rank, processes, port), environment, log)
                 self._emit("started", rank=rank, pid=self._running[rank].pid)
             self._write_state("running")
             shown = stack.enter_context(
@@ -261,7 +261,7 @@ class LocalJob:
             failed = sorted((code for _, code in ended if code != exit_codes.OK), key=_precedence)
             if failed and first is None:
                 first = failed[0]
-                saving = exit_codes.verdict(first) is Verdict.RESTART_FREE
+                saving = exit_codes.after_exit(first) is AfterExit.RESTART_FREE
                 deadline = min(deadline, time.monotonic() + (self.spec.grace_s if saving else self._crash_grace_s))
                 # Also those that could save: before a job is joined nobody tells them that another was stopped.
                 if self._running:
@@ -309,9 +309,9 @@ class LocalJob:
             process.wait()
         self._running.clear()
 
-    def _trainer(self, attempt: int, rank: int, layout: Layout, port: int) -> list[str]:
-        join = [f"--coordinator=127.0.0.1:{port}", f"--num-processes={layout.processes}", f"--process-id={rank}"]
-        return [sys.executable, *command.train(self.spec, join, simulate=layout.devices)]
+    def _trainer(self, attempt: int, rank: int, processes: LocalProcesses, port: int) -> list[str]:
+        join = [f"--coordinator=127.0.0.1:{port}", f"--num-processes={processes.count}", f"--process-id={rank}"]
+        return [sys.executable, *command.train(self.spec, join, simulate=processes.devices)]
 
     def _child_environment(self, secrets: Mapping[str, str]) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COORDINATOR")}
@@ -369,7 +369,7 @@ def free_port() -> int:
 
 def _precedence(code: int) -> int:
     """Of codes seen together: an error of the user explains the others, then a saved stop."""
-    return [Verdict.FAIL, Verdict.RESTART_FREE, Verdict.RESTART_COUNTED].index(exit_codes.verdict(code))
+    return [AfterExit.FAIL, AfterExit.RESTART_FREE, AfterExit.RESTART_COUNTED].index(exit_codes.after_exit(code))
 
 
 def _start(argv: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen:

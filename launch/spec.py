@@ -5,10 +5,7 @@ and types, `RunSpec.validate` what can be checked without a target, `launch.chec
 """
 
 import dataclasses
-import difflib
 import re
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import yaml
 
 from launch import accelerators, literals
 from launch.accelerators import Machines
+from omnihuman_jax.plain_values import structure
 
 # JobSet's webhook: the coordinator's label `<name>-slice-0-0.<name>` has at most 63 characters.
 MAX_NAME = 26
@@ -29,7 +27,7 @@ RESERVED_ENV = re.compile(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Accelerator:
+class AcceleratorSpec:
     """What the run computes on.
 
     type: a TPU generation (v4 v5e v5p v6e tpu7x), a GPU machine (h100 h100-mega h200 b200 gb200), or `cpu`
@@ -150,7 +148,7 @@ class RunSpec:
     overrides: Mapping[str, str | int | float | bool] = dataclasses.field(default_factory=dict)
     output: str
     checkpoints: str = ""
-    accelerator: Accelerator
+    accelerator: AcceleratorSpec
     image: str = ""
     namespace: str = "default"
     queue: str = ""
@@ -283,7 +281,7 @@ def load_spec(path: str | Path) -> RunSpec:
 
 def spec_from_dict(data: Any) -> RunSpec:
     """The checked spec of plain values; ValueError as `load_spec`."""
-    spec = _build(RunSpec, data, "")
+    spec = structure(RunSpec, data, whole="the spec")
     spec.validate()
     return spec
 
@@ -302,47 +300,6 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
-
-
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _build(kind: Any, data: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(typing.cast(type, kind), data, path)
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        if not isinstance(data, list):
-            raise ValueError(f"{path}: expects a list, not {data!r}")
-        return tuple(_build(inner[0], item, f"{path}[{i}]") for i, item in enumerate(data))
-    if origin is Mapping:
-        if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-            raise ValueError(f"{path}: expects a mapping with text as keys, not {data!r}")
-        return {key: _build(inner[1], value, f"{path}.{key}") for key, value in data.items()}
-    if kind is Any:
-        return data
-    members = inner if origin in (typing.Union, types.UnionType) else (kind,)
-    # A bool is an int to Python, not to a reader of the file.
-    if type(data) not in members:
-        quote = " (quote it)" if members == (str,) and isinstance(data, int | float) else ""
-        raise ValueError(f"{path}: expects {' or '.join(_WORDS[member] for member in members)}, not {data!r}{quote}")
-    return data
-
-
-def _build_dataclass(kind: type, data: Any, path: str) -> Any:
-    if not isinstance(data, dict):
-        raise ValueError(f"{path or 'the spec'}: expects a mapping, not {data!r}")
-    hints = typing.get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind)]
-    for key in data:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise ValueError(f"{path}{'.' if path else ''}{key}: no such field; {hint}")
-    for field in dataclasses.fields(kind):
-        if field.name not in data and field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{path}{'.' if path else ''}{field.name} is missing")
-    return kind(**{key: _build(hints[key], value, f"{path}{'.' if path else ''}{key}") for key, value in data.items()})
 
 
 def _unique(what: str, values: list[str]) -> None:

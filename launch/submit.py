@@ -50,8 +50,8 @@ def describe(spec: RunSpec, target: str) -> str:
     """The machines in words, with the cloud's own names where it is one."""
     machines = spec.machines
     if target == "local":
-        layout = local.layout_of(spec)
-        return f"{layout.processes} processes of this machine, {layout.devices or 'its own'} devices each"
+        processes = local.processes_of(spec)
+        return f"{processes.count} processes of this machine, {processes.devices or 'its own'} devices each"
     if target == "slurm":
         return str(machines)
     if machines.kind == "gpu":
@@ -64,9 +64,9 @@ def describe(spec: RunSpec, target: str) -> str:
 
 def show_local(spec: RunSpec) -> int:
     """Prints the commands of the first attempt."""
-    job, layout = local.LocalJob(spec), local.layout_of(spec)
-    for rank in range(layout.processes):
-        print(shlex.join(job.command_of(0, rank, layout, 0)))
+    job, processes = local.LocalJob(spec), local.processes_of(spec)
+    for rank in range(processes.count):
+        print(shlex.join(job.command_of(0, rank, processes, 0)))
     return 0
 
 

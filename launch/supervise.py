@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omnihuman_jax.runtime import exit_codes
-from omnihuman_jax.runtime.exit_codes import Verdict
+from omnihuman_jax.runtime.exit_codes import AfterExit
 
 # A process that ends sooner is in a loop of failures: each pause is twice the one before.
 STEADY_S = 60.0
@@ -87,11 +87,11 @@ def supervise(
         if stopping:
             child.terminate()
         code = exit_codes.of_returncode(child.wait())
-        verdict = exit_codes.verdict(code)
-        if first_code is not None and verdict is not Verdict.DONE:
+        verdict = exit_codes.after_exit(code)
+        if first_code is not None and verdict is not AfterExit.DONE:
             note_first_code(first_code, code)
-        counted += verdict is Verdict.RESTART_COUNTED
-        if stopping or verdict in (Verdict.DONE, Verdict.FAIL) or restarts == 0 or counted > restarts:
+        counted += verdict is AfterExit.RESTART_COUNTED
+        if stopping or verdict in (AfterExit.DONE, AfterExit.FAIL) or restarts == 0 or counted > restarts:
             return code
         print(
             f"launch.supervise: code {code}: {verdict.value} ({counted} of {restarts}); attempt {attempt + 1}",

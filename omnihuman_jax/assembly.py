@@ -85,13 +85,15 @@ def assemble(
 def assemble_step(config: ExperimentConfig, mesh: Mesh, shape: PackedShape) -> StepParts:
     """The (not yet compiled) step for batches of `shape` on `mesh`, of real or only described devices."""
     sequences = config.data.plan.sequences_per_step
-    splits.check_ways(mesh.shape, config.model, config.data.plan, config.step.micro_batches)
+    splits.check_ways(mesh.shape, config.model, config.execution.attention, config.data.plan, config.step.micro_batches)
     shapes, axes = mmdit.abstract_params(config.model)
     labels = train_state.group_labels(axes)
     optimizer = optim.create_optimizer(config.optimizer, labels, axes, seed=config.seed)
     shardings = train_state.state_shardings(mesh, shapes, axes, optimizer, config.step.offload)
     dtype = compute_dtype(config, sharding.platform_of(mesh))
-    objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=dtype)
+    objective = Objective(
+        model=config.model, execution=config.execution, flow=config.flow, seed=config.seed, dtype=dtype
+    )
     step = make_train_step(
         objective, optimizer, config.optimizer, config.ema, labels,
         mesh=mesh, shape=shape, batch=sequences, shardings=shardings, config=config.step, numbers=config.numerics,

@@ -6,14 +6,13 @@ properties and every check lies in `validate()`. The resolved config goes, as JS
 every checkpoint, and a resume compares.
 """
 
+import copy
 import dataclasses
 import difflib
 import enum
 import json
 import os
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,10 @@ from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.plain_values import UnknownFieldsError, structure
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from omnihuman_jax.sharding import MeshConfig
@@ -45,11 +46,20 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 # platform changes it by rounding only).
 FREE_ON_RESUME = (
     "name", "data.dataset", "data.read_threads", "data.retries", "data.retry_delay_s",
-    "mesh", "step", "model.remat", "model.attention", "model.attention_block_q",
-    "model.attention_block_kv", "model.attention_fused_backward", "model.context_parallel", "model.ulysses_ways",
-    "checkpoint",
+    "mesh", "step", "execution", "checkpoint",
     "logging", "sampling", "watchdog", "numerics.max_skipped", "numerics.max_rollbacks", "numerics.repeat_interval",
 )  # fmt: skip
+
+# Fields that said, in `model`, how it is computed -> where they are now: run folders and checkpoints have the old ones.
+MOVED = {
+    "model.remat": "execution.remat",
+    "model.attention": "execution.attention.kernel",
+    "model.attention_block_q": "execution.attention.block_q",
+    "model.attention_block_kv": "execution.attention.block_kv",
+    "model.attention_fused_backward": "execution.attention.fused_backward",
+    "model.context_parallel": "execution.attention.context_parallel",
+    "model.ulysses_ways": "execution.attention.ulysses_ways",
+}
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -83,6 +93,7 @@ class ExperimentConfig:
     """Everything that a run depends on beside its data.
 
     seed: of the plan, the initial weights, noise and timesteps
+    model, execution: what the model is, and how its blocks are computed
     compute_dtype: of the blocks' matrix products; `auto` is bfloat16 on accelerators and float32 on CPU. Parameters,
         EMA, gradients, their sum over micro-batches, norms, softmax and loss are float32 either way
     """
@@ -92,6 +103,7 @@ class ExperimentConfig:
     initial_weights: str = ""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: MMDiTConfig = dataclasses.field(default_factory=MMDiTConfig)
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
     flow: FlowMatchingConfig = dataclasses.field(default_factory=FlowMatchingConfig)
     stages: StageSchedule = dataclasses.field(default_factory=StageSchedule)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -239,15 +251,36 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(data: Mapping[str, Any], kind: type = ExperimentConfig) -> Any:
-    """The config behind `to_json`; ValueError names an unknown or missing field."""
-    return _build(kind, data, kind.__name__)
+    """The config behind `to_json`, of today or of before `execution`; ValueError names a field that does not fit."""
+    try:
+        return structure(kind, upgraded(data) if kind is ExperimentConfig else data, kind.__name__)
+    except UnknownFieldsError as error:
+        raise ValueError(
+            f"{error.path}: unknown fields {', '.join(error.names)}; written by another version of this package?"
+        ) from error
+
+
+def upgraded(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config as JSON in today's form, also if it was written when `model` said how it is computed."""
+    model = data.get("model") if isinstance(data, Mapping) else None
+    if not isinstance(model, Mapping) or not any(old.removeprefix("model.") in model for old in MOVED):
+        return data
+    new: dict[str, Any] = copy.deepcopy(dict(data))
+    for old, path in MOVED.items():
+        if (name := old.removeprefix("model.")) in model:
+            *parents, last = path.split(".")
+            node = new
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = new["model"].pop(name)
+    return new
 
 
 def changed_fields(
     old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = FREE_ON_RESUME
 ) -> list[str]:
     """`path: old -> new` of every field that differs between two configs as JSON, without those that may."""
-    before, after = _flat(old), _flat(new)
+    before, after = _flat(upgraded(old)), _flat(upgraded(new))
     lines = []
     for name in sorted(before.keys() | after.keys()):
         is_free = any(name == prefix or name.startswith((prefix + ".", prefix + "[")) for prefix in free)
@@ -282,8 +315,14 @@ def _override_message(file: str, overrides: Sequence[str], error: BaseException)
     )
     for flag in overrides:
         name = re.sub(r"^--?(no)?config\.", "", flag.split("=", 1)[0])
+        if name in MOVED:
+            return f"{file}: {flag}: {name} is now {MOVED[name]}; set --config.{MOVED[name]}"
         if name not in known and "[" not in name and (near := difflib.get_close_matches(name, known, 1)):
             return f"{file}: {flag}: there is no field {name!r}; did you mean {near[0]!r}?"
+    if (word := re.search(r"(?:unexpected keyword argument|has no attribute) '(\w+)'", text)) and "MMDiTConfig" in text:
+        old = f"model.{word[1]}"
+        if old in MOVED:
+            return f"{file}: {old} is now {MOVED[old]}; set it in ExperimentConfig's `execution`"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     # ml_collections heads the error of a config file's own code with a line that says only that there was one.
     return f"{file}: {lines[-1] if lines[0].endswith(':') else lines[0]}"
@@ -299,32 +338,3 @@ def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(data, list | tuple) and data:
         return {key: value for i, item in enumerate(data) for key, value in _flat(item, f"{prefix}[{i}]").items()}
     return {prefix: data}
-
-
-def _build(kind: Any, data: Any, path: str) -> Any:
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        if data is None:
-            return None
-        members = [member for member in typing.get_args(kind) if member is not type(None)]
-        # A union of two real types (a float or a name, say): JSON's own value is one of them already.
-        return _build(members[0], data, path) if len(members) == 1 else data
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {field.name for field in dataclasses.fields(kind) if field.init}
-        if unknown := sorted(set(data) - known):
-            raise ValueError(
-                f"{path}: unknown fields {', '.join(unknown)}; written by another version of this package?"
-            )
-        return kind(**{name: _build(hints[name], value, f"{path}.{name}") for name, value in data.items()})
-    if origin is tuple:
-        inner = typing.get_args(kind)
-        kinds = [inner[0]] * len(data) if len(inner) == 2 and inner[1] is Ellipsis else list(inner)
-        return tuple(
-            _build(item, value, f"{path}[{i}]") for i, (item, value) in enumerate(zip(kinds, data, strict=True))
-        )
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return kind[data]
-    if kind is float and isinstance(data, int):
-        return float(data)
-    return data

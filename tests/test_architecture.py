@@ -14,7 +14,7 @@ PACKAGES = ("omnihuman_jax", "data_pipelines", "configs", "launch")
 
 # One row a level, lowest first. A room is a folder or a file of the package; a new one gets its level here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("typing", "segments", "conditions", "serving"),
+    ("typing", "segments", "conditions", "plain_values", "serving"),
     ("stages", "sharding", "runtime"),
     ("attention", "encoders"),
     ("models", "codecs", "diffusion", "data"),
@@ -292,3 +292,42 @@ def test_curation_media_and_the_command_line_do_not_import_jax() -> None:
         and third_party(module) & {"jax", "flax", "optax"}
     ]
     assert not wrong
+
+
+# Commands are named by what they do to a thing, which a module below them is named by; configs by what they train; and
+# a shipped file carries its suffix.
+MAY_SHARE_A_MODULE_NAME = {"__init__"}
+# The PyTorch twins of the JAX side are called as what they are twins of.
+TWINS = "omnihuman_jax.serving"
+
+
+def shared(names: Iterator[tuple[str, str]]) -> dict[str, list[str]]:
+    """Name -> the places that have it, of the names that more than one has."""
+    found: dict[str, list[str]] = {}
+    for name, place in names:
+        found.setdefault(name, []).append(place)
+    return {name: places for name, places in found.items() if len(places) > 1}
+
+
+def test_no_two_modules_have_one_name() -> None:
+    modules = (
+        (path.stem, module)
+        for path, module in files()
+        if ".commands." not in module and not module.startswith("configs") and path.stem not in MAY_SHARE_A_MODULE_NAME
+    )
+    assert shared(modules) == {}
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    classes = (
+        (node.name, module)
+        for path, module in files()
+        if not module.startswith((TWINS, "configs"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert shared(classes) == {}
+
+
+def test_a_shared_name_is_found() -> None:
+    assert shared(iter([("a", "x"), ("b", "y"), ("a", "z")])) == {"a": ["x", "z"]}

@@ -1,12 +1,15 @@
 """Overrides reach every field, mistakes are told in one line with the cure, and a resume knows which fields matter."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.config import (
+    MOVED,
     ExperimentConfig,
     changed_fields,
     dataset_dir,
@@ -17,8 +20,10 @@ from omnihuman_jax.config import (
     to_json,
 )
 from omnihuman_jax.data.records import DatasetSpec
+from omnihuman_jax.models.execution import ExecutionConfig
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+BEFORE_EXECUTION = Path(__file__).parent / "golden" / "runs" / "config_before_execution.json"
 
 
 def spec(**changes: object) -> DatasetSpec:
@@ -40,6 +45,7 @@ def test_overrides_of_every_kind() -> None:
             "--config.model.width=512",
             "--config.model.rope_axes=(32,48,48)",
             "--config.model.audio.neighbours=2",
+            "--config.execution.attention.block_q=128",
             "--config.stages.rows[1].steps=7",
             "--config.stages.rows[1].text=0.85",
             "--config.optimizer.decay=constant",
@@ -49,6 +55,7 @@ def test_overrides_of_every_kind() -> None:
     )
     assert (config.model.width, config.model.head_dim, config.model.rope_axes) == (512, 128, (32, 48, 48))
     assert config.model.audio is not None and config.model.audio.tokens == 8
+    assert (config.execution.remat, config.execution.attention.block_q) == ("attention", 128)
     assert (config.stages.rows[1].steps, config.stages.rows[1].text) == (7, 0.85)
     assert config.optimizer.decay == "constant" and not config.logging.tensorboard and dataset_dir(config) == "/data/x"
 
@@ -68,6 +75,8 @@ def test_overrides_of_every_kind() -> None:
         ("--config.ema.decay=1", "ema.decay"),
         ("--config.checkpoint.interval=0", "interval 0"),
         ("--config.sampling.num_steps=0", "sampling.num_steps"),
+        ("--config.execution.remat=full", "execution.remat 'full' is unknown; it is one of 'none', 'block'"),
+        ("--config.execution.attention.blok_q=1", "did you mean 'execution.attention.block_q'"),
         ("--config.seed=-1", "seed must be >= 0"),
         ("--learning_rate=1", "unknown argument '--learning_rate=1'"),
     ],
@@ -144,6 +153,80 @@ def test_shape_of_a_batch_and_widths_that_differ() -> None:
     assert packed_shape(config, spec(speech_layers=(0, 2))).audio_tokens == 4
 
 
+OTHER_EXECUTION = ExecutionConfig(
+    remat="attention_offload",
+    attention=AttentionStrategy(
+        kernel="splash",
+        block_q=512,
+        block_kv=1024,
+        fused_backward=True,
+        context_parallel="ulysses_ring",
+        ulysses_ways=2,
+    ),
+)
+
+
+def test_no_value_of_the_other_execution_is_the_default() -> None:
+    """Or the tests of what moved would not see it."""
+    default = to_json(ExecutionConfig())
+    flat = {**to_json(OTHER_EXECUTION), **to_json(OTHER_EXECUTION.attention)}
+    assert not [name for name, value in {**default, **default["attention"]}.items() if flat[name] == value]
+
+
+def test_a_config_from_before_execution_is_read() -> None:
+    """As run folders and checkpoints hold it: `model` said how it is computed."""
+    stored = json.loads(BEFORE_EXECUTION.read_text())
+    assert "execution" not in stored and stored["model"]["ulysses_ways"] == 2
+    config = from_json(stored)
+    assert config == dataclasses.replace(load_config(DEMO), execution=OTHER_EXECUTION)
+    assert changed_fields(stored, to_json(config)) == []
+    assert changed_fields(stored, to_json(load_config(DEMO))) == [], "a resume may compute in another way"
+    config.model.width = 512
+    assert changed_fields(stored, to_json(config)) == ["model.width: 256 -> 512"]
+
+
+def test_a_run_folder_from_before_execution_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(BEFORE_EXECUTION.read_text())
+    assert read_config(tmp_path).execution == OTHER_EXECUTION
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_a_flag_that_moved_is_told_where_to(old: str, new: str) -> None:
+    with pytest.raises(ValueError, match=f"{old} is now {new}; set --config.{new}") as error:
+        load_config(DEMO, [f"--config.{old}=1"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line", ['model=MMDiTConfig(remat="none")', 'seed=(m := MMDiTConfig(), setattr(m, "remat", 1))']
+)
+def test_a_config_file_that_sets_what_moved_is_told_where_to(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "old.py"
+    file.write_text(
+        "from omnihuman_jax.config import ExperimentConfig\nfrom omnihuman_jax.models.mmdit import MMDiTConfig\n"
+        f"def get_config():\n    return ExperimentConfig({line})\n"
+    )
+    with pytest.raises(ValueError, match=r"model\.remat is now execution\.remat; set it in") as error:
+        load_config(file)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"seed": "x"}, r"ExperimentConfig.seed: expects a whole number, not 'x'"),
+        ({"seed": True}, r"ExperimentConfig.seed: expects a whole number, not True"),
+        ({"model": {"rope_axes": [1, 2]}}, r"ExperimentConfig.model.rope_axes: expects 3 values, not 2"),
+        ({"model": {"audio": 4}}, r"ExperimentConfig.model.audio: expects a mapping, not 4"),
+        ({"stages": {"rows": [{"name": "a"}]}}, r"ExperimentConfig.stages.rows\[0\].steps is missing"),
+        ([], r"ExperimentConfig: expects a mapping, not \[\]"),
+    ],
+)
+def test_json_that_does_not_fit_names_the_field(data: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_json(data)  # type: ignore[arg-type]
+
+
 def test_json_knows_unknown_fields() -> None:
     data = to_json(load_config(DEMO))
     data["model"]["depth"] = 3
@@ -156,7 +239,7 @@ def test_what_may_change_between_a_run_and_its_resume() -> None:
     old = to_json(config)
     config.name, config.data.dataset, config.data.read_threads, config.mesh.fsdp = "b", "elsewhere", 9, 2
     config.checkpoint.interval, config.logging.interval, config.sampling.num_steps = 7, 3, 2
-    config.step.micro_batches, config.model.remat = 4, "none"
+    config.step.micro_batches, config.execution = 4, OTHER_EXECUTION
     assert changed_fields(old, to_json(config)) == []
     config.flow.shift_max, config.data.plan.windows = 2.0, 7
     config.stages.rows = (dataclasses.replace(config.stages.rows[0], frozen=("base",)), *config.stages.rows[1:])

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from data_pipelines.curate import decode, stages
+from data_pipelines.curate import decode, file_stages
 from data_pipelines.curate.clips import CLIPS_FILE, Clip, write_clips, write_text
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.tagging import Thresholds, tag
@@ -90,7 +90,7 @@ def curate(
     names = decode.list_videos(videos_dir)
     ids = decode.video_ids(names)
     scan_tasks = [
-        stages.ScanTask(
+        file_stages.ScanTask(
             path=str(Path(videos_dir) / name),
             name=name,
             video_id=ids[name],
@@ -102,7 +102,7 @@ def curate(
     ]
     with _Workers(config.workers) as workers:
         scans = sorted(
-            _tracked(progress, "scan videos", workers, stages.recall_scan, stages.scan, scan_tasks),
+            _tracked(progress, "scan videos", workers, file_stages.recall_scan, file_stages.scan, scan_tasks),
             key=lambda scan: scan.name,
         )
         tasks = _analysis_tasks(scans, out)
@@ -110,7 +110,7 @@ def curate(
         tasks.sort(key=lambda task: task.start_frame - task.end_frame)
         analyses = {
             a.clip_id: a
-            for a in _tracked(progress, "score clips", workers, stages.recall_analysis, stages.analyse, tasks)
+            for a in _tracked(progress, "score clips", workers, file_stages.recall_analysis, file_stages.analyse, tasks)
         }
     tasks.sort(key=lambda task: (task.video.name, task.start_frame))
     clips = [_clip(task, analyses[task.clip_id], out, config) for task in tasks if not analyses[task.clip_id].error]
@@ -121,7 +121,7 @@ def curate(
     return funnel
 
 
-def _analysis_tasks(scans: list[stages.Scan], out: Path) -> list[stages.AnalysisTask]:
+def _analysis_tasks(scans: list[file_stages.Scan], out: Path) -> list[file_stages.AnalysisTask]:
     tasks = []
     for scan in scans:
         for number, (start, end) in enumerate(scan.ranges):
@@ -129,12 +129,14 @@ def _analysis_tasks(scans: list[stages.Scan], out: Path) -> list[stages.Analysis
             clip_id = f"{scan.video.video_id}-{number:03d}"
             folder = str(out / "clips" / clip_id)
             tasks.append(
-                stages.AnalysisTask(clip_id=clip_id, video=scan.video, start_frame=start, end_frame=end, folder=folder)
+                file_stages.AnalysisTask(
+                    clip_id=clip_id, video=scan.video, start_frame=start, end_frame=end, folder=folder
+                )
             )
     return tasks
 
 
-def _clip(task: stages.AnalysisTask, analysis: stages.Analysis, out: Path, config: CurateConfig) -> Clip:
+def _clip(task: file_stages.AnalysisTask, analysis: file_stages.Analysis, out: Path, config: CurateConfig) -> Clip:
     eligible, reasons = tag(analysis.scores, config.thresholds)
     caption, caption_source = decode.caption_of(task.video.path, config.default_caption)
     return Clip(
@@ -164,11 +166,14 @@ def _forget_others(out: Path, ids: dict[str, str], clip_ids: set[str]) -> None:
             record.unlink(missing_ok=True)
     for folder in (out / "clips").glob("*"):
         if folder.is_dir() and folder.name not in clip_ids:
-            stages.forget(folder)
+            file_stages.forget(folder)
 
 
 def _funnel(
-    scans: list[stages.Scan], tasks: list[stages.AnalysisTask], analyses: dict[str, stages.Analysis], clips: list[Clip]
+    scans: list[file_stages.Scan],
+    tasks: list[file_stages.AnalysisTask],
+    analyses: dict[str, file_stages.Analysis],
+    clips: list[Clip],
 ) -> dict[str, Any]:
     quarantine = [{"video": scan.name, "reason": scan.error} for scan in scans if scan.error]
     quarantine += [

@@ -20,9 +20,9 @@ from pathlib import Path
 from omnihuman_jax.commands import plan_scale
 from omnihuman_jax.config import load_config
 from omnihuman_jax.scale import described_devices
+from omnihuman_jax.scale.cost_report import CostReport, load_report
 from omnihuman_jax.scale.hardware import ACCELERATORS, GIB, parse_topology
 from omnihuman_jax.scale.roofline import sensitivity
-from omnihuman_jax.scale.step_plan import ScalePlan, load_plan
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -67,7 +67,12 @@ def _runs(size: str) -> tuple[Run, ...]:
 
 
 def _mesh(fsdp: int, context: int, remat: str, *more: str) -> tuple[str, ...]:
-    return (f"--config.mesh.fsdp={fsdp}", f"--config.mesh.context={context}", f"--config.model.remat={remat}", *more)
+    return (
+        f"--config.mesh.fsdp={fsdp}",
+        f"--config.mesh.context={context}",
+        f"--config.execution.remat={remat}",
+        *more,
+    )
 
 
 FIT = (*_runs("13b"), *_runs("7b"))
@@ -91,11 +96,11 @@ SMALLEST = (
 # The layout that XLA gathers by all-reduces, beside WEAK[0].
 TORUS = Run("13b_v5p-4x4x4_whole-torus", _THIRTEEN, "v5p:4x4x4", 1, _mesh(8, 8, "attention"))
 # The configuration of highest predicted MFU, and how one gets there.
-_FUSED = "--config.model.attention_fused_backward=True"
+_FUSED = "--config.execution.attention.fused_backward=True"
 HIGHEST = (
     FIT[0],
     Run("13b_v5p-4x4x8_fused", _THIRTEEN, "v5p:4x4x8", 1, (_FUSED,)),
-    Run("13b_v5p-4x4x8_fused-products", _THIRTEEN, "v5p:4x4x8", 1, (_FUSED, "--config.model.remat=products")),
+    Run("13b_v5p-4x4x8_fused-products", _THIRTEEN, "v5p:4x4x8", 1, (_FUSED, "--config.execution.remat=products")),
     FIT[2],
     Run("13b_v6e-16x16_fused", _THIRTEEN, "v6e:16x16", 1, (_FUSED,)),
 )
@@ -106,29 +111,29 @@ BEST = (
 ALL = {run.name: run for run in (*FIT, TORUS, *WEAK, *SMALLEST, *HIGHEST)}
 
 
-def result(run: Run) -> ScalePlan:
+def result(run: Run) -> CostReport:
     """The compiled result if there is one, else the formulas'."""
     path = HERE / f"{run.name}.json"
     if path.is_file():
-        return load_plan(json.loads(path.read_text(encoding="utf-8")))
+        return load_report(json.loads(path.read_text(encoding="utf-8")))
     topology = parse_topology(run.topology, run.slices)
     config = plan_scale.with_layout(load_config(ROOT / run.config, run.overrides), topology, micro_batch=1)
     return plan_scale.plan(config, topology, compile_step=False)
 
 
-def how(plan: ScalePlan) -> str:
+def how(plan: CostReport) -> str:
     """Where a row's numbers come from."""
     if plan.estimated:
         return "formula"
     return "compiled" if not plan.costs.memory.needed else "refused by the compiler"
 
 
-def place(plan: ScalePlan) -> str:
+def place(plan: CostReport) -> str:
     """`2 x v6e:16x16`."""
     return (f"{plan.topology.num_slices} x " if plan.topology.num_slices > 1 else "") + plan.topology.name
 
 
-def layout(plan: ScalePlan) -> str:
+def layout(plan: CostReport) -> str:
     """`data 2 x fsdp 8 x context 8`."""
     return " x ".join(f"{axis} {ways}" for axis, ways in plan.mesh.items() if ways > 1)
 

@@ -63,16 +63,16 @@ def heads_ways(mode: str, heads: int, ways: int, ulysses_ways: int = 0) -> int:
         shared = ulysses_ways or both[-1]
         if shared not in both:
             raise ValueError(
-                f"model.ulysses_ways {shared} does not divide both mesh.context {ways} and the {heads} heads of a"
-                f" device (model.num_heads / mesh.tensor); these do: {', '.join(map(str, both))}"
+                f"execution.attention.ulysses_ways {shared} does not divide both mesh.context {ways} and the {heads}"
+                f" heads of a device (model.num_heads / mesh.tensor); these do: {', '.join(map(str, both))}"
             )
         return shared
     if heads % ways:
         fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         raise ValueError(
-            f"model.context_parallel ulysses: {heads} heads (model.num_heads / mesh.tensor) cannot be shared out over"
-            f" mesh.context {ways}; make that one of {fitting}, or take model.context_parallel=ulysses_ring ({both[-1]}"
-            f" x {ways // both[-1]})"
+            f"execution.attention.context_parallel ulysses: {heads} heads (model.num_heads / mesh.tensor) cannot be"
+            f" shared out over mesh.context {ways}; make that one of {fitting}, or take"
+            f" execution.attention.context_parallel=ulysses_ring ({both[-1]} x {ways // both[-1]})"
         )
     return ways
 
@@ -82,8 +82,8 @@ def check_tokens(mode: str, tokens: int, ways: int) -> None:
     if tokens % ways and mode != "gather":
         below, above = tokens // ways * ways, -(-tokens // ways) * ways
         raise ValueError(
-            f"model.context_parallel {mode}: {tokens} video tokens cannot be split over {ways} devices (mesh.context); "
-            f"nearest that can: {below or above} and {above}"
+            f"execution.attention.context_parallel {mode}: {tokens} video tokens cannot be split over {ways} devices"
+            f" (mesh.context); nearest that can: {below or above} and {above}"
         )
 
 

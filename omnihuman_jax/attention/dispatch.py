@@ -23,16 +23,17 @@ from omnihuman_jax.attention.xla import Blocked, Dense
 from omnihuman_jax.sharding import RULES, platform
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(kw_only=True, slots=True)
 class AttentionStrategy:
-    """How attention is computed, never what: every strategy gives the same result.
+    """How attention is computed, never what: every strategy gives the same result. `execution.attention` of a config.
 
     kernel: a key of `IMPLEMENTATIONS`, or `auto`: the fastest one on the platform of the mesh's devices
     block_q, block_kv: sizes of a kernel's blocks of queries and keys; 0 is the kernel's own choice
-    fused_backward: splash's backward pass in one kernel: fewer products, more memory (`attention_tpu.Splash`)
-    context_parallel: a key of `context_parallel.MODES`
-    ulysses_ways: devices that share out heads under `ulysses_ring`; the ring goes over context / ulysses_ways groups of
-        them
+    fused_backward: on TPUs: one backward kernel of five products a block, instead of two of seven, for one or two GiB
+        more memory (`tpu.Splash`)
+    context_parallel: what the devices of the mesh's `context` axis exchange: a key of `context_parallel.MODES`
+    ulysses_ways: devices that share out heads under `ulysses_ring`, a divisor of mesh.context; the ring goes over
+        context / ulysses_ways groups of them; 0: as many as divide both heads and mesh.context
     """
 
     kernel: str = "auto"
@@ -45,15 +46,18 @@ class AttentionStrategy:
     def validate(self) -> None:
         """ValueError on names and numbers that no mesh could use."""
         if self.kernel != "auto" and self.kernel not in IMPLEMENTATIONS:
-            raise ValueError(f"model.attention {self.kernel!r} is none of auto, {', '.join(IMPLEMENTATIONS)}")
+            raise ValueError(
+                f"execution.attention.kernel {self.kernel!r} is unknown; it is one of auto,"
+                f" {', '.join(IMPLEMENTATIONS)}"
+            )
         if self.context_parallel not in context_parallel.MODES:
             raise ValueError(
-                f"model.context_parallel {self.context_parallel!r} is none of {', '.join(context_parallel.MODES)}"
+                f"execution.attention.context_parallel {self.context_parallel!r} is unknown; it is one of"
+                f" {', '.join(context_parallel.MODES)}"
             )
         for name in ("block_q", "block_kv", "ulysses_ways"):
             if getattr(self, name) < 0:
-                field = name if name == "ulysses_ways" else f"attention_{name}"
-                raise ValueError(f"model.{field} is {getattr(self, name)}; it must be at least 0")
+                raise ValueError(f"execution.attention.{name} is {getattr(self, name)}; it must be at least 0")
         if self.kernel != "auto":
             IMPLEMENTATIONS[self.kernel](self, "")
 
@@ -106,11 +110,13 @@ def check_one_window(strategy: AttentionStrategy, windows: int | None, dtype: jn
     one, half = windows == 1, jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     if strategy.kernel == ONE_WINDOW and not one:
         raise ValueError(
-            f"model.attention cudnn takes one window a sequence, data.plan.windows is {windows}; take triton or auto"
+            f"execution.attention.kernel cudnn takes one window a sequence, data.plan.windows is {windows}; take"
+            " triton or auto"
         )
     if strategy.kernel == ONE_WINDOW and not half:
         raise ValueError(
-            f"model.attention cudnn computes in bfloat16, compute_dtype is {jnp.dtype(dtype)}; take triton or auto"
+            f"execution.attention.kernel cudnn computes in bfloat16, compute_dtype is {jnp.dtype(dtype)};"
+            " take triton or auto"
         )
     return one and half
 

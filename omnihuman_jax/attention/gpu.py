@@ -41,7 +41,7 @@ class Triton:
         for name in ("block_q", "block_kv"):
             size = getattr(self, name)
             if size < 16 or size & (size - 1):
-                raise ValueError(f"model.attention_{name} {size}: triton takes powers of two from 16")
+                raise ValueError(f"execution.attention.{name} {size}: triton takes powers of two from 16")
 
     def forward(self, q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS) -> tuple[jax.Array, jax.Array]:
         q, k, v, q_ids, kv_ids = self._filled(q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS)

@@ -38,8 +38,8 @@ class Splash:
     def __post_init__(self) -> None:
         if self.block_q % LANES or self.block_kv % LANES or min(self.block_q, self.block_kv) < LANES:
             raise ValueError(
-                f"model.attention_block_q {self.block_q} and attention_block_kv {self.block_kv}: splash takes multiples"
-                f" of {LANES}"
+                f"execution.attention.block_q {self.block_q} and block_kv {self.block_kv}: splash takes multiples of"
+                f" {LANES}"
             )
 
     def forward(self, q_BMNK, k_BSNK, v_BSNK, q_ids_BM, kv_ids_BS) -> tuple[jax.Array, jax.Array]:

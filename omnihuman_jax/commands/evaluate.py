@@ -52,7 +52,7 @@ class Subject:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Outcome:
+class SampledSubject:
     """The pictures of a window, float32 [T, H, W, 3] in [-1, 1], by `truth` and the names of `KINDS`."""
 
     subject: Subject
@@ -164,7 +164,7 @@ def sample_subjects(
     seed: int,
     batch: int,
     on_progress: Callable[[float], None] = lambda share: None,
-) -> list[Outcome]:
+) -> list[SampledSubject]:
     """Every sample of every subject, `batch` windows a call of one compiled sampler."""
     jobs = [
         (number, kind, driven_by(subject, kind, number, run.spec.margin, run))
@@ -186,10 +186,10 @@ def sample_subjects(
         pictures[number]["still"] = np.broadcast_to(still, pictures[number]["truth"].shape)
     for (number, kind, _), sampled in zip(jobs, latents, strict=True):
         pictures[number][kind] = trained_run.decode_pictures(run, sampled)
-    return [Outcome(subject=subject, pictures=found) for subject, found in zip(subjects, pictures, strict=True)]
+    return [SampledSubject(subject=subject, pictures=found) for subject, found in zip(subjects, pictures, strict=True)]
 
 
-def measure(outcome: Outcome) -> dict[str, Any]:
+def measure(outcome: SampledSubject) -> dict[str, Any]:
     """A row of `evaluation.json`: PSNR in dB against the truth, of the whole frames and of the mouth."""
     record, pictures = outcome.subject.record, outcome.pictures
     height, width = (SPATIAL_STRIDE * side for side in record.latents_FHWC.shape[1:3])
@@ -232,7 +232,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_results(out: Path, outcomes: Sequence[Outcome], result: Mapping[str, Any]) -> list[Path]:
+def write_results(out: Path, outcomes: Sequence[SampledSubject], result: Mapping[str, Any]) -> list[Path]:
     """The pictures, then `evaluation.json`: what is named in it is there.
 
     `evaluation/<window>.png` shows rows of frames, `evaluation/<window>.mp4` the same videos side by side, and

@@ -35,16 +35,6 @@ from omnihuman_jax.runtime.progress import progress_bar
 FORMATS = ("torch", "diffusers")
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ARCHITECTURE = "OmniHumanForVideo"
-# Fields of MMDiTConfig that say how JAX computes, not what.
-EXECUTION_FIELDS = (
-    "remat",
-    "attention",
-    "attention_block_q",
-    "attention_block_kv",
-    "attention_fused_backward",
-    "context_parallel",
-    "ulysses_ways",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,8 +209,7 @@ def is_export(folder: Path) -> bool:
 
 def module_config(model: mmdit.MMDiTConfig, about: dict[str, Any]) -> dict[str, Any]:
     """config.json: `model` is what the PyTorch module is built from, `export` says where its weights come from."""
-    sizes = {name: value for name, value in experiment.to_json(model).items() if name not in EXECUTION_FIELDS}
-    return {"architecture": ARCHITECTURE, "model": sizes, "export": about}
+    return {"architecture": ARCHITECTURE, "model": experiment.to_json(model), "export": about}
 
 
 def readme(model: mmdit.MMDiTConfig, about: dict[str, Any], name: str, serving: Serving | None) -> str:

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 from omnihuman_jax import assembly, sharding
 from omnihuman_jax.attention import context_parallel
 from omnihuman_jax.config import ExperimentConfig, compute_dtype, planned_shape, to_json
-from omnihuman_jax.models.mmdit_config import REMAT_POLICIES, MMDiTConfig
+from omnihuman_jax.models.execution import REMAT_POLICIES
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.scale import described_devices
-from omnihuman_jax.scale.estimate import Layout, attention_kernel, estimate, sizes
+from omnihuman_jax.scale.cost_report import CostReport, format_report
+from omnihuman_jax.scale.estimate import StepLayout, attention_kernel, estimate, sizes
 from omnihuman_jax.scale.hardware import Topology, parse_topology
 from omnihuman_jax.scale.program_costs import (
     ProgramCosts,
@@ -31,7 +32,6 @@ from omnihuman_jax.scale.program_costs import (
     text_of,
     words_of,
 )
-from omnihuman_jax.scale.step_plan import ScalePlan, format_plan
 from omnihuman_jax.training import train_state
 from omnihuman_jax.training.splits import check_splits
 
@@ -55,15 +55,20 @@ def with_layout(
     return config
 
 
+def with_execution(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
+    """The config, computed in another way."""
+    return dataclasses.replace(config, execution=dataclasses.replace(config.execution, **changes))
+
+
 def check(config: ExperimentConfig, topology: Topology) -> None:
     """ValueError, with the nearest that can, where the mesh cannot split the model or the batch on that topology."""
     check_splits(
-        config.mesh, config.model, config.data.plan, config.step.micro_batches,
+        config.mesh, config.model, config.execution.attention, config.data.plan, config.step.micro_batches,
         num_devices=topology.devices, slices=topology.num_slices,
     )  # fmt: skip
 
 
-def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = True, keep_text: str = "") -> ScalePlan:
+def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = True, keep_text: str = "") -> CostReport:
     """Compiles the step of `config` for `topology` and reads the program; ValueError where they do not fit together.
 
     `keep_text`: a file for the compiled text.
@@ -108,7 +113,7 @@ def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = T
 
 def _kernel(config: ExperimentConfig, topology: Topology) -> str:
     mesh = dict(zip(sharding.MESH_AXES, config.mesh.shape(topology.devices, topology.num_slices), strict=True))
-    return attention_kernel(config.model, planned_shape(config), layout_of(config, mesh), topology)
+    return attention_kernel(planned_shape(config), layout_of(config, mesh), topology)
 
 
 def lowered_for_cuda(config: ExperimentConfig, topology: Topology) -> str:
@@ -119,7 +124,7 @@ def lowered_for_cuda(config: ExperimentConfig, topology: Topology) -> str:
     """
     instead = ""
     if _kernel(config, topology) == "cudnn":
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="triton"))
+        config = with_execution(config, attention=dataclasses.replace(config.execution.attention, kernel="triton"))
         instead = " with our Triton kernel in the place of cuDNN's, which only a machine with cuDNN lowers"
     gpu = jax.sharding.AbstractDevice(device_kind=topology.accelerator.name, num_cores=None, platform="gpu")
     auto = (jax.sharding.AxisType.Auto,) * len(sharding.MESH_AXES)
@@ -133,13 +138,13 @@ def lowered_for_cuda(config: ExperimentConfig, topology: Topology) -> str:
     return f"the step lowers for cuda{instead}, with {kernels} calls of attention kernels"
 
 
-def _estimated(config: ExperimentConfig, topology: Topology, note: str) -> ScalePlan:
+def _estimated(config: ExperimentConfig, topology: Topology, note: str) -> CostReport:
     mesh = dict(zip(sharding.MESH_AXES, config.mesh.shape(topology.devices, topology.num_slices), strict=True))
     costs = estimate(config.model, planned_shape(config), layout_of(config, mesh), topology)
     return _plan(config, topology, mesh, costs, note=note, estimated=True)
 
 
-def layout_of(config: ExperimentConfig, mesh: Mapping[str, int]) -> Layout:
+def layout_of(config: ExperimentConfig, mesh: Mapping[str, int]) -> StepLayout:
     """What the config does on a mesh."""
     groups = mesh["data"] * mesh["fsdp"] * config.step.micro_batches
     sequences = config.data.plan.sequences_per_step
@@ -148,9 +153,9 @@ def layout_of(config: ExperimentConfig, mesh: Mapping[str, int]) -> Layout:
             f"data.plan.sequences_per_step is {sequences}, split {groups} ways (data x fsdp x micro-batches): make it a"
             " multiple, or give --micro-batch"
         )
-    return Layout(
+    return StepLayout(
         mesh=dict(mesh),
-        remat=config.model.remat,
+        execution=config.execution,
         sequences=sequences // groups,
         micro_batches=config.step.micro_batches,
         moment_bytes=2 if config.optimizer.moments_dtype == "bfloat16" else 4,
@@ -168,15 +173,15 @@ def _plan(
     *,
     note: str,
     estimated: bool = False,
-) -> ScalePlan:
+) -> CostReport:
     shape, sequences = planned_shape(config), config.data.plan.sequences_per_step
     found = sizes(config.model, shape)
-    return ScalePlan(
+    return CostReport(
         name=config.name,
         topology=topology,
         devices=topology.devices if estimated else math.prod(mesh.values()),
         mesh=dict(mesh),
-        remat=config.model.remat,
+        remat=config.execution.remat,
         sequences=sequences,
         micro_batches=config.step.micro_batches,
         latent_tokens=shape.latent_tokens,
@@ -198,7 +203,7 @@ class Candidate:
     """One layout of a sweep, with what the formulas say of it."""
 
     config: ExperimentConfig
-    estimate: ScalePlan
+    estimate: CostReport
 
     @property
     def text(self) -> str:
@@ -218,7 +223,7 @@ def candidates(
     for mesh in _meshes(config, topology):
         for remat in REMAT_POLICIES:
             for per_group in micro_batches:
-                tried = dataclasses.replace(config, mesh=mesh, model=dataclasses.replace(config.model, remat=remat))
+                tried = with_execution(dataclasses.replace(config, mesh=mesh), remat=remat)
                 tried = with_layout(tried, topology, micro_batch=per_group, accumulate=1)
                 found.append(Candidate(config=tried, estimate=_estimated(tried, topology, note="")))
 
@@ -240,7 +245,7 @@ def candidates(
 def _meshes(config: ExperimentConfig, topology: Topology) -> Iterator[sharding.MeshConfig]:
     """fsdp x context over a slice beside the config's `tensor`, what is left as data, slices as the config says.
 
-    Heads, tokens and width must divide, heads where `model.context_parallel` shares them out.
+    Heads, tokens and width must divide, heads where `execution.attention.context_parallel` shares them out.
     """
     mesh, model, tokens = config.mesh, config.model, config.data.plan.latent_tokens
     devices, tensor = topology.devices // topology.num_slices, max(mesh.tensor, 1)
@@ -251,7 +256,7 @@ def _meshes(config: ExperimentConfig, topology: Topology) -> Iterator[sharding.M
         )
     _, dcn_fsdp = mesh.across(topology.num_slices)
     for context in _divisors(devices // tensor):
-        if tokens % context or not _heads_go(model, context, tensor):
+        if tokens % context or not _heads_go(config, context, tensor):
             continue
         for fsdp in _divisors(devices // tensor // context):
             data = devices // (tensor * context * fsdp)
@@ -263,10 +268,11 @@ def _divisors(number: int) -> list[int]:
     return [ways for ways in range(1, number + 1) if number % ways == 0]
 
 
-def _heads_go(model: MMDiTConfig, context: int, tensor: int) -> bool:
+def _heads_go(config: ExperimentConfig, context: int, tensor: int) -> bool:
     """Whether the exchange of attention can share the heads out, or need not."""
+    attention, heads = config.execution.attention, config.model.num_heads // tensor
     try:
-        context_parallel.heads_ways(model.context_parallel, model.num_heads // tensor, context, model.ulysses_ways)
+        context_parallel.heads_ways(attention.context_parallel, heads, context, attention.ulysses_ways)
     except ValueError:
         return False
     return True
@@ -279,11 +285,11 @@ class Sweep:
     """
 
     found: list[Candidate]
-    plans: list[ScalePlan] = dataclasses.field(default_factory=list)
+    plans: list[CostReport] = dataclasses.field(default_factory=list)
     failed: list[tuple[Candidate, str]] = dataclasses.field(default_factory=list)
 
     @property
-    def best(self) -> ScalePlan:
+    def best(self) -> CostReport:
         """Compiled, if anything was."""
         return self.plans[0] if self.plans else self.found[0].estimate
 
@@ -325,7 +331,7 @@ def sweep(
     return so_far
 
 
-def _rank(compiled: ScalePlan) -> tuple[bool, float]:
+def _rank(compiled: CostReport) -> tuple[bool, float]:
     line = compiled.roofline
     return (not compiled.costs.memory.fits, -line.mfu if line else 0.0)
 
@@ -356,7 +362,7 @@ def format_sweep(result: Sweep, shown: int = 10) -> str:
     return "\n".join(lines)
 
 
-def _figures(plan: ScalePlan) -> str:
+def _figures(plan: CostReport) -> str:
     memory, line = plan.costs.memory, plan.roofline
     rate = f"MFU {line.mfu:.1%}, {line.as_compiled_s:.1f} s" if line else "no roofline"
     return (
@@ -378,14 +384,14 @@ def run(config: ExperimentConfig, options: Any) -> int:
             )  # fmt: skip
         _write(options.json, result.to_json())
         print(format_sweep(result))
-        print(format_plan(result.best))
+        print(format_report(result.best))
         return 0
     config = with_layout(config, topology, micro_batch=options.micro_batch)
     with _progress(1) as on_compile:
         if not options.estimate:
             on_compile(0, None)
         best = plan(config, topology, compile_step=not options.estimate, keep_text=options.text)
-    print(format_plan(best))
+    print(format_report(best))
     _write(options.json, best.to_json() | {"config": to_json(config)})
     return 0
 

@@ -86,7 +86,9 @@ def steps_between(run_dir: Path, checkpoint: int, step: int) -> int:
 
 def _windows(parts: Parts, params: Any, step: int) -> Iterator[Replayed]:
     config, plan = parts.config, parts.plan
-    objective = Objective(model=config.model, flow=config.flow, seed=config.seed, dtype=parts.dtype)
+    objective = Objective(
+        model=config.model, execution=config.execution, flow=config.flow, seed=config.seed, dtype=parts.dtype
+    )
 
     def run(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, objective, np.int32(step), batch)

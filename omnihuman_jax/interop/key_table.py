@@ -110,7 +110,7 @@ class KeyTableError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
+class Reordering:
     """Ours, reshaped to `split`, transposed by `order`, reshaped to `theirs`; only moves numbers, so it inverts
     exactly.
 
@@ -139,7 +139,7 @@ class Part:
 
     path: Path
     layer: int | None
-    layout: Layout
+    reordering: Reordering
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,16 +184,16 @@ class KeyTable:
     def parts_from_torch(self, read: ReadTensor) -> Iterator[tuple[Part, np.ndarray]]:
         """(part, its values) of all our parameters, tensor by tensor of theirs, in the dtype that `read` gives.
 
-        Values are a view of what was read wherever their layout lets them be, so that bytes are touched as they are
+        Values are a view of what was read wherever their reordering lets them be, so that bytes are touched as they are
         used.
         """
         for entry in self.entries:
             tensor = read(entry.name)
             begin = 0
             for part in entry.parts:
-                end = begin + part.layout.theirs[-1]
+                end = begin + part.reordering.theirs[-1]
                 values = tensor if len(entry.parts) == 1 else tensor[..., begin:end]
-                yield part, part.layout.from_torch(values)
+                yield part, part.reordering.from_torch(values)
                 begin = end
             del tensor, values  # before the next read: one tensor at a time
 
@@ -222,13 +222,13 @@ def key_table(config: mmdit.MMDiTConfig) -> KeyTable:
     for path in _in_rule_order(shapes):
         shape = shapes[path]
         name, stacked = _torch_name(path)
-        layout = _layout(path, shape[1:] if stacked else shape, config.latent_channels)
+        reordering = _reordering(path, shape[1:] if stacked else shape, config.latent_channels)
         for layer in range(shape[0]) if stacked else (None,):
-            named.setdefault(name.format(layer), []).append(Part(path=path, layer=layer, layout=layout))
+            named.setdefault(name.format(layer), []).append(Part(path=path, layer=layer, reordering=reordering))
     entries = []
     for name, parts in named.items():
-        inputs = sum(part.layout.theirs[-1] for part in parts)
-        entries.append(Entry(name=name, shape=(*parts[0].layout.theirs[:-1], inputs), parts=tuple(parts)))
+        inputs = sum(part.reordering.theirs[-1] for part in parts)
+        entries.append(Entry(name=name, shape=(*parts[0].reordering.theirs[:-1], inputs), parts=tuple(parts)))
     return KeyTable(entries=tuple(entries), shapes=shapes)
 
 
@@ -282,38 +282,38 @@ def _torch_name(path: Path) -> tuple[str, bool]:
     return f"{module}.{LEAVES[path[-1]]}", stacked
 
 
-def _layout(path: Path, shape: tuple[int, ...], latent_channels: int) -> Layout:
+def _reordering(path: Path, shape: tuple[int, ...], latent_channels: int) -> Reordering:
     """How one layer of the leaf at `path` becomes theirs."""
     module, leaf = "/".join(path[:-1]), path[-1]
     patch = (PATCH, PATCH, latent_channels)  # our order of a patch token's channels; theirs puts the channel first
     if (module, leaf) == ("patch_embed", "kernel"):
         width = shape[1]
-        return Layout(
+        return Reordering(
             ours=shape, split=(*patch, width), order=(3, 2, 0, 1), theirs=(width, latent_channels, 1, PATCH, PATCH)
         )
     if (module, leaf) == ("proj_out", "kernel"):
-        return Layout(ours=shape, split=(shape[0], *patch), order=(3, 1, 2, 0), theirs=(shape[1], shape[0]))
+        return Reordering(ours=shape, split=(shape[0], *patch), order=(3, 1, 2, 0), theirs=(shape[1], shape[0]))
     if (module, leaf) == ("proj_out", "bias"):
-        return Layout(ours=shape, split=patch, order=(2, 0, 1), theirs=shape)
+        return Reordering(ours=shape, split=patch, order=(2, 0, 1), theirs=shape)
     if leaf == "kernel":
         dims = 2 if module.split("/")[-1] == "out" or module == "pose_guider/embed" else 1
         inputs, outputs = math.prod(shape[:dims]), math.prod(shape[dims:])
-        return Layout(ours=shape, split=(inputs, outputs), order=(1, 0), theirs=(outputs, inputs), rows_dim=dims)
+        return Reordering(ours=shape, split=(inputs, outputs), order=(1, 0), theirs=(outputs, inputs), rows_dim=dims)
     theirs = shape if leaf == "position" else (math.prod(shape),)
-    return Layout(ours=shape, split=theirs, order=tuple(range(len(theirs))), theirs=theirs)
+    return Reordering(ours=shape, split=theirs, order=tuple(range(len(theirs))), theirs=theirs)
 
 
 def _parts(entry: Entry, read: ReadSlice) -> list[np.ndarray]:
-    """The parts of a tensor of theirs, in its layout: views of what `read` gave."""
+    """The parts of a tensor of theirs, in its reordering: views of what `read` gave."""
     parts = []
     for part in entry.parts:
         array = np.asarray(read(part.path, part.layer))
-        if array.shape != part.layout.ours:
+        if array.shape != part.reordering.ours:
             raise KeyTableError(
                 f"{'/'.join(part.path)}: the file has shape {list(array.shape)}, the model expects "
-                f"{list(part.layout.ours)}"
+                f"{list(part.reordering.ours)}"
             )
-        parts.append(part.layout.to_torch(array))
+        parts.append(part.reordering.to_torch(array))
     return parts
 
 

@@ -35,12 +35,12 @@ class ShardedParams:
         """One layer of a leaf (or all of an unstacked one), from values of any float dtype, which are widened as they
         go in.
 
-        `values` is only touched where this process' devices need it, in runs along `part.layout.rows_dim`.
+        `values` is only touched where this process' devices need it, in runs along `part.reordering.rows_dim`.
         """
         leaf = self._abstract[part.path]
         stacked = part.layer is not None
         local = _sharding(leaf).shard_shape(leaf.shape)[int(stacked) :]
-        dim, devices = part.layout.rows_dim, len(_sharding(leaf).addressable_devices)
+        dim, devices = part.reordering.rows_dim, len(_sharding(leaf).addressable_devices)
         rows = local[dim] if local else 1
         row_bytes = math.prod(local) // max(1, rows) * leaf.dtype.itemsize * devices
         step = _largest_divisor(rows, max(1, self._block_bytes // max(1, row_bytes)))
@@ -73,7 +73,7 @@ class ShardedParams:
         self, part: Part, values: np.ndarray, local: tuple[int, ...], shape: tuple[int, ...], begin: int
     ) -> None:
         """Rows `begin` and on of every shard of the layer: as one array whose shards are blocks of `shape`."""
-        leaf, dim = self._abstract[part.path], part.layout.rows_dim
+        leaf, dim = self._abstract[part.path], part.reordering.rows_dim
         sharding, layers = _sharding(leaf), () if part.layer is None else (1,)
         whole = leaf.shape[len(layers) :]
         ways = [size // own for size, own in zip(whole, local, strict=True)]

@@ -103,9 +103,8 @@ class AudioCrossAttention(nnx.Module):
     adds.
     """
 
-    def __init__(self, config: AudioAdapterConfig, width: int, strategy: AttentionStrategy, rngs: nnx.Rngs):
+    def __init__(self, config: AudioAdapterConfig, width: int, rngs: nnx.Rngs):
         heads = (config.num_heads, config.head_dim)
-        self.strategy = strategy
         self.q = Linear(rngs, (width,), heads, ("embed", "heads", "head_dim"))
         self.k = Linear(rngs, (config.width,), heads, ("embed", "heads", "head_dim"))
         self.v = Linear(rngs, (config.width,), heads, ("embed", "heads", "head_dim"))
@@ -113,11 +112,11 @@ class AudioCrossAttention(nnx.Module):
         self.k_norm = RMSNorm(rngs, config.head_dim)
         self.out = Linear(rngs, heads, (width,), ("heads", "head_dim", "embed"), bias=False, init=zeros)
 
-    def __call__(self, x_BLD: jax.Array, audio: AudioTokens) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array, audio: AudioTokens, strategy: AttentionStrategy) -> jax.Array:
         """[B, L, D]: zero wherever `audio.gate_BL1` is False."""
         dtype = x_BLD.dtype
         q = self.q_norm(self.q(layer_norm(x_BLD).astype(dtype))).astype(dtype)
         k = self.k_norm(self.k(audio.tokens_BAE)).astype(dtype)
         v = self.v(audio.tokens_BAE)
-        y = attention(q, k, v, audio.q_ids_BL, audio.kv_ids_BA, strategy=self.strategy, q_axis="tokens")
+        y = attention(q, k, v, audio.q_ids_BL, audio.kv_ids_BA, strategy=strategy, q_axis="tokens")
         return jnp.where(audio.gate_BL1, self.out(y), jnp.zeros((), dtype))

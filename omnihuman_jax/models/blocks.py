@@ -14,9 +14,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from omnihuman_jax import segments
-from omnihuman_jax.attention.dispatch import attention, joint_attention
+from omnihuman_jax.attention.dispatch import AttentionStrategy, attention, joint_attention
 from omnihuman_jax.attention.kernel import QKV, window_ids
 from omnihuman_jax.models.audio_adapter import AudioCrossAttention, AudioTokens
+from omnihuman_jax.models.execution import BLOCK_INPUT, REMAT_POLICIES, ExecutionConfig
 from omnihuman_jax.models.layers import (
     MLP,
     LayerNorm,
@@ -29,7 +30,7 @@ from omnihuman_jax.models.layers import (
     look_up,
     modulate,
 )
-from omnihuman_jax.models.mmdit_config import BLOCK_INPUT, REMAT_POLICIES, MMDiTConfig
+from omnihuman_jax.models.mmdit_config import MMDiTConfig
 from omnihuman_jax.models.rope import Rotation, rotate
 
 
@@ -45,6 +46,7 @@ class Context(NamedTuple):
     """One-hot row of each video token."""
     text_rows_BSR: jax.Array
     audio: AudioTokens | None
+    strategy: AttentionStrategy
 
 
 class SelfAttentionInputs(nnx.Module):
@@ -91,13 +93,10 @@ class DualBlock(nnx.Module):
     """Joint attention, audio cross-attention on the video stream, MLP; weights of its own for each stream."""
 
     def __init__(self, config: MMDiTConfig, rngs: nnx.Rngs):
-        self.strategy = config.attention_strategy
         self.video = DualStream(config, rngs)
         self.text = DualStream(config, rngs)
         audio = config.audio
-        self.audio_attention = (
-            AudioCrossAttention(audio, config.width, config.attention_strategy, rngs) if audio else None
-        )
+        self.audio_attention = AudioCrossAttention(audio, config.width, rngs) if audio else None
 
     def __call__(self, video_BLD: jax.Array, text_BSD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
         video_table, text_table = (
@@ -110,13 +109,13 @@ class DualBlock(nnx.Module):
             self.text.attend(text_BSD, text_table, text_rows, None),
             context.video_ids_BL,
             context.text_ids_BS,
-            strategy=self.strategy,
+            strategy=context.strategy,
             windows=context.embedding_BRD.shape[1] // 2,
         )
         video_BLD = self.video.add_attention(video_BLD, video_out, video_table, video_rows)
         text_BSD = self.text.add_attention(text_BSD, text_out, text_table, text_rows)
         if self.audio_attention is not None and context.audio is not None:
-            video_BLD = video_BLD + self.audio_attention(video_BLD, context.audio)
+            video_BLD = video_BLD + self.audio_attention(video_BLD, context.audio, context.strategy)
         return self.video.add_mlp(video_BLD, video_table, video_rows), self.text.add_mlp(
             text_BSD, text_table, text_rows
         )
@@ -128,7 +127,6 @@ class SingleBlock(nnx.Module):
     """
 
     def __init__(self, config: MMDiTConfig, rngs: nnx.Rngs):
-        self.strategy = config.attention_strategy
         self.modulation = Modulation(rngs, config.width, 3)
         self.attention = SelfAttentionInputs(config, rngs)
         self.mlp_in = Linear(rngs, (config.width,), (config.mlp_width,), ("embed", "mlp"))
@@ -138,9 +136,7 @@ class SingleBlock(nnx.Module):
         self.out = Linear(rngs, heads, (config.width,), ("heads", "head_dim", "embed"), bias=False)
         self.mlp_out = Linear(rngs, (config.mlp_width,), (config.width,), ("mlp", "embed"))
         audio = config.audio
-        self.audio_attention = (
-            AudioCrossAttention(audio, config.width, config.attention_strategy, rngs) if audio else None
-        )
+        self.audio_attention = AudioCrossAttention(audio, config.width, rngs) if audio else None
 
     def __call__(self, video_BLD: jax.Array, text_BSD: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
         table = self.modulation(context.embedding_BRD)
@@ -152,13 +148,13 @@ class SingleBlock(nnx.Module):
             self.attention(text_in, None),
             context.video_ids_BL,
             context.text_ids_BS,
-            strategy=self.strategy,
+            strategy=context.strategy,
             windows=context.embedding_BRD.shape[1] // 2,
         )
         video_BLD = add_gated(video_BLD, look_up(video_rows, table[:, :, 2]), self._project(video_in, video_out))
         text_BSD = add_gated(text_BSD, look_up(text_rows, table[:, :, 2]), self._project(text_in, text_out))
         if self.audio_attention is not None and context.audio is not None:
-            video_BLD = video_BLD + self.audio_attention(video_BLD, context.audio)
+            video_BLD = video_BLD + self.audio_attention(video_BLD, context.audio, context.strategy)
         return video_BLD, text_BSD
 
     def _project(self, x: jax.Array, attended: jax.Array) -> jax.Array:
@@ -170,7 +166,6 @@ class RefinerBlock(nnx.Module):
 
     def __init__(self, config: MMDiTConfig, rngs: nnx.Rngs):
         heads, axes = (config.num_heads, config.head_dim), ("embed", "heads", "head_dim")
-        self.strategy = config.attention_strategy
         self.norm1 = LayerNorm(rngs, config.width)
         self.q = Linear(rngs, (config.width,), heads, axes)
         self.k = Linear(rngs, (config.width,), heads, axes)
@@ -180,10 +175,17 @@ class RefinerBlock(nnx.Module):
         self.mlp = MLP(rngs, config.width, 4 * config.width, config.width, "silu")
         self.modulation = Modulation(rngs, config.width, 2)
 
-    def __call__(self, x_BSD: jax.Array, ids_BS: jax.Array, embedding_BGD: jax.Array, rows_BSG: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x_BSD: jax.Array,
+        ids_BS: jax.Array,
+        embedding_BGD: jax.Array,
+        rows_BSG: jax.Array,
+        strategy: AttentionStrategy,
+    ) -> jax.Array:
         table = self.modulation(embedding_BGD)
         y = self.norm1(x_BSD)
-        y = attention(self.q(y), self.k(y), self.v(y), *window_ids(ids_BS), strategy=self.strategy)
+        y = attention(self.q(y), self.k(y), self.v(y), *window_ids(ids_BS), strategy=strategy)
         x_BSD = add_gated(x_BSD, look_up(rows_BSG, table[:, :, 0]), self.out(y))
         return add_gated(x_BSD, look_up(rows_BSG, table[:, :, 1]), self.mlp(self.norm2(x_BSD)))
 
@@ -192,13 +194,14 @@ class TextRefiner(nnx.Module):
     """Text tokens -> the model's width, refined by self-attention within each window's own text."""
 
     def __init__(self, config: MMDiTConfig, rngs: nnx.Rngs):
-        self.remat = config.remat
         self.time = TimestepEmbedder(rngs, config.width)
         self.pooled = MLP(rngs, config.text_width, config.width, config.width, "silu", ("features", "mlp", "embed"))
         self.proj_in = Linear(rngs, (config.text_width,), (config.width,), ("features", "embed"))
         self.blocks = stack(RefinerBlock, config, config.num_refiner_layers, rngs)
 
-    def __call__(self, text_BSE: jax.Array, ids_BS: jax.Array, t_BG: jax.Array, dtype: DTypeLike) -> jax.Array:
+    def __call__(
+        self, text_BSE: jax.Array, ids_BS: jax.Array, t_BG: jax.Array, dtype: DTypeLike, execution: ExecutionConfig
+    ) -> jax.Array:
         """[B, S, D] in `dtype`; the mean of a window's own tokens joins its time embedding."""
         rows_BSG = segments.members(ids_BS, t_BG.shape[1]).astype(jnp.float32)
         counts_BG1 = rows_BSG.sum(axis=1)[..., None]
@@ -207,7 +210,8 @@ class TextRefiner(nnx.Module):
         mean_BGE = sums_BGE / jnp.maximum(counts_BG1, 1.0)
         embedding_BGD = self.time(t_BG) + self.pooled(mean_BGE)
         x = self.proj_in(text_BSE.astype(dtype))
-        return scan(self.blocks, x, lambda block, x: block(x, ids_BS, embedding_BGD, rows_BSG), self.remat)
+        run = lambda block, x: block(x, ids_BS, embedding_BGD, rows_BSG, execution.attention)  # noqa: E731
+        return scan(self.blocks, x, run, execution.remat)
 
 
 def stack(block: Any, config: MMDiTConfig, num_layers: int, rngs: nnx.Rngs) -> Any:

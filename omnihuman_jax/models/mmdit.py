@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from omnihuman_jax.conditions import Condition, clean_mask
 from omnihuman_jax.models.audio_adapter import AudioAdapter
 from omnihuman_jax.models.blocks import Context, DualBlock, SingleBlock, TextRefiner, scan, stack
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.layers import MLP, Linear, Modulation, TimestepEmbedder, look_up, modulate, one_hot, zeros
 from omnihuman_jax.models.mmdit_config import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuider
@@ -34,7 +35,7 @@ class MMDiT(nnx.Module):
             config.text_width,
             config.pooled_width,
         )
-        self.rope_axes, self.rope_theta, self.remat = tuple(config.rope_axes), config.rope_theta, config.remat
+        self.rope_axes, self.rope_theta = tuple(config.rope_axes), config.rope_theta
         width = config.width
         self.patch_embed = Linear(rngs, (config.patch_channels,), (width,), ("features", "embed"))
         self.time = TimestepEmbedder(rngs, width)
@@ -55,12 +56,13 @@ class MMDiT(nnx.Module):
         t_BG: jax.Array,
         batch: Batch,
         *,
-        dtype: DTypeLike = jnp.float32,
-        guidance: float | jax.Array = 1.0,
+        execution: ExecutionConfig,
+        dtype: DTypeLike,
+        guidance: float | jax.Array,
     ) -> jax.Array:
         self._check(tokens_BLC, t_BG, batch)
         video_ids_BL, text_ids_BS = jnp.asarray(batch.segment_ids_BL), jnp.asarray(batch.text_segment_ids_BS)
-        text_BSD = self.text_refiner(jnp.asarray(batch.text_BSE), text_ids_BS, t_BG, dtype)
+        text_BSD = self.text_refiner(jnp.asarray(batch.text_BSE), text_ids_BS, t_BG, dtype, execution)
         video_BLD = self.patch_embed(jnp.asarray(tokens_BLC).astype(dtype))
         if self.pose_guider is not None:
             video_BLD = video_BLD + self.pose_guider(batch, dtype)
@@ -76,6 +78,7 @@ class MMDiT(nnx.Module):
             video_rows_BLR=one_hot(jnp.where(video_ids_BL > 0, 2 * (video_ids_BL - 1) + clean_BL, -1), rows),
             text_rows_BSR=one_hot(jnp.where(text_ids_BS > 0, 2 * (text_ids_BS - 1), -1), rows),
             audio=self.audio_adapter(batch, dtype) if self.audio_adapter is not None else None,
+            strategy=execution.attention,
         )
 
         def run(block: DualBlock | SingleBlock, streams: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -83,8 +86,8 @@ class MMDiT(nnx.Module):
             return constrain(video, "batch", "tokens", None), constrain(text, "batch", None, None)
 
         streams = (video_BLD, constrain(text_BSD, "batch", None, None))
-        streams = scan(self.dual_blocks, streams, run, self.remat)
-        video_BLD, _ = scan(self.single_blocks, streams, run, self.remat)
+        streams = scan(self.dual_blocks, streams, run, execution.remat)
+        video_BLD, _ = scan(self.single_blocks, streams, run, execution.remat)
         table = self.final_modulation(context.embedding_BRD)
         scale, shift = (look_up(context.video_rows_BLR, table[:, :, i]) for i in (0, 1))
         return self.proj_out(modulate(video_BLD, shift, scale)).astype(jnp.float32)
@@ -148,6 +151,7 @@ def apply(
     t_BG: jax.Array,
     batch: Batch,
     *,
+    execution: ExecutionConfig | None = None,
     dtype: DTypeLike = jnp.float32,
     guidance: float | jax.Array = 1.0,
 ) -> jax.Array:
@@ -160,6 +164,7 @@ def apply(
             holds.
         t_BG: float32 in [0, 1], diffusion time of each window slot (any finite value for empty slots).
         batch: the packed batch; audio and pose arrays are read only if the model has those branches.
+        execution: how it is computed; None: the defaults.
         dtype: of the blocks' computation; norms, softmax and modulation stay float32.
         guidance: scale that a model with `guidance_embed` is told, a number or [B, G].
 
@@ -167,7 +172,10 @@ def apply(
         float32 [B, L, C]. Defined on noisy tokens; finite everywhere.
     """
     graphdef, _ = _abstract(config)
-    return nnx.merge(graphdef, params)(tokens_BLC, t_BG, batch, dtype=dtype, guidance=guidance)
+    execution = execution or ExecutionConfig()
+    execution.validate()
+    model = nnx.merge(graphdef, params)
+    return model(tokens_BLC, t_BG, batch, execution=execution, dtype=dtype, guidance=guidance)
 
 
 def condition_group(path: tuple[str, ...]) -> str:

@@ -1,44 +1,10 @@
-"""The sizes of the MMDiT, and what its blocks may keep for the backward pass."""
+"""The sizes of the MMDiT: what its parameters are. How it is computed is in `execution.py`."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
-import jax
-
-from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.typing import PATCH
-
-BLOCK_INPUT = "block_input"
-"""Name (`jax.ad_checkpoint.checkpoint_name`) of the streams that go into a block."""
-
-_policies = jax.checkpoint_policies
-
-
-def _offloaded(*names: str) -> Callable[..., Any]:
-    return _policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=list(names),
-        offload_src="device",
-        offload_dst="pinned_host",
-    )
-
-
-REMAT_POLICIES: dict[str, Callable[..., Any]] = {
-    "block": _policies.nothing_saveable,
-    "attention": _policies.save_only_these_names("attention"),
-    "dots": _policies.dots_with_no_batch_dims_saveable,
-    "products": _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("attention")
-    ),
-    "block_offload": _offloaded(BLOCK_INPUT),
-    "attention_offload": _offloaded(BLOCK_INPUT, "attention"),
-}
-"""What a block keeps for its backward pass beside its inputs: nothing, its attentions' outputs, its matrix products'
-outputs, both ("none": all). `products` computes no matrix product twice, and keeps less than half of what `none` does.
-With `_offload` what is kept, inputs included, waits in the host's memory: nothing of a block stays on the device."""
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -62,21 +28,6 @@ class MMDiTConfig:
     """Embed a guidance scale, as the public distilled checkpoint does; fed 1.0 unless told otherwise [D]."""
     audio: AudioAdapterConfig | None = None
     pose: PoseGuiderConfig | None = None
-    remat: str = "block"
-    """`none` or a key of `REMAT_POLICIES`."""
-    attention: str = "auto"
-    """`auto` or a key of `attention.IMPLEMENTATIONS`."""
-    attention_block_q: int = 0
-    """Queries in a block of the attention kernel; 0 = the kernel's own choice."""
-    attention_block_kv: int = 0
-    """Keys in a block of the attention kernel; 0 = the kernel's own choice."""
-    attention_fused_backward: bool = False
-    """On TPUs: one backward kernel of five products a block, instead of two of seven, for one or two GiB more memory.
-    """
-    context_parallel: str = "gather"
-    """What the devices of the mesh's `context` axis exchange for attention: a key of `context_parallel.MODES`."""
-    ulysses_ways: int = 0
-    """Under `ulysses_ring`: devices that share out heads, a divisor of mesh.context."""
 
     @property
     def head_dim(self) -> int:
@@ -92,18 +43,6 @@ class MMDiTConfig:
     def patch_channels(self) -> int:
         """C of a packed batch: channels of a 1 x 2 x 2 patch."""
         return PATCH * PATCH * self.latent_channels
-
-    @property
-    def attention_strategy(self) -> AttentionStrategy:
-        """How attention is computed and shared out."""
-        return AttentionStrategy(
-            kernel=self.attention,
-            block_q=self.attention_block_q,
-            block_kv=self.attention_block_kv,
-            fused_backward=self.attention_fused_backward,
-            context_parallel=self.context_parallel,
-            ulysses_ways=self.ulysses_ways,
-        )
 
     def validate(self) -> None:
         """ValueError on sizes that do not fit together."""
@@ -124,9 +63,6 @@ class MMDiTConfig:
                 f"model.rope_axes {tuple(self.rope_axes)} must be three even sizes that sum to width / num_heads ="
                 f" {self.head_dim}"
             )
-        if self.remat != "none" and self.remat not in REMAT_POLICIES:
-            raise ValueError(f"model.remat {self.remat!r} is none of none, {', '.join(REMAT_POLICIES)}")
-        self.attention_strategy.validate()
         for part in (self.audio, self.pose):
             if part is not None:
                 part.validate()

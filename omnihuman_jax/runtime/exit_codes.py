@@ -30,7 +30,7 @@ KILLED = 128 + signal.SIGKILL
 TERMINATED = 128 + signal.SIGTERM
 
 
-class Verdict(enum.Enum):
+class AfterExit(enum.Enum):
     """What a launcher does about a job."""
 
     DONE = "done"
@@ -64,12 +64,12 @@ def of_returncode(returncode: int) -> int:
     return 128 - returncode if returncode < 0 else returncode
 
 
-def verdict(code: int) -> Verdict:
+def after_exit(code: int) -> AfterExit:
     """What the code of the first process that ended means for the whole job (`of_returncode` of it, if it came from
     subprocess).
     """
     if code == OK:
-        return Verdict.DONE
+        return AfterExit.DONE
     if code in FAIL_AT_ONCE:
-        return Verdict.FAIL
-    return Verdict.RESTART_FREE if code in FREE_RESTARTS else Verdict.RESTART_COUNTED
+        return AfterExit.FAIL
+    return AfterExit.RESTART_FREE if code in FREE_RESTARTS else AfterExit.RESTART_COUNTED

@@ -249,7 +249,10 @@ class Sampler:
         )
 
     def _velocity(self, params: Params, batch: Batch, tokens_NLC: jax.Array, t_NG: jax.Array) -> jax.Array:
-        return mmdit.apply(self.run.config.model, params, tokens_NLC, t_NG, batch, dtype=self.run.dtype)
+        config = self.run.config
+        return mmdit.apply(
+            config.model, params, tokens_NLC, t_NG, batch, execution=config.execution, dtype=self.run.dtype
+        )
 
 
 def needs_guidance(config: guidance.GuidanceConfig, windows: Sequence[packing.PackInput]) -> bool:

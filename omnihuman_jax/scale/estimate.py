@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from omnihuman_jax.attention import context_parallel, dispatch
 from omnihuman_jax.attention.tpu import Splash
 from omnihuman_jax.models import flops, mmdit
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.scale import interconnect
 from omnihuman_jax.scale.hardware import Topology
 from omnihuman_jax.scale.program_costs import Memory, ProgramCosts, host_memory
@@ -24,9 +25,9 @@ _MASTER_AND_EMA, _GRADIENT = 2 * FP32, FP32
 # Arrays of [tokens, width] in bfloat16 that live at the same time in a block's backward pass; calibrated on compiled
 # steps.
 _WORKING_SET = 26
-# Beyond it, by what `model.context_parallel` exchanges; calibrated on the calls that docs/attention.md lists. `gather`:
-# whole
-# keys, values and both gradients. `ring`: blocks that come and go, all gradients and the output in float32.
+# Beyond it, by what `execution.attention.context_parallel` exchanges; calibrated on the calls that docs/attention.md
+# lists. `gather`: whole keys, values and both gradients. `ring`: blocks that come and go, all gradients and the output
+# in float32.
 _GATHERED_ROWS, _RING_ROWS = 4, 20
 # Products of a block of scores in an attention kernel's backward pass, where the forward pass has two. Splash and our
 # Triton kernel have two backward kernels of 3 + 4; splash's fused one, flash attention as in cuDNN, and XLA's have
@@ -45,18 +46,28 @@ _KERNEL_AGAIN, _PRODUCTS_AGAIN = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Layout:
-    """What a sweep varies: mesh, remat, sequences that a data-parallel group computes at a time, how often in a
+class StepLayout:
+    """What a sweep varies: mesh, execution, sequences that a data-parallel group computes at a time, how often in a
     step.
     """
 
     mesh: Mapping[str, int]
-    remat: str
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
     sequences: int = 1
     micro_batches: int = 1
     moment_bytes: int = FP32
     offload: str = "none"
     compute_dtype: str = "bfloat16"
+
+    @property
+    def remat(self) -> str:
+        """The policy's name."""
+        return self.execution.remat
+
+    @property
+    def attention(self) -> dispatch.AttentionStrategy:
+        """How attention runs, and what it exchanges."""
+        return self.execution.attention
 
     @property
     def devices(self) -> int:
@@ -74,11 +85,10 @@ class Layout:
         return self.mesh["context"] * self.mesh["tensor"]
 
 
-def attention_kernel(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology) -> str:
+def attention_kernel(shape: PackedShape, layout: StepLayout, topology: Topology) -> str:
     """The kernel of the joint attention there: a key of `attention.IMPLEMENTATIONS`."""
-    strategy = config.attention_strategy
-    one = dispatch.check_one_window(strategy, shape.windows, layout.compute_dtype)  # type: ignore[arg-type]
-    return dispatch.kernel_name(strategy, topology.accelerator.platform, one_window=one)
+    one = dispatch.check_one_window(layout.attention, shape.windows, layout.compute_dtype)  # type: ignore[arg-type]
+    return dispatch.kernel_name(layout.attention, topology.accelerator.platform, one_window=one)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +103,6 @@ class Sizes:
 
 def sizes(config: mmdit.MMDiTConfig, shape: PackedShape) -> Sizes:
     """Counted once a model and shape: a sweep asks for hundreds of layouts."""
-    config = dataclasses.replace(config, remat="none")
     return _sizes(mmdit.Frozen(repr(config), config), shape)
 
 
@@ -110,8 +119,8 @@ def _sizes(frozen: mmdit.Frozen, shape: PackedShape) -> Sizes:
     )
 
 
-def estimate(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology) -> ProgramCosts:
-    """Costs on one device of a step with fully sharded parameters, and `model.context_parallel` over `context`."""
+def estimate(config: mmdit.MMDiTConfig, shape: PackedShape, layout: StepLayout, topology: Topology) -> ProgramCosts:
+    """Costs on one device of a step with fully sharded parameters, and attention's exchange over `context`."""
     parameters = sizes(config, shape).parameters
     return ProgramCosts(
         memory=_memory(config, shape, layout, topology, parameters),
@@ -121,7 +130,7 @@ def estimate(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topo
 
 
 def _memory(
-    config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int
+    config: mmdit.MMDiTConfig, shape: PackedShape, layout: StepLayout, topology: Topology, parameters: int
 ) -> Memory:
     shards = layout.mesh["fsdp"] * layout.ways
     moments = 2 * layout.moment_bytes
@@ -142,14 +151,14 @@ def _memory(
     )
 
 
-def _host_rows(layout: Layout) -> int:
+def _host_rows(layout: StepLayout) -> int:
     """Rows of the model's width that a layer leaves in the host's memory."""
     return {"block_offload": 1, "attention_offload": 2}.get(layout.remat, 0)
 
 
-def _attention_bytes(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology) -> float:
+def _attention_bytes(config: mmdit.MMDiTConfig, shape: PackedShape, layout: StepLayout, topology: Topology) -> float:
     """What attention needs beyond the working set: whole or travelling keys, parts of the queries' gradient."""
-    ways, tensor, mode = layout.mesh["context"], layout.mesh["tensor"], config.context_parallel
+    ways, tensor, mode = layout.mesh["context"], layout.mesh["tensor"], layout.attention.context_parallel
     shared, ring = _exchange_ways(config, layout)
     row = layout.sequences * shape.latent_tokens * config.width * BF16 / layout.ways
     heads, latent, text = config.num_heads // tensor // shared, shape.latent_tokens, shape.text_tokens
@@ -161,31 +170,31 @@ def _attention_bytes(config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layo
             extra += 2 * ways * row * (config.num_dual_layers + config.num_single_layers)
     elif ring > 1:
         queries, keys, extra = latent // ring + text, max(latent // ring, text), _RING_ROWS * row
-    if config.attention_fused_backward and attention_kernel(config, shape, layout, topology) == "splash":
-        kernel = dispatch.IMPLEMENTATIONS["splash"](config.attention_strategy, "tpu")
+    if layout.attention.fused_backward and attention_kernel(shape, layout, topology) == "splash":
+        kernel = dispatch.IMPLEMENTATIONS["splash"](layout.attention, "tpu")
         assert isinstance(kernel, Splash)
         extra += kernel.fused_backward_bytes(heads, queries, keys, config.head_dim, BF16)
     return extra
 
 
-def _exchange_ways(config: mmdit.MMDiTConfig, layout: Layout) -> tuple[int, int]:
+def _exchange_ways(config: mmdit.MMDiTConfig, layout: StepLayout) -> tuple[int, int]:
     """Devices of `context` that share out heads (Ulysses), and those that exchange keys (a ring, or all that gather
     them).
     """
     ways, heads = layout.mesh["context"], config.num_heads // layout.mesh["tensor"]
-    shared = context_parallel.heads_ways(config.context_parallel, heads, ways, config.ulysses_ways)
+    shared = context_parallel.heads_ways(layout.attention.context_parallel, heads, ways, layout.attention.ulysses_ways)
     return shared, ways // shared
 
 
 def _works(
-    config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int
+    config: mmdit.MMDiTConfig, shape: PackedShape, layout: StepLayout, topology: Topology, parameters: int
 ) -> list[Work]:
     times = layout.sequences * layout.micro_batches
     found = sizes(config, shape)
     joint = found.attention_flops * times / layout.ways
     linear = found.forward_flops * times / layout.ways - joint
-    kernel = attention_kernel(config, shape, layout, topology)
-    two_kernels = kernel == "triton" or (kernel == "splash" and not config.attention_fused_backward)
+    kernel = attention_kernel(shape, layout, topology)
+    two_kernels = kernel == "triton" or (kernel == "splash" and not layout.attention.fused_backward)
     again, kernel_again = layout.remat in _PRODUCTS_AGAIN, layout.remat in _KERNEL_AGAIN
     tokens = times * (shape.latent_tokens / layout.mesh["context"] + shape.text_tokens)
     layers = config.num_dual_layers + config.num_single_layers
@@ -204,7 +213,7 @@ def _works(
 
 
 def _communications(
-    config: mmdit.MMDiTConfig, shape: PackedShape, layout: Layout, topology: Topology, parameters: int
+    config: mmdit.MMDiTConfig, shape: PackedShape, layout: StepLayout, topology: Topology, parameters: int
 ) -> list[Communication]:
     again = layout.remat in _PRODUCTS_AGAIN
     row = layout.sequences * shape.latent_tokens * config.width * BF16 / layout.ways
@@ -254,7 +263,7 @@ def _communication(
     )  # fmt: skip
 
 
-def _exchanges(config: mmdit.MMDiTConfig, layout: Layout, topology: Topology, rows: float) -> list[Communication]:
+def _exchanges(config: mmdit.MMDiTConfig, layout: StepLayout, topology: Topology, rows: float) -> list[Communication]:
     """What attention sends over `context` (docs/attention.md); the text's few tokens are left out.
 
     rows: bytes of a device's video queries (keys, values, outputs are as large), of all layers.
@@ -267,7 +276,7 @@ def _exchanges(config: mmdit.MMDiTConfig, layout: Layout, topology: Topology, ro
     def exchange(kind: str, size: float, count: int, path: interconnect.Path, *, hidden: bool = False) -> Communication:
         return _communication(kind, ("context",), size, times * count, path, topology, hidden=hidden)
 
-    if config.context_parallel == "gather":
+    if layout.attention.context_parallel == "gather":
         # Keys and values; again for the backward pass wherever blocks are computed anew, and their gradients on the way
         # back.
         gathers = 2 if layout.remat == "none" else 4
@@ -282,14 +291,14 @@ def _exchanges(config: mmdit.MMDiTConfig, layout: Layout, topology: Topology, ro
     return found
 
 
-def _path(axes: tuple[str, ...], layout: Layout, topology: Topology) -> interconnect.Path:
+def _path(axes: tuple[str, ...], layout: StepLayout, topology: Topology) -> interconnect.Path:
     """Links of whole mesh axes, laid out in order, the last axis innermost."""
     order = ("data", "fsdp", "context", "tensor")
     inner = math.prod(layout.mesh[axis] for axis in order[order.index(axes[-1]) + 1 :])
     return _links(math.prod(layout.mesh[axis] for axis in axes), inner, layout, topology)
 
 
-def _links(ways: int, inner: int, layout: Layout, topology: Topology) -> interconnect.Path:
+def _links(ways: int, inner: int, layout: StepLayout, topology: Topology) -> interconnect.Path:
     """Links of `ways` devices, each `inner` from the next; a torus's dims are filled one after the other."""
     per_slice = topology.chips_per_slice * layout.devices // topology.chips
     if topology.accelerator.platform == "gpu":

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 
 from omnihuman_jax.attention import context_parallel
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.attention.xla import Dense
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.models import mmdit
@@ -17,6 +18,7 @@ from omnihuman_jax.sharding import MESH_AXES, RULES, MeshConfig, nearest_divisor
 def check_splits(
     mesh: MeshConfig,
     model: mmdit.MMDiTConfig,
+    attention: AttentionStrategy,
     plan: PlanConfig,
     micro_batches: int,
     *,
@@ -27,19 +29,25 @@ def check_splits(
     split it.
     """
     ways = dict(zip(MESH_AXES, mesh.shape(num_devices, slices), strict=True))
-    check_ways(ways, model, plan, micro_batches)
+    check_ways(ways, model, attention, plan, micro_batches)
     return ways
 
 
-def check_ways(ways: Mapping[str, int], model: mmdit.MMDiTConfig, plan: PlanConfig, micro_batches: int) -> None:
+def check_ways(
+    ways: Mapping[str, int],
+    model: mmdit.MMDiTConfig,
+    attention: AttentionStrategy,
+    plan: PlanConfig,
+    micro_batches: int,
+) -> None:
     """ValueError where a mesh of these ways cannot split heads, tokens, sequences or a weight evenly."""
-    _heads(ways, model)
-    _tokens(ways, model, plan)
+    _heads(ways, model, attention)
+    _tokens(ways, attention, plan)
     _sequences(ways, plan, micro_batches)
     _weights(ways, model)
 
 
-def _heads(ways: Mapping[str, int], model: mmdit.MMDiTConfig) -> None:
+def _heads(ways: Mapping[str, int], model: mmdit.MMDiTConfig, attention: AttentionStrategy) -> None:
     named = {"model.num_heads": model.num_heads, "model.audio.num_heads": model.audio.num_heads if model.audio else 0}
     for name, heads in named.items():
         if heads % ways["tensor"]:
@@ -50,18 +58,22 @@ def _heads(ways: Mapping[str, int], model: mmdit.MMDiTConfig) -> None:
     # The exchange itself knows which heads it can share out, and says so before anything is computed.
     heads = model.num_heads // ways["tensor"]
     context_parallel.exchange(
-        Dense(), mode=model.context_parallel, ways=ways["context"], heads=heads, ulysses_ways=model.ulysses_ways
+        Dense(),
+        mode=attention.context_parallel,
+        ways=ways["context"],
+        heads=heads,
+        ulysses_ways=attention.ulysses_ways,
     )
 
 
-def _tokens(ways: Mapping[str, int], model: mmdit.MMDiTConfig, plan: PlanConfig) -> None:
+def _tokens(ways: Mapping[str, int], attention: AttentionStrategy, plan: PlanConfig) -> None:
     context, tokens = ways["context"], plan.latent_tokens
     if tokens % context:
         raise ValueError(
             f"data.plan.latent_tokens {tokens} is not divisible by mesh.context {context}; nearest tokens: "
             f"{_multiples(tokens, context)}; nearest mesh.context: {_divisors(tokens, context)}"
         )
-    context_parallel.check_tokens(model.context_parallel, tokens, context)
+    context_parallel.check_tokens(attention.context_parallel, tokens, context)
 
 
 def _sequences(ways: Mapping[str, int], plan: PlanConfig, micro_batches: int) -> None:

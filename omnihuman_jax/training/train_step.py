@@ -13,6 +13,7 @@ from omnihuman_jax import conditions, segments, sharding
 from omnihuman_jax.data.packing import UNREADABLE
 from omnihuman_jax.diffusion import flow_matching, solver
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.training import micro_batches, numerics
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training.numerics import Health, NumericsConfig
@@ -60,9 +61,10 @@ class Controls(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """What the loss needs to know: the model, the flow, the run's seed and the compute dtype."""
+    """What the loss needs to know: the model and how it is computed, the flow, the run's seed, the compute dtype."""
 
     model: mmdit.MMDiTConfig
+    execution: ExecutionConfig
     flow: flow_matching.FlowMatchingConfig
     seed: int
     dtype: Any
@@ -115,7 +117,9 @@ def loss_fn(
     noisy_BL = noisy_tokens(batch)
     t_BL = jnp.where(noisy_BL, flow_matching.token_t(t_BG, batch.segment_ids_BL), 0.0)
     tokens_BLC = flow_matching.add_noise(batch.latents_BLC, noise_BLC, t_BL)
-    velocity_BLC = mmdit.apply(objective.model, params, tokens_BLC, t_BG, batch, dtype=objective.dtype)
+    velocity_BLC = mmdit.apply(
+        objective.model, params, tokens_BLC, t_BG, batch, execution=objective.execution, dtype=objective.dtype
+    )
     target_BLC = flow_matching.velocity_target(batch.latents_BLC, noise_BLC)
     error_BL = jnp.mean(jnp.square(velocity_BLC.astype(jnp.float32) - target_BLC), axis=-1)
     # where, not times: a token that does not count must not count even when it is not finite.

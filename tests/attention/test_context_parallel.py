@@ -139,7 +139,7 @@ def collectives(text: str) -> Counter[str]:
     ("mode", "ulysses_ways", "message"),
     [
         ("ulysses", 0, r"6 heads .*over mesh.context 4; make that one of 1, 2, 3, 6, or .*ulysses_ring \(2 x 2\)"),
-        ("ulysses_ring", 4, r"model.ulysses_ways 4 .*these do: 1, 2"),
+        ("ulysses_ring", 4, r"execution.attention.ulysses_ways 4 .*these do: 1, 2"),
     ],
 )
 def test_heads_that_cannot_be_shared_out_are_an_error_with_what_would_do(

@@ -108,11 +108,14 @@ def test_bfloat16_in_bfloat16_out(inputs) -> None:
     [
         (
             {"kernel": "flash"},
-            r"model.attention 'flash' is none of auto, dense, blocked, per_head, cudnn, triton, splash",
+            r"execution.attention.kernel 'flash' is unknown; it is one of auto, dense, blocked, per_head",
         ),
-        ({"context_parallel": "all"}, r"model.context_parallel 'all' is none of gather, ulysses"),
-        ({"kernel": "splash", "block_q": 200}, r"attention_block_q 200.*multiples of 128"),
-        ({"block_kv": -1}, r"model.attention_block_kv is -1"),
+        (
+            {"context_parallel": "all"},
+            r"execution.attention.context_parallel 'all' is unknown; it is one of gather, ulysses",
+        ),
+        ({"kernel": "splash", "block_q": 200}, r"execution.attention.block_q 200.*multiples of 128"),
+        ({"block_kv": -1}, r"execution.attention.block_kv is -1"),
     ],
 )
 def test_a_wrong_value_is_an_error(wrong: dict, message: str) -> None:

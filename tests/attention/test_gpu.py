@@ -18,6 +18,7 @@ from omnihuman_jax.attention.gpu import Cudnn, Triton, fused
 from omnihuman_jax.attention.kernel import Kernel, attend, window_ids
 from omnihuman_jax.attention.xla import Dense
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.training.train_step import loss_fn
 from omnihuman_jax.typing import ArraySpec
 from tests.training import tiny
@@ -77,8 +78,10 @@ def test_the_loss_of_a_sharded_model_lowers_for_cuda(
     else:  # cuDNN's primitive wants devices, whatever they are, when it is lowered
         mesh = sharding.create_mesh(sharding.MeshConfig(**dict(zip(axes, ways, strict=True))), jax.devices()[:4])
         active = jax.set_mesh(mesh)
-    config = dataclasses.replace(tiny.model_config(dual=1, single=1), attention=attention, context_parallel=mode)
-    objective = dataclasses.replace(tiny.objective(config), dtype=jnp.bfloat16)
+    config = tiny.model_config(dual=1, single=1)
+    strategy = AttentionStrategy(kernel=attention, context_parallel=mode)
+    execution = ExecutionConfig(remat="none", attention=strategy)
+    objective = dataclasses.replace(tiny.objective(config, execution), dtype=jnp.bfloat16)
 
     def place(leaf: Any, logical: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
         placed = sharding.named_sharding(mesh, logical, leaf.shape)
@@ -160,5 +163,5 @@ def test_which_kernel_a_gpu_gets(cudnn_installed: None) -> None:
         run(windows=1)
     auto = AttentionStrategy()
     assert check_one_window(auto, 1, jnp.bfloat16) and not check_one_window(auto, 1, jnp.float32)
-    with pytest.raises(ValueError, match="attention_block_q 48: triton takes powers of two"):
+    with pytest.raises(ValueError, match=r"execution.attention.block_q 48: triton takes powers of two"):
         AttentionStrategy(kernel="triton", block_q=48).validate()

@@ -56,12 +56,14 @@ def jax_work(checkpointing: bool, width: int = 512) -> tuple[Work, int]:
     from omnihuman_jax.conditions import Condition, ConditionSet
     from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
     from omnihuman_jax.models import flops, mmdit
+    from omnihuman_jax.models.execution import ExecutionConfig
     from omnihuman_jax.training import optimizer as optim
     from omnihuman_jax.training import train_state
     from omnihuman_jax.training.train_step import Controls, Objective, make_train_step, place_controls
     from tests.interop.cases import Window, packed_batch, shape_for
 
-    model = mmdit.MMDiTConfig(**SIZES[width], remat="block" if checkpointing else "products")
+    model = mmdit.MMDiTConfig(**SIZES[width])
+    execution = ExecutionConfig(remat="block" if checkpointing else "products")
     shape = shape_for(
         model, latent_tokens=FRAMES * HEIGHT * WIDTH, text_tokens=TEXT, windows=1, latent_frames=FRAMES, frames=17
     )
@@ -75,7 +77,7 @@ def jax_work(checkpointing: bool, width: int = 512) -> tuple[Work, int]:
     labels = train_state.group_labels(axes)
     optimizer = optim.create_optimizer(optimizer_config, labels, axes)
     shardings = train_state.state_shardings(mesh, shapes, axes, optimizer)
-    objective = Objective(model=model, flow=FlowMatchingConfig(), seed=0, dtype=jnp.float32)
+    objective = Objective(model=model, execution=execution, flow=FlowMatchingConfig(), seed=0, dtype=jnp.float32)
     train_step = make_train_step(
         objective,
         optimizer,
@@ -90,7 +92,7 @@ def jax_work(checkpointing: bool, width: int = 512) -> tuple[Work, int]:
     controls = place_controls(
         Controls(learning_rate=RATE, trainable={"base": True}, stage_start=False, interval_start=False)
     )
-    apply = jax.jit(lambda params, tokens, t, batch: mmdit.apply(model, params, tokens, t, batch))
+    apply = jax.jit(lambda params, tokens, t, batch: mmdit.apply(model, params, tokens, t, batch, execution=execution))
     product = jax.jit(lambda a, b: a @ b)
     with jax.set_mesh(mesh):
         held = {"state": train_state.create_train_state(model, optimizer, shardings, 0)}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.local import Event, Layout, LocalJob, Outcome
+from launch.local import Event, LocalJob, LocalProcesses, Outcome
 from launch.local_state import log_path
 from omnihuman_jax.telemetry.metrics import read_metrics
 from tests import quick_xla
@@ -83,7 +83,7 @@ class Trial:
             }
             job = self._job = LocalJob(
                 job_spec,
-                layout=self._layout,
+                processes=self._processes,
                 on_event=self._on_event,
                 command_of=self._command,
                 environment=environment,
@@ -117,23 +117,23 @@ class Trial:
     def losses(self) -> dict[int, float]:
         return {line["step"]: float(line["loss"]) for line in read_metrics(self.run)}
 
-    def _layout(self, attempt: int) -> Layout:
+    def _processes(self, attempt: int) -> LocalProcesses:
         processes = 6 - self.processes if self._switched else self.processes  # 2 and 4
-        return Layout(processes=processes, devices=DEVICES // processes)
+        return LocalProcesses(count=processes, devices=DEVICES // processes)
 
-    def _command(self, attempt: int, rank: int, layout: Layout, port: int) -> list[str]:
+    def _command(self, attempt: int, rank: int, processes: LocalProcesses, port: int) -> list[str]:
         fault, program = self._current, ["omnihuman_jax.cli"]
-        if fault is not None and fault.kind == faults.RAISE and fault.rank % layout.processes == rank:
+        if fault is not None and fault.kind == faults.RAISE and fault.rank % processes.count == rank:
             # Counted in batches of this attempt.
             program = ["tests.training.faulty", "raise", str(max(1, fault.step - fault.newest)), "--"]
-        if fault is not None and fault.is_early and rank == layout.processes - 1:
+        if fault is not None and fault.is_early and rank == processes.count - 1:
             # It stays there, the others come to wait for it.
             program = ["tests.training.moments", faults.EARLY[fault.kind], str(HOLD_S), "--"]
         return [
-            sys.executable, "-m", *program, "--simulate-devices", str(layout.devices), "train",
+            sys.executable, "-m", *program, "--simulate-devices", str(processes.devices), "train",
             f"--config={runs.CONFIG}",
             f"--run={self.run}", f"--config.data.dataset={self.dataset}", "--no-progress",
-            f"--coordinator=127.0.0.1:{port}", f"--num-processes={layout.processes}", f"--process-id={rank}",
+            f"--coordinator=127.0.0.1:{port}", f"--num-processes={processes.count}", f"--process-id={rank}",
             f"--heartbeat-s={HEARTBEAT_S}", "--shutdown-s=10", "--peer-timeout-s=120",
             f"--config.watchdog.step_s={WATCHDOG_S}", f"--config.checkpoint.interval={INTERVAL}",
             "--config.checkpoint.keep=3",

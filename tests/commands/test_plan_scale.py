@@ -14,17 +14,18 @@ from pathlib import Path
 import jax
 import pytest
 
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.commands import plan as plan_command
 from omnihuman_jax.commands import plan_scale
 from omnihuman_jax.config import DataConfig, ExperimentConfig, load_config, planned_shape
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.models import flops
+from omnihuman_jax.models.execution import REMAT_POLICIES, ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
-from omnihuman_jax.models.mmdit_config import REMAT_POLICIES
+from omnihuman_jax.scale.cost_report import CostReport, advice, format_report, load_report
 from omnihuman_jax.scale.estimate import KEPT_ROWS
 from omnihuman_jax.scale.hardware import Topology, parse_topology
 from omnihuman_jax.scale.roofline import KINDS
-from omnihuman_jax.scale.step_plan import ScalePlan, advice, format_plan, load_plan
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import paper_stages
 
@@ -51,8 +52,8 @@ def test_by_formula(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(path.read_text())
     assert data["chips"] == 128 and data["hosts"] == 32 and data["memory"]["fits"] and data["estimated"]
     assert data["config"]["data"]["plan"]["sequences_per_step"] == 16
-    again = load_plan(data)
-    assert format_plan(again) == text.strip()
+    again = load_report(data)
+    assert format_report(again) == text.strip()
     assert again.roofline is not None and 0.2 < again.roofline.mfu < 0.5
 
 
@@ -143,7 +144,7 @@ def test_every_mesh_of_a_sweep_is_one_of_these_devices(topology: str, slices: in
 def test_a_sweep_takes_ways_that_no_heads_divide_where_none_are_shared_out() -> None:
     ways = {}
     for mode in ("ulysses", "ring", "gather", "ulysses_ring"):
-        config = load_config(CONFIG, [f"--config.model.context_parallel={mode}"])
+        config = load_config(CONFIG, [f"--config.execution.attention.context_parallel={mode}"])
         found = plan_scale.candidates(config, parse_topology("v5e:4x4"), micro_batches=(1,))
         ways[mode] = {c.estimate.mesh["context"] for c in found}
     assert ways == {
@@ -165,7 +166,7 @@ def test_a_sweep_goes_on_after_a_failure_and_keeps_what_it_has(
     path, calls, kept = tmp_path / "sweep.json", [], []
     estimated = plan_scale.plan
 
-    def compiled(config: ExperimentConfig, topology: Topology) -> ScalePlan:
+    def compiled(config: ExperimentConfig, topology: Topology) -> CostReport:
         if path.is_file():
             data = json.loads(path.read_text())
             kept.append((len(data["compiled"]), len(data["failed"])))
@@ -185,7 +186,7 @@ def test_a_sweep_goes_on_after_a_failure_and_keeps_what_it_has(
 
 
 def test_what_does_not_fit_names_the_knobs() -> None:
-    config = load_config(CONFIG, ["--config.mesh.fsdp=1", "--config.mesh.context=1", "--config.model.remat=none"])
+    config = load_config(CONFIG, ["--config.mesh.fsdp=1", "--config.mesh.context=1", "--config.execution.remat=none"])
     topology = parse_topology("v5e:4x4")
     config = plan_scale.with_layout(config, topology, micro_batch=2)
     plan = plan_scale.plan(config, topology, compile_step=False)
@@ -194,7 +195,7 @@ def test_what_does_not_fit_names_the_knobs() -> None:
         "step.micro_batches",
         "mesh.fsdp up to 16",
         "optimizer.moments_dtype=bfloat16",
-        "model.remat=block",
+        "execution.remat=block",
         "mesh.context",
     ):
         assert knob in advice(plan)
@@ -204,7 +205,7 @@ def test_rematerialised_work_costs_time_and_is_not_useful() -> None:
     config, topology = load_config(CONFIG), parse_topology("v5p:4x4x8")
     plans = {}
     for remat in ("block", "attention"):
-        config.model.remat = remat
+        config.execution.remat = remat
         plans[remat] = plan_scale.plan(
             plan_scale.with_layout(config, topology, micro_batch=1), topology, compile_step=False
         )
@@ -221,8 +222,8 @@ def test_results_behind_the_docs_can_be_read() -> None:
     results = sorted((ROOT / "docs" / "scale").glob("*.json"))
     assert results
     for path in results:
-        plan = load_plan(json.loads(path.read_text()))
-        assert not plan.estimated and "GiB" in format_plan(plan), path.name
+        plan = load_report(json.loads(path.read_text()))
+        assert not plan.estimated and "GiB" in format_report(plan), path.name
     page = (ROOT / "docs" / "scale.md").read_text()
     tables = set(re.findall(r'"(\w+)": \w+_table', (ROOT / "docs" / "scale" / "tables.py").read_text()))
     assert tables == set(re.findall(r"<!-- table: (\w+) -->", page)) == set(re.findall(r"<!-- end: (\w+) -->", page))
@@ -240,7 +241,9 @@ def small_config() -> ExperimentConfig:
         model=MMDiTConfig(
             width=256, num_heads=2, num_dual_layers=3, num_single_layers=0, num_refiner_layers=0, text_width=128,
             pooled_width=0,
-            remat="attention", context_parallel="ulysses",
+        ),
+        execution=ExecutionConfig(
+            remat="attention", attention=AttentionStrategy(context_parallel="ulysses")
         ),
         mesh=MeshConfig(data=2, fsdp=2, context=2),
         stages=paper_stages(steps=10),
@@ -279,7 +282,7 @@ def test_hosts_that_are_full_are_said_to_be() -> None:
     )
     memory = dataclasses.replace(plan.costs.memory, temporaries=0, host_limit=2**30)
     full = dataclasses.replace(plan, costs=dataclasses.replace(plan.costs, memory=memory))
-    text = format_plan(full)
+    text = format_report(full)
     assert "on the host of its share of 1.00" in text and "DOES NOT FIT; the hosts' memory is full" in text
     assert full.to_json()["memory"]["fits"] is False
 
@@ -303,8 +306,8 @@ def test_compiled_for_described_chips() -> None:
     assert costs.kernels == 3 and 1.0 <= costs.xla_flops / costs.xla_flops_matched < 1.1
     found = {(c.kind, c.axes) for c in costs.communications}
     assert {("all-to-all", ("context",)), ("all-gather", ("fsdp", "context"))} <= found
-    assert load_plan(json.loads(json.dumps(plan.to_json()))) == plan
-    assert "counted in the program / by formula 1.0" in format_plan(plan)
+    assert load_report(json.loads(json.dumps(plan.to_json()))) == plan
+    assert "counted in the program / by formula 1.0" in format_report(plan)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.curate import curate as module
-from data_pipelines.curate import decode, lipsync, shots, stages
+from data_pipelines.curate import decode, file_stages, lipsync, shots
 from data_pipelines.curate.clips import Clip, Landmarks, load_landmarks, read_clips
 from data_pipelines.curate.curate import CurateConfig, curate, funnel_table
 from data_pipelines.curate.tagging import Thresholds, tag
@@ -237,10 +237,10 @@ def test_results_name_no_place_of_the_machine_and_can_be_moved(curated: Curated,
 def test_a_clip_that_cannot_be_decoded_is_quarantined(curated: Curated, tmp_path: Path) -> None:
     clip = of_video(curated, "carphone_pristine")[0]
     video = decode.inspect(clip.video_path(curated.out), clip.video, "carphone", clip.sha256)
-    task = stages.AnalysisTask(clip_id="x", video=video, start_frame=90, end_frame=140, folder=str(tmp_path / "x"))
-    analysis = stages.analyse(task)
+    task = file_stages.AnalysisTask(clip_id="x", video=video, start_frame=90, end_frame=140, folder=str(tmp_path / "x"))
+    analysis = file_stages.analyse(task)
     assert analysis.error == "10 of 50 frames decoded; re-encode it" and analysis.scores == {}
-    assert stages.recall_analysis(task) == dataclasses.replace(analysis, computed=False)
+    assert file_stages.recall_analysis(task) == dataclasses.replace(analysis, computed=False)
     assert not (tmp_path / "x" / "landmarks.npz").exists()
 
 

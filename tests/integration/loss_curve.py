@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from omnihuman_jax import sharding
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.runtime import processes
 from omnihuman_jax.training.train_step import StepConfig
 from tests import quick_xla
@@ -22,15 +23,20 @@ STEPS = 20
 
 
 def curve(
-    devices: int, *, mesh: Mapping[str, int] | None = None, micro_batches: int = 1, offload: str = "none", **model: str
+    devices: int,
+    *,
+    mesh: Mapping[str, int] | None = None,
+    micro_batches: int = 1,
+    offload: str = "none",
+    remat: str = "block",
 ) -> list[float]:
-    """Loss of each step. `mesh` are fields of `MeshConfig`, `model` of `MMDiTConfig`; float32, two kinds of blocks."""
-    config = tiny.model_config(dual=1, single=1, remat="block")
-    for name, value in model.items():
-        setattr(config, name, value)
+    """Loss of each step. `mesh` are fields of `MeshConfig`; float32, two kinds of blocks."""
+    config = tiny.model_config(dual=1, single=1)
+    execution = ExecutionConfig(remat=remat)
     trainer = tiny.Trainer(
         sharding.MeshConfig(**(mesh or {})),
         config=config,
+        execution=execution,
         step=StepConfig(micro_batches=micro_batches, offload=offload),
         devices=jax.devices()[:devices],
         learning_rate=2e-3,

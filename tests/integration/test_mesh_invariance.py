@@ -1,6 +1,5 @@
 """The loss, and what it is differentiated to, do not depend on how the mesh splits model and batch."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,9 @@ import numpy as np
 import pytest
 
 from omnihuman_jax import sharding
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.training.train_step import loss_fn
 from tests.training import tiny
 
@@ -23,12 +24,12 @@ TOLERANCE = 1e-5
 @functools.lru_cache
 def computed(ways: tuple[int, int, int, int], gradient: bool, context_parallel: str = "gather") -> Any:
     """((loss, losses of windows), gradient or None) on the mesh (data, fsdp, context, tensor), on the host."""
-    config = dataclasses.replace(CONFIG, context_parallel=context_parallel)
+    execution = ExecutionConfig(remat="none", attention=AttentionStrategy(context_parallel=context_parallel))
     mesh = sharding.create_mesh(sharding.MeshConfig(**dict(zip(sharding.MESH_AXES, ways, strict=True))))
-    shapes, axes = mmdit.abstract_params(config)
+    shapes, axes = mmdit.abstract_params(CONFIG)
     place = jax.tree.map(lambda leaf, axis: sharding.named_sharding(mesh, axis, leaf.shape), shapes, axes)
     batch_place = sharding.batch_shardings(mesh, tiny.packed_shape(), tiny.SEQUENCES)
-    objective = tiny.objective(config)
+    objective = tiny.objective(CONFIG, execution)
 
     def loss(params: Any, batch: Any) -> Any:
         value, losses = loss_fn(params, objective, np.int32(5), batch)

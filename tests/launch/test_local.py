@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch import local, local_state
-from launch.local import Event, Layout, LocalJob, Outcome, run_local
+from launch.local import Event, LocalJob, LocalProcesses, Outcome, run_local
 from launch.spec import RunSpec
 from omnihuman_jax.runtime import exit_codes
 from tests.launch.specs import spec
@@ -36,7 +36,7 @@ def a_spec(tmp_path: Path, **fields: object) -> RunSpec:
 def run(job_spec: RunSpec, programs: dict[tuple[int, int], str], default: str = "", **options: object) -> Outcome:
     """Runs `programs[attempt, rank]`, or `default`."""
 
-    def command_of(attempt: int, rank: int, layout: Layout, port: int) -> list[str]:
+    def command_of(attempt: int, rank: int, processes: LocalProcesses, port: int) -> list[str]:
         return [sys.executable, "-c", programs.get((attempt, rank), default)]
 
     return run_local(job_spec, command_of=command_of, pause_s=0.01, crash_grace_s=0.5, **options)
@@ -112,7 +112,8 @@ def test_a_process_that_hangs_after_the_others_finished_is_a_hang(tmp_path: Path
 
 def test_attempts_may_have_another_layout(tmp_path: Path) -> None:
     crash = "import sys; sys.exit(1)"
-    outcome = run(a_spec(tmp_path), {(0, 0): crash}, layout=lambda attempt: Layout(processes=2 + attempt, devices=1))
+    grows = lambda attempt: LocalProcesses(count=2 + attempt, devices=1)  # noqa: E731
+    outcome = run(a_spec(tmp_path), {(0, 0): crash}, processes=grows)
     assert [sum(e.kind == "started" and e.attempt == k for e in outcome.events) for k in (0, 1)] == [2, 3]
 
 
@@ -190,19 +191,19 @@ def test_secrets_come_from_files_and_stay_out_of_state_and_argv(tmp_path: Path) 
 
 def test_the_trainers_command_names_every_process(tmp_path: Path) -> None:
     job = LocalJob(a_spec(tmp_path, overrides={"seed": 3}))
-    argv = job.command_of(0, 1, Layout(processes=2, devices=4), 1234)
+    argv = job.command_of(0, 1, LocalProcesses(count=2, devices=4), 1234)
     assert argv[:6] == [sys.executable, "-m", "omnihuman_jax.cli", "--simulate-devices", "4", "train"]
     assert argv[-4:] == ["--coordinator=127.0.0.1:1234", "--num-processes=2", "--process-id=1", "--config.seed=3"]
 
 
 def test_a_tpu_spec_runs_here_as_it_is_or_folded(tmp_path: Path) -> None:
     tpu = {"type": "v6e", "topology": "2x4", "slices": 2}
-    assert local.layout_of(a_spec(tmp_path, accelerator=tpu)) == Layout(processes=4, devices=4)
-    assert local.layout_of(a_spec(tmp_path, accelerator=tpu, local={"processes": 2, "devices": 8})) == Layout(
-        processes=2, devices=8
-    )
-    own = local.layout_of(a_spec(tmp_path, accelerator=tpu, local={"simulate": False}))
-    assert own == Layout(processes=1, devices=0)
+    assert local.processes_of(a_spec(tmp_path, accelerator=tpu)) == LocalProcesses(count=4, devices=4)
+    assert local.processes_of(
+        a_spec(tmp_path, accelerator=tpu, local={"processes": 2, "devices": 8})
+    ) == LocalProcesses(count=2, devices=8)
+    own = local.processes_of(a_spec(tmp_path, accelerator=tpu, local={"simulate": False}))
+    assert own == LocalProcesses(count=1, devices=0)
 
 
 def test_status_logs_and_cancel(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

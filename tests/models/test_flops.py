@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.models import flops, mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.typing import ArraySpec, PackedShape
 
@@ -18,7 +20,7 @@ CONFIG = mmdit.MMDiTConfig(
     pooled_width=128,
     audio=AudioAdapterConfig(features=256, width=512, neighbours=2, num_heads=4),
     pose=PoseGuiderConfig(keypoints=75, width=256),
-    guidance_embed=True, remat="none", attention="dense",
+    guidance_embed=True,
 )  # fmt: skip
 SHAPE = PackedShape(
     latent_tokens=1024, text_tokens=256, windows=2, latent_frames=16, frames=128, patch_channels=CONFIG.patch_channels,
@@ -31,7 +33,11 @@ def test_against_xla(without: tuple[str, ...]) -> None:
     config = dataclasses.replace(CONFIG, **dict.fromkeys(without))
     batch = jax.tree.map(ArraySpec.abstract, SHAPE.arrays(1))
     params, _ = mmdit.abstract_params(config)
-    forward = jax.jit(lambda params, batch: mmdit.apply(config, params, batch.latents_BLC, jnp.ones((1, 2)), batch))
+    dense = ExecutionConfig(remat="none", attention=AttentionStrategy(kernel="dense"))
+    t_BG = jnp.ones((1, 2))
+    forward = jax.jit(
+        lambda params, batch: mmdit.apply(config, params, batch.latents_BLC, t_BG, batch, execution=dense)
+    )
     counted = forward.lower(params, batch).cost_analysis()["flops"]
     # XLA counts norms, GELUs, heatmaps and table look-ups as well: some per cent at this width.
     assert 0.9 < flops.forward_flops(config, SHAPE) / counted < 1.0

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.conditions import clean_mask
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.models.mmdit_config import REMAT_POLICIES
+from omnihuman_jax.models.execution import REMAT_POLICIES, ExecutionConfig
 from omnihuman_jax.sharding import MeshConfig, batch_shardings, create_mesh, named_sharding
 
 
@@ -156,12 +157,12 @@ def test_clean_tokens_are_modulated_with_time_zero(config, params, velocity, pac
     assert relative_error(after[1, rows[1]], before[1, rows[1]]) > 1e-3
 
 
-def gradients(config, params, packed):
+def gradients(config, params, packed, remat="none"):
     """Loss over noisy tokens, and its gradient."""
 
     def loss(params, tokens, t, batch):
         noisy = (batch.segment_ids_BL > 0) & ~clean_mask(batch)
-        out = mmdit.apply(config, params, tokens, t, batch)
+        out = mmdit.apply(config, params, tokens, t, batch, execution=ExecutionConfig(remat=remat))
         return (jnp.square(out).sum(-1) * noisy).sum() / jnp.maximum(noisy.sum(), 1)
 
     # Compiled for compile time: these run once.
@@ -172,7 +173,7 @@ def gradients(config, params, packed):
 def test_gradients_are_finite_and_reach_every_parameter(config, params, pack, window) -> None:
     """With padding, an empty sequence and garbage in unused rows."""
     packed = pack([window(seed=1), window(seed=2, audio=False, motion=True)], [])
-    loss, tree = gradients(dataclasses.replace(config, remat="none"), params, packed)
+    loss, tree = gradients(config, params, packed)
     assert np.isfinite(loss) and loss > 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         assert np.isfinite(leaf).all(), f"not finite: {jax.tree_util.keystr(path)}"
@@ -186,9 +187,9 @@ def test_remat_changes_no_number(config, params, pack, window) -> None:
     params["text_refiner"] = {k: v for k, v in params["text_refiner"].items() if k != "blocks"}
     params["single_blocks"] = jax.tree.map(lambda x: x[:1], params["single_blocks"])
     packed = pack([window(seed=1), window(seed=2, motion=True)], [])
-    loss, tree = gradients(dataclasses.replace(config, remat="none"), params, packed)
+    loss, tree = gradients(config, params, packed)
     for remat in REMAT_POLICIES:
-        found_loss, found_tree = gradients(dataclasses.replace(config, remat=remat), params, packed)
+        found_loss, found_tree = gradients(config, params, packed, remat)
         assert abs(found_loss - loss) <= 1e-6 * loss, remat
         for found, expected in zip(jax.tree.leaves(found_tree), jax.tree.leaves(tree), strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max(), err_msg=remat)
@@ -225,7 +226,6 @@ def test_the_mesh_does_not_change_the_velocity(config, params, velocity, pack, w
 
 def test_the_mesh_does_not_change_the_gradients(config, params, pack, window) -> None:
     """On data x fsdp x tensor, where XLA swaps rows of the batch in backward passes that leave it the choice."""
-    config = dataclasses.replace(config, remat="none")
     packed = pack(*([window(seed=2 * i + 1), window(seed=2 * i + 2, motion=i % 2 == 0)] for i in range(4)))
     loss, alone = gradients(config, params, packed)
     mesh, params, inputs = spread(config, params, packed, pack.shape, data=2, fsdp=2, tensor=2)
@@ -288,14 +288,26 @@ def test_condition_groups(config) -> None:
     [
         ({"num_heads": 5}, "width 48 is not a multiple of model.num_heads 5"),
         ({"rope_axes": (4, 8, 10)}, "sum to width / num_heads = 24"),
-        ({"remat": "full"}, "model.remat 'full' is none of none, block"),
-        ({"attention": "flash"}, "model.attention 'flash' is none of auto"),
         ({"num_dual_layers": 0}, "model.num_dual_layers is 0"),
     ],
 )
 def test_a_config_that_does_not_fit_is_an_error(config, change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(config, **change).validate()
+
+
+@pytest.mark.parametrize(
+    ("execution", "message"),
+    [
+        (ExecutionConfig(remat="full"), "execution.remat 'full' is unknown; it is one of 'none', 'block', 'attention'"),
+        (ExecutionConfig(attention=AttentionStrategy(kernel="flash")), "kernel 'flash' is unknown; it is one of auto"),
+    ],
+)
+def test_an_execution_that_there_is_not_is_an_error(config, params, pack, window, execution, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        execution.validate()
+    with pytest.raises(ValueError, match=message):
+        mmdit.apply(config, params, *pack([window(seed=1)]), execution=execution)
 
 
 def test_a_batch_that_does_not_fit_is_an_error(config, params, pack, window) -> None:

@@ -16,10 +16,13 @@ from diffusers import HunyuanVideoTransformer3DModel
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo
 from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_batch, torch_config
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
+PLAIN = ExecutionConfig(remat="none")  # compiles faster
+
 EVERY = ConditionSet.of(*Condition)
 
 
@@ -106,7 +109,7 @@ class Compared:
     T = (0.3125, 0.85)
 
     def __init__(self, case: Case):
-        self.case, self.config = case, odd_config(audio=None, pose=None, remat="none", **case.model)
+        self.case, self.config = case, odd_config(audio=None, pose=None, **case.model)
         self.model = oracle(self.config)
         self.table = kt.key_table(self.config)
         state = self.model.state_dict()
@@ -125,7 +128,7 @@ class Compared:
 
     def ours(self, params: dict, tokens_BLC: jax.Array) -> jax.Array:
         t_BG = jnp.asarray(self.T, jnp.float32)[:, None]
-        return mmdit.apply(self.config, params, tokens_BLC, t_BG, self.batch, guidance=self.guidance)
+        return mmdit.apply(self.config, params, tokens_BLC, t_BG, self.batch, execution=PLAIN, guidance=self.guidance)
 
     def theirs(self, tokens_BLC: torch.Tensor) -> torch.Tensor:
         case, channels = self.case, self.config.latent_channels
@@ -210,7 +213,7 @@ def test_gradients_are_those_of_diffusers(name, measured):
 @pytest.mark.slow
 def test_gradients_with_every_condition_are_those_of_the_exported_module(measured):
     """Packed windows with reference, motion, audio and pose: a squared error over the tokens that are noisy."""
-    config = odd_config(num_dual_layers=1, num_single_layers=1, remat="none")
+    config = odd_config(num_dual_layers=1, num_single_layers=1)
     table = kt.key_table(config)
     tensors = random_tensors(table, seed=2)
     module = OmniHumanForVideo(torch_config(config))
@@ -225,7 +228,7 @@ def test_gradients_with_every_condition_are_those_of_the_exported_module(measure
     tokens = batch.latents_BLC
 
     def loss(params: dict) -> jax.Array:
-        velocity = mmdit.apply(config, params, tokens, t_BG, batch)
+        velocity = mmdit.apply(config, params, tokens, t_BG, batch, execution=PLAIN)
         return jnp.mean(jnp.where(real[..., None], jnp.square(velocity), 0))
 
     grads = jax.jit(jax.grad(loss))(table.from_torch(tensors.__getitem__))

@@ -29,7 +29,6 @@ def config_of(**sizes) -> mmdit.MMDiTConfig:
         pooled_width=POOLED_WIDTH,
         num_refiner_layers=2,
         rope_axes=(4, 8, 10),
-        remat="none",
         **sizes,
     )
 

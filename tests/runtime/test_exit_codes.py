@@ -7,27 +7,27 @@ import sys
 import pytest
 
 from omnihuman_jax.runtime import exit_codes
-from omnihuman_jax.runtime.exit_codes import Verdict
+from omnihuman_jax.runtime.exit_codes import AfterExit
 
 
 @pytest.mark.parametrize(
     ("code", "verdict"),
     [
-        (0, Verdict.DONE),
-        (2, Verdict.FAIL),
-        (130, Verdict.FAIL),
-        (42, Verdict.RESTART_FREE),
-        (1, Verdict.RESTART_COUNTED),
-        (43, Verdict.RESTART_COUNTED),
-        (44, Verdict.RESTART_COUNTED),
-        (134, Verdict.RESTART_COUNTED),
-        (137, Verdict.RESTART_COUNTED),
-        (143, Verdict.RESTART_COUNTED),
-        (255, Verdict.RESTART_COUNTED),
+        (0, AfterExit.DONE),
+        (2, AfterExit.FAIL),
+        (130, AfterExit.FAIL),
+        (42, AfterExit.RESTART_FREE),
+        (1, AfterExit.RESTART_COUNTED),
+        (43, AfterExit.RESTART_COUNTED),
+        (44, AfterExit.RESTART_COUNTED),
+        (134, AfterExit.RESTART_COUNTED),
+        (137, AfterExit.RESTART_COUNTED),
+        (143, AfterExit.RESTART_COUNTED),
+        (255, AfterExit.RESTART_COUNTED),
     ],
 )
-def test_verdicts(code: int, verdict: Verdict) -> None:
-    assert exit_codes.verdict(code) is verdict
+def test_what_is_done_after_an_exit(code: int, verdict: AfterExit) -> None:
+    assert exit_codes.after_exit(code) is verdict
 
 
 def test_the_codes_are_apart_and_a_signal_reads_as_in_a_shell() -> None:

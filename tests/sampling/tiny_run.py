@@ -29,6 +29,7 @@ from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.stages import paper_stages
@@ -258,8 +259,8 @@ def experiment_config(dataset: Path, spec: records.DatasetSpec) -> experiment.Ex
             rope_axes=(4, 4, 4),
             audio=AudioAdapterConfig(features=spec.audio_width, width=12, neighbours=2, num_heads=2, head_dim=6),
             pose=PoseGuiderConfig(keypoints=NUM_KEYPOINTS, width=8, neighbours=1),
-            remat="none",
         ),
+        execution=ExecutionConfig(remat="none"),
         stages=paper_stages(steps=2),
         sampling=SamplingConfig(num_steps=4, guidance=GuidanceConfig(scale=2.0)),
     )

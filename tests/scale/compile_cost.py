@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import jax
 
 from omnihuman_jax import sharding
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import train_state
 from omnihuman_jax.training.train_step import Controls, place_controls
@@ -29,7 +30,10 @@ from tests.training import tiny
 def lower(depth: int, mesh: sharding.MeshConfig, devices: int | None = None) -> jax.stages.Lowered:
     """The tiny model's step with `depth` dual and as many single blocks, lowered."""
     trainer = tiny.Trainer(
-        mesh, config=tiny.model_config(dual=depth, single=depth, remat="block"), devices=jax.devices()[:devices]
+        mesh,
+        config=tiny.model_config(dual=depth, single=depth),
+        execution=ExecutionConfig(remat="block"),
+        devices=jax.devices()[:devices],
     )
     return lower_step(trainer)
 

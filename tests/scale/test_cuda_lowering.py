@@ -7,6 +7,7 @@ import pytest
 
 from omnihuman_jax import sharding
 from omnihuman_jax.attention import dispatch
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.training.train_step import StepConfig
 from tests.scale.compile_cost import trace_step
 from tests.training import tiny
@@ -19,7 +20,8 @@ def test_the_whole_step_lowers_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(dispatch, "platform", lambda: "gpu")
     trainer = tiny.Trainer(
         sharding.MeshConfig(data=1, fsdp=2, context=2, tensor=2),
-        config=tiny.model_config(single=1, refiner=1, remat="attention_offload"),
+        config=tiny.model_config(single=1, refiner=1),
+        execution=ExecutionConfig(remat="attention_offload"),
         step=StepConfig(micro_batches=2, offload="moments_ema"),
     )
     traced = trace_step(trainer)

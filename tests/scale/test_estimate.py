@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.attention.tpu import Splash
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit_config import MMDiTConfig
-from omnihuman_jax.scale.estimate import Layout, attention_kernel, estimate
+from omnihuman_jax.scale.estimate import StepLayout, attention_kernel, estimate
 from omnihuman_jax.scale.hardware import parse_topology
 from omnihuman_jax.scale.program_costs import Memory, ProgramCosts
 from tests.training import tiny
@@ -19,37 +21,45 @@ LAYERS = 5
 
 
 def costs(
-    topology: str = "v5p:2x2x2", *, windows: int = 2, layout: dict[str, Any] | None = None, **model: Any
+    topology: str = "v5p:2x2x2",
+    *,
+    windows: int = 2,
+    remat: str = "attention",
+    layout: dict[str, Any] | None = None,
+    **attention: Any,
 ) -> ProgramCosts:
     target = parse_topology(topology)
     mesh = {"data": 1, "fsdp": target.devices // 8, "context": 8, "tensor": 1}
-    used = Layout(**({"mesh": mesh, "remat": "attention"} | (layout or {})))
+    execution = ExecutionConfig(remat=remat, attention=AttentionStrategy(**attention))
+    used = StepLayout(mesh=mesh, execution=execution, **(layout or {}))
     shape = dataclasses.replace(SHAPE, windows=windows)
-    return estimate(dataclasses.replace(MODEL, **model), shape, used, target)
+    return estimate(MODEL, shape, used, target)
 
 
 @pytest.mark.parametrize(
-    ("topology", "windows", "dtype", "model", "kernel", "products"),
+    ("topology", "windows", "dtype", "attention", "kernel", "products"),
     [
         ("h100:8", 2, "bfloat16", {}, "triton", 7),
         ("h100:8", 1, "bfloat16", {}, "cudnn", 5),
         ("h100:8", 1, "float32", {}, "triton", 7),
-        ("h100:8", 1, "bfloat16", {"attention": "triton"}, "triton", 7),
-        ("h100:8", 2, "bfloat16", {"attention_fused_backward": True}, "triton", 7),
+        ("h100:8", 1, "bfloat16", {"kernel": "triton"}, "triton", 7),
+        ("h100:8", 2, "bfloat16", {"fused_backward": True}, "triton", 7),
         ("v5p:2x2x2", 1, "bfloat16", {}, "splash", 7),
-        ("v5p:2x2x2", 2, "bfloat16", {"attention_fused_backward": True}, "splash", 5),
-        ("v5p:2x2x2", 2, "bfloat16", {"attention": "blocked"}, "blocked", 5),
+        ("v5p:2x2x2", 2, "bfloat16", {"fused_backward": True}, "splash", 5),
+        ("v5p:2x2x2", 2, "bfloat16", {"kernel": "blocked"}, "blocked", 5),
     ],
 )
 def test_the_backward_pass_is_counted_by_the_kernel_that_runs(
-    topology: str, windows: int, dtype: str, model: dict[str, Any], kernel: str, products: int
+    topology: str, windows: int, dtype: str, attention: dict[str, Any], kernel: str, products: int
 ) -> None:
-    found = costs(topology, windows=windows, layout={"compute_dtype": dtype}, **model)
+    found = costs(topology, windows=windows, layout={"compute_dtype": dtype}, **attention)
     work = {w.kind: w.flops for w in found.works}
     assert work["attention_backward"] / work["attention_forward"] == products / 2
-    layout = Layout(mesh={"data": 1, "fsdp": 1, "context": 8, "tensor": 1}, remat="attention", compute_dtype=dtype)
+    execution = ExecutionConfig(remat="attention", attention=AttentionStrategy(**attention))
+    mesh = {"data": 1, "fsdp": 1, "context": 8, "tensor": 1}
+    layout = StepLayout(mesh=mesh, execution=execution, compute_dtype=dtype)
     shape = dataclasses.replace(SHAPE, windows=windows)
-    assert attention_kernel(dataclasses.replace(MODEL, **model), shape, layout, parse_topology(topology)) == kernel
+    assert attention_kernel(shape, layout, parse_topology(topology)) == kernel
 
 
 @pytest.mark.parametrize(
@@ -73,7 +83,7 @@ def test_the_backward_pass_is_counted_by_the_kernel_that_runs(
     ],
 )
 def test_attention_sends_what_its_mode_exchanges(mode: str, remat: str, expected: set[tuple[str, int, float]]) -> None:
-    found = costs(layout={"remat": remat}, context_parallel=mode, ulysses_ways=4 if mode == "ulysses_ring" else 0)
+    found = costs(remat=remat, context_parallel=mode, ulysses_ways=4 if mode == "ulysses_ring" else 0)
     assert {
         (c.kind, c.count, c.bytes / c.count / ROW / LAYERS) for c in found.communications if c.axes == ("context",)
     } == expected
@@ -92,11 +102,9 @@ def test_the_fused_backward_kernel_takes_memory() -> None:
     # One head at a time and blocks of 2048 keys; three heads and blocks of 1024.
     for tokens, one, two in ((123904, 2.53, 0.24), (33792, 0.85, 0.04)):
         assert splash.fused_backward_bytes(3, tokens, tokens, 128) / 2**30 == pytest.approx(one - two, rel=0.03)
-    plain, fused = (costs(context_parallel="ulysses", attention_fused_backward=on).memory.peak for on in (False, True))
+    plain, fused = (costs(context_parallel="ulysses", fused_backward=on).memory.peak for on in (False, True))
     assert fused - plain == splash.fused_backward_bytes(1, 16384, 16384, 128)
-    on_gpu = [
-        costs("h100:8", context_parallel="ulysses", attention_fused_backward=on).memory.peak for on in (False, True)
-    ]
+    on_gpu = [costs("h100:8", context_parallel="ulysses", fused_backward=on).memory.peak for on in (False, True)]
     assert on_gpu[0] == on_gpu[1], "splash alone"
 
 
@@ -104,7 +112,7 @@ def test_what_is_offloaded_has_to_fit_the_hosts() -> None:
     kept, moments, both = (costs(layout={"offload": offload}).memory for offload in ("none", "moments", "moments_ema"))
     assert kept.host == 0 and both.host == pytest.approx(1.5 * moments.host, abs=2)
     assert kept.arguments == pytest.approx(moments.arguments + moments.host, abs=2)
-    inputs = costs(layout={"remat": "attention_offload"}).memory
+    inputs = costs(remat="attention_offload").memory
     assert inputs.host == pytest.approx(2 * LAYERS * (15360 / 8 + 1024) * 1024 * 2, abs=2)
     assert inputs.host_limit == 448 * 2**30 // 4 and inputs.fits
     assert not dataclasses.replace(inputs, host=inputs.host_limit + 1).fits

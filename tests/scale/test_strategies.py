@@ -17,7 +17,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from omnihuman_jax import sharding
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.scale.collectives import Collective, collectives
 from omnihuman_jax.scale.hlo import Program
 from tests import quick_xla
@@ -27,7 +29,7 @@ from tests.training import tiny
 pytestmark = pytest.mark.slow
 Measured: TypeAlias = Callable[[str, float, float], None]
 
-CONFIG = tiny.model_config(dual=2, single=2, remat="block")
+CONFIG = tiny.model_config(dual=2, single=2)
 SMALL = 512  # bytes; below: sums for the log, the gradient norm, indices
 PHRASE = "nvoluntary full rematerialization"
 
@@ -83,10 +85,11 @@ def test_only_what_the_scheme_asks_for(
 ) -> None:
     mesh, expected = STRATEGIES[name]
     mode = name.partition(", ")[2] or "gather"
-    config = dataclasses.replace(CONFIG, context_parallel=mode)
+    config = CONFIG
+    execution = ExecutionConfig(remat="block", attention=AttentionStrategy(context_parallel=mode))
     if mode == "ulysses":
         config = dataclasses.replace(config, num_heads=4, rope_axes=(2, 2, 4))  # a head for each of `context`
-    trainer = tiny.Trainer(sharding.MeshConfig(**mesh), config=config)
+    trainer = tiny.Trainer(sharding.MeshConfig(**mesh), config=config, execution=execution)
     text = lower_step(trainer).compile(compiler_options=quick_xla.OPTIONS).as_text()
     assert PHRASE not in capfd.readouterr().err
     found = [

@@ -11,6 +11,7 @@ import pytest
 
 from omnihuman_jax import sharding
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.scale import described_devices
 from omnihuman_jax.scale.collectives import collectives
 from omnihuman_jax.scale.hardware import parse_topology
@@ -40,7 +41,8 @@ def test_what_lies_in_the_hosts_memory_and_what_is_sent() -> None:
     devices = described_devices.describe(parse_topology("v5e:2x2", 2))
     trainer = tiny.Trainer(
         sharding.MeshConfig(fsdp=4),
-        config=tiny.model_config(dual=LAYERS, remat="block_offload"),
+        config=tiny.model_config(dual=LAYERS),
+        execution=ExecutionConfig(remat="block_offload"),
         step=StepConfig(offload="moments_ema"),
         devices=devices,
     )

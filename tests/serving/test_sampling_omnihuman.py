@@ -89,7 +89,7 @@ CASES = {
 def test_a_whole_loop_of_ten_steps(name, measured):
     """Two sequences; windows with reference, motion, audio and pose, with pose alone, and a single frame."""
     changes, scales = CASES[name]
-    config = odd_config(**({"num_dual_layers": 1, "num_single_layers": 1, "remat": "none"} | changes))
+    config = odd_config(**({"num_dual_layers": 1, "num_single_layers": 1} | changes))
     table = kt.key_table(config)
     tensors = random_tensors(table, seed=6)
     params = table.from_torch(tensors.__getitem__)

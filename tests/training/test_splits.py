@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from omnihuman_jax.attention.dispatch import AttentionStrategy
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.training.splits import check_splits
@@ -16,11 +17,18 @@ MODEL = tiny.model_config()  # width 32, 2 heads, audio width 16
 
 
 def check(
-    num_devices: int, *, plan: dict | None = None, model: dict | None = None, micro: int = 1, **mesh: int
+    num_devices: int,
+    *,
+    plan: dict | None = None,
+    model: dict | None = None,
+    attention: dict | None = None,
+    micro: int = 1,
+    **mesh: int,
 ) -> dict[str, int]:
     return check_splits(
         MeshConfig(**mesh),
         dataclasses.replace(MODEL, **(model or {})),
+        AttentionStrategy(**(attention or {})),
         dataclasses.replace(PLAN, **(plan or {})),
         micro,
         num_devices=num_devices,
@@ -78,7 +86,7 @@ def test_heads_tokens_sequences_and_weights_that_do_not_divide() -> None:
     with pytest.raises(ValueError, match=r"model.audio.num_heads 2 is not divisible by mesh.tensor 4"):
         check(4, tensor=4, data=1, model={"num_heads": 4, "rope_axes": (2, 2, 4)})
     with pytest.raises(ValueError, match=r"ulysses.*2 heads.*context"):
-        check(4, context=4, data=1, model={"context_parallel": "ulysses"})
+        check(4, context=4, data=1, attention={"context_parallel": "ulysses"})
     with pytest.raises(
         ValueError,
         match=(

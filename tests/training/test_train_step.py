@@ -8,6 +8,7 @@ import pytest
 
 from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.training import train_state
 from omnihuman_jax.training.train_step import StepConfig, loss_fn, noisy_tokens
 from omnihuman_jax.typing import PackedBatch
@@ -102,8 +103,8 @@ def test_moments_and_block_inputs_in_host_memory_are_the_same_step(trainer: tiny
     """On CPU both memories are one, so this proves that the values pass; test_host_offload.py proves where they lie on
     a TPU.
     """
-    config = tiny.model_config(remat="block_offload")
-    other = tiny.Trainer(trainer.mesh_config, config=config, step=StepConfig(offload="moments_ema"))
+    execution = ExecutionConfig(remat="block_offload")
+    other = tiny.Trainer(trainer.mesh_config, execution=execution, step=StepConfig(offload="moments_ema"))
     left, right = trainer.initial(), other.initial()
     for k in range(2):
         left, metrics = trainer.step(left, tiny.some_batch(16 * k), rate=1e-3)

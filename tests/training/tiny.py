@@ -13,6 +13,7 @@ from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import placement, train_state
@@ -24,7 +25,7 @@ MARGIN = 2
 ALL = ConditionSet.of(*Condition)
 
 
-def model_config(*, dual: int = 1, single: int = 0, refiner: int = 0, remat: str = "none") -> mmdit.MMDiTConfig:
+def model_config(*, dual: int = 1, single: int = 0, refiner: int = 0) -> mmdit.MMDiTConfig:
     """Audio and pose in any case; one dual block is all that most tests need, and compiles in a third of the time."""
     return mmdit.MMDiTConfig(
         width=32,
@@ -39,7 +40,6 @@ def model_config(*, dual: int = 1, single: int = 0, refiner: int = 0, remat: str
         rope_axes=(4, 6, 6),
         audio=AudioAdapterConfig(features=6, width=16, neighbours=1, num_heads=2, head_dim=8),
         pose=PoseGuiderConfig(keypoints=3, width=16, neighbours=1),
-        remat=remat,
     )
 
 
@@ -97,8 +97,10 @@ def random_params(config: mmdit.MMDiTConfig, seed: int = 0) -> dict:
     return jax.tree.unflatten(tree, [0.2 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves])
 
 
-def objective(config: mmdit.MMDiTConfig) -> Objective:
-    return Objective(model=config, flow=FlowMatchingConfig(), seed=7, dtype=jnp.float32)
+def objective(config: mmdit.MMDiTConfig, execution: ExecutionConfig | None = None) -> Objective:
+    """Without remat, which compiles faster, unless `execution` says otherwise."""
+    execution = execution or ExecutionConfig(remat="none")
+    return Objective(model=config, execution=execution, flow=FlowMatchingConfig(), seed=7, dtype=jnp.float32)
 
 
 class Trainer:
@@ -109,6 +111,7 @@ class Trainer:
         mesh: sharding.MeshConfig | None = None,
         *,
         config: mmdit.MMDiTConfig | None = None,
+        execution: ExecutionConfig | None = None,
         step: StepConfig | None = None,
         devices: Sequence[jax.Device] | None = None,
         **optimizer: Any,
@@ -123,7 +126,7 @@ class Trainer:
         self.shardings = train_state.state_shardings(
             self.mesh, shapes, self.axes, self.optimizer, (step or StepConfig()).offload
         )
-        self.objective = objective(self.config)
+        self.objective = objective(self.config, execution)
         self.batch_shardings = sharding.batch_shardings(self.mesh, packed_shape(), SEQUENCES)
         self.step_fn = make_train_step(
             self.objective, self.optimizer, self.optimizer_config, optim.EmaConfig(decay=0.9), self.labels,

@@ -5,6 +5,7 @@ step.
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.config import DataConfig, ExperimentConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.sharding import MeshConfig
@@ -36,8 +37,8 @@ def get_config() -> ExperimentConfig:
             rope_axes=(4, 6, 6),
             audio=AudioAdapterConfig(features=6, width=16, neighbours=synthetic.MARGIN, num_heads=2, head_dim=8),
             pose=PoseGuiderConfig(keypoints=synthetic.KEYPOINTS, width=16, neighbours=1),
-            remat="none",
         ),
+        execution=ExecutionConfig(remat="none"),
         stages=StageSchedule(
             rows=(
                 Stage(name="audio", steps=5, text=0.8, reference=0.6, audio=0.5),

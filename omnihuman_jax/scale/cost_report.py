@@ -1,4 +1,4 @@
-"""The plan of a train step at scale: what was asked, what one device does, the roofline; as text and as JSON."""
+"""What a train step at scale costs: what was asked, what one device does, the roofline; as text and as JSON."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from omnihuman_jax.scale.roofline import Roofline, roofline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScalePlan:
+class CostReport:
     """A config on a topology: what was asked, what one device does, and the roofline that follows.
 
     estimated: the costs are formulas, not a compiled program. note: why, or what else must be known.
@@ -59,7 +59,7 @@ class ScalePlan:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `load_plan` reads them."""
+        """Plain values; `load_report` reads them."""
         values = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
@@ -83,51 +83,52 @@ class ScalePlan:
         }
 
 
-def load_plan(data: Mapping[str, Any]) -> ScalePlan:
-    """What `ScalePlan.to_json` wrote; the roofline is computed anew from the table of today."""
-    names = {field.name for field in dataclasses.fields(ScalePlan)}
+def load_report(data: Mapping[str, Any]) -> CostReport:
+    """What `CostReport.to_json` wrote; the roofline is computed anew from the table of today."""
+    names = {field.name for field in dataclasses.fields(CostReport)}
     values = {name: value for name, value in data.items() if name in names}
     values["topology"] = parse_topology(data["topology"], data["slices"])
     values["costs"], values["formula"] = (ProgramCosts.from_json(data[name]) for name in ("costs", "formula"))
-    return ScalePlan(**values)
+    return CostReport(**values)
 
 
-def format_plan(plan: ScalePlan) -> str:
-    """Everything about a plan, for people."""
-    return "\n".join(_lines(plan))
+def format_report(report: CostReport) -> str:
+    """All of it, for people."""
+    return "\n".join(_lines(report))
 
 
-def _lines(plan: ScalePlan) -> Iterator[str]:
-    topology, costs = plan.topology, plan.costs
+def _lines(report: CostReport) -> Iterator[str]:
+    topology, costs = report.topology, report.costs
     slices = f"{topology.num_slices} slices of " if topology.num_slices > 1 else ""
-    machines = f"{topology.chips} chips, {topology.hosts} hosts, {plan.devices} devices"
-    yield f"{plan.name} on {slices}{topology.name}: {machines}; {plan.mesh_text}"
+    machines = f"{topology.chips} chips, {topology.hosts} hosts, {report.devices} devices"
+    yield f"{report.name} on {slices}{topology.name}: {machines}; {report.mesh_text}"
     yield (
-        f"  step        {plan.sequences} sequences of {plan.latent_tokens:,} + {plan.text_tokens:,} tokens in"
-        f" {plan.micro_batches} micro-batch{'es' if plan.micro_batches > 1 else ''}, remat {plan.remat}"
+        f"  step        {report.sequences} sequences of {report.latent_tokens:,} + {report.text_tokens:,} tokens in"
+        f" {report.micro_batches} micro-batch{'es' if report.micro_batches > 1 else ''}, remat {report.remat}"
     )
-    shards = plan.mesh["fsdp"] * plan.mesh["context"] * plan.mesh["tensor"]
+    shards = report.mesh["fsdp"] * report.mesh["context"] * report.mesh["tensor"]
     yield (
-        f"  parameters  {plan.parameters / 1e9:.2f} B; a device holds {plan.parameters / shards / 1e6:,.1f} M of them:"
-        f" {4 * plan.parameters / shards / GIB:.2f} GiB in float32, {plan.formula.memory.arguments / GIB:.2f} GiB with"
-        f" EMA and moments{' (those that are not offloaded)' if plan.formula.memory.host else ''}"
+        f"  parameters  {report.parameters / 1e9:.2f} B; a device holds {report.parameters / shards / 1e6:,.1f} M of"
+        f" them: {4 * report.parameters / shards / GIB:.2f} GiB in float32,"
+        f" {report.formula.memory.arguments / GIB:.2f} GiB with EMA and moments"
+        f"{' (those that are not offloaded)' if report.formula.memory.host else ''}"
     )
     yield f"  memory      {_memory(costs.memory)}"
-    yield f"              {'fits' if costs.memory.fits else 'DOES NOT FIT'}; {advice(plan)}"
-    if hint := torus_hint(plan):
+    yield f"              {'fits' if costs.memory.fits else 'DOES NOT FIT'}; {advice(report)}"
+    if hint := torus_hint(report):
         yield f"  note        {hint}"
-    if plan.note:
-        yield f"  note        {plan.note}"
-    line = plan.roofline
+    if report.note:
+        yield f"  note        {report.note}"
+    line = report.roofline
     if line is None:
         return
-    share = plan.attention_flops / plan.model_flops
+    share = report.attention_flops / report.model_flops
     yield (
-        f"  FLOPs       {plan.model_flops:.3e} a step by formula ({share:.0%} joint attention), {plan.useful_flops:.3e}"
-        " a device"
+        f"  FLOPs       {report.model_flops:.3e} a step by formula ({share:.0%} joint attention),"
+        f" {report.useful_flops:.3e} a device"
     )
-    more = costs.flops / plan.useful_flops
-    yield f"              {costs.flops:.3e} executed a device, {more:.2f} x the useful ones{_check(plan)}"
+    more = costs.flops / report.useful_flops
+    yield f"              {costs.flops:.3e} executed a device, {more:.2f} x the useful ones{_check(report)}"
     yield "  collectives  a device and step" + ("" if costs.communications else ": none")
     for c in sorted(costs.communications, key=lambda c: -c.seconds):
         yield (
@@ -153,7 +154,7 @@ def _lines(plan: ScalePlan) -> Iterator[str]:
         " backward"
     )
     yield f"              {used.source}"
-    if not plan.estimated:
+    if not report.estimated:
         yield (
             f"  compiled    in {costs.compile_s:.0f} s after {costs.lower_s:.0f} s of tracing; {costs.kernels} Pallas"
             " kernels"
@@ -172,60 +173,62 @@ def _memory(memory: Memory) -> str:
     return f"GiB a device: {text}; peak {memory.peak / GIB:.2f} of {memory.limit / GIB:.2f}{host}"
 
 
-def _check(plan: ScalePlan) -> str:
+def _check(report: CostReport) -> str:
     """How the formula for what such a step executes compares with the compiled program."""
-    if plan.estimated:
+    if report.estimated:
         return ""
-    counted, formula = (sum(w.flops for w in costs.works) for costs in (plan.costs, plan.formula))
+    counted, formula = (sum(w.flops for w in costs.works) for costs in (report.costs, report.formula))
     text = f"; counted in the program / by formula {counted / formula:.3f}"
-    if plan.costs.xla_flops:
-        text += f"; XLA's own count, bodies once, / ours {plan.costs.xla_flops / plan.costs.xla_flops_matched:.3f}"
+    if report.costs.xla_flops:
+        text += f"; XLA's own count, bodies once, / ours {report.costs.xla_flops / report.costs.xla_flops_matched:.3f}"
     return text
 
 
-def torus_hint(plan: ScalePlan) -> str:
+def torus_hint(report: CostReport) -> str:
     """Where every chip of a three-dimensional torus shares the weights; "" where none does.
 
     XLA then gathers a weight by an all-reduce of buffers that are zero but for a device's own shard: twice the bytes.
     Seen with libtpu's compiler on v5p:4x4x4 and 4x4x8, for shards of any size; not on 2x2x2 and 2x4x4, not on the flat
     v5e and v6e, and not where `data` leaves smaller groups.
     """
-    shards, dims = plan.mesh["fsdp"] * plan.mesh["context"], plan.topology.dims
-    if plan.topology.accelerator.platform != "tpu" or shards < plan.devices or len(dims) < 3 or min(dims) < 4:
+    shards, dims = report.mesh["fsdp"] * report.mesh["context"], report.topology.dims
+    if report.topology.accelerator.platform != "tpu" or shards < report.devices or len(dims) < 3 or min(dims) < 4:
         return ""
     return (
         f"mesh.fsdp x mesh.context = {shards} are all chips of a torus: XLA gathers weights among them by an"
-        f" all-reduce, twice the bytes; with mesh.data=2, mesh.fsdp={max(1, plan.mesh['fsdp'] // 2)} they would be"
+        f" all-reduce, twice the bytes; with mesh.data=2, mesh.fsdp={max(1, report.mesh['fsdp'] // 2)} they would be"
         " gathered"
     )
 
 
-def advice(plan: ScalePlan) -> str:
+def advice(report: CostReport) -> str:
     """Which knob to turn: what fills the memory, or what the room that is left could buy."""
-    memory, formula = plan.costs.memory, plan.formula.memory
+    memory, formula = report.costs.memory, report.formula.memory
     state = memory.arguments or formula.arguments
     spare = memory.limit - memory.peak
-    kept = plan.sequences // (plan.mesh["data"] * plan.mesh["fsdp"] * plan.micro_batches)
+    kept = report.sequences // (report.mesh["data"] * report.mesh["fsdp"] * report.micro_batches)
     if not memory.fits_host:
         return (
             f"the hosts' memory is full, {(memory.host - memory.host_limit) / GIB:.1f} GiB a device too much; turn: "
-            "step.offload=moments or none, model.remat=block or attention (without _offload), "
+            "step.offload=moments or none, execution.remat=block or attention (without _offload), "
             "optimizer.moments_dtype=bfloat16, or more hosts"
         )
     if not memory.fits:
         knobs = []
         if kept > 1:
             knobs.append("step.micro_batches up (one sequence a group at a time)")
-        if plan.mesh["data"] > 1:
-            knobs.append(f"mesh.fsdp up to {plan.mesh['fsdp'] * plan.mesh['data']} instead of data {plan.mesh['data']}")
+        if report.mesh["data"] > 1:
+            data, fsdp = report.mesh["data"], report.mesh["fsdp"]
+            knobs.append(f"mesh.fsdp up to {fsdp * data} instead of data {data}")
         if state > 0.4 * memory.limit:
             knobs.append("step.offload=moments, optimizer.moments_dtype=bfloat16 (4 bytes a parameter less)")
-        if plan.remat not in ("block", "block_offload", "attention_offload"):
-            knobs.append("model.remat=block")
-        elif plan.remat == "block":
-            knobs.append("model.remat=block_offload")
-        knobs.append(f"mesh.context beyond {plan.mesh['context']} (activations are split over it), or a larger slice")
+        if report.remat not in ("block", "block_offload", "attention_offload"):
+            knobs.append("execution.remat=block")
+        elif report.remat == "block":
+            knobs.append("execution.remat=block_offload")
+        knobs.append(f"mesh.context beyond {report.mesh['context']} (activations are split over it), or a larger slice")
         return "turn: " + "; ".join(knobs)
-    if plan.remat in ("block", "block_offload"):
-        return f"{spare / GIB:.1f} GiB are free: model.remat=attention spares a forward pass of the attention kernel"
-    return f"{spare / GIB:.1f} GiB are free"
+    free = f"{spare / GIB:.1f} GiB are free"
+    if report.remat in ("block", "block_offload"):
+        free += ": execution.remat=attention spares a forward pass of the attention kernel"
+    return free
