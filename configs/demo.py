@@ -11,12 +11,12 @@ from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.config import DataConfig, ExperimentConfig
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
-from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import paper_stages
 from omnihuman_jax.telemetry.metrics import LoggingConfig

@@ -17,19 +17,22 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import jax
 import numpy as np
 
+# What an exported folder has to know too is defined there.
+from omnihuman_jax.serving.pictures_omnihuman import PATCH as PATCH
+from omnihuman_jax.serving.pictures_omnihuman import SPATIAL_STRIDE as SPATIAL_STRIDE
+from omnihuman_jax.serving.pictures_omnihuman import TOKEN_STRIDE as TOKEN_STRIDE
+from omnihuman_jax.serving.windows_omnihuman import FPS as FPS
+from omnihuman_jax.serving.windows_omnihuman import MOTION_FRAMES as MOTION_FRAMES
+from omnihuman_jax.serving.windows_omnihuman import MOTION_LATENTS as MOTION_LATENTS
+from omnihuman_jax.serving.windows_omnihuman import SAMPLE_RATE_HZ as SAMPLE_RATE_HZ
+from omnihuman_jax.serving.windows_omnihuman import TEMPORAL_STRIDE as TEMPORAL_STRIDE
+from omnihuman_jax.serving.windows_omnihuman import frames_of_latent as frames_of_latent
+from omnihuman_jax.serving.windows_omnihuman import latent_frames_of as latent_frames_of
+
 Array: TypeAlias = jax.Array | np.ndarray
 Params: TypeAlias = dict[str, Any]
 # Covariant: a batch of numpy arrays is a batch of arrays.
 Leaf = TypeVar("Leaf", covariant=True)
-
-FPS = 25
-SAMPLE_RATE_HZ = 16_000
-TEMPORAL_STRIDE = 4
-SPATIAL_STRIDE = 8
-PATCH = 2
-TOKEN_STRIDE = SPATIAL_STRIDE * PATCH
-MOTION_FRAMES = 5
-MOTION_LATENTS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,19 +133,3 @@ class PackedShape:
             return ArraySpec(dims=(batch, *sizes), dtype=dtype, axes=("batch", *axes))
 
         return PackedBatch(**{field.name: spec(**field.metadata) for field in dataclasses.fields(PackedBatch)})
-
-
-def latent_frames_of(frames: int) -> int:
-    """Latent frames of a window of `frames` = 1 + 4n pixel frames; ValueError otherwise."""
-    if frames < 1 or (frames - 1) % TEMPORAL_STRIDE:
-        raise ValueError(
-            f"a window has 1 + 4n frames, not {frames}; nearest below is {max(1, frames - (frames - 1) % 4)}"
-        )
-    return 1 + (frames - 1) // TEMPORAL_STRIDE
-
-
-def frames_of_latent(index: int) -> range:
-    """Pixel frames that latent `index` of a window covers: frame 0, or frames 4i-3 .. 4i (contract)."""
-    if index == 0:
-        return range(1)
-    return range(TEMPORAL_STRIDE * index - 3, TEMPORAL_STRIDE * index + 1)

@@ -14,7 +14,8 @@ PACKAGES = ("omnihuman_jax", "data_pipelines", "configs", "launch")
 
 # One row a level, lowest first. A room is a folder or a file of the package; a new one gets its level here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("typing", "segments", "conditions", "plain_values", "serving"),
+    ("serving",),
+    ("typing", "segments", "conditions", "plain_values"),
     ("stages", "sharding", "runtime"),
     ("attention", "encoders"),
     ("models", "codecs", "diffusion", "data"),
@@ -199,37 +200,60 @@ def third_party(module: str) -> set[str]:
     return {name.split(".")[0] for name in ALL_IMPORTS[module]} - set(sys.stdlib_module_names) - set(PACKAGES)
 
 
-# Modules that every exported folder carries, as files beside each other: what each of them may import.
-_SIBLINGS = {path.stem for path in (ROOT / "omnihuman_jax" / "serving").glob("*_omnihuman.py")}
+# Modules that every exported folder carries, as files beside each other: what each of them may import. Those that
+# import a file beside them can be imported from such a folder only, not from the package.
 SHIPPED = {
-    "omnihuman_jax.serving.modeling_omnihuman": {"torch", "safetensors"},
-    "omnihuman_jax.serving.sampling_omnihuman": {"torch"},
-    "omnihuman_jax.serving.windows_omnihuman": {"torch", "numpy"},
-    "omnihuman_jax.serving.encoders_omnihuman": {
-        "huggingface_hub",
-        "torch",
-        "safetensors",
-        "numpy",
-        "transformers",
-        "tokenizers",
-        "diffusers",
-    }
-    | _SIBLINGS,
-    "omnihuman_jax.serving.signals_omnihuman": {"numpy"} | _SIBLINGS,
-    "omnihuman_jax.serving.pipeline_omnihuman": {"torch", "safetensors", "numpy"} | _SIBLINGS,
-    "omnihuman_jax.serving.text_encoders_omnihuman": {"torch", "numpy", "transformers"},
-    "omnihuman_jax.serving.media_omnihuman": {"av", "numpy"},
+    "modeling": {"torch", "safetensors"},
+    "sampling": {"torch"},
+    "windows": {"numpy"},
+    "pictures": {"numpy"},
+    "guidance": {"numpy"},
+    "folders": {"huggingface_hub"},
+    "poses": {"numpy"},
+    "media": {"av", "numpy"},
+    "text_encoders": {"torch", "numpy", "transformers"},
+    "batch": {"numpy", "guidance", "pictures", "windows"},
+    "encoders": {
+        *("torch", "safetensors", "numpy", "transformers", "tokenizers", "diffusers"),
+        *("folders", "pictures", "text_encoders", "windows"),
+    },
+    "pipeline": {
+        *("torch", "safetensors", "numpy"),
+        *("batch", "encoders", "folders", "guidance", "media", "modeling", "pictures", "poses", "sampling", "windows"),
+    },
 }
+SERVING = ROOT / "omnihuman_jax" / "serving"
+
+
+def shipped(name: str) -> str:
+    return f"omnihuman_jax.serving.{name}_omnihuman"
 
 
 def test_shipped_modules_stand_alone() -> None:
     from omnihuman_jax.interop.export_folder import MODULES
 
     there = {module for module in ALL_IMPORTS if module.startswith("omnihuman_jax.serving.")}
-    assert there == set(SHIPPED) == {f"omnihuman_jax.serving.{name.removesuffix('.py')}" for name in MODULES}
-    for module, allowed in SHIPPED.items():
-        assert third_party(module) <= allowed, module
-        assert not [name for name in ALL_IMPORTS[module] if name.split(".")[0] in PACKAGES], module
+    assert there == {shipped(name) for name in SHIPPED}
+    assert set(MODULES) == {f"{name}_omnihuman.py" for name in SHIPPED}
+    for name, allowed in SHIPPED.items():
+        assert {found.removesuffix("_omnihuman") for found in third_party(shipped(name))} <= allowed, name
+        assert not [found for found in ALL_IMPORTS[shipped(name)] if found.split(".")[0] in PACKAGES], name
+
+
+def test_the_package_imports_only_shipped_modules_that_have_no_file_beside_them() -> None:
+    """And of those that the trainer has, none with torch at its top (`text_encoders` imports it in functions)."""
+    alone = {shipped(name) for name, allowed in SHIPPED.items() if not allowed & set(SHIPPED)}
+    used = {
+        name
+        for module, names in ALL_IMPORTS.items()
+        for name in names
+        if name.startswith("omnihuman_jax.serving.")
+        and name in ALL_IMPORTS
+        and not module.startswith("omnihuman_jax.serving.")
+    }
+    assert used <= alone and len(used) >= 6
+    with_torch = {module for module in used if "torch" in third_party(module)}
+    assert with_torch == {shipped("text_encoders")}
 
 
 def test_the_trainer_needs_neither_torch_nor_curation_networks() -> None:
@@ -237,7 +261,7 @@ def test_the_trainer_needs_neither_torch_nor_curation_networks() -> None:
     wrong = []
     for module in ALL_IMPORTS:
         found = third_party(module)
-        if "torch" in found and module not in SHIPPED:
+        if "torch" in found and not module.startswith("omnihuman_jax.serving."):
             wrong.append(f"{module} imports torch")
         if found & curation and not module.startswith("data_pipelines.curate"):
             wrong.append(f"{module} imports {found & curation}")
@@ -246,7 +270,7 @@ def test_the_trainer_needs_neither_torch_nor_curation_networks() -> None:
 
 def test_large_text_encoders_are_imported_only_when_asked_for() -> None:
     """The one shipped module that the trainer's side imports has torch and transformers inside functions alone."""
-    source = (ROOT / "omnihuman_jax" / "serving" / "text_encoders_omnihuman.py").read_text()
+    source = (SERVING / "text_encoders_omnihuman.py").read_text()
     top = {
         name.split(".")[0]
         for node in ast.parse(source).body
@@ -260,21 +284,40 @@ def _is_import(node: ast.stmt) -> bool:
     return isinstance(node, (ast.Import, ast.ImportFrom))
 
 
-def test_constants_of_shipped_modules_are_the_packages() -> None:
+def test_numbers_of_modules_that_stand_alone_are_those_of_the_package() -> None:
+    """`modeling`, `sampling` and `media` are of use without any file beside them: what they repeat is compared."""
     from omnihuman_jax import typing
-    from omnihuman_jax.serving import media_omnihuman, windows_omnihuman
 
-    for module in (media_omnihuman, windows_omnihuman):
-        for name in (
-            "FPS",
-            "SAMPLE_RATE_HZ",
-            "TEMPORAL_STRIDE",
-            "SPATIAL_STRIDE",
-            "PATCH",
-            "MOTION_FRAMES",
-            "MOTION_LATENTS",
-        ):
-            assert getattr(module, name, getattr(typing, name)) == getattr(typing, name)
+    names = {"FPS", "SAMPLE_RATE_HZ", "TEMPORAL_STRIDE", "SPATIAL_STRIDE", "PATCH", "TOKEN_STRIDE", "MOTION_FRAMES"}
+    names |= {"MOTION_LATENTS"}
+    stated = {
+        (path.stem, name): value
+        for path in SERVING.glob("*_omnihuman.py")
+        for name, value in numbers(path.read_text()).items()
+        if name in names
+    }
+    homes = ("windows_omnihuman", "pictures_omnihuman")
+    assert {name for module, name in stated if module in homes} == names - {"TOKEN_STRIDE"}  # a product
+    repeated = {key: value for key, value in stated.items() if key[0] not in homes}
+    assert {module for module, _ in repeated} == {"modeling_omnihuman", "sampling_omnihuman", "media_omnihuman"}
+    assert all(value == getattr(typing, name) for (_, name), value in repeated.items())
+
+
+def numbers(source: str) -> dict[str, object]:
+    """Names that a module gives a literal value at its top, also several in a line."""
+    found: dict[str, object] = {}
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.Assign):
+            continue
+        try:
+            value = ast.literal_eval(node.value)
+        except ValueError:
+            continue
+        (target,) = node.targets
+        names = target.elts if isinstance(target, ast.Tuple) else [target]
+        values = value if isinstance(target, ast.Tuple) else [value]
+        found |= {name.id: one for name, one in zip(names, values, strict=True) if isinstance(name, ast.Name)}
+    return found
 
 
 def test_curation_media_and_the_command_line_do_not_import_jax() -> None:

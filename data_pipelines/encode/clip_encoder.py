@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data_pipelines.curate.clips import Clip, load_landmarks
-from data_pipelines.encode.windows import Window, cut_windows, fit_size, reference_frames, to_token_units, with_margins
+from data_pipelines.encode.windows import Window, cut_windows, reference_frames, to_token_units
 from omnihuman_jax.codecs.codec import VideoCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
@@ -19,6 +19,8 @@ from omnihuman_jax.data.records import WindowRecord
 from omnihuman_jax.encoders.speech import SpeechEncoder
 from omnihuman_jax.encoders.text import EncodedText, TextEncoder
 from omnihuman_jax.serving import media_omnihuman
+from omnihuman_jax.serving.pictures_omnihuman import fit_size
+from omnihuman_jax.serving.windows_omnihuman import with_margins
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
 # A window is trained with pose only if a person was found in this share of its frames: the clip's own score says
@@ -234,7 +236,7 @@ class ClipEncoder:
     ) -> tuple[np.ndarray, np.ndarray]:
         if rows is None or window.frames == 1:
             return np.zeros((0, *shape), np.float32), np.zeros(0, bool)
-        return with_margins(rows, first, window, self._config.margin)
+        return with_margins(rows, window.start, window.frames, self._config.margin, first=first)
 
     def _eligible(
         self, clip: Clip, window: Window, has_reference: bool, audio_valid_T: np.ndarray, keypoints_TJ3: np.ndarray

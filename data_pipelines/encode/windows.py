@@ -1,8 +1,6 @@
 """Which windows a clip is cut into, at which size, and what belongs to each: pure functions on numbers and arrays."""
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -57,42 +55,6 @@ def reference_frames(num_frames: int, window: Window, count: int, spacing: int) 
             break
     count = min(count, len(candidates))
     return tuple(candidates[(2 * i + 1) * len(candidates) // (2 * count)] for i in range(count))
-
-
-def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
-    """(height, width) in multiples of 16 of about `area` pixels and the aspect ratio of `height` x `width`.
-
-    Of the sizes around the exact one it is the one with the least error of aspect plus error of area, both as
-    logarithms; of equals (there often are some), the smaller. Never larger than the source, to within that rounding:
-    pixels are not invented.
-    """
-    if height < TOKEN_STRIDE or width < TOKEN_STRIDE:
-        raise ValueError(f"a picture of {height} x {width}: needs {TOKEN_STRIDE} pixels a side at least")
-    area = min(area, height * width)
-    scale = math.sqrt(area / (height * width)) / TOKEN_STRIDE
-
-    def around(exact: float) -> set[int]:
-        return {max(1, math.floor(exact)), math.ceil(exact)}
-
-    def error(size: tuple[int, int]) -> tuple[float, int]:
-        h, w = size[0] * TOKEN_STRIDE, size[1] * TOKEN_STRIDE
-        return round(abs(math.log(h * width / (w * height))) + abs(math.log(h * w / area)), 6), h * w
-
-    h, w = min(sorted(itertools.product(around(height * scale), around(width * scale))), key=error)
-    return h * TOKEN_STRIDE, w * TOKEN_STRIDE
-
-
-def with_margins(rows_T: np.ndarray, first: int, window: Window, margin: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of `window` and of `margin` frames on each side: ([frames + 2 margin, ...], bool [frames + 2 margin]).
-
-    `rows_T[0]` belongs to frame `first` of the clip (negative: rows from before it). Frames without a row are zero and
-    False.
-    """
-    wanted = np.arange(window.start - margin, window.end + margin) - first
-    valid = (wanted >= 0) & (wanted < len(rows_T))
-    out = np.zeros((len(wanted), *rows_T.shape[1:]), rows_T.dtype)
-    out[valid] = rows_T[wanted[valid]]
-    return out, valid
 
 
 def to_token_units(keypoints_TJ3: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.encode.windows import Window, with_margins
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.diffusion import long_video
@@ -22,7 +21,8 @@ from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.sampling.driving import Request, Signals, read_signals, segment_frames_of
 from omnihuman_jax.serving import media_omnihuman
-from omnihuman_jax.typing import FPS, MOTION_LATENTS, SPATIAL_STRIDE, latent_frames_of
+from omnihuman_jax.serving.windows_omnihuman import Segment, segment_schedule
+from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,33 +53,13 @@ def check_model(run: trained_run.TrainedRun, active: ConditionSet) -> list[str]:
 
 
 def window_of(
-    run: trained_run.TrainedRun, signals: Signals, segment: long_video.Segment, motion_THW3: np.ndarray | None
+    run: trained_run.TrainedRun, signals: Signals, segment: Segment, motion_THW3: np.ndarray | None
 ) -> packing.PackInput:
     """A segment as the model is to see it; the 5 motion frames are encoded as the first 2 latents."""
-    height, width, channels = signals.reference_HWC.shape
-    latents = np.zeros((latent_frames_of(segment.frames), height, width, channels), np.float32)
-    if motion_THW3 is not None:
-        latents[:MOTION_LATENTS] = trained_run.encode_pictures(run, motion_THW3)
-    margin, own = run.spec.margin, Window(segment.start, segment.frames)
-    audio, audio_valid = keypoints, keypoints_valid = None, None
-    if signals.audio_TE is not None:
-        audio, audio_valid = with_margins(signals.audio_TE, 0, own, margin)
-    if signals.keypoints_TJ3 is not None:
-        keypoints, keypoints_valid = with_margins(signals.keypoints_TJ3, 0, own, margin)
-    return packing.PackInput(
-        latents_FHWC=latents,
-        text_SE=signals.text_SE,
-        pooled_E=signals.pooled_E,
-        active=signals.active,
-        reference_HWC=signals.reference_HWC,
-        audio_TE=audio,
-        audio_valid_T=audio_valid,
-        keypoints_TJ3=keypoints,
-        keypoints_valid_T=keypoints_valid,
-        margin=margin,
-        motion=motion_THW3 is not None,
-        slot=segment.index,
-    )
+    motion = None if motion_THW3 is None else trained_run.encode_pictures(run, motion_THW3)
+    window = signals.window(segment, motion, run.spec.margin)
+    arrays = {field.name: getattr(window, field.name) for field in dataclasses.fields(window)}
+    return packing.PackInput(**arrays, active=signals.active)
 
 
 def generate(
@@ -111,13 +91,13 @@ def generate(
         print(f"warning: {warning}", file=sys.stderr)
     segment_frames = segment_frames_of(run, config)
     signals = read_signals(run, request, segment_frames)
-    segments = long_video.segment_schedule(signals.frames, segment_frames)
+    segments = segment_schedule(signals.frames, segment_frames)
     first = window_of(run, signals, segments[0], None)
     guided = trained_run.needs_guidance(config.guidance, [first])
     sampler = trained_run.Sampler(run, config, trained_run.shape_for(run, [first]), batch=1, guided=guided)
     seams: list[long_video.Seam] = []
 
-    def sample_segment(segment: long_video.Segment, motion_THW3: np.ndarray | None) -> np.ndarray:
+    def sample_segment(segment: Segment, motion_THW3: np.ndarray | None) -> np.ndarray:
         done = 0.0
 
         def advance(share: float) -> None:

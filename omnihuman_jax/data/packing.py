@@ -10,85 +10,11 @@ import jax
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.typing import PATCH, TEMPORAL_STRIDE, PackedBatch, PackedShape, frames_of_latent, latent_frames_of
+from omnihuman_jax.serving.pictures_omnihuman import PATCH, patchify, token_positions, unpatchify
+from omnihuman_jax.serving.windows_omnihuman import WindowInput, neighbours_of, row_index
+from omnihuman_jax.typing import PackedBatch, PackedShape
 
 REFERENCE_INDEX = 0  # temporal RoPE index of reference tokens: "zeroed" [S]
-
-
-def patchify(latents_FHWC: np.ndarray) -> np.ndarray:
-    """[F, H, W, C] -> [F * H/2 * W/2, 4 C]: patch tokens, frame by frame, row by row; channels (row, column,
-    channel).
-    """
-    frames, height, width, channels = latents_FHWC.shape
-    if height % PATCH or width % PATCH:
-        raise ValueError(
-            f"latents of {height} x {width} do not split into {PATCH} x {PATCH} patches; make the sizes even"
-        )
-    patches = latents_FHWC.reshape(frames, height // PATCH, PATCH, width // PATCH, PATCH, channels)
-    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, PATCH * PATCH * channels)
-
-
-def unpatchify(tokens_LC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Inverse of `patchify` for latents of `height` x `width`: [L, 4 C] -> [F, H, W, C]."""
-    per_frame = (height // PATCH) * (width // PATCH)
-    if len(tokens_LC) % per_frame:
-        raise ValueError(
-            f"{len(tokens_LC)} tokens are not a whole number of {height} x {width} latent frames of {per_frame} tokens"
-        )
-    channels = tokens_LC.shape[1] // PATCH**2
-    patches = tokens_LC.reshape(-1, height // PATCH, width // PATCH, PATCH, PATCH, channels)
-    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, channels)
-
-
-def token_positions(frames: int, height: int, width: int) -> np.ndarray:
-    """int32 [F * H/2 * W/2, 3]: (t, h, w) of the patch tokens of latents of this size."""
-    grid = np.meshgrid(np.arange(frames), np.arange(height // PATCH), np.arange(width // PATCH), indexing="ij")
-    return np.stack(grid, axis=-1).reshape(-1, 3).astype(np.int32)
-
-
-def neighbours_of(slots: int) -> int:
-    """m of an index row with `slots` = 4 + 2m entries (the latent's frames and m neighbours on each side); 0 slots:
-    0.
-    """
-    if slots and (slots < TEMPORAL_STRIDE or slots % 2):
-        raise ValueError(f"a latent frame sees 4 + 2m frames, not {slots}")
-    return max(0, slots - TEMPORAL_STRIDE) // 2
-
-
-def frame_index(frames: int, slots: int) -> np.ndarray:
-    """Frames of a window that each latent sees: int32 [F, slots], relative to the window's first; NO_FRAME where there
-    is none.
-
-    Entries [0, m) are the m frames before the latent's own, [m, m + 4) its own, [m + 4, slots) the m after. The first
-    latent has one frame only: it takes the last of the four places, so that a place always means the same distance.
-    """
-    m = neighbours_of(slots)
-    index = np.full((latent_frames_of(frames), slots), NO_FRAME, np.int32)
-    for latent in range(len(index) if slots else 0):
-        own = frames_of_latent(latent)
-        index[latent, :m] = np.arange(own.start - m, own.start)
-        index[latent, m + TEMPORAL_STRIDE - len(own) : m + TEMPORAL_STRIDE] = own
-        index[latent, m + TEMPORAL_STRIDE :] = np.arange(own.stop, own.stop + m)
-    return index
-
-
-NO_FRAME = np.iinfo(np.int32).min
-
-
-def row_index(frames: int, slots: int, margin: int, valid_T: np.ndarray) -> np.ndarray:
-    """Rows of a window's [frames + 2 margin] features that each latent sees, int32 [F, slots]; -1 for none.
-
-    Row r is frame r - margin. None are: the first latent's missing frames, frames beyond the margin, rows that are not
-    valid (beyond the borders of the clip, or of its sound).
-    """
-    if len(valid_T) != frames + 2 * margin:
-        raise ValueError(
-            f"{len(valid_T)} rows for {frames} frames and a margin of {margin}: expected {frames + 2 * margin}"
-        )
-    frame = frame_index(frames, slots)
-    row = np.where(frame == NO_FRAME, -1, frame + margin)
-    inside = (row >= 0) & (row < len(valid_T))
-    return np.where(inside & valid_T[np.clip(row, 0, len(valid_T) - 1)], row, -1).astype(np.int32)
 
 
 # In window_BG: a slot that the plan filled and no record could be read for, to be counted; -1 is a slot that the plan
@@ -97,34 +23,13 @@ UNREADABLE = -2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class PackInput:
-    """One window as the model is to see it. What is not in `active` is not used, and may be None.
-
-    latents_FHWC, reference_HWC   normalised latents; the reference has the size of a latent frame
-    text_SE, pooled_E             embedding of the text to use: the empty prompt's if TEXT is not active
-    audio_TE, audio_valid_T       speech features with `margin` frames on each side, and which rows are real
-    keypoints_TJ3, .._valid_T     keypoints in token units, likewise
-    motion                        the first 2 latents are given clean
-    slot, window                  number among the step's windows; catalog row (or any id >= 0)
+class PackInput(WindowInput):
+    """A window, the conditions that are active on it (what is not in `active` is not used), and its catalog row, or
+    any id >= 0.
     """
 
-    latents_FHWC: np.ndarray
-    text_SE: np.ndarray
-    pooled_E: np.ndarray
     active: ConditionSet
-    reference_HWC: np.ndarray | None = None
-    audio_TE: np.ndarray | None = None
-    audio_valid_T: np.ndarray | None = None
-    keypoints_TJ3: np.ndarray | None = None
-    keypoints_valid_T: np.ndarray | None = None
-    margin: int = 0
-    motion: bool = False
-    slot: int = 0
     window: int = 0
-
-    @property
-    def frames(self) -> int:
-        return 1 + TEMPORAL_STRIDE * (len(self.latents_FHWC) - 1)
 
 
 @dataclasses.dataclass(slots=True)

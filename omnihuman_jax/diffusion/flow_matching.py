@@ -4,42 +4,12 @@ Pure functions on arrays; t is in [0, 1], 0 clean and 1 noise. Everything is com
 neighbouring timesteps of a 50-step schedule can round to one value.
 """
 
-import dataclasses
-import math
-
 import jax
 import jax.numpy as jnp
 
 from omnihuman_jax import segments
+from omnihuman_jax.serving.guidance_omnihuman import FlowMatchingConfig
 from omnihuman_jax.typing import Array
-
-
-@dataclasses.dataclass(kw_only=True, slots=True)
-class FlowMatchingConfig:
-    """How timesteps are drawn in training and spaced in sampling; the paper states neither [D].
-
-    t = sigmoid(logit_mean + logit_std * normal), then shifted towards noise by the number of the window's video tokens,
-    because a larger window keeps more of its signal at the same t: shift = sqrt(tokens / shift_tokens), clipped to
-    [shift_min, shift_max]. The defaults give HunyuanVideo's 7 at 720 x 1280 x 129 frames (119 K tokens).
-    `shift_min = shift_max = 1` turns the shift off.
-    """
-
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    shift_tokens: int = 2400
-    shift_min: float = 1.0
-    shift_max: float = 12.0
-
-    def validate(self) -> None:
-        """ValueError with the numbers on a value that no schedule can be made of."""
-        if not math.isfinite(self.logit_mean) or not self.logit_std > 0:
-            raise ValueError(
-                f"flow: logit_std must be > 0 and logit_mean finite, not {self.logit_std} and {self.logit_mean}"
-            )
-        if self.shift_tokens < 1:
-            raise ValueError(f"flow: shift_tokens must be >= 1, not {self.shift_tokens}")
-        if not 0 < self.shift_min <= self.shift_max:
-            raise ValueError(f"flow: needs 0 < shift_min <= shift_max, not {self.shift_min} and {self.shift_max}")
 
 
 def timestep_shift(tokens: Array, config: FlowMatchingConfig) -> jax.Array:

@@ -2,7 +2,7 @@
 
 The last 5 decoded frames of a segment are encoded again and given clean to the next one, which is decoded together with
 them; its first 5 frames are dropped (contract, "Motion frames"). Every segment has the same length, so one compiled
-sampler serves them all; what the last one has too much is cut off.
+sampler serves them all; what the last one has too much is cut off. Which they are: `serving/windows_omnihuman.py`.
 """
 
 import dataclasses
@@ -11,21 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from omnihuman_jax.typing import FPS, MOTION_FRAMES, TEMPORAL_STRIDE, latent_frames_of
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Segment:
-    """Frames `start` .. `start + frames` of the video; the first `overlap` of them are the segment before's last."""
-
-    index: int
-    start: int
-    frames: int
-    overlap: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.frames
+from omnihuman_jax.serving.windows_omnihuman import MOTION_FRAMES, TEMPORAL_STRIDE, Segment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,45 +29,13 @@ class Seam:
     typical_jump: float
 
 
-def frames_of_seconds(seconds: float) -> int:
-    """Frames of `seconds` at 25 fps, rounded up so that the picture is never shorter than asked."""
-    if not math.isfinite(seconds) or seconds <= 0:
-        raise ValueError(f"seconds must be > 0, not {seconds}")
-    # A microsecond of slack: 1.2 s read from a sound file must not become 31 frames by a rounding error.
-    return max(1, math.ceil(seconds * FPS - 1e-6 * FPS))
-
-
-def segment_schedule(total_frames: int, segment_frames: int) -> tuple[Segment, ...]:
-    """Segments of one length that cover frames 0 .. total_frames, each overlapping the one before by 5.
-
-    One segment is cut to the shortest valid length when that covers the video; ValueError when a segment could not
-    bring new frames.
-    """
-    latent_frames_of(segment_frames)
-    if total_frames < 1:
-        raise ValueError(f"a video has at least 1 frame, not {total_frames}")
-    if total_frames <= segment_frames:
-        frames = 1 + TEMPORAL_STRIDE * math.ceil((total_frames - 1) / TEMPORAL_STRIDE)
-        return (Segment(index=0, start=0, frames=frames, overlap=0),)
-    stride = segment_frames - MOTION_FRAMES
-    if stride < 1:
-        raise ValueError(
-            f"{segment_frames} frames a segment leave none beside its {MOTION_FRAMES} motion frames: use 9 or more"
-        )
-    count = 1 + math.ceil((total_frames - segment_frames) / stride)
-    return tuple(
-        Segment(index=i, start=i * stride, frames=segment_frames, overlap=MOTION_FRAMES if i else 0)
-        for i in range(count)
-    )
-
-
 def chain(
     segments: tuple[Segment, ...], generate_segment: Callable[[Segment, np.ndarray | None], np.ndarray]
 ) -> Iterator[tuple[np.ndarray, Seam | None]]:
     """The new frames of each segment [<= frames, H, W, 3] float32, and the seam with the one before.
 
     Args:
-        segments: of `segment_schedule`.
+        segments: of `windows_omnihuman.segment_schedule`.
         generate_segment: (segment, motion frames [5, H, W, 3] in [-1, 1] or None) -> decoded frames [frames, H, W, 3],
             motion frames included. It encodes them: only it knows the codec.
     """

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from omnihuman_jax.diffusion import flow_matching
-from omnihuman_jax.diffusion.guidance import GuidanceConfig, guided
+from omnihuman_jax.diffusion.guidance import guided
+from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig
 from omnihuman_jax.typing import MOTION_FRAMES, Array, latent_frames_of
 
 # (tokens [N, L, C], t [N, G] in [0, 1]) -> velocity [N, L, C]; N is B, or 2B under guidance.
@@ -70,7 +71,7 @@ def sample(
             bit for bit as they came, and their t is the model's business.
         segment_ids_BL: which window slot (id - 1) a token's timestep comes from; 0 padding.
         timesteps_KBG: t of each slot from 1 to 0, one row more than there are steps (`flow_matching.timesteps`).
-        scales_K: guidance scale of each step (`guidance.guidance_scales`); None turns guidance off.
+        scales_K: guidance scale of each step (`guidance_omnihuman.guidance_scales`); None turns guidance off.
     """
     clean_BLC = jnp.asarray(clean_BLC, jnp.float32)
     given = jnp.asarray(clean_BL)[..., None]

@@ -13,10 +13,9 @@ import numpy as np
 
 from omnihuman_jax.encoders import wav2vec2, whisper
 from omnihuman_jax.encoders.pretrained import open_pretrained
-from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
+from omnihuman_jax.serving.windows_omnihuman import at_frame_rate, whole_frames
 
 _STEP = whisper.STEP  # samples a hidden state, of either network: 50 Hz
-_STEPS_PER_FRAME = SAMPLE_RATE_HZ // _STEP // FPS
 
 
 class SpeechEncoder(Protocol):
@@ -85,29 +84,6 @@ def load_speech_encoder(dir_or_hub_id: str | os.PathLike[str], layers: Sequence[
     )
 
 
-def _whole_frames(wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
-    """The sound cut, or padded with silence, to `num_frames` frames; ValueError if it is none."""
-    wave = np.asarray(wave_16k, np.float32)
-    if wave.ndim != 1 or num_frames < 1 or not np.isfinite(wave).all():
-        raise ValueError(
-            f"sound {wave.shape} for {num_frames} frames: give finite mono samples [N] and one frame at least"
-        )
-    samples = num_frames * SAMPLE_RATE_HZ // FPS
-    return np.pad(wave[:samples], (0, max(0, samples - len(wave))))
-
-
-def _at_frame_rate(states_ISE: np.ndarray, num_frames: int) -> np.ndarray:
-    """Hidden states at 50 Hz -> [num_frames, layers * width]: the mean of a frame's two, each layer of zero mean and
-    unit variance within a frame, without parameters [D]: layers differ threefold in scale, and the first linear layer
-    of the audio adapter is initialised for unit variance.
-    """
-    layers, _, width = states_ISE.shape
-    frames = states_ISE.reshape(layers, num_frames, _STEPS_PER_FRAME, width).mean(axis=2)
-    frames = frames - frames.mean(axis=-1, keepdims=True)
-    frames = frames / np.sqrt(np.square(frames).mean(axis=-1, keepdims=True) + 1e-5)
-    return np.ascontiguousarray(frames.transpose(1, 0, 2)).reshape(num_frames, -1)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class WhisperSpeechEncoder:
     """Whisper's encoder at 25 fps. State j is centred on sample 320 j, so frame i's two on its first half."""
@@ -135,8 +111,8 @@ class WhisperSpeechEncoder:
         Raises:
             ValueError: not one dim, not finite, or num_frames below 1.
         """
-        wave = _whole_frames(wave_16k, num_frames)
-        return _at_frame_rate(whisper.hidden_states(self.config, self.params, wave, self.layers), num_frames)
+        wave = whole_frames(wave_16k, num_frames)
+        return at_frame_rate(whisper.hidden_states(self.config, self.params, wave, self.layers), num_frames)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -160,7 +136,7 @@ class Wav2Vec2SpeechEncoder:
 
     def features(self, wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
         """As `WhisperSpeechEncoder.features`."""
-        wave = wav2vec2.normalised(self.config, _whole_frames(wave_16k, num_frames))
+        wave = wav2vec2.normalised(self.config, whole_frames(wave_16k, num_frames))
         missing = self.config.receptive_field - self.config.stride
         padded = np.pad(wave, (missing // 2, missing - missing // 2))
-        return _at_frame_rate(wav2vec2.hidden_states(self.config, self.params, padded, self.layers), num_frames)
+        return at_frame_rate(wav2vec2.hidden_states(self.config, self.params, padded, self.layers), num_frames)

@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnihuman_jax.encoders.pretrained import PretrainedFolder, Weights, open_pretrained
+from omnihuman_jax.serving.folders_omnihuman import network_sha256
 from omnihuman_jax.serving.text_encoders_omnihuman import (
     MAX_TOKENS,
     EncodedText,
     is_transformers_folder,
     load_transformers_text_encoder,
+    parts_of,
 )
 
 _BATCH = 8
@@ -57,17 +59,22 @@ def load_text_encoder(dir_or_hub_id: str | os.PathLike[str]) -> TextEncoder:
     """The text encoder in a folder or on the hub; ValueError if it is of a kind that is not supported."""
     path = Path(dir_or_hub_id)
     if path.is_dir() and is_transformers_folder(path):
-        return load_transformers_text_encoder(path)
+        return _load_large(path)
     folder = open_pretrained(dir_or_hub_id)
     kind = folder.config.get("model_type")
     if is_transformers_folder(folder.path):
-        return load_transformers_text_encoder(folder.path, ref=folder.ref)
+        return _load_large(folder.path, folder.ref)
     if kind != "bert":
         raise ValueError(
             f"{folder.path}: a text encoder of model_type {kind!r}; supported: 'bert' (MiniLM, BGE, ...), 't5', 'umt5',"
             " and the folder of a HunyuanVideo or Wan pipeline (text_encoder, tokenizer, ...)"
         )
     return _load_bert(folder)
+
+
+def _load_large(folder: Path, ref: str | None = None) -> TextEncoder:
+    _, networks, tokenizers = parts_of(folder)
+    return load_transformers_text_encoder(folder, ref=ref, sha256=network_sha256(folder, networks, tokenizers))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

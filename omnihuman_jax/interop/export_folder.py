@@ -20,7 +20,8 @@ from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.typing import MOTION_FRAMES, TEMPORAL_STRIDE
 
 MODULES = tuple(f"{name}_omnihuman.py" for name in (
-    "modeling", "sampling", "windows", "encoders", "text_encoders", "signals", "media", "pipeline",
+    "modeling", "sampling", "guidance", "windows", "pictures", "batch", "folders", "encoders", "text_encoders", "poses",
+    "media", "pipeline",
 ))  # fmt: skip
 """Files of `omnihuman_jax.serving`: copied as they are, so none of them imports this package."""
 

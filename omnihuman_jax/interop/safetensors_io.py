@@ -15,8 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from omnihuman_jax.encoders.pretrained import read_weight_map
-from omnihuman_jax.serving.text_encoders_omnihuman import PICKLES
+from omnihuman_jax.serving.folders_omnihuman import PICKLES, read_weight_map
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),

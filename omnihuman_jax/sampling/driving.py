@@ -4,6 +4,7 @@ Row i of audio features and keypoints is frame i of the video to make, at 25 fps
 """
 
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,22 +12,25 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.encode.windows import fit_size
 from omnihuman_jax.conditions import Condition, ConditionSet, active_at_inference
 from omnihuman_jax.data.catalog import FILE_NAME as CATALOG_FILE
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.solver import SamplingConfig
-from omnihuman_jax.encoders.pretrained import changed_files
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
-from omnihuman_jax.evaluation.sheet import to_float
 from omnihuman_jax.sampling import trained_run
-from omnihuman_jax.serving import media_omnihuman
-from omnihuman_jax.typing import FPS, MOTION_FRAMES, TEMPORAL_STRIDE, TOKEN_STRIDE
+from omnihuman_jax.serving import media_omnihuman, poses_omnihuman, windows_omnihuman
+from omnihuman_jax.serving.folders_omnihuman import changed_files
+from omnihuman_jax.serving.pictures_omnihuman import check_size, fit_size, lay_keypoints, lay_picture
+from omnihuman_jax.serving.windows_omnihuman import (
+    FPS,
+    MOTION_FRAMES,
+    SOUND_CONTEXT_S,
+    TEMPORAL_STRIDE,
+    frames_to_make,
+    segment_schedule,
+)
 
-# Speech encoders look around; feature rows near the end of what is sampled should not see the sound stop.
-SOUND_CONTEXT_S = 1.0
 # Windows with a person in a smaller share of their frames are not trained with pose: nothing like it was seen.
 MIN_POSE_SHARE = 0.5
 
@@ -53,8 +57,7 @@ class Request:
     @property
     def active(self) -> ConditionSet:
         """The paper's set for these driving signals, without text where there is none."""
-        active = active_at_inference(audio=self.audio is not None, pose=self.pose is not None)
-        return active if self.text else active.without(Condition.TEXT)
+        return active_conditions(bool(self.text), self.audio is not None, self.pose is not None)
 
     def validate(self) -> None:
         """FileNotFoundError or ValueError, one line, before anything is loaded."""
@@ -63,67 +66,37 @@ class Request:
                 raise FileNotFoundError(f"{option} {path}: no such file")
         if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
             raise ValueError(f"--seconds must be > 0, not {self.seconds}")
-        if self.size is not None and any(side < TOKEN_STRIDE or side % TOKEN_STRIDE for side in self.size):
-            raise ValueError(
-                f"--size {self.size[0]}x{self.size[1]}: height and width must be multiples of {TOKEN_STRIDE}"
-            )
+        if self.size is not None:
+            check_size(self.size)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Signals:
-    """What drives the video, on its clock: row i of audio and keypoints is frame i, at 25 fps."""
+class Signals(windows_omnihuman.Signals):
+    """What drives the video: row i of audio and keypoints is frame i, at 25 fps."""
 
-    active: ConditionSet
-    frames: int
-    reference_HWC: np.ndarray
-    text_SE: np.ndarray
-    pooled_E: np.ndarray
-    audio_TE: np.ndarray | None
-    keypoints_TJ3: np.ndarray | None
-    wave: np.ndarray | None
+    @property
+    def active(self) -> ConditionSet:
+        """The paper's set for these signals, without text where there is none."""
+        return active_conditions(self.has_text, self.audio_TE is not None, self.keypoints_TJ3 is not None)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """How a source picture is laid over the video's: pixel (y, x) goes to (y * scale_y - top, x * scale_x - left)."""
-
-    scale_y: float
-    scale_x: float
-    top: float
-    left: float
-
-
-def place(height: int, width: int, size: tuple[int, int]) -> Placement:
-    """A picture of height x width over a video of `size`.
-
-    Into the size that `encode` would choose for it, it is stretched as encode does it (no more than rounding to 16
-    pixels asks for); into any other it is scaled to fill it, and what hangs over is cut off evenly.
-    """
-    scale_y, scale_x = size[0] / height, size[1] / width
-    if fit_size(height, width, size[0] * size[1]) == size:
-        return Placement(scale_y=scale_y, scale_x=scale_x, top=0.0, left=0.0)
-    scale = max(scale_y, scale_x)
-    return Placement(
-        scale_y=scale, scale_x=scale, top=(height * scale - size[0]) / 2, left=(width * scale - size[1]) / 2
-    )
+def active_conditions(text: bool, audio: bool, pose: bool) -> ConditionSet:
+    """The paper's set for these driving signals, without text where there is none."""
+    active = active_at_inference(audio=audio, pose=pose)
+    return active if text else active.without(Condition.TEXT)
 
 
 def read_reference(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """The picture laid over the video's frame (`place`): float32 [1, H, W, 3] in [-1, 1]."""
-    height, width = media_omnihuman.read_image(path).shape[:2]
-    at = place(height, width, size)
-    scaled = (max(size[0], round(height * at.scale_y)), max(size[1], round(width * at.scale_x)))
-    picture = media_omnihuman.read_image(path, size=scaled)[round(at.top) :, round(at.left) :][: size[0], : size[1]]
-    return to_float(picture)[None]
+    """The picture laid over the video's frame: float32 [1, H, W, 3] in [-1, 1]."""
+    return lay_picture(functools.partial(media_omnihuman.read_image, path), size)
 
 
 def read_pose(path: Path, size: tuple[int, int], names: Sequence[str]) -> np.ndarray:
     """Keypoints [T, J, 3] at 25 fps in token units of pictures of `size`, from a video or a `.npz` of
     `omnihuman curate`.
 
-    The pose's picture is laid over the video's like a reference image (`place`). ValueError where no person is seen.
+    The pose's picture is laid over the video's like a reference image. ValueError where no person is seen.
     """
-    keypoints, height, width = _clip_pose(path) if path.suffix == ".npz" else _video_pose(path)
+    keypoints, height, width = _file_pose(path) if path.suffix == ".npz" else _video_pose(path)
     seen = np.asarray((keypoints[..., 2] > 0).any(axis=1))
     if not seen.any():
         raise ValueError(f"--pose {path}: no person found in any frame; give a video that shows the face and body")
@@ -131,12 +104,7 @@ def read_pose(path: Path, size: tuple[int, int], names: Sequence[str]) -> np.nda
         raise ValueError(f"--pose {path}: {keypoints.shape[1]} keypoints a frame, the run was trained on {len(names)}")
     if seen.mean() < MIN_POSE_SHARE:
         print(f"warning: --pose {path}: a person was found in {seen.sum()} of {len(seen)} frames only", file=sys.stderr)
-    at = place(height, width, size)
-    moved = keypoints.copy()
-    moved[..., 0] = (keypoints[..., 0] * at.scale_x - at.left) / TOKEN_STRIDE
-    moved[..., 1] = (keypoints[..., 1] * at.scale_y - at.top) / TOKEN_STRIDE
-    moved[keypoints[..., 2] <= 0] = 0
-    return moved
+    return lay_keypoints(keypoints, height, width, size)
 
 
 def _video_pose(path: Path) -> tuple[np.ndarray, int, int]:
@@ -151,37 +119,12 @@ def _video_pose(path: Path) -> tuple[np.ndarray, int, int]:
         raise ValueError(f"--pose {path}: {error}; or give keypoints (.npz) of `omnihuman curate`") from error
 
 
-def _clip_pose(path: Path) -> tuple[np.ndarray, int, int]:
-    """The same of a clip, from the file that curate left of it; its size stands in the row of `clips.jsonl`."""
-    from data_pipelines.curate import clips
-
-    landmarks = clips.Landmarks.load(path)
-    for folder in path.resolve().parents[:3]:
-        if (folder / clips.CLIPS_FILE).is_file():
-            for clip in clips.read_clips(folder):
-                if (folder / clip.landmarks).resolve() == path.resolve():
-                    return landmarks.keypoints_TJ3, clip.height, clip.width
-    raise ValueError(
-        f"--pose {path}: no row of {clips.CLIPS_FILE} names it; give a file in the folder of `omnihuman curate`"
-    )
-
-
-def frames_to_make(request: Request, available: dict[str, int], segment_frames: int) -> int:
-    """Frames of the video; ValueError names the driving file that is shorter than --seconds.
-
-    `available`: option -> frames that its file lasts.
-    """
-    if request.seconds is None:
-        return min(available.values(), default=segment_frames)
-    frames = long_video.frames_of_seconds(request.seconds)
-    for option, count in available.items():
-        # Half a frame short is a rounding of the file's clock, not a missing second.
-        if count + 1 < frames:
-            raise ValueError(
-                f"{option} lasts {count / FPS:.2f} s, shorter than --seconds {request.seconds:g}: "
-                f"give a longer file, or --seconds {count / FPS:.2f}"
-            )
-    return frames
+def _file_pose(path: Path) -> tuple[np.ndarray, int, int]:
+    """The same of a `.npz`."""
+    try:
+        return poses_omnihuman.read_keypoints(path)
+    except ValueError as error:
+        raise ValueError(f"--pose {error}") from error
 
 
 def segment_frames_of(run: trained_run.TrainedRun, config: SamplingConfig) -> int:
@@ -216,19 +159,16 @@ def read_signals(run: trained_run.TrainedRun, request: Request, segment_frames: 
     if request.pose is not None:
         keypoints = read_pose(request.pose, size, spec.keypoint_names)
         available[f"--pose {request.pose}"] = len(keypoints)
-    for option, count in available.items():
-        if not count:
-            raise ValueError(f"{option} is shorter than one frame ({1 / FPS:.2f} s): give a longer file")
-    frames = frames_to_make(request, available, segment_frames)
+    frames = frames_to_make(request.seconds, available, segment_frames)
     if wave is not None:
-        audio = encode_speech(run, request, wave, long_video.segment_schedule(frames, segment_frames)[-1].stop)
+        audio = encode_speech(run, request, wave, segment_schedule(frames, segment_frames)[-1].stop)
     text_SE, pooled_E = encode_text(run, request)
     return Signals(
-        active=request.active,
         frames=frames,
         reference_HWC=trained_run.encode_pictures(run, read_reference(request.image, size))[0],
         text_SE=text_SE,
         pooled_E=pooled_E,
+        has_text=bool(request.text),
         audio_TE=audio,
         keypoints_TJ3=keypoints,
         wave=wave,

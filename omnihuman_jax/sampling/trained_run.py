@@ -24,8 +24,9 @@ from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.codecs import codec as codecs
 from omnihuman_jax.data import packing, records
 from omnihuman_jax.diffusion import flow_matching, guidance, solver
-from omnihuman_jax.encoders.pretrained import changed_files
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.serving.folders_omnihuman import changed_files
+from omnihuman_jax.serving.guidance_omnihuman import CURVES, GuidanceConfig, guidance_scales
 from omnihuman_jax.typing import PATCH, Batch, PackedShape, Params
 
 
@@ -207,7 +208,7 @@ class Sampler:
         if self.guided:
             empty = guidance.unconditional_batch(batch, self.run.spec.empty_text_SE, self.run.spec.empty_pooled_E)
             both = guidance.stack_branches(batch, empty)
-        scales = guidance.guidance_scales(self.config.guidance, self.config.num_steps)
+        scales = guidance_scales(self.config.guidance, self.config.num_steps)
         with jax.set_mesh(self.run.mesh):
             placed = jax.device_put(both, self._shardings)
             tokens, timesteps = self._start(placed, jax.random.key(seed))
@@ -255,7 +256,7 @@ class Sampler:
         )
 
 
-def needs_guidance(config: guidance.GuidanceConfig, windows: Sequence[packing.PackInput]) -> bool:
+def needs_guidance(config: GuidanceConfig, windows: Sequence[packing.PackInput]) -> bool:
     """Whether the unconditional branch can differ: guidance is on, and some window has text or audio to drop."""
     drops = conditions.ConditionSet.of(conditions.Condition.TEXT, conditions.Condition.AUDIO)
     return config.enabled and any(len(window.active & drops) for window in windows)
@@ -289,21 +290,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance-scale", type=float, metavar="S", help="guidance on text and audio at the first step; 1 is off"
     )
     parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
-    parser.add_argument("--guidance-curve", choices=guidance.CURVES, help="... and how it falls in between")
+    parser.add_argument("--guidance-curve", choices=CURVES, help="... and how it falls in between")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
 
 
 def sampling_config(base: solver.SamplingConfig, options: argparse.Namespace) -> solver.SamplingConfig:
     """`base` with what the command line overrides. `--guidance-scale 1` alone turns guidance off."""
-    changed = dataclasses.replace(base.guidance)
-    if options.guidance_scale is not None:
-        changed.scale = options.guidance_scale
-        if options.guidance_scale == 1.0 and options.guidance_final_scale is None:
-            changed.final_scale = 1.0
-    if options.guidance_final_scale is not None:
-        changed.final_scale = options.guidance_final_scale
-    changed.curve = options.guidance_curve or changed.curve
-    config = dataclasses.replace(base, guidance=changed)
+    changed = (options.guidance_scale, options.guidance_final_scale, options.guidance_curve)
+    config = dataclasses.replace(base, guidance=base.guidance.with_overrides(*changed))
     if options.steps is not None:
         config.num_steps = options.steps
     if getattr(options, "segment_frames", None) is not None:

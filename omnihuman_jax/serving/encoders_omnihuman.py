@@ -1,14 +1,11 @@
 """What stands around `OmniHumanForVideo` in a pipeline: video codec, speech encoder, text encoder, in PyTorch.
 
 The networks are diffusers' and transformers' own classes, read from the folders that the training data were encoded
-with; what is done around them (which layers, frame rate, chunks, scaling) is the trainer's. Files of weights are
-safetensors only.
+with; what is done around them (which layers, frame rate, chunks, scaling) is the trainer's.
 """
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,21 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from folders_omnihuman import local_folder, read_config, weight_files
+from pictures_omnihuman import SPATIAL_STRIDE
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from windows_omnihuman import SAMPLE_RATE_HZ, at_frame_rate, whole_frames
 
-FPS = 25
-SAMPLE_RATE_HZ = 16_000
-SPATIAL_STRIDE = 8
 STATE_SAMPLES = 320  # 50 hidden states a second, of either speech encoder
 MAX_TEXT_TOKENS = 128
 DCT_FILE = "codec.safetensors"
-# The trainer's list (`transformers_text.DESCRIPTIONS`), and where these files may lie in a folder.
-DESCRIPTIONS = (
-    "config.json", "preprocessor_config.json", "modules.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model",
-)  # fmt: skip
 
 
 class Codec(Protocol):
@@ -53,92 +44,6 @@ class TextEncoder(Protocol):
     def encode(self, text: str) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-def network_folder(role: str, name: str) -> Path:
-    """The folder `name`, or the local copy of the hub id `name`; FileNotFoundError with the cure."""
-    cure = f"give its folder with --{role.replace(' ', '-')}"
-    hub_id = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?", name)
-    if Path(name).is_dir():
-        return Path(name)
-    if Path(name).exists() or not hub_id:
-        raise FileNotFoundError(f"{name}: no such folder; the {role} that the model was trained with was there: {cure}")
-    repository, part = hub_id.groups()
-    patterns = [f"{part}/{pattern}" if part else pattern for pattern in ("*.json", "*.txt", "*.model", "*.safetensors")]
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(repository, allow_patterns=patterns)) / (part or "")
-    except Exception as error:  # the hub's client raises errors of several libraries
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise FileNotFoundError(f"{name}: no such folder, and not to be had from the hub ({reason}); {cure}") from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a network's folder, in order; ValueError with the cure if there are none."""
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    if indices:
-        try:
-            names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
-            missing = [name for name in names if not (folder / name).is_file()]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(
-                f"{indices[0]}: damaged (no weight_map of tensor names to files); fetch it again"
-            ) from None
-        if missing or not names:
-            wanted = ", ".join(missing) or "files with weights"
-            raise ValueError(
-                f"{folder}: {indices[0].name} names {wanted}, not to be found there; fetch the folder again"
-            )
-        return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(
-            file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-        )
-        found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
-        raise ValueError(
-            f"{folder}: needs safetensors; {found}; convert once with transformers (or diffusers): "
-            "AutoModel.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
-        )
-    return files
-
-
-def check_weights(role: str, folder: Path, expected: Mapping[str, str]) -> None:
-    """ValueError unless the folder's files are those (name in the folder -> sha256) that the training data were made
-    with.
-    """
-    for name in [*expected, *unrecorded_files(folder, expected)]:
-        file = folder / name
-        found = None
-        if file.is_file():
-            with file.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != expected.get(name):
-            what = "is missing" if not found else "is another file" if name in expected else "was not there then"
-            raise ValueError(
-                f"{folder} is not the {role} that the model was trained with ({name} {what}); give its folder"
-            )
-
-
-def unrecorded_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
-    """Files that describe a network, beside recorded ones, and that were not recorded: they would be read.
-
-    None for a model whose data were encoded before such files were recorded: then no config.json is.
-    """
-    if not any(Path(name).name == "config.json" for name in expected):
-        return []
-    parts = sorted({Path(name).parent for name in expected})
-    names = [(part / name).as_posix() for part in parts for name in DESCRIPTIONS]
-    return [name for name in names if name not in expected and (folder / name).is_file()]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a network's folder."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: missing; give the network's folder in Hugging Face layout")
-    return json.loads(file.read_text())
-
-
 def load_codec(name: str, exported: Path, device: torch.device, options: Mapping[str, Any]) -> Codec:
     """The codec called `name` in config.json: `dct`, whose tensors lie in the exported folder, or a folder of
     diffusers.
@@ -146,6 +51,12 @@ def load_codec(name: str, exported: Path, device: torch.device, options: Mapping
     if name == "dct":
         return DctCodec(exported / DCT_FILE, device)
     return VaeCodec(network_folder("codec", name), device, options)
+
+
+def network_folder(role: str, name: str) -> Path:
+    """The folder or hub id `name` of a network that the model was trained with."""
+    cure = f"give its folder with --{role.replace(' ', '-')}"
+    return local_folder(name, f"the {role} that the model was trained with was there: {cure}")
 
 
 class DctCodec:
@@ -252,23 +163,6 @@ def load_speech_encoder(folder: Path, layers: tuple[int, ...], device: torch.dev
     raise ValueError(f"{folder}: a speech encoder of model_type {kind!r}; supported: 'whisper', 'wav2vec2'")
 
 
-def whole_frames(wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
-    """The sound cut, or padded with silence, to `num_frames` frames."""
-    samples = num_frames * SAMPLE_RATE_HZ // FPS
-    wave = np.asarray(wave_16k, np.float32)[:samples]
-    return np.pad(wave, (0, samples - len(wave)))
-
-
-def at_frame_rate(states_ISE: Tensor, num_frames: int) -> np.ndarray:
-    """Hidden states at 50 Hz -> [num_frames, layers * E]: a frame's mean, each layer of zero mean and unit variance in
-    it.
-    """
-    frames = states_ISE.unflatten(1, (num_frames, -1)).mean(2)
-    frames = frames - frames.mean(-1, keepdim=True)
-    frames = frames * torch.rsqrt(frames.square().mean(-1, keepdim=True) + 1e-5)
-    return frames.transpose(0, 1).flatten(1).cpu().numpy()
-
-
 def check_loaded(folder: Path, missing: Iterable[str], unknown: Iterable[str], unused: tuple[str, ...] = ()) -> None:
     """ValueError with the tensors that the network lacks, and those that it does not know and that begin with none of
     `unused`.
@@ -333,7 +227,7 @@ class WhisperSpeechEncoder:
             first, end = (self.CONTEXT if start else 0), (steps - start if last else self.CHUNK - self.CONTEXT)
             kept.append(states[:, first:end])
             if last:
-                return at_frame_rate(torch.cat(kept, 1), num_frames)
+                return at_frame_rate(torch.cat(kept, 1).cpu().numpy(), num_frames)
             start += self.CHUNK - 2 * self.CONTEXT
 
     def _chunk(self, wave: np.ndarray) -> Tensor:
@@ -379,9 +273,8 @@ class Wav2Vec2SpeechEncoder:
         missing = self.FIELD - STATE_SAMPLES
         sound = F.pad(torch.from_numpy(wave).to(self.device), (missing // 2, missing - missing // 2))
         with _WholeNorm(self.network, sound):
-            return at_frame_rate(
-                torch.cat([self._chunk(sound, *span) for span in self._spans(2 * num_frames)], 1), num_frames
-            )
+            states = torch.cat([self._chunk(sound, *span) for span in self._spans(2 * num_frames)], 1)
+        return at_frame_rate(states.cpu().numpy(), num_frames)
 
     def _spans(self, steps: int) -> list[tuple[int, int, int, int]]:
         """(start, end) of each chunk and (first, until) of what is kept of it."""
@@ -449,8 +342,10 @@ def load_text_encoder(folder: Path, device: torch.device) -> TextEncoder:
     """The text encoder in a folder: BERT (MiniLM, BGE, ...), or what `text_encoders_omnihuman.py` reads."""
     if (folder / "config.json").is_file() and read_config(folder).get("model_type") == "bert":
         return BertTextEncoder(folder, device)
-    from text_encoders_omnihuman import load_transformers_text_encoder
+    from text_encoders_omnihuman import load_transformers_text_encoder, parts_of
 
+    for network in parts_of(folder).networks:
+        weight_files(network)
     return OneText(load_transformers_text_encoder(folder, device=str(device)))
 
 

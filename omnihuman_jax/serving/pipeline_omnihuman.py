@@ -9,10 +9,9 @@ or, with this folder on the path,
     pipeline = OmniHumanPipeline.from_pretrained(".", device="cuda")
     pipeline(image="face.png", audio="voice.wav", out="talking.mp4")
 
-Needs torch, safetensors, numpy and av; transformers and tokenizers for a voice or a prompt; diffusers for a video
-autoencoder. No
-JAX: but the same seed gives what `omnihuman generate` gives. The networks beside the model are read from the folders
-that the training data were encoded with, named in config.json, or given.
+Needs torch, safetensors, numpy, av and soundfile; transformers and tokenizers for a voice or a prompt; diffusers for a
+video autoencoder. No JAX: but the same seed gives what `omnihuman generate` gives. The networks beside the model are
+read from the folders that the training data were encoded with, named in config.json, or given.
 """
 
 import argparse
@@ -20,56 +19,36 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import media_omnihuman as media
 import numpy as np
 import torch
-from encoders_omnihuman import (
-    SAMPLE_RATE_HZ,
-    Codec,
-    check_weights,
-    load_codec,
-    load_speech_encoder,
-    load_text_encoder,
-    network_folder,
-)
+from batch_omnihuman import pack, without
+from encoders_omnihuman import Codec, load_codec, load_speech_encoder, load_text_encoder, network_folder
+from folders_omnihuman import check_weights
+from guidance_omnihuman import CURVES, FlowMatchingConfig, GuidanceConfig, guidance_scales, timesteps
 from modeling_omnihuman import OmniHumanForVideo
-from safetensors.torch import load_file
-from sampling_omnihuman import (
-    EmptyPrompt,
-    FlowConfig,
-    GuidanceConfig,
-    guidance_scales,
-    sample,
-    slots,
-    timesteps,
-    token_noise,
-    video_tokens,
-    without,
-)
-from signals_omnihuman import Signals, frames_to_make, read_pose, read_reference
+from pictures_omnihuman import check_size, fit_size, lay_keypoints, lay_picture, unpatchify
+from poses_omnihuman import read_keypoints
+from safetensors.numpy import load_file
+from sampling_omnihuman import sample, slots, token_noise, video_tokens
 from torch import Tensor
 from windows_omnihuman import (
     FPS,
     MOTION_FRAMES,
-    MOTION_LATENTS,
+    SAMPLE_RATE_HZ,
+    SOUND_CONTEXT_S,
     TEMPORAL_STRIDE,
-    TOKEN_STRIDE,
     Segment,
-    WindowInput,
-    fit_size,
-    pack,
-    segments_of,
-    unpatchify,
-    with_margins,
+    Signals,
+    frames_to_make,
+    segment_schedule,
 )
 
 EMPTY_PROMPT_FILE = "empty_prompt.safetensors"
-# Speech encoders look around: features near the end of what is sampled should not see the sound stop.
-SOUND_CONTEXT_S = 1.0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -93,7 +72,7 @@ class ServingConfig:
     num_steps: int
     segment_frames: int
     area: int
-    flow: FlowConfig
+    flow: FlowMatchingConfig
     guidance: GuidanceConfig
     max_text_tokens: int = 128
 
@@ -105,7 +84,7 @@ class ServingConfig:
             raise ValueError(
                 f"{path}: has no part 'serving': export a run that has its dataset.json beside its checkpoints"
             )
-        parts = {"flow": FlowConfig(**values.pop("flow")), "guidance": GuidanceConfig(**values.pop("guidance"))}
+        parts = {"flow": FlowMatchingConfig(**values.pop("flow")), "guidance": GuidanceConfig(**values.pop("guidance"))}
         return cls(**values, **parts)
 
 
@@ -117,7 +96,7 @@ class OmniHumanPipeline:
         model: OmniHumanForVideo,
         config: ServingConfig,
         codec: Codec,
-        empty: EmptyPrompt,
+        empty: Mapping[str, np.ndarray],
         device: torch.device,
     ) -> None:
         self.config, self.codec, self.empty, self.device = config, codec, empty, device
@@ -154,7 +133,7 @@ class OmniHumanPipeline:
         if config.codec_sha256:
             check_weights("codec", network_folder("codec", config.codec), config.codec_sha256)
         model = OmniHumanForVideo.from_pretrained(folder, dtype=dtype, device=device)
-        empty = EmptyPrompt(**load_file(str(folder / EMPTY_PROMPT_FILE)))
+        empty = load_file(str(folder / EMPTY_PROMPT_FILE))
         return cls(model, config, load_codec(config.codec, folder, device, config.codec_options), empty, device)
 
     def __call__(
@@ -204,7 +183,7 @@ class OmniHumanPipeline:
         if num_steps < 1:
             raise ValueError(f"sampling needs at least 1 step, not {num_steps}")
         signals = self.read_signals(image, audio, pose, text, seconds, size, segment_frames)
-        segments = segments_of(signals.frames, segment_frames)
+        segments = segment_schedule(signals.frames, segment_frames)
 
         def frames() -> Iterator[np.ndarray]:
             left, before = signals.frames, None
@@ -243,50 +222,34 @@ class OmniHumanPipeline:
         """Latents [F, H, W, C] float32 of one segment; `motion_THW3`: the last 5 frames of the one before, in [-1,
         1].
         """
-        window = self.window_of(signals, segment, motion_THW3)
-        batch = pack(
+        motion = None if motion_THW3 is None else self.encode(motion_THW3)
+        window = signals.window(segment, motion, self.config.margin)
+        arrays = pack(
             window,
+            has_text=signals.has_text,
             audio_slots=TEMPORAL_STRIDE + 2 * self.sizes.audio.neighbours if self.sizes.audio else 0,
             pose_slots=TEMPORAL_STRIDE + 2 * self.sizes.pose.neighbours if self.sizes.pose else 0,
         )
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        guided = guidance.enabled and (window.has_text or window.audio_TE is not None)
+        batch, other = self._placed(arrays), None
+        if guidance.enabled and (signals.has_text or window.audio_TE is not None):
+            other = self._placed(without(arrays, **self.empty, text_rows=len(self.empty["text_SE"])))
         if noise_BLC is None:
             noise_BLC = token_noise(seed, slots(batch), batch["token_BL"], self.sizes.patch_channels)
+        t = timesteps(num_steps, video_tokens(batch).cpu().numpy(), self.config.flow)
         tokens = sample(
             functools.partial(self.model, one_window=True),
             batch,
             noise_BLC,
-            timesteps(num_steps, video_tokens(batch), self.config.flow),
+            torch.from_numpy(t).to(self.device),
             guidance_scales(guidance, num_steps),
-            unconditional=without(batch, self.empty, len(self.empty.text_SE)) if guided else None,
+            unconditional=other,
             on_step=on_step,
         )
         video = tokens[0][~batch["is_reference_BL"][0]].cpu().numpy()
         return unpatchify(video, *window.latents_FHWC.shape[1:3])
 
-    def window_of(self, signals: Signals, segment: Segment, motion_THW3: np.ndarray | None) -> WindowInput:
-        """A segment as the model is to see it; the 5 motion frames become its first 2 latents."""
-        height, width, channels = signals.reference_HWC.shape
-        latents = np.zeros((1 + (segment.frames - 1) // TEMPORAL_STRIDE, height, width, channels), np.float32)
-        if motion_THW3 is not None:
-            latents[:MOTION_LATENTS] = self.encode(motion_THW3)
-        window = WindowInput(
-            latents_FHWC=latents,
-            text_SE=signals.text_SE,
-            pooled_E=signals.pooled_E,
-            has_text=signals.has_text,
-            reference_HWC=signals.reference_HWC,
-            margin=self.config.margin,
-            motion=motion_THW3 is not None,
-            slot=segment.index,
-        )
-        cut = (segment.start, segment.frames, self.config.margin)
-        if signals.audio_TE is not None:
-            window.audio_TE, window.audio_valid_T = with_margins(signals.audio_TE, *cut)
-        if signals.keypoints_TJ3 is not None:
-            window.keypoints_TJ3, window.keypoints_valid_T = with_margins(signals.keypoints_TJ3, *cut)
-        return window
+    def _placed(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        return {name: torch.tensor(array, device=self.device) for name, array in arrays.items()}
 
     @torch.no_grad()
     def encode(self, video_THW3: np.ndarray) -> np.ndarray:
@@ -325,19 +288,15 @@ class OmniHumanPipeline:
             assert wave is not None  # `required`
             available[str(audio)] = len(wave) * FPS // SAMPLE_RATE_HZ
         if pose is not None:
-            keypoints = read_pose(Path(pose), size)
+            keypoints = self._read_pose(Path(pose), size)
             available[str(pose)] = len(keypoints)
-            if keypoints.shape[1] != self.sizes.pose.keypoints:
-                raise ValueError(
-                    f"{pose}: {keypoints.shape[1]} keypoints a frame, the model takes {self.sizes.pose.keypoints}"
-                )
         frames = frames_to_make(seconds, available, segment_frames)
         if wave is not None:
-            features = self._speech_features(wave, segments_of(frames, segment_frames)[-1])
+            features = self._speech_features(wave, segment_schedule(frames, segment_frames)[-1])
         text_SE, pooled_E = self._text_features(text)
         return Signals(
             frames=frames,
-            reference_HWC=self.encode(read_reference(image, size))[0],
+            reference_HWC=self.encode(lay_picture(functools.partial(media.read_image, image), size))[0],
             text_SE=text_SE,
             pooled_E=pooled_E,
             has_text=bool(text),
@@ -346,14 +305,23 @@ class OmniHumanPipeline:
             wave=wave,
         )
 
+    def _read_pose(self, path: Path, size: tuple[int, int]) -> np.ndarray:
+        """Keypoints [T, J, 3] in tokens of pictures of `size`, laid over them like the image."""
+        keypoints, height, width = read_keypoints(path)
+        if not (keypoints[..., 2] > 0).any():
+            raise ValueError(f"{path}: no person in any frame")
+        if keypoints.shape[1] != self.sizes.pose.keypoints:
+            raise ValueError(
+                f"{path}: {keypoints.shape[1]} keypoints a frame, the model takes {self.sizes.pose.keypoints}"
+            )
+        return lay_keypoints(keypoints, height, width, size)
+
     def _size(self, image: str | Path, size: tuple[int, int] | None) -> tuple[int, int]:
         if size is None:
             if not self.config.area:
                 raise ValueError("the export does not say how large its pictures were: give a size")
             return fit_size(*media.read_image(image).shape[:2], self.config.area)
-        if any(side < TOKEN_STRIDE or side % TOKEN_STRIDE for side in size):
-            raise ValueError(f"size {size[0]}x{size[1]}: height and width must be multiples of {TOKEN_STRIDE}")
-        return size
+        return check_size(size)
 
     def _speech_features(self, wave: np.ndarray, last: Segment) -> np.ndarray:
         """Features [T, E]: of the frames to make, the margin behind them and nothing more."""
@@ -361,13 +329,13 @@ class OmniHumanPipeline:
             folder = network_folder("speech encoder", self.config.speech_encoder)
             check_weights("speech encoder", folder, self.config.speech_sha256)
             self._speech = load_speech_encoder(folder, tuple(self.config.speech_layers), self.device)
-        needed = (last.start + last.frames + self.config.margin) / FPS + SOUND_CONTEXT_S
+        needed = (last.stop + self.config.margin) / FPS + SOUND_CONTEXT_S
         wave = wave[: round(needed * SAMPLE_RATE_HZ)]
         return self._speech.features(wave, max(1, len(wave) * FPS // SAMPLE_RATE_HZ))
 
     def _text_features(self, text: str | None) -> tuple[np.ndarray, np.ndarray]:
         if not text:
-            return self.empty.text_SE.numpy(), self.empty.pooled_E.numpy()
+            return self.empty["text_SE"], self.empty["pooled_E"]
         if self._text is None:
             folder = network_folder("text encoder", self.config.text_encoder)
             check_weights("text encoder", folder, self.config.text_sha256)
@@ -425,9 +393,7 @@ def _parser() -> argparse.ArgumentParser:
         "--guidance-scale", type=float, metavar="S", help="on text and audio, at the first step; 1 is off"
     )
     parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
-    parser.add_argument(
-        "--guidance-curve", choices=("linear", "cosine", "constant"), help="... and how it falls in between"
-    )
+    parser.add_argument("--guidance-curve", choices=CURVES, help="... and how it falls in between")
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
     )
@@ -438,19 +404,6 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("codec", "text-encoder", "speech-encoder"):
         parser.add_argument(f"--{name}", metavar="DIR", help="folder; default: the one named in config.json")
     return parser
-
-
-def guidance_of(base: GuidanceConfig, options: argparse.Namespace) -> GuidanceConfig:
-    """`base` with what the command line overrides; `--guidance-scale 1` alone turns guidance off."""
-    changed = dataclasses.replace(base)
-    if options.guidance_scale is not None:
-        changed.scale = options.guidance_scale
-        if options.guidance_scale == 1.0 and options.guidance_final_scale is None:
-            changed.final_scale = 1.0
-    if options.guidance_final_scale is not None:
-        changed.final_scale = options.guidance_final_scale
-    changed.curve = options.guidance_curve or changed.curve
-    return changed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -482,7 +435,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=options.seed,
             num_steps=options.steps,
             segment_frames=options.segment_frames,
-            guidance=guidance_of(pipeline.config.guidance, options),
+            guidance=pipeline.config.guidance.with_overrides(
+                options.guidance_scale, options.guidance_final_scale, options.guidance_curve
+            ),
             on_step=on_step,
         )
     except (ValueError, FileNotFoundError) as error:

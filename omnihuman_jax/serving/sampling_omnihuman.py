@@ -2,87 +2,21 @@
 torch alone.
 
     noise = token_noise(seed, slots(batch), batch["token_BL"], model.config.patch_channels)
-    t = timesteps(num_steps, video_tokens(batch), FlowConfig())
-    tokens = sample(model, batch, noise, t, guidance_scales(GuidanceConfig(), num_steps), unconditional=without(batch,
-    empty))
+    tokens = sample(model, batch, noise, timesteps_KBG, scales_K, unconditional=batch_without_text_and_audio)
 
-The same schedule, shift, guidance and noise as the trainer's: the same seed gives the same video. Shape suffixes as in
-`modeling_omnihuman.py`; K sampling steps.
+Timesteps and guidance scales are numbers: `guidance_omnihuman.py`. The same noise as the trainer's: the same seed gives
+the same video. Shape suffixes as in `modeling_omnihuman.py`; K sampling steps.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 MOTION_LATENTS = 2
-TEXT, AUDIO = 0, 2  # columns of active_BG4: what guidance drops
 Batch = Mapping[str, Tensor]
-
-
-@dataclasses.dataclass(kw_only=True)
-class FlowConfig:
-    """How timesteps are spaced: shifted towards noise by sqrt(video tokens / shift_tokens), clipped to the two bounds.
-
-    The first two fields are about training; they are here because config.json holds them.
-    """
-
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    shift_tokens: int = 2400
-    shift_min: float = 1.0
-    shift_max: float = 12.0
-
-
-@dataclasses.dataclass(kw_only=True)
-class GuidanceConfig:
-    """Scale at the first and at the last step, and the curve between them: linear, cosine or constant."""
-
-    scale: float = 6.5
-    final_scale: float = 1.0
-    curve: str = "linear"
-
-    @property
-    def enabled(self) -> bool:
-        """Whether any step needs the unconditional branch."""
-        return self.scale != 1.0 or (self.curve != "constant" and self.final_scale != 1.0)
-
-
-@dataclasses.dataclass(kw_only=True)
-class EmptyPrompt:
-    """What an absent text is replaced by: embeddings [S, E] and [E] of the empty prompt, of the run's own text
-    encoder.
-    """
-
-    text_SE: Tensor
-    pooled_E: Tensor
-
-
-def guidance_scales(config: GuidanceConfig, num_steps: int) -> list[float]:
-    """Scale of each sampling step: `scale` first, `final_scale` last; one step alone has `scale`."""
-    if not all(math.isfinite(value) and value >= 0 for value in (config.scale, config.final_scale)):
-        raise ValueError(f"guidance scales must be finite and >= 0, not {config.scale} and {config.final_scale}")
-    curves: dict[str, Callable[[float], float]] = {
-        "constant": lambda progress: 1.0,
-        "linear": lambda progress: 1.0 - progress,
-        "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }
-    if config.curve not in curves:
-        raise ValueError(f"guidance curve {config.curve!r} is unknown; the curves are {', '.join(sorted(curves))}")
-    weights = [curves[config.curve](step / max(num_steps - 1, 1)) for step in range(num_steps)]
-    return [config.final_scale + (config.scale - config.final_scale) * weight for weight in weights]
-
-
-def timesteps(num_steps: int, tokens_BG: Tensor, config: FlowConfig) -> Tensor:
-    """t of each window from 1 to 0, shifted by its number of video tokens: float32 [num_steps + 1, B, G]."""
-    if num_steps < 1:
-        raise ValueError(f"sampling needs at least 1 step, not {num_steps}")
-    even_K11 = torch.linspace(1.0, 0.0, num_steps + 1, device=tokens_BG.device)[:, None, None]
-    shift = (tokens_BG.clamp(min=1).float() / config.shift_tokens).sqrt().clamp(config.shift_min, config.shift_max)
-    return shift * even_K11 / (1.0 + (shift - 1.0) * even_K11)
 
 
 def video_tokens(batch: Batch) -> Tensor:
@@ -149,34 +83,6 @@ def token_noise(seed: int, slot_BL: Tensor, token_BL: Tensor, channels: int) -> 
     return _normal(x0 ^ x1)
 
 
-def without(batch: Batch, empty: EmptyPrompt, text_rows: int | None = None) -> dict[str, Tensor]:
-    """`batch` for the unconditional branch: no audio and the empty prompt, everything else kept.
-
-    `text_rows`: rows of text of a sequence; those of `batch` by default. ValueError if the empty prompt of every window
-    does not fit them.
-    """
-    out = dict(batch)
-    active = batch["active_BG4"].clone()
-    active[..., [TEXT, AUDIO]] = False
-    rows = batch["text_BSE"].shape[1] if text_rows is None else text_rows
-    text = batch["text_BSE"].new_zeros(len(active), rows, batch["text_BSE"].shape[2])
-    ids = batch["text_segment_ids_BS"].new_zeros(len(active), rows)
-    pooled = torch.zeros_like(batch["pooled_BGE"])
-    length = len(empty.text_SE)
-    for row, segments_L in enumerate(batch["segment_ids_BL"].tolist()):
-        present = sorted(set(segments_L) - {0})
-        if len(present) * length > rows:
-            raise ValueError(
-                f"guidance needs {len(present)} windows x {length} tokens of the empty prompt, of {rows} rows of text"
-            )
-        for place, segment in enumerate(present):
-            own = slice(place * length, (place + 1) * length)
-            text[row, own], ids[row, own] = empty.text_SE.to(text), segment
-            if pooled.shape[-1]:
-                pooled[row, segment - 1] = empty.pooled_E.to(pooled)
-    return out | {"active_BG4": active, "text_BSE": text, "text_segment_ids_BS": ids, "pooled_BGE": pooled}
-
-
 def given_tokens(batch: Batch) -> Tensor:
     """Tokens that are given clean and not sampled: reference tokens, motion latents, padding; bool [B, L]."""
     segment_BL = batch["segment_ids_BL"]
@@ -211,7 +117,7 @@ def sample(
     batch: Batch,
     noise_BLC: Tensor,
     timesteps_KBG: Tensor,
-    scales_K: list[float],
+    scales_K: Sequence[float],
     *,
     unconditional: Batch | None = None,
     on_step: Callable[[int, int], Any] = lambda done, total: None,
@@ -223,9 +129,10 @@ def sample(
       batch: the packed batch; `latents_BLC` holds the given tokens (reference, motion frames), which leave as they
           came.
       noise_BLC: `token_noise`, or any standard normal noise.
-      timesteps_KBG: of `timesteps`.
-      scales_K: guidance scale of each step; read only with `unconditional`.
-      unconditional: of `without`; None turns guidance off, which halves the cost. Both branches run as one batch of 2B
+      timesteps_KBG: t of each window from 1 to 0, [steps + 1, B, G] (`guidance_omnihuman.timesteps`).
+      scales_K: guidance scale of each step (`guidance_omnihuman.guidance_scales`); read only with `unconditional`.
+      unconditional: the batch without text and audio (`batch_omnihuman.without`); None turns guidance off, which halves
+        the cost. Both branches run as one batch of 2B
         rows, or one after the other where they have different numbers of text rows.
       on_step: hears (steps done, steps in all).
     """
@@ -236,7 +143,7 @@ def sample(
     steps = len(timesteps_KBG) - 1
     for step in range(steps):
         t_BG, next_t_BG = timesteps_KBG[step], timesteps_KBG[step + 1]
-        velocity_BLC = velocity(tokens_BLC, t_BG, scales_K[step])
+        velocity_BLC = velocity(tokens_BLC, t_BG, float(scales_K[step]))
         change_BL = (next_t_BG - t_BG).gather(1, (segment_BL - 1).clamp(min=0))
         tokens_BLC = torch.where(given_BL1, clean_BLC, tokens_BLC + change_BL[..., None] * velocity_BLC)
         on_step(step + 1, steps)

@@ -2,12 +2,12 @@
 PyTorch.
 
 They run in `omnihuman encode` and where a prompt is given to `generate`, never in training. torch and transformers are
-imported when a network is loaded. This file imports nothing of its package: exports carry it as
-`text_encoders_omnihuman.py`.
+imported when a network is loaded. No file beside this one: the trainer imports it from its package, an exported folder
+carries it as it is. That the folder's weights are there, and no pickles, is its caller's to check
+(`folders_omnihuman.weight_files`).
 """
 
 import dataclasses
-import hashlib
 import html
 import json
 import re
@@ -36,14 +36,6 @@ ENCODERS = ("t5", "umt5")
 CHATS = ("llama", "llava")
 # Parts of the whole models that the encoders are taken from; nothing of theirs is read.
 _UNUSED = ("lm_head.", "decoder.", "vision_model.", "visual_projection.", "text_projection.", "logit_scale")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-"""Suffixes of files that are never opened."""
-DESCRIPTIONS = (
-    "config.json", "preprocessor_config.json", "modules.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model",
-)  # fmt: skip
-"""Files beside the weights that what an encoder computes depends on: sizes, scaling, sound normalisation, tokens."""
 
 
 class EncodedText(NamedTuple):
@@ -62,7 +54,35 @@ def is_transformers_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file() and _kind(folder) in ENCODERS
 
 
-def load_transformers_text_encoder(folder: Path, *, ref: str | None = None, device: str | None = None) -> Any:
+class Parts(NamedTuple):
+    """Folders that a text encoder is made of: networks with weights, and tokenizers; `kind` of the first network."""
+
+    kind: str
+    networks: tuple[Path, ...]
+    tokenizers: tuple[Path, ...]
+
+
+def parts_of(folder: Path) -> Parts:
+    """What the text encoder in `folder` is made of; ValueError for another kind of network."""
+    inside = (folder / "text_encoder" / "config.json").is_file()
+    network = folder / "text_encoder" if inside else folder
+    tokenizer = folder / "tokenizer" if inside else folder
+    kind = _kind(network)
+    if kind in ENCODERS:
+        return Parts(kind, (network,), (tokenizer,))
+    second = folder / "text_encoder_2"
+    if kind not in CHATS or not (second / "config.json").is_file() or _kind(second) not in ("clip_text_model", "clip"):
+        found = f"model_type {kind!r}" + (f" and {_kind(second)!r}" if (second / "config.json").is_file() else "")
+        raise ValueError(
+            f"{folder}: text encoders of {found}; supported: t5, umt5, or llama / llava with a clip_text_model as"
+            " text_encoder_2"
+        )
+    return Parts(kind, (network, second), (tokenizer, folder / "tokenizer_2"))
+
+
+def load_transformers_text_encoder(
+    folder: Path, *, ref: str | None = None, sha256: Mapping[str, str] | None = None, device: str | None = None
+) -> Any:
     """The text encoder in a folder.
 
     Args:
@@ -70,10 +90,11 @@ def load_transformers_text_encoder(folder: Path, *, ref: str | None = None, devi
             and `tokenizer` (Wan: UMT5), or those and `text_encoder_2` and `tokenizer_2` (HunyuanVideo: Llama or LLaVA,
             and CLIP).
         ref: what loads it again; the folder's absolute path by default.
+        sha256: file name -> sha256 of what it is made of, for whoever records it.
         device: of torch; a GPU if there is one, by default.
 
     Raises:
-        ValueError: torch or transformers is not installed, another kind of network, or weights in pickle form.
+        ValueError: torch or transformers is not installed, another kind of network, or weights that do not fit.
     """
     try:
         import torch
@@ -83,37 +104,27 @@ def load_transformers_text_encoder(folder: Path, *, ref: str | None = None, devi
     transformers.utils.logging.disable_progress_bar()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     ref = ref or str(folder.resolve())
-    inside = (folder / "text_encoder" / "config.json").is_file()
-    network = folder / "text_encoder" if inside else folder
-    tokenizer = folder / "tokenizer" if inside else folder
-    kind = _kind(network)
+    kind, networks, tokenizers = parts_of(folder)
     if kind in ENCODERS:
         classes = {"t5": transformers.T5EncoderModel, "umt5": transformers.UMT5EncoderModel}
         return T5TextEncoder(
             ref=ref,
-            sha256=_sha256(folder, network, tokenizer),
-            model=_load(classes[kind], network, device),
-            tokenizer=transformers.AutoTokenizer.from_pretrained(tokenizer),
+            sha256=sha256 or {},
+            model=_load(classes[kind], networks[0], device),
+            tokenizer=transformers.AutoTokenizer.from_pretrained(tokenizers[0]),
             clean=kind == "umt5",
         )
-    second = folder / "text_encoder_2"
-    if kind not in CHATS or not (second / "config.json").is_file() or _kind(second) not in ("clip_text_model", "clip"):
-        found = f"model_type {kind!r}" + (f" and {_kind(second)!r}" if (second / "config.json").is_file() else "")
-        raise ValueError(
-            f"{folder}: text encoders of {found}; supported: t5, umt5, or llama / llava with a clip_text_model as"
-            " text_encoder_2"
-        )
     if kind == "llava":
-        language = _load(transformers.LlavaForConditionalGeneration, network, device).model.language_model
+        language = _load(transformers.LlavaForConditionalGeneration, networks[0], device).model.language_model
     else:
-        language = _load(transformers.LlamaModel, network, device)
+        language = _load(transformers.LlamaModel, networks[0], device)
     return HunyuanTextEncoder(
         ref=ref,
-        sha256=_sha256(folder, network, tokenizer, second, folder / "tokenizer_2"),
+        sha256=sha256 or {},
         model=language,
-        tokenizer=transformers.AutoTokenizer.from_pretrained(tokenizer),
-        clip=_load(transformers.CLIPTextModel, second, device),
-        clip_tokenizer=transformers.AutoTokenizer.from_pretrained(folder / "tokenizer_2"),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(tokenizers[0]),
+        clip=_load(transformers.CLIPTextModel, networks[1], device),
+        clip_tokenizer=transformers.AutoTokenizer.from_pretrained(tokenizers[1]),
     )
 
 
@@ -123,13 +134,6 @@ def _kind(folder: Path) -> str:
 
 def _load(kind: Any, folder: Path, device: str) -> Any:
     """The network in the dtype of its file, for inference; ValueError names weights that are missing or unknown."""
-    if not list(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
-        found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
-        raise ValueError(
-            f"{folder}: needs model.safetensors; {found}; convert once with transformers: "
-            "AutoModel.from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
-        )
     # Tensors of another shape are told like the rest: transformers would raise at the first look, in a table of many
     # lines.
     model, info = kind.from_pretrained(
@@ -144,19 +148,6 @@ def _load(kind: Any, folder: Path, device: str) -> Any:
     if wrong:
         raise ValueError(f"{folder}: weights do not fit config.json: {'; '.join(wrong[:20])} ({len(wrong)} in all)")
     return model.eval().requires_grad_(False).to(device)
-
-
-def _sha256(folder: Path, *parts: Path) -> dict[str, str]:
-    """File, relative to the folder -> sha256 of each file that the encoder is made of."""
-    files = {file for part in parts for file in part.glob("*.safetensors")}
-    files |= {part / name for part in parts for name in DESCRIPTIONS if (part / name).is_file()}
-    return {file.relative_to(folder).as_posix(): file_sha256(file) for file in sorted(files)}
-
-
-def file_sha256(file: Path) -> str:
-    """Of its bytes, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _float32(tensor: Any) -> np.ndarray:

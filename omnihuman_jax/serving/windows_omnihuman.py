@@ -1,44 +1,41 @@
-"""Windows for `OmniHumanForVideo`: one clip's latents and conditions as the arrays of a batch, and the segments of a
-long video.
+"""Windows in time: the clock, frames and latents, the features that a latent sees, the segments of a long video.
 
-numpy and torch alone. The numbers are those of the trainer's own packing, with one window a sequence and no padding.
+numpy alone, and no file beside this one: the trainer imports it from its package, an exported folder carries it as it
+is. What is said here is said nowhere else; `pictures_omnihuman.py` has the other two dims, height and width.
 """
 
 import dataclasses
-import itertools
 import math
+from collections.abc import Mapping
 
 import numpy as np
-import torch
-from torch import Tensor
 
 FPS = 25
+SAMPLE_RATE_HZ = 16_000
 TEMPORAL_STRIDE = 4
-SPATIAL_STRIDE = 8
-PATCH = 2
-TOKEN_STRIDE = SPATIAL_STRIDE * PATCH
 MOTION_FRAMES = 5
 MOTION_LATENTS = 2
-_NO_FRAME = np.iinfo(np.int64).min
+SOUND_CONTEXT_S = 1.0
+"""Speech encoders look around: features near the end of what is sampled should not see the sound stop."""
+NO_FRAME = np.iinfo(np.int32).min
+"""In a `frame_index`: a place of the first latent, which has one frame only."""
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class WindowInput:
-    """One window of 1 + 4n frames. What is None is absent; text is always there, the empty prompt's where there is
-    none.
+    """One window of 1 + 4n frames as the model is to see it. What is not used may be None.
 
-    latents_FHWC   float32; the first two are read with `motion`, the others only give the size
-    reference_HWC  latent of the reference image
-    audio_TE       speech features, `margin` frames on each side; audio_valid_T says which rows are real
-    keypoints_TJ3  x, y in tokens of 16 pixels, and confidence; likewise
-    has_text       whether text_SE is a prompt's, not the empty one's
-    slot           number of the segment: what its noise is keyed on
+    latents_FHWC, reference_HWC   normalised latents; the reference has the size of a latent frame
+    text_SE, pooled_E             embedding of the text to use: the empty prompt's where there is no text
+    audio_TE, audio_valid_T       speech features with `margin` frames on each side, and which rows are real
+    keypoints_TJ3, .._valid_T     keypoints in token units, likewise
+    motion                        the first 2 latents are given clean
+    slot                          number among the step's windows, or of the segment: what its noise is keyed on
     """
 
     latents_FHWC: np.ndarray
     text_SE: np.ndarray
     pooled_E: np.ndarray
-    has_text: bool
     reference_HWC: np.ndarray | None = None
     audio_TE: np.ndarray | None = None
     audio_valid_T: np.ndarray | None = None
@@ -48,88 +45,85 @@ class WindowInput:
     motion: bool = False
     slot: int = 0
 
-
-def patchify(latents_FHWC: np.ndarray) -> np.ndarray:
-    """[F, H, W, C] -> [F * H/2 * W/2, 4 C], channels (patch row, patch column, channel)."""
-    frames, height, width, channels = latents_FHWC.shape
-    patches = latents_FHWC.reshape(frames, height // PATCH, PATCH, width // PATCH, PATCH, channels)
-    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, PATCH * PATCH * channels)
+    @property
+    def frames(self) -> int:
+        return 1 + TEMPORAL_STRIDE * (len(self.latents_FHWC) - 1)
 
 
-def unpatchify(tokens_LC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Inverse of `patchify` for latents of `height` x `width`."""
-    channels = tokens_LC.shape[1] // PATCH**2
-    patches = tokens_LC.reshape(-1, height // PATCH, width // PATCH, PATCH, PATCH, channels)
-    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(-1, height, width, channels)
+def latent_frames_of(frames: int) -> int:
+    """Latent frames of a window of `frames` = 1 + 4n pixel frames; ValueError otherwise."""
+    if frames < 1 or (frames - 1) % TEMPORAL_STRIDE:
+        raise ValueError(
+            f"a window has 1 + 4n frames, not {frames}; nearest below is {max(1, frames - (frames - 1) % 4)}"
+        )
+    return 1 + (frames - 1) // TEMPORAL_STRIDE
 
 
-def row_index(latents: int, slots: int, margin: int, valid_T: np.ndarray) -> np.ndarray:
-    """Rows of [frames + 2 margin] features that each latent sees, [F, slots]; -1 for none.
+def frames_of_latent(index: int) -> range:
+    """Pixel frames that latent `index` of a window covers: frame 0, or frames 4i-3 .. 4i (contract)."""
+    if index == 0:
+        return range(1)
+    return range(TEMPORAL_STRIDE * index - 3, TEMPORAL_STRIDE * index + 1)
 
-    A row of the index: m frames before the latent's own 4 (the first latent's single frame takes the last of the four
-    places), those, and m after; slots = 4 + 2m.
+
+def neighbours_of(slots: int) -> int:
+    """m of an index row with `slots` = 4 + 2m entries (the latent's frames and m neighbours on each side); 0 slots:
+    0.
     """
-    m = (slots - TEMPORAL_STRIDE) // 2
-    index = np.full((latents, slots), _NO_FRAME, np.int64)
-    for latent in range(latents):
-        own = range(1) if latent == 0 else range(TEMPORAL_STRIDE * latent - 3, TEMPORAL_STRIDE * latent + 1)
+    if slots and (slots < TEMPORAL_STRIDE or slots % 2):
+        raise ValueError(f"a latent frame sees 4 + 2m frames, not {slots}")
+    return max(0, slots - TEMPORAL_STRIDE) // 2
+
+
+def frame_index(frames: int, slots: int) -> np.ndarray:
+    """Frames of a window that each latent sees: int32 [F, slots], relative to the window's first; NO_FRAME where there
+    is none.
+
+    Entries [0, m) are the m frames before the latent's own, [m, m + 4) its own, [m + 4, slots) the m after. The first
+    latent has one frame only: it takes the last of the four places, so that a place always means the same distance.
+    """
+    m = neighbours_of(slots)
+    index = np.full((latent_frames_of(frames), slots), NO_FRAME, np.int32)
+    for latent in range(len(index) if slots else 0):
+        own = frames_of_latent(latent)
         index[latent, :m] = np.arange(own.start - m, own.start)
         index[latent, m + TEMPORAL_STRIDE - len(own) : m + TEMPORAL_STRIDE] = own
         index[latent, m + TEMPORAL_STRIDE :] = np.arange(own.stop, own.stop + m)
-    rows = np.where(index == _NO_FRAME, -1, index + margin)
-    inside = (rows >= 0) & (rows < len(valid_T))
-    return np.where(inside & valid_T[np.clip(rows, 0, len(valid_T) - 1)], rows, -1)
+    return index
 
 
-def pack(window: WindowInput, *, audio_slots: int, pose_slots: int) -> dict[str, Tensor]:
-    """The batch of one sequence with this one window and no padding; slots: 4 + 2 neighbours of the audio and pose
-    branch.
+def row_index(frames: int, slots: int, margin: int, valid_T: np.ndarray) -> np.ndarray:
+    """Rows of a window's [frames + 2 margin] features that each latent sees, int32 [F, slots]; -1 for none.
+
+    Row r is frame r - margin. None are: the first latent's missing frames, frames beyond the margin, rows that are not
+    valid (beyond the borders of the clip, or of its sound).
     """
-    frames, height, width, _ = window.latents_FHWC.shape
-    reference, video = window.reference_HWC, patchify(window.latents_FHWC)
-    grid = np.meshgrid(np.arange(frames), np.arange(height // PATCH), np.arange(width // PATCH), indexing="ij")
-    positions = np.stack(grid, axis=-1).reshape(-1, 3)
-    area = len(positions) // frames
-    count = 0 if reference is None else area
-    first = [] if reference is None else [patchify(reference[None])]
-    is_audio, is_pose = window.audio_TE is not None, window.keypoints_TJ3 is not None
-    arrays = {
-        "latents_BLC": np.concatenate([*first, video]).astype(np.float32),
-        "segment_ids_BL": np.ones(count + len(video), np.int64),
-        # A reference image stands at time 0, wherever the window is.
-        "positions_BL3": np.concatenate([positions[:count], positions]),
-        "is_reference_BL": np.arange(count + len(video)) < count,
-        "frame_BL": np.concatenate([np.full(count, -1), positions[:, 0]]),
-        # Counted from the first video token: the noise of a window does not change with its reference.
-        "token_BL": np.concatenate([np.arange(count), np.arange(len(video))]),
-        "text_BSE": np.asarray(window.text_SE, np.float32),
-        "text_segment_ids_BS": np.ones(len(window.text_SE), np.int64),
-        "pooled_BGE": np.asarray(window.pooled_E, np.float32)[None],
-        "active_BG4": np.array([[window.has_text, reference is not None, is_audio, is_pose]]),
-        "motion_BG": np.array([window.motion]),
-        "slot_BG": np.array([window.slot]),
-    }
-    if window.audio_TE is not None and window.audio_valid_T is not None:
-        arrays["audio_BTE"] = window.audio_TE.astype(np.float32)
-        arrays["audio_index_BFA"] = row_index(frames, audio_slots, window.margin, window.audio_valid_T)
-    if window.keypoints_TJ3 is not None and window.keypoints_valid_T is not None:
-        arrays["keypoints_BTJ3"] = window.keypoints_TJ3.astype(np.float32)
-        arrays["pose_index_BFP"] = row_index(frames, pose_slots, window.margin, window.keypoints_valid_T)
-    return {name: torch.from_numpy(np.ascontiguousarray(array))[None] for name, array in arrays.items()}
+    if len(valid_T) != frames + 2 * margin:
+        raise ValueError(
+            f"{len(valid_T)} rows for {frames} frames and a margin of {margin}: expected {frames + 2 * margin}"
+        )
+    frame = frame_index(frames, slots)
+    row = np.where(frame == NO_FRAME, -1, frame + margin)
+    inside = (row >= 0) & (row < len(valid_T))
+    return np.where(inside & valid_T[np.clip(row, 0, len(valid_T) - 1)], row, -1).astype(np.int32)
 
 
-def with_margins(rows_T: np.ndarray, start: int, frames: int, margin: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of frames start - margin .. start + frames + margin, zero where there is none, and which of them are
-    real.
+def with_margins(
+    rows_T: np.ndarray, start: int, frames: int, margin: int, *, first: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of frames start .. start + frames and of `margin` frames on each side: ([frames + 2 margin, ...], bool
+    [frames + 2 margin]).
+
+    `rows_T[0]` belongs to frame `first` (negative: rows from before frame 0). Frames without a row are zero and False.
     """
-    wanted = np.arange(start - margin, start + frames + margin)
+    wanted = np.arange(start - margin, start + frames + margin) - first
     valid = (wanted >= 0) & (wanted < len(rows_T))
     out = np.zeros((len(wanted), *rows_T.shape[1:]), rows_T.dtype)
     out[valid] = rows_T[wanted[valid]]
     return out, valid
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
     """Frames `start` .. `start + frames` of the video; the first `overlap` of them are the segment before's last."""
 
@@ -138,68 +132,131 @@ class Segment:
     frames: int
     overlap: int
 
+    @property
+    def stop(self) -> int:
+        return self.start + self.frames
 
-def segments_of(total_frames: int, segment_frames: int) -> list[Segment]:
-    """Segments of one length that cover the video, each overlapping the one before by 5 frames.
 
-    One segment is cut to the shortest valid length when that covers the video. ValueError if a segment brings no new
-    frames.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Signals:
+    """What drives a video, on its clock: row i of audio and keypoints is frame i.
+
+    reference_HWC      latent of the reference image
+    text_SE, pooled_E  embedding of the prompt, or of the empty prompt without one (has_text)
+    audio_TE           speech features
+    keypoints_TJ3      x, y in tokens of the video, and confidence
+    wave               the driving sound itself
     """
-    if segment_frames < 1 or (segment_frames - 1) % TEMPORAL_STRIDE:
-        raise ValueError(f"a segment has 1 + 4n frames, not {segment_frames}")
+
+    frames: int
+    reference_HWC: np.ndarray
+    text_SE: np.ndarray
+    pooled_E: np.ndarray
+    has_text: bool
+    audio_TE: np.ndarray | None
+    keypoints_TJ3: np.ndarray | None
+    wave: np.ndarray | None
+
+    def window(self, segment: Segment, motion_FHWC: np.ndarray | None, margin: int) -> WindowInput:
+        """A segment as the model is to see it.
+
+        `motion_FHWC`: latents of the 5 motion frames, which become its first 2; None for the first segment.
+        """
+        latents = np.zeros((latent_frames_of(segment.frames), *self.reference_HWC.shape), np.float32)
+        if motion_FHWC is not None:
+            latents[:MOTION_LATENTS] = motion_FHWC
+        cut = (segment.start, segment.frames, margin)
+        audio = (None, None) if self.audio_TE is None else with_margins(self.audio_TE, *cut)
+        keypoints = (None, None) if self.keypoints_TJ3 is None else with_margins(self.keypoints_TJ3, *cut)
+        return WindowInput(
+            latents_FHWC=latents,
+            text_SE=self.text_SE,
+            pooled_E=self.pooled_E,
+            reference_HWC=self.reference_HWC,
+            audio_TE=audio[0],
+            audio_valid_T=audio[1],
+            keypoints_TJ3=keypoints[0],
+            keypoints_valid_T=keypoints[1],
+            margin=margin,
+            motion=motion_FHWC is not None,
+            slot=segment.index,
+        )
+
+
+def segment_schedule(total_frames: int, segment_frames: int) -> tuple[Segment, ...]:
+    """Segments of one length that cover frames 0 .. total_frames, each overlapping the one before by 5.
+
+    One segment is cut to the shortest valid length when that covers the video; ValueError when a segment could not
+    bring new frames.
+    """
+    latent_frames_of(segment_frames)
+    if total_frames < 1:
+        raise ValueError(f"a video has at least 1 frame, not {total_frames}")
     if total_frames <= segment_frames:
         frames = 1 + TEMPORAL_STRIDE * math.ceil((total_frames - 1) / TEMPORAL_STRIDE)
-        return [Segment(index=0, start=0, frames=frames, overlap=0)]
+        return (Segment(index=0, start=0, frames=frames, overlap=0),)
     stride = segment_frames - MOTION_FRAMES
     if stride < 1:
         raise ValueError(
             f"{segment_frames} frames a segment leave none beside its {MOTION_FRAMES} motion frames: use 9 or more"
         )
     count = 1 + math.ceil((total_frames - segment_frames) / stride)
-    return [
+    return tuple(
         Segment(index=i, start=i * stride, frames=segment_frames, overlap=MOTION_FRAMES if i else 0)
         for i in range(count)
-    ]
-
-
-def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
-    """(height, width) in multiples of 16 of about `area` pixels and the shape of `height` x `width`, never larger than
-    it.
-    """
-    if height < TOKEN_STRIDE or width < TOKEN_STRIDE:
-        raise ValueError(f"a picture of {height} x {width}: needs {TOKEN_STRIDE} pixels a side at least")
-    area = min(area, height * width)
-    scale = math.sqrt(area / (height * width)) / TOKEN_STRIDE
-
-    def around(exact: float) -> set[int]:
-        return {max(1, math.floor(exact)), math.ceil(exact)}
-
-    def error(size: tuple[int, int]) -> tuple[float, int]:
-        h, w = size[0] * TOKEN_STRIDE, size[1] * TOKEN_STRIDE
-        return round(abs(math.log(h * width / (w * height))) + abs(math.log(h * w / area)), 6), h * w
-
-    h, w = min(sorted(itertools.product(around(height * scale), around(width * scale))), key=error)
-    return h * TOKEN_STRIDE, w * TOKEN_STRIDE
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Placement:
-    """How a source picture is laid over the video's: pixel (y, x) goes to (y * scale_y - top, x * scale_x - left)."""
-
-    scale_y: float
-    scale_x: float
-    top: float
-    left: float
-
-
-def place(height: int, width: int, size: tuple[int, int]) -> Placement:
-    """A picture of height x width over a video of `size`: stretched into the size that it was trained at, else cropped
-    to fill.
-    """
-    scale_y, scale_x = size[0] / height, size[1] / width
-    if fit_size(height, width, size[0] * size[1]) == size:
-        return Placement(scale_y=scale_y, scale_x=scale_x, top=0.0, left=0.0)
-    scale = max(scale_y, scale_x)
-    return Placement(
-        scale_y=scale, scale_x=scale, top=(height * scale - size[0]) / 2, left=(width * scale - size[1]) / 2
     )
+
+
+def frames_of_seconds(seconds: float) -> int:
+    """Frames of `seconds` at 25 fps, rounded up so that the picture is never shorter than asked."""
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise ValueError(f"seconds must be > 0, not {seconds}")
+    # A microsecond of slack: 1.2 s read from a sound file must not become 31 frames by a rounding error.
+    return max(1, math.ceil(seconds * FPS - 1e-6 * FPS))
+
+
+def frames_to_make(seconds: float | None, available: Mapping[str, int], segment_frames: int) -> int:
+    """Frames of the video: those of `seconds`, or of the shortest driving file, or one segment without either.
+
+    `available`: driving file, as its error is to name it -> frames that it lasts. ValueError if one of them lasts less
+    than a frame, or less than `seconds`.
+    """
+    for name, count in available.items():
+        if not count:
+            raise ValueError(f"{name} is shorter than one frame ({1 / FPS:.2f} s): give a longer file")
+    if seconds is None:
+        return min(available.values(), default=segment_frames)
+    frames = frames_of_seconds(seconds)
+    for name, count in available.items():
+        # Half a frame short is a rounding of the file's clock, not a missing second.
+        if count + 1 < frames:
+            raise ValueError(
+                f"{name} lasts {count / FPS:.2f} s, shorter than --seconds {seconds:g}: give a longer file, or"
+                f" --seconds {count / FPS:.2f}"
+            )
+    return frames
+
+
+def whole_frames(wave_16k: np.ndarray, num_frames: int) -> np.ndarray:
+    """The sound cut, or padded with silence, to `num_frames` frames; ValueError if it is none."""
+    wave = np.asarray(wave_16k, np.float32)
+    if wave.ndim != 1 or num_frames < 1 or not np.isfinite(wave).all():
+        raise ValueError(
+            f"sound {wave.shape} for {num_frames} frames: give finite mono samples [N] and one frame at least"
+        )
+    samples = num_frames * SAMPLE_RATE_HZ // FPS
+    return np.pad(wave[:samples], (0, max(0, samples - len(wave))))
+
+
+def at_frame_rate(states_ISE: np.ndarray, num_frames: int) -> np.ndarray:
+    """A speech encoder's hidden states, a whole number of them a frame -> [num_frames, layers * width]: the mean over a
+    frame, each layer of zero mean and unit variance within it.
+
+    No parameters [D]: layers differ threefold in scale, and the first linear layer of the audio adapter is initialised
+    for unit variance.
+    """
+    layers, _, width = states_ISE.shape
+    frames = states_ISE.reshape(layers, num_frames, -1, width).mean(axis=2)
+    frames = frames - frames.mean(axis=-1, keepdims=True)
+    frames = frames / np.sqrt(np.square(frames).mean(axis=-1, keepdims=True) + 1e-5)
+    return np.ascontiguousarray(frames.transpose(1, 0, 2)).reshape(num_frames, -1)

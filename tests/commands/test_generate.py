@@ -10,11 +10,12 @@ import pytest
 from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.commands import generate
 from omnihuman_jax.data.records import DatasetSpec
-from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_float
 from omnihuman_jax.sampling import driving, trained_run
-from omnihuman_jax.serving import media_omnihuman
+from omnihuman_jax.serving import media_omnihuman, pictures_omnihuman
+from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig
+from omnihuman_jax.serving.windows_omnihuman import segment_schedule
 from tests.codecs import vae_folders
 from tests.sampling import tiny_run
 
@@ -123,19 +124,19 @@ def test_a_long_video_through_an_autoencoder(run_of_a_vae, talking, tmp_path):
 
 def test_motion_frames_are_the_last_decoded_frames_encoded_again(run, talking):
     signals = driving.read_signals(run, driving.Request(image=talking, size=(32, 48)), 9)
-    segment = generate.long_video.segment_schedule(13, 9)[1]
+    segment = segment_schedule(13, 9)[1]
     frames = tiny_run.moving_picture(8, 5, 32, 48)
     window = generate.window_of(run, signals, segment, frames)
     assert window.motion and window.slot == 1
     np.testing.assert_array_equal(window.latents_FHWC[:2], trained_run.encode_pictures(run, frames))
     np.testing.assert_array_equal(window.latents_FHWC[2:], 0)
-    first = generate.window_of(run, signals, generate.long_video.segment_schedule(13, 9)[0], None)
+    first = generate.window_of(run, signals, segment_schedule(13, 9)[0], None)
     assert not first.motion and not first.latents_FHWC.any()
 
 
 def test_a_segment_has_its_own_rows_with_real_margins_and_none_beyond_the_ends(run, talking):
     signals = driving.read_signals(run, driving.Request(image=talking, audio=talking, size=(32, 48)), 9)
-    segments, margin = generate.long_video.segment_schedule(signals.frames, 9), run.spec.margin
+    segments, margin = segment_schedule(signals.frames, 9), run.spec.margin
     assert signals.audio_TE.shape == (30, run.spec.audio_width)
     for segment in (segments[0], segments[2], segments[-1]):
         window = generate.window_of(run, signals, segment, None)
@@ -172,10 +173,10 @@ def test_guidance_flags():
 
 
 def test_a_picture_goes_where_encode_would_put_it_and_is_cropped_only_into_another_shape():
-    assert driving.fit_size(480, 640, 96 * 80) == (80, 96)
-    stretched = driving.place(480, 640, (80, 96))
+    assert pictures_omnihuman.fit_size(480, 640, 96 * 80) == (80, 96)
+    stretched = pictures_omnihuman.place(480, 640, (80, 96))
     assert (stretched.scale_y, stretched.scale_x, stretched.top, stretched.left) == (80 / 480, 96 / 640, 0, 0)
-    cropped = driving.place(480, 640, (96, 96))
+    cropped = pictures_omnihuman.place(480, 640, (96, 96))
     assert cropped.scale_y == cropped.scale_x == 96 / 480 and (cropped.top, cropped.left) == (0, (128 - 96) / 2)
 
 

@@ -7,20 +7,9 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.data.packing import (
-    NO_FRAME,
-    UNREADABLE,
-    PackInput,
-    frame_index,
-    neighbours_of,
-    pack_sequence,
-    patchify,
-    row_index,
-    stack_sequences,
-    token_positions,
-    unpatchify,
-    window_latents,
-)
+from omnihuman_jax.data.packing import UNREADABLE, PackInput, pack_sequence, stack_sequences, window_latents
+from omnihuman_jax.serving.pictures_omnihuman import patchify, token_positions
+from omnihuman_jax.serving.windows_omnihuman import NO_FRAME, frame_index
 from omnihuman_jax.typing import PackedShape
 
 SHAPE = PackedShape(
@@ -51,61 +40,6 @@ def window(
         slot=10 + seed,
         window=100 + seed,
     )
-
-
-def test_unpatchify_is_the_inverse_of_patchify():
-    latents = np.random.default_rng(0).normal(size=(5, 6, 10, 3))
-    tokens = patchify(latents)
-    assert tokens.shape == (5 * 3 * 5, 12)
-    np.testing.assert_array_equal(unpatchify(tokens, 6, 10), latents)
-
-
-def test_a_patch_is_row_column_channel_and_tokens_run_frame_row_column():
-    frame, row, column, channel = np.meshgrid(*map(np.arange, (2, 4, 6, 3)), indexing="ij")
-    tokens = patchify((((frame * 10 + row) * 10 + column) * 10 + channel).astype(float))
-    positions = token_positions(2, 4, 6)
-    for token, (t, h, w) in zip(tokens, positions):
-        expected = [
-            ((t * 10 + 2 * h + i) * 10 + 2 * w + j) * 10 + c for i in range(2) for j in range(2) for c in range(3)
-        ]
-        np.testing.assert_array_equal(token, expected)
-
-
-def test_odd_sizes_and_partial_frames_are_refused():
-    with pytest.raises(ValueError, match="4 x 5"):
-        patchify(np.zeros((1, 4, 5, 3)))
-    with pytest.raises(ValueError, match="7 tokens"):
-        unpatchify(np.zeros((7, 12)), 4, 6)
-
-
-def test_frames_that_a_latent_sees():
-    none = NO_FRAME
-    np.testing.assert_array_equal(
-        frame_index(9, 8),
-        [[-2, -1, none, none, none, 0, 1, 2], [-1, 0, 1, 2, 3, 4, 5, 6], [3, 4, 5, 6, 7, 8, 9, 10]],
-    )
-    np.testing.assert_array_equal(frame_index(5, 4), [[none, none, none, 0], [1, 2, 3, 4]])
-    assert frame_index(5, 0).shape == (2, 0)
-    assert [neighbours_of(n) for n in (0, 4, 6, 14)] == [0, 0, 1, 5]
-    for slots in (3, 5):
-        with pytest.raises(ValueError, match=f"not {slots}"):
-            neighbours_of(slots)
-
-
-def test_rows_end_at_the_margin_and_at_the_borders_of_the_clip():
-    valid = np.ones(9 + 2 * 2, bool)
-    valid[:2] = False  # the window opens its clip: no frames before
-    index = row_index(9, 8, 2, valid)
-    np.testing.assert_array_equal(index[0], [-1, -1, -1, -1, -1, 2, 3, 4])
-    np.testing.assert_array_equal(index[1], [-1, 2, 3, 4, 5, 6, 7, 8])
-    np.testing.assert_array_equal(index[2], [5, 6, 7, 8, 9, 10, 11, 12])
-    # With less margin than neighbours, what lies beyond is missing, not wrapped.
-    np.testing.assert_array_equal(
-        row_index(9, 8, 1, np.ones(11, bool))[[0, 2]], [[-1, 0, -1, -1, -1, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10, -1]]
-    )
-    assert (row_index(9, 8, 2, np.zeros(13, bool)) == -1).all()
-    with pytest.raises(ValueError, match="12 rows"):
-        row_index(9, 8, 2, valid[:12])
 
 
 def test_round_trip_of_windows_of_different_sizes_with_an_empty_slot():

@@ -1,9 +1,9 @@
-"""Cutting: windows, references, sizes, margins."""
+"""Cutting: windows, references, token units."""
 
 import numpy as np
 import pytest
 
-from data_pipelines.encode.windows import Window, cut_windows, fit_size, reference_frames, to_token_units, with_margins
+from data_pipelines.encode.windows import Window, cut_windows, reference_frames, to_token_units
 
 
 def test_windows_start_every_stride_and_one_ends_with_the_clip():
@@ -53,45 +53,6 @@ def test_no_reference_without_frames_outside():
     assert reference_frames(25, Window(0, 25), 4, 2) == ()
     assert reference_frames(26, Window(0, 25), 4, 9) == (25,)
     assert reference_frames(1, Window(0, 1), 4, 1) == ()
-
-
-@pytest.mark.parametrize(
-    ("source", "area", "size"),
-    [
-        ((480, 640), 7680, (80, 96)),
-        ((144, 176), 7680, (80, 96)),
-        ((360, 640), 7680, (64, 112)),
-        ((1080, 1920), 832 * 480, (480, 832)),
-        ((1920, 1080), 832 * 480, (832, 480)),
-        ((144, 176), 832 * 480, (144, 176)),  # never enlarged
-        ((16, 16), 7680, (16, 16)),
-    ],
-)
-def test_size_is_a_multiple_of_16_near_the_area_and_the_aspect(source, area, size):
-    assert fit_size(*source, area) == size
-
-
-@pytest.mark.parametrize("height", [240, 479, 720, 1081])
-@pytest.mark.parametrize("width", [320, 641, 1280, 1919])
-def test_aspect_is_kept_at_real_sizes(height, width):
-    h, w = fit_size(height, width, 832 * 480)
-    assert h % 16 == w % 16 == 0
-    assert abs(np.log(h / w * width / height)) < 0.05
-    assert abs(np.log(h * w / min(832 * 480, height * width))) < 0.08
-
-
-def test_pictures_smaller_than_a_token_are_refused():
-    with pytest.raises(ValueError, match="10 x 100"):
-        fit_size(10, 100, 7680)
-
-
-def test_margins_are_real_where_there_are_frames():
-    rows = np.arange(10, 31)[:, None].astype(np.float32)  # row r belongs to frame r - 2 of the clip and holds r + 10
-    sliced, valid = with_margins(rows, -2, Window(0, 5), margin=4)
-    assert valid.tolist() == [False, False] + [True] * 11
-    assert sliced[:, 0].tolist() == [0, 0, *range(10, 21)]
-    sliced, valid = with_margins(rows, -2, Window(12, 5), margin=4)
-    assert sliced[:, 0].tolist() == [*range(20, 31), 0, 0] and valid.sum() == 11
 
 
 def test_token_units():

@@ -1,4 +1,4 @@
-"""Annealing curves, the guided velocity and the unconditional branch."""
+"""The guided velocity and the unconditional branch."""
 
 import dataclasses
 
@@ -8,7 +8,6 @@ import pytest
 
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.diffusion import guidance
-from omnihuman_jax.diffusion.guidance import GuidanceConfig, guidance_scales
 from omnihuman_jax.typing import ArraySpec, PackedBatch, PackedShape
 
 SHAPE = PackedShape(
@@ -33,41 +32,6 @@ def packed(seed: int = 0) -> PackedBatch[np.ndarray]:
         segment_ids_BL=np.array([[1] * 4 + [3] * 6 + [0] * 2, [2] * 12], np.int32),
         text_segment_ids_BS=np.array([[1] * 5 + [3] * 2 + [0], [2] * 7 + [0]], np.int32),
     )
-
-
-@pytest.mark.parametrize("curve", ["linear", "cosine"])
-@pytest.mark.parametrize("steps", [2, 5, 50])
-def test_curves_start_at_the_scale_end_at_the_final_scale_and_only_fall(curve, steps):
-    scales = guidance_scales(GuidanceConfig(scale=6.5, final_scale=1.5, curve=curve), steps)
-    assert scales.shape == (steps,) and scales[0] == np.float32(6.5) and scales[-1] == np.float32(1.5)
-    assert (np.diff(scales) < 0).all()
-
-
-def test_middles_of_the_curves_and_the_constant_one():
-    linear = guidance_scales(GuidanceConfig(scale=5, final_scale=1), 5)
-    cosine = guidance_scales(GuidanceConfig(scale=5, final_scale=1, curve="cosine"), 5)
-    np.testing.assert_allclose(linear, [5, 4, 3, 2, 1], rtol=1e-6)
-    np.testing.assert_allclose(cosine, [5, 3 + 2**0.5, 3, 3 - 2**0.5, 1], rtol=1e-6)
-    np.testing.assert_array_equal(
-        guidance_scales(GuidanceConfig(scale=5, final_scale=1, curve="constant"), 4), [5, 5, 5, 5]
-    )
-
-
-def test_one_step_alone_uses_the_scale():
-    np.testing.assert_array_equal(guidance_scales(GuidanceConfig(scale=3), 1), [3])
-
-
-def test_guidance_is_off_only_where_every_step_has_scale_one():
-    assert GuidanceConfig().enabled
-    assert not GuidanceConfig(scale=1.0).enabled
-    assert not GuidanceConfig(scale=1.0, final_scale=4.0, curve="constant").enabled
-    assert GuidanceConfig(scale=1.0, final_scale=2.0).enabled
-
-
-@pytest.mark.parametrize("change", [{"curve": "stairs"}, {"scale": -1.0}, {"final_scale": float("inf")}])
-def test_impossible_settings_are_refused(change):
-    with pytest.raises(ValueError, match="guidance"):
-        GuidanceConfig(**change).validate()
 
 
 def test_guided_velocity_extrapolates_from_the_unconditional_one():

@@ -1,49 +1,13 @@
-"""Segment schedule, the chain through motion frames and its seams."""
+"""The chain through motion frames and its seams."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 
 from omnihuman_jax.diffusion import long_video
-from omnihuman_jax.diffusion.long_video import chain, frames_of_seconds, segment_schedule
-
-
-@pytest.mark.parametrize("segment_frames", [9, 17, 25, 129])
-@pytest.mark.parametrize("total", [1, 2, 5, 9, 10, 25, 26, 45, 46, 129, 130, 750, 751])
-def test_segments_cover_every_frame_with_overlaps_of_five(total, segment_frames):
-    segments = segment_schedule(total, segment_frames)
-    assert segments[0].start == 0 and segments[0].overlap == 0
-    assert all(segment.frames % 4 == 1 for segment in segments)
-    assert len({segment.frames for segment in segments}) == 1, "one length, one compile"
-    for before, after in itertools.pairwise(segments):
-        assert before.stop - after.start == after.overlap == 5
-    assert segments[-1].stop >= total
-    assert len(segments) == 1 or segments[-2].stop < total, "no segment too many"
-
-
-def test_one_segment_is_no_longer_than_needed():
-    assert [segment_schedule(n, 25)[0].frames for n in (1, 2, 5, 6, 24, 25)] == [1, 5, 5, 9, 25, 25]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "frames"), [(0.01, 1), (1.0, 25), (1.2, 30), (0.04 * 7, 7), (10.001, 251), (1 / 3, 9)]
-)
-def test_seconds_become_enough_frames(seconds, frames):
-    assert frames_of_seconds(seconds) == frames
-
-
-@pytest.mark.parametrize("seconds", [0, -1, math.nan, math.inf])
-def test_impossible_seconds_are_refused(seconds):
-    with pytest.raises(ValueError, match="seconds"):
-        frames_of_seconds(seconds)
-
-
-@pytest.mark.parametrize(("total", "segment"), [(0, 25), (100, 24), (100, 5), (100, 1)])
-def test_impossible_schedules_are_refused(total, segment):
-    with pytest.raises(ValueError):
-        segment_schedule(total, segment)
+from omnihuman_jax.diffusion.long_video import chain
+from omnihuman_jax.serving.windows_omnihuman import segment_schedule
 
 
 def clip(total: int) -> np.ndarray:

@@ -78,9 +78,14 @@ class Window:
         return 1 + 4 * (self.latents - 1)
 
 
+def numpy_batch(batch: PackedBatch[np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch as an exported folder's own code has it."""
+    return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+
+
 def torch_batch(batch: PackedBatch[np.ndarray]) -> dict[str, torch.Tensor]:
     """The batch as the PyTorch module takes it."""
-    return {field.name: torch.from_numpy(getattr(batch, field.name)) for field in dataclasses.fields(batch)}
+    return {name: torch.from_numpy(array) for name, array in numpy_batch(batch).items()}
 
 
 def packed_batch(shape: PackedShape, sequences: Sequence[Sequence[Window]], seed: int = 0) -> PackedBatch[np.ndarray]:

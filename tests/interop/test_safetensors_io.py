@@ -9,9 +9,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from omnihuman_jax.encoders.pretrained import open_pretrained
 from omnihuman_jax.interop import safetensors_io as io
-from omnihuman_jax.serving import encoders_omnihuman
+from omnihuman_jax.serving.folders_omnihuman import weight_files
 
 
 def _source(name: str, array: np.ndarray, read=None) -> io.TensorSource:
@@ -118,12 +117,8 @@ def test_a_damaged_index_is_one_line_for_every_reader(tmp_path, text):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(text)
     (tmp_path / "config.json").write_text("{}")
-    for read in (
-        io.open_folder,
-        lambda folder: open_pretrained(folder).weight_files(),
-        encoders_omnihuman.weight_files,
-    ):
-        with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json.*fetch (it|the folder) again") as error:
+    for read in (io.open_folder, weight_files):
+        with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json.*fetch it again") as error:
             read(tmp_path)
         assert "\n" not in str(error.value)
 

@@ -10,9 +10,9 @@ from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import records
 from omnihuman_jax.data.packing import PackInput
-from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.sampling import trained_run
+from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig
 from omnihuman_jax.typing import ArraySpec
 
 ALL = ConditionSet.of(*Condition)

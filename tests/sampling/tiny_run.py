@@ -24,7 +24,6 @@ from omnihuman_jax.data import records
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import KEYPOINT_NAMES, NUM_KEYPOINTS
 from omnihuman_jax.data.plan import PlanConfig
-from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
@@ -32,6 +31,7 @@ from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig
 from omnihuman_jax.stages import paper_stages
 from omnihuman_jax.training import optimizer as optim
 from omnihuman_jax.training import train_state

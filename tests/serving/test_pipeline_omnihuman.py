@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from omnihuman_jax.commands import export, generate
-from omnihuman_jax.diffusion import long_video
-from omnihuman_jax.diffusion.guidance import GuidanceConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.interop.export_folder import MODULES
 from omnihuman_jax.sampling import driving, trained_run
 from omnihuman_jax.serving import media_omnihuman
+from omnihuman_jax.serving.folders_omnihuman import check_weights
+from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig
+from omnihuman_jax.serving.windows_omnihuman import segment_schedule
 
 TOLERANCE = 1e-4
 TEN = SamplingConfig(num_steps=10, segment_frames=9, guidance=GuidanceConfig(scale=4.0))
@@ -40,15 +41,18 @@ def folder(tiny, tmp_path_factory) -> Path:
 def serving(folder):
     """The pipeline's module, imported as a user does: from the folder."""
     names = [name.removesuffix(".py") for name in MODULES]
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.path.insert(0, str(folder))
     try:
         import pipeline_omnihuman
 
+        assert Path(pipeline_omnihuman.__file__).parent == folder
         yield pipeline_omnihuman
     finally:
         sys.path.remove(str(folder))
         for name in names:
             sys.modules.pop(name, None)
+        sys.modules.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,7 @@ def test_latents_of_a_ten_step_loop_from_files(pipeline, serving, run, tiny, tal
         error = np.abs(getattr(theirs, name) - expected).max() / np.abs(expected).max()
         measured(f"{name.split('_')[0]} from a file, pipeline against generate", error, limit)
 
-    segments = long_video.segment_schedule(ours.frames, TEN.segment_frames)
+    segments = segment_schedule(ours.frames, TEN.segment_frames)
     first = generate.window_of(run, ours, segments[0], None)
     sampler = trained_run.Sampler(run, TEN, trained_run.shape_for(run, [first]), batch=1, guided=True)
     motion = None
@@ -192,7 +196,7 @@ def test_wrong_input_is_one_line(serving, folder, tiny, talking, tmp_path, capsy
 
     assert "none.png: no such file" in says(image=str(tmp_path / "none.png"))
     assert "multiples of 16" in says("--size", "33x48")
-    assert "shorter than 9 s" in says("--audio", str(talking), "--seconds", "9")
+    assert "shorter than --seconds 9" in says("--audio", str(talking), "--seconds", "9")
     assert "1 + 4n frames, not 10" in says("--segment-frames", "10")
     assert "is not the text encoder" in says("--text", "a", "--text-encoder", str(tiny.speech))
     assert "at least 1 step" in says("--steps", "0")
@@ -217,7 +221,7 @@ def test_large_text_encoders_are_those_of_encode(serving, tmp_path):
 
     folder = tiny_transformers.write_t5(tmp_path / "wan", "umt5", inside=True)
     ours = load_text_encoder(folder)
-    encoders_omnihuman.check_weights("text encoder", folder, ours.sha256)
+    check_weights("text encoder", folder, ours.sha256)
     theirs = encoders_omnihuman.load_text_encoder(folder, torch.device("cpu"))
     tokens, pooled = theirs.encode("a man")
     np.testing.assert_array_equal(tokens, ours.encode(["a man"]).tokens[0])
@@ -225,10 +229,10 @@ def test_large_text_encoders_are_those_of_encode(serving, tmp_path):
     assert pooled.shape == (0,)
     (folder / "tokenizer" / "added_tokens.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer/added_tokens\.json was not there then"):
-        encoders_omnihuman.check_weights("text encoder", folder, ours.sha256)
+        check_weights("text encoder", folder, ours.sha256)
     (folder / "text_encoder" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match=r"text_encoder/model\.safetensors is another file"):
-        encoders_omnihuman.check_weights("text encoder", folder, ours.sha256)
+        check_weights("text encoder", folder, ours.sha256)
 
 
 @pytest.mark.slow

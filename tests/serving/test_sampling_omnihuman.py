@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from batch_omnihuman import without
 
 from omnihuman_jax import conditions, segments
 from omnihuman_jax.conditions import Condition, ConditionSet
@@ -16,8 +17,18 @@ from omnihuman_jax.diffusion import flow_matching, guidance, solver
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.serving import sampling_omnihuman as serving
+from omnihuman_jax.serving.guidance_omnihuman import FlowMatchingConfig, GuidanceConfig, guidance_scales, timesteps
 from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo
-from tests.interop.cases import Window, odd_config, packed_batch, random_tensors, shape_for, torch_batch, torch_config
+from tests.interop.cases import (
+    Window,
+    numpy_batch,
+    odd_config,
+    packed_batch,
+    random_tensors,
+    shape_for,
+    torch_batch,
+    torch_config,
+)
 
 EVERY = ConditionSet.of(*Condition)
 LOOP_TOLERANCE = 1e-4
@@ -50,28 +61,10 @@ def test_random_bits_are_those_of_jax():
 @pytest.mark.parametrize("steps", [1, 10])
 def test_the_schedule_is_the_trainers(shift, steps):
     tokens = np.array([[0, 5, 60], [119_000, 2400, 9000]], np.int32)
-    ours = flow_matching.timesteps(steps, tokens, flow_matching.FlowMatchingConfig(**shift))
-    theirs = serving.timesteps(steps, torch.from_numpy(tokens), serving.FlowConfig(**shift))
-    np.testing.assert_allclose(theirs.numpy(), ours, atol=2e-7)
-
-
-@pytest.mark.parametrize("curve", guidance.CURVES)
-@pytest.mark.parametrize("steps", [1, 2, 50])
-def test_guidance_anneals_alike(curve, steps):
-    values = {"scale": 6.5, "final_scale": 1.5, "curve": curve}
-    theirs = serving.guidance_scales(serving.GuidanceConfig(**values), steps)
-    np.testing.assert_allclose(theirs, guidance.guidance_scales(guidance.GuidanceConfig(**values), steps), rtol=1e-6)
-    for config in ({"scale": 1.0}, {"scale": 1.0, "curve": "constant"}, {"scale": 1.0, "final_scale": 2.0}):
-        assert serving.GuidanceConfig(**config).enabled == guidance.GuidanceConfig(**config).enabled
-
-
-def test_wrong_guidance_is_one_line():
-    with pytest.raises(ValueError, match="curve 'steep' is unknown"):
-        serving.guidance_scales(serving.GuidanceConfig(curve="steep"), 5)
-    with pytest.raises(ValueError, match="finite and >= 0"):
-        serving.guidance_scales(serving.GuidanceConfig(scale=-1), 5)
-    with pytest.raises(ValueError, match="at least 1 step"):
-        serving.timesteps(0, torch.ones(1, 1), serving.FlowConfig())
+    ours = flow_matching.timesteps(steps, tokens, FlowMatchingConfig(**shift))
+    theirs = timesteps(steps, tokens, FlowMatchingConfig(**shift))
+    assert theirs.dtype == np.float32
+    np.testing.assert_allclose(theirs, ours, atol=2e-7)
 
 
 CASES = {
@@ -111,16 +104,21 @@ def test_a_whole_loop_of_ten_steps(name, measured):
     module = OmniHumanForVideo(torch_config(config)).eval()
     module.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
     there = torch_batch(batch)
-    guided = serving.GuidanceConfig(**scales)
+    guided = GuidanceConfig(**scales)
     heard: list[tuple[int, int]] = []
-    empty = serving.EmptyPrompt(text_SE=torch.from_numpy(empty_text), pooled_E=torch.from_numpy(empty_pooled))
+    empty = None
+    if guided.enabled:
+        empty = {
+            name: torch.from_numpy(array)
+            for name, array in without(numpy_batch(batch), empty_text, empty_pooled).items()
+        }
     theirs = serving.sample(
         module,
         there,
         serving.token_noise(3, serving.slots(there), there["token_BL"], config.patch_channels),
-        serving.timesteps(10, serving.video_tokens(there), serving.FlowConfig(shift_tokens=20)),
-        serving.guidance_scales(guided, 10),
-        unconditional=serving.without(there, empty) if guided.enabled else None,
+        torch.from_numpy(timesteps(10, serving.video_tokens(there).numpy(), FlowMatchingConfig(shift_tokens=20))),
+        guidance_scales(guided, 10),
+        unconditional=empty,
         on_step=lambda done, total: heard.append((done, total)),
     ).numpy()
     assert heard == [(step, 10) for step in range(1, 11)]
@@ -134,7 +132,7 @@ def test_a_whole_loop_of_ten_steps(name, measured):
 
 def sample_in_jax(config, params, batch, scales, empty_text, empty_pooled) -> np.ndarray:
     """What `inference.Sampler` does, on a batch of any layout."""
-    guided = guidance.GuidanceConfig(**scales)
+    guided = GuidanceConfig(**scales)
     both = batch
     if guided.enabled:
         both = guidance.stack_branches(batch, guidance.unconditional_batch(batch, empty_text, empty_pooled))
@@ -149,8 +147,8 @@ def sample_in_jax(config, params, batch, scales, empty_text, empty_pooled) -> np
             batch.latents_BLC,
             conditions.clean_mask(batch) | (batch.segment_ids_BL == 0),
             batch.segment_ids_BL,
-            flow_matching.timesteps(10, tokens_BG, flow_matching.FlowMatchingConfig(shift_tokens=20)),
-            guidance.guidance_scales(guided, 10) if guided.enabled else None,
+            flow_matching.timesteps(10, tokens_BG, FlowMatchingConfig(shift_tokens=20)),
+            guidance_scales(guided, 10) if guided.enabled else None,
         )
 
     return np.asarray(run(params, both, batch))
@@ -159,6 +157,5 @@ def sample_in_jax(config, params, batch, scales, empty_text, empty_pooled) -> np
 def test_an_empty_prompt_that_does_not_fit_is_one_line():
     shape = shape_for(odd_config(), latent_tokens=40, text_tokens=3, windows=2)
     windows = [Window(latents=1, height=2, width=2, text_tokens=1, active=EVERY) for _ in range(2)]
-    batch = torch_batch(packed_batch(shape, [windows]))
-    with pytest.raises(ValueError, match="2 windows x 2 tokens of the empty prompt, of 3 rows"):
-        serving.without(batch, serving.EmptyPrompt(text_SE=torch.zeros(2, 10), pooled_E=torch.zeros(6)))
+    with pytest.raises(ValueError, match=r"2 windows x 2 tokens of the empty prompt, .* has 3: raise"):
+        without(numpy_batch(packed_batch(shape, [windows])), np.zeros((2, 10), np.float32), np.zeros(6, np.float32))
