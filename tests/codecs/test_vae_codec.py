@@ -140,7 +140,7 @@ def test_a_network_that_is_not_supported_is_refused(tmp_path, config, message):
         ({"tile_height": 64}, r"stride <= tile"),
         ({"tile_height": "big"}, r"tile_height=big: give a whole number"),
         ({"dtype": "float16"}, r"dtype=float16: auto, float32 or bfloat16"),
-        ({"chunk_latents": 0}, r"chunk_latents 0: 1 at least"),
+        ({"chunk_latents": 0}, r"chunk_latents must be at least 1, not 0"),
         ({"tile_frames": 16}, r"codec option tile_frames"),
     ],
 )

@@ -192,7 +192,7 @@ def test_wrong_hosts_steps_and_margins_are_refused(directory, caplog):
         loader(directory, config=dataclasses.replace(CONFIG, margin=2))
     with caplog.at_level(logging.WARNING):
         loader(directory, shape=dataclasses.replace(SHAPE, audio_tokens=4 + 2 * 7))
-    assert "7 frames on each side, the dataset stores 5" in caplog.text
+    assert "7 frames on each side of a window, but the dataset stores 5" in caplog.text
 
 
 def test_a_catalog_of_another_dataset_is_refused(directory, tmp_path):
@@ -202,7 +202,7 @@ def test_a_catalog_of_another_dataset_is_refused(directory, tmp_path):
     with pytest.raises(ValueError, match="names record 40, there are 40"):
         loader(copy)
     dataclasses.replace(TABLE, window_id=[f"other{i}" for i in range(40)]).save(copy)
-    with pytest.raises(ValueError, match=r"is window w\d+, the catalog says other\d+"):
+    with pytest.raises(ValueError, match=r"is window w\d+, but the catalog says other\d+"):
         list(loader(copy))
     dataclasses.replace(TABLE, empty_text_tokens=3).save(copy)
     with pytest.raises(ValueError, match="empty_text_tokens"):

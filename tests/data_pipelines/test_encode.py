@@ -440,9 +440,9 @@ def test_clips_too_short_for_any_window(clips_dir, config, tmp_path):
     [
         ({"frames": (16,)}, r"1 \+ 4n"),
         ({"frames": ()}, r"1 \+ 4n"),
-        ({"stride": 0}, "stride 0"),
-        ({"references": 0}, "references 0"),
-        ({"margin": -1}, "margin -1"),
+        ({"stride": 0}, "stride must be at least 1, not 0"),
+        ({"references": 0}, "references must be at least 1, not 0"),
+        ({"margin": -1}, "margin must be at least 0, not -1"),
         ({"area": 100}, "area 100"),
     ],
 )

@@ -61,7 +61,7 @@ def test_no_texts_give_nothing(folder):
 
 @pytest.mark.parametrize("max_tokens", [1, 161])
 def test_max_tokens_out_of_range(folder, max_tokens):
-    with pytest.raises(ValueError, match=rf"max_tokens {max_tokens}.* 2 \.\. 160"):
+    with pytest.raises(ValueError, match=rf"max_tokens {max_tokens}.* \[2, 160\]"):
         load_text_encoder(folder).encode(["a man"], max_tokens)
 
 
