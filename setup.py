@@ -32,6 +32,7 @@ TRAINER = [
     "tokenizers>=0.21,<1",
     "huggingface_hub>=1.0,<3",
     "av>=16,<19",
+    "soundfile>=0.13,<0.15",
     "pillow>=10",
     "rich>=13",
     "tensorboardX>=2.6.2,<3",

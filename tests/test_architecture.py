@@ -210,7 +210,7 @@ SHIPPED = {
     "guidance": {"numpy"},
     "folders": {"huggingface_hub"},
     "poses": {"numpy"},
-    "media": {"av", "numpy"},
+    "media": {"av", "numpy", "soundfile"},
     "text_encoders": {"torch", "numpy", "transformers"},
     "batch": {"numpy", "guidance", "pictures", "windows"},
     "encoders": {

@@ -14,6 +14,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -405,7 +406,7 @@ def rest_table() -> Iterator[str]:
 
 
 def hardware_table() -> Iterator[str]:
-    """The accelerators."""
+    """The accelerators, and where each's efficiencies come from."""
     rows = [
         [
             row.name, f"{row.peak_flops / 1e12:.0f}", f"{row.hbm_bytes / GIB:.1f}", f"{row.hbm_bandwidth / 1e9:.0f}",
@@ -414,15 +415,17 @@ def hardware_table() -> Iterator[str]:
             " / ".join(f"{share:.0%}" for share in (
                 row.efficiencies.matmul, row.efficiencies.attention_forward, row.efficiencies.attention_backward,
             )),
-            row.efficiencies.source,
         ]
         for row in ACCELERATORS.values()
     ]  # fmt: skip
     head = (
         "chip", "bf16 TFLOP/s", "usable HBM GiB", "HBM GB/s", "link GB/s, one way x links", "DCN GB/s a chip",
-        "products / attention forward / backward", "where the efficiencies come from",
+        "products / attention forward / backward",
     )  # fmt: skip
     yield from table(head, rows)
+    yield "\nWhere the efficiencies come from:\n"
+    for row in ACCELERATORS.values():
+        yield from textwrap.wrap(f"- **{row.name}**: {row.efficiencies.source}", 120, subsequent_indent="  ")
 
 
 TABLES = {

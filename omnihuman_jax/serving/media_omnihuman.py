@@ -15,6 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import soundfile
 from av.stream import Disposition
 from av.video.reformatter import Colorspace, Interpolation
 
@@ -23,6 +24,8 @@ from av.video.reformatter import Colorspace, Interpolation
 FPS, SAMPLE_RATE_HZ = 25, 16_000
 # Sound that arrives later than this after where the sound before it ended is a hole in the track, not rounding.
 GAP_S = 0.02
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".rf64")
+"""Files of sound alone, which libsndfile reads; any other, and what it refuses, goes to FFmpeg."""
 
 
 class MediaError(ValueError):
@@ -252,6 +255,10 @@ def read_audio(
     fixes the length. Holes in the track are silence, channels are averaged. None where the file has no audio track, or
     MediaError if it is `required`.
     """
+    if (whole := _read_sound_file(path)) is not None:
+        wave = _resample(*whole, sample_rate)[round(start_s * sample_rate) :]
+        wave = wave if duration_s is None else _fit(wave, round(duration_s * sample_rate))
+        return np.clip(wave, -1.0, 1.0).astype(np.float32)
     with _opened(path, "audio" if required else "media") as container:
         if not container.streams.audio:
             if required:
@@ -274,6 +281,17 @@ def read_audio(
     if duration_s is not None:
         wave = _fit(wave, round(duration_s * sample_rate))
     return np.clip(wave, -1.0, 1.0).astype(np.float32)
+
+
+def _read_sound_file(path: str | os.PathLike[str]) -> tuple[np.ndarray, int] | None:
+    """(mono float32 samples, their rate) of a file of sound alone; None where libsndfile does not read it."""
+    if Path(path).suffix.lower() not in SOUND_SUFFIXES or not Path(path).is_file():
+        return None
+    try:
+        samples, rate = soundfile.read(os.fspath(path), dtype="float32", always_2d=True)
+    except soundfile.SoundFileError:
+        return None  # a video in an .ogg, a damaged file: FFmpeg reads it, or says what is wrong
+    return (samples.mean(axis=1, dtype=np.float32), rate) if len(samples) else None
 
 
 def _decode_audio(container: av.container.InputContainer) -> tuple[np.ndarray, int, float]:

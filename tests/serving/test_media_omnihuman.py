@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from omnihuman_jax.serving import media_omnihuman
 
@@ -206,6 +207,52 @@ def test_sound_alone_is_read_whole(tmp_path: Path) -> None:
     assert np.abs(sound - expected)[200:-200].max() < 5e-3  # band-limited, and not shifted by a sample
     with pytest.raises(media_omnihuman.MediaError, match="no video track"):
         media_omnihuman.read_video(tmp_path / "s.wav")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "tolerance"),
+    [
+        (".wav", "PCM_16", 0.0), (".WAV", "PCM_24", 1e-6), (".wav", "FLOAT", 0.0), (".wav", "PCM_U8", 8e-3),
+        (".flac", "PCM_16", 0.0), (".ogg", "VORBIS", 0.1), (".mp3", "MPEG_LAYER_III", 0.1),
+    ],
+)  # fmt: skip
+def test_sound_files_are_read_by_libsndfile(tmp_path: Path, suffix: str, subtype: str, tolerance: float) -> None:
+    """What was written comes back, at its own place in time: a shift by one sample of this tone would be 0.17."""
+    path = tmp_path / f"s{suffix}"
+    tone = np.round(0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE) * 2**15) / 2**15
+    soundfile.write(path, tone.astype(np.float32), RATE, subtype=subtype)
+    sound = media_omnihuman.read_audio(path, RATE, required=True)
+    assert sound is not None and sound.dtype == np.float32 and abs(sound.size - RATE) <= 1152
+    assert np.abs(sound[2000:14_000] - tone[2000:14_000].astype(np.float32)).max() <= tolerance
+    part = media_omnihuman.read_audio(path, RATE, start_s=0.5, duration_s=0.75)
+    assert part is not None and part.size == 12_000
+    np.testing.assert_array_equal(part[:7000], sound[8000:15_000])
+    assert not part[8200:].any()  # beyond the end of the file: silence
+
+
+def test_libsndfile_and_ffmpeg_agree_on_where_an_mp3_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    click = np.zeros(RATE, np.float32)
+    click[5000:5040] = 0.9
+    soundfile.write(tmp_path / "c.mp3", click, RATE)
+    begins = []
+    for suffixes in (media_omnihuman.SOUND_SUFFIXES, ()):
+        monkeypatch.setattr(media_omnihuman, "SOUND_SUFFIXES", suffixes)
+        sound = media_omnihuman.read_audio(tmp_path / "c.mp3", RATE, required=True)
+        assert sound is not None
+        begins.append(int(np.argmax(np.abs(sound) > 0.3)))
+    assert abs(begins[0] - begins[1]) <= 16 and abs(begins[0] - 5000) <= 16
+
+
+def test_sound_files_that_libsndfile_refuses_are_ffmpegs(tmp_path: Path) -> None:
+    (tmp_path / "noise.mp3").write_bytes(np.random.default_rng(0).bytes(20_000))
+    (tmp_path / "empty.wav").write_bytes(b"")
+    for name in ("noise.mp3", "empty.wav"):
+        with pytest.raises(media_omnihuman.MediaError, match=rf"{name}: .*; "):
+            media_omnihuman.read_audio(tmp_path / name, required=True)
+    media_omnihuman.write_video(tmp_path / "v.mp4", flashes(25, 25, 1.0), audio=np.full(RATE, 0.25, np.float32))
+    (tmp_path / "v.mp4").rename(tmp_path / "really_a_video.wav")
+    sound = media_omnihuman.read_audio(tmp_path / "really_a_video.wav", RATE, required=True)
+    assert sound is not None and abs(sound.size - RATE) <= 1 and abs(np.median(sound) - 0.25) < 0.02
 
 
 def test_what_is_no_video_says_so_in_one_line(tmp_path: Path) -> None:
