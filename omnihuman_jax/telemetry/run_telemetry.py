@@ -23,8 +23,8 @@ from omnihuman_jax.stages import StageSchedule
 from omnihuman_jax.telemetry import interval_line, run_log
 from omnihuman_jax.telemetry.events import EventLog
 from omnihuman_jax.telemetry.metrics import LoggingConfig, MetricsWriter, Speed
-from omnihuman_jax.telemetry.progress import progress_bar
 from omnihuman_jax.telemetry.prometheus import Exporter
+from omnihuman_jax.telemetry.training_bar import progress_bar
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.diffusion import flow_matching, solver
-from omnihuman_jax.diffusion.guidance import GuidanceConfig, guidance_scales
+from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig, guidance_scales
 
 B, L, C, G = 2, 7, 3, 2
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 0, 0]], np.int32)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from omnihuman_jax.runtime.progress import progress_bar
-from omnihuman_jax.telemetry import progress as training
+from omnihuman_jax.telemetry import training_bar as training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +36,7 @@ def test_how_much_of_how_much_what_and_how_long(unit: str, total: float, complet
 def test_nothing_where_nobody_watches() -> None:
     assert shown("items", 8, 2, terminal=False) == shown("items", 8, 2, enabled=False) == ""
     code = (
-        "from omnihuman_jax.telemetry.progress import progress_bar\n"
+        "from omnihuman_jax.telemetry.training_bar import progress_bar\n"
         "with progress_bar(0, 3, enabled=True) as show: show(2, {'stage': 's', 'loss': 1.0})\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
