@@ -20,7 +20,8 @@ WAY = (
     ("checkpoints", "checkpoint/", False), ("export", "generate", True),
 )  # fmt: skip
 SAYS = {
-    "typing": "shapes", "conditions": "sets of conditions", "serving": "what an export carries",
+    "typing": "shapes, the batch", "segments": "windows of a pack", "plain_values": "dicts to dataclasses",
+    "conditions": "sets of conditions", "serving": "what an export carries",
     "stages": "the schedule",
     "sharding": "the one table", "runtime": "processes, signals, storage", "attention": "kernels, ring",
     "encoders": "text, speech", "models": "the MMDiT", "codecs": "video VAEs", "diffusion": "flow matching, guidance",
