@@ -17,14 +17,14 @@ WIDTH = 16
 def added():
     """batch -> what the cross-attention adds to random video tokens, with a random output projection."""
     adapter = AudioAdapter(CONFIG, nnx.Rngs(params=0))
-    cross = AudioCrossAttention(CONFIG, WIDTH, AttentionStrategy(), nnx.Rngs(params=1))
+    cross = AudioCrossAttention(CONFIG, WIDTH, nnx.Rngs(params=1))
     assert not np.asarray(cross.out.kernel[...]).any(), "starts out absent"
     cross.out.kernel[...] = jax.random.normal(jax.random.key(2), cross.out.kernel.shape)
 
     @jax.jit
     def run(batch):
         x = jax.random.normal(jax.random.key(3), (*batch.segment_ids_BL.shape, WIDTH))
-        return cross(x, adapter(batch, jnp.float32))
+        return cross(x, adapter(batch, jnp.float32), AttentionStrategy())
 
     return lambda batch: np.asarray(run(batch))
 

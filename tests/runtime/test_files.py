@@ -27,8 +27,7 @@ RENAMES = {
 }
 HASHES = {
     ("omnihuman_jax/runtime/files.py", "file_sha256"),
-    ("omnihuman_jax/serving/encoders_omnihuman.py", "check_weights"),
-    ("omnihuman_jax/serving/text_encoders_omnihuman.py", "file_sha256"),
+    ("omnihuman_jax/serving/folders_omnihuman.py", "file_sha256"),
 }
 
 

@@ -46,12 +46,12 @@ def test_what_is_assigned_is_what_the_whole_compilation_says():
 
 
 def test_an_error_of_the_compilation_is_shown():
-    with pytest.raises(ValueError, match=r"(?s)no account of its memory.*v5e:9x9"):
+    with pytest.raises(ValueError, match=r"(?s)did not report its memory.*v5e:9x9"):
         account(17, "decode", "--topology", "v5e:9x9")
 
 
 def test_wrong_sizes_are_named():
-    with pytest.raises(ValueError, match="720x1281: multiples of 8"):
+    with pytest.raises(ValueError, match="720x1281: height and width must be multiples of 8"):
         codec_memory.measure("AutoencoderKLWan", "encode", (129, 720, 1281), {}, None)
     with pytest.raises(SystemExit):
         codec_memory.main(["--codec", "AutoencoderKL"])

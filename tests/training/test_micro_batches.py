@@ -54,7 +54,7 @@ def test_every_device_keeps_its_rows_and_the_order_comes_back() -> None:
         placed = trainer.place(batch)
         text = split.lower(placed).compile().as_text()
         parts = split(placed)
-        whole = jax.device_get(micro_batches.merge_rows({"slot_BG": parts.slot_BG}, mesh=trainer.mesh))
+        whole = jax.device_get(micro_batches.merge_rows(parts, mesh=trainer.mesh))
     assert not any(name in text for name in ("all-to-all", "all-gather", "all-reduce", "collective-permute"))
     # Two devices along `data`, of rows 0-3 and 4-7: a part is the first or the second half of each.
     np.testing.assert_array_equal(np.asarray(parts.latents_BLC)[0], batch.latents_BLC[[0, 1, 4, 5]])
