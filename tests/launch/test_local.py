@@ -218,7 +218,7 @@ def test_status_logs_and_cancel(tmp_path: Path, capfd: pytest.CaptureFixture[str
     with pytest.raises(FileNotFoundError, match="rank-7"):
         local.logs(job_spec, rank=7, follow=False, lines=5)
     assert local.cancel(job_spec) == 0
-    assert "nothing runs" in capfd.readouterr().out
+    assert "no job is running" in capfd.readouterr().out
 
 
 LAUNCHER = """
