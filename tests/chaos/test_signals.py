@@ -57,7 +57,7 @@ def test_a_table_is_written_between_its_markers_alone(tmp_path: Path) -> None:
 def test_two_processes_stopped_at_some_moments(tmp_path: Path, sender: signals.Sender) -> None:
     dataset = runs.write_dataset(tmp_path / "dataset")
     reference = tmp_path / "reference"
-    runs.train(reference, dataset, *signals.OPTIONS, processes=2)
+    signals.undisturbed(reference, dataset, 2)
     lane = Lane(tmp_path / "lane", dataset, sender, 2, reference)
     lane.execute(starting=("joining", "restoring", "compiling"), looping=("saving",))
     assert lane.wrong == [] and len(lane.stops) == 10
