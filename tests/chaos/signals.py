@@ -28,8 +28,11 @@ from omnihuman_jax.runtime import exit_codes
 from tests.chaos import faults, page
 from tests.training import moments, runs
 
-STEPS, INTERVAL = 30, 10
-OPTIONS = (f"--config.stages.rows[1].steps={STEPS - 5}", f"--config.checkpoint.interval={INTERVAL}")
+STEPS, INTERVAL = 30, 8
+# On a machine that others use a process may get no time to say for minutes that it lives.
+OPTIONS = (
+    f"--config.stages.rows[1].steps={STEPS - 5}", f"--config.checkpoint.interval={INTERVAL}", "--heartbeat-s=600",
+)  # fmt: skip
 # Before the first step the stop cuts the stay short; in the loop it waits for its end.
 HOLD_S, HOLD_IN_LOOP_S = 120.0, 3.0
 ALONE = (moments.IMPORTING, "reading the config", "joining")
@@ -166,34 +169,44 @@ def undisturbed(run: Path, dataset: Path, processes: int) -> None:
 
 
 class Lane:
-    """One sender on one number of processes: all its stops, on runs in `folder`.
+    """One sender on one number of processes: all its stops, on runs in `folder`, where another start of it goes on.
 
     Args:
         reference: a run of the same command that nobody stopped.
         starting, looping: the moments, of those before the first step and of those in the loop.
     """
 
-    def __init__(self, folder: Path, dataset: Path, sender: Sender, processes: int, reference: Path):
+    def __init__(
+        self,
+        folder: Path,
+        dataset: Path,
+        sender: Sender,
+        processes: int,
+        reference: Path,
+        starting: tuple[str, ...] = STARTING,
+        looping: tuple[str, ...] = LOOP,
+    ):
         self.folder, self.dataset, self.sender, self.processes = folder, dataset, sender, processes
         self._reference = reference
-        self.stops: list[Stop] = []
-        self.wrong: list[str] = []
+        self._result = folder / "stops.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = json.loads(self._result.read_text()) if self._result.exists() else {"stops": [], "wrong": []}
+        self.stops = [Stop(**row) for row in stored["stops"]]
+        self.wrong: list[str] = stored["wrong"]
+        # One run through all moments, fresh and then resumed; and a fresh one for each moment of the loop.
+        self._plan = [("chain", moment) for moment in (*starting, FIRST_STEP, *starting, FIRST_STEP, *looping)]
+        self._plan += [(moment.replace(" ", "-"), moment) for moment in looping]
 
-    def execute(self, starting: tuple[str, ...] = STARTING, looping: tuple[str, ...] = LOOP) -> None:
-        """One run through all moments, fresh and then resumed; and a fresh one for each moment of the loop."""
-        chain = self.folder / "chain"
-        for moment in (*starting, FIRST_STEP, *starting, FIRST_STEP, *looping):
-            self._stop(chain, moment)
-        self._end(chain)
-        for moment in looping:
-            run = self.folder / moment.replace(" ", "-")
-            self._stop(run, moment)
-            self._end(run)
+    def execute(self) -> None:
+        """What is left of it."""
+        for name, moment in self._plan[len(self.stops) :]:
+            self._stop(self.folder / name, moment)
+            stops = [dataclasses.asdict(seen) for seen in self.stops]
+            self._result.write_text(json.dumps({"stops": stops, "wrong": self.wrong}))
+        for name in dict.fromkeys(name for name, _ in self._plan):
+            self._end(self.folder / name)
 
     def _stop(self, run: Path, moment: str) -> None:
-        if faults.newest_whole(run / "checkpoints") == STEPS:
-            self.wrong.append(f"{run}: was complete before it could be stopped at {moment}")
-            return
         # By turns the one that stays and one that waits for it.
         victim = (len(self.stops) % 2) * (self.processes - 1)
         seen, output = stop(run, self.dataset, moment, self.sender, self.processes, victim)
@@ -245,7 +258,7 @@ def _row(moment: str, rows: list[Stop], counts: list[int]) -> str:
 
 
 def run_lanes(work: Path, counts: list[int]) -> tuple[list[Stop], list[str]]:
-    """All of them; a lane whose result lies in `work` already is not run again."""
+    """All of them; what `work` has of them already is not run again."""
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(work / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     dataset, stops, found = work / "dataset", [], []
     if not dataset.exists():
@@ -255,22 +268,10 @@ def run_lanes(work: Path, counts: list[int]) -> tuple[list[Stop], list[str]]:
         if faults.newest_whole(reference / "checkpoints") < STEPS:
             undisturbed(reference, dataset, count)
         for sender in SENDERS if count > 1 else SENDERS[:2]:
-            folder = work / f"{count}-{sender.name.replace(' ', '-')}"
-            result = folder / "stops.json"
-            if not result.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                lane = Lane(folder, dataset, sender, count, reference)
-                lane.execute()
-                result.write_text(
-                    json.dumps({"stops": [dataclasses.asdict(s) for s in lane.stops], "wrong": lane.wrong})
-                )
-            stored = json.loads(result.read_text())
-            stops += [Stop(**row) for row in stored["stops"]]
-            found += stored["wrong"]
-            print(
-                f"{count} processes, {sender.name}: {len(stored['stops'])} stops, {len(stored['wrong'])} wrong",
-                flush=True,
-            )
+            lane = Lane(work / f"{count}-{sender.name.replace(' ', '-')}", dataset, sender, count, reference)
+            lane.execute()
+            stops, found = stops + lane.stops, found + lane.wrong
+            print(f"{count} processes, {sender.name}: {len(lane.stops)} stops, {len(lane.wrong)} wrong", flush=True)
     return stops, found
 
 

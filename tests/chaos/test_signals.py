@@ -58,6 +58,7 @@ def test_two_processes_stopped_at_some_moments(tmp_path: Path, sender: signals.S
     dataset = runs.write_dataset(tmp_path / "dataset")
     reference = tmp_path / "reference"
     signals.undisturbed(reference, dataset, 2)
-    lane = Lane(tmp_path / "lane", dataset, sender, 2, reference)
-    lane.execute(starting=("joining", "restoring", "compiling"), looping=("saving",))
+    moments = {"starting": ("joining", "restoring", "compiling"), "looping": ("saving",)}
+    lane = Lane(tmp_path / "lane", dataset, sender, 2, reference, **moments)
+    lane.execute()
     assert lane.wrong == [] and len(lane.stops) == 10

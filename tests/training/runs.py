@@ -57,7 +57,7 @@ def start(
             f"--coordinator=127.0.0.1:{port}",
             f"--num-processes={count}",
             f"--process-id={index}",
-            "--peer-timeout-s=120",
+            "--peer-timeout-s=600",
         ]
     environment = os.environ | {"XLA_FLAGS": quick_xla.FLAGS}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
