@@ -35,7 +35,7 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 $(VENV)/.torch: $(VENV)/.dev
-	@echo "adding torch (for the tests alone; a CPU build will do, see README)"
+	@echo "adding torch (for the tests alone; a CPU build will do, see docs/installation.md)"
 	$(PIP) install -q -c "$(LOCK)" -e '.[all]'
 	touch $@
 
