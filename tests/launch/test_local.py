@@ -56,7 +56,7 @@ def test_a_user_error_fails_at_once_and_ends_the_others(tmp_path: Path) -> None:
     before = time.monotonic()
     outcome = run(a_spec(tmp_path), {(0, 1): "import sys; sys.exit(2)"}, default=SLEEP)
     assert (outcome.code, outcome.attempts, outcome.counted) == (2, 1, 0)
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 60
     codes = {event.rank: event.code for event in outcome.events if event.kind == "exited"}
     assert codes == {1: 2, 0: 143}
 
