@@ -44,6 +44,7 @@ make_venv() {
     made=$(sed -nE 's/^version(_info)? *= *([0-9]+\.[0-9]+).*/\2/p' "$folder/pyvenv.cfg" | head -n 1)
     [ "$made" = "$version" ] || fail "$folder was made by Python $made, and Python $version is chosen ($python); keep it with PYTHON=/path/to/python$made, make it anew with \`make clean\`, or take another folder with VENV=.venv-$version"
     if "$folder/bin/python" -c '' 2>/dev/null; then return; fi  # else: the Python that made it has moved, its packages are still right
+    rm -f "$folder"/bin/python*
   fi
   "$python" -m venv "$folder"
 }
