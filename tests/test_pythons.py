@@ -30,7 +30,7 @@ def claims(version: str) -> str:
 def run(*arguments: str | Path, path: Path) -> subprocess.CompletedProcess:
     """The script with the programs in `path`, and nothing else but the shell's."""
     path.mkdir(exist_ok=True)
-    for tool in ("bash", "head", "sed", "sort"):
+    for tool in ("bash", "head", "rm", "sed", "sort"):
         if not (path / tool).exists():
             (path / tool).symlink_to(shutil.which(tool))
     return subprocess.run(
