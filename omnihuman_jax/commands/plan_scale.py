@@ -126,7 +126,9 @@ def lowered_for_cuda(config: ExperimentConfig, topology: Topology) -> str:
     if _kernel(config, topology) == "cudnn":
         config = with_execution(config, attention=dataclasses.replace(config.execution.attention, kernel="triton"))
         instead = " with our Triton kernel in the place of cuDNN's, which only a machine with cuDNN lowers"
-    gpu = jax.sharding.AbstractDevice(device_kind=topology.accelerator.name, num_cores=None, platform="gpu")
+    # The device's name as JAX has it: from 0.12 on, Pallas looks up there what to lower for.
+    kind = f"NVIDIA {topology.accelerator.name.upper()}"
+    gpu = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
     auto = (jax.sharding.AxisType.Auto,) * len(sharding.MESH_AXES)
     ways = config.mesh.shape(topology.devices, topology.num_slices)
     mesh: Any = jax.sharding.AbstractMesh(ways, sharding.MESH_AXES, auto, abstract_device=gpu)
