@@ -30,8 +30,6 @@ from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import paper_stages
 
 ROOT = Path(__file__).resolve().parents[2]
-# From 0.11 on, Pallas wants a GPU to lower for, and forgets a described one inside of shard_map.
-NOT_LOWERED = "not lowered for cuda: JAX .* needs a GPU" if jax.__version_info__ >= (0, 11) else ""
 CONFIG = str(ROOT / "configs" / "omnihuman_13b.py:720p")
 
 
@@ -255,9 +253,7 @@ def small_config() -> ExperimentConfig:
 def test_the_step_lowers_for_gpus_that_have_sizes_only() -> None:
     """The one scanned block; before XLA removes what nothing uses, the forward kernel may stand there twice."""
     plan = plan_scale.plan(small_config(), parse_topology("h100:8"))
-    assert plan.estimated and re.search(
-        NOT_LOWERED or r"the step lowers for cuda, with [34] calls of attention kernels", plan.note
-    )
+    assert plan.estimated and re.search(r"the step lowers for cuda, with [34] calls of attention kernels", plan.note)
 
 
 def test_the_step_of_one_window_lowers_where_no_cudnn_is() -> None:
@@ -265,7 +261,7 @@ def test_the_step_of_one_window_lowers_where_no_cudnn_is() -> None:
     config.data.plan.windows = 1
     plan = plan_scale.plan(config, parse_topology("h100:8"))
     assert re.search(
-        NOT_LOWERED or r"the step lowers for cuda with our Triton kernel in the place of cuDNN's.*, with [34] calls",
+        r"the step lowers for cuda with our Triton kernel in the place of cuDNN's.*, with [34] calls",
         plan.note,
     )
     assert "never measured" not in plan.note
