@@ -14,7 +14,7 @@ FOLDERS = ("omnihuman_jax", "data_pipelines", "launch", "configs", "tests", "doc
 ROOMS = {path.name for path in (ROOT / "omnihuman_jax").iterdir() if path.is_dir()}
 
 
-def tests_by_file() -> dict[str, set[str]]:
+def names_by_file() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in ROOT.glob("tests/**/test_*.py"):
         found.setdefault(path.stem, set()).update(re.findall(r"^def (test_\w+)", path.read_text(), re.M))
@@ -45,7 +45,7 @@ def test_files_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_tests_are_there(page: Path) -> None:
-    known, wrong = tests_by_file(), []
+    known, wrong = names_by_file(), []
     for file, name in re.findall(r"`(test_\w+)::(test_\w+)", page.read_text()):
         # A name may be cut short: `test_x::test_a_signal_...`.
         if not any(test.startswith(name.rstrip("_")) for test in known.get(file, ())):

@@ -26,6 +26,8 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Callable[
 
     def begin(*args: object, **kwargs: object) -> Callable[[], list[str]]:
         monkeypatch.setattr(sys, "stdout", out)
+        # A command that ran before in this process may hear the warnings still, in pytest's place of then.
+        logging.captureWarnings(False)
         run_log.set_up(*args, **kwargs)  # type: ignore[arg-type]
         return lambda: out.getvalue().splitlines()
 
