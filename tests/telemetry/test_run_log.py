@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 
+import jax
 import pytest
 
 from omnihuman_jax.runtime import processes
@@ -63,6 +64,7 @@ def test_text_has_the_runs_own_lines_and_warnings_of_libraries(printed) -> None:
 
 
 def test_json_is_one_object_a_line_with_everything(printed, tmp_path) -> None:
+    jax.devices()  # JAX tells of its start at debug
     lines = printed("json", "debug", process=2)
     chatter()
     Incidents(tmp_path).note("save_failed", {"step": 4})
