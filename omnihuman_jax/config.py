@@ -2,7 +2,7 @@
 whole.
 
 A config file has `get_config() -> ExperimentConfig`. Overrides are applied after construction, so derived values are
-properties and every check lies in `validate()`. The resolved config goes, as JSON, into the run directory and into
+properties and every check is in `validate()`. The resolved config goes, as JSON, into the run directory and into
 every checkpoint, and a resume compares.
 """
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 import jax
 from etils import epath
 
-from omnihuman_jax.checkpoint import seals
+from omnihuman_jax.checkpoint import manifest
 from omnihuman_jax.checkpoint.record import CheckpointError
 from omnihuman_jax.runtime import processes, storage
 
@@ -58,7 +58,7 @@ class CheckpointFolder:
         restart, after the retries) if it does not.
         """
         if self._retries is not None:
-            return storage.ask(what, look, retries=self._retries, delay_s=self._delay_s)
+            return storage.retry(what, look, retries=self._retries, delay_s=self._delay_s)
         try:
             return look()
         except OSError as error:
@@ -91,7 +91,7 @@ def open_folder(directory: Path | str, *, retries: int, delay_s: float, expected
 
 def _identity(folder: CheckpointFolder, expected: str) -> str:
     """Of a folder without what a save that died has left."""
-    if expected and not (seals.committed_steps(folder.path) or seals.aside(folder.path)):
+    if expected and not (manifest.committed_steps(folder.path) or manifest.aside(folder.path)):
         raise storage.Gone(
             f"no checkpoint in {folder}, which is {'empty' if folder.path.is_dir() else 'not there'}, but"
             f" this run {expected}; bring it back, or remove the run directory to start over"
@@ -102,6 +102,6 @@ def _identity(folder: CheckpointFolder, expected: str) -> str:
         if expected:
             raise storage.Gone(f"{folder}: {error.strerror}") from error
         raise CheckpointError(f"checkpoints cannot be written to {folder}: {error.strerror}") from error
-    for name in seals.remove_partial(folder.path):
+    for name in manifest.remove_partial(folder.path):
         logger.info("removed %s/%s, left by a save that was cut short", folder, name)
     return identity

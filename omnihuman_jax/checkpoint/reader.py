@@ -1,4 +1,4 @@
-"""How a checkpoint is read: seal first, then the record, then arrays, then their fingerprints.
+"""How a checkpoint is read: manifest first, then the record, then arrays, then their fingerprints.
 
 A step holds four parts that can be read alone: `params`, `ema`, `optimizer` (moments and counts) and `progress` (step
 and counters), and as its metadata the resolved config and the plan's fingerprint. Sampling reads one part, resume all
@@ -12,7 +12,7 @@ from typing import Any, Self
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from omnihuman_jax.checkpoint import fingerprint, seals, step_folders
+from omnihuman_jax.checkpoint import fingerprint, manifest, step_folders
 from omnihuman_jax.checkpoint.folder import CheckpointFolder
 from omnihuman_jax.checkpoint.parts import StateT, assemble_state, context_for, flatten, mismatches, parts_of
 from omnihuman_jax.checkpoint.record import CURE, FORMAT, WEIGHTS, CheckpointError, DamagedError, RunRecord
@@ -70,7 +70,7 @@ class CheckpointReader:
         self.folder.verify()
         if step not in self.steps:
             raise CheckpointError(f"{self.folder} has no step {step}; it has {self.steps or 'none'}")
-        if reason := seals.damage(self.folder.step(step)):
+        if reason := manifest.damage(self.folder.step(step)):
             self.folder.verify()
             raise DamagedError(f"{where} is damaged: {reason}; {CURE}")
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from omnihuman_jax.checkpoint import fingerprint, orbax_slices, seals, step_folders
+from omnihuman_jax.checkpoint import fingerprint, manifest, orbax_slices, step_folders
 from omnihuman_jax.checkpoint.folder import CheckpointFolder
 from omnihuman_jax.checkpoint.parts import State, context_for, flatten, parts_of
 from omnihuman_jax.checkpoint.record import RunRecord
@@ -30,7 +30,7 @@ class CheckpointConfig:
     """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0:
     none).
 
-    They lie in `directory`, a folder or a URI such as gs://bucket/run (which needs gcsfs); empty: in RUN/checkpoints.
+    They are in `directory`, a folder or a URI such as gs://bucket/run (which needs gcsfs); empty: in RUN/checkpoints.
     local_directory: a folder on each host's own disk (or in its memory) for copies of the steps between, empty: none. A
         restart takes the newest step that is whole in either tier
     local_interval: of these copies; it divides `interval`. local_keep: how many stay
@@ -136,8 +136,8 @@ class CheckpointWriter:
         return self._saving is not None
 
     def finish(self, state: State, record: RunRecord) -> bool:
-        """Until the save of `state`, the last one, is on disk and sealed, with all its tries; False if none of them was
-        good.
+        """Blocks until the last save, of `state`, is on disk with its manifest, with all its tries; False if none of
+        them was good.
         """
         while not self.wait() and self._again_at is not None:
             time.sleep(max(0.0, self._again_at - time.monotonic()))
@@ -180,13 +180,15 @@ class CheckpointWriter:
                     response = ocp.save_checkpointables_async(
                         self._folder.step(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))
                     )
-                self._saving = Save(record.step, number, response, lambda: self._seal(record.step), self._make_room)
+                self._saving = Save(
+                    record.step, number, response, lambda: self._write_manifest(record.step), self._make_room
+                )
             except Exception as error:
                 reason = storage.cause(error)
             self._vote(record.step, reason)
 
     def wait(self) -> bool:
-        """Blocks until the save in progress is on disk and sealed; False if it, or one before it, failed."""
+        """Blocks until the save in progress is on disk, manifest included; False if it, or one before it, failed."""
         if (saving := self._saving) is not None:
             reason = saving.wait()
             if self._vote(saving.step, reason):
@@ -219,7 +221,7 @@ class CheckpointWriter:
         )  # fmt: skip
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
-                seals.remove_partial(self._folder.path)
+                manifest.remove_partial(self._folder.path)
                 if self._folder.step(step).exists():
                     self._folder.step(step).rmtree()
         self._notify(
@@ -233,12 +235,12 @@ class CheckpointWriter:
         self._tries += 1
         return self._config.retry_delay_s * 2.0 ** (self._tries - 1)
 
-    def _seal(self, step: int) -> int:
-        """After the commit, on process 0: bytes of the step that is now sealed."""
+    def _write_manifest(self, step: int) -> int:
+        """After the commit, on process 0: writes the manifest; the bytes of the step."""
         self._folder.verify()  # Orbax makes a folder that is gone anew, below the mount
-        return seals.write(self._folder.step(step)) if jax.process_index() == 0 else 0
+        return manifest.write(self._folder.step(step)) if jax.process_index() == 0 else 0
 
     def _make_room(self) -> None:
-        """After the seal, on process 0: older steps go."""
+        """After the manifest, on process 0: older steps go."""
         if jax.process_index() == 0:
             step_folders.remove_old(self._folder, self._config.keep, self._config.keep_every)

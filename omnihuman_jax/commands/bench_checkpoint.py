@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> int:
         f"state of {figures['state_bytes'] / 1e9:.2f} GB on {figures['devices']} devices, median of {figures['saves']}"
         f" saves\na save keeps the training waiting {figures['stall_s']:.3f} s: {100 * figures['stall_share']:.2f} % of"
         f" {options.interval} steps of {options.step_s:g} s\nit writes {figures['write_bytes_per_s'] / 1e6:.0f} MB/s,"
-        f" from its start to its seal; the disk's own speed is {figures['raw_bytes_per_s'][0] / 1e6:.0f} and"
+        f" from its start to its manifest; the disk's own speed is {figures['raw_bytes_per_s'][0] / 1e6:.0f} and"
         f" {figures['raw_bytes_per_s'][1] / 1e6:.0f} MB/s: {100 * figures['write_share_of_raw']:.0f} %"
     )
     return 0

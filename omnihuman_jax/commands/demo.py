@@ -168,7 +168,7 @@ def _started(step: Step, out: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The step's process, in a group of its own so that nothing of it outlives the demo."""
     cache = out / ".cache"
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    cache.chmod(0o700)  # what lies in it is run: whatever the umask, nobody else writes there
+    cache.chmod(0o700)  # what is in it is run: whatever the umask, nobody else writes there
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache.resolve())}
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
     command = [*CLI, *step.argv]

@@ -74,7 +74,7 @@ def train(
     with contextlib.ExitStack() as stack:
         watchdog = Watchdog(config.watchdog, run_dir / f"stacks-{processes.own_index()}.txt")
         stack.callback(watchdog.stop)
-        processes.be_patient(config.watchdog.longest_s)
+        processes.set_barrier_timeout(config.watchdog.longest_s)
         parts = open_parts(config, run_dir)
         record = RunRecord(config=to_json(config), fingerprint=parts.plan.fingerprint(), step=0)
         guard = RunGuard(watchdog, config.numerics, run_dir, parts.plan, parts.records)
@@ -257,7 +257,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     if joined and processes.own_count() > 1:
         run_log.hear_native_stdout()
-    with run_guard.one_door("omnihuman train") if joined else contextlib.nullcontext():
+    with run_guard.exit_with_code("omnihuman train") if joined else contextlib.nullcontext():
         train(
             config,
             options.run,

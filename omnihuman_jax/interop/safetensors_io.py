@@ -84,7 +84,7 @@ class TensorSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TensorInfo:
-    """A tensor that lies in a file: `offset` is absolute, in bytes."""
+    """A tensor in a file: `offset` is absolute, in bytes."""
 
     name: str
     shape: tuple[int, ...]

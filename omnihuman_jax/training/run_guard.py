@@ -51,7 +51,7 @@ class Rollbacks:
         lines = self._lines()
         return bool(lines) and "checkpoint" not in lines[-1]
 
-    def ask(self, first: int, to: int) -> None:
+    def request(self, first: int, to: int) -> None:
         """Steps [first, to) went wrong."""
         if jax.process_index() == 0:
             append_line(self._path, {"first": first, "to": to})
@@ -170,7 +170,7 @@ class RunGuard:
                 " optimizer.learning_rate, or allow more with numerics.max_rollbacks",
                 exit_codes.USER_ERROR,
             )
-        self.rollbacks.ask(first, to)
+        self.rollbacks.request(first, to)
         self.incidents.note("rollback_asked", {"first": first + 1, "last": to})
         raise RunEnded(
             f"{reason}; the next start goes back to a checkpoint before them and on from step {to}", exit_codes.RETRY
@@ -209,7 +209,7 @@ class RunGuard:
 
 
 @contextlib.contextmanager
-def one_door(command: str) -> Iterator[None]:
+def exit_with_code(command: str) -> Iterator[None]:
     """Around everything that a process of a job does: whatever ends it, it exits with the code that says so, at once.
 
     An exception that unwinds to the end of the interpreter would wait there for the other processes, and lose its code.
