@@ -9,7 +9,6 @@ every checkpoint, and a resume compares.
 import copy
 import dataclasses
 import difflib
-import enum
 import json
 import os
 import re
@@ -29,7 +28,7 @@ from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
-from omnihuman_jax.plain_values import UnknownFieldsError, structure
+from omnihuman_jax.plain_values import UnknownFieldsError, structure, to_json
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from omnihuman_jax.sharding import MeshConfig
@@ -234,19 +233,6 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     if not isinstance(config, ExperimentConfig):
         raise ValueError(f"{file}: get_config() returned {type(config).__name__}, not ExperimentConfig")
     config.validate()
-    return config
-
-
-def to_json(config: Any) -> Any:
-    """A config as JSON values: dataclasses by field, tuples as lists."""
-    if dataclasses.is_dataclass(config):
-        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if isinstance(config, enum.Enum):
-        return config.name
-    if isinstance(config, Mapping):
-        return {str(key): to_json(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [to_json(value) for value in config]
     return config
 
 

@@ -15,49 +15,33 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from omnihuman_jax import config as experiment
-from omnihuman_jax import sharding
 from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
 from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.interop import hunyuan_video, key_table, safetensors_io
-from omnihuman_jax.interop.hunyuan_video import ADDED_GROUPS, ADDITIONS_STEM
+from omnihuman_jax.interop.additions import abstract_leaves, import_mesh, make_additions
+from omnihuman_jax.interop.file_hashes import check_hashes, hash_files, read_hashes
+from omnihuman_jax.interop.hunyuan_video import ADDED_GROUPS
+from omnihuman_jax.interop.model_sources import SOURCES, Source
 from omnihuman_jax.interop.sharded_params import ShardedParams
-from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime import platform_flags, processes
-from omnihuman_jax.runtime.files import file_sha256, write_text
+from omnihuman_jax.runtime.files import write_text
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import Params
 
 _FLOATS = ("float32", "bfloat16", "float16")
-_INIT_BYTES = 1 << 24
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, bytes done, bytes in all)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """A model on disk: its sizes, its tensors by their names, which condition groups it holds, and the files to be
-    hashed.
-    """
-
-    kind: str
-    folder: Path
-    model: mmdit.MMDiTConfig
-    tensors: Mapping[str, safetensors_io.TensorInfo]
-    groups: tuple[str, ...]
-    files: tuple[Path, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,65 +54,6 @@ class Imported:
     parameters: int
     added: int
     nbytes: int
-
-
-def open_hunyuan_video(folder: Path) -> Source:
-    """A folder in diffusers' layout: `config.json` of HunyuanVideoTransformer3DModel and its safetensors."""
-    folder = hunyuan_video.transformer_folder(folder)
-    tensors = safetensors_io.open_folder(folder, hunyuan_video.STEM)
-    return Source(
-        kind="hunyuan-video",
-        folder=folder,
-        model=hunyuan_video.model_config(folder),
-        tensors=tensors,
-        groups=("base",),
-        files=_files(folder, tensors),
-    )
-
-
-def open_omnihuman(folder: Path) -> Source:
-    """A folder of `omnihuman export`, in either format: base part and additions."""
-    stated = hunyuan_video.read_json(folder / "config.json")
-    if "_class_name" in stated:
-        model = hunyuan_video.model_config(folder)
-        parts = _stated_model(folder / f"{ADDITIONS_STEM}.json")
-        model.audio, model.pose = parts.audio, parts.pose
-        tensors = safetensors_io.open_folder(folder, hunyuan_video.STEM)
-        if model.audio or model.pose:
-            tensors |= safetensors_io.open_folder(folder, ADDITIONS_STEM)
-    elif "model" in stated:
-        model = _stated_model(folder / "config.json")
-        tensors = safetensors_io.open_folder(folder, "model")
-    else:
-        raise ValueError(
-            f"{folder}/config.json was not written by `omnihuman export`; `omnihuman import --help` lists the sources"
-        )
-    model.validate()
-    return Source(
-        kind="omnihuman",
-        folder=folder,
-        model=model,
-        tensors=tensors,
-        groups=("base", *ADDED_GROUPS),
-        files=_files(folder, tensors),
-    )
-
-
-def _stated_model(path: Path) -> mmdit.MMDiTConfig:
-    """The part "model" of what an export wrote; ValueError for what it cannot have written."""
-    try:
-        model = experiment.from_json(hunyuan_video.read_json(path)["model"], mmdit.MMDiTConfig)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: its part 'model' cannot be read ({error}); fetch the file again") from error
-    usual = mmdit.MMDiTConfig()
-    for field in dataclasses.fields(model):
-        default, value = getattr(usual, field.name), getattr(model, field.name)
-        if isinstance(default, int | float | tuple) and (what := hunyuan_video.misfit(value, default)):
-            raise ValueError(f"{path}: model.{field.name} is {value!r}, not {what}; fetch the file again")
-    return model
-
-
-SOURCES: dict[str, Callable[[Path], Source]] = {"hunyuan-video": open_hunyuan_video, "omnihuman": open_omnihuman}
 
 
 def import_weights(
@@ -191,7 +116,7 @@ def import_weights(
         leaves.write(part, values)
         del values
     added = tuple(group for group in ADDED_GROUPS if group not in source.groups)
-    make_additions(config, leaves, mesh, added)
+    make_additions(config.model, config.seed, leaves, mesh, added)
     platform_flags.give_back_memory()  # what the save takes would come on top
     progress("writing the checkpoint", hashed + total, hashed + total)
     origin = {"kind": source.kind, "folder": source.folder.name, "files": hashes}
@@ -222,136 +147,6 @@ def save(params: Params, config: experiment.ExperimentConfig, origin: Mapping[st
         checkpoints.writer.save_weights(params, record)
 
 
-def import_mesh(model: mmdit.MMDiTConfig) -> Mesh:
-    """All devices; as many as its sizes let share the model's matrices, each part on several devices if that is not
-    all.
-    """
-    count = jax.device_count()
-    for ways in (ways for ways in range(count, 0, -1) if count % ways == 0):
-        mesh = sharding.create_mesh(sharding.MeshConfig(data=count // ways, fsdp=ways))
-        try:
-            abstract_leaves(model, mesh)
-        except ValueError:
-            if ways == 1:
-                raise
-            continue
-        break
-    return mesh
-
-
-def abstract_leaves(model: mmdit.MMDiTConfig, mesh: Mesh) -> dict[key_table.Path, jax.ShapeDtypeStruct]:
-    """Shape, dtype and sharding of every parameter, by path."""
-    shapes, axes = mmdit.abstract_params(model)
-    split = lambda shape, axis: jax.ShapeDtypeStruct(  # noqa: E731
-        shape.shape, shape.dtype, sharding=sharding.named_sharding(mesh, axis, shape.shape)
-    )
-    return key_table.flatten(jax.tree.map(split, shapes, axes))
-
-
-def make_additions(
-    config: experiment.ExperimentConfig, leaves: ShardedParams, mesh: Mesh, groups: Sequence[str]
-) -> None:
-    """Initialises the parameters of `groups` as a new model has them: those of stacked blocks layer by layer, like all
-    else.
-    """
-    model = config.model
-    one = dataclasses.replace(model, num_dual_layers=1, num_single_layers=min(1, model.num_single_layers))
-    places = {
-        path: leaf.sharding
-        for path, leaf in abstract_leaves(one, mesh).items()
-        if mmdit.condition_group(path) in groups
-    }
-    stacks = {"dual_blocks": model.num_dual_layers, "single_blocks": model.num_single_layers}
-    key = jax.random.key(config.seed)
-    for number, (stack, layers) in enumerate([("", 1), *stacks.items()]):
-        own = {path: place for path, place in places.items() if (path[0] if path[0] in stacks else "") == stack}
-        for group in _batches(own, key_table.key_table(one).shapes):
-            # Compiled ahead and dropped: what jit keeps would stay on the host.
-            run = _initialiser(one, group).lower(key).compile()
-            for layer in range(layers):
-                arrays = run(jax.random.fold_in(jax.random.fold_in(key, number), layer))
-                leaves.write_arrays(layer if stack else None, arrays)
-                del arrays
-
-
-def _initialiser(model: mmdit.MMDiTConfig, places: Mapping[key_table.Path, Any]) -> Any:
-    """f(key): the freshly initialised parameters at `places`; what is not returned is never computed."""
-
-    def init(key: jax.Array) -> dict[key_table.Path, jax.Array]:
-        flat = key_table.flatten(mmdit.init_params(model, key))
-        return {path: flat[path] for path in places}
-
-    return jax.jit(init, out_shardings=dict(places))
-
-
-def _batches(
-    places: Mapping[key_table.Path, Any], shapes: Mapping[key_table.Path, tuple[int, ...]]
-) -> Iterator[dict[key_table.Path, Any]]:
-    """`places`, in parts of at most `_INIT_BYTES` (or one leaf): random numbers take several times what they fill."""
-    batch: dict[key_table.Path, Any] = {}
-    size = 0
-    for path, place in places.items():
-        nbytes = 4 * math.prod(shapes[path])
-        if batch and size + nbytes > _INIT_BYTES:
-            yield batch
-            batch, size = {}, 0
-        batch[path] = place
-        size += nbytes
-    if batch:
-        yield batch
-
-
-def hash_files(
-    files: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[str, str]:
-    """File name -> sha256. Processes share the work."""
-    index, count = jax.process_index(), jax.process_count()
-    mine = files[index::count]
-    total, done = sum(file.stat().st_size for file in mine), 0
-    digests = np.zeros((len(files), 32), np.uint8)
-
-    def on_read(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress(done, total)
-
-    for i, path in list(enumerate(files))[index::count]:
-        digests[i] = np.frombuffer(bytes.fromhex(file_sha256(path, on_read)), np.uint8)
-    if count > 1:
-        digests = multihost_utils.process_allgather(digests).sum(axis=0, dtype=np.uint8)
-    return {path.name: row.tobytes().hex() for path, row in zip(files, digests)}
-
-
-def check_hashes(found: Mapping[str, str], expected: Mapping[str, str], folder: Path) -> None:
-    """ValueError that lists every file of `folder` that is another one than expected, is not listed, or is not
-    there.
-    """
-    lines = [f"{name} is listed but not there" for name in sorted(expected.keys() - found.keys())]
-    lines += [f"{name} is not listed" for name in sorted(found.keys() - expected.keys())]
-    lines += [
-        f"{name} has sha256 {found[name]}, expected {expected[name]}"
-        for name in sorted(found.keys() & expected.keys())
-        if found[name] != expected[name].lower()
-    ]
-    if lines:
-        raise ValueError(f"{folder}: {'; '.join(lines)}; fetch these files again, or see whether the list is for them")
-
-
-def read_hashes(path: Path) -> dict[str, str]:
-    """A list as `sha256sum` prints it: digest, two spaces (or space and star), file name."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; `sha256sum *.safetensors *.json > FILE` writes such a list")
-    hashes = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        digest, _, name = line.strip().partition(" ")
-        if not line.strip():
-            continue
-        if len(digest) != 64 or not name.strip():
-            raise ValueError(f"{path}, line {number}: {line!r} is not `SHA256  FILE`, as sha256sum prints it")
-        hashes[Path(name.strip().lstrip("*")).name] = digest
-    return hashes
-
-
 def _config(source: Source, config: experiment.ExperimentConfig | None) -> experiment.ExperimentConfig:
     """The config to store: the given one, if it fits the source, or one with the source's sizes."""
     if config is None:
@@ -371,17 +166,6 @@ def _config(source: Source, config: experiment.ExperimentConfig | None) -> exper
             f"the config does not fit {source.folder}: {'; '.join(lines)}; set these fields with --config.FIELD=VALUE"
         )
     return config
-
-
-def _files(folder: Path, tensors: Mapping[str, safetensors_io.TensorInfo]) -> tuple[Path, ...]:
-    """Everything that the model was read from: weights, indices, configs."""
-    weights = {info.path for info in tensors.values()}
-    described = [
-        path
-        for path in folder.glob("*.json")
-        if path.name.endswith(".index.json") or path.stem in ("config", ADDITIONS_STEM)
-    ]
-    return tuple(sorted({*weights, *described}))
 
 
 def local_folder(text: str) -> Path:
