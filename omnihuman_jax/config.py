@@ -30,6 +30,7 @@ from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.plain_values import UnknownFieldsError, structure, to_json
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import Location, local
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import StageSchedule
@@ -191,12 +192,12 @@ def compute_dtype(config: ExperimentConfig, platform: str | None = None) -> Any:
 
 
 def dataset_dir(config: ExperimentConfig) -> str:
-    """Where the data lies; ValueError with the flag that says it."""
+    """The folder of the data; ValueError with the flag that sets it."""
     if not config.data.dataset:
         raise ValueError(
             "data.dataset is not set; name the folder that `omnihuman encode` wrote with --config.data.dataset=DIR"
         )
-    return config.data.dataset
+    return str(local(config.data.dataset, "data.dataset"))
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -275,7 +276,7 @@ def changed_fields(
     return lines
 
 
-def write_config(config: ExperimentConfig, run_dir: Path) -> None:
+def write_config(config: ExperimentConfig, run_dir: Location) -> None:
     """`config.json` of a run, all or nothing."""
     files.write_text(run_dir / "config.json", json.dumps(to_json(config), indent=2) + "\n")
 

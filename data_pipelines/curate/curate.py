@@ -29,6 +29,7 @@ from data_pipelines.curate.clips import CLIPS_FILE, Clip, write_clips, write_tex
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.tagging import Thresholds, tag
 from omnihuman_jax.conditions import Condition
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import FPS
 
@@ -325,12 +326,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--videos",
         required=True,
-        type=Path,
+        type=local,
         help="folder of videos, searched recursively; NAME.txt holds the caption of NAME.mp4",
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder for clips.jsonl, funnel.json and the landmarks")
     parser.add_argument(
-        "--config", type=Path, help="JSON file: shots, thresholds, default_caption, max_seconds_per_video, workers"
+        "--out", required=True, type=local, help="folder for clips.jsonl, funnel.json and the landmarks"
+    )
+    parser.add_argument(
+        "--config", type=local, help="JSON file: shots, thresholds, default_caption, max_seconds_per_video, workers"
     )
     parser.add_argument(
         "--max-seconds-per-video", type=float, help="read at most this many seconds of each video, from its beginning"

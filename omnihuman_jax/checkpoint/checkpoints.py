@@ -131,6 +131,11 @@ class Checkpoints:
         return self.writer.finish(state, record)
 
     @property
+    def last_failure(self) -> str:
+        """Why the last save that failed did."""
+        return self.writer.last_failure
+
+    @property
     def failed_saves(self) -> int:
         """Scheduled saves in a row that failed."""
         return self.writer.failed_saves

@@ -16,7 +16,7 @@ from omnihuman_jax.checkpoint import fingerprint, manifest, step_folders
 from omnihuman_jax.checkpoint.folder import CheckpointFolder
 from omnihuman_jax.checkpoint.parts import StateT, assemble_state, context_for, flatten, mismatches, parts_of
 from omnihuman_jax.checkpoint.record import CURE, FORMAT, WEIGHTS, CheckpointError, DamagedError, RunRecord
-from omnihuman_jax.runtime import processes, storage
+from omnihuman_jax.runtime import locations, processes, storage
 
 
 class CheckpointReader:
@@ -25,7 +25,7 @@ class CheckpointReader:
     `folder`: that of `open_folder`, which is verified and waited for, or where it is, which is neither.
     """
 
-    def __init__(self, folder: CheckpointFolder | Path | str):
+    def __init__(self, folder: CheckpointFolder | locations.StrPath):
         self.folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
 
     def __enter__(self) -> Self:
@@ -133,7 +133,7 @@ class CheckpointReader:
 
 
 def load_weights(
-    directory: Path | str, abstract: Any, *, weights: str = "ema", step: int | None = None
+    directory: locations.StrPath, abstract: Any, *, weights: str = "ema", step: int | None = None
 ) -> tuple[Any, RunRecord]:
     """Weights of a checkpoint for sampling or export: (parameters in the shardings of `abstract`, record).
 
@@ -145,7 +145,7 @@ def load_weights(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r}: choose ema or raw")
-    if "://" not in str(directory) and not Path(directory).is_dir():
+    if not locations.is_remote(directory) and not Path(directory).is_dir():
         raise FileNotFoundError(f"{directory} does not exist; give the run directory of `omnihuman train`")
     checkpoints = CheckpointReader(directory)
     step = checkpoints.latest_step if step is None else step

@@ -19,6 +19,7 @@ from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.checkpoint.save_thread import Save
 from omnihuman_jax.checkpoint.step_folders import Notify
 from omnihuman_jax.runtime import processes, storage
+from omnihuman_jax.runtime.locations import CHECKPOINT_SCHEMES, check_scheme
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class CheckpointConfig:
     """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0:
     none).
 
-    They are in `directory`, a folder or a URI such as gs://bucket/run (which needs gcsfs); empty: in RUN/checkpoints.
+    They are in `directory`, a folder or a URI such as gs://bucket/run (not s3://); empty: in RUN/checkpoints.
     local_directory: a folder on each host's own disk (or in its memory) for copies of the steps between, empty: none. A
         restart takes the newest step that is whole in either tier
     local_interval: of these copies; it divides `interval`. local_keep: how many stay
@@ -55,6 +56,10 @@ class CheckpointConfig:
         """ValueError on intervals below 1."""
         if self.retries < 0 or self.retry_delay_s < 0:
             raise ValueError(f"checkpoint.retries {self.retries} and retry_delay_s {self.retry_delay_s} must be >= 0")
+        if self.directory and check_scheme(self.directory) not in ("", *CHECKPOINT_SCHEMES):
+            raise ValueError(
+                f"checkpoint.directory is {self.directory}: Orbax cannot save there; give gs://BUCKET/PATH or a folder"
+            )
         self._validate_local()
         if self.interval < 1 or self.keep < 1 or self.keep_every < 0 or self.max_failed_saves < 1:
             raise ValueError(
@@ -69,7 +74,7 @@ class CheckpointConfig:
                 f"checkpoint.local_directory {directory!r} and local_interval {every}: set both, for copies on each"
                 " host's own disk, or neither"
             )
-        if "://" in directory:
+        if check_scheme(directory):
             raise ValueError(f"checkpoint.local_directory {directory!r} must be a folder on each host's own disk")
         if every < 0 or self.local_keep < 1:
             raise ValueError(f"checkpoint.local_interval {every} must be >= 0 and local_keep {self.local_keep} >= 1")
@@ -86,9 +91,9 @@ class CheckpointWriter:
     """Saves the steps of one run, one after another; all processes call every method, in the same order.
 
     A failed save is no error: the run goes on, the steps before stay. `failed_saves` counts those in a row,
-    `disk_is_full` says what the last one failed of. If it was anything else, `due` says when to try again: the state
-    that was to be saved is gone by then (its buffers were donated to the next step), so the try takes the one of its
-    own step.
+    `last_failure` and `disk_is_full` say what the last one failed of. If the disk was not full, `due` says when to try
+    again: the state that was to be saved is gone by then (its buffers were donated to the next step), so the try takes
+    the one of its own step.
 
     Args:
         folder: that of `open_folder`.
@@ -104,6 +109,7 @@ class CheckpointWriter:
         self._again_at: float | None = None
         self.failed_saves = 0
         self.disk_is_full = False
+        self.last_failure = ""
         self.last_save: dict[str, Any] = {}
 
     def due(self, step: int, *, last: bool = False) -> str:
@@ -210,6 +216,7 @@ class CheckpointWriter:
     def _give_up(self, step: int, failures: Sequence[str]) -> None:
         self._saving = None
         self.failed_saves += self._counts
+        self.last_failure = failures[0]
         self.disk_is_full = any(storage.has_no_room(why) for why in failures)
         pause = self._next_pause()
         self._again_at = None if pause is None else time.monotonic() + pause

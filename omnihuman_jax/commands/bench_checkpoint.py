@@ -30,6 +30,7 @@ from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
 from omnihuman_jax.checkpoint.parts import size_bytes
 from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.training.train_state import Counters, TrainState
 
 LEAVES = 8  # a part; stacked blocks make few and large ones
@@ -122,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="omnihuman bench-checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder on the disk to measure")
+    parser.add_argument("--out", required=True, type=local, metavar="DIR", help="folder on the disk to measure")
     parser.add_argument("--gib", type=float, default=1.0, help="size of the state (default 1)")
     parser.add_argument(
         "--saves",

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from omnihuman_jax.reporting.run_folder import key_numbers
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.py"
 CLI = (sys.executable, "-m", "omnihuman_jax.cli")
@@ -374,9 +375,9 @@ def main(argv: Sequence[str]) -> int:
         epilog="example:\n  omnihuman demo --out runs/demo",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder for everything that the demo makes (%(default)s)"
+        "--out", type=local, default=Path("runs/demo"), help="folder for everything that the demo makes (%(default)s)"
     )
-    parser.add_argument("--config", type=Path, default=None, help="another experiment config than configs/demo.py")
+    parser.add_argument("--config", type=local, default=None, help="another experiment config than configs/demo.py")
     parser.add_argument("--devices", type=int, default=8, help="simulated devices of the training step (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="remove the folder of an earlier demo first")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")

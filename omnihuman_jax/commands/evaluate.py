@@ -24,6 +24,7 @@ from omnihuman_jax.data.records import WindowRecord, open_records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman
@@ -370,7 +371,7 @@ def main(argv: Sequence[str]) -> int:
     trained_run.add_run_arguments(parser)
     parser.add_argument(
         "--clips",
-        type=Path,
+        type=local,
         help="folder of `omnihuman curate`, which says where the mouths are; without it, whole frames only",
     )
     parser.add_argument(
@@ -378,7 +379,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--batch", type=int, default=6, help="windows sampled at once (%(default)s)")
     parser.add_argument(
-        "--out", required=True, type=Path, help="folder for evaluation.json, contact_sheet.png and evaluation/"
+        "--out", required=True, type=local, help="folder for evaluation.json, contact_sheet.png and evaluation/"
     )
     # Guidance trades closeness to the truth for expression, at twice the cost: off unless it is asked for.
     parser.set_defaults(guidance_scale=1.0)

@@ -11,7 +11,6 @@ additions, omnihuman_additions.safetensors and .json, under the names of our PyT
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from etils import epath
 
@@ -25,14 +24,15 @@ from omnihuman_jax.interop.export_folder import Serving
 from omnihuman_jax.interop.key_table import key_table
 from omnihuman_jax.interop.weights_export import DTYPES, Exported, export_diffusers, export_params
 from omnihuman_jax.runtime import platform_flags
+from omnihuman_jax.runtime.locations import Location, location
 from omnihuman_jax.runtime.progress import progress_bar
 
 FORMATS = ("torch", "diffusers")
 
 
 def export_run(
-    run: Path,
-    out: Path,
+    run: Location,
+    out: Location,
     *,
     form: str = "torch",
     weights: str = "ema",
@@ -95,12 +95,12 @@ def _check_choices(weights: str, dtype: str, form: str) -> None:
         raise ValueError(f"dtype {dtype!r}: choose {' or '.join(DTYPES)}")
 
 
-def _run_folder(path: Path) -> Path:
+def _run_folder(path: Location) -> Location:
     """The run of `path`, which is its folder, or that of a step in its checkpoints/."""
     return path.parent.parent if path.parent.name == "checkpoints" and path.name.isdigit() else path
 
 
-def _checkpoint(run: Path, step: int | None) -> tuple[epath.Path, RunRecord]:
+def _checkpoint(run: Location, step: int | None) -> tuple[epath.Path, RunRecord]:
     """The folder of a finished checkpoint, and its record; `run` is a run folder, or that of a step in its
     checkpoints/.
     """
@@ -135,10 +135,14 @@ def main(argv: Sequence[str]) -> int:
         ),
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CKPT", help="run folder, or the folder of one step in its checkpoints/"
+        "checkpoint", type=location, metavar="CKPT", help="run folder, or the folder of one step in its checkpoints/"
     )
     parser.add_argument(
-        "--to", required=True, type=Path, metavar="DIR", help="folder to write; an earlier export there is replaced"
+        "--to",
+        required=True,
+        type=location,
+        metavar="DIR",
+        help="folder to write, or gs:// or s3://; an earlier export in a folder is replaced, one in a bucket never",
     )
     parser.add_argument("--format", choices=FORMATS, default="torch", help="(%(default)s)")
     parser.add_argument("--weights", choices=sorted(WEIGHTS), default="ema", help="(%(default)s)")

@@ -16,7 +16,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,7 +33,8 @@ from omnihuman_jax.interop.sharded_params import ShardedParams
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime import platform_flags, processes
-from omnihuman_jax.runtime.files import write_text
+from omnihuman_jax.runtime.files import num_bytes, write_text
+from omnihuman_jax.runtime.locations import Location, local, location
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import Params
 
@@ -49,7 +49,7 @@ class Imported:
     """What an import wrote: the checkpoint's run folder, tensors and parameters read, parameters added, and the bytes
     that they all took on the devices of this process, copies included."""
 
-    folder: Path
+    folder: Location
     tensors: int
     parameters: int
     added: int
@@ -58,7 +58,7 @@ class Imported:
 
 def import_weights(
     source: Source,
-    to: Path,
+    to: Location,
     *,
     config: experiment.ExperimentConfig | None = None,
     expected: Mapping[str, str] | None = None,
@@ -100,7 +100,7 @@ def import_weights(
     if expected is not None:
         check_hashes(every, expected, source.folder)
     hashes = {path.name: every[path.name] for path in source.files}
-    hashed = sum(file.stat().st_size for file in source.files)
+    hashed = sum(num_bytes(file) for file in source.files)
     platform_flags.map_large_buffers()
     mesh = import_mesh(config.model)
     leaves = ShardedParams(abstract_leaves(config.model, mesh))
@@ -133,7 +133,7 @@ def import_weights(
     )
 
 
-def save(params: Params, config: experiment.ExperimentConfig, origin: Mapping[str, Any], to: Path) -> None:
+def save(params: Params, config: experiment.ExperimentConfig, origin: Mapping[str, Any], to: Location) -> None:
     """The run folder of step 0: config.json, origin.json and the checkpoint, which holds both as well."""
     # They lie here, wherever the run that starts from them will keep its own.
     config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, directory=""))
@@ -168,15 +168,6 @@ def _config(source: Source, config: experiment.ExperimentConfig | None) -> exper
     return config
 
 
-def local_folder(text: str) -> Path:
-    """A path on the command line; a bucket's URL, which Path would take for a folder `gs:`, is refused."""
-    if "://" in text:
-        raise argparse.ArgumentTypeError(
-            f"{text}: give a local or mounted folder, and copy from or to the bucket yourself"
-        )
-    return Path(text)
-
-
 def main(argv: Sequence[str]) -> int:
     """`omnihuman import`."""
     parser = argparse.ArgumentParser(
@@ -191,19 +182,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--from",
         required=True,
-        type=local_folder,
+        type=location,
         dest="source",
         metavar="DIR",
         help="config.json and its .safetensors",
     )
-    parser.add_argument("--to", required=True, type=local_folder, metavar="CKPT", help="run folder to write")
+    parser.add_argument("--to", required=True, type=location, metavar="CKPT", help="run folder to write")
     parser.add_argument(
         "--config",
         metavar="FILE",
         help="config of the run that will start from these weights; it gives the sizes of the added parts",
     )
     parser.add_argument(
-        "--sha256", type=Path, metavar="FILE", help="file with the expected sha256 of each file, as sha256sum prints it"
+        "--sha256",
+        type=local,
+        metavar="FILE",
+        help="the expected sha256 of each file, as sha256sum prints it",
     )
     parser.add_argument(
         "--distributed", action="store_true", help="several processes that JAX finds itself (TPU pods, SLURM)"

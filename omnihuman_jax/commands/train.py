@@ -33,6 +33,7 @@ from omnihuman_jax.config import (
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, signals
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.watchdog import Watchdog
 from omnihuman_jax.scale import hardware
 from omnihuman_jax.telemetry import run_log
@@ -68,7 +69,7 @@ def train(
     Raises:
         ValueError, FileNotFoundError: with the cure, before anything is trained or overwritten.
     """
-    run_dir = Path(run_dir)
+    run_dir = local(run_dir, "--run")
     config.validate()
     end = min(config.stages.total_steps, stop_after if stop_after is not None else config.stages.total_steps)
     with contextlib.ExitStack() as stack:
@@ -161,7 +162,12 @@ def run_steps(
             saved = checkpoints.finish(state, dataclasses.replace(record, step=done))
     # Asked to stop by its last step, it is done all the same.
     stopped = stopping and not (done == end and saved)
-    guard.finish(done, config.stages.total_steps, saved=saved, stop=stop if stopped else None)
+    guard.finish(
+        done,
+        config.stages.total_steps,
+        unsaved="" if saved else checkpoints.last_failure,
+        stop=stop if stopped else None,
+    )
     return state
 
 

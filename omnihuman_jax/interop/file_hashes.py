@@ -7,16 +7,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from omnihuman_jax.runtime.files import file_sha256
+from omnihuman_jax.runtime.files import file_sha256, num_bytes
+from omnihuman_jax.runtime.locations import Location
 
 
 def hash_files(
-    files: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None
+    files: Sequence[Location], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, str]:
     """File name -> sha256. Processes share the work."""
     index, count = jax.process_index(), jax.process_count()
     mine = files[index::count]
-    total, done = sum(file.stat().st_size for file in mine), 0
+    total, done = sum(num_bytes(file) for file in mine), 0
     digests = np.zeros((len(files), 32), np.uint8)
 
     def on_read(nbytes: int) -> None:
@@ -31,7 +32,7 @@ def hash_files(
     return {path.name: row.tobytes().hex() for path, row in zip(files, digests)}
 
 
-def check_hashes(found: Mapping[str, str], expected: Mapping[str, str], folder: Path) -> None:
+def check_hashes(found: Mapping[str, str], expected: Mapping[str, str], folder: Location) -> None:
     """ValueError that lists every file of `folder` that is another one than expected, is not listed, or is not
     there.
     """
@@ -46,7 +47,7 @@ def check_hashes(found: Mapping[str, str], expected: Mapping[str, str], folder: 
         raise ValueError(f"{folder}: {'; '.join(lines)}; fetch these files again, or see whether the list is for them")
 
 
-def read_hashes(path: Path) -> dict[str, str]:
+def read_hashes(path: Location) -> dict[str, str]:
     """A list as `sha256sum` prints it: digest, two spaces (or space and star), file name."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; `sha256sum *.safetensors *.json > FILE` writes such a list")

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from omnihuman_jax.interop import hunyuan_video, safetensors_io
 from omnihuman_jax.interop.hunyuan_video import ADDED_GROUPS, ADDITIONS_STEM
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.plain_values import structure
+from omnihuman_jax.runtime.locations import Location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,14 +17,14 @@ class Source:
     """
 
     kind: str
-    folder: Path
+    folder: Location
     model: mmdit.MMDiTConfig
     tensors: Mapping[str, safetensors_io.TensorInfo]
     groups: tuple[str, ...]
-    files: tuple[Path, ...]
+    files: tuple[Location, ...]
 
 
-def open_hunyuan_video(folder: Path) -> Source:
+def open_hunyuan_video(folder: Location) -> Source:
     """A folder in diffusers' layout: `config.json` of HunyuanVideoTransformer3DModel and its safetensors."""
     folder = hunyuan_video.transformer_folder(folder)
     tensors = safetensors_io.open_folder(folder, hunyuan_video.STEM)
@@ -38,7 +38,7 @@ def open_hunyuan_video(folder: Path) -> Source:
     )
 
 
-def open_omnihuman(folder: Path) -> Source:
+def open_omnihuman(folder: Location) -> Source:
     """A folder of `omnihuman export`, in either format: base part and additions."""
     stated = hunyuan_video.read_json(folder / "config.json")
     if "_class_name" in stated:
@@ -66,7 +66,7 @@ def open_omnihuman(folder: Path) -> Source:
     )
 
 
-def _stated_model(path: Path) -> mmdit.MMDiTConfig:
+def _stated_model(path: Location) -> mmdit.MMDiTConfig:
     """The part "model" of what an export wrote; ValueError for what it cannot have written."""
     try:
         model = structure(mmdit.MMDiTConfig, hunyuan_video.read_json(path)["model"], "model")
@@ -80,7 +80,7 @@ def _stated_model(path: Path) -> mmdit.MMDiTConfig:
     return model
 
 
-def _files(folder: Path, tensors: Mapping[str, safetensors_io.TensorInfo]) -> tuple[Path, ...]:
+def _files(folder: Location, tensors: Mapping[str, safetensors_io.TensorInfo]) -> tuple[Location, ...]:
     """Everything that the model was read from: weights, indices, configs."""
     weights = {info.path for info in tensors.values()}
     described = [
@@ -91,4 +91,4 @@ def _files(folder: Path, tensors: Mapping[str, safetensors_io.TensorInfo]) -> tu
     return tuple(sorted({*weights, *described}))
 
 
-SOURCES: dict[str, Callable[[Path], Source]] = {"hunyuan-video": open_hunyuan_video, "omnihuman": open_omnihuman}
+SOURCES: dict[str, Callable[[Location], Source]] = {"hunyuan-video": open_hunyuan_video, "omnihuman": open_omnihuman}

@@ -10,11 +10,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
+import fsspec.core
 import ml_dtypes
 import numpy as np
 
+from omnihuman_jax.runtime import files, locations
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.serving.folders_omnihuman import PICKLES, read_weight_map
 
 DTYPES: dict[str, np.dtype] = {
@@ -89,7 +91,7 @@ class TensorInfo:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    path: Path
+    path: Location
     offset: int
 
 
@@ -108,7 +110,7 @@ def plan_shards(sources: Sequence[TensorSource], max_shard_bytes: int) -> list[l
     return shards
 
 
-def write_file(path: Path, sources: Sequence[TensorSource], metadata: Mapping[str, str] | None = None) -> None:
+def write_file(path: Location, sources: Sequence[TensorSource], metadata: Mapping[str, str] | None = None) -> None:
     """One safetensors file, tensor after tensor; flushed to disk when it returns."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
@@ -125,26 +127,27 @@ def write_file(path: Path, sources: Sequence[TensorSource], metadata: Mapping[st
         offset += source.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8 bytes, so that it can be mapped
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for source in sources:
             for block in source.row_blocks():
                 if block.nbytes:
                     file.write(block.reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
+        if not locations.is_remote(path):
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_folder(
-    folder: Path,
+    folder: Location,
     sources: Sequence[TensorSource],
     *,
     stem: str = "model",
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int], None] = lambda nbytes: None,
-) -> list[Path]:
+) -> list[Location]:
     """`sources` in Hugging Face's layout: `stem.safetensors`, or numbered shards and `stem.safetensors.index.json`.
 
     `progress` is called with the size in bytes of each tensor that has been read. Returns the files written.
@@ -175,10 +178,10 @@ def write_folder(
     return [*paths, index_path]
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Location) -> dict[str, TensorInfo]:
     """What a safetensors file holds, by name; ValueError on a truncated or malformed file."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
+    size = files.num_bytes(path)
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(_HEADER_LIMIT_BYTES, size - 8):
             raise ValueError(f"{path} is no safetensors file or is cut short ({size} bytes); fetch it again")
@@ -194,7 +197,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return infos
 
 
-def _tensor_info(path: Path, name: str, entry: Mapping, data_start: int) -> TensorInfo:
+def _tensor_info(path: Location, name: str, entry: Mapping, data_start: int) -> TensorInfo:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"{path}: {name} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}")
     shape, dtype = tuple(int(dim) for dim in entry["shape"]), DTYPES[entry["dtype"]]
@@ -204,11 +207,13 @@ def _tensor_info(path: Path, name: str, entry: Mapping, data_start: int) -> Tens
     return TensorInfo(name=name, shape=shape, dtype=dtype, path=path, offset=data_start + begin)
 
 
-def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
+def open_folder(folder: Location, stem: str | None = None) -> dict[str, TensorInfo]:
     """Every tensor of a Hugging Face-layout folder (one file, or shards with an index), by name; reads headers only.
 
     `stem` picks one of several models in a folder. Pickled weights are refused, since loading one runs its code.
     """
+    if files.is_incomplete(folder):
+        raise FileNotFoundError(f"{folder}: an export that was cut short; remove it, and export again")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give the one that holds the .safetensors files")
     pattern = f"{stem}.safetensors" if stem else "*.safetensors"
@@ -217,17 +222,17 @@ def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
         raise ValueError(f"{folder} holds several models ({', '.join(p.name for p in indices)}); name one")
     if indices:
         weight_map = read_weight_map(indices[0])
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-        if missing := [path.name for path in files if not path.is_file()]:
+        shards = [folder / name for name in sorted(set(weight_map.values()))]
+        if missing := [path.name for path in shards if not path.is_file()]:
             raise FileNotFoundError(f"{indices[0]} names files that are not there: {', '.join(missing)}")
-        tensors = _merge(files)
+        tensors = _merge(shards)
         if missing := sorted(set(weight_map) - set(tensors)):
             raise ValueError(
                 f"{indices[0]} names {len(missing)} tensors that its files do not hold: {', '.join(missing[:8])}"
             )
         return tensors
-    files = sorted(folder.glob(pattern))
-    if not files:
+    found = sorted(folder.glob(pattern))
+    if not found:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         cure = (
             f"; {', '.join(pickles)} are pickles, which run code when loaded: convert once with the library that wrote"
@@ -237,12 +242,12 @@ def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
             else ""
         )
         raise FileNotFoundError(f"{folder} holds no {pattern}{cure}")
-    return _merge(files)
+    return _merge(found)
 
 
-def _merge(files: Sequence[Path]) -> dict[str, TensorInfo]:
+def _merge(paths: Sequence[Location]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
-    for path in files:
+    for path in paths:
         for name, info in read_header(path).items():
             if name in tensors:
                 raise ValueError(
@@ -254,8 +259,22 @@ def _merge(files: Sequence[Path]) -> dict[str, TensorInfo]:
 
 
 def read_tensor(info: TensorInfo) -> np.ndarray:
-    """The tensor as a read-only view of its file: pages come in as they are touched, and can go again."""
-    if math.prod(info.shape) == 0:
+    """The tensor as a read-only view of its file: pages come in as they are touched, and can go again. Out of a bucket
+    it is one request.
+    """
+    nbytes = math.prod(info.shape) * info.dtype.itemsize
+    if nbytes == 0:
         return np.zeros(info.shape, info.dtype)
-    data = np.memmap(info.path, np.uint8, "r", info.offset, (math.prod(info.shape) * info.dtype.itemsize,))
+    if locations.is_remote(info.path):
+        return np.frombuffer(_range_of(info.path, info.offset, nbytes), info.dtype).reshape(info.shape)
+    data = np.memmap(info.path, np.uint8, "r", info.offset, (nbytes,))
     return np.asarray(data).view(info.dtype).reshape(info.shape)
+
+
+def _range_of(path: Location, offset: int, nbytes: int) -> bytes:
+    """Bytes [offset, offset + nbytes) of an object; ValueError if fewer came."""
+    system, name = fsspec.core.url_to_fs(str(path))
+    data: bytes = system.cat_file(name, start=offset, end=offset + nbytes)
+    if len(data) != nbytes:
+        raise ValueError(f"{path}: {len(data)} of {nbytes} bytes at {offset} were read; try again")
+    return data

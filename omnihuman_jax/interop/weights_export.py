@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -16,6 +15,7 @@ from omnihuman_jax.interop.key_table import KeyTable, ReadSlice
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.plain_values import to_json
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import Location
 
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
 ARCHITECTURE = "OmniHumanForVideo"
@@ -28,7 +28,7 @@ class Exported:
     weights: `ema` or `raw`, what was there: an import has no average yet, whatever was asked for.
     """
 
-    folder: Path
+    folder: Location
     tensors: int
     parameters: int
     nbytes: int
@@ -40,7 +40,7 @@ def export_params(
     model: mmdit.MMDiTConfig,
     table: KeyTable,
     read: ReadSlice,
-    out: Path,
+    out: Location,
     *,
     dtype: str,
     about: dict[str, Any],
@@ -82,7 +82,7 @@ def export_diffusers(
     model: mmdit.MMDiTConfig,
     table: KeyTable,
     read: ReadSlice,
-    out: Path,
+    out: Location,
     *,
     dtype: str,
     about: dict[str, Any],
@@ -124,7 +124,7 @@ def export_diffusers(
     )
 
 
-def is_export(folder: Path) -> bool:
+def is_export(folder: Location) -> bool:
     """Whether `folder` was written by an export."""
     for name in ("config.json", f"{hunyuan_video.ADDITIONS_STEM}.json"):
         try:

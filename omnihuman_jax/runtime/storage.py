@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import fsspec.config
 from etils import epath
 
 from omnihuman_jax.runtime import exit_codes, files, processes
@@ -31,11 +30,6 @@ _ERRNOS = {
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
 }  # fmt: skip
-
-# Through fsspec, which keeps listings for ever: those of a bucket would lack what TensorStore or another process has
-# written since.
-for _scheme in ("gs", "s3"):
-    fsspec.config.conf.setdefault(_scheme, {})["use_listings_cache"] = False
 
 Found = TypeVar("Found")
 

@@ -11,7 +11,7 @@ import jax
 
 from omnihuman_jax.data.plan import Plan
 from omnihuman_jax.data.records import RecordSource
-from omnihuman_jax.runtime import exit_codes, processes
+from omnihuman_jax.runtime import exit_codes, processes, storage
 from omnihuman_jax.runtime.incidents import Incidents, append_line, read_lines
 from omnihuman_jax.runtime.processes import RunEnded, StopRequest
 from omnihuman_jax.runtime.watchdog import Watchdog
@@ -191,21 +191,24 @@ class RunGuard:
                 self.run_dir / QUARANTINE, {"record": record, "window": window, "reason": reason, "process": process}
             )
 
-    def finish(self, done: int, total: int, *, saved: bool, stop: StopRequest | None) -> None:
-        """After the last save: RunEnded if the run was asked to stop, or could not be saved."""
+    def finish(self, done: int, total: int, *, unsaved: str, stop: StopRequest | None) -> None:
+        """After the last save: RunEnded if the run was asked to stop, or could not be saved (`unsaved` says why)."""
         if unreadable := self._records.unreadable:
             where = self.run_dir / QUARANTINE
             logger.warning("%d unreadable records were masked; %s names them", len(unreadable), where)
         if stop is not None:
             who = "by hand" if stop.by_hand else "by a signal"
-            self.incidents.note("stopped", {"step": done, "by_hand": stop.by_hand, "saved": saved})
-            lost = "" if saved else "; it could NOT be saved, the next start goes back to the checkpoint before"
+            self.incidents.note("stopped", {"step": done, "by_hand": stop.by_hand, "saved": not unsaved})
+            lost = f"; it could NOT be saved ({unsaved}): the next start goes back to the checkpoint before"
             raise RunEnded(
-                f"stopped {who} at step {done} of {total}; the same command continues{lost}",
+                f"stopped {who} at step {done} of {total}; the same command continues{lost if unsaved else ''}",
                 exit_codes.INTERRUPTED if stop.by_hand else exit_codes.RESTART,
             )
-        if not saved:
-            raise RunEnded(f"step {done} of {total} could not be saved; make room and start again", exit_codes.RETRY)
+        if unsaved:
+            cure = "make room" if storage.has_no_room(unsaved) else "mend that"
+            raise RunEnded(
+                f"step {done} of {total} could not be saved ({unsaved}); {cure} and start again", exit_codes.RETRY
+            )
 
 
 @contextlib.contextmanager
