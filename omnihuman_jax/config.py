@@ -283,7 +283,7 @@ def write_config(config: ExperimentConfig, run_dir: Location) -> None:
 
 def read_config(run_dir: Path | str) -> ExperimentConfig:
     """The resolved config of a run directory."""
-    path = Path(run_dir) / "config.json"
+    path = local(run_dir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the run directory of `omnihuman train`")
     return from_json(json.loads(path.read_text(encoding="utf-8")))

@@ -37,6 +37,7 @@ from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_me
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import MAX_TOKENS, load_text_encoder
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
 
@@ -314,9 +315,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="omnihuman encode", description="Encodes curated clips into a dataset of windows."
     )
-    parser.add_argument("--clips", required=True, metavar="DIR", help="folder written by `omnihuman curate`")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder of the new dataset; written whole or not at all"
+        "--clips", required=True, type=local, metavar="DIR", help="folder written by `omnihuman curate`"
+    )
+    parser.add_argument(
+        "--out", required=True, type=local, metavar="DIR", help="folder of the new dataset; written whole or not at all"
     )
     parser.add_argument(
         "--codec", default=default.codec, metavar="DIR", help="dct, or a VAE's folder or hub id (default: %(default)s)"

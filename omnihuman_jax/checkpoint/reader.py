@@ -6,7 +6,6 @@ of them.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -145,7 +144,8 @@ def load_weights(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r}: choose ema or raw")
-    if not locations.is_remote(directory) and not Path(directory).is_dir():
+    place = locations.location(directory)
+    if not locations.is_remote(place) and not place.is_dir():
         raise FileNotFoundError(f"{directory} does not exist; give the run directory of `omnihuman train`")
     checkpoints = CheckpointReader(directory)
     step = checkpoints.latest_step if step is None else step

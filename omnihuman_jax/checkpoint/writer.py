@@ -19,7 +19,7 @@ from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.checkpoint.save_thread import Save
 from omnihuman_jax.checkpoint.step_folders import Notify
 from omnihuman_jax.runtime import processes, storage
-from omnihuman_jax.runtime.locations import CHECKPOINT_SCHEMES, check_scheme
+from omnihuman_jax.runtime.locations import check_checkpoints, check_scheme
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +56,7 @@ class CheckpointConfig:
         """ValueError on intervals below 1."""
         if self.retries < 0 or self.retry_delay_s < 0:
             raise ValueError(f"checkpoint.retries {self.retries} and retry_delay_s {self.retry_delay_s} must be >= 0")
-        if self.directory and check_scheme(self.directory) not in ("", *CHECKPOINT_SCHEMES):
-            raise ValueError(
-                f"checkpoint.directory is {self.directory}: Orbax cannot save there; give gs://BUCKET/PATH or a folder"
-            )
+        check_checkpoints(self.directory, "checkpoint.directory")
         self._validate_local()
         if self.interval < 1 or self.keep < 1 or self.keep_every < 0 or self.max_failed_saves < 1:
             raise ValueError(

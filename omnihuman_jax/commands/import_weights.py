@@ -34,7 +34,7 @@ from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime import platform_flags, processes
 from omnihuman_jax.runtime.files import num_bytes, write_text
-from omnihuman_jax.runtime.locations import Location, local, location
+from omnihuman_jax.runtime.locations import Location, check_checkpoints, local, location
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import Params
 
@@ -79,6 +79,7 @@ def import_weights(
             files than expected.
         FileExistsError: `to` holds a checkpoint.
     """
+    check_checkpoints(to, "--to")
     config = _config(source, config)
     table = key_table.key_table(config.model)
     present = table.only(source.groups)
@@ -185,9 +186,9 @@ def main(argv: Sequence[str]) -> int:
         type=location,
         dest="source",
         metavar="DIR",
-        help="config.json and its .safetensors",
+        help="config.json and its .safetensors; a folder, gs:// or s3://",
     )
-    parser.add_argument("--to", required=True, type=location, metavar="CKPT", help="run folder to write")
+    parser.add_argument("--to", required=True, type=location, metavar="CKPT", help="run folder to write, or gs://")
     parser.add_argument(
         "--config",
         metavar="FILE",

@@ -261,7 +261,7 @@ def decode_record(example: Mapping[str, Any], spec: DatasetSpec) -> WindowRecord
 
 def shard_path(directory: str | os.PathLike[str], shard: int, num_shards: int) -> Path:
     """Where shard `shard` of `num_shards` lies. Record indices run through the shards in order."""
-    return Path(directory) / f"{DATASET_NAME}-{SPLIT}.array_record-{shard:05d}-of-{num_shards:05d}"
+    return local(directory) / f"{DATASET_NAME}-{SPLIT}.array_record-{shard:05d}-of-{num_shards:05d}"
 
 
 def write_shard(path: str | os.PathLike[str], records: Iterable[WindowRecord], spec: DatasetSpec) -> tuple[int, int]:

@@ -82,6 +82,14 @@ def check_scheme(text: StrPath) -> str:
     return kind
 
 
+def check_checkpoints(text: StrPath, what: str) -> None:
+    """LocationError unless Orbax can save there; `what` is what the error calls it."""
+    if check_scheme(text) not in ("", *CHECKPOINT_SCHEMES):
+        raise LocationError(
+            f"{what} is {os.fspath(text)}: Orbax cannot save there; give gs://BUCKET/PATH, or a local or mounted folder"
+        )
+
+
 def is_remote(path: StrPath) -> bool:
     """Whether this is a bucket's."""
     return bool(scheme(path))
