@@ -137,6 +137,7 @@ def test_an_export_goes_to_a_bucket_whole_and_comes_back_bit_for_bit(
     assert sums(stored[0]) == sums(stored[1])
 
 
+@pytest.mark.slow
 def test_an_import_goes_to_a_bucket_and_is_exported_from_there(
     server: Server, run: Path, exported: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def nth(count: int, fault: int | str, method: str, part: str) -> Callable[[str, 
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [503, 429, "cut"])
 def test_what_passes_is_waited_for(server: Server, run: Path, exported: Path, tmp_path: Path, fault: int | str) -> None:
     """Three bad answers to reads, then to writes: the same bits in the end."""
@@ -183,6 +185,7 @@ def test_what_passes_is_waited_for(server: Server, run: Path, exported: Path, tm
     assert sums(stored[0]) == sums(stored[1])
 
 
+@pytest.mark.slow
 def test_an_export_that_is_cut_short_is_never_believed(server: Server, run: Path, tmp_path: Path) -> None:
     to = f"{server.bucket}/half/one"
 
