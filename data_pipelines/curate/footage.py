@@ -95,7 +95,7 @@ def check_any(folder: str | os.PathLike[str], footage: Footage) -> None:
     there = "; ".join(passed_over_lines(footage.passed_over))
     raise ValueError(
         f"{folder}: no videos in it; files of these kinds are read: {' '.join(sorted(VIDEO_SUFFIXES))}"
-        + (f"; there are {there}" if there else "")
+        + (f"; there are: {there}" if there else "")
     )
 
 
@@ -104,7 +104,7 @@ def passed_over_lines(passed_over: dict[str, list[str]], listed: int = 8) -> lis
     lines = []
     for kind, names in passed_over.items():
         more = f" and {len(names) - listed} more" if len(names) > listed else ""
-        lines.append(f"{len(names)} {kind}: {', '.join(names[:listed])}{more}")
+        lines.append(f"{kind}: {len(names)} ({', '.join(names[:listed])}{more})")
     return lines
 
 
