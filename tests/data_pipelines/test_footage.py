@@ -67,9 +67,8 @@ def test_a_socket_is_no_file_and_a_folder_may_end_like_a_video(tmp_path: Path, m
 
 def test_a_folder_without_videos_says_what_there_is_instead(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", ".x")
-    with pytest.raises(
-        ValueError, match=r"no videos in it; .*\.mts.*; there are 1 files of other types: a\.jpg; 1 hidden"
-    ):
+    message = r"no videos in it; .*\.mts.*; there are: files of other types: 1 \(a\.jpg\); hidden and system files: 1"
+    with pytest.raises(ValueError, match=message):
         footage.list_videos(tmp_path)
 
 
