@@ -26,6 +26,7 @@ class DeadLetters:
             windows = list(stream)
             for window in windows:
                 window.record.validate(spec)
+                window.record.check_finite()
             return statistics, windows
         except ImportError:  # of an extra that is not installed: no fault of any clip
             raise

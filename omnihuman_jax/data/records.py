@@ -146,7 +146,7 @@ class WindowRecord:
     keypoints_valid_T: np.ndarray
 
     def validate(self, spec: DatasetSpec) -> None:
-        """ValueError naming the window and the array that does not match the dataset's spec, or is not finite."""
+        """ValueError naming the window and the array that does not match the dataset's spec."""
         _, height, width, channels = self.latents_FHWC.shape
         rows = self.frames + 2 * spec.margin
         expected: dict[str, Sequence[tuple[int, ...]]] = {
@@ -167,9 +167,17 @@ class WindowRecord:
             raise ValueError(
                 f"window {self.window_id}: latents of {height} x {width}; pixel sizes must be multiples of 16"
             )
-        for name in expected:
-            if wrong := not_finite(getattr(self, name)):
-                raise ValueError(f"window {self.window_id}: {name} is {wrong}; every value must be finite")
+
+    def check_finite(self) -> None:
+        """ValueError with the window, the array and the place of the first value that is NaN or infinite.
+
+        Before a record is written: what is stored is trained on, and a step that is not finite is lost for all windows
+        in it.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray) and (wrong := not_finite(value)):
+                raise ValueError(f"window {self.window_id}: {field.name} is {wrong}; every value must be finite")
 
 
 def features(spec: DatasetSpec) -> Any:
