@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,12 @@ def export_diffusers(
     )
 
 
+def _shard_bytes(gigabytes: float) -> int:
+    if not (math.isfinite(gigabytes) and gigabytes > 0):
+        raise ValueError(f"--max-shard-gb must be a finite number above 0, not {gigabytes}")
+    return max(1, int(gigabytes * 1e9))
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -378,7 +385,7 @@ def main(argv: Sequence[str]) -> int:
             weights=options.weights,
             dtype=options.dtype,
             step=options.step,
-            max_shard_bytes=int(options.max_shard_gb * 1e9),
+            max_shard_bytes=_shard_bytes(options.max_shard_gb),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     print(

@@ -445,7 +445,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             on_step=on_step,
         )
     except (ValueError, FileNotFoundError) as error:
-        print(f"pipeline_omnihuman: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        # A file's name may hold what acts on a terminal.
+        shown = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
+        print(f"pipeline_omnihuman: {shown}", file=sys.stderr)
         return 2
     print(f"\n{options.out}: {frames} frames ({frames / FPS:.2f} s)", file=sys.stderr)
     return 0
