@@ -331,10 +331,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     console = Console()
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
     with console.status("checking the sample media"):
-        media = fetch(arguments.out, report=lambda line: console.print(line, highlight=False, soft_wrap=True))
+        media = fetch(arguments.out, report=tell)
     for name, path in dataclasses.asdict(media).items():
-        console.print(f"{name.replace('_', ' ')}: {path}", highlight=False, soft_wrap=True)
+        tell(f"{name.replace('_', ' ')}: {path}")
     return 0
 
 

@@ -158,7 +158,7 @@ def _pod(spec: RunSpec) -> dict[str, Any]:
             {
                 "name": CONTAINER,
                 "image": spec.image,
-                "command": ["python", *_arguments(spec)],
+                "command": ["python", *map(_literal, _arguments(spec))],
                 "env": _environment(spec),
                 "ports": [{"name": name, "containerPort": port} for name, port in _ports(spec).items()],
                 "resources": _resources(spec),
@@ -181,6 +181,11 @@ def _pod(spec: RunSpec) -> dict[str, Any]:
         metadata["annotations"] = {"gke-gcsfuse/volumes": "true"}
     assert machines.kind in ("tpu", "gpu"), machines.kind
     return {"metadata": metadata, "spec": pod}
+
+
+def _literal(argument: str) -> str:
+    """The kubelet fills `$(NAME)` in a command in, and makes one `$` of two."""
+    return argument.replace("$", "$$")
 
 
 def _arguments(spec: RunSpec) -> list[str]:
@@ -207,7 +212,8 @@ def _environment(spec: RunSpec) -> list[dict[str, Any]]:
         plain |= {"MEGASCALE_NUM_SLICES": str(machines.groups), "MEGASCALE_COORDINATOR_ADDRESS": first}
         fields["MEGASCALE_SLICE_ID"] = f"metadata.annotations['{_JOBSET}/job-index']"
     return [
-        *({"name": name, "value": value} for name, value in plain.items()),
+        # A path is no reference to another variable; what the user writes in `env` may be one.
+        *({"name": n, "value": v if n in spec.env else _literal(v)} for n, v in plain.items()),
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
         *(
             {"name": name, "valueFrom": {"secretKeyRef": {"name": ref.secret, "key": ref.key}}}

@@ -7,11 +7,13 @@ all); proxy variables hang the processes' meeting; srun reports the highest code
 gives them the grace period); a log that is not appended to is lost with a requeue.
 """
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from launch import command, external
+from launch.sbatch_lines import log_pattern, option
 from launch.spec import RunSpec
 from omnihuman_jax.runtime import exit_codes
 
@@ -31,6 +33,8 @@ def check(spec: RunSpec) -> None:
             "slurm.python and slurm.workdir are missing; set them to the interpreter and to the checkout, "
             "both on a shared file system"
         )
+    if slurm.runtime == "apptainer" and (found := re.search("[:,]", spec.output)):
+        raise ValueError(f"output {spec.output!r} has a {found[0]!r}, which parts the folders of a --bind; rename it")
     for field in ("python", "workdir"):
         if (value := getattr(slurm, field)) and not value.startswith("/"):
             raise ValueError(f"slurm.{field} {value!r} is not an absolute path")
@@ -68,12 +72,12 @@ def directives(spec: RunSpec) -> list[str]:
         "--qos": slurm.qos,
         "--time": slurm.time,
         "--reservation": spec.reservation,
-        "--output": f"{state_dir(spec)}/slurm-%j.log",
+        "--output": log_pattern("output", state_dir(spec)),
         "--open-mode": "append",
         # Without B: the signal goes to the tasks, and the script lives on to requeue.
         "--signal": f"TERM@{spec.grace_s}",
     }
-    lines = [f"{name}={value}" for name, value in rows.items() if value]
+    lines = [option(name, value) for name, value in rows.items() if value]
     return [*lines, "--exclusive", "--requeue", *slurm.directives]
 
 

@@ -14,7 +14,7 @@ import yaml
 
 from launch import accelerators, literals
 from launch.accelerators import Machines
-from omnihuman_jax.plain_values import structure
+from omnihuman_jax.plain_values import check_finite, structure
 
 # JobSet's webhook: the coordinator's label `<name>-slice-0-0.<name>` has at most 63 characters.
 MAX_NAME = 26
@@ -195,6 +195,7 @@ class RunSpec:
         for field in ("config", "output"):
             if not getattr(self, field):
                 raise ValueError(f"{field} is empty")
+        self._validate_paths()
         _ = self.machines
         if self.spot and self.reservation:
             raise ValueError(f"spot and reservation {self.reservation!r} exclude each other; keep one of them")
@@ -224,8 +225,30 @@ class RunSpec:
                     f"volumes.{volume.name}: source must name one kind of volume, not {list(volume.source)}"
                 )
         self._validate_slurm()
+        check_finite(self.overrides, "overrides")
         if self.local.processes < 0 or self.local.devices < 0:
             raise ValueError(f"local: processes {self.local.processes} and devices {self.local.devices} must be >= 0")
+
+    def _validate_paths(self) -> None:
+        """Blanks, quotes and `$` survive every target; a line break or another control character is no part of a
+        path that anybody means.
+        """
+        texts = {name: getattr(self, name) for name in ("config", "output", "checkpoints", "compilation_cache")}
+        texts |= {f"overrides.{name}": value for name, value in self.overrides.items() if isinstance(value, str)}
+        texts |= {"slurm.python": self.slurm.python, "slurm.workdir": self.slurm.workdir}
+        texts |= {f"slurm.binds[{i}]": bind for i, bind in enumerate(self.slurm.binds)}
+        for host, container in self.tpu_vm.mounts.items():
+            texts |= {f"tpu_vm.mounts: {host!r}": f"{host}{container}"}
+        texts |= {f"volumes.{volume.name}": volume.mount for volume in self.volumes}
+        texts |= {f"secrets.{name}.file": ref.file for name, ref in self.secrets.items()}
+        texts |= {f"slurm.{name}": getattr(self.slurm, name) for name in ("partition", "account", "qos")}
+        texts["reservation"] = self.reservation
+        for field, text in texts.items():
+            if found := re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", text):
+                raise ValueError(f"{field} {text!r} has the control character {found[0]!r}; take it out")
+        for volume in self.volumes:
+            if ":" in volume.mount:
+                raise ValueError(f"volumes.{volume.name}: mount {volume.mount!r} has a ':', which Kubernetes refuses")
 
     def _validate_slurm(self) -> None:
         slurm = self.slurm

@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from omnihuman_jax.runtime import exit_codes, platform_flags, signals
+from omnihuman_jax.runtime import exit_codes, file_names, platform_flags, signals
 
 USER_ERRORS = (
     ValueError,
@@ -198,7 +198,7 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
-    return text or type(error).__name__
+    return file_names.printable(text) or type(error).__name__
 
 
 def main(argv: Sequence[str] | None = None) -> int:

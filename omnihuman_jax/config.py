@@ -28,7 +28,7 @@ from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
-from omnihuman_jax.plain_values import UnknownFieldsError, structure, to_json
+from omnihuman_jax.plain_values import UnknownFieldsError, check_finite, structure, to_json
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import Location, local
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
@@ -119,6 +119,7 @@ class ExperimentConfig:
 
     def validate(self) -> None:
         """ValueError, with the field's path and the numbers, on anything that does not fit together."""
+        check_finite(self)
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, not {self.seed}")
         if self.compute_dtype not in COMPUTE_DTYPES:

@@ -30,6 +30,7 @@ from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
 from omnihuman_jax.checkpoint.parts import size_bytes
 from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
+from omnihuman_jax.plain_values import check_finite
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.training.train_state import Counters, TrainState
 
@@ -148,6 +149,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(list(argv))
+    check_finite({"--gib": options.gib, "--step-s": options.step_s})
     if options.gib <= 0 or options.saves < 1 or options.step_s <= 0 or options.interval < 1:
         raise ValueError("bench-checkpoint: --gib and --step-s must be above 0, --saves and --interval at least 1")
     figures = measure(

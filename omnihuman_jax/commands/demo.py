@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from omnihuman_jax.reporting.run_folder import key_numbers
 from omnihuman_jax.runtime import files
@@ -257,7 +258,7 @@ def kill_once(step: Step, out: Path, stamps: Stamps) -> None:
             f"\n[bold]Killed (SIGKILL) after step {reached};[/] the last checkpoint is of step {last}. The same command"
             " again:"
         )
-        console.print(f"[bold cyan]$ {step.command}[/]", soft_wrap=True)
+        console.print(Text(f"$ {step.command}", "bold cyan"), soft_wrap=True)
 
 
 def compare_with_lost(out: Path, kill: dict[str, Any]) -> dict[str, Any]:
@@ -317,7 +318,7 @@ def tell(steps: Sequence[Step], out: Path, stamps: Stamps) -> None:
     for number, step in enumerate(steps, 1):
         console.rule(f"[bold]{number}/{len(steps)} {step.name}", align="left")
         console.print(step.why, style="dim")
-        console.print(f"[bold cyan]$ {step.command}[/]", soft_wrap=True)
+        console.print(Text(f"$ {step.command}", "bold cyan"), soft_wrap=True)
         stamp = stamps.read(step.name)
         if stamp and not stale and stamp["fingerprint"] == step.fingerprint:
             console.print(f"finished before, in {duration(stamp['seconds'])}", style="dim")
@@ -362,8 +363,9 @@ def summary(steps: Sequence[Step], out: Path, stamps: Stamps) -> None:
         ("exported model", out / "export"),
     ):
         if path.exists():
-            console.print(f"  {label:<15} {path}", soft_wrap=True)
-    console.print(f"  {'training curves':<15} tensorboard --logdir {out / 'run' / 'tensorboard'}", soft_wrap=True)
+            console.print(f"  {label:<15} {path}", soft_wrap=True, markup=False)
+    curves = f"  {'training curves':<15} tensorboard --logdir {out / 'run' / 'tensorboard'}"
+    console.print(curves, soft_wrap=True, markup=False)
 
 
 def main(argv: Sequence[str]) -> int:

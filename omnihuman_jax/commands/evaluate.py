@@ -329,6 +329,7 @@ def print_table(result: Mapping[str, Any]) -> None:
     """PSNR a window, the means, and what they say."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     table = Table(
@@ -343,7 +344,7 @@ def print_table(result: Mapping[str, Any]) -> None:
         return ["-" if value is None else f"{value:.2f}" for value in values]
 
     for row in result["windows"]:
-        table.add_row(row["window_id"], *cells(row["psnr"], row["psnr_mouth"]))
+        table.add_row(Text(row["window_id"]), *cells(row["psnr"], row["psnr_mouth"]))
     table.add_section()
     table.add_row("mean", *cells(result["mean_psnr"], result["mean_psnr_mouth"]), style="bold")
     console.print(table)

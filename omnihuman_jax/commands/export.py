@@ -10,6 +10,7 @@ additions, omnihuman_additions.safetensors and .json, under the names of our PyT
 """
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 
 from etils import epath
@@ -22,7 +23,7 @@ from omnihuman_jax.interop import hunyuan_video, safetensors_io
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.export_folder import Serving
 from omnihuman_jax.interop.key_table import key_table
-from omnihuman_jax.interop.weights_export import DTYPES, Exported, export_diffusers, export_params
+from omnihuman_jax.interop.weights_export import DTYPES, Exported, digest, export_diffusers, export_params
 from omnihuman_jax.runtime import platform_flags
 from omnihuman_jax.runtime.locations import Location, location
 from omnihuman_jax.runtime.progress import progress_bar
@@ -69,10 +70,12 @@ def export_run(
     leaves = CheckpointLeaves(folder, part)
     table.check_ours(leaves.shapes, f"{folder}/{part}")
     about = {"weights": weights, "dtype": dtype, "step": record.step, "run": str(record.config["name"])}
+    export_id = digest([about, record.to_json()])
     if form == "diffusers":
         return export_diffusers(
-            model, table, leaves.read, out, dtype=dtype, about=about, max_shard_bytes=max_shard_bytes, progress=progress
-        )
+            model, table, leaves.read, out, dtype=dtype, about=about, export_id=export_id,
+            max_shard_bytes=max_shard_bytes, progress=progress,
+        )  # fmt: skip
     return export_params(
         model,
         table,
@@ -80,10 +83,17 @@ def export_run(
         out,
         dtype=dtype,
         about=about,
+        export_id=export_id,
         serving=Serving.of_run(_run_folder(run), config.data.dataset, config.sampling, config.flow),
         max_shard_bytes=max_shard_bytes,
         progress=progress,
     )
+
+
+def _shard_bytes(gigabytes: float) -> int:
+    if not (math.isfinite(gigabytes) and gigabytes > 0):
+        raise ValueError(f"--max-shard-gb must be a finite number above 0, not {gigabytes}")
+    return max(1, int(gigabytes * 1e9))
 
 
 def _check_choices(weights: str, dtype: str, form: str) -> None:
@@ -164,7 +174,7 @@ def main(argv: Sequence[str]) -> int:
             weights=options.weights,
             dtype=options.dtype,
             step=options.step,
-            max_shard_bytes=int(options.max_shard_gb * 1e9),
+            max_shard_bytes=_shard_bytes(options.max_shard_gb),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     print(

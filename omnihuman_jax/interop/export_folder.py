@@ -3,6 +3,7 @@ run.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -83,15 +84,16 @@ class Serving:
             "guidance": dataclasses.asdict(self.sampling.guidance),
         }
 
-    def write(self, folder: Location) -> None:
-        """The empty prompt, and the tensors of a codec that has no folder of its own."""
+    def write(self, folder: Location, metadata: Mapping[str, str] | None = None) -> None:
+        """The empty prompt, and the tensors of a codec that has no folder of its own; `metadata` of their files."""
         empty = {"text_SE": self.spec.empty_text_SE, "pooled_E": self.spec.empty_pooled_E}
+        stated = dict(metadata or {})
         tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in empty.items()}
-        (folder / EMPTY_PROMPT_FILE).write_bytes(save(tensors))
+        (folder / EMPTY_PROMPT_FILE).write_bytes(save(tensors, stated))
         if self.spec.codec == dct_codec.DctCodec.name:
             names = ("first_in", "group_in", "first_out", "group_out")
             matrices = map(np.ascontiguousarray, dct_codec.matrices())
-            (folder / DCT_FILE).write_bytes(save(dict(zip(names, matrices, strict=True))))
+            (folder / DCT_FILE).write_bytes(save(dict(zip(names, matrices, strict=True)), stated))
 
 
 def copy_modules(folder: Location) -> None:

@@ -8,6 +8,7 @@ from omnihuman_jax.interop.hunyuan_video import ADDED_GROUPS, ADDITIONS_STEM
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.plain_values import structure
 from omnihuman_jax.runtime.locations import Location
+from omnihuman_jax.serving.folders_omnihuman import check_export
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +45,7 @@ def open_omnihuman(folder: Location) -> Source:
     if "_class_name" in stated:
         model = hunyuan_video.model_config(folder)
         parts = _stated_model(folder / f"{ADDITIONS_STEM}.json")
+        stated = hunyuan_video.read_json(folder / f"{ADDITIONS_STEM}.json")
         model.audio, model.pose = parts.audio, parts.pose
         tensors = safetensors_io.open_folder(folder, hunyuan_video.STEM)
         if model.audio or model.pose:
@@ -56,6 +58,8 @@ def open_omnihuman(folder: Location) -> Source:
             f"{folder}/config.json was not written by `omnihuman export`; `omnihuman import --help` lists the sources"
         )
     model.validate()
+    for path in sorted({tensor.path for tensor in tensors.values()}):
+        check_export(path, stated.get("export_id"))
     return Source(
         kind="omnihuman",
         folder=folder,

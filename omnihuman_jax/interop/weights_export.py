@@ -1,6 +1,7 @@
 """The weights of a model as a folder: for our PyTorch module, or for diffusers' own class with ours beside it."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -44,12 +45,13 @@ def export_params(
     *,
     dtype: str,
     about: dict[str, Any],
+    export_id: str = "",
     serving: Serving | None = None,
     max_shard_bytes: int = safetensors_io.DEFAULT_MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
     """Writes the folder from whatever `read` reads layers of parameters from; `about` and `serving` go into
-    config.json.
+    config.json, `export_id` into every file, so that no file of another export passes for one of this.
     """
     sources = table.to_torch(read, DTYPES[dtype])
     total, done = sum(source.nbytes for source in sources), 0
@@ -59,13 +61,15 @@ def export_params(
         done += nbytes
         progress(done, total)
 
+    config = module_config(model, about) | ({"serving": serving.to_json()} if serving else {})
+    config["export_id"] = export_id or digest(config)
+    mark = {"export": config["export_id"]}
     with files.whole_folder(out, overwrite=is_export(out)) as folder:
-        safetensors_io.write_folder(folder, sources, max_shard_bytes=max_shard_bytes, progress=written)
-        part = {"serving": serving.to_json()} if serving else {}
-        (folder / "config.json").write_text(json.dumps(module_config(model, about) | part, indent=2) + "\n")
+        safetensors_io.write_folder(folder, sources, max_shard_bytes=max_shard_bytes, metadata=mark, progress=written)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         copy_modules(folder)
         if serving:
-            serving.write(folder)
+            serving.write(folder, mark)
         (folder / "README.md").write_text(readme(model, about, out.name, serving))
     parameters = sum(int(np.prod(source.shape)) for source in sources)
     return Exported(
@@ -86,6 +90,7 @@ def export_diffusers(
     *,
     dtype: str,
     about: dict[str, Any],
+    export_id: str = "",
     max_shard_bytes: int = safetensors_io.DEFAULT_MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
@@ -107,10 +112,14 @@ def export_diffusers(
 
     additions = module_config(model, about)
     additions["model"] = {name: additions["model"][name] for name in hunyuan_video.ADDED_GROUPS}
+    additions["export_id"] = export_id or digest(additions)
+    mark = {"export": additions["export_id"]}
     with files.whole_folder(out, overwrite=is_export(out)) as folder:
         for stem, part in sources.items():
             if part:
-                safetensors_io.write_folder(folder, part, stem=stem, max_shard_bytes=max_shard_bytes, progress=written)
+                safetensors_io.write_folder(
+                    folder, part, stem=stem, max_shard_bytes=max_shard_bytes, metadata=mark, progress=written
+                )
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (folder / f"{hunyuan_video.ADDITIONS_STEM}.json").write_text(json.dumps(additions, indent=2) + "\n")
     parameters = sum(int(np.prod(source.shape)) for source in every)
@@ -122,6 +131,11 @@ def export_diffusers(
         step=about["step"],
         weights=about["weights"],
     )
+
+
+def digest(value: Any) -> str:
+    """Of what JSON can hold: 32 hex digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def is_export(folder: Location) -> bool:

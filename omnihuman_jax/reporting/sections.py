@@ -10,6 +10,7 @@ from typing import Any
 
 from omnihuman_jax.reporting import charts
 from omnihuman_jax.reporting.run_folder import LABELS, RunFolder, stages_of
+from omnihuman_jax.runtime import file_names
 
 MAX_VIDEO_BYTES = 12 * 2**20
 SMOOTH_SHARE = 0.05
@@ -70,7 +71,7 @@ def funnel_section(folder: RunFolder) -> str:
                 cells.append(f'<span class="no">no</span><small>{_reason(row.get("reasons", {}).get(label))}</small>')
         clips.append([f"{html.escape(row['clip_id'])}", f"{row['seconds']:.1f}", *cells])
     left_out = [
-        [html.escape(str(row.get("clip_id") or row["video"])), html.escape(str(row["reason"]))]
+        [_text(row.get("clip_id") or row["video"]), _text(row.get("stage", "cut")), _text(row["reason"])]
         for row in (*funnel.get("quarantine", ()), *funnel.get("dropped", ()))
     ]
     parts = [
@@ -82,7 +83,9 @@ def funnel_section(folder: RunFolder) -> str:
         _table((("clip", ""), ("s", "n"), *((label, "") for label in LABELS)), clips),
     ]
     if left_out:
-        parts.append("<h3>Left out</h3>" + _table((("what", ""), ("why", "")), left_out))
+        parts.append("<h3>Left out</h3>" + _table((("what", ""), ("stage", ""), ("why", "")), left_out))
+    if lines := [[_text(kind), str(len(names)), _listed(names)] for kind, names in _passed_over(funnel)]:
+        parts.append("<h3>Passed over</h3>" + _table((("what", ""), ("", "n"), ("which", "")), lines))
     if folder.catalog:
         sizes = ", ".join(f"{size} ({count})" for size, count in folder.catalog["sizes"])
         parts.append(
@@ -90,6 +93,21 @@ def funnel_section(folder: RunFolder) -> str:
             f" sizes (frames x height x width): {html.escape(sizes)}.</p>"
         )
     return _section("The data", *parts)
+
+
+def _text(value: Any) -> str:
+    """Somebody's text, such as a file's name: markup, control characters and marks that turn its direction do
+    nothing.
+    """
+    return html.escape(file_names.printable(str(value)))
+
+
+def _passed_over(funnel: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    return sorted(funnel.get("passed_over", {}).items())
+
+
+def _listed(names: Sequence[str], limit: int = 20) -> str:
+    return _text(", ".join(names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _reason(reason: Any) -> str:
@@ -218,7 +236,7 @@ def _data_uri(path: Path, kind: str) -> str:
 def _player(path: Path, caption: str, *, silent: bool = False) -> str:
     """A video inside the page; a silent one, too small for controls over it, plays by itself in a loop."""
     if path.stat().st_size > MAX_VIDEO_BYTES:
-        name = html.escape(str(path))
+        name = _text(path)
         return f"<figure><figcaption>{caption}<br><code>{name}</code> is too large to carry along</figcaption></figure>"
     how = "autoplay muted" if silent else 'controls preload="auto"'
     video = f'<video {how} loop playsinline src="{_data_uri(path, "video/mp4")}"></video>'
@@ -235,7 +253,7 @@ def samples_section(folder: RunFolder) -> str:
     players = []
     for path in folder.samples:
         made_by = next((s["command"] for s in folder.steps.values() if str(path) in s.get("command", "").split()), "")
-        caption = f"<b>{html.escape(path.stem.replace('_', ' '))}</b>" + (f"<br>{_command(made_by)}" if made_by else "")
+        caption = f"<b>{_text(path.stem.replace('_', ' '))}</b>" + (f"<br>{_command(made_by)}" if made_by else "")
         players.append(_player(path, caption))
     return _section("Samples", f'<div class="players">{"".join(players)}</div>')
 
@@ -286,9 +304,7 @@ def evaluation_section(folder: RunFolder) -> str:
         )
     if folder.comparisons:
         titles = " | ".join(("truth", *(title for _, title in KINDS[:3])))
-        players = "".join(
-            _player(path, f"<code>{html.escape(path.stem)}</code>", silent=True) for path in folder.comparisons
-        )
+        players = "".join(_player(path, f"<code>{_text(path.stem)}</code>", silent=True) for path in folder.comparisons)
         parts.append(f'<h3>The same, moving: {titles}</h3><div class="players wide">{players}</div>')
     return _section("Evaluation", *parts)
 

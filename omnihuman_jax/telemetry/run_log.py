@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from omnihuman_jax.runtime import exit_codes, processes
+from omnihuman_jax.runtime import exit_codes, file_names, processes
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class _Text(_Formatter):
         when = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
         tag = "" if (index := self.index()) is None else f"[process {index}] "
         level = "" if record.levelno == logging.INFO else f"{record.levelname}: "
-        text = f"{when} {tag}{level}{record.getMessage()}"
+        text = f"{when} {tag}{level}{_harmless(record.getMessage())}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
@@ -122,6 +122,11 @@ class _Json(_Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(_plain(line), default=str)
+
+
+def _harmless(message: str) -> str:
+    """A library's message may have lines; what it quotes (the name of a window, of a file) does nothing."""
+    return "\n".join(map(file_names.printable, message.replace("\t", " ").split("\n")))
 
 
 def _plain(value: Any) -> Any:

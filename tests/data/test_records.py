@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 
-from omnihuman_jax.data.records import DatasetSpec, open_records, shard_path, write_shard
+from omnihuman_jax.data.finite import not_finite
+from omnihuman_jax.data.identity import changed_features, features_of
+from omnihuman_jax.data.records import VERSION, DatasetSpec, open_records, shard_path, write_shard
 from tests.data import synthetic
 
 
@@ -101,6 +104,89 @@ def test_a_window_that_does_not_fit_the_spec_is_refused_and_nothing_stays(tmp_pa
     with pytest.raises(ValueError, match=message):
         write_shard(shard_path(tmp_path, 0, 1), [synthetic.record(table, 1), wrong], synthetic.spec())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "place"),
+    [
+        ("latents_FHWC", np.nan, "nan at [0, 1, 2, 3]"),
+        ("references_RHWC", np.inf, "inf at [0, 1, 2, 3]"),
+        ("text_SE", -np.inf, "-inf at [0, 1]"),
+        ("pooled_E", np.nan, "nan at [3]"),
+        ("audio_TE", np.nan, "nan at [0, 1]"),
+        ("keypoints_TJ3", np.inf, "inf at [0, 1, 2]"),
+    ],
+)
+def test_a_value_that_is_none_is_named_with_its_first_place(table, name, value, place):
+    window = synthetic.record(table, 0)
+    window.check_finite()
+    array = getattr(window, name)
+    array[tuple(range(array.ndim)) if array.ndim > 1 else 3] = value
+    array[(-1,) * array.ndim] = value  # not the first
+    with pytest.raises(ValueError, match=rf"w0: {name} is {re.escape(place)}; every value must be finite"):
+        window.check_finite()
+    assert not_finite(np.full(2, 65504, np.float16)) == "" == not_finite(np.zeros(0, np.float32))
+    with pytest.raises(ValueError, match=r"empty_pooled_E is nan at \[1\]"):
+        empty = np.array([0, np.nan, 0, 0, 0], np.float16)
+        dataclasses.replace(synthetic.spec(), empty_pooled_E=empty)
+
+
+def test_records_of_another_layout_are_refused_by_name(tmp_path, table):
+    """Otherwise each record would count as damaged, and training go on without any."""
+    for name, change, message in (
+        (
+            "dataset_info.json",
+            lambda text: text.replace(f'"version": "{VERSION}"', '"version": "0.9.0"'),
+            "layout 0.9.0",
+        ),
+        ("features.json", lambda text: text.replace('"latents_shape"', '"latents_size"'), "its records have latents_s"),
+        (
+            "dataset.json",
+            lambda text: text.replace('"latent_channels": 4', '"latent_channels": 16'),
+            r"its records have",
+        ),
+    ):
+        folder = synthetic.write_dataset(tmp_path / name, table)
+        assert open_records(folder)[0] is not None
+        before = (folder / name).read_text()
+        (folder / name).write_text(change(before))
+        assert (folder / name).read_text() != before
+        with pytest.raises(ValueError, match=message + ".*encode its clips again") as error:
+            open_records(folder)
+        assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"speech_layers": (1, 2)}, r"speech_layers: \[0, 2\] -> \[1, 2\]"),
+        ({"codec": "wan"}, "codec: dct -> wan"),
+        ({"codec_options": {"tile_height": 0}}, "codec_options: {} -> {'tile_height': 0}"),
+        ({"speech_encoder": ""}, "speech_encoder: speech -> none"),
+        ({"encoder_sha256": {"text_encoder/model.safetensors": "1" * 64}}, r"text_encoder: text -> \w{12}\.\.\."),
+        ({"max_text_tokens": 64}, "max_text_tokens: 128 -> 64"),
+        ({"margin": 4}, "margin: 5 -> 4"),
+        ({"keypoint_names": ("a", "b", "c", "d")}, r"keypoint_names: \w{12}\.\.\. -> "),
+        ({"empty_pooled_E": np.zeros(5, np.float16)}, "empty_prompt: "),
+        ({"records_sha256": "2" * 64}, r"records_sha256: 111111111111\.\.\. -> 222222222222\.\.\."),
+    ],
+)
+def test_features_differ_by_whatever_made_them(change, named):
+    before = dataclasses.replace(synthetic.spec(), records_sha256="1" * 64)
+    (line,) = changed_features(features_of(before), features_of(dataclasses.replace(before, **change)))
+    assert re.match(named, line)
+
+
+def test_features_are_the_same_wherever_the_networks_lie(tmp_path):
+    hashes = {f"{role}/model.safetensors": "3" * 64 for role in ("codec", "text_encoder", "speech_encoder")}
+    here = dataclasses.replace(synthetic.spec(), encoder_sha256=hashes, text_encoder="/here", records_sha256="1" * 64)
+    there = dataclasses.replace(here, text_encoder="/there", codec="/vae")
+    there.save(tmp_path)
+    stored = json.loads(json.dumps(features_of(here)))
+    assert changed_features(stored, features_of(DatasetSpec.load(tmp_path))) == []
+    # A data set of before its records were summed up says nothing about them.
+    assert changed_features({**stored, "records_sha256": ""}, stored) == [] == changed_features({}, stored)
+    assert changed_features(stored, {**stored, "records_sha256": ""}) == ["records_sha256: 111111111111... -> none"]
 
 
 def test_an_empty_shard_is_refused(tmp_path):

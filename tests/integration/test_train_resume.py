@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.checkpoint.reader import CheckpointReader
-from omnihuman_jax.checkpoint.record import CheckpointError
+from omnihuman_jax.checkpoint.record import CheckpointError, RunRecord
 from omnihuman_jax.commands import train
 from omnihuman_jax.config import changed_fields, from_json, to_json
 from omnihuman_jax.data.catalog import Catalog
@@ -22,6 +22,7 @@ from omnihuman_jax.runtime.processes import RunEnded
 from omnihuman_jax.telemetry.events import last_saved
 from omnihuman_jax.telemetry.goodput import read_goodput
 from omnihuman_jax.telemetry.metrics import read_metrics
+from omnihuman_jax.training.resume import continue_record
 from tests.training import runs
 
 STEPS, INTERVAL = 30, 5
@@ -192,6 +193,52 @@ def test_a_changed_dataset_is_refused_unless_accepted(copy: Path, dataset: Path,
         resume(copy, other)
     assert resume(copy, other, "--accept-changes") == 0
     assert resume(copy, Path(shutil.copytree(dataset, tmp_path / "moved"))) == 0  # the same data elsewhere
+
+
+def everything(run: Path) -> dict[str, bytes]:
+    """What a refused start may not touch: all but the log of the start itself."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.parent.name != "events")
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("of_before", [False, True])
+def test_other_features_are_refused_before_anything_is_overwritten(
+    copy: Path, dataset: Path, tmp_path: Path, of_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same windows, encoded otherwise: the catalog, and so the plan, is the same. Checkpoints of before they said
+    what their features are leave it to the run's own dataset.json.
+    """
+    other = Path(shutil.copytree(dataset, tmp_path / "other"))
+    spec = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(spec | {"speech_layers": [1, 2]}))
+    if of_before:
+        read = RunRecord.from_json
+        monkeypatch.setattr(RunRecord, "from_json", lambda stored: dataclasses.replace(read(stored), data={}))
+    before = everything(copy)
+    longer = "--config.stages.rows[1].steps=40"
+    for options in ((), (longer,)):
+        with pytest.raises(ValueError, match=r"features of the data set \(speech_layers: \[0, 2\] -> \[1, 2\]\)"):
+            resume(copy, other, *options)
+        assert everything(copy) == before
+    assert resume(copy, other, "--accept-changes") == 0
+
+
+def test_a_field_that_a_run_did_not_have_yet_is_no_change(copy: Path, dataset: Path) -> None:
+    """A config field of a newer version, at its default: the stored config says nothing of it, and nothing changed."""
+    config = json.loads((copy / "config.json").read_text())
+    stored = RunRecord(config=config, fingerprint="f", step=STEPS)
+    older = json.loads(json.dumps(config))
+    del older["optimizer"]["learning_rate"], older["numerics"], older["model"]["audio"]["neighbours"]
+    record = dataclasses.replace(stored, config=to_json(from_json(older)))
+    accepted = continue_record(copy, dataclasses.replace(stored, config=older), record, accept_changes=False)
+    assert accepted.config == record.config
+    other = json.loads(json.dumps(record.config))
+    other["optimizer"]["learning_rate"] = 1.0
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: [\d.e-]+ -> 1\.0\. Undo"):
+        continue_record(
+            copy, dataclasses.replace(stored, config=older), dataclasses.replace(record, config=other),
+            accept_changes=False,
+        )  # fmt: skip
 
 
 def damage(run: Path, step: int, part: str = "params") -> None:
