@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCK = constraints/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 PACKAGES := setup.py $(wildcard constraints/py*.txt)
 
-.PHONY: interpreter chaos scale bench bench-checkpoint docs help venv demo test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: interpreter slurm chaos scale bench bench-checkpoint docs help venv demo test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of 
 	@status=0; $(PYTEST) --slow=$(SLOW) || status=$$?
 	# 5: this part has no test.
 	[ $$status -eq 0 ] || [ $$status -eq 5 ] || exit $$status
+
+slurm: $(VENV)/.torch  ## `omnihuman submit` on a real SLURM of two nodes on this machine (15 minutes; says what to install)
+	@$(BIN)/python -m pytest --slow=slurm tests/slurm
 
 codec-memory: $(VENV)/.torch  ## memory of the full-size video codecs, compiled for a 16 GiB chip (a few minutes)
 	@$(BIN)/python -m omnihuman_jax.scale.codec_memory

@@ -22,6 +22,8 @@ NUM_DEVICES = 8
 
 # A skipped (or expectedly failing) test fails the run unless its reason matches one of these; each says why it may.
 ALLOWED_SKIPS: dict[str, str] = {}
+# Markers of tests that need programs of the system: they run when asked for, and fail without these.
+LANES = ("slurm", "image")
 
 if "jax" in sys.modules:
     raise RuntimeError(
@@ -52,10 +54,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow",
         default="none",
-        metavar="none|all|K/N",
+        metavar="none|all|K/N|slurm|image",
         help=(
             "which tests marked slow run, and then they alone: none (default), all, or a part of their files, K of 0"
-            " .. N-1"
+            " .. N-1; slurm and image are tests that need programs of the system, alone too"
         ),
     )
     parser.addoption(
@@ -73,11 +75,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_chosen(item: pytest.Item, choice: str) -> bool:
+    lane = next((name for name in LANES if item.get_closest_marker(name)), None)
+    if lane or choice in LANES:
+        return lane == choice
     slow = item.get_closest_marker("slow") is not None
     if choice in ("none", "all"):
         return slow == (choice == "all")
     if not (match := re.fullmatch(r"(\d+)/([1-9]\d*)", choice)):
-        raise pytest.UsageError(f"--slow {choice!r}: none, all, or K/N like 0/4")
+        raise pytest.UsageError(f"--slow {choice!r}: none, all, K/N like 0/4, or {' or '.join(LANES)}")
     index, count = map(int, match.groups())
     # By file: what the tests of a file share is made once.
     return slow and zlib.crc32(item.nodeid.split("::")[0].encode()) % count == index % count
