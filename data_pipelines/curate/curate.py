@@ -26,6 +26,7 @@ from rich.table import Table
 
 from data_pipelines.curate import decode, file_stages
 from data_pipelines.curate.clips import CLIPS_FILE, Clip, write_clips, write_text
+from data_pipelines.curate.held_out import with_splits
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.tagging import Thresholds, tag
 from omnihuman_jax.conditions import Condition
@@ -116,7 +117,7 @@ def curate(
     clips = [_clip(task, analyses[task.clip_id], out, config) for task in tasks if not analyses[task.clip_id].error]
     _forget_others(out, ids, {task.clip_id for task in tasks})
     funnel = _funnel(scans, tasks, analyses, clips)
-    write_clips(out, clips)
+    write_clips(out, with_splits(videos_dir, clips))
     write_text(out / FUNNEL_FILE, json.dumps({**funnel, "config": dataclasses.asdict(config)}, indent=1) + "\n")
     return funnel
 
@@ -326,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--videos",
         required=True,
         type=Path,
-        help="folder of videos, searched recursively; NAME.txt holds the caption of NAME.mp4",
+        help="folder of videos, searched recursively; NAME.txt: caption of NAME.mp4; splits.json: what is held out",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder for clips.jsonl, funnel.json and the landmarks")
     parser.add_argument(
