@@ -22,6 +22,9 @@ from av.video.reformatter import Colorspace, Interpolation
 # As in typing.py, which is not imported here: exports carry this file as `media_omnihuman.py`, and it must stand alone
 # there.
 FPS, SAMPLE_RATE_HZ = 25, 16_000
+READER_VERSION = 2
+"""Goes into the keys of whatever was made from what the reader gives. Raise it with any change of a pixel or a sample
+that a file gives, of which files are refused, or of what the scan of a file says."""
 # Sound that arrives later than this after where the sound before it ended is a hole in the track, not rounding.
 GAP_S = 0.02
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".rf64")
