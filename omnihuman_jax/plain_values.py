@@ -7,6 +7,7 @@ is wanted, and a list where a tuple is.
 import dataclasses
 import difflib
 import enum
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -52,6 +53,21 @@ def structure(kind: type[T], value: Any, root: str = "", *, whole: str = "the wh
         return _CONVERTER.structure(value, kind)
     except (cattrs.BaseValidationError, ValueError) as error:
         raise _first_problem(error, root, whole) from None
+
+
+def check_finite(value: Any, path: str = "") -> None:
+    """ValueError with the path of the first number that is NaN or infinite, in a dataclass, mapping or list."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path or 'the value'} must be a finite number, not {value}")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            check_finite(getattr(value, field.name), _join(path, field.name))
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            check_finite(item, _join(path, str(name)))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            check_finite(item, f"{path}[{index}]")
 
 
 def _first_problem(error: Exception, path: str, whole: str) -> ValueError:

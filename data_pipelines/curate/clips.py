@@ -15,7 +15,8 @@ import numpy as np
 
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.serving.poses_omnihuman import wrong_keypoint
 
 CLIPS_FILE = "clips.jsonl"
 
@@ -27,7 +28,8 @@ class Clip:
 
     `height` and `width` are displayed pixels, the unit of the landmarks. `scores` are raw numbers, so that tags can be
     made again with other thresholds. `reasons` has an entry for each condition that is not in `eligible`: the first
-    check that failed, its score and its threshold.
+    check that failed, its score and its threshold. `video` and `path` are text (`file_names.plain`), whatever bytes the
+    file's name has.
     """
 
     clip_id: str
@@ -65,10 +67,10 @@ class Clip:
 
     def video_path(self, clips_dir: str | os.PathLike[str]) -> Path:
         """The video, wherever `clips_dir` lies now; FileNotFoundError if it moved away."""
-        path = Path(os.path.normpath(Path(clips_dir) / self.path))
+        path = Path(os.path.normpath(Path(clips_dir) / file_names.raw(self.path)))
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: the video of clip {self.clip_id} is gone; put it back, or run curate again"
+                f"{file_names.plain(path)}: the video of clip {self.clip_id} is gone; put it back, or run curate again"
             )
         return path
 
@@ -109,10 +111,12 @@ class Landmarks:
             raise FileNotFoundError(f"{path}: no landmarks; run curate again") from None
         except (KeyError, OSError, ValueError, EOFError) as error:
             raise ValueError(f"{path}: not a landmarks file ({error}); delete it and run curate again") from error
-        if landmarks.keypoints_TJ3.shape[1:] != (NUM_KEYPOINTS, 3):
+        if landmarks.keypoints_TJ3.ndim != 3 or landmarks.keypoints_TJ3.shape[1:] != (NUM_KEYPOINTS, 3):
             raise ValueError(
                 f"{path}: keypoints {landmarks.keypoints_TJ3.shape}, expected [T, {NUM_KEYPOINTS}, 3]; run curate again"
             )
+        if wrong := wrong_keypoint(landmarks.keypoints_TJ3):
+            raise ValueError(f"{path}: keypoints_TJ3: {wrong}; delete it and run curate again")
         return landmarks
 
 

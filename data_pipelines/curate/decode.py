@@ -1,20 +1,17 @@
-"""Finds videos, reads their headers, and decodes clips of them."""
+"""Reads the headers of videos, and decodes clips of them; finding them is `footage.py`, their text `captions.py`."""
 
 import dataclasses
-import hashlib
 import os
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.curate.captions import caption_of
+from data_pipelines.curate.footage import VIDEO_SUFFIXES, list_videos, video_ids
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv"}
-)
+__all__ = ["VIDEO_SUFFIXES", "Video", "caption_of", "clip_audio", "clip_frames", "inspect", "list_videos", "video_ids"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,36 +30,6 @@ class Video:
     duration_s: float
     bits_per_pixel: float
     has_audio: bool
-
-
-def list_videos(folder: str | os.PathLike[str]) -> list[str]:
-    """Paths below `folder` of its videos, by suffix, in order.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: there is no video in it.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; give the folder that holds the videos")
-    names = sorted(
-        str(p.relative_to(root)) for p in root.rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()
-    )
-    if not names:
-        raise ValueError(f"{root}: no videos in it; files of these kinds are read: {' '.join(sorted(VIDEO_SUFFIXES))}")
-    return names
-
-
-def video_ids(names: list[str]) -> dict[str, str]:
-    """Name -> an id that is safe in file names; names that would share one keep their suffix, or get a digest."""
-    plain = {name: re.sub(r"[^\w.-]+", "_", str(Path(name).with_suffix("")).replace(os.sep, "__")) for name in names}
-    taken = [value.casefold() for value in plain.values()]
-    return {
-        name: value
-        if taken.count(value.casefold()) == 1
-        else f"{value}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        for name, value in plain.items()
-    }
 
 
 def inspect(path: str | os.PathLike[str], name: str, video_id: str, sha256: str) -> Video:
@@ -93,13 +60,3 @@ def clip_frames(path: str | os.PathLike[str], start_frame: int, end_frame: int) 
 def clip_audio(path: str | os.PathLike[str], start_frame: int, end_frame: int) -> np.ndarray | None:
     """Mono float32 at 16 kHz, as long as the clip; None without a track."""
     return media_omnihuman.read_audio(path, SAMPLE_RATE_HZ, start_frame / FPS, (end_frame - start_frame) / FPS)
-
-
-def caption_of(path: str | os.PathLike[str], default: str) -> tuple[str, str]:
-    """(caption, "sidecar" or "default"): the text of the `.txt` beside the video, in one line."""
-    sidecar = Path(path).with_suffix(".txt")
-    if sidecar.is_file():
-        text = " ".join(sidecar.read_text(encoding="utf-8", errors="replace").split())
-        if text:
-            return text, "sidecar"
-    return default, "default"

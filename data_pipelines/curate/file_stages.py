@@ -1,25 +1,32 @@
 """The two stages that look into a file, as functions from a row to a row that know no engine.
 
-Each keeps its result in a file with a key of everything that it depends on, and has a `recall_` that finds it again: a
-second run does nothing, and one with something changed only what the change asks for. `curate.py` drives them from a
-pool of processes.
+Each keeps its result in a file with a key of everything that it depends on (the reader's version, the networks' files
+and every option among it), and has a `recall_` that finds it again: a second run does nothing, and one with something
+changed only what the change asks for. `curate.py` drives them from a pool of processes.
+
+Whatever goes wrong with a file is the result for that file. It is kept only if it is the file's own fault: what a full
+memory, a disk or a bug did is tried again by the next run.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.curate import decode, landmarks, lipsync, scores, shots
+from data_pipelines.curate import decode, landmarks, lipsync, network_files, scores, shots
 from data_pipelines.curate.clips import Landmarks, write_text
 from data_pipelines.curate.decode import Video
+from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.files import file_sha256
-from omnihuman_jax.serving.media_omnihuman import MediaError
+from omnihuman_jax.serving.media_omnihuman import READER_VERSION, MediaError
 from omnihuman_jax.typing import FPS
 
+# Changes of what a scan finds, beside the reader's own; part of the key under which scans are kept.
+VERSION = 1
 # A file that ends this far before its header says is cut short.
 _MIN_DECODED_SHARE = 0.9
 
@@ -73,13 +80,22 @@ def recall_scan(task: ScanTask) -> Scan | None:
     """What an earlier run found out, if neither the file nor the question has changed; quick."""
     record = Path(task.record)
     kept = _load(record)
-    stat = os.stat(task.path)
     if kept.get("question") != _question(task):
         return None
+    try:
+        stat = os.stat(task.path)
+        if same := kept["stat"] == [stat.st_size, stat.st_mtime_ns] or kept["sha256"] == file_sha256(task.path):
+            found = _of_record(task, kept)
+    except (OSError, KeyError, TypeError, ValueError):  # gone, or a damaged record: `scan` says which
+        return None
+    if not same:
+        return None
     if kept["stat"] != [stat.st_size, stat.st_mtime_ns]:
-        if kept["sha256"] != file_sha256(task.path):
-            return None
         write_text(record, json.dumps({**kept, "stat": [stat.st_size, stat.st_mtime_ns]}))  # touched, not changed
+    return found
+
+
+def _of_record(task: ScanTask, kept: dict[str, Any]) -> Scan:
     return Scan(
         name=task.name,
         video=Video(**{**kept["video"], "path": task.path}) if kept["video"] else None,
@@ -92,13 +108,14 @@ def recall_scan(task: ScanTask) -> Scan | None:
 
 def scan(task: ScanTask) -> Scan:
     """Reads header and pictures of a video, finds its shots, and cuts them into clips. Never raises for a bad file."""
-    stat = os.stat(task.path)
-    sha256 = file_sha256(task.path)
     video: Video | None = None
     ranges: list[tuple[int, int]] = []
     short: list[tuple[int, int]] = []
     error = ""
+    is_lasting = True
     try:
+        stat = os.stat(task.path)
+        sha256 = file_sha256(task.path)
         video = decode.inspect(task.path, task.name, task.video_id, sha256)
         changes = shots.frame_changes(task.path, task.max_seconds)
         frames = len(changes) + 1
@@ -109,8 +126,11 @@ def scan(task: ScanTask) -> Scan:
                 "decoded; re-encode it"
             )
         ranges, short = shots.clip_ranges(frames, shots.find_cuts(changes, task.shots), task.shots)
-    except MediaError as problem:
-        video, error = None, _without_path(str(problem), task.path)
+    except Exception as problem:
+        video, error, is_lasting = None, reason_of(problem, task.path), isinstance(problem, MediaError)
+    if not is_lasting:
+        Path(task.record).unlink(missing_ok=True)
+        return failed_scan(task, error)
     stored = {
         "question": _question(task),
         "stat": [stat.st_size, stat.st_mtime_ns],
@@ -124,10 +144,20 @@ def scan(task: ScanTask) -> Scan:
     return Scan(name=task.name, video=video, ranges=tuple(ranges), too_short=tuple(short), error=error, computed=True)
 
 
+def failed_scan(task: ScanTask, reason: str) -> Scan:
+    """A scan that gave nothing but a reason, which no later run goes by."""
+    return Scan(name=task.name, video=None, ranges=(), too_short=(), error=reason, computed=True)
+
+
 def _question(task: ScanTask) -> str:
     """Everything but the file itself that a scan depends on."""
     return _key(
-        name=task.name, video_id=task.video_id, shots=dataclasses.asdict(task.shots), max_seconds=task.max_seconds
+        reader=READER_VERSION,
+        version=VERSION,
+        name=task.name,
+        video_id=task.video_id,
+        shots=dataclasses.asdict(task.shots),
+        max_seconds=task.max_seconds,
     )
 
 
@@ -135,7 +165,9 @@ def recall_analysis(task: AnalysisTask) -> Analysis | None:
     """What an earlier run found out about the same frames with the same code; quick."""
     folder = Path(task.folder)
     kept = _load(folder / "scores.json")
-    if kept.get("key") != _analysis_key(task) or not (kept["error"] or (folder / "landmarks.npz").is_file()):
+    if kept.get("key") != _analysis_key(task) or not {"scores", "error"} <= kept.keys():
+        return None
+    if not (kept["error"] or (folder / "landmarks.npz").is_file()):
         return None
     return Analysis(clip_id=task.clip_id, scores=kept["scores"], error=kept["error"], computed=False)
 
@@ -149,18 +181,34 @@ def analyse(task: AnalysisTask) -> Analysis:
     error = ""
     try:
         numbers = _scores(task, points)
-    except MediaError as problem:
+    except ImportError:  # of an extra that is not installed: no fault of any file
+        raise
+    except Exception as problem:
         points.unlink(missing_ok=True)
-        error = _without_path(str(problem), task.video.path)
+        error = reason_of(problem, task.video.path)
+        if not isinstance(problem, MediaError):
+            (folder / "scores.json").unlink(missing_ok=True)
+            return failed_analysis(task, error)
     write_text(
         folder / "scores.json", json.dumps({"key": _analysis_key(task), "scores": numbers, "error": error}, indent=1)
     )
     return Analysis(clip_id=task.clip_id, scores=numbers, error=error, computed=True)
 
 
+def failed_analysis(task: AnalysisTask, reason: str) -> Analysis:
+    """An analysis that gave nothing but a reason, which no later run goes by."""
+    return Analysis(clip_id=task.clip_id, scores={}, error=reason, computed=True)
+
+
 def _analysis_key(task: AnalysisTask) -> str:
-    versions = [landmarks.VERSION, scores.VERSION, lipsync.VERSION]
-    return _key(sha256=task.video.sha256, frames=[task.start_frame, task.end_frame], versions=versions)
+    """Of all that the scores depend on: the code, the networks, and what the scan says of the video."""
+    return _key(
+        reader=READER_VERSION,
+        versions=[landmarks.VERSION, scores.VERSION, lipsync.VERSION],
+        networks=network_files.network_sha256(),
+        video={**dataclasses.asdict(task.video), "path": "", "name": "", "video_id": ""},
+        frames=[task.start_frame, task.end_frame],
+    )
 
 
 def _scores(task: AnalysisTask, points: Path) -> dict[str, float]:
@@ -174,7 +222,7 @@ def _scores(task: AnalysisTask, points: Path) -> dict[str, float]:
             f"{video.path}: {len(found.face_T)} of {task.end_frame - task.start_frame} frames decoded; re-encode it"
         )
     found.save(points)
-    return {
+    numbers = {
         "seconds": (task.end_frame - task.start_frame) / FPS,
         "short_side_px": float(min(video.height, video.width)),
         "source_fps": video.source_fps,
@@ -185,6 +233,9 @@ def _scores(task: AnalysisTask, points: Path) -> dict[str, float]:
         **scores.sound_scores(wave),
         **_lip_sync(found, wave),
     }
+    if wrong := [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]:
+        raise MediaError(f"{video.path}: not a number: {', '.join(wrong)}; take the clip out, or re-encode it")
+    return numbers
 
 
 def _lip_sync(found: Landmarks, wave: Any) -> dict[str, float]:
@@ -211,6 +262,9 @@ def _key(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _without_path(message: str, path: str) -> str:
-    """The report names the video in a column of its own."""
-    return message.removeprefix(f"{path}: ")
+def reason_of(problem: Exception, path: str) -> str:
+    """Why a file cannot be used, in one line without its path, which the report has in a column of its own."""
+    text = f"{problem.strerror or problem}" if isinstance(problem, OSError) else str(problem)
+    text = " ".join(text.removeprefix(f"{path}: ").replace(path, "it").split())
+    known = isinstance(problem, MediaError)
+    return file_names.printable(text if known and text else f"{type(problem).__name__}: {text}".removesuffix(": "))

@@ -5,10 +5,20 @@ quality check serves none. Pure: other thresholds on the same scores need no dec
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omnihuman_jax.conditions import Condition
+
+# By the end of a field's name; the others are at least 0.
+_LIMITS = {
+    "_share": (0, 1),
+    "body_confidence": (0, 1),
+    "lip_sync_confidence": (0, 2),
+    "_brightness": (0, 255),
+    "_dbfs": (-120, 0),
+}
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -48,12 +58,19 @@ class Thresholds:
     min_hand_share: float = 0.0
 
     def validate(self) -> None:
+        """ValueError with the field, the value and what it may be."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
-                raise ValueError(f"thresholds: {field.name} must be a number, not {value!r}")
-            if field.name.endswith("_share") and not 0 <= value <= 1:
-                raise ValueError(f"thresholds: {field.name} must be in [0, 1], not {value}")
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError(f"thresholds: {field.name} must be a finite number, not {value!r}")
+            low, high = next((limits for end, limits in _LIMITS.items() if field.name.endswith(end)), (0, math.inf))
+            if not low <= value <= high:
+                allowed = f"in [{low}, {high}]" if math.isfinite(high) else f"at least {low}"
+                raise ValueError(f"thresholds: {field.name} must be {allowed}, not {value}")
+        for name in ("brightness", "motion"):
+            low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if low > high:
+                raise ValueError(f"thresholds: min_{name} {low} must not be above max_{name} {high}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -18,11 +18,14 @@ from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
 from omnihuman_jax.data.records import WindowRecord
 from omnihuman_jax.encoders.speech import SpeechEncoder
 from omnihuman_jax.encoders.text import EncodedText, TextEncoder
+from omnihuman_jax.runtime import file_names
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.pictures_omnihuman import fit_size
 from omnihuman_jax.serving.windows_omnihuman import with_margins
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
+# Changes of what a window is made of; part of the key under which a dataset is kept.
+VERSION = 1
 # A window is trained with pose only if a person was found in this share of its frames: the clip's own score says
 # nothing about a stretch in which he turned away.
 MIN_POSE_SHARE = 0.5
@@ -149,7 +152,7 @@ class ClipEncoder:
                 record = WindowRecord(
                     window_id=window.window_id(clip.clip_id),
                     clip_id=clip.clip_id,
-                    video=clip.video,
+                    video=file_names.printable(clip.video),
                     frames=window.frames,
                     eligible=self._eligible(clip, window, bool(picked), audio_valid, points).bits,
                     latents_FHWC=latent,

@@ -2,7 +2,8 @@
 `omnihuman encode --clips DIR --out DIR --codec dct --text-encoder ...`
 
 Reads what curate left (`clips.jsonl`, landmarks), writes ArrayRecord shards, their tfds metadata, `catalog.parquet`,
-`dataset.json` (+ `.npz`) and `encode.json`, a summary. The folder appears whole or not at all.
+`dataset.json` (+ `.npz`) and `encode.json`, a summary. The folder appears whole or not at all. A clip that cannot be
+encoded is left out whole, and `quarantine` in the summary says why: no single file ends the run.
 """
 
 import argparse
@@ -12,15 +13,17 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from data_pipelines.curate.clips import CLIPS_FILE, Clip, read_clips
+from data_pipelines.curate.clips import Clip, read_clips
+from data_pipelines.encode import kept_dataset
 from data_pipelines.encode.clip_encoder import (
     ClipEncoder,
     ClipStatistics,
@@ -29,18 +32,24 @@ from data_pipelines.encode.clip_encoder import (
     empty_prompt,
     windows_of,
 )
+from data_pipelines.encode.dead_letters import DeadLetters
+from data_pipelines.encode.kept_dataset import SUMMARY_FILE
 from omnihuman_jax.codecs.codec import load_codec, parse_options
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
-from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata, write_shard
+from omnihuman_jax.data.records import (
+    DatasetSpec,
+    WindowRecord,
+    shard_path,
+    write_dataset_metadata,
+    write_shard,
+)
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import MAX_TOKENS, load_text_encoder
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
-
-SUMMARY_FILE = "encode.json"
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -84,19 +93,22 @@ def encode(
 ) -> dict[str, Any]:
     """Encodes every clip of `clips_dir` into the dataset `out_dir`; returns the summary that it also writes there.
 
-    A dataset that the same clips and settings made is kept as it is.
+    A dataset that the same clips, settings, networks and code made is kept as it is.
 
     Raises:
-        FileNotFoundError: no clips, a video or a network that is not there.
-        ValueError: wrong settings, no window at all, or `out_dir` holds something else and `overwrite` is False.
+        FileNotFoundError: no clips, or a network that is not there.
+        ValueError: wrong settings, not one clip that can be encoded, or `out_dir` holds something else and `overwrite`
+            is False.
     """
     config.validate()
     console = console or Console(stderr=True)
     clips_dir, out_dir = Path(clips_dir), Path(out_dir)
     clips = read_clips(clips_dir)
-    fingerprint = _fingerprint(clips_dir, config)
-    if (summary := _existing(out_dir, fingerprint, overwrite=overwrite)) is not None:
-        console.print(f"{out_dir}: already encoded from these clips with these settings ({summary['windows']} windows)")
+    made_by = kept_dataset.made_by(clips_dir, clips, dataclasses.asdict(config))
+    networks = {"codec": config.codec, "text_encoder": config.text_encoder, "speech_encoder": config.speech_encoder}
+    if (summary := kept_dataset.existing(out_dir, made_by, networks, overwrite=overwrite)) is not None:
+        told = f"{out_dir}: already encoded from these clips with these settings ({summary['windows']} windows)"
+        console.print(file_names.printable(told), markup=False, highlight=False)
         return summary
     total = sum(len(windows_of(clip, config.windows)) for clip in clips)
     if not total:
@@ -104,9 +116,8 @@ def encode(
             f"{clips_dir}: none of its {len(clips)} clips is long enough for a window of "
             f"{config.windows.frames} frames; curate longer clips, or give shorter --window-frames"
         )
-    _check_videos(clips_dir, clips)
     with files.whole_folder(out_dir, overwrite=overwrite) as folder:
-        summary = _encode_into(folder, clips_dir, clips, config, total, console) | {"fingerprint": fingerprint}
+        summary = _encode_into(folder, clips_dir, clips, config, total, console) | {"made_by": made_by}
         files.write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return summary
 
@@ -141,41 +152,56 @@ def _encode_into(
         },
     )
     encoder = ClipEncoder(clips_dir, codec, text, speech, config.windows, config.max_text_tokens)
+    letters = DeadLetters(clips_dir)
     statistics: dict[str, ClipStatistics] = {}
     rows: list[dict[str, Any]] = []
+    digest = hashlib.sha256()
     with progress_bar(stays=True, console=console) as progress:
         task = progress.add_task("encoding windows", total=total)
 
-        def records() -> Iterator[Any]:
+        def records() -> Iterator[WindowRecord]:
             for clip in clips:
-                statistics[clip.clip_id], windows = encoder.encode(clip)
+                statistics[clip.clip_id], windows = letters.encoded(encoder, clip, spec)
+                progress.advance(task, len(windows_of(clip, config.windows)))
                 for window in windows:
                     rows.append(_catalog_row(len(rows), window))
-                    progress.advance(task)
                     yield window.record
 
-        stream = records()
-        num_shards = -(-total // config.shard_windows)
-        shards = [
-            write_shard(shard_path(folder, shard, num_shards), itertools.islice(stream, config.shard_windows), spec)
-            for shard in range(num_shards)
-        ]
-        # Past the last record: the last clip's statistics are complete only then.
-        assert next(stream, None) is None
+        shards = _write_shards(folder, records(), spec, -(-total // config.shard_windows), config, digest.update)
+    if not shards:
+        first = letters.rows[0]
+        raise ValueError(
+            f"{clips_dir}: none of its {len(clips)} clips can be encoded; the first, {first['clip_id']}:"
+            f" {first['reason']}"
+        )
+    spec = dataclasses.replace(spec, records_sha256=digest.hexdigest())
     write_dataset_metadata(folder, spec, shards)
     columns: dict[str, Any] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     catalog = Catalog(**columns, empty_text_tokens=spec.empty_text_tokens)
     catalog.save(folder)
-    return _summary(catalog, statistics, clips, sum(size for _, size in shards))
+    summary = _summary(catalog, statistics, clips, sum(size for _, size in shards))
+    return summary | {"quarantine": letters.rows}
 
 
-def _check_videos(clips_dir: Path, clips: Sequence[Clip]) -> None:
-    """The videos are those that curate looked at: its cuts, tags and landmarks are worth nothing for others."""
-    for path, expected in {clip.video_path(clips_dir): clip.sha256 for clip in clips}.items():
-        if (found := files.file_sha256(path)) != expected:
-            raise ValueError(
-                f"{path}: changed since curate (sha256 {found[:12]}..., was {expected[:12]}...); run curate again"
-            )
+def _write_shards(
+    folder: Path,
+    records: Iterator[WindowRecord],
+    spec: DatasetSpec,
+    expected: int,
+    config: EncodeConfig,
+    on_record: Callable[[bytes], None],
+) -> list[tuple[int, int]]:
+    """(records, bytes) of each shard. Their names say how many there are: fewer than `expected` where clips are left
+    out.
+    """
+    shards: list[tuple[int, int]] = []
+    while (record := next(records, None)) is not None:
+        some = itertools.chain([record], itertools.islice(records, config.shard_windows - 1))
+        shards.append(write_shard(shard_path(folder, len(shards), expected), some, spec, on_record))
+    if len(shards) != expected:
+        for shard in range(len(shards)):
+            files.move_into_place(shard_path(folder, shard, expected), shard_path(folder, shard, len(shards)))
+    return shards
 
 
 def _catalog_row(index: int, window: EncodedWindow) -> dict[str, Any]:
@@ -248,49 +274,22 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     table.add_column("clip", overflow="fold")
     for column in ("size", "windows", *(c.label for c in Condition), "dB"):
         table.add_column(column, justify="right", no_wrap=True)
+    dead = {row["clip_id"]: row["reason"] for row in summary.get("quarantine", ())}
     for row in summary["clips"]:
         if not row["windows"]:
-            table.add_row(row["clip_id"], "", "too short")
+            table.add_row(Text(row["clip_id"]), "", "left out" if row["clip_id"] in dead else "too short")
             continue
         table.add_row(
-            row["clip_id"],
+            Text(row["clip_id"]),
             f"{row['width']}x{row['height']}",
             "/".join(str(row["by_frames"].get(n, 0)) for n in lengths),
             *(str(row["eligible"][c.label]) for c in Condition),
             f"{row['round_trip_psnr_db']:.1f}",
         )
     console.print(table)
-
-
-def _fingerprint(clips_dir: Path, config: EncodeConfig) -> str:
-    """sha256 over the clips, their landmarks and the settings: what decides whether a dataset is still the right
-    one.
-    """
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
-    digest.update((clips_dir / CLIPS_FILE).read_bytes())
-    for clip in read_clips(clips_dir):
-        landmarks = clips_dir / clip.landmarks
-        digest.update(landmarks.read_bytes() if landmarks.is_file() else b"")
-    return digest.hexdigest()
-
-
-def _existing(out_dir: Path, fingerprint: str, *, overwrite: bool) -> dict[str, Any] | None:
-    """The summary of the dataset in `out_dir` if it is the one asked for; None if one is to be made; ValueError if
-    something else would be lost.
-    """
-    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
-        return None
-    file = out_dir / SUMMARY_FILE
-    if not file.is_file():
-        raise ValueError(f"{out_dir}: exists and is no dataset of `omnihuman encode`; choose another --out")
-    if overwrite:
-        return None
-    summary = json.loads(file.read_text())
-    if summary.get("fingerprint") != fingerprint:
-        raise ValueError(
-            f"{out_dir}: made from other clips or settings; choose another --out, or replace it with --overwrite"
-        )
-    return summary
+    for clip_id, reason in dead.items():
+        line = file_names.printable(f"encode: {clip_id}: {reason}")
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ class DamagedError(CheckpointError):
 class RunRecord:
     """What a checkpoint says about the run that wrote it: resolved config (JSON), plan fingerprint, finished steps.
 
+    `data` says what the features are that it was trained on (`data.identity`); {} in checkpoints that do not say.
     `origin` says where weights that were not born in this run come from: what `omnihuman import` read, with the sha256
     of every file; a run that starts from an import keeps it.
     """
@@ -29,11 +30,12 @@ class RunRecord:
     fingerprint: str
     step: int
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "format": FORMAT, "config": dict(self.config), "fingerprint": self.fingerprint, "step": self.step,
-            "origin": dict(self.origin),
+            "origin": dict(self.origin), "data": dict(self.data),
         }  # fmt: skip
 
     @classmethod
@@ -44,6 +46,7 @@ class RunRecord:
             fingerprint=stored["fingerprint"],
             step=stored["step"],
             origin=stored.get("origin", {}),
+            data=stored.get("data", {}),
         )
 
     def part(self, weights: str) -> str:

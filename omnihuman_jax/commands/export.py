@@ -11,6 +11,7 @@ additions, omnihuman_additions.safetensors and .json, under the names of our PyT
 
 import argparse
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,10 +92,12 @@ def export_run(
     leaves = CheckpointLeaves(folder, part)
     table.check_ours(leaves.shapes, f"{folder}/{part}")
     about = {"weights": weights, "dtype": dtype, "step": record.step, "run": str(record.config["name"])}
+    export_id = _digest([about, record.to_json()])
     if form == "diffusers":
         return export_diffusers(
-            model, table, leaves.read, out, dtype=dtype, about=about, max_shard_bytes=max_shard_bytes, progress=progress
-        )
+            model, table, leaves.read, out, dtype=dtype, about=about, export_id=export_id,
+            max_shard_bytes=max_shard_bytes, progress=progress,
+        )  # fmt: skip
     return export_params(
         model,
         table,
@@ -102,6 +105,7 @@ def export_run(
         out,
         dtype=dtype,
         about=about,
+        export_id=export_id,
         serving=Serving.of_run(_run_folder(run), config.data.dataset, config.sampling, config.flow),
         max_shard_bytes=max_shard_bytes,
         progress=progress,
@@ -116,12 +120,13 @@ def export_params(
     *,
     dtype: str,
     about: dict[str, Any],
+    export_id: str = "",
     serving: Serving | None = None,
     max_shard_bytes: int = safetensors_io.DEFAULT_MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
     """Writes the folder from whatever `read` reads layers of parameters from; `about` and `serving` go into
-    config.json.
+    config.json, `export_id` into every file, so that no file of another export passes for one of this.
     """
     sources = table.to_torch(read, DTYPES[dtype])
     total, done = sum(source.nbytes for source in sources), 0
@@ -131,13 +136,15 @@ def export_params(
         done += nbytes
         progress(done, total)
 
+    config = module_config(model, about) | ({"serving": serving.to_json()} if serving else {})
+    config["export_id"] = export_id or _digest(config)
+    mark = {"export": config["export_id"]}
     with files.whole_folder(out, overwrite=is_export(out)) as folder:
-        safetensors_io.write_folder(folder, sources, max_shard_bytes=max_shard_bytes, progress=written)
-        part = {"serving": serving.to_json()} if serving else {}
-        (folder / "config.json").write_text(json.dumps(module_config(model, about) | part, indent=2) + "\n")
+        safetensors_io.write_folder(folder, sources, max_shard_bytes=max_shard_bytes, metadata=mark, progress=written)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         copy_modules(folder)
         if serving:
-            serving.write(folder)
+            serving.write(folder, mark)
         (folder / "README.md").write_text(readme(model, about, out.name, serving))
     parameters = sum(int(np.prod(source.shape)) for source in sources)
     return Exported(
@@ -158,6 +165,7 @@ def export_diffusers(
     *,
     dtype: str,
     about: dict[str, Any],
+    export_id: str = "",
     max_shard_bytes: int = safetensors_io.DEFAULT_MAX_SHARD_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Exported:
@@ -179,10 +187,14 @@ def export_diffusers(
 
     additions = module_config(model, about)
     additions["model"] = {name: additions["model"][name] for name in hunyuan_video.ADDED_GROUPS}
+    additions["export_id"] = export_id or _digest(additions)
+    mark = {"export": additions["export_id"]}
     with files.whole_folder(out, overwrite=is_export(out)) as folder:
         for stem, part in sources.items():
             if part:
-                safetensors_io.write_folder(folder, part, stem=stem, max_shard_bytes=max_shard_bytes, progress=written)
+                safetensors_io.write_folder(
+                    folder, part, stem=stem, max_shard_bytes=max_shard_bytes, metadata=mark, progress=written
+                )
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (folder / f"{hunyuan_video.ADDITIONS_STEM}.json").write_text(json.dumps(additions, indent=2) + "\n")
     parameters = sum(int(np.prod(source.shape)) for source in every)
@@ -194,6 +206,10 @@ def export_diffusers(
         step=about["step"],
         weights=about["weights"],
     )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def is_export(folder: Path) -> bool:

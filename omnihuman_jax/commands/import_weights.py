@@ -37,6 +37,7 @@ from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime import platform_flags, processes
 from omnihuman_jax.runtime.files import file_sha256, write_text
 from omnihuman_jax.runtime.progress import progress_bar
+from omnihuman_jax.serving.folders_omnihuman import check_export
 from omnihuman_jax.typing import Params
 
 _FLOATS = ("float32", "bfloat16", "float16")
@@ -92,6 +93,7 @@ def open_omnihuman(folder: Path) -> Source:
     if "_class_name" in stated:
         model = hunyuan_video.model_config(folder)
         parts = _stated_model(folder / f"{ADDITIONS_STEM}.json")
+        stated = hunyuan_video.read_json(folder / f"{ADDITIONS_STEM}.json")
         model.audio, model.pose = parts.audio, parts.pose
         tensors = safetensors_io.open_folder(folder, hunyuan_video.STEM)
         if model.audio or model.pose:
@@ -104,6 +106,8 @@ def open_omnihuman(folder: Path) -> Source:
             f"{folder}/config.json was not written by `omnihuman export`; `omnihuman import --help` lists the sources"
         )
     model.validate()
+    for path in sorted({tensor.path for tensor in tensors.values()}):
+        check_export(path, stated.get("export_id"))
     return Source(
         kind="omnihuman",
         folder=folder,

@@ -30,6 +30,7 @@ from omnihuman_jax.config import (
     to_json,
     write_config,
 )
+from omnihuman_jax.data.identity import features_of
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, signals
@@ -76,7 +77,12 @@ def train(
         stack.callback(watchdog.stop)
         processes.be_patient(config.watchdog.longest_s)
         parts = open_parts(config, run_dir)
-        record = RunRecord(config=to_json(config), fingerprint=parts.plan.fingerprint(), step=0)
+        record = RunRecord(
+            config=to_json(config),
+            fingerprint=parts.plan.fingerprint(),
+            step=0,
+            data=features_of(parts.records.spec),
+        )
         guard = RunGuard(watchdog, config.numerics, run_dir, parts.plan, parts.records)
         stack.enter_context(jax.set_mesh(parts.mesh))
         telemetry = stack.enter_context(

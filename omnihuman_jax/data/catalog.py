@@ -50,7 +50,11 @@ class Catalog:
     def __post_init__(self) -> None:
         for name in columns():
             kind = object if name in _STRINGS else np.float64 if name == "duration_s" else np.int32
-            column = np.ascontiguousarray(getattr(self, name), kind)
+            given = np.asarray(getattr(self, name))
+            if given.dtype.kind == "f" and kind is np.int32 and not (given == np.rint(given)).all():
+                row = int((given != np.rint(given)).argmax())  # NaN among them
+                raise ValueError(f"catalog: {name} of row {row} is {given[row]}, not a whole number")
+            column = np.ascontiguousarray(given, kind)
             if column.shape != (len(self.window_id),):
                 raise ValueError(
                     f"catalog: column {name} has shape {column.shape}, window_id {len(self.window_id)} rows"
@@ -71,6 +75,8 @@ class Catalog:
             "eligible bits outside the conditions": (self.eligible < 0) | (self.eligible >= 1 << NUM_CONDITIONS),
             "eligible for reference, but no reference stored": has_reference & (self.num_references < 1),
             "text_tokens < 1": self.text_tokens < 1,
+            "record, start_frame or num_references < 0": (self.record < 0) | (self.start_frame < 0)
+            | (self.num_references < 0),
         }  # fmt: skip
         for what, rows in broken.items():
             if rows.any():

@@ -10,12 +10,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from omnihuman_jax.data.finite import not_finite
 from omnihuman_jax.runtime import exit_codes, files
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ, latent_frames_of
 
@@ -39,6 +40,7 @@ class DatasetSpec:
     max_text_tokens: that prompts were cut to. 128 in data sets that do not say it.
     encoder_sha256: codec/, text_encoder/ or speech_encoder/ and a file name -> sha256 of the weights and of what
         describes them.
+    records_sha256: of the bytes of all records, one after the other; "" in data sets that do not say it.
     """
 
     codec: str
@@ -58,6 +60,7 @@ class DatasetSpec:
     codec_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     encoder_sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
     max_text_tokens: int = 128
+    records_sha256: str = ""
 
     def __post_init__(self) -> None:
         if (
@@ -68,6 +71,9 @@ class DatasetSpec:
             raise ValueError(f"empty_text_SE {self.empty_text_SE.shape}: expected [at least 1, {self.text_width}]")
         if self.empty_pooled_E.shape != (self.pooled_width,):
             raise ValueError(f"empty_pooled_E {self.empty_pooled_E.shape}: expected ({self.pooled_width},)")
+        for name in ("empty_text_SE", "empty_pooled_E"):
+            if wrong := not_finite(getattr(self, name)):
+                raise ValueError(f"{name} is {wrong}: the text encoder gives no numbers for the empty prompt")
 
     @property
     def audio_width(self) -> int:
@@ -140,7 +146,7 @@ class WindowRecord:
     keypoints_valid_T: np.ndarray
 
     def validate(self, spec: DatasetSpec) -> None:
-        """ValueError naming the window and the array that does not match the dataset's spec."""
+        """ValueError naming the window and the array that does not match the dataset's spec, or is not finite."""
         _, height, width, channels = self.latents_FHWC.shape
         rows = self.frames + 2 * spec.margin
         expected: dict[str, Sequence[tuple[int, ...]]] = {
@@ -161,6 +167,9 @@ class WindowRecord:
             raise ValueError(
                 f"window {self.window_id}: latents of {height} x {width}; pixel sizes must be multiples of 16"
             )
+        for name in expected:
+            if wrong := not_finite(getattr(self, name)):
+                raise ValueError(f"window {self.window_id}: {name} is {wrong}; every value must be finite")
 
 
 def features(spec: DatasetSpec) -> Any:
@@ -263,8 +272,15 @@ def shard_path(directory: str | os.PathLike[str], shard: int, num_shards: int) -
     return Path(directory) / f"{DATASET_NAME}-{SPLIT}.array_record-{shard:05d}-of-{num_shards:05d}"
 
 
-def write_shard(path: str | os.PathLike[str], records: Iterable[WindowRecord], spec: DatasetSpec) -> tuple[int, int]:
-    """Writes one shard, streaming, whole or not at all: (records, bytes). A retry overwrites."""
+def write_shard(
+    path: str | os.PathLike[str],
+    records: Iterable[WindowRecord],
+    spec: DatasetSpec,
+    on_record: Callable[[bytes], None] = lambda data: None,
+) -> tuple[int, int]:
+    """Writes one shard, streaming, whole or not at all: (records, bytes). A retry overwrites. `on_record` gets the
+    bytes of each.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = Path(path)
@@ -277,6 +293,7 @@ def write_shard(path: str | os.PathLike[str], records: Iterable[WindowRecord], s
             for record in records:
                 data = encode_record(record, spec, serializer)
                 writer.write(data)
+                on_record(data)
                 count, size = count + 1, size + len(data)
         finally:
             writer.close()
@@ -327,6 +344,7 @@ class RecordSource:
         self._features = features(self.spec)
         self._retries, self._delay_s = retries, delay_s
         builder = tfds.builder_from_directory(str(directory))
+        _check_layout(directory, builder.info, self._features)
         split = builder.info.splits[SPLIT]
         self._shards = [self.directory / name for name in split.filenames]
         self._ends = np.cumsum(split.shard_lengths)
@@ -378,6 +396,25 @@ class RecordSource:
                 return None if file.read(1) else f"{path} is empty"
         except OSError as error:
             return f"{path}: {error.strerror or error}"
+
+
+def _check_layout(directory: str | os.PathLike[str], info: Any, expected: Any) -> None:
+    """ValueError unless the records are laid out as `decode_record` takes them apart: otherwise each would count as
+    damaged.
+    """
+    cure = "encode its clips again with this version, into another folder"
+    if str(info.version) != VERSION:
+        raise ValueError(f"{directory}: its records have layout {info.version}, this version reads {VERSION}; {cure}")
+    stored, mine = (
+        {name: (tuple(one.shape), np.dtype(one.np_dtype).name) for name, one in features.get_tensor_info().items()}
+        for features in (info.features, expected)
+    )
+    if wrong := sorted(name for name in stored.keys() | mine.keys() if stored.get(name) != mine.get(name)):
+        name = wrong[0]
+        raise ValueError(
+            f"{directory}: its records have {name} {stored.get(name)}, dataset.json wants {mine.get(name)}; its files"
+            f" are not of one data set: {cure}"
+        )
 
 
 def open_records(directory: str | os.PathLike[str], *, retries: int = 6, delay_s: float = 1.0) -> RecordSource:

@@ -5,6 +5,7 @@ run.
 import dataclasses
 import os
 import shutil
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -82,15 +83,19 @@ class Serving:
             "guidance": dataclasses.asdict(self.sampling.guidance),
         }
 
-    def write(self, folder: Path) -> None:
-        """The empty prompt, and the tensors of a codec that has no folder of its own."""
+    def write(self, folder: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """The empty prompt, and the tensors of a codec that has no folder of its own; `metadata` of their files."""
         empty = {"text_SE": self.spec.empty_text_SE, "pooled_E": self.spec.empty_pooled_E}
+        stated = dict(metadata or {})
         save_file(
-            {name: np.ascontiguousarray(array, np.float32) for name, array in empty.items()}, folder / EMPTY_PROMPT_FILE
+            {name: np.ascontiguousarray(array, np.float32) for name, array in empty.items()},
+            folder / EMPTY_PROMPT_FILE,
+            stated,
         )
         if self.spec.codec == dct_codec.DctCodec.name:
             names = ("first_in", "group_in", "first_out", "group_out")
-            save_file(dict(zip(names, map(np.ascontiguousarray, dct_codec.matrices()), strict=True)), folder / DCT_FILE)
+            arrays = map(np.ascontiguousarray, dct_codec.matrices())
+            save_file(dict(zip(names, arrays, strict=True)), folder / DCT_FILE, stated)
 
 
 def copy_modules(folder: str | os.PathLike[str]) -> None:

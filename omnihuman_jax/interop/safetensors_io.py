@@ -9,13 +9,15 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from omnihuman_jax.serving.folders_omnihuman import PICKLES, read_weight_map
+from omnihuman_jax.serving import folders_omnihuman
+from omnihuman_jax.serving.folders_omnihuman import PICKLES, shard_files
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -30,7 +32,6 @@ DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_HEADER_LIMIT_BYTES = 100_000_000  # the reference implementation's limit
 ROW_BLOCK_BYTES = 1 << 21  # what is transposed, rounded and written at a time
 DEFAULT_MAX_SHARD_BYTES = 5_000_000_000  # Hugging Face's own default
 
@@ -177,21 +178,13 @@ def write_folder(
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """What a safetensors file holds, by name; ValueError on a truncated or malformed file."""
-    size = path.stat().st_size
+    _, entries = folders_omnihuman.read_header(path)
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(_HEADER_LIMIT_BYTES, size - 8):
-            raise ValueError(f"{path} is no safetensors file or is cut short ({size} bytes); fetch it again")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            infos = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in header.items()}
-        except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: its safetensors header cannot be read ({error!r}); fetch it again") from error
-    for info in infos.values():
-        if info.offset + math.prod(info.shape) * info.dtype.itemsize > size:
-            raise ValueError(f"{path}: {info.name} ends after the file does ({size} bytes): cut short; fetch it again")
-    return infos
+        data_start = 8 + int.from_bytes(file.read(8), "little")
+    try:
+        return {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its safetensors header cannot be read ({error!r}); fetch it again") from error
 
 
 def _tensor_info(path: Path, name: str, entry: Mapping, data_start: int) -> TensorInfo:
@@ -207,27 +200,15 @@ def _tensor_info(path: Path, name: str, entry: Mapping, data_start: int) -> Tens
 def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
     """Every tensor of a Hugging Face-layout folder (one file, or shards with an index), by name; reads headers only.
 
-    `stem` picks one of several models in a folder. Pickled weights are refused, since loading one runs its code.
+    `stem` picks one of several models in a folder. Pickled weights are refused, since loading one runs its code. What
+    is not one whole model is refused too, with the file (`folders_omnihuman.shard_files`).
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give the one that holds the .safetensors files")
-    pattern = f"{stem}.safetensors" if stem else "*.safetensors"
-    indices = sorted(folder.glob(pattern + ".index.json"))
-    if len(indices) > 1:
-        raise ValueError(f"{folder} holds several models ({', '.join(p.name for p in indices)}); name one")
-    if indices:
-        weight_map = read_weight_map(indices[0])
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-        if missing := [path.name for path in files if not path.is_file()]:
-            raise FileNotFoundError(f"{indices[0]} names files that are not there: {', '.join(missing)}")
-        tensors = _merge(files)
-        if missing := sorted(set(weight_map) - set(tensors)):
-            raise ValueError(
-                f"{indices[0]} names {len(missing)} tensors that its files do not hold: {', '.join(missing[:8])}"
-            )
-        return tensors
-    files = sorted(folder.glob(pattern))
-    if not files:
+    stems = [stem] if stem else _stems(folder)
+    if len(stems) > 1:
+        raise ValueError(f"{folder} holds several models ({', '.join(stems)}); name one")
+    if not stems or not any(path.name.startswith(stems[0]) and _is_weights(path) for path in folder.iterdir()):
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         cure = (
             f"; {', '.join(pickles)} are pickles, which run code when loaded: convert once with the library that wrote"
@@ -236,21 +217,18 @@ def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
             if pickles
             else ""
         )
-        raise FileNotFoundError(f"{folder} holds no {pattern}{cure}")
-    return _merge(files)
+        raise FileNotFoundError(f"{folder} holds no {stem or '*'}.safetensors{cure}")
+    return {name: info for path in shard_files(folder, stems[0]) for name, info in read_header(path).items()}
 
 
-def _merge(files: Sequence[Path]) -> dict[str, TensorInfo]:
-    tensors: dict[str, TensorInfo] = {}
-    for path in files:
-        for name, info in read_header(path).items():
-            if name in tensors:
-                raise ValueError(
-                    f"{name} is in both {tensors[name].path.name} and {path.name} of {path.parent}; remove "
-                    "one of the files"
-                )
-            tensors[name] = info
-    return tensors
+def _is_weights(path: Path) -> bool:
+    return path.name.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _stems(folder: Path) -> list[str]:
+    """Names of the models in a folder: what comes before `.safetensors`, or before a shard's number."""
+    names = (path.name.partition(".safetensors")[0] for path in folder.iterdir() if _is_weights(path))
+    return sorted({re.sub(r"-\d+-of-\d+$", "", name) for name in names})
 
 
 def read_tensor(info: TensorInfo) -> np.ndarray:

@@ -22,6 +22,7 @@ DESCRIPTIONS = (
     "tokenizer.model",
 )  # fmt: skip
 """Files beside the weights that what a network computes depends on: sizes, scaling, sound normalisation, tokens."""
+_HEADER_LIMIT_BYTES = 100_000_000  # the reference implementation's limit
 # Of transformers and of diffusers: stem of the weights' file, and the class that converts a pickle.
 _STEMS = {"model": "transformers: AutoModel", "diffusion_pytorch_model": "diffusers: AutoModel"}
 
@@ -67,11 +68,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_weight_map(index: Path) -> dict[str, str]:
     """Tensor -> file, of a `*.safetensors.index.json`; ValueError with the cure if it is damaged."""
     try:
-        stated = json.loads(index.read_text(encoding="utf-8"))
-        names = stated["weight_map"]
-        if names and all(isinstance(name, str) and Path(name).name == name for name in names.values()):
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        outside = [name for name in names.values() if not (isinstance(name, str) and _is_plain(name))]
+        if names and not outside:
             return dict(names)
-        reason = "its weight_map names no files of this folder"
+        reason = (
+            f"its weight_map names {outside[0]!r}, no file of this folder" if outside else "its weight_map is empty"
+        )
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         reason = f"not JSON: {error}"
     except (KeyError, TypeError, AttributeError):
@@ -79,21 +82,111 @@ def read_weight_map(index: Path) -> dict[str, str]:
     raise ValueError(f"{index}: damaged ({reason}); fetch it again")
 
 
+def _is_plain(name: str) -> bool:
+    return Path(name).name == name and name.endswith(".safetensors") and "\0" not in name
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+    """(metadata, tensor -> its dtype, shape and data_offsets) of a safetensors file; ValueError that names it unless it
+    is whole: its last tensor ends where the file does.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_HEADER_LIMIT_BYTES, size - 8):
+            raise ValueError(f"{path} is no safetensors file or is cut short ({size} bytes); fetch it again")
+        try:
+            entries = json.loads(file.read(length))
+            metadata = dict(entries.pop("__metadata__", None) or {})
+            ends = {name: 8 + length + int(entry["data_offsets"][1]) for name, entry in entries.items()}
+        except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{path}: its safetensors header cannot be read ({error!r}); fetch it again") from error
+    last = max(ends, key=ends.__getitem__, default="")
+    if ends.get(last, 8 + length) > size:
+        raise ValueError(f"{path}: {last} ends after the file does ({size} bytes): cut short; fetch it again")
+    if ends.get(last, 8 + length) < size:
+        raise ValueError(f"{path}: goes on after its last tensor ({size} bytes): not one file; fetch it again")
+    return metadata, entries
+
+
+def shard_files(folder: Path, stem: str) -> list[Path]:
+    """The files of the model `stem` in a folder, which are one thing: `stem.safetensors`, or an index and exactly its
+    shards, each whole, with the tensors that the index says, and of one export.
+
+    Raises:
+        FileNotFoundError: no file of this model, or not all of them; names the first.
+        ValueError: files of two models, a shard that is cut short or another's; names it.
+    """
+    index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+    shard = re.compile(re.escape(stem) + r"-\d+-of-\d+\.safetensors")
+    strays = {path.name for path in folder.iterdir() if shard.fullmatch(path.name)}
+    by_file: dict[str, set[str]] = {}
+    if index.is_file():
+        for tensor, name in read_weight_map(index).items():
+            by_file.setdefault(name, set()).add(tensor)
+        strays |= {single.name} & {path.name for path in folder.iterdir()}
+        strays -= by_file.keys()
+    elif not single.is_file():
+        raise FileNotFoundError(
+            f"{index}: missing, beside {min(strays)}; copy the whole folder again"
+            if strays
+            else f"{folder} holds no {single.name}"
+        )
+    if strays:
+        raise ValueError(
+            f"{folder / min(strays)}: not of the model beside it, which is {index.name if by_file else single.name};"
+            " remove the one that is old, or copy the whole folder again"
+        )
+    files = [folder / name for name in sorted(by_file)] or [single]
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise FileNotFoundError(f"{folder / missing[0]}: missing, though {index.name} names it; copy it again")
+    _check_same(files, by_file)
+    return files
+
+
+def _check_same(files: list[Path], by_file: Mapping[str, set[str]]) -> None:
+    """ValueError unless each file holds the tensors that it should, and all say that they are of one export."""
+    exports: dict[str, str | None] = {}
+    for path in files:
+        metadata, entries = read_header(path)
+        exports[path.name] = metadata.get("export")
+        expected = by_file.get(path.name, set(entries))
+        if wrong := sorted(expected ^ entries.keys()):
+            what = "lacks" if wrong[0] in expected else "holds"
+            raise ValueError(
+                f"{path}: {what} {wrong[0]}, against the index ({len(wrong)} tensors in all): another model's file;"
+                " copy the whole folder again"
+            )
+    first = files[0].name
+    if others := [name for name, export in exports.items() if export != exports[first]]:
+        raise ValueError(f"{files[0].parent / others[0]}: of another export than {first}; copy the whole folder again")
+
+
+def check_export(path: Path, export: str | None) -> None:
+    """ValueError unless a safetensors file is whole and, where it says so, of this export; FileNotFoundError without
+    it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; copy the whole folder again")
+    found = read_header(path)[0].get("export")
+    if export is not None and found is not None and found != export:
+        raise ValueError(f"{path}: of another export than config.json beside it; copy the whole folder again")
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a network, in order; ValueError with the cure if there are none."""
+    """The safetensors files of a network, in order; ValueError with the cure if there are none or not all."""
     stem = "diffusion_pytorch_model" if "_class_name" in read_config(folder) else "model"
-    index = folder / f"{stem}.safetensors.index.json"
-    names = sorted(set(read_weight_map(index).values())) if index.is_file() else [f"{stem}.safetensors"]
-    files = [folder / name for name in names]
-    missing = [file.name for file in files if not file.is_file()]
-    if not missing:
-        return files
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
-    found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
-    raise ValueError(
-        f"{folder}: needs {missing[0]}; {found}; convert once with {_STEMS[stem]}"
-        ".from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
-    )
+    try:
+        return shard_files(folder, stem)
+    except FileNotFoundError as error:
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+        found = f"{pickles[0]} is a pickle, which is refused because reading one runs code" if pickles else "found none"
+        if not str(error).startswith(f"{folder} holds no"):
+            raise ValueError(str(error)) from None
+        raise ValueError(
+            f"{folder}: needs {stem}.safetensors; {found}; convert once with {_STEMS[stem]}"
+            ".from_pretrained(DIR).save_pretrained(OUT, safe_serialization=True)"
+        ) from None
 
 
 def file_sha256(file: Path) -> str:

@@ -19,6 +19,7 @@ slot g, 0 for padding; attention never crosses windows. `OmniHumanForVideo.forwa
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ AUDIO, POSE = 2, 3  # columns of active_BG4
 NORM_EPS = 1e-6
 TIME_CHANNELS = 256
 TIME_SCALE = 1000.0
+SHARD = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -92,7 +94,10 @@ class OmniHumanConfig:
             raise FileNotFoundError(
                 f"{path} is not there; from_pretrained takes a folder written by `omnihuman export`"
             )
-        values: dict[str, Any] = json.loads(path.read_text())["model"]
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())["model"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not the config.json of an export ({error!r}); export the model again") from None
         for name, branch in (("audio", AudioConfig), ("pose", PoseConfig)):
             if values.get(name) is not None:
                 values[name] = branch(**_checked(path, branch, values[name]))
@@ -599,18 +604,74 @@ class OmniHumanForVideo(nn.Module):
         config = OmniHumanConfig.from_json(folder / "config.json")
         with torch.device("meta"):
             model = cls(config)
-        files = sorted(folder.glob("model*.safetensors"))
-        if not files:
-            raise FileNotFoundError(
-                f"{folder} holds no model*.safetensors; it is no folder written by `omnihuman export`"
-            )
         tensors: dict[str, Tensor] = {}
-        for path in files:
+        for path in weight_files(folder):
             with safe_open(path, framework="pt", device=str(device)) as file:
                 for name in file.keys():  # noqa: SIM118 (a safe_open is no dict)
                     tensors[name] = file.get_tensor(name).to(dtype)
-        model.load_state_dict(tensors, assign=True)  # strict: missing, unknown and misshapen names are one error
+        try:
+            model.load_state_dict(tensors, assign=True)  # strict: missing, unknown and misshapen names are one error
+        except RuntimeError as error:
+            raise ValueError(
+                f"{folder}: its weights do not fit its config.json: {' '.join(str(error).split())}"
+            ) from None
         return model.eval()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """`model.safetensors` of an export, or the shards that its index names: whole, and all of one export.
+
+    Raises:
+        FileNotFoundError: one is missing; names it.
+        ValueError: one is cut short, of another export, or beside files that are not its own; names it.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    there = {path.name for path in folder.glob("model*.safetensors") if SHARD.fullmatch(path.name)}
+    names, weight_map = [single.name], {}
+    if index.is_file():
+        try:
+            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            names = sorted(set(weight_map.values()))
+            if not names or not all(SHARD.fullmatch(name) for name in names):
+                raise ValueError(f"it names {names[:1]}, no file of this folder")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: damaged ({error!r}); copy it again") from None
+    elif single.name not in there:
+        raise FileNotFoundError(
+            f"{index}: missing, beside {min(there)}; copy the whole folder again"
+            if there
+            else f"{folder} holds no model*.safetensors; it is no folder written by `omnihuman export`"
+        )
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}: missing, though {index.name} names it; copy it again")
+    if strays := sorted(there - set(names)):
+        raise ValueError(f"{folder / strays[0]}: not of the model beside it; remove the one that is old")
+    export = json.loads((folder / "config.json").read_text()).get("export_id")
+    for name in names:
+        _check_whole(folder / name, {tensor for tensor, file in weight_map.items() if file == name}, export)
+    return [folder / name for name in names]
+
+
+def _check_whole(path: Path, expected: set[str], export: str | None) -> None:
+    """ValueError unless a file's last tensor ends where it does, its tensors are those that the index says, and it is
+    of this export.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if 8 + length <= size else None
+            metadata = header.pop("__metadata__", None) or {}
+            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            raise ValueError(f"{path}: no safetensors file, or cut short ({size} bytes); copy it again") from None
+    if end != size:
+        raise ValueError(f"{path}: has {size} bytes, should have {end}: cut short or damaged; copy it again")
+    if expected and (wrong := sorted(expected ^ header.keys())):
+        raise ValueError(f"{path}: {wrong[0]} is not where the index says: a file of another model; copy it again")
+    if export is not None and metadata.get("export") != export:
+        raise ValueError(f"{path}: of another export than config.json beside it; copy the whole folder again")
 
 
 def clean_tokens(batch: Mapping[str, Tensor], slot_BL: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ read from the folders that the training data were encoded with, named in config.
 import argparse
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,8 +26,8 @@ import media_omnihuman as media
 import numpy as np
 import torch
 from batch_omnihuman import pack, without
-from encoders_omnihuman import Codec, load_codec, load_speech_encoder, load_text_encoder, network_folder
-from folders_omnihuman import check_weights
+from encoders_omnihuman import DCT_FILE, Codec, load_codec, load_speech_encoder, load_text_encoder, network_folder
+from folders_omnihuman import check_export, check_weights, read_config
 from guidance_omnihuman import CURVES, FlowMatchingConfig, GuidanceConfig, guidance_scales, timesteps
 from modeling_omnihuman import OmniHumanForVideo
 from pictures_omnihuman import check_size, fit_size, lay_keypoints, lay_picture, unpatchify
@@ -79,7 +78,7 @@ class ServingConfig:
     @classmethod
     def from_json(cls, path: Path) -> "ServingConfig":
         """ValueError if the folder was exported without it."""
-        values = json.loads(path.read_text()).get("serving")
+        values = read_config(path.parent).get("serving")
         if values is None:
             raise ValueError(
                 f"{path}: has no part 'serving': export a run that has its dataset.json beside its checkpoints"
@@ -133,7 +132,12 @@ class OmniHumanPipeline:
         if config.codec_sha256:
             check_weights("codec", network_folder("codec", config.codec), config.codec_sha256)
         model = OmniHumanForVideo.from_pretrained(folder, dtype=dtype, device=device)
+        export = read_config(folder).get("export_id")
+        for name in (EMPTY_PROMPT_FILE, *([DCT_FILE] if config.codec == "dct" else [])):
+            check_export(folder / name, export)
         empty = load_file(str(folder / EMPTY_PROMPT_FILE))
+        if wrong := [name for name, array in empty.items() if not np.isfinite(array).all()]:
+            raise ValueError(f"{folder / EMPTY_PROMPT_FILE}: {wrong[0]} is not finite; copy the whole folder again")
         return cls(model, config, load_codec(config.codec, folder, device, config.codec_options), empty, device)
 
     def __call__(

@@ -6,6 +6,25 @@ from pathlib import Path
 
 import numpy as np
 
+# Further from the picture than any display is wide: no pixel, but a wrong unit or a damaged file.
+_MAX_PIXELS = 1 << 16
+
+
+def wrong_keypoint(keypoints_TJ3: np.ndarray) -> str:
+    """What is wrong with the first keypoint that is none (x, y in pixels, confidence in [0, 1]), and where; "" if all
+    are right.
+    """
+    limits = np.array([[-_MAX_PIXELS, -_MAX_PIXELS, 0], [_MAX_PIXELS, _MAX_PIXELS, 1]], np.float32)
+    wrong = ~((keypoints_TJ3 >= limits[0]) & (keypoints_TJ3 <= limits[1]))
+    if not wrong.any():
+        return ""
+    frame, joint, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
+    low, high = limits[:, column]
+    return (
+        f"{('x', 'y', 'confidence')[column]} of keypoint {joint} in frame {frame} is"
+        f" {keypoints_TJ3[frame, joint, column]:g}; it must be in [{low:g}, {high:g}]"
+    )
+
 
 def read_keypoints(path: Path) -> tuple[np.ndarray, int, int]:
     """(keypoints [T, J, 3] float32 in pixels at 25 fps, height, width of their pictures) of a .npz: one that
@@ -21,6 +40,12 @@ def read_keypoints(path: Path) -> tuple[np.ndarray, int, int]:
         raise ValueError(f"{path}: no keypoints ({error}); give those of `omnihuman curate`") from error
     if keypoints.ndim != 3 or keypoints.shape[2] != 3:
         raise ValueError(f"{path}: keypoints {list(keypoints.shape)}, expected [T, J, 3]; run curate again")
+    if not len(keypoints):
+        raise ValueError(f"{path}: keypoints of no frame; run curate again")
+    if wrong := wrong_keypoint(keypoints):
+        raise ValueError(f"{path}: {wrong}; run curate again")
+    if size is not None and min(size) < 1:
+        raise ValueError(f"{path}: height and width {size} must be at least 1 pixel")
     return keypoints, *(size or _clip_size(path))
 
 

@@ -18,7 +18,9 @@ from omnihuman_jax.checkpoint.checkpoints import Checkpoints
 from omnihuman_jax.checkpoint.folder import checkpoint_directory
 from omnihuman_jax.checkpoint.reader import load_weights
 from omnihuman_jax.checkpoint.record import CheckpointError, DamagedError, RunRecord
-from omnihuman_jax.config import ExperimentConfig, changed_fields
+from omnihuman_jax.config import ExperimentConfig, changed_fields, from_json, to_json
+from omnihuman_jax.data.identity import changed_features, features_of
+from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime import processes, storage
 from omnihuman_jax.telemetry.events import last_saved
 from omnihuman_jax.telemetry.metrics import read_metrics
@@ -143,7 +145,9 @@ def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, acce
             f"{run_dir} holds weights to start from, not a run; train in another --run with"
             f" --config.initial_weights={run_dir}"
         )
-    changes = changed_fields(stored.config, record.config)
+    changes = changed_fields(_in_todays_form(stored.config), record.config)
+    before = stored.data or _features_of_run(run_dir)
+    changes += [f"features of the data set ({change})" for change in changed_features(before, record.data)]
     if stored.fingerprint != record.fingerprint:
         changes.append(
             f"data plan (catalog, stages, sizes or seed): fingerprint {stored.fingerprint[:12]} ->"
@@ -151,9 +155,24 @@ def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, acce
         )
     if changes and not accept_changes:
         raise ValueError(
-            f"{run_dir} was trained with another configuration: {'; '.join(changes)}. Undo that, train in another"
-            " --run, or continue with the new one by --accept-changes"
+            f"{run_dir} was trained with another configuration or data set: {'; '.join(changes)}. Undo that, train in"
+            " another --run, or continue with the new one by --accept-changes"
         )
     for change in changes:
         logger.warning("accepted change: %s", change)
     return dataclasses.replace(record, origin=stored.origin)
+
+
+def _in_todays_form(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored config with today's defaults in fields that were not there yet: they change nothing of a run that was
+    made before. As it is, where it cannot be read.
+    """
+    try:
+        return to_json(from_json(config))
+    except ValueError:
+        return config
+
+
+def _features_of_run(run_dir: Path) -> Mapping[str, Any]:
+    """What the run was trained on by its own dataset.json, for checkpoints that do not say it; {} without one."""
+    return features_of(DatasetSpec.load(run_dir)) if (run_dir / "dataset.json").is_file() else {}

@@ -24,7 +24,7 @@ from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
 from omnihuman_jax.checkpoint.reader import load_weights
 from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
-from omnihuman_jax.commands import export
+from omnihuman_jax.commands import export, import_weights
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
@@ -164,7 +164,9 @@ def test_what_from_pretrained_refuses(run, tmp_path):
     config = json.loads((out / "config.json").read_text())
     config["model"]["num_dual_layers"] += 1
     (out / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RuntimeError, match=r"Missing key.*transformer_blocks\.2\.attn\.to_q\.weight"):
+    with pytest.raises(
+        ValueError, match=r"do not fit its config.*Missing key.*transformer_blocks\.2\.attn\.to_q\.weight"
+    ):
         OmniHumanForVideo.from_pretrained(out)
     config["model"]["audio"]["heads"] = config["model"]["audio"].pop("num_heads")
     (out / "config.json").write_text(json.dumps(config))
@@ -172,6 +174,27 @@ def test_what_from_pretrained_refuses(run, tmp_path):
         OmniHumanForVideo.from_pretrained(out)
     with pytest.raises(FileNotFoundError, match="omnihuman export"):
         OmniHumanForVideo.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["torch", "diffusers"])
+def test_files_of_two_exports_are_no_export(run, tmp_path, form):
+    """The same model at another step has the same names, shapes and sizes: only what the files say of it tells."""
+    for step in (STEP, STEP - 4):
+        export.export_run(run, tmp_path / str(step), form=form, step=step, max_shard_bytes=60_000)
+    out = tmp_path / str(STEP)
+    assert import_weights.open_omnihuman(out).tensors
+    shard = sorted(out.glob("*-00002-of-*.safetensors"))[0]
+    shutil.copy(tmp_path / str(STEP - 4) / shard.name, shard)
+    readers = [import_weights.open_omnihuman, *([OmniHumanForVideo.from_pretrained] if form == "torch" else [])]
+    for read in readers:
+        with pytest.raises(ValueError, match=re.escape(str(shard)) + ": of another export"):
+            read(out)
+    # All shards of the other, and not the file that describes them.
+    for path in out.glob("*.safetensors"):
+        shutil.copy(tmp_path / str(STEP - 4) / path.name, path)
+    for read in readers:
+        with pytest.raises(ValueError, match=r"of another export than config\.json"):
+            read(out)
 
 
 def test_a_path_may_hold_what_means_something_in_a_url(run, tmp_path):
@@ -225,7 +248,7 @@ def test_killed_in_the_middle_leaves_no_half_folder(run, tmp_path):
     code = textwrap.dedent(
         f"""
         import time, pathlib
-        from omnihuman_jax.commands import export
+        from omnihuman_jax.commands import export, import_weights
         def pause(done, total):
             if done > total // 2:
                 print("half", flush=True)

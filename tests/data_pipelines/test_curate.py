@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.curate import curate as module
-from data_pipelines.curate import decode, file_stages, lipsync, shots
+from data_pipelines.curate import decode, file_stages, landmarks, lipsync, network_files, shots, workers
 from data_pipelines.curate.clips import Clip, Landmarks, load_landmarks, read_clips
 from data_pipelines.curate.curate import CurateConfig, curate, funnel_table
 from data_pipelines.curate.tagging import Thresholds, tag
@@ -83,6 +84,8 @@ def test_funnel_accounts_for_every_video(curated: Curated) -> None:
     assert funnel["videos"] == 8 and funnel["clips"] == len(funnel["rows"]) == len(curated.clips)
     reasons = {row["video"]: row["reason"] for row in funnel["quarantine"]}
     assert set(reasons) == {"nested/noise.mp4", "nested/cut_short.mp4"}
+    assert {row["stage"] for row in funnel["quarantine"]} == {"scan"}
+    assert funnel["passed_over"] == {"files of other types": ["nested/notes.pdf"]}
     assert all(reason and str(curated.videos) not in reason for reason in reasons.values())
     assert [row["reason"] for row in funnel["dropped"] if "one frame" in row["video"]] == [
         "a shot of 0.04 s is too short"
@@ -244,12 +247,127 @@ def test_a_clip_that_cannot_be_decoded_is_quarantined(curated: Curated, tmp_path
     assert not (tmp_path / "x" / "landmarks.npz").exists()
 
 
-def test_a_worker_that_dies_is_an_error_that_says_what_to_do() -> None:
-    with (
-        module._Workers(2) as workers,
-        pytest.raises(ChildProcessError, match="finished clips are kept; run the same command with --workers 1"),
-    ):
-        list(workers.run(os._exit, [1, 2]))
+def scan_that_dies(task: file_stages.ScanTask) -> file_stages.Scan:
+    """As a decoder that crashes, or the kernel that kills the largest process."""
+    if "bikes" in task.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return file_stages.scan(task)
+
+
+def analysis_that_fails(task: file_stages.AnalysisTask) -> file_stages.Analysis:
+    """With the errors that libraries raise, whatever their class."""
+    if "jwpIntro" in task.clip_id:
+        landmarks.extract_landmarks = _raise
+    return file_stages.analyse(task)
+
+
+def _raise(frames: Any) -> Any:
+    raise RuntimeError(f"CUDA error\x1b[2J in {next(iter(frames)).shape}")
+
+
+def test_no_single_file_ends_a_run(sample_media: SampleMedia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kills the process that reads it, one fails with an error that nobody foresaw, one has an unreadable caption:
+    three dead letters, each with its stage, and the fourth is curated.
+    """
+    for name in ("bikes", "jwpIntro", "testMovie", "carphone_pristine"):
+        shutil.copy(sample_media.videos / f"{name}.mp4", tmp_path / f"{name}.mp4")
+    (tmp_path / "testMovie.txt").write_bytes("erklärt".encode("cp1252"))
+    monkeypatch.setattr(module, "_SCAN", dataclasses.replace(module._SCAN, compute=scan_that_dies))
+    monkeypatch.setattr(module, "_SCORE", dataclasses.replace(module._SCORE, compute=analysis_that_fails))
+    config = CurateConfig(max_seconds_per_video=2.0, workers=2)
+    funnel = curate(tmp_path, tmp_path / "out", config)
+    letters = {row["video"]: (row["stage"], row["reason"]) for row in funnel["quarantine"]}
+    assert letters["bikes.mp4"] == ("scan", workers.DIED)
+    stage, reason = letters["jwpIntro.mp4"]
+    assert stage == "score" and reason.startswith("RuntimeError: CUDA error\\u001b[2J in (")
+    stage, reason = letters["testMovie.mp4"]
+    assert stage == "caption" and reason.startswith("testMovie.txt: not UTF-8") and "--caption-encoding" in reason
+    assert {clip.video for clip in read_clips(tmp_path / "out")} == {"carphone_pristine.mp4"}
+    # What was no fault of the files is tried again; what is known is kept.
+    monkeypatch.undo()
+    again = curate(tmp_path, tmp_path / "out", dataclasses.replace(config, caption_encoding="cp1252"))
+    assert not again["quarantine"] and again["computed"]["videos"] == 1
+    assert next(clip for clip in read_clips(tmp_path / "out") if "testMovie" in clip.video).caption == "erklärt"
+
+
+@pytest.mark.parametrize("changed", ["reader", "scan", "network", "scores"])
+def test_what_an_older_reader_or_network_found_is_looked_at_again(
+    changed: str, curated: Curated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, number = "nested/carphone_pristine.mp4", 0
+    clip = next(clip for clip in curated.clips.values() if clip.video == name)
+    scan_task = file_stages.ScanTask(
+        path=str(curated.videos / name),
+        name=name,
+        video_id="nested__carphone_pristine",
+        record=str(curated.out / "videos" / "nested__carphone_pristine.json"),
+        shots=curated.config.shots,
+        max_seconds=SECONDS,
+    )
+    scan = file_stages.recall_scan(scan_task)
+    assert scan is not None and scan.video is not None
+    task = file_stages.AnalysisTask(
+        clip_id=clip.clip_id,
+        video=scan.video,
+        start_frame=scan.ranges[number][0],
+        end_frame=scan.ranges[number][1],
+        folder=str(curated.out / "clips" / clip.clip_id),
+    )
+    assert file_stages.recall_analysis(task) is not None
+    if changed == "reader":
+        monkeypatch.setattr(file_stages, "READER_VERSION", 99)
+    elif changed == "scan":
+        monkeypatch.setattr(file_stages, "VERSION", 99)
+        task = dataclasses.replace(task, video=dataclasses.replace(scan.video, source_fps=12.0))
+    elif changed == "network":
+        hashes = {**network_files.network_sha256(), "hama/assets/asr_waveform.hama": "0"}
+        monkeypatch.setattr(network_files, "network_sha256", lambda: hashes)
+    else:
+        monkeypatch.setattr(lipsync, "VERSION", 99)
+    assert (file_stages.recall_scan(scan_task) is None) == (changed in ("reader", "scan"))
+    assert file_stages.recall_analysis(task) is None
+
+
+def test_a_damaged_record_of_a_scan_is_made_again(curated: Curated, tmp_path: Path) -> None:
+    record = curated.out / "videos" / "nested__carphone_pristine.json"
+    kept = json.loads(record.read_text())
+    task = file_stages.ScanTask(
+        path=str(curated.videos / "nested" / "carphone_pristine.mp4"),
+        name="nested/carphone_pristine.mp4",
+        video_id="nested__carphone_pristine",
+        record=str(tmp_path / "x.json"),
+        shots=curated.config.shots,
+        max_seconds=SECONDS,
+    )
+    for damaged in ({**kept, "video": {}}, {**kept, "ranges": [1]}, {"question": kept["question"]}, kept):
+        Path(task.record).write_text(json.dumps(damaged))
+        assert (file_stages.recall_scan(task) is not None) == (damaged is kept)
+    gone = dataclasses.replace(task, path=str(tmp_path / "gone.mp4"))
+    assert file_stages.recall_scan(gone) is None
+    assert file_stages.scan(gone).error == "FileNotFoundError: No such file or directory"
+
+
+def test_names_of_the_footage_do_nothing_in_the_terminal(
+    sample_media: SampleMedia, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Markup, escape sequences, line breaks, bytes that are not UTF-8: printed as they are written, run by nobody."""
+    names = [b"[red]a[/nope].mp4", b"\x1b[31mb\n.mp4", b"caf\xe9.mp4", b"-x $(id).mp4", b"[link=x.jpg", b"<b>.wav"]
+    for name in names:
+        name = name.replace(b"/", b"_")
+        shutil.copy(sample_media.videos / "carphone_pristine.mp4", os.fsencode(tmp_path) + b"/" + name)
+    (tmp_path / "[bold]c.mp4").write_bytes(b"no video")
+    arguments = ["--videos", str(tmp_path), "--out", str(tmp_path / "out"), "--max-seconds-per-video", "1.2"]
+    assert module.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "[bold]c.mp4" in "".join(printed.split())
+    assert "passed over: files of other types: 2 (<b>.wav, [link=x.jpg)" in printed
+    clips = read_clips(tmp_path / "out")
+    assert {clip.video for clip in clips} == {
+        "[red]a[_nope].mp4", "\\u001b[31mb\\u000a.mp4", "caf\\xe9.mp4", "-x $(id).mp4",
+    }  # fmt: skip
+    for clip in clips:
+        clip.video.encode()
+        assert clip.video_path(tmp_path / "out").is_file() and clip.clip_id[0].isalnum()
 
 
 def test_damaged_results_are_refused_by_their_readers(curated: Curated, tmp_path: Path) -> None:
@@ -300,3 +418,35 @@ def test_bad_configuration_is_refused() -> None:
         CurateConfig(thresholds=Thresholds(min_pose_share=2)).validate()
     with pytest.raises(ValueError, match="max_seconds_per_video"):
         CurateConfig(max_seconds_per_video=0).validate()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("min_sharpness", float("nan"), "thresholds.min_sharpness must be a finite number, not nan"),
+        ("max_motion", float("inf"), "thresholds.max_motion must be a finite number, not inf"),
+        ("min_face_px", -1, "min_face_px must be at least 0, not -1"),
+        ("max_brightness", 300, r"max_brightness must be in \[0, 255\], not 300"),
+        ("min_loudness_dbfs", 3, r"min_loudness_dbfs must be in \[-120, 0\], not 3"),
+        ("min_body_confidence", 1.5, r"min_body_confidence must be in \[0, 1\], not 1.5"),
+        ("min_brightness", 250, "min_brightness 250 must not be above max_brightness 245"),
+    ],
+)
+def test_thresholds_out_of_range_are_refused(field: str, value: float, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        CurateConfig(thresholds=Thresholds(**{field: value})).validate()
+    file = tmp_path / "curate.json"
+    file.write_text(json.dumps({"thresholds": {field: value}}))
+    with pytest.raises(ValueError, match=message):
+        module.main(["--videos", str(tmp_path), "--out", str(tmp_path / "out"), "--config", str(file)])
+
+
+def test_numbers_that_are_none_are_refused_wherever_they_stand() -> None:
+    with pytest.raises(ValueError, match=r"shots\.min_change must be a finite number, not nan"):
+        CurateConfig(shots=shots.ShotConfig(min_change=float("nan"))).validate()
+    with pytest.raises(ValueError, match="max_seconds_per_video must be a finite number, not inf"):
+        CurateConfig(max_seconds_per_video=float("inf")).validate()
+    with pytest.raises(ValueError, match="'utf-9' is unknown; give a name such as cp1252"):
+        CurateConfig(caption_encoding="utf-9").validate()
+    with pytest.raises(ValueError, match=r"default_caption has U\+001B at 1"):
+        CurateConfig(default_caption="a\x1b[31m").validate()

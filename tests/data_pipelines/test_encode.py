@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 import tensorflow_datasets as tfds
 from rich.console import Console
 
-from data_pipelines.curate.clips import Clip, Landmarks, write_clips
-from data_pipelines.encode import clip_encoder
+from data_pipelines.curate import footage
+from data_pipelines.curate.clips import Clip, Landmarks, read_clips, write_clips
+from data_pipelines.encode import clip_encoder, kept_dataset
 from data_pipelines.encode.clip_encoder import WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, encode, main, print_summary
 from omnihuman_jax.codecs.codec import load_codec
@@ -408,25 +410,104 @@ def test_without_a_speech_encoder_no_window_has_audio(clips_dir, config, tmp_pat
     assert source.spec.audio_width == 0 and source[0].audio_TE.shape == (0, 0)
 
 
-def test_a_failure_leaves_nothing_behind(clips_dir, config, tmp_path):
-    """The second clip's landmarks are damaged: by then the first shard is written."""
+def test_a_clip_that_cannot_be_encoded_costs_that_clip_alone(clips_dir, config, dataset, tmp_path, capsys):
+    """The second clip's landmarks are damaged; the third's are not finite, in a place that is named."""
     folder = shutil.copytree(clips_dir, tmp_path / "curated")
     (folder / "clips" / "talk-040" / "landmarks.npz").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"talk-040.*not a landmarks file") as error:
+    other = _clip(folder, "talk.mp4", 10, 30, (96, 128), ALL)
+    landmarks = Landmarks.load(folder / other.landmarks)
+    landmarks.keypoints_TJ3[7, 3, 1] = np.nan
+    landmarks.save(folder / other.landmarks)
+    write_clips(folder, [*read_clips(folder), other])
+    summary = encode(folder, tmp_path / "dataset", config, Console(quiet=True))
+    reasons = {row["clip_id"]: (row["stage"], row["reason"]) for row in summary["quarantine"]}
+    assert set(reasons) == {"talk-040", "talk-010"} and {stage for stage, _ in reasons.values()} == {"encode"}
+    assert "not a landmarks file" in reasons["talk-040"][1]
+    assert "y of keypoint 3 in frame 7 is nan; it must be in" in reasons["talk-010"][1]
+    catalog, whole = Catalog.load(tmp_path / "dataset"), Catalog.load(dataset[0])
+    assert set(catalog.clip_id) == {"talk-004", "still-000"}
+    assert set(catalog.window_id) == {w for w, c in zip(whole.window_id, whole.clip_id) if c != "talk-040"}
+    source = open_records(tmp_path / "dataset")
+    assert [source[i].window_id for i in range(len(source))] == catalog.window_id.tolist()
+    print_summary(summary, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "left out" in printed and "encode: talk-010: " in printed
+
+
+def test_no_clip_that_can_be_encoded_leaves_nothing_behind(clips_dir, config, tmp_path):
+    folder = shutil.copytree(clips_dir, tmp_path / "curated")
+    write_clips(folder, [clip for clip in read_clips(folder) if clip.clip_id == "talk-040"])
+    (folder / "clips" / "talk-040" / "landmarks.npz").write_bytes(b"damaged")
+    with pytest.raises(
+        ValueError, match=r"none of its 1 clips can be encoded; the first, talk-040: .*not a landmarks"
+    ) as error:
         encode(folder, tmp_path / "dataset", config, Console(quiet=True))
     assert "\n" not in str(error.value)
     assert os.listdir(tmp_path) == ["curated"]
 
 
-def test_a_video_that_changed_since_curate_is_refused(clips_dir, config, tmp_path):
+def test_a_video_that_changed_since_curate_or_is_gone_is_left_out(clips_dir, config, tmp_path):
     folder = shutil.copytree(clips_dir, tmp_path / "curated")
     with (folder / "videos" / "talk.mp4").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(ValueError, match=r"talk\.mp4: changed since curate"):
-        encode(folder, tmp_path / "dataset", config, Console(quiet=True))
+    summary = encode(folder, tmp_path / "changed", config, Console(quiet=True))
+    assert [row["clip_id"] for row in summary["quarantine"]] == ["talk-004", "talk-040"]
+    assert all("talk.mp4: changed since curate" in row["reason"] for row in summary["quarantine"])
     os.remove(folder / "videos" / "talk.mp4")
-    with pytest.raises(FileNotFoundError, match=r"talk\.mp4: the video of clip talk-004 is gone"):
-        encode(folder, tmp_path / "dataset", config, Console(quiet=True))
+    summary = encode(folder, tmp_path / "gone", config, Console(quiet=True))
+    assert "talk.mp4: the video of clip talk-004 is gone" in summary["quarantine"][0]["reason"]
+    assert set(Catalog.load(tmp_path / "gone").clip_id) == {"still-000"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"caf\xe9.mp4",
+        b"-rf.mp4",
+        b"a\nb\x1b[31m.mp4",
+        b"[bold]x[/] <script>alert(1)</script>.mp4".replace(b"/", b"_"),
+        b"$(touch pwned)`id`'\".mp4",
+        b"back\\slash: {yaml}, DROP TABLE--.mp4",
+        ("ü" * 120).encode() + b".mp4",
+    ],
+)
+def test_whatever_a_video_is_called_it_is_encoded(name, clips_dir, config, tmp_path):
+    """As curate writes its rows: a text for the name, and a path that opens the file."""
+    folder = tmp_path / "curated"
+    (folder / "videos").mkdir(parents=True)
+    shutil.copy(clips_dir / "videos" / "still.mp4", os.fsencode(folder / "videos") + b"/" + name)
+    (row,) = footage.look_into(folder / "videos").videos
+    ids = footage.video_ids([row])
+    clip = _clip(folder, os.fsdecode(name), 0, 1, (64, 64), ("text", "reference"))
+    clip = dataclasses.replace(clip, clip_id=f"{ids[row]}-000", video=row, path=f"videos/{row}")
+    write_clips(folder, [clip])
+    encode(folder, tmp_path / "dataset", dataclasses.replace(config, speech_encoder=""), Console(quiet=True))
+    record = open_records(tmp_path / "dataset")[0]
+    assert record.video == row and row.isprintable() and row.encode()
+    assert record.clip_id == clip.clip_id and re.fullmatch(r"\w[\w.-]*", record.clip_id)
+    assert len(record.window_id.encode()) < 200
+    assert os.listdir(os.getcwd()).count("pwned") == 0
+
+
+@pytest.mark.parametrize("changed", ["reader", "encoder", "records", "network"])
+def test_another_reader_encoder_or_network_makes_another_dataset(
+    changed, dataset, clips_dir, config, networks, tmp_path, monkeypatch
+):
+    if changed == "network":
+        text = shutil.copytree(networks[0], tmp_path / "bert")
+        config = dataclasses.replace(config, text_encoder=str(text))
+    out = tmp_path / "dataset"
+    encode(clips_dir, out, config, Console(quiet=True))
+    encode(clips_dir, out, config, Console(quiet=True))
+    if changed == "network":
+        tokenizer = text / "tokenizer.json"
+        tokenizer.write_text(tokenizer.read_text() + " ")
+    else:
+        name = {"reader": "READER_VERSION", "records": "VERSION"}.get(changed)
+        monkeypatch.setattr(kept_dataset, name, "99") if name else monkeypatch.setattr(clip_encoder, "VERSION", 99)
+    named = {"network": "text_encoder"}.get(changed, changed)
+    with pytest.raises(ValueError, match=rf"by another version \({named}\); choose another --out"):
+        encode(clips_dir, out, config, Console(quiet=True))
 
 
 def test_clips_too_short_for_any_window(clips_dir, config, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from omnihuman_jax.commands import export, generate
 from omnihuman_jax.diffusion.solver import SamplingConfig
@@ -203,6 +204,37 @@ def test_wrong_input_is_one_line(serving, folder, tiny, talking, tmp_path, capsy
     assert "give keypoints (.npz)" in says("--pose", str(talking))
     assert "finite and >= 0" in says("--guidance-scale", "-1", "--text", "a")
     assert not (tmp_path / "o.mp4").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing shard", "old file", "cut", "other's prompt", "nan", "no config"])
+def test_a_half_copied_folder_is_one_line(damage, serving, folder, tiny, talking, tmp_path, capsys):
+    out = tmp_path / "model"
+    if damage in ("missing shard", "old file"):
+        export.export_run(tiny.run, out, max_shard_bytes=100_000)
+    else:
+        shutil.copytree(folder, out)
+    prompt = out / "empty_prompt.safetensors"
+    if damage == "missing shard":
+        named = sorted(out.glob("model-*.safetensors"))[1]
+        named.unlink()
+    elif damage == "old file":
+        named = out / "model.safetensors"
+        shutil.copy(folder / named.name, named)
+    elif damage == "cut":
+        named = out / "codec.safetensors"
+        named.write_bytes(named.read_bytes()[:-1])
+    elif damage == "no config":
+        named = out / "config.json"
+        named.write_text("{")
+    else:
+        named, arrays = prompt, load_file(prompt)
+        arrays["pooled_E"][0] = np.nan if damage == "nan" else 0
+        mark = json.loads((out / "config.json").read_text())["export_id"] if damage == "nan" else "another"
+        save_file(arrays, prompt, {"export": mark})
+    argv = ["--model", str(out), "--image", str(talking), "--text", "a", "--out", str(tmp_path / "x.mp4")]
+    assert serving.main(argv) == 2
+    printed = capsys.readouterr().err
+    assert str(named) in printed and printed.count("\n") == 1 and not (tmp_path / "x.mp4").exists()
 
 
 def test_a_folder_without_the_runs_data_says_so(folder, serving, tmp_path):
