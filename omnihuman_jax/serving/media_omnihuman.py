@@ -87,6 +87,27 @@ def probe(path: str | os.PathLike[str]) -> Probe:
     )
 
 
+def clock_findings(path: str | os.PathLike[str]) -> list[gate.Finding]:
+    """What is odd about the time of a video's pictures and sound, and what was done."""
+    first, heard = footage.opening(path), sounds.beginning(path)
+    found = []
+    if first.clock is not None:
+        several = f"{len(first.clock.shifts_s)} recordings behind each other, each with its own clock"
+        found.append(gate.Finding(name="clock", found=several, done="put on one clock", undone=True))
+    if heard is not None:
+        measured = streams.measure(path)
+        late_s = heard.begin_s - first.origin_s
+        sound_s, film_s = measured[heard.index].seconds, measured[footage.film_index(path)].seconds
+        if abs(late_s) > sounds.GAP_S:
+            begins = f"{abs(late_s):.3f} s {'after' if late_s > 0 else 'before'} the first picture"
+            found.append(gate.Finding(name="sound begins", found=begins, done="kept in its place", undone=False))
+        if abs(sound_s + late_s - film_s) > 1.0 / FPS:
+            lasts = f"{sound_s:.2f} s, the pictures {film_s:.2f} s"
+            done = "cut or filled with silence to the pictures"
+            found.append(gate.Finding(name="sound lasts", found=lasts, done=done, undone=False))
+    return found
+
+
 def iter_video(
     path: str | os.PathLike[str],
     fps: float = FPS,
