@@ -33,7 +33,9 @@ TRAINER = [
     "huggingface_hub>=1.0,<3",
     "av>=16,<19",
     "soundfile>=0.13,<0.15",
-    "pillow>=10",
+    "pillow>=11.3",
+    # HEIC, which phones write.
+    "pillow-heif>=1.1,<2",
     "rich>=13",
     "tensorboardX>=2.6.2,<3",
     "prometheus_client>=0.20,<1",

@@ -44,6 +44,7 @@ class CurateConfig:
     """What curate does. `max_seconds_per_video` reads only the beginning of long videos; None reads all of them.
 
     caption_encoding: of captions that are neither UTF-8 nor marked as UTF-16; "": there are none.
+    strict: refuse a video of which something would have to be undone (docs/footage.md) instead of undoing it.
     """
 
     shots: ShotConfig = dataclasses.field(default_factory=ShotConfig)
@@ -51,6 +52,7 @@ class CurateConfig:
     default_caption: str = "A video."
     caption_encoding: str = ""
     max_seconds_per_video: float | None = None
+    strict: bool = False
     workers: int = 2
 
     def validate(self) -> None:
@@ -100,6 +102,7 @@ def curate(
             record=str(out / "videos" / f"{ids[name]}.json"),
             shots=config.shots,
             max_seconds=config.max_seconds_per_video,
+            strict=config.strict,
         )
         for name, path in found.videos.items()
     ]
@@ -262,10 +265,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help="encoding of captions that are neither UTF-8 nor marked as UTF-16, such as cp1252 (default: refuse them)",
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        default=None,
+        help="leave out videos that are turned, transparent, HDR, interlaced, ... instead of undoing that",
+    )
     parser.add_argument("--workers", type=int, help="processes (default 2)")
     arguments = parser.parse_args(argv)
     config = _read_config(arguments.config) if arguments.config else CurateConfig()
-    for name in ("max_seconds_per_video", "default_caption", "caption_encoding", "workers"):
+    for name in ("max_seconds_per_video", "default_caption", "caption_encoding", "strict", "workers"):
         if getattr(arguments, name) is not None:
             setattr(config, name, getattr(arguments, name))
     console = Console()

@@ -21,7 +21,7 @@ from omnihuman_jax.typing import MOTION_FRAMES, TEMPORAL_STRIDE
 
 MODULES = tuple(f"{name}_omnihuman.py" for name in (
     "modeling", "sampling", "guidance", "windows", "pictures", "batch", "folders", "encoders", "text_encoders", "poses",
-    "media", "pipeline",
+    "streams", "colours", "frames", "footage", "images", "sound", "media", "pipeline",
 ))  # fmt: skip
 """Files of `omnihuman_jax.serving`: copied as they are, so none of them imports this package."""
 
