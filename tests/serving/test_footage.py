@@ -536,7 +536,7 @@ def test_what_is_decoded_follows_what_is_asked(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         sound_omnihuman,
         "_placed",
-        lambda frames, *rest: placed(map(lambda f: decoded.append(f.samples) or f, frames), *rest),
+        lambda frames, *rest: placed((decoded.append(f.samples) or f for f in frames), *rest),
     )
     media_omnihuman.read_audio(path, start_s=40.0, duration_s=1.0)
     assert 48_000 <= sum(decoded) <= 2.5 * 48_000
