@@ -28,7 +28,9 @@ def check(spec: RunSpec) -> None:
     for field in ("zone", "project"):
         if not getattr(spec.tpu_vm, field):
             raise ValueError(f"tpu_vm.{field} is missing")
-    places = {f"tpu_vm.mounts: {host}": (host, container) for host, container in spec.tpu_vm.mounts.items()}
+    places: dict[str, tuple[str, ...]] = {
+        f"tpu_vm.mounts: {host}": (host, container) for host, container in spec.tpu_vm.mounts.items()
+    }
     places |= {f"secrets.{name}.file": (ref.file,) for name, ref in spec.secrets.items()}
     for field, paths in places.items():
         if path := next((path for path in paths if ":" in path), ""):
