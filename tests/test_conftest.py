@@ -16,7 +16,7 @@ def run_pytest(
 ) -> subprocess.CompletedProcess[str]:
     """A pytest run of its own over `test_source`, under a copy of the real conftest."""
     tests = folder / "tests"
-    tests.mkdir()
+    tests.mkdir(exist_ok=True)
     shutil.copy(CONFTEST, tests / "conftest.py")
     if allow is not None:
         text = CONFTEST.read_text()
@@ -62,6 +62,17 @@ def test_a_skip_fails_the_run(tmp_path: Path, kind: str) -> None:
 def test_an_allowed_reason_passes(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, PASSING + SKIPS["call"], allow="^no such thing$")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["call", "module"])
+def test_two_workers_keep_the_promises(tmp_path: Path, kind: str) -> None:
+    """pytest-xdist: skips fail the run, and figures are printed, whichever process met them."""
+    figures = "def test_figure(measured):\n    measured('a claim', 0.5, 1.0)\n"
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_figures.py").write_text(figures)
+    done = run_pytest(tmp_path, SKIPS[kind], arguments=("-n", "2", "--dist", "loadfile"))
+    assert done.returncode == 1 and "no such thing" in done.stdout, done.stdout + done.stderr
+    assert "5.0e-01 <=   1e+00  a claim" in done.stdout
 
 
 MARKED = "import pytest\n@pytest.mark.slow\ndef test_slow():\n    assert False\n"

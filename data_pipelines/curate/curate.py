@@ -24,11 +24,13 @@ from rich.progress import Progress
 from data_pipelines.curate import captions, file_stages, footage
 from data_pipelines.curate.clips import CLIPS_FILE, Clip, write_clips, write_text
 from data_pipelines.curate.funnel import funnel_of, funnel_table, left_out_lines
+from data_pipelines.curate.held_out import with_splits
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.tagging import Thresholds, tag
 from data_pipelines.curate.workers import DIED, Workers
 from omnihuman_jax.plain_values import check_finite, structure
 from omnihuman_jax.runtime import file_names
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import FPS
 
@@ -42,6 +44,7 @@ class CurateConfig:
     """What curate does. `max_seconds_per_video` reads only the beginning of long videos; None reads all of them.
 
     caption_encoding: of captions that are neither UTF-8 nor marked as UTF-16; "": there are none.
+    strict: refuse a video of which something would have to be undone (docs/footage.md) instead of undoing it.
     """
 
     shots: ShotConfig = dataclasses.field(default_factory=ShotConfig)
@@ -49,6 +52,7 @@ class CurateConfig:
     default_caption: str = "A video."
     caption_encoding: str = ""
     max_seconds_per_video: float | None = None
+    strict: bool = False
     workers: int = 2
 
     def validate(self) -> None:
@@ -98,6 +102,7 @@ def curate(
             record=str(out / "videos" / f"{ids[name]}.json"),
             shots=config.shots,
             max_seconds=config.max_seconds_per_video,
+            strict=config.strict,
         )
         for name, path in found.videos.items()
     ]
@@ -117,7 +122,7 @@ def curate(
     ]
     _forget_others(out, ids, {task.clip_id for task in tasks})
     funnel = funnel_of(scans, tasks, analyses, clips, unread, found.passed_over)
-    write_clips(out, clips)
+    write_clips(out, with_splits(videos_dir, clips))
     write_text(out / FUNNEL_FILE, json.dumps({**funnel, "config": dataclasses.asdict(config)}, indent=1) + "\n")
     return funnel
 
@@ -239,14 +244,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--videos",
         required=True,
-        type=Path,
-        help="folder of videos, searched recursively; NAME.txt holds the caption of NAME.mp4 (UTF-8, or UTF-16 with its"
-        " mark)",
+        type=local,
+        help="folder of videos, searched recursively; NAME.txt: caption of NAME.mp4 (UTF-8, or UTF-16 with its mark);"
+        " splits.json: what is held out",
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder for clips.jsonl, funnel.json and the landmarks")
+    parser.add_argument(
+        "--out", required=True, type=local, help="folder for clips.jsonl, funnel.json and the landmarks"
+    )
     parser.add_argument(
         "--config",
-        type=Path,
+        type=local,
         help="JSON file: shots, thresholds, default_caption, caption_encoding, max_seconds_per_video, workers",
     )
     parser.add_argument(
@@ -258,10 +265,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help="encoding of captions that are neither UTF-8 nor marked as UTF-16, such as cp1252 (default: refuse them)",
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        default=None,
+        help="leave out videos that are turned, transparent, HDR, interlaced, ... instead of undoing that",
+    )
     parser.add_argument("--workers", type=int, help="processes (default 2)")
     arguments = parser.parse_args(argv)
     config = _read_config(arguments.config) if arguments.config else CurateConfig()
-    for name in ("max_seconds_per_video", "default_caption", "caption_encoding", "workers"):
+    for name in ("max_seconds_per_video", "default_caption", "caption_encoding", "strict", "workers"):
         if getattr(arguments, name) is not None:
             setattr(config, name, getattr(arguments, name))
     console = Console()

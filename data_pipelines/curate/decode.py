@@ -1,22 +1,36 @@
-"""Reads the headers of videos, and decodes clips of them; finding them is `footage.py`, their text `captions.py`."""
+"""Measures videos, and decodes clips of them; finding them is `footage.py`, their text `captions.py`."""
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from data_pipelines.curate.captions import caption_of
 from data_pipelines.curate.footage import VIDEO_SUFFIXES, list_videos, video_ids
-from omnihuman_jax.serving import media_omnihuman
+from omnihuman_jax.serving import media_omnihuman, streams_omnihuman
+from omnihuman_jax.serving.frames_omnihuman import Look, findings
+from omnihuman_jax.serving.streams_omnihuman import MediaError
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
-__all__ = ["VIDEO_SUFFIXES", "Video", "caption_of", "clip_audio", "clip_frames", "inspect", "list_videos", "video_ids"]
+__all__ = [
+    "VIDEO_SUFFIXES",
+    "Video",
+    "caption_of",
+    "clip_audio",
+    "clip_frames",
+    "inspect",
+    "list_videos",
+    "refusal",
+    "video_ids",
+    "with_properties",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
-    """A file of the folder and what its header says; `name` is its path below the folder, `video_id` a file-name-safe
+    """A file of the folder and what was found in it; `name` is its path below the folder, `video_id` a file-name-safe
     form.
     """
 
@@ -30,10 +44,14 @@ class Video:
     duration_s: float
     bits_per_pixel: float
     has_audio: bool
+    tracks: list[dict[str, Any]]
+    properties: list[dict[str, Any]]
 
 
 def inspect(path: str | os.PathLike[str], name: str, video_id: str, sha256: str) -> Video:
-    """The header of a video; `media.MediaError` if it is not one or its first picture cannot be decoded."""
+    """A video by its packets and its first picture; `MediaError` if it is none, or it breaks off."""
+    if streams_omnihuman.is_cut_short(path):
+        raise MediaError(f"{path}: truncated: its index reaches beyond its end; copy or download it again")
     header = media_omnihuman.probe(path)
     pixels_per_s = header.height * header.width * header.fps
     return Video(
@@ -47,7 +65,24 @@ def inspect(path: str | os.PathLike[str], name: str, video_id: str, sha256: str)
         duration_s=header.duration_s,
         bits_per_pixel=header.bit_rate / pixels_per_s if pixels_per_s else 0.0,
         has_audio=header.has_audio,
+        tracks=[dataclasses.asdict(track) for track in streams_omnihuman.choose(path).tracks],
+        properties=[],
     )
+
+
+def with_properties(video: Video, looks: Iterable[Look]) -> Video:
+    """The video with everything that was found in its pictures and sound, and what is done about it.
+
+    `looks`: of its pictures, in order of appearance.
+    """
+    found = [*findings(looks), *media_omnihuman.clock_findings(video.path)]
+    return dataclasses.replace(video, properties=[dataclasses.asdict(finding) for finding in found])
+
+
+def refusal(video: Video) -> str:
+    """Why `--strict` refuses a video: what would have to be undone; empty if nothing."""
+    undone = [f"{p['name']} ({p['found']})" for p in video.properties if p["undone"]]
+    return f"refused by --strict: {', '.join(undone)}; convert it, or leave --strict out" if undone else ""
 
 
 def clip_frames(path: str | os.PathLike[str], start_frame: int, end_frame: int) -> Iterator[np.ndarray]:

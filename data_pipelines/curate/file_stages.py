@@ -28,8 +28,8 @@ from omnihuman_jax.serving.media_omnihuman import READER_VERSION, MediaError
 from omnihuman_jax.typing import FPS
 
 # Changes of what a scan finds, beside the reader's own; part of the key under which scans are kept.
-VERSION = 1
-# A file that ends this far before its header says is cut short.
+VERSION = 2
+# A file of which so much less can be decoded than its packets say is damaged.
 _MIN_DECODED_SHARE = 0.9
 
 
@@ -43,6 +43,7 @@ class ScanTask:
     record: str
     shots: shots.ShotConfig
     max_seconds: float | None
+    strict: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +110,7 @@ def _of_record(task: ScanTask, kept: dict[str, Any]) -> Scan:
 
 
 def scan(task: ScanTask) -> Scan:
-    """Reads header and pictures of a video, finds its shots, and cuts them into clips. Never raises for a bad file."""
+    """Measures and watches a video, finds its shots, and cuts them into clips. Never raises for a bad file."""
     video: Video | None = None
     ranges: list[tuple[int, int]] = []
     short: list[tuple[int, int]] = []
@@ -119,15 +120,19 @@ def scan(task: ScanTask) -> Scan:
         stat = os.stat(task.path)
         sha256 = file_sha256(task.path)
         video = decode.inspect(task.path, task.name, task.video_id, sha256)
-        changes = shots.frame_changes(task.path, task.max_seconds)
-        frames = len(changes) + 1
+        watched = shots.watch(task.path, task.max_seconds)
+        video = decode.with_properties(video, watched.looks)
+        if task.strict and (reason := decode.refusal(video)):
+            raise MediaError(f"{task.path}: {reason}")
+        frames = len(watched.changes) + 1
         expected = min(video.duration_s, task.max_seconds or video.duration_s) * FPS
         if frames < _MIN_DECODED_SHARE * expected - 1:
             raise MediaError(
                 f"{task.path}: truncated; only {frames / FPS:.2f} s of {expected / FPS:.2f} s can be "
                 "decoded; re-encode it"
             )
-        ranges, short = shots.clip_ranges(frames, shots.find_cuts(changes, task.shots), task.shots)
+        cuts = sorted({*shots.find_cuts(watched.changes, task.shots), *watched.reshaped})
+        ranges, short = shots.clip_ranges(frames, cuts, task.shots)
     except Exception as problem:
         video, error, is_lasting = None, reason_of(problem, task.path), isinstance(problem, MediaError)
     if not is_lasting:
@@ -165,6 +170,7 @@ def _question(task: ScanTask) -> str:
         video_id=task.video_id,
         shots=dataclasses.asdict(task.shots),
         max_seconds=task.max_seconds,
+        strict=task.strict,
     )
 
 

@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from omnihuman_jax.serving import media_omnihuman
+from omnihuman_jax.serving.frames_omnihuman import Look
 from omnihuman_jax.typing import FPS
 
 # Small enough to be quick and to forget noise, big enough that a person's move is not a cut.
@@ -42,19 +43,49 @@ class ShotConfig:
             )
 
 
-def frame_changes(path: str | os.PathLike[str], max_seconds: float | None = None) -> np.ndarray:
-    """float32 [T - 1]: how much each frame of the 25 fps grid differs from the one before, mean grey levels of 255.
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """A video seen from end to end on the 25 fps grid.
 
-    Decodes the whole video once (or its first `max_seconds`), so that damage anywhere in it comes to light here.
+    changes   float32 [T - 1]: how much each frame differs from the one before, mean grey levels of 255
+    reshaped  frames from which on the pictures have another size or orientation: each begins a shot
+    looks     what the pictures say of themselves, each once
+    """
+
+    changes: np.ndarray
+    reshaped: tuple[int, ...]
+    looks: tuple[Look, ...]
+
+
+def watch(path: str | os.PathLike[str], max_seconds: float | None = None) -> Watched:
+    """Decodes the whole video once (or its first `max_seconds`), so that damage anywhere in it comes to light here.
+    Holds two thumbnails.
     """
     changes: list[float] = []
+    reshaped: list[int] = []
+    looks: dict[Look, None] = {}
+    shape = None
     before: np.ndarray | None = None
-    for frame in media_omnihuman.iter_video(path, size=_THUMBNAIL, duration_s=max_seconds):
+    shown: list[Look] = []
+    for frame in media_omnihuman.iter_video(
+        path, size=_THUMBNAIL, duration_s=max_seconds, watch=lambda picture: shown.append(picture.look)
+    ):
         picture = frame.astype(np.float32)
         if before is not None:
             changes.append(float(np.abs(picture - before).mean()))
         before = picture
-    return np.asarray(changes, np.float32)
+        for look in shown:
+            looks.setdefault(look)
+            if shape is not None and look.shape != shape:
+                reshaped.append(len(changes))
+            shape = look.shape
+        shown.clear()
+    return Watched(changes=np.asarray(changes, np.float32), reshaped=tuple(reshaped), looks=tuple(looks))
+
+
+def frame_changes(path: str | os.PathLike[str], max_seconds: float | None = None) -> np.ndarray:
+    """`Watched.changes` of a video."""
+    return watch(path, max_seconds).changes
 
 
 def find_cuts(changes: np.ndarray, config: ShotConfig) -> list[int]:

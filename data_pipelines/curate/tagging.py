@@ -21,6 +21,10 @@ _LIMITS = {
 }
 
 
+# A score of 0 where a file does not say: it passes, for nothing is known against it.
+_UNKNOWN = float("inf")
+
+
 @dataclasses.dataclass(kw_only=True, slots=True)
 class Thresholds:
     """What a clip must reach, in the units of `scores.py` and `lipsync.py`. The defaults admit small web and test
@@ -105,8 +109,8 @@ def _checks(condition: Condition, s: Mapping[str, float], t: Thresholds) -> Iter
     passed.
     """
     yield Check("too small", s["short_side_px"], t.min_short_side_px)
-    yield Check("too few frames a second", s["source_fps"], t.min_source_fps)
-    yield Check("compressed too hard", s["bits_per_pixel"], t.min_bits_per_pixel)
+    yield Check("too few frames a second", s["source_fps"] or _UNKNOWN, t.min_source_fps)
+    yield Check("compressed too hard", s["bits_per_pixel"] or _UNKNOWN, t.min_bits_per_pixel)
     yield Check("blurred", s["sharpness"], t.min_sharpness)
     yield Check("too dark", s["brightness"], t.min_brightness)
     yield Check("too bright", s["brightness"], t.max_brightness, at_least=False)

@@ -3,7 +3,6 @@
 """
 
 import dataclasses
-import functools
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -75,6 +74,7 @@ class EncodedWindow:
     window: Window
     height: int
     width: int
+    split: str = "train"
 
 
 @dataclasses.dataclass(slots=True)
@@ -108,7 +108,7 @@ def windows_of(clip: Clip, config: WindowConfig) -> list[Window]:
 
 
 class ClipEncoder:
-    """Encodes clips one after the other; holds one clip's frames and one video's sound at a time."""
+    """Encodes clips one after the other; holds one clip's frames and sound at a time."""
 
     def __init__(
         self,
@@ -121,7 +121,6 @@ class ClipEncoder:
     ):
         self._clips_dir, self._config, self._max_text_tokens = clips_dir, config, max_text_tokens
         self._codec, self._text, self._speech = codec, text, speech
-        self._sound = functools.lru_cache(maxsize=1)(media_omnihuman.read_audio)  # clips of a video follow each other
 
     def encode(self, clip: Clip) -> tuple[ClipStatistics, Iterator[EncodedWindow]]:
         """(statistics, complete only once the iterator is exhausted; the clip's windows in the order of
@@ -165,7 +164,7 @@ class ClipEncoder:
                     keypoints_TJ3=points.astype(np.float16),
                     keypoints_valid_T=points_valid,
                 )
-                yield EncodedWindow(record=record, window=window, height=size[0], width=size[1])
+                yield EncodedWindow(record=record, window=window, height=size[0], width=size[1], split=clip.split)
 
     def _frames(self, clip: Clip, size: tuple[int, int]) -> np.ndarray:
         """uint8 [T, H, W, 3] of the clip."""
@@ -226,13 +225,14 @@ class ClipEncoder:
         if self._speech is None or Condition.AUDIO not in clip.conditions:
             return None, 0
         path = clip.video_path(self._clips_dir)
-        sound = self._sound(path)
-        if sound is None:
-            raise ValueError(f"{path}: has no sound, but clip {clip.clip_id} is eligible for audio; run curate again")
         begin = max(0, clip.start_frame - self._config.margin)
         # The last frame's sound may end a few samples early, the video's own length being no multiple of a frame.
-        end = max(clip.end_frame, min(clip.end_frame + self._config.margin, len(sound) // _SAMPLES))
-        return self._speech.features(sound[begin * _SAMPLES : end * _SAMPLES], end - begin), begin - clip.start_frame
+        whole = round(media_omnihuman.probe(path).duration_s * SAMPLE_RATE_HZ) // _SAMPLES
+        end = max(clip.end_frame, min(clip.end_frame + self._config.margin, whole))
+        sound = media_omnihuman.read_audio(path, SAMPLE_RATE_HZ, begin / FPS, (end - begin) / FPS)
+        if sound is None:
+            raise ValueError(f"{path}: has no sound, but clip {clip.clip_id} is eligible for audio; run curate again")
+        return self._speech.features(sound, end - begin), begin - clip.start_frame
 
     def _slice(
         self, rows: np.ndarray | None, first: int, window: Window, shape: tuple[int, ...]

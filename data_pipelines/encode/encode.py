@@ -48,6 +48,7 @@ from omnihuman_jax.data.records import (
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import MAX_TOKENS, load_text_encoder
 from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
 
@@ -209,7 +210,7 @@ def _catalog_row(index: int, window: EncodedWindow) -> dict[str, Any]:
     return {
         "window_id": record.window_id,
         "clip_id": record.clip_id,
-        "split": "train",
+        "split": window.split,
         "record": index,
         "start_frame": window.window.start,
         "latent_frames": latent_frames_of(record.frames),
@@ -256,6 +257,7 @@ def _summary(
         "by_eligible": {
             ConditionSet(int(bits)).label: n for bits, n in sorted(collections.Counter(catalog.eligible).items())
         },
+        "by_split": {str(name): n for name, n in sorted(collections.Counter(catalog.split).items())},
         "latent_std": [round(float(std), 4) for std in overall.latent_std_C],
         "clips": rows,
     }
@@ -313,9 +315,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="omnihuman encode", description="Encodes curated clips into a dataset of windows."
     )
-    parser.add_argument("--clips", required=True, metavar="DIR", help="folder written by `omnihuman curate`")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder of the new dataset; written whole or not at all"
+        "--clips", required=True, type=local, metavar="DIR", help="folder written by `omnihuman curate`"
+    )
+    parser.add_argument(
+        "--out", required=True, type=local, metavar="DIR", help="folder of the new dataset; written whole or not at all"
     )
     parser.add_argument(
         "--codec", default=default.codec, metavar="DIR", help="dct, or a VAE's folder or hub id (default: %(default)s)"

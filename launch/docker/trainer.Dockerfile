@@ -12,12 +12,12 @@ ENV PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 # Packages first: a change of our code does not install them again.
 COPY constraints/py312.txt constraints.txt
-COPY launch/docker/constraints-gcs.txt launch/docker/constraints-${ACCELERATOR}.txt ./
+COPY launch/docker/constraints-${ACCELERATOR}.txt ./
 RUN ["python", "-m", "venv", "/opt/venv"]
 # It has the TPU runtime that plans are compiled with; on TPUs it is the one that JAX was released with.
 RUN sed -i "/^libtpu==/d" constraints.txt \
- && /opt/venv/bin/pip install --only-binary=:all: -c constraints.txt -c constraints-gcs.txt -c "constraints-${ACCELERATOR}.txt" \
-    "jax[${ACCELERATOR}]" gcsfs
+ && /opt/venv/bin/pip install --only-binary=:all: -c constraints.txt -c "constraints-${ACCELERATOR}.txt" \
+    "jax[${ACCELERATOR}]" gcsfs s3fs
 COPY setup.py pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY data_pipelines data_pipelines

@@ -11,7 +11,7 @@ step_folders.py. With `checkpoint.local_directory` there are two tiers: a restar
 either. Never a silent fresh start: a folder that must hold checkpoints and holds none is an error.
 
 Below them: what a state's parts are called (parts.py), what a step says about its run (record.py), what files it has
-(seals.py), what its numbers add up to (fingerprint.py).
+(manifest.py), what its numbers add up to (fingerprint.py).
 """
 
 import logging
@@ -129,6 +129,11 @@ class Checkpoints:
     def finish(self, state: State, record: RunRecord) -> bool:
         """`CheckpointWriter.finish`."""
         return self.writer.finish(state, record)
+
+    @property
+    def last_failure(self) -> str:
+        """Why the last save that failed did."""
+        return self.writer.last_failure
 
     @property
     def failed_saves(self) -> int:

@@ -1,4 +1,4 @@
-"""Fingerprints of arrays that do not depend on where they lie: what was saved on one mesh is recognised on any other.
+"""Fingerprints of arrays that do not depend on where they lie: what was saved on one mesh is verified on any other.
 
 Orbax notices a file that is too short, not one whose bits have changed. A weighted sum modulo 2^32 of an array's bits
 is the same however it is split (addition wraps, so its order does not matter), and odd weights make it see any single

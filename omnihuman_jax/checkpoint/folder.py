@@ -7,26 +7,26 @@ A run opens it with `open_folder`, which gives it an identity and patience. Whoe
 import json
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import jax
 from etils import epath
 
-from omnihuman_jax.checkpoint import seals
+from omnihuman_jax.checkpoint import manifest
 from omnihuman_jax.checkpoint.record import CheckpointError
-from omnihuman_jax.runtime import processes, storage
+from omnihuman_jax.runtime import locations, processes, storage
 
 logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
 
-def checkpoint_directory(run_dir: Path | str) -> Path | str:
+def checkpoint_directory(run_dir: locations.StrPath) -> locations.StrPath:
     """Where a run's checkpoints are, as its own config.json says."""
-    file = Path(run_dir) / "config.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return stored.get("checkpoint", {}).get("directory") or Path(run_dir) / "checkpoints"
+    run = locations.location(run_dir)
+    file = run / "config.json"
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    return stored.get("checkpoint", {}).get("directory") or run / "checkpoints"
 
 
 class CheckpointFolder:
@@ -39,15 +39,16 @@ class CheckpointFolder:
     """
 
     def __init__(
-        self, directory: Path | str, *, identity: str = "", retries: int | None = None, delay_s: float = 0.0
+        self, directory: locations.StrPath, *, identity: str = "", retries: int | None = None, delay_s: float = 0.0
     ) -> None:
-        self.directory = Path(directory).absolute() if "://" not in str(directory) else directory
+        place = locations.location(directory)
+        self.directory = str(place) if locations.is_remote(place) else str(place.absolute())
         self.path = epath.Path(self.directory)
         self.identity = identity
         self._retries, self._delay_s = retries, delay_s
 
     def __str__(self) -> str:
-        return str(self.directory)
+        return self.directory
 
     def step(self, step: int) -> epath.Path:
         """The folder of a step."""
@@ -58,7 +59,7 @@ class CheckpointFolder:
         restart, after the retries) if it does not.
         """
         if self._retries is not None:
-            return storage.ask(what, look, retries=self._retries, delay_s=self._delay_s)
+            return storage.retry(what, look, retries=self._retries, delay_s=self._delay_s)
         try:
             return look()
         except OSError as error:
@@ -72,7 +73,7 @@ class CheckpointFolder:
             storage.verify(self.path, self.identity)
 
 
-def open_folder(directory: Path | str, *, retries: int, delay_s: float, expected: str = "") -> CheckpointFolder:
+def open_folder(directory: locations.StrPath, *, retries: int, delay_s: float, expected: str = "") -> CheckpointFolder:
     """The folder that a run saves to, which is made where it is not there; all processes call this.
 
     `expected`: why there must be checkpoints ("has saved step 30"), where there must: a folder without any is storage
@@ -91,7 +92,7 @@ def open_folder(directory: Path | str, *, retries: int, delay_s: float, expected
 
 def _identity(folder: CheckpointFolder, expected: str) -> str:
     """Of a folder without what a save that died has left."""
-    if expected and not (seals.committed_steps(folder.path) or seals.aside(folder.path)):
+    if expected and not (manifest.committed_steps(folder.path) or manifest.aside(folder.path)):
         raise storage.Gone(
             f"no checkpoint in {folder}, which is {'empty' if folder.path.is_dir() else 'not there'}, but"
             f" this run {expected}; bring it back, or remove the run directory to start over"
@@ -102,6 +103,6 @@ def _identity(folder: CheckpointFolder, expected: str) -> str:
         if expected:
             raise storage.Gone(f"{folder}: {error.strerror}") from error
         raise CheckpointError(f"checkpoints cannot be written to {folder}: {error.strerror}") from error
-    for name in seals.remove_partial(folder.path):
+    for name in manifest.remove_partial(folder.path):
         logger.info("removed %s/%s, left by a save that was cut short", folder, name)
     return identity

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from omnihuman_jax.checkpoint import fingerprint, seals, shards
+from omnihuman_jax.checkpoint import fingerprint, manifest, shards
 from omnihuman_jax.checkpoint.parts import State, StateT, assemble_state, flatten, parts_of
 from omnihuman_jax.checkpoint.record import DamagedError, RunRecord
 from omnihuman_jax.checkpoint.step_folders import Notify
@@ -67,7 +67,7 @@ class LocalCopies:
         reason = ""
         try:
             self._own.mkdir(parents=True, exist_ok=True)
-            seals.remove_partial(self._own)
+            manifest.remove_partial(self._own)
         except OSError as error:
             reason = storage.cause(error)
         answers = processes.gather(reason)
@@ -117,7 +117,7 @@ class LocalCopies:
             self._notify("local_save_failed", {"step": step, "reasons": reasons[:8]})
             self.forget(step)
             with contextlib.suppress(OSError):
-                seals.remove_partial(self._own)
+                manifest.remove_partial(self._own)
             return
         kept = _steps(self._own)[-self._keep :]
         for folder in self._process_folders():
@@ -228,7 +228,7 @@ class LocalCopies:
         self._notify("local_copy_rejected", {"step": copy.step, "reason": reason})
         if copy.folder is not None and not self._is_sound(copy.folder):
             with contextlib.suppress(OSError):
-                seals.set_aside(copy.folder.parent, copy.step, reason)
+                manifest.set_aside(copy.folder.parent, copy.step, reason)
         self.forget(copy.step)
 
     def _is_sound(self, folder: epath.Path) -> bool:
@@ -259,6 +259,6 @@ def _digest(metadata: Mapping[str, Any]) -> str:
 def _steps(folder: epath.Path) -> list[int]:
     """The copies in a process's folder; none where the disk does not say."""
     try:
-        return seals.committed_steps(folder)
+        return manifest.committed_steps(folder)
     except OSError:
         return []

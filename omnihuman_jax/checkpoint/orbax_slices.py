@@ -113,7 +113,7 @@ class _ArrayHandler(jax_array_handlers.ArrayHandler):
 
 
 def _slices(mine: replica_slices.ReplicaSlices, chunk: Sequence[int]) -> Iterator[tuple[tuple[slice, ...], np.ndarray]]:
-    """(where it lies in the whole array, its numbers) of every slice that this process writes."""
+    """(where it is in the whole array, its numbers) of every slice that this process writes."""
     shape = tuple(mine.local_shape)
     size = _slice_shape(shape, chunk, mine.dtype.itemsize)
     for part in mine.replica_slices:

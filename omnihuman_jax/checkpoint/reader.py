@@ -1,4 +1,4 @@
-"""How a checkpoint is read: seal first, then the record, then arrays, then their fingerprints.
+"""How a checkpoint is read: manifest first, then the record, then arrays, then their fingerprints.
 
 A step holds four parts that can be read alone: `params`, `ema`, `optimizer` (moments and counts) and `progress` (step
 and counters), and as its metadata the resolved config and the plan's fingerprint. Sampling reads one part, resume all
@@ -6,17 +6,16 @@ of them.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Self
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from omnihuman_jax.checkpoint import fingerprint, seals, step_folders
+from omnihuman_jax.checkpoint import fingerprint, manifest, step_folders
 from omnihuman_jax.checkpoint.folder import CheckpointFolder
 from omnihuman_jax.checkpoint.parts import StateT, assemble_state, context_for, flatten, mismatches, parts_of
 from omnihuman_jax.checkpoint.record import CURE, FORMAT, WEIGHTS, CheckpointError, DamagedError, RunRecord
-from omnihuman_jax.runtime import processes, storage
+from omnihuman_jax.runtime import locations, processes, storage
 
 
 class CheckpointReader:
@@ -25,7 +24,7 @@ class CheckpointReader:
     `folder`: that of `open_folder`, which is verified and waited for, or where it is, which is neither.
     """
 
-    def __init__(self, folder: CheckpointFolder | Path | str):
+    def __init__(self, folder: CheckpointFolder | locations.StrPath):
         self.folder = folder if isinstance(folder, CheckpointFolder) else CheckpointFolder(folder)
 
     def __enter__(self) -> Self:
@@ -70,7 +69,7 @@ class CheckpointReader:
         self.folder.verify()
         if step not in self.steps:
             raise CheckpointError(f"{self.folder} has no step {step}; it has {self.steps or 'none'}")
-        if reason := seals.damage(self.folder.step(step)):
+        if reason := manifest.damage(self.folder.step(step)):
             self.folder.verify()
             raise DamagedError(f"{where} is damaged: {reason}; {CURE}")
         try:
@@ -133,7 +132,7 @@ class CheckpointReader:
 
 
 def load_weights(
-    directory: Path | str, abstract: Any, *, weights: str = "ema", step: int | None = None
+    directory: locations.StrPath, abstract: Any, *, weights: str = "ema", step: int | None = None
 ) -> tuple[Any, RunRecord]:
     """Weights of a checkpoint for sampling or export: (parameters in the shardings of `abstract`, record).
 
@@ -145,7 +144,8 @@ def load_weights(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r}: choose ema or raw")
-    if "://" not in str(directory) and not Path(directory).is_dir():
+    place = locations.location(directory)
+    if not locations.is_remote(place) and not place.is_dir():
         raise FileNotFoundError(f"{directory} does not exist; give the run directory of `omnihuman train`")
     checkpoints = CheckpointReader(directory)
     step = checkpoints.latest_step if step is None else step

@@ -12,13 +12,15 @@ logger = logging.getLogger(__name__)
 
 
 class Save:
-    """A save in progress: a thread waits for Orbax, then (process 0) seals the step and makes room.
+    """A save in progress: a thread waits for Orbax, then (process 0) writes the manifest and makes room.
 
     `number`: of this save in the life of the job, the same on all processes: a step may be saved again, and what
     another process said of the first try is no word about the second.
     """
 
-    def __init__(self, step: int, number: int, response: Any, seal: Callable[[], int], make_room: Callable[[], None]):
+    def __init__(
+        self, step: int, number: int, response: Any, write_manifest: Callable[[], int], make_room: Callable[[], None]
+    ):
         self.step = step
         self._note = f"save_failed/{number}"
         self.error: BaseException | None = None
@@ -26,14 +28,14 @@ class Save:
         self.nbytes = 0
         self.seconds = 0.0
         self._begin = time.monotonic()
-        self._response, self._seal, self._make_room = response, seal, make_room
+        self._response, self._write_manifest, self._make_room = response, write_manifest, make_room
         self._thread = threading.Thread(target=self._run, name=f"omnihuman-save-{step}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self._response.result()
-            self.nbytes = self._seal()
+            self.nbytes = self._write_manifest()
             self.seconds = time.monotonic() - self._begin
         except BaseException as error:
             self.error = error

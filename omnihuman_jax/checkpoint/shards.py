@@ -1,7 +1,7 @@
 """What the devices of one process hold, as a folder on its own disk, and as arrays again.
 
 A folder has `shards.bin`, the bytes of every shard one after another, and `index.json`: where each begins, its
-checksum, and whatever the writer has to say. A seal is written last.
+checksum, and whatever the writer has to say. A manifest is written last.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from etils import epath
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from omnihuman_jax.checkpoint import seals
+from omnihuman_jax.checkpoint import manifest
 from omnihuman_jax.runtime import files, storage
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ def to_host(flat: Mapping[str, jax.Array]) -> dict[Place, np.ndarray]:
 
 
 def write(folder: epath.Path, shards: Mapping[Place, np.ndarray], metadata: Mapping[str, Any]) -> int:
-    """A sealed copy in `folder`, which appears whole; its bytes."""
-    temporary = folder.parent / f"{folder.name}{seals.PARTIAL}"
+    """A copy, with a manifest, in `folder`, which appears whole; its bytes."""
+    temporary = folder.parent / f"{folder.name}{manifest.PARTIAL}"
     temporary.mkdir(parents=True, exist_ok=True)
     rows, offset = [], 0
     with open(temporary / SHARDS, "wb") as file:
@@ -77,7 +77,7 @@ def write(folder: epath.Path, shards: Mapping[Place, np.ndarray], metadata: Mapp
             rows.append([name, list(start), list(shape), str(array.dtype), offset, zlib.crc32(data)])
             offset += data.nbytes
     (temporary / INDEX).write_text(json.dumps({**metadata, "shards": rows}))
-    seals.write(temporary)
+    manifest.write(temporary)
     if folder.exists():  # of an attempt whose steps are made again
         remove(folder)
     files.move_into_place(temporary, folder)
@@ -86,7 +86,7 @@ def write(folder: epath.Path, shards: Mapping[Place, np.ndarray], metadata: Mapp
 
 def read_index(folder: epath.Path) -> tuple[dict[str, Any], dict[Place, tuple[str, int, int]]]:
     """(metadata, place -> dtype, offset and checksum); ValueError names what is wrong."""
-    if reason := seals.damage(folder):
+    if reason := manifest.damage(folder):
         raise ValueError(reason)
     index = json.loads((folder / INDEX).read_text())
     rows = index.pop("shards")
@@ -111,7 +111,7 @@ def read(folder: epath.Path, wanted: Mapping[Place, np.dtype]) -> dict[Place, np
 def remove(folder: epath.Path) -> None:
     """A step folder, which stops being one first: a half-deleted one must not look like one that is damaged."""
     try:
-        gone = folder.parent / f"{folder.name}.{time.monotonic_ns()}{seals.PARTIAL}"
+        gone = folder.parent / f"{folder.name}.{time.monotonic_ns()}{manifest.PARTIAL}"
         folder.rename(gone)
         gone.rmtree()
     except OSError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from omnihuman_jax.checkpoint import seals
+from omnihuman_jax.checkpoint import manifest
 from omnihuman_jax.checkpoint.folder import CheckpointFolder
 from omnihuman_jax.checkpoint.record import CheckpointError
 from omnihuman_jax.runtime import exit_codes, processes, storage
@@ -23,7 +23,7 @@ Notify = Callable[[str, dict[str, Any]], None]
 
 def finished(folder: CheckpointFolder) -> list[int]:
     """Steps that were saved to the end; read from disk every time: a list that is kept lies after a failed save."""
-    return [step for step in seals.committed_steps(folder.path) if seals.is_sealed(folder.step(step))]
+    return [step for step in manifest.committed_steps(folder.path) if manifest.is_complete(folder.step(step))]
 
 
 def newest_whole(folder: CheckpointFolder, notify: Notify, below: int | None = None) -> int | None:
@@ -42,9 +42,9 @@ def newest_whole(folder: CheckpointFolder, notify: Notify, below: int | None = N
         if not reasons:
             return int(step)
         reject(folder, step, reasons[0], notify)
-    if lost := list(seals.aside(folder.path)):
+    if lost := list(manifest.aside(folder.path)):
         raise CheckpointError(
-            f"{folder} has no whole checkpoint left; the damaged ones are in {folder}/{seals.SET_ASIDE} "
+            f"{folder} has no whole checkpoint left; the damaged ones are in {folder}/{manifest.SET_ASIDE} "
             f"({', '.join(lost)}): restore one from a backup, or remove the run directory to start over"
         )
     return None
@@ -52,12 +52,12 @@ def newest_whole(folder: CheckpointFolder, notify: Notify, below: int | None = N
 
 def _present(folder: CheckpointFolder) -> list[int]:
     folder.verify()
-    return seals.committed_steps(folder.path)
+    return manifest.committed_steps(folder.path)
 
 
 def _damage(folder: CheckpointFolder, step: int) -> str:
-    """`seals.damage` of this process's share; a folder that goes away meanwhile is no damage."""
-    reason = seals.damage(folder.step(step), jax.process_index(), jax.process_count())
+    """`manifest.damage` of this process's share; a folder that goes away meanwhile is no damage."""
+    reason = manifest.damage(folder.step(step), jax.process_index(), jax.process_count())
     if reason:
         folder.verify()
     return reason
@@ -70,7 +70,7 @@ def reject(folder: CheckpointFolder, step: int, reason: str, notify: Notify) -> 
     processes.gather(None)
 
     def move() -> None:
-        target = seals.set_aside(folder.path, step, reason)
+        target = manifest.set_aside(folder.path, step, reason)
         notify("checkpoint_rejected", {"step": step, "reason": reason, "moved_to": str(target)})
 
     _by_lead(folder, move)
@@ -80,8 +80,8 @@ def roll_back(folder: CheckpointFolder, step: int) -> None:
     """Moves the checkpoints of `step` and later out of the way."""
 
     def move() -> None:
-        for later in [later for later in seals.committed_steps(folder.path) if later >= step]:
-            seals.set_aside(folder.path, later, f"rolled back to before step {step}", under="rolled_back")
+        for later in [later for later in manifest.committed_steps(folder.path) if later >= step]:
+            manifest.set_aside(folder.path, later, f"rolled back to before step {step}", under="rolled_back")
 
     _by_lead(folder, move)
 

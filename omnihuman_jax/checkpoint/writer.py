@@ -12,13 +12,14 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from omnihuman_jax.checkpoint import fingerprint, orbax_slices, seals, step_folders
+from omnihuman_jax.checkpoint import fingerprint, manifest, orbax_slices, step_folders
 from omnihuman_jax.checkpoint.folder import CheckpointFolder
 from omnihuman_jax.checkpoint.parts import State, context_for, flatten, parts_of
 from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.checkpoint.save_thread import Save
 from omnihuman_jax.checkpoint.step_folders import Notify
 from omnihuman_jax.runtime import processes, storage
+from omnihuman_jax.runtime.locations import check_checkpoints, check_scheme
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class CheckpointConfig:
     """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0:
     none).
 
-    They lie in `directory`, a folder or a URI such as gs://bucket/run (which needs gcsfs); empty: in RUN/checkpoints.
+    They are in `directory`, a folder or a URI such as gs://bucket/run (not s3://); empty: in RUN/checkpoints.
     local_directory: a folder on each host's own disk (or in its memory) for copies of the steps between, empty: none. A
         restart takes the newest step that is whole in either tier
     local_interval: of these copies; it divides `interval`. local_keep: how many stay
@@ -55,6 +56,7 @@ class CheckpointConfig:
         """ValueError on intervals below 1."""
         if self.retries < 0 or self.retry_delay_s < 0:
             raise ValueError(f"checkpoint.retries {self.retries} and retry_delay_s {self.retry_delay_s} must be >= 0")
+        check_checkpoints(self.directory, "checkpoint.directory")
         self._validate_local()
         if self.interval < 1 or self.keep < 1 or self.keep_every < 0 or self.max_failed_saves < 1:
             raise ValueError(
@@ -69,7 +71,7 @@ class CheckpointConfig:
                 f"checkpoint.local_directory {directory!r} and local_interval {every}: set both, for copies on each"
                 " host's own disk, or neither"
             )
-        if "://" in directory:
+        if check_scheme(directory):
             raise ValueError(f"checkpoint.local_directory {directory!r} must be a folder on each host's own disk")
         if every < 0 or self.local_keep < 1:
             raise ValueError(f"checkpoint.local_interval {every} must be >= 0 and local_keep {self.local_keep} >= 1")
@@ -86,9 +88,9 @@ class CheckpointWriter:
     """Saves the steps of one run, one after another; all processes call every method, in the same order.
 
     A failed save is no error: the run goes on, the steps before stay. `failed_saves` counts those in a row,
-    `disk_is_full` says what the last one failed of. If it was anything else, `due` says when to try again: the state
-    that was to be saved is gone by then (its buffers were donated to the next step), so the try takes the one of its
-    own step.
+    `last_failure` and `disk_is_full` say what the last one failed of. If the disk was not full, `due` says when to try
+    again: the state that was to be saved is gone by then (its buffers were donated to the next step), so the try takes
+    the one of its own step.
 
     Args:
         folder: that of `open_folder`.
@@ -104,6 +106,7 @@ class CheckpointWriter:
         self._again_at: float | None = None
         self.failed_saves = 0
         self.disk_is_full = False
+        self.last_failure = ""
         self.last_save: dict[str, Any] = {}
 
     def due(self, step: int, *, last: bool = False) -> str:
@@ -136,8 +139,8 @@ class CheckpointWriter:
         return self._saving is not None
 
     def finish(self, state: State, record: RunRecord) -> bool:
-        """Until the save of `state`, the last one, is on disk and sealed, with all its tries; False if none of them was
-        good.
+        """Blocks until the last save, of `state`, is on disk with its manifest, with all its tries; False if none of
+        them was good.
         """
         while not self.wait() and self._again_at is not None:
             time.sleep(max(0.0, self._again_at - time.monotonic()))
@@ -180,13 +183,15 @@ class CheckpointWriter:
                     response = ocp.save_checkpointables_async(
                         self._folder.step(record.step), parts, custom_metadata=json.loads(json.dumps(metadata))
                     )
-                self._saving = Save(record.step, number, response, lambda: self._seal(record.step), self._make_room)
+                self._saving = Save(
+                    record.step, number, response, lambda: self._write_manifest(record.step), self._make_room
+                )
             except Exception as error:
                 reason = storage.cause(error)
             self._vote(record.step, reason)
 
     def wait(self) -> bool:
-        """Blocks until the save in progress is on disk and sealed; False if it, or one before it, failed."""
+        """Blocks until the save in progress is on disk, manifest included; False if it, or one before it, failed."""
         if (saving := self._saving) is not None:
             reason = saving.wait()
             if self._vote(saving.step, reason):
@@ -208,6 +213,7 @@ class CheckpointWriter:
     def _give_up(self, step: int, failures: Sequence[str]) -> None:
         self._saving = None
         self.failed_saves += self._counts
+        self.last_failure = failures[0]
         self.disk_is_full = any(storage.has_no_room(why) for why in failures)
         pause = self._next_pause()
         self._again_at = None if pause is None else time.monotonic() + pause
@@ -219,7 +225,7 @@ class CheckpointWriter:
         )  # fmt: skip
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
-                seals.remove_partial(self._folder.path)
+                manifest.remove_partial(self._folder.path)
                 if self._folder.step(step).exists():
                     self._folder.step(step).rmtree()
         self._notify(
@@ -233,12 +239,12 @@ class CheckpointWriter:
         self._tries += 1
         return self._config.retry_delay_s * 2.0 ** (self._tries - 1)
 
-    def _seal(self, step: int) -> int:
-        """After the commit, on process 0: bytes of the step that is now sealed."""
+    def _write_manifest(self, step: int) -> int:
+        """After the commit, on process 0: writes the manifest; the bytes of the step."""
         self._folder.verify()  # Orbax makes a folder that is gone anew, below the mount
-        return seals.write(self._folder.step(step)) if jax.process_index() == 0 else 0
+        return manifest.write(self._folder.step(step)) if jax.process_index() == 0 else 0
 
     def _make_room(self) -> None:
-        """After the seal, on process 0: older steps go."""
+        """After the manifest, on process 0: older steps go."""
         if jax.process_index() == 0:
             step_folders.remove_old(self._folder, self._config.keep, self._config.keep_every)

@@ -31,6 +31,7 @@ from omnihuman_jax.checkpoint.parts import size_bytes
 from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.plain_values import check_finite
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.training.train_state import Counters, TrainState
 
 LEAVES = 8  # a part; stacked blocks make few and large ones
@@ -123,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="omnihuman bench-checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder on the disk to measure")
+    parser.add_argument("--out", required=True, type=local, metavar="DIR", help="folder on the disk to measure")
     parser.add_argument("--gib", type=float, default=1.0, help="size of the state (default 1)")
     parser.add_argument(
         "--saves",
@@ -161,7 +162,7 @@ def main(argv: Sequence[str]) -> int:
         f"state of {figures['state_bytes'] / 1e9:.2f} GB on {figures['devices']} devices, median of {figures['saves']}"
         f" saves\na save keeps the training waiting {figures['stall_s']:.3f} s: {100 * figures['stall_share']:.2f} % of"
         f" {options.interval} steps of {options.step_s:g} s\nit writes {figures['write_bytes_per_s'] / 1e6:.0f} MB/s,"
-        f" from its start to its seal; the disk's own speed is {figures['raw_bytes_per_s'][0] / 1e6:.0f} and"
+        f" from its start to its manifest; the disk's own speed is {figures['raw_bytes_per_s'][0] / 1e6:.0f} and"
         f" {figures['raw_bytes_per_s'][1] / 1e6:.0f} MB/s: {100 * figures['write_share_of_raw']:.0f} %"
     )
     return 0

@@ -27,6 +27,7 @@ from rich.text import Text
 
 from omnihuman_jax.reporting.run_folder import key_numbers
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.py"
 CLI = (sys.executable, "-m", "omnihuman_jax.cli")
@@ -169,7 +170,7 @@ def _started(step: Step, out: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The step's process, in a group of its own so that nothing of it outlives the demo."""
     cache = out / ".cache"
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    cache.chmod(0o700)  # what lies in it is run: whatever the umask, nobody else writes there
+    cache.chmod(0o700)  # what is in it is run: whatever the umask, nobody else writes there
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache.resolve())}
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
     command = [*CLI, *step.argv]
@@ -376,9 +377,9 @@ def main(argv: Sequence[str]) -> int:
         epilog="example:\n  omnihuman demo --out runs/demo",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder for everything that the demo makes (%(default)s)"
+        "--out", type=local, default=Path("runs/demo"), help="folder for everything that the demo makes (%(default)s)"
     )
-    parser.add_argument("--config", type=Path, default=None, help="another experiment config than configs/demo.py")
+    parser.add_argument("--config", type=local, default=None, help="another experiment config than configs/demo.py")
     parser.add_argument("--devices", type=int, default=8, help="simulated devices of the training step (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="remove the folder of an earlier demo first")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")

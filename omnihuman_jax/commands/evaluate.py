@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from omnihuman_jax.commands import evaluate_theatre
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
@@ -25,6 +26,7 @@ from omnihuman_jax.data.records import DatasetSpec, WindowRecord, open_records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman
@@ -373,15 +375,16 @@ def main(argv: Sequence[str]) -> int:
     trained_run.add_run_arguments(parser)
     parser.add_argument(
         "--clips",
-        type=Path,
+        type=local,
         help="folder of `omnihuman curate`, which says where the mouths are; without it, whole frames only",
     )
+    evaluate_theatre.add_arguments(parser)
     parser.add_argument(
         "--windows", type=int, default=6, help="number of windows to sample, three times each (%(default)s)"
     )
     parser.add_argument("--batch", type=int, default=6, help="windows sampled at once (%(default)s)")
     parser.add_argument(
-        "--out", required=True, type=Path, help="folder for evaluation.json, contact_sheet.png and evaluation/"
+        "--out", required=True, type=local, help="folder for evaluation.json, contact_sheet.png and evaluation/"
     )
     # Guidance trades closeness to the truth for expression, at twice the cost: off unless it is asked for.
     parser.set_defaults(guidance_scale=1.0)
@@ -390,6 +393,8 @@ def main(argv: Sequence[str]) -> int:
         options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
     )
     config = trained_run.sampling_config(run.config.sampling, options)
+    if options.suite == "theatre":
+        return evaluate_theatre.run_suite(run, config, options)
     with progress_bar("share") as bar:
         task = bar.add_task("sampling", total=1.0)
         result = evaluate(

@@ -17,6 +17,7 @@ from omnihuman_jax.data import packing
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_uint8
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.sampling.driving import Request, Signals, read_signals, segment_frames_of
@@ -149,12 +150,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--image",
         required=True,
-        type=Path,
+        type=local,
         help="reference image of the person: a picture file, or a video (its first frame)",
     )
-    parser.add_argument("--audio", type=Path, help="driving audio: a sound file, or a video with sound")
+    parser.add_argument("--audio", type=local, help="driving audio: a sound file, or a video with sound")
     parser.add_argument(
-        "--pose", type=Path, help="driving pose: a video of a person, or keypoints (.npz) of `omnihuman curate`"
+        "--pose", type=local, help="driving pose: a video of a person, or keypoints (.npz) of `omnihuman curate`"
     )
     parser.add_argument("--text", help="prompt; without it the text condition is off")
     parser.add_argument(
@@ -174,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--text-encoder", metavar="DIR", help="folder or hub id; default: the dataset's")
     parser.add_argument("--speech-encoder", metavar="DIR", help="folder or hub id; default: the dataset's")
-    parser.add_argument("--out", required=True, type=Path, help="the .mp4 to write")
+    parser.add_argument("--out", required=True, type=local, help="the .mp4 to write")
     return parser
 
 

@@ -8,9 +8,9 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.telemetry.goodput import KINDS, Goodput, picture, read_goodput
 
 
@@ -54,10 +54,10 @@ def main(argv: Sequence[str]) -> int:
         prog="omnihuman goodput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("run", nargs="?", type=Path, metavar="RUN", help="run directory of `omnihuman train`")
-    where.add_argument("--run", dest="named", type=Path, metavar="RUN", help="the same, as the other commands have it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the picture; RUN/goodput.svg by default")
+    where.add_argument("run", nargs="?", type=local, metavar="RUN", help="run directory of `omnihuman train`")
+    where.add_argument("--run", dest="named", type=local, metavar="RUN", help="the same, as the other commands have it")
+    parser.add_argument("--json", type=local, metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--out", type=local, metavar="FILE", help="the picture; RUN/goodput.svg by default")
     options = parser.parse_args(argv)
     run = options.run or options.named
     goodput = read_goodput(run)

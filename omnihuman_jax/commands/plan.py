@@ -12,12 +12,12 @@ MFU (docs/scale.md).
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from omnihuman_jax.config import ExperimentConfig, dataset_dir, load_config, packed_shape
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.plan import Plan, StageReport, format_report
 from omnihuman_jax.data.records import DatasetSpec
+from omnihuman_jax.runtime.locations import local
 
 
 def report(config: ExperimentConfig) -> tuple[Plan, tuple[StageReport, ...]]:
@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
 
         described_devices.prepare()
         status = plan_scale.run(config, options)
-        if not (config.data.dataset and Path(config.data.dataset).is_dir()):
+        if not (config.data.dataset and local(config.data.dataset, "data.dataset").is_dir()):
             return status
     plan, reports = report(config)
     print(format_report(reports))

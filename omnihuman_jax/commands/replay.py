@@ -31,6 +31,7 @@ from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
 from omnihuman_jax.data.pipeline import window_input
 from omnihuman_jax.data.plan import PlacedWindow
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.training import placement, train_state
 from omnihuman_jax.training.resume import first_state
@@ -127,7 +128,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="omnihuman replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", required=True, type=Path, metavar="DIR", help="run directory of `omnihuman train`")
+    parser.add_argument("--run", required=True, type=local, metavar="DIR", help="run directory of `omnihuman train`")
     parser.add_argument(
         "step", type=int, metavar="STEP", help="the step, as metrics.jsonl and nonfinite.jsonl number it"
     )

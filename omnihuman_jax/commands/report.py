@@ -13,6 +13,7 @@ from pathlib import Path
 from omnihuman_jax.reporting import sections
 from omnihuman_jax.reporting.run_folder import RunFolder, key_numbers, read_folder
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 
 
 def page(folder: RunFolder) -> str:
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--run",
-        type=Path,
+        type=local,
         required=True,
         help="folder of a demo (with clips/, dataset/, run/ ...), or a run folder alone",
     )

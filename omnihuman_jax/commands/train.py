@@ -34,6 +34,7 @@ from omnihuman_jax.data.identity import features_of
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, signals
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.watchdog import Watchdog
 from omnihuman_jax.scale import hardware
 from omnihuman_jax.telemetry import run_log
@@ -69,13 +70,13 @@ def train(
     Raises:
         ValueError, FileNotFoundError: with the cure, before anything is trained or overwritten.
     """
-    run_dir = Path(run_dir)
+    run_dir = local(run_dir, "--run")
     config.validate()
     end = min(config.stages.total_steps, stop_after if stop_after is not None else config.stages.total_steps)
     with contextlib.ExitStack() as stack:
         watchdog = Watchdog(config.watchdog, run_dir / f"stacks-{processes.own_index()}.txt")
         stack.callback(watchdog.stop)
-        processes.be_patient(config.watchdog.longest_s)
+        processes.set_barrier_timeout(config.watchdog.longest_s)
         parts = open_parts(config, run_dir)
         record = RunRecord(
             config=to_json(config),
@@ -167,7 +168,12 @@ def run_steps(
             saved = checkpoints.finish(state, dataclasses.replace(record, step=done))
     # Asked to stop by its last step, it is done all the same.
     stopped = stopping and not (done == end and saved)
-    guard.finish(done, config.stages.total_steps, saved=saved, stop=stop if stopped else None)
+    guard.finish(
+        done,
+        config.stages.total_steps,
+        unsaved="" if saved else checkpoints.last_failure,
+        stop=stop if stopped else None,
+    )
     return state
 
 
@@ -263,7 +269,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     if joined and processes.own_count() > 1:
         run_log.hear_native_stdout()
-    with run_guard.one_door("omnihuman train") if joined else contextlib.nullcontext():
+    with run_guard.exit_with_code("omnihuman train") if joined else contextlib.nullcontext():
         train(
             config,
             options.run,

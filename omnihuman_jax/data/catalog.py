@@ -9,6 +9,7 @@ import numpy as np
 
 from omnihuman_jax.conditions import NUM_CONDITIONS, Condition
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import PATCH, TEMPORAL_STRIDE
 
 FILE_NAME = "catalog.parquet"
@@ -119,7 +120,7 @@ class Catalog:
         import pyarrow
         import pyarrow.parquet
 
-        path = Path(directory) / FILE_NAME
+        path = local(directory, "the dataset's folder") / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         table = pyarrow.table({name: pyarrow.array(getattr(self, name)) for name in columns()})
         table = table.replace_schema_metadata({_EMPTY_TEXT_TOKENS: str(self.empty_text_tokens).encode()})
@@ -132,7 +133,7 @@ class Catalog:
         """The catalog in `directory`; an error names the file, what is missing and the cure."""
         import pyarrow.parquet
 
-        path = Path(directory) / FILE_NAME
+        path = local(directory, "the dataset's folder") / FILE_NAME
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: no catalog here; make one with `omnihuman encode --clips DIR --out {directory}`"

@@ -18,6 +18,7 @@ import numpy as np
 
 from omnihuman_jax.data.finite import not_finite
 from omnihuman_jax.runtime import exit_codes, files
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ, latent_frames_of
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class DatasetSpec:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes `dataset.npz`, then `dataset.json`, each whole: the json is there only if all of it is."""
-        directory = Path(directory)
+        directory = local(directory, "the dataset's folder")
         directory.mkdir(parents=True, exist_ok=True)
         arrays = {"empty_text_SE": self.empty_text_SE, "empty_pooled_E": self.empty_pooled_E}
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in arrays}
@@ -101,7 +102,7 @@ class DatasetSpec:
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "DatasetSpec":
         """The spec of the dataset in `directory`; FileNotFoundError with the cure if there is none."""
-        path = Path(directory) / "dataset.json"
+        path = local(directory, "the dataset's folder") / "dataset.json"
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: no dataset here; make one with `omnihuman encode --clips DIR --out {directory}`"
@@ -111,7 +112,7 @@ class DatasetSpec:
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"{path}: unknown fields {', '.join(unknown)}; encode again with this version")
         fields |= {name: tuple(fields[name]) for name in ("speech_layers", "keypoint_names")}
-        with np.load(Path(directory) / "dataset.npz") as arrays:
+        with np.load(path.parent / "dataset.npz") as arrays:
             return cls(**fields, **{name: arrays[name] for name in ("empty_text_SE", "empty_pooled_E")})
 
 
@@ -277,7 +278,7 @@ def decode_record(example: Mapping[str, Any], spec: DatasetSpec) -> WindowRecord
 
 def shard_path(directory: str | os.PathLike[str], shard: int, num_shards: int) -> Path:
     """Where shard `shard` of `num_shards` lies. Record indices run through the shards in order."""
-    return Path(directory) / f"{DATASET_NAME}-{SPLIT}.array_record-{shard:05d}-of-{num_shards:05d}"
+    return local(directory) / f"{DATASET_NAME}-{SPLIT}.array_record-{shard:05d}-of-{num_shards:05d}"
 
 
 def write_shard(
@@ -347,7 +348,7 @@ class RecordSource:
     def __init__(self, directory: str | os.PathLike[str], *, retries: int = 6, delay_s: float = 1.0):
         import tensorflow_datasets as tfds
 
-        self.directory = Path(directory)
+        self.directory = local(directory, "the dataset's folder")
         self.spec = DatasetSpec.load(directory)
         self._features = features(self.spec)
         self._retries, self._delay_s = retries, delay_s

@@ -14,6 +14,8 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from omnihuman_jax.runtime import locations
+
 _KEPT_BLOCKS = 2  # a tensor is joined from at most two leaves
 # One chunk is read and decoded at a time, and none is kept: what TensorStore holds beside the result is a chunk or two.
 _CONTEXT = {
@@ -44,7 +46,7 @@ class CheckpointLeaves:
             raise ValueError(f"{folder} was not written as one OCDBT store; write it again with this package's Orbax")
         self._driver = "zarr3" if stored.get("use_zarr3") else "zarr"
         # As a driver's spec, not as a URL, in which `#`, `?` and `%` would mean something else.
-        remote = "://" in str(folder)
+        remote = locations.is_remote(folder)
         self._base = str(folder) if remote else {"driver": "file", "path": f"{Path(folder).absolute()}/"}
         self._context = ts.Context(_CONTEXT)
         paths = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in stored["tree_metadata"].values()]

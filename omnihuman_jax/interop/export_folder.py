@@ -3,26 +3,25 @@ run.
 """
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from omnihuman_jax.codecs import dct as dct_codec
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
+from omnihuman_jax.runtime import locations
+from omnihuman_jax.runtime.locations import Location, local
 from omnihuman_jax.typing import MOTION_FRAMES, TEMPORAL_STRIDE
 
 MODULES = tuple(f"{name}_omnihuman.py" for name in (
     "modeling", "sampling", "guidance", "windows", "pictures", "batch", "folders", "encoders", "text_encoders", "poses",
-    "media", "pipeline",
+    "streams", "colours", "frames", "footage", "images", "sound", "media", "pipeline",
 ))  # fmt: skip
 """Files of `omnihuman_jax.serving`: copied as they are, so none of them imports this package."""
 
@@ -40,13 +39,15 @@ class Serving:
     catalog: Catalog | None
 
     @classmethod
-    def of_run(cls, run: Path, dataset: str, sampling: SamplingConfig, flow: FlowMatchingConfig) -> "Serving | None":
+    def of_run(
+        cls, run: Location, dataset: str, sampling: SamplingConfig, flow: FlowMatchingConfig
+    ) -> "Serving | None":
         """Of a run directory, which keeps its data's spec; None for one without (nothing but the model is served
         then).
         """
-        if not (run / "dataset.json").is_file():
+        if locations.is_remote(run) or not (run / "dataset.json").is_file():
             return None
-        there = bool(dataset) and (Path(dataset) / "catalog.parquet").is_file()
+        there = bool(dataset) and (local(dataset, "data.dataset") / "catalog.parquet").is_file()
         return cls(
             spec=DatasetSpec.load(run), sampling=sampling, flow=flow, catalog=Catalog.load(dataset) if there else None
         )
@@ -83,23 +84,19 @@ class Serving:
             "guidance": dataclasses.asdict(self.sampling.guidance),
         }
 
-    def write(self, folder: Path, metadata: Mapping[str, str] | None = None) -> None:
+    def write(self, folder: Location, metadata: Mapping[str, str] | None = None) -> None:
         """The empty prompt, and the tensors of a codec that has no folder of its own; `metadata` of their files."""
         empty = {"text_SE": self.spec.empty_text_SE, "pooled_E": self.spec.empty_pooled_E}
         stated = dict(metadata or {})
-        save_file(
-            {name: np.ascontiguousarray(array, np.float32) for name, array in empty.items()},
-            folder / EMPTY_PROMPT_FILE,
-            stated,
-        )
+        tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in empty.items()}
+        (folder / EMPTY_PROMPT_FILE).write_bytes(save(tensors, stated))
         if self.spec.codec == dct_codec.DctCodec.name:
             names = ("first_in", "group_in", "first_out", "group_out")
-            arrays = map(np.ascontiguousarray, dct_codec.matrices())
-            save_file(dict(zip(names, arrays, strict=True)), folder / DCT_FILE, stated)
+            matrices = map(np.ascontiguousarray, dct_codec.matrices())
+            (folder / DCT_FILE).write_bytes(save(dict(zip(names, matrices, strict=True)), stated))
 
 
-def copy_modules(folder: str | os.PathLike[str]) -> None:
+def copy_modules(folder: Location) -> None:
     """Puts the PyTorch modules into an exported folder."""
     for name in MODULES:
-        with resources.as_file(resources.files("omnihuman_jax.serving") / name) as source:
-            shutil.copyfile(source, Path(folder) / name)
+        (folder / name).write_bytes((resources.files("omnihuman_jax.serving") / name).read_bytes())

@@ -5,10 +5,10 @@ The two describe the same model: every field of theirs has one of ours, or one v
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from omnihuman_jax.models.mmdit_config import MMDiTConfig
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.typing import PATCH
 
 CLASS = "HunyuanVideoTransformer3DModel"
@@ -40,7 +40,7 @@ BASE_FIELDS = ("width", *(ours for ours, _ in _FIELDS.values()))
 """Fields of MMDiTConfig that the base part of a model depends on."""
 
 
-def transformer_folder(folder: Path) -> Path:
+def transformer_folder(folder: Location) -> Location:
     """The folder of the transformer: `folder` itself, or its `transformer/` if it is that of a whole pipeline."""
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -54,7 +54,7 @@ def transformer_folder(folder: Path) -> Path:
     )
 
 
-def model_config(folder: Path) -> MMDiTConfig:
+def model_config(folder: Location) -> MMDiTConfig:
     """The sizes that `folder`/config.json states, without OmniHuman's additions; ValueError lists whatever does not
     fit.
     """
@@ -137,7 +137,7 @@ def differences(wanted: MMDiTConfig, found: MMDiTConfig) -> list[str]:
     ]
 
 
-def read_json(path: Path, missing: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_json(path: Location, missing: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The JSON object in `path`; `missing` if there is no such file, FileNotFoundError if that is None."""
     if not path.is_file():
         if missing is None:

@@ -4,7 +4,7 @@ Base parameters have the names of diffusers' `HunyuanVideoTransformer3DModel`, t
 `modeling_omnihuman.py`. Our blocks are stacked along a leading `layers` dim and our kernels are [in..., out...];
 PyTorch has one tensor a layer, [out, in]. Every leaf of ours is named by exactly one rule, or building the table fails.
 
-Nothing here reads more than a layer of a leaf at a time: who calls decides what lies in memory.
+Nothing here reads more than a layer of a leaf at a time: the caller decides what is in memory.
 """
 
 import dataclasses

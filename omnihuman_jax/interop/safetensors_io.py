@@ -11,11 +11,13 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
+import fsspec.core
 import ml_dtypes
 import numpy as np
 
+from omnihuman_jax.runtime import files, locations
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.serving import folders_omnihuman
 from omnihuman_jax.serving.folders_omnihuman import PICKLES, shard_files
 
@@ -85,12 +87,12 @@ class TensorSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TensorInfo:
-    """A tensor that lies in a file: `offset` is absolute, in bytes."""
+    """A tensor in a file: `offset` is absolute, in bytes."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    path: Path
+    path: Location
     offset: int
 
 
@@ -109,7 +111,7 @@ def plan_shards(sources: Sequence[TensorSource], max_shard_bytes: int) -> list[l
     return shards
 
 
-def write_file(path: Path, sources: Sequence[TensorSource], metadata: Mapping[str, str] | None = None) -> None:
+def write_file(path: Location, sources: Sequence[TensorSource], metadata: Mapping[str, str] | None = None) -> None:
     """One safetensors file, tensor after tensor; flushed to disk when it returns."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
@@ -126,26 +128,27 @@ def write_file(path: Path, sources: Sequence[TensorSource], metadata: Mapping[st
         offset += source.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8 bytes, so that it can be mapped
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for source in sources:
             for block in source.row_blocks():
                 if block.nbytes:
                     file.write(block.reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
+        if not locations.is_remote(path):
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_folder(
-    folder: Path,
+    folder: Location,
     sources: Sequence[TensorSource],
     *,
     stem: str = "model",
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
     progress: Callable[[int], None] = lambda nbytes: None,
-) -> list[Path]:
+) -> list[Location]:
     """`sources` in Hugging Face's layout: `stem.safetensors`, or numbered shards and `stem.safetensors.index.json`.
 
     `progress` is called with the size in bytes of each tensor that has been read. Returns the files written.
@@ -176,10 +179,10 @@ def write_folder(
     return [*paths, index_path]
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Location) -> dict[str, TensorInfo]:
     """What a safetensors file holds, by name; ValueError on a truncated or malformed file."""
     _, entries = folders_omnihuman.read_header(path)
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         data_start = 8 + int.from_bytes(file.read(8), "little")
     try:
         return {name: _tensor_info(path, name, entry, data_start) for name, entry in entries.items()}
@@ -187,7 +190,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise ValueError(f"{path}: its safetensors header cannot be read ({error!r}); fetch it again") from error
 
 
-def _tensor_info(path: Path, name: str, entry: Mapping, data_start: int) -> TensorInfo:
+def _tensor_info(path: Location, name: str, entry: Mapping, data_start: int) -> TensorInfo:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"{path}: {name} has dtype {entry['dtype']}; known are {', '.join(DTYPES)}")
     shape, dtype = tuple(int(dim) for dim in entry["shape"]), DTYPES[entry["dtype"]]
@@ -197,12 +200,14 @@ def _tensor_info(path: Path, name: str, entry: Mapping, data_start: int) -> Tens
     return TensorInfo(name=name, shape=shape, dtype=dtype, path=path, offset=data_start + begin)
 
 
-def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
+def open_folder(folder: Location, stem: str | None = None) -> dict[str, TensorInfo]:
     """Every tensor of a Hugging Face-layout folder (one file, or shards with an index), by name; reads headers only.
 
     `stem` picks one of several models in a folder. Pickled weights are refused, since loading one runs its code. What
     is not one whole model is refused too, with the file (`folders_omnihuman.shard_files`).
     """
+    if files.is_incomplete(folder):
+        raise FileNotFoundError(f"{folder}: an export that was cut short; remove it, and export again")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give the one that holds the .safetensors files")
     stems = [stem] if stem else _stems(folder)
@@ -221,19 +226,33 @@ def open_folder(folder: Path, stem: str | None = None) -> dict[str, TensorInfo]:
     return {name: info for path in shard_files(folder, stems[0]) for name, info in read_header(path).items()}
 
 
-def _is_weights(path: Path) -> bool:
+def _is_weights(path: Location) -> bool:
     return path.name.endswith((".safetensors", ".safetensors.index.json"))
 
 
-def _stems(folder: Path) -> list[str]:
+def _stems(folder: Location) -> list[str]:
     """Names of the models in a folder: what comes before `.safetensors`, or before a shard's number."""
     names = (path.name.partition(".safetensors")[0] for path in folder.iterdir() if _is_weights(path))
     return sorted({re.sub(r"-\d+-of-\d+$", "", name) for name in names})
 
 
 def read_tensor(info: TensorInfo) -> np.ndarray:
-    """The tensor as a read-only view of its file: pages come in as they are touched, and can go again."""
-    if math.prod(info.shape) == 0:
+    """The tensor as a read-only view of its file: pages come in as they are touched, and can go again. Out of a bucket
+    it is one request.
+    """
+    nbytes = math.prod(info.shape) * info.dtype.itemsize
+    if nbytes == 0:
         return np.zeros(info.shape, info.dtype)
-    data = np.memmap(info.path, np.uint8, "r", info.offset, (math.prod(info.shape) * info.dtype.itemsize,))
+    if locations.is_remote(info.path):
+        return np.frombuffer(_range_of(info.path, info.offset, nbytes), info.dtype).reshape(info.shape)
+    data = np.memmap(info.path, np.uint8, "r", info.offset, (nbytes,))
     return np.asarray(data).view(info.dtype).reshape(info.shape)
+
+
+def _range_of(path: Location, offset: int, nbytes: int) -> bytes:
+    """Bytes [offset, offset + nbytes) of an object; ValueError if fewer came."""
+    system, name = fsspec.core.url_to_fs(str(path))
+    data: bytes = system.cat_file(name, start=offset, end=offset + nbytes)
+    if len(data) != nbytes:
+        raise ValueError(f"{path}: {len(data)} of {nbytes} bytes at {offset} were read; try again")
+    return data

@@ -5,6 +5,7 @@ Everyone else calls three functions and keeps parameters as a plain nested dict:
 leading `layers` axis (`dual_blocks/...`, `single_blocks/...`, `text_refiner/blocks/...`) and run by a scan.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -178,12 +179,16 @@ def apply(
     return model(tokens_BLC, t_BG, batch, execution=execution, dtype=dtype, guidance=guidance)
 
 
+ADDED = tuple(c.label for c in Condition if c.label in {field.name for field in dataclasses.fields(MMDiTConfig)})
+"""Conditions with parameters of their own, beside those of the base model: a field of the config each."""
+
+
 def condition_group(path: tuple[str, ...]) -> str:
-    """`audio` or `pose` for a parameter that only that condition uses, `base` for all others."""
+    """One of `ADDED` for a parameter that only that condition uses, `base` for all others."""
     for name in path:
-        for condition in (Condition.AUDIO, Condition.POSE):
-            if str(name).startswith(condition.label + "_"):
-                return condition.label
+        for label in ADDED:
+            if str(name).startswith(label + "_"):
+                return label
     return "base"
 
 

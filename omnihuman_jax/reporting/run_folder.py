@@ -1,4 +1,4 @@
-"""What lies in a run's folder, and the few numbers that matter: read from the files that the other commands wrote."""
+"""The files of a run's folder, and the few numbers that matter: read from the files that the other commands wrote."""
 
 import collections
 import dataclasses
@@ -17,7 +17,7 @@ LABELS = tuple(condition.label for condition in Condition)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """What lies in a run's folder: parsed JSON where there is some, None or empty where there is not.
+    """The files of a run's folder: parsed JSON where there is some, None or empty where there is not.
 
     metrics: lines of metrics.jsonl. steps: stamps of `omnihuman demo` by name. catalog: a small summary of the windows.
     samples: videos of `omnihuman generate`. comparisons, contact_sheet: what `omnihuman evaluate` drew.

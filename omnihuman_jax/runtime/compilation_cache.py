@@ -1,6 +1,6 @@
 """The persistent compilation cache: a second start of the same program loads it instead of compiling it.
 
-Trust: what lies in the cache is *run*, and JAX checks nothing about it. It is as trusted as the code: a folder (or a
+Trust: what is in the cache is *run*, and JAX checks nothing about it. It is as trusted as the code: a folder (or a
 bucket's prefix) that only those may write who may also change this code. A folder that other users of the machine can
 write to is refused. The processes of a job share one cache, on a file system that all of them see.
 """

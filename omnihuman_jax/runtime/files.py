@@ -17,8 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-StrPath = str | os.PathLike[str]
+from etils import epath
+
+from omnihuman_jax.runtime import locations
+from omnihuman_jax.runtime.locations import StrPath
+
 _REPLACED = "-replaced"
+_INCOMPLETE = ".incomplete"
+_HASH_BYTES = 1 << 22
 # Of file systems that do not know fsync, such as some buckets that are mounted as a folder.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
@@ -53,12 +59,19 @@ def write_bytes(path: StrPath, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(destination: Any, *, overwrite: bool = False) -> Iterator[Any]:
     """A temporary folder beside `destination` that becomes it when the block ends well, and vanishes when it does not.
 
     What a killed process left behind is removed by the next call on the same machine. FileExistsError if `destination`
     holds anything, unless `overwrite`.
+
+    In a bucket nothing can be renamed: the folder is `destination` itself, with an object `.incomplete` until the block
+    ends well (`is_incomplete`), and one that holds anything else is never overwritten.
     """
+    if locations.is_remote(destination):
+        with _whole_in_bucket(epath.Path(destination)) as folder:
+            yield folder
+        return
     destination = Path(os.path.abspath(destination))
     destination.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{destination.name}.incomplete-{socket.gethostname()}-"
@@ -84,12 +97,40 @@ def whole_folder(destination: Path, *, overwrite: bool = False) -> Iterator[Path
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _whole_in_bucket(destination: epath.Path) -> Iterator[epath.Path]:
+    marker = destination / _INCOMPLETE
+    if is_incomplete(destination):
+        destination.rmtree()
+    elif destination.exists() and any(destination.iterdir()):
+        raise FileExistsError(f"{destination} is not empty; choose another folder of the bucket, or empty it")
+    marker.write_text("")
+    try:
+        yield destination
+    except BaseException:
+        with contextlib.suppress(OSError):
+            destination.rmtree()
+        raise
+    marker.unlink()
+
+
+def is_incomplete(folder: Any) -> bool:
+    """Whether this is a bucket's folder that `whole_folder` was not finished with."""
+    return locations.is_remote(folder) and bool((folder / _INCOMPLETE).exists())
+
+
+def num_bytes(path: Any) -> int:
+    """The size of a file, or of a bucket's object."""
+    stat = path.stat()
+    return int(stat.length if locations.is_remote(path) else stat.st_size)
+
+
 def move_into_place(temporary: StrPath, target: StrPath) -> None:
     """Syncs a finished file or folder, gives it the name `target` on the same file system, and syncs that name.
 
     A file that is there is replaced; a folder that is there has to be empty. In a bucket it is a copy.
     """
-    if "://" in os.fspath(target):
+    if locations.is_remote(target):
         _as_path(temporary).replace(target)
         return
     sync(temporary)
@@ -109,6 +150,13 @@ def sync(path: StrPath) -> None:
 
 def file_sha256(path: StrPath, on_read: Callable[[int], None] = lambda nbytes: None) -> str:
     """sha256 of a file's bytes, in hex; `on_read` hears how many bytes each read gave."""
+    if locations.is_remote(path):
+        digest = hashlib.sha256()
+        with epath.Path(path).open("rb") as stream:
+            while block := stream.read(_HASH_BYTES):
+                digest.update(block)
+                on_read(len(block))
+        return digest.hexdigest()
     with _WatchedFile(path, on_read) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

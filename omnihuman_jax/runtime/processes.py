@@ -35,7 +35,7 @@ LINGER_S = 2.5
 _gathers = itertools.count()
 # How long one process waits for what another does meanwhile. No shorter than the watchdog's limits, which end what
 # hangs.
-_patience_s = 3600.0
+_barrier_timeout_s = 3600.0
 
 
 class RunEnded(Exception):
@@ -127,10 +127,10 @@ def own_count() -> int:
     return int(distributed.global_state.num_processes or 1)
 
 
-def be_patient(seconds: float) -> None:
-    """From now on the others may come so much later to `gather` and `wait_for_peers`; 3600 s unless told."""
-    global _patience_s
-    _patience_s = seconds
+def set_barrier_timeout(seconds: float) -> None:
+    """How long `gather` and `wait_for_peers` wait for the other processes, from now on; 3600 s by default."""
+    global _barrier_timeout_s
+    _barrier_timeout_s = seconds
 
 
 def wait_for_peers(name: str) -> None:
@@ -138,7 +138,7 @@ def wait_for_peers(name: str) -> None:
     more.
     """
     if (client := _client()) is not None:
-        client.wait_at_barrier(name, int(_patience_s * 1000))
+        client.wait_at_barrier(name, int(_barrier_timeout_s * 1000))
 
 
 def gather(value: Any) -> list[Any]:
@@ -151,7 +151,7 @@ def gather(value: Any) -> list[Any]:
     call = next(_gathers)
     key = f"omnihuman/gather/{call}"
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
-    client.wait_at_barrier(key, int(_patience_s * 1000))
+    client.wait_at_barrier(key, int(_barrier_timeout_s * 1000))
     found = dict(client.key_value_dir_get(f"{key}/"))
     if jax.process_index() == 0 and call:
         # Whoever came to this barrier has read the answers of the one before.

@@ -1,10 +1,8 @@
-"""Storage that goes away and comes back: which errors mean that, how long it is waited for, and whether it is still the
-same one.
+"""Storage that goes away and comes back: the errors that mean so, retries, and whether it is the same storage.
 
 A folder of checkpoints has an identity, a small file that its first start writes. A mount that is gone leaves an empty
-folder, or
-none: to save there would write to the disk below it, to look there would find that nothing was ever trained. Without
-its identity a folder is neither written nor believed.
+folder, or none: a save would write to the disk below it, a read would find that nothing was ever trained. Without its
+identity a folder is neither written to nor read.
 """
 
 import errno
@@ -15,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import fsspec.config
 from etils import epath
 
 from omnihuman_jax.runtime import exit_codes, files, processes
@@ -33,11 +30,6 @@ _ERRNOS = {
     errno.EHOSTDOWN,
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED,
 }  # fmt: skip
-
-# Through fsspec, which keeps listings for ever: those of a bucket would lack what TensorStore or another process has
-# written since.
-for _scheme in ("gs", "s3"):
-    fsspec.config.conf.setdefault(_scheme, {})["use_listings_cache"] = False
 
 Found = TypeVar("Found")
 
@@ -73,11 +65,11 @@ def does_not_answer(error: BaseException | None) -> bool:
     return False
 
 
-def ask(what: str, look: Callable[[], Found], *, retries: int, delay_s: float) -> Found:
-    """What `look` finds, once it finds something on every process; all of them call this.
+def retry(what: str, look: Callable[[], Found], *, retries: int, delay_s: float) -> Found:
+    """The result of `look`, retried on all processes until storage answers each of them; all of them call this.
 
-    Where storage does not answer one process, all look again, `retries` times after doubling pauses from `delay_s` on,
-    and all leave for a restart after that. Other errors of `look` are its caller's.
+    The pauses double from `delay_s` on. After `retries` retries all processes end, for a restart. Other errors of
+    `look` are raised as they are.
     """
     for attempt in range(retries + 1):
         found, reason = None, ""

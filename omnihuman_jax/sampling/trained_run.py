@@ -26,6 +26,7 @@ from omnihuman_jax.data import packing, records
 from omnihuman_jax.data.identity import changed_features, features_of
 from omnihuman_jax.diffusion import flow_matching, guidance, solver
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.serving.folders_omnihuman import changed_files
 from omnihuman_jax.serving.guidance_omnihuman import CURVES, GuidanceConfig, guidance_scales
 from omnihuman_jax.typing import PATCH, Batch, PackedShape, Params
@@ -78,7 +79,7 @@ def open_run(
     Raises:
         FileNotFoundError, ValueError: no run, no checkpoint, no dataset, or they do not fit each other; one line each.
     """
-    directory = Path(directory)
+    directory = local(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such run; give the run directory of `omnihuman train`")
     mesh_config = mesh or default_mesh()
@@ -114,7 +115,7 @@ def open_run(
         directory=directory,
         config=config,
         spec=spec,
-        dataset=Path(config.data.dataset if dataset is None else dataset),
+        dataset=local(config.data.dataset if dataset is None else dataset, "data.dataset"),
         mesh=created,
         params=params,
         weights=weights,
@@ -286,13 +287,13 @@ def encode_pictures(run: TrainedRun, video_THW3: np.ndarray) -> np.ndarray:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that `generate` and `evaluate` share: which weights, and how they are sampled."""
-    parser.add_argument("--run", required=True, type=Path, help="run directory of `omnihuman train`")
+    parser.add_argument("--run", required=True, type=local, help="run directory of `omnihuman train`")
     parser.add_argument(
         "--weights", choices=("ema", "raw"), default="ema", help="averaged weights (default) or the last ones"
     )
     parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
     parser.add_argument(
-        "--dataset", type=Path, help="folder of `omnihuman encode`; default: the one that the run was trained on"
+        "--dataset", type=local, help="folder of `omnihuman encode`; default: the one that the run was trained on"
     )
     parser.add_argument(
         "--codec", metavar="DIR", help="the codec's folder, if it was moved since the data were encoded"

@@ -4,7 +4,7 @@ here.
     python -m omnihuman_jax.scale.codec_memory --codec AutoencoderKLWan --method decode
 
 The compiler's own account of the whole program, with the released sizes and no weights; a program that does not fit is
-its error. What it assigns to buffers is settled, and dumped, before it generates machine code; that takes a convolution
+its error. What it assigns to buffers is decided, and dumped, before it generates machine code; that takes a convolution
 seconds of a core, and a tiled program holds the network once for each shape of tile. So each program is compiled in a
 process of its own that is ended when the account is written; `--whole` compiles to the end, and gives the same numbers.
 """

@@ -45,7 +45,7 @@ class TextEncoder(Protocol):
 
 
 def load_codec(name: str, exported: Path, device: torch.device, options: Mapping[str, Any]) -> Codec:
-    """The codec called `name` in config.json: `dct`, whose tensors lie in the exported folder, or a folder of
+    """The codec called `name` in config.json: `dct`, whose tensors are in the exported folder, or a folder of
     diffusers.
     """
     if name == "dct":

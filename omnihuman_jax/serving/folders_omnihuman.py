@@ -90,8 +90,9 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     """(metadata, tensor -> its dtype, shape and data_offsets) of a safetensors file; ValueError that names it unless it
     is whole: its last tensor ends where the file does.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(_HEADER_LIMIT_BYTES, size - 8):
             raise ValueError(f"{path} is no safetensors file or is cut short ({size} bytes); fetch it again")

@@ -661,7 +661,7 @@ def _check_whole(path: Path, expected: set[str], export: str | None) -> None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            header: Any = json.loads(file.read(length)) if 8 + length <= size else None
+            header: dict[str, Any] = json.loads(file.read(length) if 8 + length <= size else "")
             metadata = header.pop("__metadata__", None) or {}
             end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):

@@ -11,7 +11,8 @@ RUN/events/<attempt>-<process>.jsonl, one JSON line an event, in the order of th
     because another one did
 
 The spans of the loop come from the loop itself, what JAX compiles elsewhere from `jax.monitoring`. Orbax's own events
-of a save end before it is sealed, and come of saves that fail on another host too: the loop says when one is whole.
+of a save end before its manifest is written, and come of saves that fail on another host too: the loop says when one is
+whole.
 """
 
 import contextlib

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omnihuman_jax.runtime.locations import local
+
 KINDS = ("productive", "repeated", "compile", "restore", "save", "data_wait", "start_up", "down")
 """Where the time goes: new steps, steps that a restart made again, compiling, choosing and reading a checkpoint, saves
 that the loop waited for, waiting for data, the rest of a process's time, and time without a sign of any process."""
@@ -68,7 +70,7 @@ class Goodput:
 
 def read_goodput(run_dir: Path | str) -> Goodput:
     """Adds up the event logs of a run; FileNotFoundError where there are none."""
-    folder = Path(run_dir) / "events"
+    folder = local(run_dir) / "events"
     files = sorted(folder.glob("*-0.jsonl"), key=lambda path: int(path.name.split("-")[0]))
     logs = [events for path in files if (events := _read(path))]
     if not logs:

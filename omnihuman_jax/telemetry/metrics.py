@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: Path | str, config: LoggingConfig, *, step: int):
-        self.path = Path(run_dir) / "metrics.jsonl"
+        self.path = local(run_dir) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _keep_until(self.path, step)
@@ -124,7 +125,7 @@ class MetricsWriter:
         if config.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=step + 1, flush_secs=30)
+            self._board = SummaryWriter(str(local(run_dir) / "tensorboard"), purge_step=step + 1, flush_secs=30)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One line; floats as `repr` has them, so equal lines mean equal bits."""
@@ -155,7 +156,7 @@ def board_name(name: str) -> str:
 
 def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
     """The records of a run, in order; a line that a kill cut short is left out."""
-    path = Path(run_dir) / "metrics.jsonl"
+    path = local(run_dir) / "metrics.jsonl"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give the run directory of `omnihuman train`")
     records = []

@@ -1,7 +1,7 @@
 """Numbers that must not be trained on: what is not finite, what is far off, and what a device computed wrong.
 
 All of it is decided inside the step, from values that are computed anyway (the loss and the norm of the gradients), on
-all devices alike, and what the decision depends on lies in the state: a run that was stopped and continued decides the
+all devices alike, and what the decision depends on is in the state: a run that was stopped and continued decides the
 same.
 """
 

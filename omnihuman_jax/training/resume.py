@@ -39,7 +39,7 @@ def open_parts(config: ExperimentConfig, run_dir: Path) -> Parts:
     """
     known = processes.gather(has_opened(run_dir, config.data.dataset))[0]
 
-    def ask(what: str, look: Callable[[], Any]) -> Any:
+    def retry(what: str, look: Callable[[], Any]) -> Any:
         def tolerant() -> Any:
             try:
                 return look()
@@ -48,9 +48,9 @@ def open_parts(config: ExperimentConfig, run_dir: Path) -> Parts:
                     raise storage.Gone(f"this run has opened it before, and now: {error}") from None
                 raise
 
-        return storage.ask(what, tolerant, retries=config.data.retries, delay_s=config.data.retry_delay_s)
+        return storage.retry(what, tolerant, retries=config.data.retries, delay_s=config.data.retry_delay_s)
 
-    return assemble(config, ask)
+    return assemble(config, retry)
 
 
 def has_opened(run_dir: Path, dataset: str) -> bool:

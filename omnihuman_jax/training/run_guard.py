@@ -11,7 +11,7 @@ import jax
 
 from omnihuman_jax.data.plan import Plan
 from omnihuman_jax.data.records import RecordSource
-from omnihuman_jax.runtime import exit_codes, processes
+from omnihuman_jax.runtime import exit_codes, processes, storage
 from omnihuman_jax.runtime.incidents import Incidents, append_line, read_lines
 from omnihuman_jax.runtime.processes import RunEnded, StopRequest
 from omnihuman_jax.runtime.watchdog import Watchdog
@@ -51,7 +51,7 @@ class Rollbacks:
         lines = self._lines()
         return bool(lines) and "checkpoint" not in lines[-1]
 
-    def ask(self, first: int, to: int) -> None:
+    def request(self, first: int, to: int) -> None:
         """Steps [first, to) went wrong."""
         if jax.process_index() == 0:
             append_line(self._path, {"first": first, "to": to})
@@ -170,7 +170,7 @@ class RunGuard:
                 " optimizer.learning_rate, or allow more with numerics.max_rollbacks",
                 exit_codes.USER_ERROR,
             )
-        self.rollbacks.ask(first, to)
+        self.rollbacks.request(first, to)
         self.incidents.note("rollback_asked", {"first": first + 1, "last": to})
         raise RunEnded(
             f"{reason}; the next start goes back to a checkpoint before them and on from step {to}", exit_codes.RETRY
@@ -191,25 +191,28 @@ class RunGuard:
                 self.run_dir / QUARANTINE, {"record": record, "window": window, "reason": reason, "process": process}
             )
 
-    def finish(self, done: int, total: int, *, saved: bool, stop: StopRequest | None) -> None:
-        """After the last save: RunEnded if the run was asked to stop, or could not be saved."""
+    def finish(self, done: int, total: int, *, unsaved: str, stop: StopRequest | None) -> None:
+        """After the last save: RunEnded if the run was asked to stop, or could not be saved (`unsaved` says why)."""
         if unreadable := self._records.unreadable:
             where = self.run_dir / QUARANTINE
             logger.warning("%d unreadable records were masked; %s names them", len(unreadable), where)
         if stop is not None:
             who = "by hand" if stop.by_hand else "by a signal"
-            self.incidents.note("stopped", {"step": done, "by_hand": stop.by_hand, "saved": saved})
-            lost = "" if saved else "; it could NOT be saved, the next start goes back to the checkpoint before"
+            self.incidents.note("stopped", {"step": done, "by_hand": stop.by_hand, "saved": not unsaved})
+            lost = f"; it could NOT be saved ({unsaved}): the next start goes back to the checkpoint before"
             raise RunEnded(
-                f"stopped {who} at step {done} of {total}; the same command continues{lost}",
+                f"stopped {who} at step {done} of {total}; the same command continues{lost if unsaved else ''}",
                 exit_codes.INTERRUPTED if stop.by_hand else exit_codes.RESTART,
             )
-        if not saved:
-            raise RunEnded(f"step {done} of {total} could not be saved; make room and start again", exit_codes.RETRY)
+        if unsaved:
+            cure = "make room" if storage.has_no_room(unsaved) else "mend that"
+            raise RunEnded(
+                f"step {done} of {total} could not be saved ({unsaved}); {cure} and start again", exit_codes.RETRY
+            )
 
 
 @contextlib.contextmanager
-def one_door(command: str) -> Iterator[None]:
+def exit_with_code(command: str) -> Iterator[None]:
     """Around everything that a process of a job does: whatever ends it, it exits with the code that says so, at once.
 
     An exception that unwinds to the end of the interpreter would wait there for the other processes, and lose its code.

@@ -1,6 +1,6 @@
 """The train state: a plain pytree, born sharded.
 
-Everything that resume needs and that is not a pure function of the step lies in here, running averages of the log
+Everything that resume needs and that is not a pure function of the step is in here, running averages of the log
 included: what is logged after a resume is what would have been logged without the stop.
 """
 
@@ -102,7 +102,7 @@ def state_shardings(
     """The sharding of every leaf of the state, as a TrainState: moments and EMA lie with their parameter, scalars
     everywhere.
 
-    What `offload` (a key of `OFFLOADS`) names lies in the pinned memory of the host of each device; ValueError where
+    What `offload` (a key of `OFFLOADS`) names is in the pinned memory of the host of each device; ValueError where
     the platform has none.
     """
     host = OFFLOADS[offload]

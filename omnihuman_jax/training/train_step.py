@@ -30,7 +30,7 @@ class StepConfig:
 
     micro_batches: parts that a step's sequences are computed in, one after the other; the global batch stays
         `data.plan.sequences_per_step`, a multiple of micro_batches x the mesh's data and fsdp ways. One part's
-        activations lie in memory at a time.
+        activations are in memory at a time.
     offload: what waits in the host's memory between updates: `none`, `moments` (Adam's) or `moments_ema`.
     """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from etils import epath
 
-from omnihuman_jax.checkpoint import seals
+from omnihuman_jax.checkpoint import manifest
 
 KILL, TERMINATE, STOP, RAISE, KILL_IN_SAVE, TRUNCATE, FLIP, DISK_FULL, PROCESSES = (
     "kill -9 of a rank", "SIGTERM to a rank", "SIGSTOP of a rank", "Python exception in a rank",
@@ -61,9 +61,9 @@ class Fault:
 
 
 def newest_whole(checkpoints: Path) -> int:
-    """The newest step that is sealed and as its seal says, 0 if there is none: where a run has to go on."""
+    """The newest step that is complete and as its manifest says, 0 if there is none: where a run has to go on."""
     steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()] if checkpoints.is_dir() else []
-    return max((step for step in steps if not seals.damage(epath.Path(checkpoints / str(step)))), default=0)
+    return max((step for step in steps if not manifest.damage(epath.Path(checkpoints / str(step)))), default=0)
 
 
 def damage_newest(checkpoints: Path, kind: str, rng: random.Random) -> None:
@@ -91,12 +91,12 @@ def strike(pid: int, kind: str) -> None:
 
 
 def is_saving(checkpoints: Path) -> bool:
-    """Whether a step is being written: Orbax's temporary folder is there, or a folder without its seal."""
+    """Whether a step is being written: Orbax's temporary folder is there, or a folder without its manifest."""
     if not checkpoints.is_dir():
         return False
     names = [path.name for path in checkpoints.iterdir()]
-    return any(seals.PARTIAL in name for name in names) or any(
-        name.isdigit() and not (checkpoints / name / seals.SEAL).exists() for name in names
+    return any(manifest.PARTIAL in name for name in names) or any(
+        name.isdigit() and not (checkpoints / name / manifest.MANIFEST).exists() for name in names
     )
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from omnihuman_jax.checkpoint import seals
+from omnihuman_jax.checkpoint import manifest
 from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.runtime import storage
@@ -19,31 +19,31 @@ def committed(objects: dict[str, bytes], step: int) -> None:
         objects[f"{RUN}/{step}/{name}"] = bytes(step)
 
 
-def test_a_step_without_a_seal_is_set_aside_and_later_ones_are_rolled_back() -> None:
+def test_a_step_without_a_manifest_is_set_aside_and_later_ones_are_rolled_back() -> None:
     bucket, noted = empty_bucket(), []
     with open_checkpoints(f"gs://{RUN}", CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
         identity = json.loads(bucket[f"{RUN}/{storage.IDENTITY}"])["id"]
         assert checkpoints.reader.steps == [] and checkpoints.choose() is None
         for step in (5, 10, 15):
             committed(bucket, step)
-            assert seals.committed_steps(checkpoints.reader.folder.path)[-1] == step  # looked at anew
+            assert manifest.committed_steps(checkpoints.reader.folder.path)[-1] == step  # looked at anew
             if step != 15:
-                assert seals.write(checkpoints.reader.folder.path / str(step)) == 4 * step
+                assert manifest.write(checkpoints.reader.folder.path / str(step)) == 4 * step
         assert checkpoints.reader.steps == [5, 10]
-    # The next start, after a kill between the commit and the seal.
+    # The next start, after a kill between the commit and the manifest.
     with open_checkpoints(f"gs://{RUN}", CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
         assert checkpoints.reader.folder.identity == identity
         assert checkpoints.choose() == 10
         assert bucket[f"{RUN}/damaged/15-1/params/d/0"] == bytes(15) and f"{RUN}/15/params/d/0" not in bucket
-        assert "no seal" in json.loads(bucket[f"{RUN}/damaged/15-1/why.json"])["reason"]
+        assert "no manifest" in json.loads(bucket[f"{RUN}/damaged/15-1/why.json"])["reason"]
         assert [kind for kind, _ in noted] == ["checkpoint_rejected"]
         committed(bucket, 15)
         checkpoints.reject(15, "again")
         assert f"{RUN}/damaged/15-2/ema/d/0" in bucket
         bucket[f"{RUN}/10/ema/d/0"] = b"short"
-        assert checkpoints.choose() == 5 and list(seals.aside(checkpoints.reader.folder.path)) == ["10-1"]
+        assert checkpoints.choose() == 5 and list(manifest.aside(checkpoints.reader.folder.path)) == ["10-1"]
         checkpoints.roll_back(5)
-        assert checkpoints.reader.steps == [] and f"{RUN}/rolled_back/5-1/seal.json" in bucket
+        assert checkpoints.reader.steps == [] and f"{RUN}/rolled_back/5-1/manifest.json" in bucket
         assert not [name for name in bucket if name.startswith((f"{RUN}/5/", f"{RUN}/10/", f"{RUN}/15/"))]
 
 

@@ -109,7 +109,7 @@ def test_a_copy_whose_checksums_were_made_to_fit_is_found_by_its_fingerprint(
     noted: list[str] = []
     with tiers(tmp_path, noted) as checkpoints:
         shapes = abstract(make_state(mesh, 8))
-        if checkpoints.choose(shapes) == 8:  # the seal knows sizes, and the number may have got no longer
+        if checkpoints.choose(shapes) == 8:  # the manifest knows sizes, and the number may have got no longer
             with pytest.raises(DamagedError, match=rf"local copy of step 8 has changed .*{name} is the first"):
                 checkpoints.restore(8, shapes)
             checkpoints.reject(8, "a bit")

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from omnihuman_jax import sharding
-from omnihuman_jax.checkpoint import seals
+from omnihuman_jax.checkpoint import manifest
 from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
 from omnihuman_jax.checkpoint.folder import checkpoint_directory
 from omnihuman_jax.checkpoint.reader import CheckpointReader, load_weights
@@ -147,15 +147,22 @@ def test_a_save_is_good_though_older_ones_cannot_be_removed(
         def fails(folder: epath.Path) -> bool:
             if folder.name == "1" and next(looks) == 0:
                 raise OSError(errno.EIO, "Input/output error")
-            return sealed(folder)
+            return complete(folder)
 
-        sealed = seals.is_sealed
-        monkeypatch.setattr(seals, "is_sealed", fails)
+        complete = manifest.is_complete
+        monkeypatch.setattr(manifest, "is_complete", fails)
         checkpoints.save(make_state(mesh, 2), record(2))
         assert checkpoints.wait() and checkpoints.failed_saves == 0 and checkpoints.reader.steps == [1, 2]
         assert noted == ["saved", "saved", "older_checkpoints_stay"] and "no room could be made" in caplog.text
         checkpoints.save(make_state(mesh, 3), record(3))
         assert checkpoints.wait() and checkpoints.reader.steps == [3]
+
+
+def test_a_checkpoint_with_the_manifest_of_an_earlier_version_is_read(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    folder = saved(tmp_path, mesh, 1)
+    (folder / "1" / "manifest.json").rename(folder / "1" / "seal.json")
+    with open_checkpoints(folder, CheckpointConfig()) as checkpoints:
+        assert checkpoints.choose() == 1
 
 
 def test_a_half_written_step_is_not_a_checkpoint(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
@@ -203,7 +210,7 @@ def test_a_missing_part_and_a_missing_record(tmp_path: Path, mesh: jax.sharding.
     content = json.loads(metadata.read_text())
     content["custom_metadata"] = {}
     metadata.write_text(json.dumps(content))
-    seals.write(epath.Path(folder / "1"))
+    manifest.write(epath.Path(folder / "1"))
     with CheckpointReader(folder) as checkpoints, pytest.raises(CheckpointError, match="no readable record of its run"):
         checkpoints.record(1)
 
@@ -259,11 +266,11 @@ def test_a_flipped_bit_is_found_and_the_step_before_is_taken(
     assert [kind for kind, _ in noted] == ["checkpoint_rejected"]
 
 
-def test_files_that_are_gone_cut_short_or_were_never_sealed(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+def test_files_that_are_gone_cut_short_or_were_never_finished(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
     folder = saved(tmp_path / "c", mesh, 1, 2, 3, 4)
     next((folder / "4" / "params").rglob("d/*")).unlink()
     next((folder / "3" / "ema").rglob("d/*")).write_bytes(b"")
-    (folder / "2" / "seal.json").unlink()  # killed between commit and seal
+    (folder / "2" / "manifest.json").unlink()  # killed between commit and manifest
     noted = []
     with open_checkpoints(
         folder, CheckpointConfig(), lambda kind, details: noted.append(details["reason"])
@@ -271,7 +278,7 @@ def test_files_that_are_gone_cut_short_or_were_never_sealed(tmp_path: Path, mesh
         assert checkpoints.reader.steps == [1, 3, 4]
         assert checkpoints.choose() == 1
     assert len(noted) == 3
-    for reason, expected in zip(noted, ("is missing", "has 0 bytes", "no seal"), strict=True):
+    for reason, expected in zip(noted, ("is missing", "has 0 bytes", "no manifest"), strict=True):
         assert expected in reason
     with CheckpointReader(folder) as checkpoints:
         assert checkpoints.steps == [1]
@@ -304,7 +311,7 @@ def test_a_full_disk_costs_a_checkpoint_and_no_more(tmp_path: Path, mesh: jax.sh
         checkpoints.restore(4, abstract(make_state(mesh, 4, width=1 << 16)))
 
 
-def test_readers_look_at_seal_and_fingerprint(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+def test_readers_look_at_manifest_and_fingerprint(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
     folder = saved(tmp_path / "c", mesh, 1, width=1 << 12)
     shapes = abstract(make_state(mesh, 1, width=1 << 12)).params
     load_weights(folder, shapes)
@@ -408,7 +415,7 @@ def test_what_was_said_of_a_save_is_no_word_about_its_next_try(
     notes: dict[str, dict[str, str]] = {}
     monkeypatch.setattr(processes, "post", lambda key, value: notes.update({key: {"1": value}}))
     monkeypatch.setattr(processes, "posted", lambda key: notes.get(key, {}))
-    write, calls = seals.write, itertools.count()
+    write, calls = manifest.write, itertools.count()
 
     def slow(folder: epath.Path) -> int:
         if next(calls) == 0:
@@ -416,7 +423,7 @@ def test_what_was_said_of_a_save_is_no_word_about_its_next_try(
         time.sleep(0.5)  # longer than `wait` goes without a look at the notes
         return write(folder)
 
-    monkeypatch.setattr(seals, "write", slow)
+    monkeypatch.setattr(manifest, "write", slow)
     with open_checkpoints(tmp_path, QUICK) as checkpoints:
         checkpoints.save(make_state(mesh, 2), record(2))
         assert checkpoints.finish(make_state(mesh, 2), record(2)) and next(calls) == 2

@@ -27,6 +27,7 @@ from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.commands import export, import_weights
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop import key_table as kt
+from omnihuman_jax.interop import weights_export
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.export_folder import MODULES
 from omnihuman_jax.models import mmdit
@@ -269,4 +270,4 @@ def test_the_command(run, tmp_path, capsys):
     assert export.main([str(run), "--to", str(tmp_path / "out"), "--weights", "raw", "--dtype", "bf16"]) == 0
     printed = capsys.readouterr().out
     assert f"step {STEP}, raw weights" in printed and "of bf16" in printed
-    assert export.is_export(tmp_path / "out")
+    assert weights_export.is_export(tmp_path / "out")

@@ -22,7 +22,7 @@ from omnihuman_jax.checkpoint.reader import CheckpointReader, load_weights
 from omnihuman_jax.commands import export, import_weights
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.config import ExperimentConfig
-from omnihuman_jax.interop import hunyuan_video
+from omnihuman_jax.interop import additions, file_hashes, hunyuan_video, model_sources, weights_export
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.interop.sharded_params import ShardedParams
 from omnihuman_jax.models import mmdit
@@ -53,7 +53,7 @@ def original(tmp_path_factory) -> tuple[HunyuanVideoTransformer3DModel, Path]:
 def imported(original, tmp_path_factory) -> Path:
     """Its import, with additions, written by the command's own code over eight devices."""
     to = tmp_path_factory.mktemp("runs") / "imported"
-    import_weights.import_weights(import_weights.open_hunyuan_video(original[1]), to, config=CONFIG)
+    import_weights.import_weights(model_sources.open_hunyuan_video(original[1]), to, config=CONFIG)
     return to
 
 
@@ -129,11 +129,11 @@ def test_round_trip_is_bit_identical_and_loads_in_diffusers(original, tmp_path, 
 
 
 @pytest.mark.parametrize("form", export.FORMATS)
-@pytest.mark.parametrize("dtype", export.DTYPES)
+@pytest.mark.parametrize("dtype", weights_export.DTYPES)
 def test_additions_make_the_round_trip_too(imported, tmp_path, form, dtype):
     first, second = tmp_path / "first", tmp_path / "second"
     export.export_run(imported, first, form=form, dtype=dtype, max_shard_bytes=100_000)
-    import_weights.import_weights(import_weights.open_omnihuman(first), tmp_path / "run", config=CONFIG)
+    import_weights.import_weights(model_sources.open_omnihuman(first), tmp_path / "run", config=CONFIG)
     export.export_run(tmp_path / "run" / "checkpoints" / "0", second, form=form, dtype=dtype, max_shard_bytes=100_000)
     files = sorted(path.name for path in first.glob("*.safetensors"))
     assert len(files) > 2 and files == sorted(path.name for path in second.glob("*.safetensors"))
@@ -154,16 +154,16 @@ def test_files_are_recorded_and_checked(original, imported, tmp_path):
     listed = tmp_path / "SHA256SUMS"
     lines = [f"{digest}  {name}" for name, digest in origin["files"].items()]
     listed.write_text("\n".join(lines))
-    assert import_weights.read_hashes(listed) == origin["files"]
+    assert file_hashes.read_hashes(listed) == origin["files"]
     wrong = {**origin["files"], "config.json": "0" * 64, "other.safetensors": "1" * 64}
-    source = import_weights.open_hunyuan_video(folder)
+    source = model_sources.open_hunyuan_video(folder)
     with pytest.raises(
         ValueError, match=r"other.safetensors is listed but not there; config.json has sha256 .*, expected 0000"
     ):
         import_weights.import_weights(source, tmp_path / "run", expected=wrong)
     (tmp_path / "more").mkdir()
     shutil.copytree(folder, tmp_path / "more" / "transformer")
-    source = import_weights.open_hunyuan_video(tmp_path / "more" / "transformer")
+    source = model_sources.open_hunyuan_video(tmp_path / "more" / "transformer")
     (source.folder / "notes.json").write_text("{}")
     unread = {**origin["files"], "notes.json": "2" * 64}
     with pytest.raises(ValueError, match=r"notes\.json has sha256 44136fa.*, expected 2222"):
@@ -174,7 +174,7 @@ def test_files_are_recorded_and_checked(original, imported, tmp_path):
     assert json.loads((tmp_path / "run" / "origin.json").read_text())["files"] == origin["files"]
     listed.write_text("abc config.json")
     with pytest.raises(ValueError, match="line 1"):
-        import_weights.read_hashes(listed)
+        file_hashes.read_hashes(listed)
 
 
 def test_everything_that_does_not_fit_is_one_error(original, tmp_path):
@@ -187,7 +187,7 @@ def test_everything_that_does_not_fit_is_one_error(original, tmp_path):
     tensors |= {"lora.weight": torch.zeros(3), "norm_out.linear.bias": torch.zeros(61)}
     save_file(tensors, file)
     with pytest.raises(kt.KeyTableError) as error:
-        import_weights.import_weights(import_weights.open_hunyuan_video(folder), tmp_path / "run")
+        import_weights.import_weights(model_sources.open_hunyuan_video(folder), tmp_path / "run")
     for line in (
         "missing proj_out.bias [12]",
         "unknown lora.weight [3]",
@@ -201,12 +201,12 @@ def test_everything_that_does_not_fit_is_one_error(original, tmp_path):
     }
     save_file(tensors, file)
     with pytest.raises(ValueError, match=r"proj_out.weight is int32"):
-        import_weights.import_weights(import_weights.open_hunyuan_video(folder), tmp_path / "run")
+        import_weights.import_weights(model_sources.open_hunyuan_video(folder), tmp_path / "run")
     file.rename(folder / "diffusion_pytorch_model.bin")
     with pytest.raises(
         FileNotFoundError, match=r"diffusion_pytorch_model.bin are pickles, .* convert once with .*from_pretrained"
     ):
-        import_weights.open_hunyuan_video(folder)
+        model_sources.open_hunyuan_video(folder)
 
 
 @pytest.mark.parametrize("option", ["--from", "--to"])
@@ -223,7 +223,7 @@ def test_large_buffers_are_mapped_by_import_and_export(original, imported, tmp_p
     monkeypatch.setattr(platform_flags, "map_large_buffers", lambda: calls.append("mapped"))
     monkeypatch.setattr(import_weights, "import_mesh", lambda model: calls.append("reads") or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        import_weights.import_weights(import_weights.open_hunyuan_video(original[1]), tmp_path / "run", config=CONFIG)
+        import_weights.import_weights(model_sources.open_hunyuan_video(original[1]), tmp_path / "run", config=CONFIG)
     monkeypatch.setattr(export, "CheckpointLeaves", lambda *_: calls.append("reads") or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export.export_run(imported, tmp_path / "out")
@@ -243,7 +243,7 @@ def test_an_export_of_an_import_says_which_weights_it_has(imported, tmp_path, ca
 def test_configs_that_do_not_fit_are_refused(original, imported, tmp_path):
     folder = tmp_path / "transformer"
     shutil.copytree(original[1] / "transformer", folder)
-    source = import_weights.open_hunyuan_video(folder)
+    source = model_sources.open_hunyuan_video(folder)
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(FULL, num_dual_layers=7, rope_theta=10.0))
     with pytest.raises(
         ValueError, match=r"model.num_dual_layers is 7 instead of 2; model.rope_theta is 10.0 instead of 256"
@@ -256,18 +256,18 @@ def test_configs_that_do_not_fit_are_refused(original, imported, tmp_path):
         json.dumps({**stated, "patch_size": 4, "image_condition_type": "latent_concat", "depth": 3})
     )
     with pytest.raises(ValueError, match=r"depth is not a field.*patch_size is 4, only 2.*'latent_concat', only None"):
-        import_weights.open_hunyuan_video(folder)
+        model_sources.open_hunyuan_video(folder)
     (folder / "config.json").write_text(json.dumps({**stated, "_class_name": "FluxTransformer2DModel"}))
     with pytest.raises(ValueError, match="describes a FluxTransformer2DModel"):
-        import_weights.open_hunyuan_video(folder)
+        model_sources.open_hunyuan_video(folder)
     for name, value in {
         "num_layers": "2", "num_single_layers": None, "mlp_ratio": "4", "rope_axes_dim": 3, "attention_head_dim": "x",
         "guidance_embeds": 1, "out_channels": "16",
     }.items():  # fmt: skip
         (folder / "config.json").write_text(json.dumps({**stated, name: value}))
         with pytest.raises(ValueError, match=rf"config\.json: .*{name} is {value!r}, not .*: fetch the file again"):
-            import_weights.open_hunyuan_video(folder)
-    exported = export.module_config(FULL, {})
+            model_sources.open_hunyuan_video(folder)
+    exported = weights_export.module_config(FULL, {})
     for name, value in {
         "num_dual_layers": "2",
         "num_refiner_layers": None,
@@ -280,10 +280,10 @@ def test_configs_that_do_not_fit_are_refused(original, imported, tmp_path):
             ValueError,
             match=rf"config\.json: (model\.{name} is .*, not|its part 'model' cannot).*; fetch the file again",
         ):
-            import_weights.open_omnihuman(folder)
+            model_sources.open_omnihuman(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no config.json"):
-        import_weights.open_hunyuan_video(tmp_path / "empty")
+        model_sources.open_hunyuan_video(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"pooled_width is 0.*--format torch"):
         hunyuan_video.diffusers_config(dataclasses.replace(BASE, pooled_width=0))
 
@@ -309,9 +309,9 @@ def test_full_size_config_is_the_public_one():
 def test_blocks_of_any_size_fill_sharded_leaves_exactly(block_bytes):
     table = kt.key_table(BASE)
     tensors = {name: array.astype(ml_dtypes.bfloat16) for name, array in random_tensors(table).items()}
-    mesh = import_weights.import_mesh(BASE)
+    mesh = additions.import_mesh(BASE)
     assert mesh.shape["fsdp"] == 4 and mesh.shape["data"] == 2  # 44 does not split eight ways
-    leaves = ShardedParams(import_weights.abstract_leaves(BASE, mesh), block_bytes)
+    leaves = ShardedParams(additions.abstract_leaves(BASE, mesh), block_bytes)
     for part, values in table.parts_from_torch(tensors.__getitem__):
         leaves.write(part, values)
     params = leaves.params()

@@ -41,6 +41,7 @@ def damaged(tmp_path: Path) -> Path:
     return dataset
 
 
+@pytest.mark.slow
 def test_the_demos_training_in_a_file_is_lines(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

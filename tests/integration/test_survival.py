@@ -134,7 +134,7 @@ def test_a_full_disk_while_a_run_saves_costs_that_checkpoint_only(tmp_path: Path
             time.sleep(0.05)
         raise AssertionError("not reached")
 
-    reached(lambda: (run / "checkpoints" / "5" / "seal.json").exists())
+    reached(lambda: (run / "checkpoints" / "5" / "manifest.json").exists())
     _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     # No file may grow past 32 KiB: what a full disk is to a checkpoint, while metrics.jsonl is shorter.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 15, hard))
@@ -206,7 +206,7 @@ def test_ctrl_c_stops_cleanly_and_is_no_restart(tmp_path: Path) -> None:
     (code,), (output,) = runs.outcomes([process])
     assert code == exit_codes.INTERRUPTED and "stopped by hand at step" in output
     stopped = json.loads((run / "incidents.jsonl").read_text().splitlines()[-1])
-    assert stopped["incident"] == "stopped" and (run / "checkpoints" / str(stopped["step"]) / "seal.json").exists()
+    assert stopped["incident"] == "stopped" and (run / "checkpoints" / str(stopped["step"]) / "manifest.json").exists()
 
 
 @pytest.mark.slow
@@ -260,7 +260,7 @@ def test_checkpoint_storage_that_goes_away_and_comes_back(tmp_path: Path) -> Non
         "--config.checkpoint.keep=99",
     )
     process = runs.start(run, dataset, *options, "--stop-after=45")
-    until(process, lambda: (folder / "10" / "seal.json").exists())
+    until(process, lambda: (folder / "10" / "manifest.json").exists())
     without_storage(folder)
     until(process, lambda: bool(incidents(run, "save_failed")))
     assert not folder.exists()
@@ -305,7 +305,7 @@ def test_saves_that_fail_for_good_end_the_attempt_for_a_restart(tmp_path: Path, 
     else:
         options += ("--config.stages.rows[1].steps=35", "--config.checkpoint.max_failed_saves=99")
     process = runs.start(run, dataset, *options)
-    until(process, lambda: (folder / "4" / "seal.json").exists())
+    until(process, lambda: (folder / "4" / "manifest.json").exists())
     without_storage(folder, "empty")
     (code,), (output,) = runs.outcomes([process])
     assert code == exit_codes.RETRY, output

@@ -130,13 +130,13 @@ def test_what_is_logged(straight: Path) -> None:
     assert lines[-1]["matmul_peak_share"] > 0 and lines[-1]["tokens_per_s"] > 0
     config = from_json(json.loads((straight / "config.json").read_text()))
     assert config.stages.total_steps == STEPS and (straight / "dataset.json").exists()
-    # When each checkpoint was whole, how long that took, and how large it is: the seal's sizes.
+    # When each checkpoint was whole, how long that took, and how large it is: the manifest's sizes.
     saved = [event for event in read_lines(straight / "events" / "0000-0.jsonl") if event["event"] == "saved"]
     assert [event["step"] for event in saved] == list(range(INTERVAL, STEPS + 1, INTERVAL)) and last_saved(
         straight
     ) == STEPS
     for event in saved:
-        files = json.loads((straight / "checkpoints" / str(event["step"]) / "seal.json").read_text())["files"]
+        files = json.loads((straight / "checkpoints" / str(event["step"]) / "manifest.json").read_text())["files"]
         assert event["bytes"] == sum(files.values()) and event["s"] > 0
 
 

@@ -92,12 +92,13 @@ def measure(run: Callable[[Path, Callable[[], None]], int], tiny: Path, full: Pa
 def work(job: str, scratch: Path) -> None:
     """One row, in this process; prints a line of JSON."""
     from omnihuman_jax.commands import export, import_weights
+    from omnihuman_jax.interop import model_sources
 
     def run(folder: Path, tensors_are_read: Callable[[], None]) -> int:
         size = folder.name
         if job == "import":
             shutil.rmtree(scratch / "imported" / size, ignore_errors=True)
-            source = import_weights.open_hunyuan_video(folder)
+            source = model_sources.open_hunyuan_video(folder)
             watch = lambda text, done, total: tensors_are_read() if text.startswith("writing") else None  # noqa: E731
             done = import_weights.import_weights(source, scratch / "imported" / size, progress=watch)
             return done.nbytes

@@ -55,14 +55,18 @@ def test_jobset(tools: Path) -> None:
 
 def test_slurm(tools: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert call(tools, "submit", "slurm") == ["--parsable"]
-    assert (tools / "stdin").read_text().startswith("#!/usr/bin/env bash\n#SBATCH --job-name=run\n")
+    assert (tools / "stdin").read_text().startswith("#!/bin/bash -l\n#SBATCH --job-name=run\n")
     assert (tools / "run" / "launch").is_dir()  # sbatch drops a job whose log it cannot open
-    assert call(tools, "status", "slurm")[0].startswith("--me --name run")
+    assert call(tools, "status", "slurm")[0].startswith("--me --name run --noheader")
     (tools / "run" / "launch" / "slurm-7.log").write_text("a line of a rank\n")
     (tools / "calls").touch()
     capfd.readouterr()
     cli.main(["logs", str(tools / "spec.yaml"), "--target", "slurm"])
     assert capfd.readouterr().out == "a line of a rank\n"
+    capfd.readouterr()
+    call(tools, "cancel", "slurm")
+    assert capfd.readouterr().out == f"run: not in the queue; its logs are in {tools}/run/launch\n"
+    (tools / "bin" / "squeue").write_text("#!/bin/sh\necho 7\n")  # one job of that name
     assert call(tools, "cancel", "slurm") == ["--me --name run"]
 
 

@@ -1,5 +1,6 @@
-"""The sbatch script: its text, and what it does, run by bash with tools that stand for SLURM's (no test machine has
-one).
+"""The sbatch script: its text, and what it does, run by bash with tools that stand for SLURM's.
+
+On a real SLURM: tests/slurm, `make slurm`.
 """
 
 import os
@@ -13,7 +14,7 @@ from launch import slurm
 from omnihuman_jax.checkpoint.folder import checkpoint_directory
 from omnihuman_jax.checkpoint.reader import CheckpointReader
 from omnihuman_jax.runtime import exit_codes
-from tests.launch.specs import IMAGE, ON_SLURM, spec
+from tests.launch.specs import IMAGE, ON_SLURM, SLURM, spec
 from tests.training import runs
 
 # srun: every task with SLURM's variables, as slurmstepd sets them; the highest code, as srun reports.
@@ -35,42 +36,60 @@ sys.exit(max(128 - code if code < 0 else code for code in codes))
 SCONTROL = '#!/usr/bin/env bash\necho "$@" >>"$FAKE_REQUEUES"\n'
 # Stands for the trainer: exits with CODES[attempt][rank].
 TRAINER = """
-import os, sys, time
+import glob, os, sys, time
 codes = [row.split(",") for row in os.environ["CODES"].split(";")]
 code = int(codes[int(os.environ["RESTART_ATTEMPT"])][int(os.environ["SLURM_PROCID"])])
 assert os.environ["JAX_LOCAL_DEVICE_IDS"] == "0,1,2,3,4,5,6,7" and "https_proxy" not in os.environ
-time.sleep(0.4 if code == 134 else 0.0)  # a peer dies a while after the one that it misses
+while code == 134 and not glob.glob(os.environ["FIRST_CODES"] + os.environ["RESTART_ATTEMPT"]):
+    time.sleep(0.05)  # a peer dies after the one that it misses
 sys.exit(code)
 """
-GOLDEN = """#!/usr/bin/env bash
+GOLDEN = """#!/bin/bash -l
 #SBATCH --job-name=run
 #SBATCH --nodes=32
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
+#SBATCH --mem=0
 #SBATCH --partition=gpu
 #SBATCH --time=1-00:00:00
-#SBATCH --output=/shared/run/launch/slurm-%j.log
+#SBATCH --output='/shared/my runs/100%%j/launch/slurm-%j.log'
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@120
+#SBATCH --export=NONE
 #SBATCH --exclusive
 #SBATCH --requeue
-set -uo pipefail
-unset http_proxy https_proxy ftp_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY FTP_PROXY ALL_PROXY NO_PROXY
+export SLURM_EXPORT_ENV=ALL
 export PYTHONUNBUFFERED=1
 export A='b c'
 export JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7
+module load cuda
+set -uo pipefail
+unset http_proxy https_proxy ftp_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY FTP_PROXY ALL_PROXY NO_PROXY
 
-state=/shared/run/launch/$SLURM_JOB_ID
+state='/shared/my runs/100%j/launch'/$SLURM_JOB_ID
 mkdir -p "$state"
 number() { cat "$state/$1" 2>/dev/null || echo 0; }
+stopped=
+stop() {
+  case "$(scontrol show job "$SLURM_JOB_ID")" in
+    *Reason=TimeLimit*)
+      echo "the time limit came before the save was done; back into the queue, to the last checkpoint" >&2
+      scontrol requeue "$SLURM_JOB_ID"; stopped=yes ;;
+    *JobState=RUNNING*) ;;
+    *) stopped=yes ;;
+  esac
+}
+trap stop TERM
 while true; do
   RESTART_ATTEMPT=$(number attempts); export RESTART_ATTEMPT
   echo $((RESTART_ATTEMPT + 1)) >"$state/attempts"
   first=$state/code.$RESTART_ATTEMPT
   srun --wait=120 --chdir=/shared/omnihuman /shared/venv/bin/python -m launch.supervise --secret T=/shared/t --first-code "$first" -- \\
-    -m omnihuman_jax.cli train --config=CONFIG --run=/shared/run --no-progress --distributed --config.seed=3
-  code=$?
+    -m omnihuman_jax.cli train --config=CONFIG '--run=/shared/my runs/100%j' --no-progress --distributed --config.seed=3 &
+  wait $!; code=$?
+  while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
   [ "$code" -ne 0 ] && [ -s "$first" ] && code=$(cat "$first")
+  [ -n "$stopped" ] && exit "$code"
   case "$code" in
     0) exit 0 ;;
     2|130) echo "code $code: no restart cures it" >&2; exit "$code" ;;
@@ -89,8 +108,14 @@ done
 
 
 def test_the_script() -> None:
-    run = spec(ON_SLURM, env={"A": "b c"}, secrets={"T": {"file": "/shared/t"}}, overrides={"seed": 3})
+    fields = {"output": "/shared/my runs/100%j", "slurm": SLURM | {"setup": ["module load cuda"]}}
+    run = spec(ON_SLURM, fields, env={"A": "b c"}, secrets={"T": {"file": "/shared/t"}}, overrides={"seed": 3})
     assert slurm.render(run).replace(run.config, "CONFIG") == GOLDEN
+
+
+def test_the_memory_of_a_node_is_the_users_to_say() -> None:
+    lines = slurm.directives(spec(ON_SLURM, slurm=SLURM | {"directives": ["--mem-per-gpu=64G"]}))
+    assert "--mem=0" not in lines and "--mem-per-gpu=64G" in lines
 
 
 def test_bash_reads_it_and_values_stay_values() -> None:
@@ -128,7 +153,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tools / name).chmod(0o755)
     for name, value in {
         "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "FAKE_TASKS": "2", "RESTART_PAUSE_S": "0",
-        "FAKE_REQUEUES": str(tmp_path / "requeues"), "https_proxy": "http://proxy", "OMNIHUMAN_RESTART_PAUSE_S": "0.01",
+        "FAKE_REQUEUES": str(tmp_path / "requeues"), "FIRST_CODES": f"{tmp_path}/run/launch/77/code.",
+        "https_proxy": "http://proxy", "OMNIHUMAN_RESTART_PAUSE_S": "0.01",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     return tmp_path

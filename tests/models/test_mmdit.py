@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.attention.dispatch import AttentionStrategy
-from omnihuman_jax.conditions import clean_mask
+from omnihuman_jax.conditions import Condition, clean_mask
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.execution import REMAT_POLICIES, ExecutionConfig
 from omnihuman_jax.sharding import MeshConfig, batch_shardings, create_mesh, named_sharding
@@ -56,14 +56,15 @@ def test_absent_means_absent(config, params, velocity, pack, window, measured) -
     """No audio, pose, reference, motion: exactly the model without those branches, with the branches' weights
     random.
     """
-    bare = {"reference": False, "audio": False, "pose": False, "motion": False}
+    # Text stays: absent, it is the embedding of the empty prompt, which is data.
+    bare = {"motion": False, **{c.label: False for c in Condition if c is not Condition.TEXT}}
     packed = pack([window(seed=1, **bare), window(seed=2, **bare)], [window(seed=3, **bare)])
-    base_config = dataclasses.replace(config, audio=None, pose=None)
+    base_config = dataclasses.replace(config, **dict.fromkeys(mmdit.ADDED))
     base = velocity(base_config, without_additions(params), packed)
     claim = "velocity, all conditions absent, the additions' weights random, against the model built without them"
     measured(claim, relative_error(velocity(config, params, packed), base), 1e-6)
     present = pack([window(seed=1), window(seed=2)], [window(seed=3)])
-    for name in ("audio", "pose"):
+    for name in mmdit.ADDED:
         on = pack([window(seed=1, **bare | {name: True}), window(seed=2, **bare)], [window(seed=3, **bare)])
         found = velocity(config, params, on)
         rows = packed[2].segment_ids_BL == 1
@@ -224,6 +225,7 @@ def test_the_mesh_does_not_change_the_velocity(config, params, velocity, pack, w
     assert relative_error(found, alone) <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_mesh_does_not_change_the_gradients(config, params, pack, window) -> None:
     """On data x fsdp x tensor, where XLA swaps rows of the batch in backward passes that leave it the choice."""
     packed = pack(*([window(seed=2 * i + 1), window(seed=2 * i + 2, motion=i % 2 == 0)] for i in range(4)))
@@ -274,13 +276,22 @@ def test_abstract_params_describe_init_params(config) -> None:
 
 def test_condition_groups(config) -> None:
     shapes, _ = mmdit.abstract_params(config)
-    groups: dict[str, set[str]] = {"base": set(), "audio": set(), "pose": set()}
+    groups: dict[str, set[tuple[str, ...]]] = {"base": set(), **{label: set() for label in mmdit.ADDED}}
     for path, _ in jax.tree_util.tree_leaves_with_path(shapes):
         names = tuple(entry.key for entry in path)
-        groups[mmdit.condition_group(names)].add(names[1] if names[0].endswith("blocks") else names[0])
-    assert groups["audio"] == {"audio_adapter", "audio_attention"}
-    assert groups["pose"] == {"pose_guider"}
-    assert not {name for name in groups["base"] if "audio" in name or "pose" in name}
+        groups[mmdit.condition_group(names)].add(names)
+    tops = {
+        label: {names[1] if names[0].endswith("blocks") else names[0] for names in found}
+        for label, found in groups.items()
+    }
+    assert tops["audio"] == {"audio_adapter", "audio_attention"} and tops["pose"] == {"pose_guider"}
+    # Of every condition that a config can leave out: the group is what the model lacks without it.
+    optional = {field.name for field in dataclasses.fields(config) if field.default is None}
+    assert optional == set(mmdit.ADDED) == {label for label in mmdit.ADDED if getattr(config, label) is not None}
+    for label in mmdit.ADDED:
+        without, _ = mmdit.abstract_params(dataclasses.replace(config, **{label: None}))
+        left = {tuple(entry.key for entry in path) for path, _ in jax.tree_util.tree_leaves_with_path(without)}
+        assert set().union(*groups.values()) - left == groups[label]
 
 
 @pytest.mark.parametrize(

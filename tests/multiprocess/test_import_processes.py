@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax.commands import import_weights
+from omnihuman_jax.interop import file_hashes, model_sources
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from tests.parity.test_mmdit_diffusers import config_of, oracle
 
@@ -54,6 +54,4 @@ def test_two_processes_import_what_one_does(tmp_path):
         assert one.read(path, None).tobytes() == two.read(path, None).tobytes(), path
     origins = [json.loads((tmp_path / count / "origin.json").read_text()) for count in "12"]
     assert origins[0] == origins[1]
-    assert origins[0]["files"] == import_weights.hash_files(
-        import_weights.open_hunyuan_video(tmp_path / "source").files
-    )
+    assert origins[0]["files"] == file_hashes.hash_files(model_sources.open_hunyuan_video(tmp_path / "source").files)

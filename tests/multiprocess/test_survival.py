@@ -30,13 +30,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reached(jobs: list[subprocess.Popen], run: Path, step: int) -> None:
-    """Until `step` is logged and the checkpoint before it is sealed."""
-    sealed = run / "checkpoints" / str(step // 5 * 5) / "seal.json"
+    """Until `step` is logged and the checkpoint before it is complete."""
+    complete = run / "checkpoints" / str(step // 5 * 5) / "manifest.json"
     for _ in range(6000):
         if (
             (run / "metrics.jsonl").exists()
             and any(line["step"] >= step for line in read_metrics(run))
-            and sealed.exists()
+            and complete.exists()
         ):
             return
         assert all(job.poll() is None for job in jobs), runs.outcomes(jobs)
@@ -53,7 +53,7 @@ def test_a_signal_to_one_and_a_failure_of_one_end_all(tmp_path: Path, dataset: P
     assert codes == [exit_codes.RESTART] * 2 and time.monotonic() - begin < 20, outputs
     stopped = read_metrics(tmp_path)[-1]["step"]
     assert all(f"stopped by a signal at step {stopped} of 400" in output for output in outputs)
-    assert (tmp_path / "checkpoints" / str(stopped) / "seal.json").exists()
+    assert (tmp_path / "checkpoints" / str(stopped) / "manifest.json").exists()
     # The next attempt begins there, and process 0 learns from process 1 why it has to leave.
     jobs = runs.start_all(tmp_path, dataset, *OPTIONS, faults={1: ("raise", 4)})
     codes, outputs = runs.outcomes(jobs)
@@ -126,7 +126,7 @@ def test_the_last_save_fails_for_one_of_two_and_is_made_again_of_the_same_step(t
         dataset,
         "--config.checkpoint.retry_delay_s=0.2",
         "--config.checkpoint.retries=2",
-        faults={1: ("unsealed", 12)},
+        faults={1: ("unfinished", 12)},
     )
     codes, outputs = runs.outcomes(jobs)
     assert codes == [exit_codes.OK] * 2, outputs
@@ -134,7 +134,7 @@ def test_the_last_save_fails_for_one_of_two_and_is_made_again_of_the_same_step(t
     assert (
         failed["step"] == 12
         and "planted" in failed["reason"]
-        and (tmp_path / "checkpoints" / "12" / "seal.json").exists()
+        and (tmp_path / "checkpoints" / "12" / "manifest.json").exists()
     )
 
 
@@ -165,7 +165,7 @@ def test_saves_that_fail_for_one_of_two_fail_for_both_and_are_made_again(
         raise AssertionError("not reached")
 
     def newest() -> int:
-        return max((int(seal.parent.name) for seal in folder.glob("*/seal.json")), default=0)
+        return max((int(file.parent.name) for file in folder.glob("*/manifest.json")), default=0)
 
     jobs = runs.start_all(tmp_path, dataset, *options, "--config.stages.rows[1].steps=1995", faults={1: ("blind", 10)})
     request.addfinalizer(lambda: [job.kill() for job in jobs])
@@ -173,7 +173,7 @@ def test_saves_that_fail_for_one_of_two_fail_for_both_and_are_made_again(
     assert [line["in_a_row"] for line in failures()] == [1, 1] and all(
         "planted" in line["reason"] for line in failures()
     )
-    (early,) = [int(seal.parent.name) for seal in folder.glob("*/seal.json") if int(seal.parent.name) % 20]
+    (early,) = [int(file.parent.name) for file in folder.glob("*/manifest.json") if int(file.parent.name) % 20]
     assert 20 < early < 40  # sooner than the interval says, and once
     # Process 1 cannot write a file of any size: process 0 would wait for it in a barrier of Orbax, for minutes.
     _, hard = resource.prlimit(jobs[1].pid, resource.RLIMIT_FSIZE)

@@ -93,7 +93,7 @@ def start(run: Path, dataset: Path, *options: str) -> list[subprocess.Popen]:
 def kill(jobs: Sequence[subprocess.Popen], run: Path, step: int) -> None:
     """kill -9 of one once both disks hold `step`; the other is ended for it."""
     for _ in range(12_000):
-        if all(list(run.glob(f"disk-{index}/*/{index}/{step}/seal.json")) for index in range(2)):
+        if all(list(run.glob(f"disk-{index}/*/{index}/{step}/manifest.json")) for index in range(2)):
             break
         assert all(job.poll() is None for job in jobs), runs.outcomes(list(jobs))
         time.sleep(0.01)

@@ -15,6 +15,7 @@ OPTIONS = (f"--config.stages.rows[1].steps={STEPS - 5}",)
 TOLERANCE = 1e-5
 
 
+@pytest.mark.slow
 def test_one_two_and_four_processes_are_one_run(tmp_path: Path, measured: Callable[[str, float, float], None]) -> None:
     dataset = runs.write_dataset(tmp_path / "dataset")
     straight, handed_on = tmp_path / "straight", tmp_path / "handed_on"

@@ -22,7 +22,7 @@ RENAMES = {
     ("omnihuman_jax/runtime/files.py", "move_into_place"),
     ("omnihuman_jax/runtime/files.py", "_sweep"),
     ("omnihuman_jax/serving/media_omnihuman.py", "write_video"),
-    ("omnihuman_jax/checkpoint/seals.py", "set_aside"),
+    ("omnihuman_jax/checkpoint/manifest.py", "set_aside"),
     ("omnihuman_jax/checkpoint/shards.py", "remove"),
 }
 HASHES = {

@@ -33,10 +33,10 @@ def test_nobody_is_given_up_before_his_own_watchdog_would(monkeypatch: pytest.Mo
     service = Service()
     monkeypatch.setattr(processes, "_client", lambda: service)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "_patience_s", processes._patience_s)
+    monkeypatch.setattr(processes, "_barrier_timeout_s", processes._barrier_timeout_s)
     config = WatchdogConfig(restore_s=7200.0)
     assert processes.gather(3) == [3, 5]
-    processes.be_patient(config.longest_s)
+    processes.set_barrier_timeout(config.longest_s)
     assert processes.gather(4) == [4, 5]
     processes.wait_for_peers("compiled")
     assert (

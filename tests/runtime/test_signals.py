@@ -112,7 +112,9 @@ def test_a_resumed_run_answers_sigterm_after_its_first_step(stopped: Path, datas
     process.send_signal(signal.SIGTERM)
     codes, outputs = runs.outcomes([process])
     assert codes == [exit_codes.RESTART], outputs
-    assert "stopped by a signal at step 3 of" in outputs[0] and (stopped / "checkpoints" / "3" / "seal.json").exists()
+    assert (
+        "stopped by a signal at step 3 of" in outputs[0] and (stopped / "checkpoints" / "3" / "manifest.json").exists()
+    )
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnihuman_jax.serving import media_omnihuman
+from omnihuman_jax.serving import media_omnihuman, sound_omnihuman
 
 RATE = 16_000
 
@@ -235,8 +235,8 @@ def test_libsndfile_and_ffmpeg_agree_on_where_an_mp3_begins(tmp_path: Path, monk
     click[5000:5040] = 0.9
     soundfile.write(tmp_path / "c.mp3", click, RATE)
     begins = []
-    for suffixes in (media_omnihuman.SOUND_SUFFIXES, ()):
-        monkeypatch.setattr(media_omnihuman, "SOUND_SUFFIXES", suffixes)
+    for suffixes in (sound_omnihuman.SOUND_SUFFIXES, ()):
+        monkeypatch.setattr(sound_omnihuman, "SOUND_SUFFIXES", suffixes)
         sound = media_omnihuman.read_audio(tmp_path / "c.mp3", RATE, required=True)
         assert sound is not None
         begins.append(int(np.argmax(np.abs(sound) > 0.3)))

@@ -4,8 +4,8 @@
 
 KIND: `raise` (an exception), `sleep` (Python hangs), `user_error`, each when this process places batch STEP;
 `no_storage`: shard STEP of the dataset goes away once the dataset is open; `blind`: from batch STEP on this process
-does not find the folder of the checkpoints, twice; `unsealed`: the save after batch STEP fails here once it is written,
-the next takes its time; `corrupt`: what is computed differs by a bit at its STEP-th repetition.
+does not find the folder of the checkpoints, twice; `unfinished`: the save after batch STEP fails here once it is
+written, the next takes its time; `corrupt`: what is computed differs by a bit at its STEP-th repetition.
 """
 
 import itertools
@@ -69,13 +69,13 @@ if __name__ == "__main__":
 
                 storage.verify = gone
                 return place_batch(*args, **kwargs)
-            if kind == "unsealed":
+            if kind == "unfinished":
                 from omnihuman_jax.runtime import storage
 
                 verify, looks = storage.verify, itertools.count()
 
                 def looked(folder, identity):
-                    # Of each save: one look before, one before the seal.
+                    # Of each save: one look before, one before the manifest.
                     if (look := next(looks)) == 1:
                         raise OSError(5, "Input/output error (planted)")
                     time.sleep(1.0 if look == 3 else 0.0)

@@ -24,7 +24,7 @@ HOOKS = {
     "saving": (
         "omnihuman_jax.checkpoint.writer",
         "CheckpointWriter",
-        "_seal",
+        "_write_manifest",
         1,
     ),  # in its own thread, while steps go on
     "the last save": ("omnihuman_jax.checkpoint.checkpoints", "Checkpoints", "finish", 1),

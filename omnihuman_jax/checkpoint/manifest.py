@@ -1,9 +1,8 @@
-"""Seals: what a finished checkpoint consists of, written beside it once it is whole, and looked at before anyone reads
-it.
+"""The manifest of a checkpoint: its files and their sizes, written once all are there, and compared before a read.
 
 Orbax's own markers say that a step was committed, not that its files are still what was committed; a reader of several
 processes that meets a file that is cut short waits minutes for the others. So process 0 notes every file's size after
-the commit. A step without a seal was never finished; one that differs from its seal is damaged. Either is set aside,
+the commit. A step without a manifest was never finished; one that differs from it is damaged. Either is set aside,
 never deleted.
 """
 
@@ -16,44 +15,52 @@ from etils import epath
 
 from omnihuman_jax.runtime import files
 
-SEAL = "seal.json"
+MANIFEST = "manifest.json"
+# The name that earlier versions wrote; their checkpoints are read.
+_EARLIER = "seal.json"
 SET_ASIDE = "damaged"
 KEEP = ".keep"
 PARTIAL = ".orbax-checkpoint-tmp"
 
 
 def files_of(folder: epath.Path) -> dict[str, int]:
-    """Path within `folder` -> bytes, of every file but the seal."""
+    """Path within `folder` -> bytes, of every file but the manifest."""
     found: dict[str, int] = {}
     pending = [folder]
     while pending:
         for entry in pending.pop().iterdir():
             if entry.is_dir():
                 pending.append(entry)
-            elif entry.name != SEAL:
+            elif entry.name not in (MANIFEST, _EARLIER):
                 found[entry.relative_to(folder).as_posix()] = int(entry.stat().length)
     return dict(sorted(found.items()))
 
 
 def write(folder: epath.Path) -> int:
-    """Seals a committed step; its bytes. The file appears whole."""
+    """Writes the manifest of a committed step, in one piece; the bytes of the step."""
     sizes = files_of(folder)
-    files.write_text(folder / SEAL, json.dumps({"files": sizes}, indent=0))
+    files.write_text(folder / MANIFEST, json.dumps({"files": sizes}, indent=0))
     return sum(sizes.values())
 
 
-def is_sealed(folder: epath.Path) -> bool:
-    return bool((folder / SEAL).exists())
+def is_complete(folder: epath.Path) -> bool:
+    return _file(folder).exists()
+
+
+def _file(folder: epath.Path) -> epath.Path:
+    """The manifest, or that of an earlier version where only that one is there."""
+    earlier = folder / _EARLIER
+    return earlier if not (folder / MANIFEST).exists() and earlier.exists() else folder / MANIFEST
 
 
 def damage(folder: epath.Path, share: int = 0, shares: int = 1) -> str:
     """What is wrong with a step, "" if nothing: one of `shares` readers looks at its share of the files."""
     try:
-        sizes: dict[str, int] = json.loads((folder / SEAL).read_text())["files"]
+        sizes: dict[str, int] = json.loads(_file(folder).read_text())["files"]
     except FileNotFoundError:
-        return "it has no seal: whoever saved it died before it was whole"
+        return "it has no manifest: the process that saved it ended before the save did"
     except (ValueError, KeyError, TypeError) as error:
-        return f"its seal cannot be read ({type(error).__name__})"
+        return f"its manifest cannot be read ({type(error).__name__})"
     for index, (name, size) in enumerate(sizes.items()):
         if index % shares != share:
             continue
@@ -67,8 +74,8 @@ def damage(folder: epath.Path, share: int = 0, shares: int = 1) -> str:
 
 
 def committed_steps(directory: epath.Path) -> list[int]:
-    """Steps with a folder of their own, sealed or not; a save in progress has another name (or, in a bucket, no
-    seal).
+    """Steps with a folder of their own, complete or not; a save in progress has another name (or, in a bucket, no
+    manifest).
     """
     if not directory.is_dir():
         return []
@@ -95,7 +102,7 @@ def aside(directory: epath.Path) -> Sequence[str]:
     folder = directory / SET_ASIDE
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if is_sealed(entry))
+    return sorted(entry.name for entry in folder.iterdir() if is_complete(entry))
 
 
 def remove_partial(directory: epath.Path) -> list[str]:

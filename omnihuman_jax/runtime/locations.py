@@ -1,0 +1,95 @@
+"""Where a file or a folder is: a path, or a URI of a bucket. The one place that turns text into either.
+
+`pathlib` takes `gs://bucket/run` for a folder `gs:`, which it makes: text that a user gives comes through here.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import TypeAlias
+
+import fsspec.config
+from etils import epath
+
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+"""Scheme -> the package that reads it, an extra of this one: `omnihuman-jax[gcs]`, `omnihuman-jax[s3]`."""
+_EXTRAS = {"gs": "gcs", "s3": "s3"}
+CHECKPOINT_SCHEMES = ("gs",)
+"""Orbax has a driver for these; it takes an s3:// URI for a relative path and fails with every save."""
+
+StrPath = str | os.PathLike[str]
+Location: TypeAlias = "Path | epath.Path"
+
+# Whether a bucket has folders is a request of its own for every file; gcsfs warns where the answer is refused.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+# fsspec keeps listings for ever: those of a bucket would lack what TensorStore or another process has written since.
+for _scheme in PACKAGES:
+    fsspec.config.conf.setdefault(_scheme, {})["use_listings_cache"] = False
+
+
+class LocationError(argparse.ArgumentTypeError, ValueError):
+    """Text that is no path and no URI that can be used here: one line, for the command line as well."""
+
+
+def scheme(text: StrPath) -> str:
+    """`gs` of `gs://bucket/run`; "" of a path."""
+    head, separator, _ = os.fspath(text).partition("://")
+    return head if separator else ""
+
+
+def location(text: StrPath) -> Location:
+    """A path, or the folder or file of a bucket.
+
+    Raises:
+        LocationError: a scheme that is not known, one slash too few, or a package that is not installed.
+    """
+    kind = check_scheme(text)
+    if not kind:
+        return Path(text)
+    if importlib.util.find_spec(PACKAGES[kind]) is None:
+        raise LocationError(
+            f"{os.fspath(text)} needs the package {PACKAGES[kind]}; install it with"
+            f" `pip install 'omnihuman-jax[{_EXTRAS[kind]}]'`"
+        )
+    return epath.Path(text)
+
+
+def local(text: StrPath, what: str = "") -> Path:
+    """A path; LocationError for a bucket's URI, where only a folder of this machine will do.
+
+    `what` is what the error calls it: a field of the config, or nothing on the command line, which says it itself.
+    """
+    if check_scheme(text):
+        lead = f"{what} is {os.fspath(text)}" if what else os.fspath(text)
+        raise LocationError(
+            f"{lead}, a bucket; give a local or mounted folder here (docs/storage.md says what can be in a bucket)"
+        )
+    return Path(text)
+
+
+def check_scheme(text: StrPath) -> str:
+    """`scheme` of what can be a location; LocationError for others. Nothing is opened."""
+    kind, text = scheme(text), os.fspath(text)
+    if kind and kind not in PACKAGES:
+        known = ", ".join(f"{known}://" for known in PACKAGES)
+        raise LocationError(f"{text}: {kind}:// is not supported; use {known} or a path")
+    if not kind and (typo := re.match(rf"({'|'.join(PACKAGES)}):/?", text)):
+        raise LocationError(f"{text}: write {typo[1]}://BUCKET/PATH, or ./{text} if it is a path")
+    if kind and not re.match(rf"{kind}://[^/]+(/|$)", text):
+        raise LocationError(f"{text} names no bucket; write {kind}://BUCKET/PATH")
+    return kind
+
+
+def check_checkpoints(text: StrPath, what: str) -> None:
+    """LocationError unless Orbax can save there; `what` is what the error calls it."""
+    if check_scheme(text) not in ("", *CHECKPOINT_SCHEMES):
+        raise LocationError(
+            f"{what} is {os.fspath(text)}: Orbax cannot save there; give gs://BUCKET/PATH, or a local or mounted folder"
+        )
+
+
+def is_remote(path: StrPath) -> bool:
+    """Whether this is a bucket's."""
+    return bool(scheme(path))

@@ -1,0 +1,210 @@
+"""`export`, `import` and checkpoints against a real GCS server and a real S3 server, with faults from a proxy."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from omnihuman_jax.checkpoint.folder import checkpoint_directory
+from tests.interop.cases import odd_config, random_tensors
+from tests.storage import servers
+from tests.storage.servers import PROXIES, Server
+
+# What a process does, command after command: JAX starts once. Prints one line of JSON: the exit codes and errors.
+PROGRAM = """
+import contextlib, io, json, sys
+from omnihuman_jax import cli
+found = []
+for argv in json.loads(sys.argv[1]):
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            code = cli.main(argv)
+        except SystemExit as ended:
+            code = ended.code
+        except BaseException as raised:
+            code, text = 1, f"{type(raised).__name__}: {raised}"
+            error.write(text)
+    found.append([code or 0, error.getvalue()[-2000:]])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    start = {"gs": servers.gcs, "s3": servers.s3}[request.param]
+    with start(tmp_path_factory.mktemp(request.param)) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def no_faults(server: Server) -> Iterator[None]:
+    PROXIES[server.url].faults = lambda method, path, number: None
+    yield
+    PROXIES[server.url].faults = lambda method, path, number: None
+
+
+def commands(server: Server, *argvs: list[str], timeout: float = 300) -> list[tuple[int, str]]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(argvs)], env=os.environ | server.environment, capture_output=True,
+        text=True, timeout=timeout, check=True,
+    )  # fmt: skip
+    return [(code, error) for code, error in json.loads(done.stdout.splitlines()[-1])]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model in several shards, as `export` writes one, on a disk."""
+    from omnihuman_jax.interop import key_table, weights_export
+
+    model = odd_config(width=32, num_heads=2, rope_axes=(4, 6, 6))
+    table = key_table.key_table(model)
+    tensors = table.from_torch(random_tensors(table, 3).__getitem__)
+    leaves = key_table.flatten(tensors)
+    out = tmp_path_factory.mktemp("exported") / "model"
+    weights_export.export_params(
+        model,
+        table,
+        lambda path, layer: leaves[path] if layer is None else leaves[path][layer],
+        out,
+        dtype="fp32",
+        about={"weights": "raw", "dtype": "fp32", "step": 0, "run": "tests"},
+        max_shard_bytes=200_000,
+    )
+    assert len(list(out.glob("*.safetensors"))) > 2
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model as a run folder on a disk."""
+    folder = tmp_path_factory.mktemp("imported") / "run"
+    ((code, error),) = commands(
+        Server(scheme="", url="", environment={}), ["import", "omnihuman", "--from", str(exported), "--to", str(folder)]
+    )
+    assert code == 0, error
+    return folder
+
+
+def sums(metadata: str) -> object:
+    """The fingerprints of a checkpoint's arrays, which its bits decide."""
+    return json.loads(metadata)["custom_metadata"]["sums"]
+
+
+def read(server: Server, uri: str) -> bytes:
+    program = "import sys; from etils import epath; sys.stdout.buffer.write(epath.Path(sys.argv[1]).read_bytes())"
+    return subprocess.run(
+        [sys.executable, "-c", program, uri], env=os.environ | server.environment, capture_output=True, check=True
+    ).stdout
+
+
+def listing(server: Server, uri: str) -> list[str]:
+    program = (
+        "import sys, fsspec.core\nfs, path = fsspec.core.url_to_fs(sys.argv[1])\n"
+        "print('\\n'.join(name.removeprefix(path) for name in fs.find(path)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, uri],
+        env=os.environ | server.environment,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return sorted(line.lstrip("/") for line in done.stdout.splitlines() if line)
+
+
+def test_an_export_goes_to_a_bucket_whole_and_comes_back_bit_for_bit(
+    server: Server, run: Path, exported: Path, tmp_path: Path
+) -> None:
+    to, back = f"{server.bucket}/exports/one", tmp_path / "back"
+    found = commands(
+        server,
+        ["export", str(run), "--to", to, "--max-shard-gb", "0.0002"],
+        ["import", "omnihuman", "--from", to, "--to", str(back)],
+        ["export", str(run), "--to", to],  # what is there is not replaced
+    )
+    assert [code for code, _ in found] == [0, 0, 2], found
+    assert "is not empty; choose another folder of the bucket" in found[2][1]
+    names = listing(server, to)
+    assert names == sorted(path.name for path in exported.iterdir())
+    for name in (name for name in names if name.endswith(".safetensors")):
+        assert read(server, f"{to}/{name}") == (exported / name).read_bytes()
+    stored = [(folder / "checkpoints" / "0" / "_CHECKPOINT_METADATA").read_text() for folder in (run, back)]
+    assert sums(stored[0]) == sums(stored[1])
+
+
+@pytest.mark.slow
+def test_an_import_goes_to_a_bucket_and_is_exported_from_there(
+    server: Server, run: Path, exported: Path, tmp_path: Path
+) -> None:
+    to, out = f"{server.bucket}/imports/one", tmp_path / "out"
+    found = commands(
+        server,
+        ["import", "omnihuman", "--from", str(exported), "--to", to],
+        ["export", to, "--to", str(out), "--max-shard-gb", "0.0002"],
+    )
+    if server.scheme == "s3":
+        assert [code for code, _ in found] == [2, 2] and "Orbax cannot save there" in found[0][1], found
+        assert listing(server, to) == []
+        return
+    assert [code for code, _ in found] == [0, 0], found
+    for path in exported.glob("*.safetensors"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+def nth(count: int, fault: int | str, method: str, part: str) -> Callable[[str, str, int], int | str | None]:
+    """`fault` for the first `count` requests of `method` with `part` in their path."""
+    left = [count]
+
+    def of(found: str, path: str, number: int) -> int | str | None:
+        if found in method and part in path and left[0] > 0:
+            left[0] -= 1
+            return fault
+        return None
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [503, 429, "cut"])
+def test_what_passes_is_waited_for(server: Server, run: Path, exported: Path, tmp_path: Path, fault: int | str) -> None:
+    """Three bad answers to reads, then to writes: the same bits in the end."""
+    to, back = f"{server.bucket}/faults/{fault}", tmp_path / "back"
+    if fault != "cut":
+        PROXIES[server.url].faults = nth(3, fault, "PUT POST", "faults")
+    ((code, error),) = commands(server, ["export", str(run), "--to", to, "--max-shard-gb", "0.0002"])
+    assert code == 0, error
+    PROXIES[server.url].faults = nth(3, fault, "GET", "safetensors")
+    ((code, error),) = commands(server, ["import", "omnihuman", "--from", to, "--to", str(back)])
+    assert code == 0, error
+    stored = [(folder / "checkpoints" / "0" / "_CHECKPOINT_METADATA").read_text() for folder in (run, back)]
+    assert sums(stored[0]) == sums(stored[1])
+
+
+@pytest.mark.slow
+def test_an_export_that_is_cut_short_is_never_believed(server: Server, run: Path, tmp_path: Path) -> None:
+    to = f"{server.bucket}/half/one"
+
+    def dies(method: str, path: str, number: int) -> int | str | None:
+        return 403 if method in ("PUT", "POST") and "config.json" in path else None
+
+    PROXIES[server.url].faults = dies
+    ((code, error),) = commands(server, ["export", str(run), "--to", to, "--max-shard-gb", "0.0002"])
+    assert code != 0, error
+    PROXIES[server.url].faults = lambda method, path, number: None
+    assert listing(server, to) == []
+    # Killed: nobody tidied up.
+    marker = "import sys; from etils import epath; (epath.Path(sys.argv[1]) / '.incomplete').write_text('')"
+    subprocess.run([sys.executable, "-c", marker, to], env=os.environ | server.environment, check=True)
+    found = commands(
+        server,
+        ["import", "omnihuman", "--from", to, "--to", str(tmp_path / "back")],
+        ["export", str(run), "--to", to],
+        ["import", "omnihuman", "--from", to, "--to", str(tmp_path / "back")],
+    )
+    assert [code for code, _ in found] == [2, 0, 0], found
+    assert checkpoint_directory(tmp_path / "back") == tmp_path / "back" / "checkpoints"
