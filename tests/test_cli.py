@@ -82,6 +82,7 @@ def test_arguments_reach_the_command_untouched(command) -> None:
             "omnihuman it: a/b: no such folder; name one with videos",
         ),
         (FileNotFoundError(2, "No such file or directory", "a/b"), "omnihuman it: a/b: No such file or directory"),
+        (ValueError("a\x1b[31m\nb\udce9[red]\u202e"), "omnihuman it: a\\u001b[31m b\\xe9[red]\\u202e"),
         (ModuleNotFoundError("No module named 'mediapipe'", name="mediapipe"), "pip install -e '.[curation]'"),
     ],
 )

@@ -38,6 +38,22 @@ def spec(**changes: object) -> DatasetSpec:
     return DatasetSpec(**values, **empty)
 
 
+@pytest.mark.parametrize(
+    ("flag", "field"),
+    [
+        ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate"),
+        ("--config.sampling.guidance.scale=inf", "sampling.guidance.scale"),
+        ("--config.stages.rows[1].learning_rate_scale=inf", r"stages.rows\[1\].learning_rate_scale"),
+        ("--config.data.retry_delay_s=nan", "data.retry_delay_s"),
+        ("--config.watchdog.step_s=inf", "watchdog.step_s"),
+        ("--config.flow.shift_max=-inf", "flow.shift_max"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_wherever_it_stands(flag: str, field: str) -> None:
+    with pytest.raises(ValueError, match=rf"{field} must be a finite number, not -?(nan|inf)"):
+        load_config(DEMO, [flag])
+
+
 def test_overrides_of_every_kind() -> None:
     config = load_config(
         DEMO,

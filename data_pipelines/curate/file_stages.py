@@ -1,8 +1,8 @@
 """The two stages that look into a file, as functions from a row to a row that know no engine.
 
-Each keeps its result in a file with a key of everything that it depends on (the reader's version, the networks' files
-and every option among it), and has a `recall_` that finds it again: a second run does nothing, and one with something
-changed only what the change asks for. `curate.py` drives them from a pool of processes.
+Each keeps its result in a file with a key of everything that it depends on (the reader's version and code, the
+networks' files and every option among it), and has a `recall_` that finds it again: a second run does nothing, and one
+with something changed only what the change asks for. `curate.py` drives them from a pool of processes.
 
 Whatever goes wrong with a file is the result for that file. It is kept only if it is the file's own fault: what a full
 memory, a disk or a bug did is tried again by the next run.
@@ -19,9 +19,11 @@ from typing import Any
 
 from data_pipelines.curate import decode, landmarks, lipsync, network_files, scores, shots
 from data_pipelines.curate.clips import Landmarks, write_text
+from data_pipelines.curate.code_digest import code_digest
 from data_pipelines.curate.decode import Video
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.files import file_sha256
+from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.media_omnihuman import READER_VERSION, MediaError
 from omnihuman_jax.typing import FPS
 
@@ -99,7 +101,7 @@ def recall_scan(task: ScanTask) -> Scan | None:
 def _of_record(task: ScanTask, kept: dict[str, Any]) -> Scan:
     return Scan(
         name=task.name,
-        video=Video(**{**kept["video"], "path": task.path}) if kept["video"] else None,
+        video=Video(**{**kept["video"], "path": task.path}) if kept["video"] is not None else None,
         ranges=tuple((start, end) for start, end in kept["ranges"]),
         too_short=tuple((start, end) for start, end in kept["too_short"]),
         error=kept["error"],
@@ -149,6 +151,11 @@ def scan(task: ScanTask) -> Scan:
     return Scan(name=task.name, video=video, ranges=tuple(ranges), too_short=tuple(short), error=error, computed=True)
 
 
+def _is_ours(module: str) -> bool:
+    """Whether a module's code makes what a stage finds: the reader's parts, which lie beside `media_omnihuman`."""
+    return module.endswith("_omnihuman")
+
+
 def failed_scan(task: ScanTask, reason: str) -> Scan:
     """A scan that gave nothing but a reason, which no later run goes by."""
     return Scan(name=task.name, video=None, ranges=(), too_short=(), error=reason, computed=True)
@@ -157,7 +164,7 @@ def failed_scan(task: ScanTask, reason: str) -> Scan:
 def _question(task: ScanTask) -> str:
     """Everything but the file itself that a scan depends on."""
     return _key(
-        reader=READER_VERSION,
+        reader=[READER_VERSION, code_digest((decode, media_omnihuman, shots), _is_ours)],
         version=VERSION,
         name=task.name,
         video_id=task.video_id,
@@ -209,7 +216,7 @@ def failed_analysis(task: AnalysisTask, reason: str) -> Analysis:
 def _analysis_key(task: AnalysisTask) -> str:
     """Of all that the scores depend on: the code, the networks, and what the scan says of the video."""
     return _key(
-        reader=READER_VERSION,
+        reader=[READER_VERSION, code_digest((decode, media_omnihuman, landmarks, scores, lipsync), _is_ours)],
         versions=[landmarks.VERSION, scores.VERSION, lipsync.VERSION],
         networks=network_files.network_sha256(),
         video={**dataclasses.asdict(task.video), "path": "", "name": "", "video_id": ""},

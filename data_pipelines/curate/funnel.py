@@ -97,7 +97,7 @@ def funnel_table(funnel: dict[str, Any]) -> Table:
     else:
         failed = Counter((label, r["reason"]) for row in funnel["rows"] for label, r in row["reasons"].items())
         for reason in sorted({reason for _, reason in failed}):
-            table.add_row("", "", *[str(-failed[label, reason] or "") for label in labels], _text(reason))
+            table.add_row("", "", *[str(-failed[label, reason] or "") for label in labels], reason)
         for what, left_out in (("not readable", funnel["quarantine"]), ("shots too short", funnel["dropped"])):
             table.add_row(f"{len(left_out)}", "", *[""] * len(labels), what, style="dim")
     table.add_section()

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.curate.clips import CLIPS_FILE, Clip
-from data_pipelines.encode import clip_encoder
+from data_pipelines.curate.code_digest import code_digest
+from data_pipelines.encode import clip_encoder, windows
 from omnihuman_jax.data.records import VERSION, DatasetSpec
+from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.folders_omnihuman import check_weights, local_folder
 from omnihuman_jax.serving.media_omnihuman import READER_VERSION
 
@@ -22,8 +24,8 @@ def made_by(clips_dir: Path, clips: Sequence[Clip], settings: Mapping[str, Any])
         landmarks = clips_dir / clip.landmarks
         rows.update(landmarks.read_bytes() if landmarks.is_file() else b"")
     return {
-        "reader": READER_VERSION,
-        "encoder": clip_encoder.VERSION,
+        "reader": [READER_VERSION, code_digest((media_omnihuman,), lambda module: module.endswith("_omnihuman"))],
+        "encoder": [clip_encoder.VERSION, code_digest((clip_encoder, windows), lambda module: False)],
         "records": VERSION,
         "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "clips": rows.hexdigest(),

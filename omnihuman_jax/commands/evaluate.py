@@ -21,7 +21,8 @@ from omnihuman_jax.commands import evaluate_theatre
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import WindowRecord, open_records
+from omnihuman_jax.data.identity import features_of
+from omnihuman_jax.data.records import DatasetSpec, WindowRecord, open_records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
 from omnihuman_jax.runtime import files
@@ -307,6 +308,7 @@ def evaluate(
     config = config or run.config.sampling
     config.validate()
     begin = time.monotonic()
+    trained_run.check_features(str(run.dataset), features_of(run.spec), DatasetSpec.load(run.dataset))
     subjects = load_subjects(run.dataset, clips, windows)
     outcomes = sample_subjects(run, subjects, config, seed=seed, batch=batch, on_progress=on_progress)
     rows = [measure(outcome) for outcome in outcomes]

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from omnihuman_jax.checkpoint.reader import load_weights
 from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.codecs import codec as codecs
 from omnihuman_jax.data import packing, records
+from omnihuman_jax.data.identity import changed_features, features_of
 from omnihuman_jax.diffusion import flow_matching, guidance, solver
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime.locations import local
@@ -108,6 +109,7 @@ def open_run(
     # A run keeps the spec of its data: sampling needs the data themselves for a default size and length only.
     spec = records.DatasetSpec.load(directory if dataset is None else dataset)
     experiment.packed_shape(config, spec)
+    check_features(f"{directory if dataset is None else dataset}", record.data, spec)
     opened = _open_codec(spec, codec or spec.codec)
     return TrainedRun(
         directory=directory,
@@ -122,6 +124,16 @@ def open_run(
         decode=opened.decode,
         dtype=experiment.compute_dtype(config),
     )
+
+
+def check_features(where: str, trained: Mapping[str, Any], spec: records.DatasetSpec) -> None:
+    """ValueError if a dataset's features mean something else than those that a run was trained on (`data.identity`)."""
+    meaning = ("codec", "text_encoder", "speech_encoder", "speech_layers", "keypoint_names", "empty_prompt")
+    if changed := changed_features({n: v for n, v in trained.items() if n in meaning}, features_of(spec)):
+        raise ValueError(
+            f"{where}: the run was trained on other features: {'; '.join(changed)}; give a dataset that the same"
+            " encoders made"
+        )
 
 
 def _open_codec(spec: records.DatasetSpec, name_or_dir: str) -> codecs.VideoCodec:

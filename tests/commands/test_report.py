@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,22 @@ def test_the_page_is_whole_and_fetches_nothing(run: Path) -> None:
 def test_names_from_files_are_escaped(run: Path) -> None:
     page = report.page(read_folder(run))
     assert "a &lt;test&gt; &amp; run" in page and "no &lt;sound&gt;" in page and "<test>" not in page
+
+
+def test_what_was_left_out_and_passed_over_is_there_as_text(run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(run, root)
+    file = root / "clips" / "funnel.json"
+    funnel = json.loads(file.read_text())
+    name = "<script>alert(1)</script>\u202e\x1b[31m'\"&.mp4"
+    funnel["quarantine"] = [{"video": name, "stage": "score", "reason": f"RuntimeError: {name}"}]
+    funnel["passed_over"] = {"files of other types": [name, *(f"{i}.jpg" for i in range(40))]}
+    file.write_text(json.dumps(funnel))
+    page = sections.funnel_section(read_folder(root))
+    assert "<script>alert" not in page and "\x1b" not in page and "\u202e" not in page
+    shown = "&lt;script&gt;alert(1)&lt;/script&gt;\\u202e\\u001b[31m&#x27;&quot;&amp;.mp4"
+    assert f"<td>{shown}</td><td>score</td><td>RuntimeError: {shown}</td>" in page.replace('<td class="">', "<td>")
+    assert "Passed over" in page and "18.jpg and 21 more" in page
 
 
 def test_the_videos_inside_are_the_files(run: Path) -> None:

@@ -367,7 +367,7 @@ def test_names_of_the_footage_do_nothing_in_the_terminal(
     }  # fmt: skip
     for clip in clips:
         clip.video.encode()
-        assert clip.video_path(tmp_path / "out").is_file() and clip.clip_id[0].isalnum()
+        assert clip.video_path(tmp_path / "out").is_file() and clip.clip_id[0] not in "-."
 
 
 def test_damaged_results_are_refused_by_their_readers(curated: Curated, tmp_path: Path) -> None:
@@ -429,7 +429,7 @@ def test_bad_configuration_is_refused() -> None:
         ("max_brightness", 300, r"max_brightness must be in \[0, 255\], not 300"),
         ("min_loudness_dbfs", 3, r"min_loudness_dbfs must be in \[-120, 0\], not 3"),
         ("min_body_confidence", 1.5, r"min_body_confidence must be in \[0, 1\], not 1.5"),
-        ("min_brightness", 250, "min_brightness 250 must not be above max_brightness 245"),
+        ("min_brightness", 250, r"min_brightness 250(\.0)? must not be above max_brightness 245"),
     ],
 )
 def test_thresholds_out_of_range_are_refused(field: str, value: float, message: str, tmp_path: Path) -> None:

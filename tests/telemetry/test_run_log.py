@@ -38,6 +38,12 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Callable[
     root.setLevel(before[0])
 
 
+def test_what_a_line_quotes_does_nothing(printed: Callable[..., Callable[[], list[str]]]) -> None:
+    lines = printed("text")
+    logging.getLogger("omnihuman_jax.x").warning("window %s\nsecond line", "a\x1b[2J\u202e\udce9")
+    assert [line.split(": ")[-1] for line in lines()] == ["window a\\u001b[2J\\u202e\\xe9", "second line"]
+
+
 def chatter() -> None:
     """What a run's libraries have to say, and two lines of its own."""
     logging.getLogger("absl").info("Finished async checkpoint commit")
