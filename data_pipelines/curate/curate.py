@@ -24,6 +24,7 @@ from rich.progress import Progress
 from data_pipelines.curate import captions, file_stages, footage
 from data_pipelines.curate.clips import CLIPS_FILE, Clip, write_clips, write_text
 from data_pipelines.curate.funnel import funnel_of, funnel_table, left_out_lines
+from data_pipelines.curate.held_out import with_splits
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.tagging import Thresholds, tag
 from data_pipelines.curate.workers import DIED, Workers
@@ -118,7 +119,7 @@ def curate(
     ]
     _forget_others(out, ids, {task.clip_id for task in tasks})
     funnel = funnel_of(scans, tasks, analyses, clips, unread, found.passed_over)
-    write_clips(out, clips)
+    write_clips(out, with_splits(videos_dir, clips))
     write_text(out / FUNNEL_FILE, json.dumps({**funnel, "config": dataclasses.asdict(config)}, indent=1) + "\n")
     return funnel
 
@@ -242,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         required=True,
         type=local,
         help="folder of videos, searched recursively; NAME.txt holds the caption of NAME.mp4 (UTF-8, or UTF-16 with its"
-        " mark)",
+        " mark), splits.json what is held out",
     )
     parser.add_argument(
         "--out", required=True, type=local, help="folder for clips.jsonl, funnel.json and the landmarks"

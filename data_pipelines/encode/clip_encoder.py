@@ -75,6 +75,7 @@ class EncodedWindow:
     window: Window
     height: int
     width: int
+    split: str = "train"
 
 
 @dataclasses.dataclass(slots=True)
@@ -165,7 +166,7 @@ class ClipEncoder:
                     keypoints_TJ3=points.astype(np.float16),
                     keypoints_valid_T=points_valid,
                 )
-                yield EncodedWindow(record=record, window=window, height=size[0], width=size[1])
+                yield EncodedWindow(record=record, window=window, height=size[0], width=size[1], split=clip.split)
 
     def _frames(self, clip: Clip, size: tuple[int, int]) -> np.ndarray:
         """uint8 [T, H, W, 3] of the clip."""

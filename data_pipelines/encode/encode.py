@@ -210,7 +210,7 @@ def _catalog_row(index: int, window: EncodedWindow) -> dict[str, Any]:
     return {
         "window_id": record.window_id,
         "clip_id": record.clip_id,
-        "split": "train",
+        "split": window.split,
         "record": index,
         "start_frame": window.window.start,
         "latent_frames": latent_frames_of(record.frames),
@@ -257,6 +257,7 @@ def _summary(
         "by_eligible": {
             ConditionSet(int(bits)).label: n for bits, n in sorted(collections.Counter(catalog.eligible).items())
         },
+        "by_split": {str(name): n for name, n in sorted(collections.Counter(catalog.split).items())},
         "latent_std": [round(float(std), 4) for std in overall.latent_std_C],
         "clips": rows,
     }

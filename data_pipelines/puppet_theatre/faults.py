@@ -1,0 +1,44 @@
+"""What is wrong with a clip on purpose, and which conditions it may no longer train."""
+
+import dataclasses
+
+from omnihuman_jax.conditions import Condition
+
+_A, _P = Condition.AUDIO, Condition.POSE
+_ALL = frozenset(Condition)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """`spoils` the conditions that a clip with it is not eligible for, whatever else is right about it."""
+
+    name: str
+    what: str
+    spoils: frozenset[Condition] = frozenset()
+
+
+FAULTS: dict[str, Fault] = {
+    fault.name: fault
+    for fault in (
+        Fault(name="none", what="speech in sync with the mouth"),
+        Fault(name="dubbed", what="the sound is another line", spoils=frozenset({_A})),
+        Fault(name="partly_dubbed", what="the second half of the sound is another line", spoils=frozenset({_A})),
+        Fault(name="late", what="the sound comes 0.28 to 0.8 s after the picture", spoils=frozenset({_A})),
+        Fault(name="early", what="the sound comes 0.28 to 0.8 s before the picture", spoils=frozenset({_A})),
+        Fault(name="slightly_late", what="the sound comes 0.08 to 0.2 s after the picture: allowed"),
+        Fault(name="off_screen", what="someone else speaks, the mouth stays closed", spoils=frozenset({_A})),
+        Fault(name="music", what="the mouth speaks, the sound is music", spoils=frozenset({_A})),
+        Fault(name="silent", what="the mouth speaks, the sound track is silent", spoils=frozenset({_A})),
+        Fault(name="no_track", what="the mouth speaks, there is no sound track", spoils=frozenset({_A})),
+        Fault(name="covered", what="a mask covers the mouth", spoils=frozenset({_A})),
+        Fault(name="second_face", what="a second person in the picture, silent", spoils=frozenset({_A})),
+        Fault(name="turned_away", what="seen from behind", spoils=frozenset({_A, _P})),
+        Fault(name="hands_hidden", what="both arms behind the back: allowed, hands are not required"),
+        Fault(name="hands_out", what="the picture ends above the hands: allowed"),
+        Fault(name="cut", what="another person and place from the middle on; each half is a clip of its own"),
+        Fault(name="still", what="a still picture under speech", spoils=_ALL),
+        Fault(name="blur", what="out of focus", spoils=_ALL),
+    )
+}
+# Of `late`, `early` and `slightly_late`: seconds.
+DELAYS: dict[str, tuple[float, float]] = {"late": (0.28, 0.8), "early": (-0.8, -0.28), "slightly_late": (0.08, 0.2)}

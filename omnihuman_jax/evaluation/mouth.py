@@ -1,0 +1,135 @@
+"""Does the mouth follow the sound? A readout of the mouth's opening from pixels, and its correlation with the truth.
+
+The readout is fitted for one person on pictures whose opening is known (the codec's round trip of that person's *other*
+windows), and read on samples. Correlations are within windows: each window's mean is taken away, so that a person who
+keeps the mouth half open all the time scores nothing.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Readout:
+    """Opening as a linear function of the pixels of one person's mouth."""
+
+    mean_P: np.ndarray
+    weights_P: np.ndarray
+    offset: float
+
+    def __call__(self, crops_THW3: np.ndarray) -> np.ndarray:
+        """float64 [T] of crops as they were given to `fit_readout`."""
+        return (_flat(crops_THW3) - self.mean_P) @ self.weights_P + self.offset
+
+
+def fit_readout(crops_THW3: np.ndarray, opening_T: np.ndarray, ridge: float = 30.0) -> Readout:
+    """The ridge regression from pixels to opening.
+
+    Args:
+        crops_THW3: the mouth and the room that it moves in, in [-1, 1], all of one size.
+        opening_T: the truth of each.
+        ridge: weight of the penalty, in the unit of summed squared pixels.
+
+    Raises:
+        ValueError: lengths differ, or fewer than two frames.
+    """
+    pixels = _flat(crops_THW3)
+    opening_T = np.asarray(opening_T, np.float64)
+    if len(pixels) != len(opening_T) or len(pixels) < 2:
+        raise ValueError(f"a readout needs two frames or more, each with its opening: {len(pixels)}, {len(opening_T)}")
+    mean_P, offset = pixels.mean(0), float(opening_T.mean())
+    centred_TP, target_T = pixels - mean_P, opening_T - offset
+    # The dual form: as many unknowns as frames, whatever the size of the crop.
+    gram_TT = centred_TP @ centred_TP.T + ridge * np.eye(len(pixels))
+    return Readout(mean_P=mean_P, weights_P=centred_TP.T @ np.linalg.solve(gram_TT, target_T), offset=offset)
+
+
+def _flat(crops_THW3: np.ndarray) -> np.ndarray:
+    return np.asarray(crops_THW3, np.float64).reshape(len(crops_THW3), -1)
+
+
+def crop(pictures_THW3: np.ndarray, box_4: np.ndarray) -> np.ndarray:
+    """[T, h, w, 3]: the pixels that x0, y0, x1, y1 touches, cut to the picture; ValueError if there are none."""
+    height, width = pictures_THW3.shape[1:3]
+    x0, y0 = (int(np.clip(np.floor(v), 0, limit)) for v, limit in zip(box_4[:2], (width, height)))
+    x1, y1 = (int(np.clip(np.ceil(v), 0, limit)) for v, limit in zip(box_4[2:], (width, height)))
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"the mouth's box {np.asarray(box_4).tolist()} is outside of {width} x {height} pixels")
+    return pictures_THW3[:, y0:y1, x0:x1]
+
+
+def correlation(read: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
+    """Pearson's r over all frames of all windows, each window's mean removed; nan where either does not vary."""
+    return _ratio(sum((_moments(a, b) for a, b in zip(read, truth, strict=True)), start=np.zeros(3)))
+
+
+def _moments(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(sum ab, sum aa, sum bb) of a window, means removed."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"a window's readout {a.shape} and its truth {b.shape} must be rows of one length")
+    a, b = a - a.mean(), b - b.mean()
+    return np.array([a @ b, a @ a, b @ b])
+
+
+def _ratio(moments: np.ndarray) -> float:
+    covariance, of_a, of_b = moments
+    return float(covariance / np.sqrt(of_a * of_b)) if of_a > 0 and of_b > 0 else float("nan")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value, the ends of its 95 % interval, and over how many windows of how many people."""
+
+    value: float
+    low: float
+    high: float
+    windows: int
+    people: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n = {self.windows} of {self.people} people"
+
+
+def correlation_interval(
+    read: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    people: Sequence[str],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """`correlation`, with a bootstrap over people and then over each one's windows.
+
+    Raises:
+        ValueError: nothing to correlate, or not one person for each window.
+    """
+    if not len(read) == len(truth) == len(people) or not len(read):
+        raise ValueError(f"{len(read)} readouts, {len(truth)} truths, {len(people)} people: one each, at least one")
+    moments_N3 = np.stack([_moments(a, b) for a, b in zip(read, truth)])
+    names = sorted(set(people))
+    own = [np.flatnonzero([person == name for person in people]) for name in names]
+    random, values = np.random.default_rng(seed), []
+    for _ in range(draws):
+        drawn = [own[i] for i in random.integers(len(own), size=len(own))]
+        rows = np.concatenate([windows[random.integers(len(windows), size=len(windows))] for windows in drawn])
+        values.append(_ratio(moments_N3[rows].sum(0)))
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return Estimate(_ratio(moments_N3.sum(0)), float(low), float(high), len(read), len(names))
+
+
+def lag_curve(read: Sequence[np.ndarray], truth: Sequence[np.ndarray], max_lag: int = 6) -> dict[int, float]:
+    """`correlation` at every lag in frames: positive where the picture is late. The peak of a mouth in sync is at 0."""
+    curve = {}
+    for lag in range(-max_lag, max_lag + 1):
+        moved = [a[max(0, lag) : len(a) + min(0, lag)] for a in read]
+        kept = [b[max(0, -lag) : len(b) - max(0, lag)] for b in truth]
+        curve[lag] = correlation(moved, kept)
+    return curve
+
+
+def peak_lag(curve: dict[int, float]) -> int:
+    """The lag of the highest correlation."""
+    return max(curve, key=lambda lag: (np.nan_to_num(curve[lag], nan=-1.0), -abs(lag)))
