@@ -33,8 +33,11 @@ COMMANDS = LEVEL["commands"]
 HIGHEST_LEVEL = {"data_pipelines": LEVEL["codecs"], "configs": LEVEL["config"], "launch": LEVEL["config"]}
 # Rooms that find a pose in a footage file, or run the pipeline.
 SEE_DATA_PIPELINES = {"commands", "sampling"}
-# One command in two files: `plan --topology` reads the same options first.
-HANDED_OVER = {("omnihuman_jax.commands.plan", "omnihuman_jax.commands.plan_scale")}
+# One command in two files: `plan --topology` and `evaluate --suite` read the same options first.
+HANDED_OVER = {
+    ("omnihuman_jax.commands.plan", "omnihuman_jax.commands.plan_scale"),
+    ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_theatre"),
+}
 
 
 def room_of(parts: list[str]) -> str:

@@ -56,6 +56,7 @@ def perform(seed: int, plan: ClipPlan, cast: Cast, speech: Speech) -> Performanc
         "person": roles[0].who.colours,
         "scenery": scene.colours,
         "edge_colour": [round(float(c), 2) for c in mean_colour(frames).mean(0)],
+        "size_px": list(frames.shape[1:3]),
         "figure_px": FRAMINGS[plan.framing].figure * FRAMINGS[plan.framing].head * frames.shape[1],
         "shots": [list(shot) for shot in shots(plan)],
         "eligible": list(eligible(plan, drawn)),

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from omnihuman_jax.commands import evaluate_theatre
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
@@ -375,6 +376,7 @@ def main(argv: Sequence[str]) -> int:
         type=local,
         help="folder of `omnihuman curate`, which says where the mouths are; without it, whole frames only",
     )
+    evaluate_theatre.add_arguments(parser)
     parser.add_argument(
         "--windows", type=int, default=6, help="number of windows to sample, three times each (%(default)s)"
     )
@@ -389,6 +391,8 @@ def main(argv: Sequence[str]) -> int:
         options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
     )
     config = trained_run.sampling_config(run.config.sampling, options)
+    if options.suite == "theatre":
+        return evaluate_theatre.run_suite(run, config, options)
     with progress_bar("share") as bar:
         task = bar.add_task("sampling", total=1.0)
         result = evaluate(

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from omnihuman_jax.evaluation.bootstrap import Estimate, estimate
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Readout:
@@ -79,20 +81,6 @@ def _ratio(moments: np.ndarray) -> float:
     return float(covariance / np.sqrt(of_a * of_b)) if of_a > 0 and of_b > 0 else float("nan")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value, the ends of its 95 % interval, and over how many windows of how many people."""
-
-    value: float
-    low: float
-    high: float
-    windows: int
-    people: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}], n = {self.windows} of {self.people} people"
-
-
 def correlation_interval(
     read: Sequence[np.ndarray],
     truth: Sequence[np.ndarray],
@@ -101,23 +89,9 @@ def correlation_interval(
     draws: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """`correlation`, with a bootstrap over people and then over each one's windows.
-
-    Raises:
-        ValueError: nothing to correlate, or not one person for each window.
-    """
-    if not len(read) == len(truth) == len(people) or not len(read):
-        raise ValueError(f"{len(read)} readouts, {len(truth)} truths, {len(people)} people: one each, at least one")
-    moments_N3 = np.stack([_moments(a, b) for a, b in zip(read, truth)])
-    names = sorted(set(people))
-    own = [np.flatnonzero([person == name for person in people]) for name in names]
-    random, values = np.random.default_rng(seed), []
-    for _ in range(draws):
-        drawn = [own[i] for i in random.integers(len(own), size=len(own))]
-        rows = np.concatenate([windows[random.integers(len(windows), size=len(windows))] for windows in drawn])
-        values.append(_ratio(moments_N3[rows].sum(0)))
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return Estimate(_ratio(moments_N3.sum(0)), float(low), float(high), len(read), len(names))
+    """`correlation`, with a bootstrap over people and then over each one's windows; ValueError where there are none."""
+    moments_N3 = np.array([_moments(a, b) for a, b in zip(read, truth, strict=True)]).reshape(-1, 3)
+    return estimate(moments_N3, people, _ratio, draws=draws, seed=seed)
 
 
 def lag_curve(read: Sequence[np.ndarray], truth: Sequence[np.ndarray], max_lag: int = 6) -> dict[int, float]:

@@ -1,0 +1,70 @@
+"""Lip-sync on drawn close-ups: a model of 4.9 M parameters that learns on a laptop's CPU to move a mouth that it has
+never seen to speech that it has never heard.
+
+    omnihuman theatre --out runs/theatre --hours 0.25 --seed 1 --programme faces
+    omnihuman encode --clips runs/theatre/clips --out runs/theatre/dataset ...   (docs/theatre.md has the options)
+    omnihuman train --config configs/theatre.py --run runs/theatre/run
+
+One stage from random weights: text and reference nearly always, audio on half of the windows, motion frames on some.
+"""
+
+from omnihuman_jax.checkpoint.writer import CheckpointConfig
+from omnihuman_jax.config import DataConfig, ExperimentConfig
+from omnihuman_jax.data.plan import PlanConfig
+from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig
+from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
+from omnihuman_jax.models.mmdit import MMDiTConfig
+from omnihuman_jax.models.pose_guider import PoseGuiderConfig
+from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig
+from omnihuman_jax.sharding import MeshConfig
+from omnihuman_jax.stages import Stage, StageSchedule
+from omnihuman_jax.telemetry.metrics import LoggingConfig
+from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig
+
+NEIGHBOURS = 2  # frames of audio that a latent frame hears on each side of its own
+
+
+def get_config() -> ExperimentConfig:
+    """Dataset: dct codec (48 channels), MiniLM (384), Whisper tiny's layers 0, 2, 4 (3 x 384), 75 keypoints, 48 x 48
+    pixels.
+    """
+    return ExperimentConfig(
+        name="theatre",
+        data=DataConfig(
+            dataset="runs/theatre/dataset",
+            # 25 frames at 48 x 48 are 7 x 9 tokens, and 9 more of the reference: four windows a sequence.
+            plan=PlanConfig(
+                sequences_per_step=4,
+                latent_tokens=288,
+                text_tokens=112,
+                windows=4,
+                latent_frames=28,
+                frames=120,
+                margin=NEIGHBOURS,
+                chunk_steps=16,
+                block=200,
+            ),
+        ),
+        model=MMDiTConfig(
+            width=192,
+            num_heads=4,
+            num_dual_layers=1,
+            num_single_layers=3,
+            latent_channels=48,
+            text_width=384,
+            pooled_width=384,
+            num_refiner_layers=1,
+            rope_axes=(8, 20, 20),
+            audio=AudioAdapterConfig(features=3 * 384, width=192, neighbours=NEIGHBOURS, num_heads=4, head_dim=32),
+            pose=PoseGuiderConfig(keypoints=75, width=96, neighbours=1, sigma=0.75),
+        ),
+        flow=FlowMatchingConfig(shift_max=1.0),
+        stages=StageSchedule(rows=(Stage(name="audio", steps=2400, text=0.9, reference=0.9, audio=0.5, motion=0.3),)),
+        optimizer=OptimizerConfig(learning_rate=2e-3, beta2=0.98, warmup_steps=30, decay="constant"),
+        ema=EmaConfig(decay=0.98),
+        mesh=MeshConfig(data=1, fsdp=1),
+        checkpoint=CheckpointConfig(interval=200, keep=2),
+        logging=LoggingConfig(interval=20),
+        sampling=SamplingConfig(num_steps=12, segment_frames=25, guidance=GuidanceConfig(scale=3.0)),
+    )

@@ -1,0 +1,89 @@
+"""What a condition is worth to the model: the denoising loss without it, with its own, and with another window's.
+
+The same noise and the same timestep in all three, and nothing is sampled: it needs no truth but the data, so it works
+on any footage. A condition that the model does not use gains nothing; one that it uses wrongly does harm.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from omnihuman_jax import conditions, segments
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data.packing import PackInput
+from omnihuman_jax.diffusion import flow_matching, solver
+from omnihuman_jax.evaluation.bootstrap import Estimate, estimate
+from omnihuman_jax.typing import Array, Batch
+
+KINDS = ("absent", "own", "other")
+# Where on the way from clean (0) to noise (1) the loss is looked at.
+TIMES = (0.3, 0.6, 0.9)
+Velocity = Callable[[Array, Array, Batch], Array]
+
+
+def with_condition(window: PackInput, condition: Condition, kind: str, other: PackInput) -> PackInput:
+    """The window without `condition`, with its own, or with that of the window `other`; all else, noise too, is kept.
+
+    Another window's keypoints are stretched to this one's grid, in whose units they are stored.
+
+    Raises:
+        ValueError: `kind` is none of `KINDS`, or the condition is one that has no other (text and reference).
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r}: one of {', '.join(KINDS)}")
+    if condition not in (Condition.AUDIO, Condition.POSE):
+        raise ValueError(f"the gain of {condition.label} is not defined here: audio or pose")
+    if kind == "absent":
+        return dataclasses.replace(window, active=window.active.without(condition))
+    active = window.active | ConditionSet.of(condition)
+    source = other if kind == "other" else window
+    if condition is Condition.AUDIO:
+        return dataclasses.replace(window, active=active, audio_TE=source.audio_TE, audio_valid_T=source.audio_valid_T)
+    assert source.keypoints_TJ3 is not None
+    size, own = window.latents_FHWC.shape[1:3], source.latents_FHWC.shape[1:3]
+    stretched = source.keypoints_TJ3 * np.array([size[1] / own[1], size[0] / own[0], 1.0], np.float32)
+    return dataclasses.replace(
+        window, active=active, keypoints_TJ3=stretched, keypoints_valid_T=source.keypoints_valid_T
+    )
+
+
+def window_losses(velocity: Velocity, batch: Batch, t: float, key: jax.Array) -> jax.Array:
+    """Mean squared velocity error of every window at time `t`, [B, G] float32; 0 in empty slots.
+
+    Args:
+        velocity: (noisy tokens_BLC, t_BG, batch) -> velocity_BLC, such as the model's.
+        batch: packed windows; what is given clean carries no loss, as in training.
+        t: in (0, 1), of all windows.
+        key: of the noise, which depends on it, on each window's slot and on the token, and on nothing else.
+    """
+    slot_BL = segments.of_window(batch.slot_BG, batch.segment_ids_BL)
+    noise_BLC = solver.token_noise(key, slot_BL, batch.token_BL, batch.latents_BLC.shape[-1])
+    noisy_BL = ~conditions.clean_mask(batch) & (jnp.asarray(batch.segment_ids_BL) > 0)
+    t_BG = jnp.full(batch.slot_BG.shape, t, jnp.float32)
+    t_BL = jnp.where(noisy_BL, flow_matching.token_t(t_BG, batch.segment_ids_BL), 0.0)
+    predicted_BLC = velocity(flow_matching.add_noise(batch.latents_BLC, noise_BLC, t_BL), t_BG, batch)
+    target_BLC = flow_matching.velocity_target(batch.latents_BLC, noise_BLC)
+    error_BL = jnp.mean(jnp.square(jnp.asarray(predicted_BLC, jnp.float32) - target_BLC), axis=-1)
+    member_BLG = segments.members(batch.segment_ids_BL, batch.slot_BG.shape[1]) & noisy_BL[..., None]
+    total_BG = jnp.sum(jnp.where(member_BLG, error_BL[..., None], 0.0), axis=1)
+    return total_BG / jnp.maximum(jnp.sum(member_BLG, axis=1), 1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gain:
+    """Shares of the loss without the condition: what its own takes off, and what another window's puts on."""
+
+    own: Estimate
+    harm_of_other: Estimate
+
+
+def gain(losses: Mapping[str, np.ndarray], people: Sequence[str], *, seed: int = 0) -> Gain:
+    """From losses [N] of the same windows by `KINDS`, and whose windows they are."""
+    rows_N3 = np.stack([np.asarray(losses[kind], np.float64) for kind in KINDS], 1)
+    return Gain(
+        own=estimate(rows_N3, people, lambda sums: float(1 - sums[1] / sums[0]), seed=seed),
+        harm_of_other=estimate(rows_N3, people, lambda sums: float(sums[2] / sums[0] - 1), seed=seed),
+    )

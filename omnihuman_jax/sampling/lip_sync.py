@@ -1,0 +1,218 @@
+"""Lip-sync of a trained run, measured on windows of the theatre whose truth is known (`docs/theatre.md`).
+
+Every window is sampled with its own sound, with another clip's, and with none, from the same noise. A readout fitted on
+the codec's round trip of the same clip's *other* windows says how far the mouth is open in each picture.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.puppet_theatre.truth import Truth
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data import packing
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.records import WindowRecord, open_records
+from omnihuman_jax.diffusion.solver import SamplingConfig
+from omnihuman_jax.evaluation import mouth, sheet
+from omnihuman_jax.evaluation.bootstrap import Estimate
+from omnihuman_jax.sampling import trained_run
+
+DRIVINGS = ("own", "other", "none")
+_NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TruthWindow:
+    """A window of the dataset, and what is true of it: opening [T] of the mouth, its box in the window's pixels."""
+
+    row: int
+    clip: str
+    record: WindowRecord
+    start: int
+    opening_T: np.ndarray
+    box_4: np.ndarray
+    person: str
+
+
+def load_windows(dataset: Path, truth_dir: Path, split: str) -> dict[str, list[TruthWindow]]:
+    """All windows of a split with sound and a reference, of the longest length, by clip and in order.
+
+    Raises:
+        FileNotFoundError, ValueError: no such windows, or no truth of their clips.
+    """
+    catalog, source = Catalog.load(dataset), open_records(dataset)
+    usable = (catalog.split == split) & ((catalog.eligible & _NEEDED.bits) == _NEEDED.bits) & (catalog.frames > 1)
+    if not usable.any():
+        known = ", ".join(sorted(set(catalog.split.tolist())))
+        raise ValueError(f"{dataset}: no window of split {split} has sound and a reference; its splits are {known}")
+    rows = np.flatnonzero(usable & (catalog.frames == catalog.frames[usable].max()))
+    clips: dict[str, list[TruthWindow]] = {}
+    truths: dict[str, Truth] = {}
+    for row in sorted(rows.tolist(), key=lambda r: (catalog.clip_id[r], int(catalog.start_frame[r]))):
+        clip, record = str(catalog.clip_id[row]), source[int(catalog.record[row])]
+        if record is None:
+            continue
+        name, _, shot = clip.rpartition("-")
+        truth = truths.setdefault(clip, Truth.load(truth_dir / f"{name}.npz"))
+        start = int(catalog.start_frame[row])
+        frames = slice(truth.facts["shots"][int(shot)][0] + start, None)
+        frames = slice(frames.start, frames.start + int(catalog.frames[row]))
+        clips.setdefault(clip, []).append(
+            TruthWindow(
+                row=row,
+                clip=clip,
+                record=record,
+                start=start,
+                opening_T=truth.opening_T[frames].astype(np.float64),
+                box_4=_box(truth, int(catalog.height[row]), int(catalog.width[row])),
+                person=str(truth.facts["plan"]["person"]),
+            )
+        )
+    return {clip: windows for clip, windows in clips.items() if len(windows) > 1}
+
+
+def _box(truth: Truth, height: int, width: int) -> np.ndarray:
+    """What the mouth reaches in the whole clip, in pixels of the window."""
+    boxes_T4 = truth.mouth_box_T4
+    drawn_height, drawn_width = truth.facts["size_px"]
+    scale = np.array([width / drawn_width, height / drawn_height] * 2)
+    return np.concatenate([boxes_T4[:, :2].min(0), boxes_T4[:, 2:].max(0)]) * scale
+
+
+def choose(clips: Mapping[str, Sequence[TruthWindow]], count: int) -> list[tuple[TruthWindow, TruthWindow]]:
+    """(window, a window of another clip whose sound drives it too), spread over clips and over time."""
+    if len(clips) < 2:
+        raise ValueError(f"lip-sync is measured on windows of 2 clips or more, not {len(clips)}; make a longer theatre")
+    names = sorted(clips)
+    share = math.ceil(count / len(names))
+    chosen = []
+    for number, name in enumerate(names):
+        others = clips[names[(number + max(1, len(names) // 2)) % len(names)]]
+        for k in sheet.evenly(len(clips[name]), share):
+            chosen.append((clips[name][k], others[k % len(others)]))
+    return chosen[:count] if count >= len(names) else chosen[: len(names)]
+
+
+def driven(window: TruthWindow, other: TruthWindow, driving: str, slot: int, run: trained_run.TrainedRun) -> packing.PackInput:  # fmt: skip  # noqa: E501
+    """The window as the model is to see it: text, reference, and the sound of `driving`."""
+    record, sound = window.record, (other if driving == "other" else window).record
+    active = ConditionSet.of(Condition.TEXT, Condition.REFERENCE)
+    if driving != "none":
+        active = active | ConditionSet.of(Condition.AUDIO)
+    return packing.PackInput(
+        latents_FHWC=np.zeros(record.latents_FHWC.shape, np.float32),  # nothing of the truth goes in
+        reference_HWC=record.references_RHWC[0].astype(np.float32),
+        text_SE=record.text_SE,
+        pooled_E=record.pooled_E,
+        active=active,
+        audio_TE=sound.audio_TE.astype(np.float32),
+        audio_valid_T=sound.audio_valid_T,
+        margin=run.spec.margin,
+        slot=slot,
+    )
+
+
+def measure_lip_sync(
+    run: trained_run.TrainedRun,
+    dataset: Path,
+    truth_dir: Path,
+    *,
+    split: str,
+    windows: int = 48,
+    batch: int = 16,
+    config: SamplingConfig | None = None,
+    seed: int = 0,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """(correlations with their intervals, the lag curve, plain values all; a contact sheet of some windows)."""
+    config = config or run.config.sampling
+    clips = load_windows(dataset, truth_dir, split)
+    pairs = choose(clips, windows)
+    latents = _sample(run, pairs, config, batch=batch, seed=seed, on_progress=on_progress)
+    pictures = {kind: [trained_run.decode_pictures(run, latent) for latent in latents[kind]] for kind in DRIVINGS}
+    round_trips = {
+        window.row: trained_run.decode_pictures(run, window.record.latents_FHWC)
+        for name in clips
+        for window in clips[name]
+    }
+    readouts = [_readout(clips[w.clip], w, round_trips) for w, _ in pairs]
+
+    def read(videos: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [f(mouth.crop(video, w.box_4)) for f, video, (w, _) in zip(readouts, videos, pairs)]
+
+    found = {kind: read(pictures[kind]) for kind in DRIVINGS}
+    own, other = [w.opening_T for w, _ in pairs], [o.opening_T for _, o in pairs]
+    people = [w.person for w, _ in pairs]
+    estimates = {
+        "ceiling: the codec's round trip": (read([round_trips[w.row] for w, _ in pairs]), own),
+        "own sound": (found["own"], own),
+        "another clip's sound, against its truth": (found["other"], other),
+        "own sound, against another clip's truth": (found["own"], other),
+        "no sound": (found["none"], own),
+    }
+    curve = mouth.lag_curve(found["own"], own)
+    result = {
+        "split": split,
+        "step": run.step,
+        "weights": run.weights,
+        "guidance": dataclasses.asdict(config.guidance),
+        "sampling_steps": config.num_steps,
+        "correlation": {name: _plain(mouth.correlation_interval(a, b, people)) for name, (a, b) in estimates.items()},
+        "lag_curve": {str(lag): None if math.isnan(value) else round(value, 4) for lag, value in curve.items()},
+        "peak_lag_frames": mouth.peak_lag(curve),
+    }
+    return result, [_rows(pairs[k][0], round_trips, pictures, k) for k in sheet.evenly(len(pairs), 6)]
+
+
+def _plain(found: Estimate) -> dict[str, Any]:
+    """None for numbers that JSON does not have: a mouth that does not move at all."""
+    return {k: None if math.isnan(v) else v for k, v in dataclasses.asdict(found).items()}
+
+
+def _sample(
+    run: trained_run.TrainedRun,
+    pairs: Sequence[tuple[TruthWindow, TruthWindow]],
+    config: SamplingConfig,
+    *,
+    batch: int,
+    seed: int,
+    on_progress: Callable[[float], None],
+) -> dict[str, list[np.ndarray]]:
+    """Latents of every pair under each of `DRIVINGS`; a window's noise is the same in all three."""
+    inputs = [driven(w, o, kind, slot, run) for kind in DRIVINGS for slot, (w, o) in enumerate(pairs)]
+    guided = trained_run.needs_guidance(config.guidance, inputs)
+    sampler = trained_run.Sampler(run, config, trained_run.shape_for(run, inputs), min(batch, len(inputs)), guided)
+    calls = math.ceil(len(inputs) / sampler.batch)
+    latents: list[np.ndarray] = []
+    for call in range(calls):
+        part = inputs[call * sampler.batch : (call + 1) * sampler.batch]
+        latents += sampler(part, seed, lambda share: on_progress(share / calls))
+    return {kind: latents[i * len(pairs) : (i + 1) * len(pairs)] for i, kind in enumerate(DRIVINGS)}
+
+
+def _readout(
+    windows: Sequence[TruthWindow], measured: TruthWindow, round_trips: Mapping[int, np.ndarray]
+) -> mouth.Readout:
+    """Fitted on the clip's windows that share no frame with the measured one."""
+    frames = len(measured.opening_T)
+    others = [w for w in windows if abs(w.start - measured.start) >= frames]
+    if not others:
+        raise ValueError(
+            f"clip {measured.clip}: no window apart from {measured.record.window_id}; the readout needs "
+            "longer clips, or shorter windows"
+        )
+    crops = np.concatenate([mouth.crop(round_trips[w.row], measured.box_4) for w in others])
+    return mouth.fit_readout(crops, np.concatenate([w.opening_T for w in others]))
+
+
+def _rows(
+    window: TruthWindow, round_trips: Mapping[int, np.ndarray], pictures: Mapping[str, list[np.ndarray]], index: int
+) -> np.ndarray:
+    rows = {"truth": round_trips[window.row]} | {f"{kind} sound": pictures[kind][index] for kind in DRIVINGS}
+    title = window.record.window_id
+    return sheet.draw_rows({name: sheet.to_uint8(video) for name, video in rows.items()}, title=title, columns=10)
