@@ -111,7 +111,7 @@ def _rows(spec: RunSpec) -> dict[str, str]:
         "--qos": slurm.qos,
         "--time": slurm.time,
         "--reservation": spec.reservation,
-        "--output": log_pattern("output", state_dir(spec)),
+        "--output": log_pattern(state_dir(spec)),
         "--open-mode": "append",
         # Without B: the signal goes to the tasks, and the script lives on to requeue.
         "--signal": f"TERM@{spec.grace_s}",
