@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 from launch import checks
+from launch.accelerators import GPU_MACHINES
 from launch.spec import RunSpec, load_spec
 from launch.targets import TARGETS
 from omnihuman_jax import cli
+from omnihuman_jax.scale.hardware import parse_topology
 from tests.launch import broken_places
 from tests.launch.specs import GOOD, IMAGE, ON_SLURM, ON_TPU_VM, ROOT, SLURM, TPU_VM, changed, spec
 
@@ -653,11 +655,10 @@ def test_preflight_of_what_cannot_be_compiled_is_by_formula(tmp_path: Path, capf
     )
 
 
-def test_preflight_says_what_plan_knows_nothing_of() -> None:
-    with pytest.raises(
-        ValueError, match=r"--preflight: `omnihuman plan` has no figures of gb200, only of v4, .*submit without it"
-    ):
-        checks.plan_argv(spec(accelerator={"type": "gb200", "nodes": 2}))
+def test_plan_has_figures_of_every_machine() -> None:
+    for kind in GPU_MACHINES:
+        argv = checks.plan_argv(spec(accelerator={"type": kind, "nodes": 2}))
+        assert parse_topology(argv[5].removeprefix("--topology=")).devices == 2 * GPU_MACHINES[kind].gpus
 
 
 @pytest.mark.parametrize(("nodes", "fits"), [(1, False), pytest.param(4, True, marks=pytest.mark.slow)])
