@@ -16,13 +16,14 @@ from launch.target import Target
 if TYPE_CHECKING:
     from omnihuman_jax.config import ExperimentConfig
 
-# Schemes of URIs that the trainer itself reads or writes: the image has gcsfs, and Orbax takes no s3://.
+# Schemes of URIs that the trainer itself reads or writes (docs/storage.md): Orbax takes no s3://, ArrayRecord no URI.
 CHECKPOINTS, DATASET, OUTPUT = "checkpoints", "data.dataset", "output"
-SCHEMES: Mapping[str, tuple[str, ...]] = {CHECKPOINTS: ("gs",), DATASET: ("gs",), OUTPUT: ()}
+SCHEMES: Mapping[str, tuple[str, ...]] = {CHECKPOINTS: ("gs",), DATASET: (), OUTPUT: ()}
 # Metrics and event logs are appended to, which object stores cannot do.
-_NO_BUCKET = (
-    "; logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI"
-)
+_NO_BUCKET = {
+    OUTPUT: "; logs are appended to there, which a bucket cannot: mount the bucket, and give `checkpoints` the URI",
+    DATASET: "; records are read from folders: mount the bucket",
+}
 
 
 def check(spec: RunSpec, target: Target, config: "ExperimentConfig") -> None:
@@ -66,12 +67,11 @@ def _is_uri(field: str, place: str, kind: str, target: Target) -> bool:
         if scheme not in SCHEMES[kind]:
             taken = ", ".join(f"{name}://" for name in SCHEMES[kind])
             cure = f"it may be a folder or {taken}" if taken else "it must be an absolute path"
-            hint = _NO_BUCKET if kind == OUTPUT else ""
-            raise ValueError(f"{field} {place!r}: {cure} with --target {target.name}{hint}")
+            raise ValueError(f"{field} {place!r}: {cure} with --target {target.name}{_NO_BUCKET.get(kind, '')}")
         if not re.fullmatch(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9](/.*)?", rest):
             raise ValueError(f"{field} {place!r} names no bucket: {scheme}://BUCKET/FOLDER, lower case")
         return True
-    if typo := re.match(r"([a-z][a-z0-9]+):/*", place):
+    if SCHEMES[kind] and (typo := re.match(r"([a-z][a-z0-9]+):/*", place)):
         raise ValueError(
             f"{field} {place!r} is neither a path nor a URI; did you mean {typo[1]}://{place[typo.end() :]}?"
         )
@@ -87,9 +87,7 @@ def _check_home(field: str, place: str, kind: str, homes: Mapping[str, str], tar
     if kind == DATASET:
         if not around:
             there = f"{target.homes_field} ({', '.join(homes) or 'there are none'})"
-            raise ValueError(
-                f"{field} {place!r} is on none of {there}, so the trainer would not see it; mount it, or give its gs://"
-            )
+            raise ValueError(f"{field} {place!r} is on none of {there}, so the trainer would not see it; mount it")
         return
     if not around:
         raise ValueError(

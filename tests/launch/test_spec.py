@@ -270,7 +270,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "checkpoints by file://",
         "jobset",
         changed({"checkpoints": "file:///runs/c"}),
-        "checkpoints 'file:///runs/c' must be an absolute path",
+        "checkpoint.directory is file:///runs/c: give the path without file://",
     ),
     (
         "output in the VM's own memory",
@@ -288,7 +288,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "a bucket as output",
         "jobset",
         changed({"output": "gs://b/run"}),
-        "logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI",
+        "logs are appended to there, which a bucket cannot: mount the bucket, and give `checkpoints` the URI",
     ),
     (
         "a relative output",
