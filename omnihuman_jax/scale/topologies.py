@@ -1,7 +1,7 @@
 """TPU slices by generation and topology: chips, hosts, JAX devices. Plain tables, no JAX.
 
-Every multi-host slice of every generation has hosts of 4 chips; v5e and v6e have machines of 8 for 2x4. Sources: GKE's and Cloud TPU's pages, xpk's tables
-(2026-06).
+Every multi-host slice of every generation has hosts of 4 chips; v5e and v6e have machines of 8 for 2x4. Sources: GKE's
+and Cloud TPU's pages, xpk's tables (2026-06).
 """
 
 import dataclasses
