@@ -25,7 +25,7 @@ ALLOWED_SKIPS: dict[str, str] = {
     r"^(gcloud|kubectl) is not installed$": "the Google Cloud CLI is no Python package; lines are checked by rule too",
 }
 # Markers of tests that need programs of the system: they run when asked for, and fail without these.
-LANES = ("slurm", "image")
+LANES = ("slurm",)
 
 if "jax" in sys.modules:
     raise RuntimeError(
@@ -56,10 +56,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow",
         default="none",
-        metavar="none|all|K/N|slurm|image",
+        metavar="none|all|K/N|slurm",
         help=(
             "which tests marked slow run, and then they alone: none (default), all, or a part of their files, K of 0"
-            " .. N-1; slurm and image are tests that need programs of the system, alone too"
+            " .. N-1; slurm: the tests that need a real SLURM, alone too"
         ),
     )
     parser.addoption(

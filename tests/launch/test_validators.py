@@ -1,6 +1,5 @@
 """What is rendered, read by the others' own programs: Kubernetes' schemas, kubectl, gcloud's parser, hadolint."""
 
-import asyncio
 import copy
 import os
 import shlex
@@ -10,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import kmock
 import kubernetes_validate
 import pytest
 
 from launch import compute_engine, jobset, queued_resource
 from launch.spec import load_spec
+from tests.launch import object_server
 from tests.launch.specs import ON_COMPUTE_ENGINE, ON_TPU_VM, ROOT, TPU_VM, spec
 
 JOBSETS = ("v5p", "v6e_multislice", "h100", "h200")
@@ -90,27 +89,25 @@ def test_kubectl_takes_what_we_send(
     """Against a server that keeps objects and checks nothing: the verbs, and that kubectl reads our YAML."""
     tool("kubectl")
     run = load_spec(ROOT / "launch" / "examples" / "v5p.yaml")
-
-    async def story() -> None:
-        emulator = kmock.KubernetesEmulator()
-        key = kmock.resource("jobset.x-k8s.io", "v1alpha2", "jobsets")
-        verbs = {"get", "list", "create", "delete"}
-        emulator.resources[key] = kmock.ResourceInfo(kind="JobSet", singular="jobset", namespaced=True, verbs=verbs)
-        emulator["get /openapi/v2"] << b""  # an empty document in protobuf: no schema of anything
-        emulator["get /openapi/v3"] << {"paths": {}}
-        async with emulator, kmock.Server(emulator, host="127.0.0.1") as server:
-            config = {"server": f"http://127.0.0.1:{server.port}"}
-            (tmp_path / "config").write_text(
-                f"clusters: [{{name: c, cluster: {config}}}]\ncontexts: [{{name: c, context: {{cluster: c}}}}]\n"
-                "current-context: c\n"
-            )
-            monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
-            monkeypatch.setenv("HOME", str(tmp_path))  # its cache
-            assert await asyncio.to_thread(jobset.submit, run) == 0
-            with pytest.raises(ChildProcessError, match="kubectl create exited with 1"):
-                await asyncio.to_thread(jobset.submit, run)
-            assert await asyncio.to_thread(jobset.cancel, run) == 0
-
-    asyncio.run(story())
+    place = "/apis/jobset.x-k8s.io/v1alpha2/namespaces/research/jobsets/omnihuman-7b"
+    pod = {"metadata": {"name": "p", "namespace": "research"}, "spec": {"containers": [{"name": "train"}]}}
+    objects: dict[str, dict[str, Any]] = {
+        "/api/v1/namespaces/research/pods/p": {"kind": "Pod", "apiVersion": "v1"} | pod
+    }
+    with object_server.serve(objects) as address:
+        (tmp_path / "config").write_text(
+            f"clusters: [{{name: c, cluster: {{server: {address}}}}}]\n"
+            "contexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+        )
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        monkeypatch.setenv("HOME", str(tmp_path))  # its cache
+        assert jobset.submit(run) == 0
+        assert objects[place]["spec"] == jobset.manifest(run)["spec"]
+        with pytest.raises(ChildProcessError, match="kubectl create exited with 1"):
+            jobset.submit(run)
+        assert jobset.status(run) == 0
+        assert jobset.logs(run, rank=3, follow=False, lines=5) == 0
+        assert jobset.cancel(run) == 0 and place not in objects
     out = capfd.readouterr().out
-    assert "jobset.jobset.x-k8s.io/omnihuman-7b created" in out and '"omnihuman-7b" deleted' in out
+    assert "jobset.jobset.x-k8s.io/omnihuman-7b created" in out and "\np " in out  # the pod
+    assert "a line of the trainer" in out and '"omnihuman-7b" deleted' in out
