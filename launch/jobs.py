@@ -3,18 +3,18 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from types import ModuleType
 
-from launch import checks
 from launch.spec import RunSpec, load_spec
+from launch.target import Target
+from launch.targets import TARGETS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A spec, and the module that knows its target."""
+    """A spec, and where it was sent."""
 
     spec: RunSpec
-    target: ModuleType
+    target: Target
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -26,11 +26,11 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     made.add_argument("spec", metavar="SPEC", help="the spec that was submitted")
-    made.add_argument("--target", required=True, choices=tuple(checks.TARGETS))
+    made.add_argument("--target", required=True, choices=tuple(TARGETS))
     return made
 
 
 def parse(made: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Job, argparse.Namespace]:
     """The job that the arguments name, and the arguments."""
     options = made.parse_args(list(argv))
-    return Job(spec=load_spec(options.spec), target=checks.TARGETS[options.target]), options
+    return Job(spec=load_spec(options.spec), target=TARGETS[options.target]), options

@@ -7,27 +7,32 @@ decides for the whole
 set: a disruption and a saved stop restart it for free, an error of the user fails it, the rest counts.
 """
 
-import functools
-import json
-from collections.abc import Mapping
-from importlib import resources
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
-from launch import command, external, kubernetes_names
+from launch import command, external, gpu_network, kubernetes_names, literals
 from launch.accelerators import GPU_MACHINES, TPU_NAMES
-from launch.spec import MAX_NAME, RESERVED_ENV, RunSpec
+from launch.manifest_check import CONTAINER, check_manifest, merge, pod_of
+from launch.spec import RESERVED_ENV, RunSpec
+from launch.target import OPTIONAL_FIELDS, Target
 from omnihuman_jax.runtime import exit_codes
 
 REPLICATED_JOB = "slice"
-CONTAINER = "train"
 USER = 1000
 # TPU runtime, megascale, JAX's coordinator, TPU metrics: for readers and NetworkPolicies; a pod listens with or without
 # them.
 TPU_PORTS = {"tpu": 8471, "megascale": 8080, "coordinator": command.COORDINATOR_PORT, "tpu-metrics": 8431}
 # Volumes that end with their pod, or cannot be written.
 FLEETING = ("emptyDir", "ephemeral", "configMap", "secret", "downwardAPI", "projected", "image", "gitRepo")
+# Of a node with accelerators that goes for maintenance; a spot node's pods get less.
+MAX_GRACE_S = 3600
+SPOT_GRACE_S = 15
+# What the image itself has: a volume over it would hide the configs, or Python.
+IN_THE_IMAGE = ("/app", "/opt/venv", "/usr/bin", "/usr/local/bin", "/usr/local/lib")
+_FUSE = "gcsfuse.csi.storage.gke.io"
 _JOBSET = "jobset.sigs.k8s.io"
 _POLICY = "PodFailurePolicy"
 
@@ -42,6 +47,12 @@ def check(spec: RunSpec) -> None:
         raise ValueError("placement_policy is missing: GKE places several hosts of tpu7x by a workload policy; name it")
     if machines.type != "tpu7x" and spec.placement_policy:
         raise ValueError(f"placement_policy is for tpu7x, not for {machines.type}")
+    if spec.grace_s > MAX_GRACE_S:
+        raise ValueError(f"grace_s {spec.grace_s}: GKE gives a pod at most {MAX_GRACE_S} s when its node goes")
+    if any([spec.gpu_network.profile, spec.gpu_network.compute_domain]) and machines.kind == "tpu":
+        raise ValueError(f"gpu_network is for GPU nodes, not for {machines.type}; leave it out")
+    if machines.kind == "gpu":
+        gpu_network.check(spec)
     if machines.kind == "gpu" and spec.security == "tpu":
         raise ValueError("security: tpu is for TPU pods; a GPU pod is restricted (the default) or privileged")
     if machines.kind == "tpu" and spec.security == "restricted":
@@ -62,13 +73,14 @@ def manifest(spec: RunSpec) -> dict[str, Any]:
     if machines.kind == "tpu" and machines.hosts > 1:
         # A child Job gets a node pool, which is a slice, for itself.
         metadata["annotations"] = {f"alpha.{_JOBSET}/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    own = merge(_pod(spec), gpu_network.patch(spec, CONTAINER))
     child = {
         "parallelism": machines.hosts,
         "completions": machines.hosts,
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podFailurePolicy": {"rules": _pod_failure_rules()},
-        "template": merge(_pod(spec), spec.pod_patch),
+        "template": merge(own, spec.pod_patch),
     }
     jobset = {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -87,7 +99,8 @@ def manifest(spec: RunSpec) -> dict[str, Any]:
         },
     }
     check_manifest(jobset, chips=machines.chips)
-    _check_patch(_pod(spec)["spec"], pod_of(jobset))
+    _check_patch(own["spec"], pod_of(jobset))
+    _check_mounts(pod_of(jobset))
     return jobset
 
 
@@ -106,9 +119,17 @@ def _check_patch(own: Mapping[str, Any], patched: Mapping[str, Any]) -> None:
             raise ValueError(f"pod_patch: env {entry['name']} of {CONTAINER!r} is set by the launcher; leave it out")
 
 
-def pod_of(jobset: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The pod's spec of a manifest."""
-    return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+def _check_mounts(pod: Mapping[str, Any]) -> None:
+    """ValueError if a volume lies over what the image has."""
+    for mount in (mount for container in pod["containers"] if container["name"] == CONTAINER
+                  for mount in container.get("volumeMounts", ())):  # fmt: skip
+        place = PurePosixPath(mount["mountPath"])
+        for own in map(PurePosixPath, IN_THE_IMAGE):
+            if own.is_relative_to(place) or place.is_relative_to(own):
+                raise ValueError(
+                    f"volume {mount['name']!r}: mount {mount['mountPath']!r} hides {own} of the image, where"
+                    " configs and Python are; mount it elsewhere"
+                )
 
 
 def _pod_failure_rules() -> list[dict[str, Any]]:
@@ -177,8 +198,14 @@ def _pod(spec: RunSpec) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "labels": {"app.kubernetes.io/name": "omnihuman", "app.kubernetes.io/instance": spec.name}
     }
-    if any("gcsfuse" in str(volume.source.get("csi", "")) for volume in spec.volumes):
-        metadata["annotations"] = {"gke-gcsfuse/volumes": "true"}
+    if any(on_fuse(volume.source) for volume in spec.volumes):
+        # The sidecar's own limits (256 MiB) are for web servers; what a training job reads and writes needs more.
+        metadata["annotations"] = {
+            "gke-gcsfuse/volumes": "true",
+            **{f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")},
+            "gke-gcsfuse/cpu-request": "2",
+            "gke-gcsfuse/memory-request": "4Gi",
+        }
     assert machines.kind in ("tpu", "gpu"), machines.kind
     return {"metadata": metadata, "spec": pod}
 
@@ -193,7 +220,7 @@ def _arguments(spec: RunSpec) -> list[str]:
     list pods.
     """
     if spec.machines.kind == "gpu":
-        return command.train(spec, [])
+        return [*gpu_network.arguments(spec), *command.train(spec, [])]
     argv = command.train(spec, ["--distributed"])
     # The TPU runtime pins memory. A privileged pod may anyway; with SYS_RESOURCE alone the limit is raised first.
     return ["-m", "launch.raise_memlock", *argv] if spec.security_profile == "tpu" else argv
@@ -227,10 +254,14 @@ def _ports(spec: RunSpec) -> dict[str, int]:
 
 
 def _resources(spec: RunSpec) -> dict[str, Any]:
-    """The whole host's chips; the rest of the host comes with them, since nothing else fits there."""
-    name = "google.com/tpu" if spec.machines.kind == "tpu" else "nvidia.com/gpu"
+    """The whole host's chips, and half of its cores and memory: nothing else needs them there, yet without a request
+    the pod is the first to be evicted, and quotas refuse it. The other half is room for sidecars and the node's own.
+    """
+    name, host = "google.com/tpu" if spec.machines.kind == "tpu" else "nvidia.com/gpu", spec.machines.host
+    assert host is not None
     amount = {name: spec.machines.chips}
-    return {"requests": dict(amount), "limits": dict(amount)}
+    half = {"cpu": str(host.cpus // 2), "memory": f"{host.memory_gb // 2}G"}
+    return {"requests": half | amount, "limits": dict(amount)}
 
 
 def _node_selector(spec: RunSpec) -> dict[str, str]:
@@ -241,7 +272,9 @@ def _node_selector(spec: RunSpec) -> dict[str, str]:
             "cloud.google.com/gke-tpu-topology": machines.slice.topology,
         }
     else:
-        selector = {"cloud.google.com/gke-accelerator": GPU_MACHINES[machines.type].label}
+        machine = GPU_MACHINES[machines.type]
+        selector = {"cloud.google.com/gke-accelerator": machine.label}
+        selector |= {"kubernetes.io/arch": "arm64"} if machine.arm else {}
     if spec.spot:
         selector["cloud.google.com/gke-spot"] = "true"
     if spec.reservation:
@@ -254,6 +287,8 @@ def _node_selector(spec: RunSpec) -> dict[str, str]:
 def _tolerations(spec: RunSpec) -> list[dict[str, str]]:
     key = "google.com/tpu" if spec.machines.kind == "tpu" else "nvidia.com/gpu"
     rows = [{"key": key, "operator": "Exists", "effect": "NoSchedule"}]
+    if spec.machines.kind == "gpu" and GPU_MACHINES[spec.machines.type].arm:
+        rows.append({"key": "kubernetes.io/arch", "operator": "Equal", "value": "arm64", "effect": "NoSchedule"})
     if spec.spot:
         rows.append({"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"})
     return rows
@@ -263,7 +298,12 @@ def _pod_security(spec: RunSpec) -> dict[str, Any]:
     """`restricted` passes Pod Security's profile of that name. TPU pods run as root: a capability reaches no other
     user.
     """
-    common: dict[str, Any] = {"fsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"}}
+    common: dict[str, Any] = {
+        "fsGroup": USER,
+        # Not every file of a dataset again at every start.
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
     if spec.security_profile == "restricted":
         return {"runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, **common}
     return {"runAsUser": 0, "runAsGroup": 0, **common}
@@ -286,17 +326,28 @@ def _volumes(spec: RunSpec) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}, {"name": "tmp", "emptyDir": {}}]
     mounts: list[dict[str, Any]] = [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}]
     for volume in spec.volumes:
-        volumes.append({"name": volume.name, **volume.source})
+        source = dict(volume.source)
+        if spec.host_network and on_fuse(source):
+            # Without it a pod on its node's network has no identity for the bucket.
+            attributes = {"hostNetworkPodKSA": "true"} | dict(source["csi"].get("volumeAttributes") or {})
+            source["csi"] = dict(source["csi"]) | {"volumeAttributes": attributes}
+        volumes.append({"name": volume.name, **source})
         mounts.append(
             {"name": volume.name, "mountPath": volume.mount, **({"readOnly": True} if volume.read_only else {})}
         )
     return volumes, mounts
 
 
-def homes(pod: Mapping[str, Any]) -> dict[str, str]:
-    """The trainer's mounts, and why what is written there would not last; empty where it would, by the kind of
+def on_fuse(source: Mapping[str, Any]) -> bool:
+    """Whether a volume is a bucket mounted by GCS FUSE."""
+    return _FUSE in str(source.get("csi", ""))
+
+
+def homes(spec: RunSpec) -> dict[str, str]:
+    """The trainer's mounts, patched, and why what is written there would not last; empty where it would, by the kind of
     volume.
     """
+    pod = pod_of(manifest(spec))
     train = next(container for container in pod["containers"] if container["name"] == CONTAINER)
     volumes = {volume["name"]: volume for volume in pod.get("volumes", ())}
     reasons = {}
@@ -308,88 +359,6 @@ def homes(pod: Mapping[str, Any]) -> dict[str, str]:
             reason = f"the volume {mount['name']!r}, which is read-only"
         reasons[mount["mountPath"]] = reason
     return reasons
-
-
-def merge(base: Any, patch: Any) -> Any:
-    """`patch` laid over `base`: mappings by key (None removes one), lists of things with a name by name, other lists
-    appended.
-    """
-    if isinstance(base, Mapping) and isinstance(patch, Mapping):
-        merged = {key: value for key, value in base.items() if key not in patch or patch[key] is not None}
-        return merged | {key: merge(merged.get(key), value) for key, value in patch.items() if value is not None}
-    if isinstance(base, list) and isinstance(patch, list):
-        if all(isinstance(item, Mapping) and "name" in item for item in (*base, *patch)):
-            named = {item["name"]: item for item in base}
-            return list((named | {item["name"]: merge(named.get(item["name"]), item) for item in patch}).values())
-        return [*base, *patch]
-    return patch
-
-
-@functools.cache
-def schema() -> dict[str, Any]:
-    """JobSet v0.12's schema, closed: an unknown field is an error, as it is to the API server's strict validation."""
-    return json.loads(
-        resources.files("launch").joinpath("schemas/jobset.v1alpha2.closed.schema.json").read_text(encoding="utf-8")
-    )
-
-
-def check_manifest(jobset: Mapping[str, Any], *, chips: int) -> None:
-    """ValueError, one line with the field, on what the API server, the webhooks or the scheduler would refuse.
-
-    The schema knows fields and types; restart policy, counts, names and quantities are looked at here.
-    """
-    import jsonschema
-
-    errors = sorted(
-        jsonschema.Draft202012Validator(schema()).iter_errors(jobset), key=lambda error: list(map(str, error.path))
-    )
-    if errors:
-        where = ".".join(map(str, errors[0].absolute_path)) or "the manifest"
-        raise ValueError(f"JobSet: {where}: {' '.join(errors[0].message.split())[:200]}")
-    name = jobset["metadata"]["name"]
-    if len(name) > MAX_NAME:
-        raise ValueError(f"JobSet: metadata.name {name!r} has {len(name)} characters, at most {MAX_NAME}")
-    if any("name" not in rule for rule in jobset["spec"]["failurePolicy"]["rules"]):
-        raise ValueError("JobSet: failurePolicy.rules: a rule without a name")
-    for replicated in jobset["spec"]["replicatedJobs"]:
-        job = replicated["template"]["spec"]
-        pod = job["template"]["spec"]
-        if job["parallelism"] != job["completions"]:
-            raise ValueError(f"JobSet: parallelism {job['parallelism']} is not completions {job['completions']}")
-        if pod.get("restartPolicy") != "Never":
-            raise ValueError(f"JobSet: restartPolicy {pod.get('restartPolicy')!r}: a podFailurePolicy needs Never")
-        _check_pod(pod, chips)
-
-
-def _check_pod(pod: Mapping[str, Any], chips: int) -> None:
-    containers = [*pod["containers"], *pod.get("initContainers", ())]
-    for what, names in (
-        ("container", [container["name"] for container in containers]),
-        ("volume", [volume["name"] for volume in pod.get("volumes", ())]),
-        *((f"env of {c['name']}", [entry["name"] for entry in c.get("env", ())]) for c in containers),
-        *((f"volumeMount of {c['name']}", [m["mountPath"] for m in c.get("volumeMounts", ())]) for c in containers),
-    ):
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"JobSet: {what} {', '.join(twice)} is there twice")
-    train = next((container for container in pod["containers"] if container["name"] == CONTAINER), None)
-    if train is None:
-        raise ValueError(f"JobSet: there is no container {CONTAINER!r}; the exit codes of the failure policy are its")
-    volumes = {volume["name"] for volume in pod.get("volumes", ())}
-    for mount in train.get("volumeMounts", ()):
-        if mount["name"] not in volumes:
-            raise ValueError(
-                f"JobSet: volumeMount {mount['mountPath']} names a volume {mount['name']!r} that is not there"
-            )
-    limits, requests = (train.get("resources", {}).get(kind, {}) for kind in ("limits", "requests"))
-    chip_kinds = [resource for resource in ("google.com/tpu", "nvidia.com/gpu") if resource in {**limits, **requests}]
-    if not chip_kinds:
-        raise ValueError(f"JobSet: container {CONTAINER!r} asks for no chips; there must be {chips}")
-    for resource in chip_kinds:
-        if not int(limits.get(resource, -1)) == int(requests.get(resource, -1)) == chips:
-            raise ValueError(
-                f"JobSet: {resource}: limits {limits.get(resource)} and requests {requests.get(resource)} must both be"
-                f" {chips}"
-            )
 
 
 def render(spec: RunSpec) -> str:
@@ -432,3 +401,56 @@ def logs(spec: RunSpec, *, rank: int, follow: bool, lines: int) -> int:
 def cancel(spec: RunSpec) -> int:
     """Deletes the JobSet: its pods get SIGTERM, and `grace_s` to save."""
     return external.run(["kubectl", "delete", "jobset", spec.name, "--namespace", spec.namespace])
+
+
+def describe(spec: RunSpec) -> str:
+    """The machines, with Google's name of one."""
+    host = spec.machines.host
+    return f"{spec.machines} ({host.machine})" if host else str(spec.machines)
+
+
+def images(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    """The spec's, and those of all containers and volumes."""
+    yield "image", spec.image
+    yield from literals.images_of_pod(pod_of(manifest(spec)))
+
+
+def warnings(spec: RunSpec) -> list[str]:
+    """What is allowed and may hurt."""
+    found = []
+    if spec.spot and spec.grace_s > SPOT_GRACE_S:
+        found.append(
+            f"a spot node's pods get about {SPOT_GRACE_S} s, whatever grace_s {spec.grace_s} says: what a save does not"
+            " finish in, the last checkpoint has to hold"
+        )
+    if spec.machines.kind == "gpu" and spec.machines.hosts > 1 and not spec.gpu_network.profile and not spec.pod_patch:
+        found.append(
+            f"{spec.machines.hosts} nodes of {spec.machines.type} would talk over eth0 by plain TCP;"
+            " gpu_network.profile or a pod_patch names their fast network"
+        )
+    if spec.gpu_network.profile:
+        found.append(
+            "gpu_network mounts folders of the nodes: a namespace that enforces Pod Security baseline or restricted"
+            " refuses that"
+        )
+    return found
+
+
+TARGET = Target(
+    name="jobset",
+    check=check,
+    describe=describe,
+    render=render,
+    submit=submit,
+    status=status,
+    logs=logs,
+    cancel=cancel,
+    homes=homes,
+    homes_field="volumes",
+    takes=OPTIONAL_FIELDS,
+    instead={},
+    images=images,
+    secrets="kubernetes",
+    here=False,
+    warnings=warnings,
+)

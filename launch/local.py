@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launch import command, local_state
-from launch.local_state import cancel, log_path, logs, next_attempt, state_dir, status
+from launch.local_state import log_path, next_attempt, state_dir
 from launch.spec import RunSpec
 from launch.supervise import read_secrets
 from omnihuman_jax.runtime import exit_codes
@@ -69,9 +69,6 @@ class Outcome:
     free: int
     events: tuple[Event, ...]
 
-
-# The target's commands, for readers of the module as of its siblings.
-__all__ = ["LocalJob", "cancel", "check", "logs", "processes_of", "run_local", "state_dir", "status"]
 
 # (attempt, rank, processes, port of the coordinator) -> argv
 CommandOf = Callable[[int, int, LocalProcesses, int], list[str]]

@@ -1,15 +1,19 @@
 """A run on TPU VMs through Cloud TPU's queued resources: gcloud creates them, every worker starts the image by ssh.
 
-Nothing watches a queued resource: `launch.supervise` restarts the process of each host, a preempted (SUSPENDED) one has
-to be submitted again; the run continues where its checkpoints are. tpu7x is not served here, only on GKE.
+Google gives this API fixes only, and no new generations: `compute_engine` is where v5p, v6e and tpu7x go. Nothing
+watches a queued resource: `launch.supervise` restarts the process of each host, a preempted (SUSPENDED) one has to be
+submitted again; the run continues where its checkpoints are.
 """
 
 import shlex
 import time
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 from launch import command, external
 from launch.accelerators import TPU_NAMES
 from launch.spec import RunSpec
+from launch.target import Target
 
 ENDED = ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING")
 POLL_S = 30.0
@@ -24,7 +28,15 @@ def check(spec: RunSpec) -> None:
             "--target slurm or jobset"
         )
     if not TPU_NAMES[machines.type].vm_runtime:
-        raise ValueError(f"accelerator.type {machines.type} is served by GKE only; use --target jobset")
+        raise ValueError(
+            f"accelerator.type {machines.type} is not served by the Cloud TPU API; use --target compute-engine or"
+            " jobset"
+        )
+    if machines.hosts > 1 and machines.slice is not None and machines.slice.topology == "2x4":
+        raise ValueError(f"accelerator: {machines.type} 2x4 is one machine of 8 chips here; say one_host: true")
+    for field in ("image_family", "setup", "flex_start"):
+        if getattr(spec.tpu_vm, field):
+            raise ValueError(f"tpu_vm.{field} is for --target compute-engine; leave it out")
     for field in ("zone", "project"):
         if not getattr(spec.tpu_vm, field):
             raise ValueError(f"tpu_vm.{field} is missing")
@@ -121,14 +133,16 @@ def ssh_argv(spec: RunSpec, node: str, remote: list[list[str]], *, worker: str =
     ]
 
 
+def registry_login(spec: RunSpec) -> list[list[str]]:
+    """What lets docker pull from Google's own registries."""
+    host = spec.image.split("/", 1)[0]
+    google = host.endswith((".pkg.dev", "gcr.io"))
+    return [["sudo", "gcloud", "auth", "configure-docker", host, "--quiet"]] if google else []
+
+
 def start_argvs(spec: RunSpec) -> list[list[str]]:
     """One ssh a slice, to all of its workers."""
-    host = spec.image.split("/", 1)[0]
-    login = (
-        [["sudo", "gcloud", "auth", "configure-docker", host, "--quiet"]]
-        if host.endswith((".pkg.dev", "gcr.io"))
-        else []
-    )
+    login = registry_login(spec)
     return [ssh_argv(spec, node, [*login, docker_argv(spec)]) for node in nodes(spec)]
 
 
@@ -187,3 +201,51 @@ def cancel(spec: RunSpec) -> int:
         external.run(ssh_argv(spec, node, [["sudo", "docker", "stop", "--time", str(spec.grace_s), spec.name]]))
     argv = ["gcloud", "compute", "tpus", "queued-resources", "delete", spec.name, *_place(spec), "--force", "--quiet"]
     return external.run(argv)
+
+
+def homes(spec: RunSpec) -> dict[str, str]:
+    """The container's mounts, and why what is written there would not last."""
+    own = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+    return {
+        container: (
+            f"{host} of the VM, which does not last" if any(PurePosixPath(host).is_relative_to(o) for o in own) else ""
+        )
+        for host, container in spec.tpu_vm.mounts.items()
+    }
+
+
+def images(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    """The one that every VM runs."""
+    yield "image", spec.image
+
+
+def warnings(spec: RunSpec) -> list[str]:
+    """Where to go instead."""
+    if not TPU_NAMES[spec.machines.type].image_family:
+        return []
+    return ["Google gives the Cloud TPU API fixes only; --target compute-engine takes the same spec"]
+
+
+def describe(spec: RunSpec) -> str:
+    """The slices by the API's own names."""
+    return str(spec.machines)
+
+
+TARGET = Target(
+    name="queued-resource",
+    check=check,
+    describe=describe,
+    render=render,
+    submit=submit,
+    status=status,
+    logs=logs,
+    cancel=cancel,
+    homes=homes,
+    homes_field="tpu_vm.mounts",
+    takes=("service_account", "spot"),
+    instead={"volumes": "TPU VMs have tpu_vm.mounts"},
+    images=images,
+    secrets="files",
+    here=False,
+    warnings=warnings,
+)

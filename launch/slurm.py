@@ -10,12 +10,13 @@ tells a script of it that does not itself wait for a program.
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launch import command, external
+from launch import command, external, literals
 from launch.sbatch_lines import log_pattern, option
 from launch.spec import RunSpec
+from launch.target import Target
 from omnihuman_jax.runtime import exit_codes
 
 _PROXIES = "http_proxy https_proxy ftp_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY FTP_PROXY ALL_PROXY NO_PROXY"
@@ -272,3 +273,46 @@ def cancel(spec: RunSpec) -> int:
         print(_gone(spec))
         return 0
     return external.run(["scancel", "--me", "--name", spec.name])
+
+
+def homes(spec: RunSpec) -> dict[str, str] | None:
+    """All of a node's folders; in a container, what is bound into it."""
+    if spec.slurm.runtime != "apptainer":
+        return None
+    binds = [bind.split(":") for bind in spec.slurm.binds]
+    inside = {(parts[1] if len(parts) > 1 else parts[0]): "ro" in parts[2:] for parts in binds}
+    return {spec.output: ""} | {path: "a bind that is read-only" if fixed else "" for path, fixed in inside.items()}
+
+
+def images(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    """The container's, and what the user's own lines name."""
+    for image in literals.images_in_text([*spec.slurm.directives, *spec.slurm.setup]):
+        yield "slurm: the image", image
+    if spec.slurm.runtime == "apptainer":
+        yield "image", spec.image
+
+
+TARGET = Target(
+    name="slurm",
+    check=check,
+    describe=lambda spec: str(spec.machines),
+    render=render,
+    submit=submit,
+    status=status,
+    logs=logs,
+    cancel=cancel,
+    homes=homes,
+    homes_field="output and slurm.binds",
+    takes=(),
+    instead={
+        # A class of Kubernetes has no number that SLURM could take.
+        "priority": "SLURM has slurm.qos, and slurm.directives such as --nice=100",
+        "queue": "SLURM has slurm.partition",
+        "spot": "SLURM has slurm.partition",
+        "volumes": "the nodes' own file systems are there, in a container by slurm.binds",
+    },
+    images=images,
+    secrets="files",
+    here=False,
+    warnings=lambda spec: [],
+)

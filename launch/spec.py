@@ -30,8 +30,9 @@ RESERVED_ENV = re.compile(
 class AcceleratorSpec:
     """What the run computes on.
 
-    type: a TPU generation (v4 v5e v5p v6e tpu7x), a GPU machine (h100 h100-mega h200 b200 gb200), or `cpu`
+    type: a TPU generation (v4 v5e v5p v6e tpu7x), a GPU machine (h100 h100-mega h200 b200 gb200 gb300), or `cpu`
     topology: of a TPU slice, such as 4x4x8
+    one_host: v5e, v6e 2x4: the 8 chips of one machine (ct5lp-hightpu-8t, ct6e-standard-8t), not two of 4
     slices: TPU slices
     nodes: GPU or CPU nodes
     devices: cpu: simulated devices a node
@@ -42,6 +43,7 @@ class AcceleratorSpec:
     slices: int = 1
     nodes: int = 1
     devices: int = 1
+    one_host: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,15 +95,41 @@ class Slurm:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TpuVm:
-    """What only queued resources ask for; `runtime_version` defaults to the generation's, `mounts` are host folders of
-    the VMs.
+    """What only TPU VMs ask for, of Compute Engine and of the older Cloud TPU API.
+
+    zone, project, network: where; `network` is the VPC's name
+    mounts: folders of the VMs, and where the container sees them
+    runtime_version: queued-resource: defaults to the generation's
+    image_family: compute-engine: defaults to the generation's, of project ubuntu-os-accelerator-images
+    setup: compute-engine: lines of bash, as root, before the container starts: what mounts the folders
+    flex_start: compute-engine: how long the VMs are wanted, such as 3d (10m to 7d): queued until they are free, not
+        preempted, deleted at the end
     """
 
     zone: str = ""
     project: str = ""
-    runtime_version: str = ""
     network: str = ""
     mounts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    runtime_version: str = ""
+    image_family: str = ""
+    setup: tuple[str, ...] = ()
+    flex_start: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class GpuNetwork:
+    """What GPU pods need to use the network between nodes, instead of plain TCP over eth0.
+
+    profile: `tcpxo` (A3 Mega, h100-mega) or `gib` (RDMA: A3 Ultra, A4, A4X; h200, b200, gb200)
+    networks: the cluster's Network objects, one a network card, in order; empty: the names of Google's pages
+    daemon_image: tcpxo: of the receive daemon, by digest, of the version that the plugin's installer has
+    compute_domain: gb200, gb300: the ResourceClaimTemplate of the namespace's ComputeDomain
+    """
+
+    profile: str = ""
+    networks: tuple[str, ...] = ()
+    daemon_image: str = ""
+    compute_domain: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +167,7 @@ class RunSpec:
     host_network: pods use the nodes' network: faster between slices, outside of any NetworkPolicy
     compilation_cache: JAX's persistent cache, a folder or URI that nobody else can write
     volumes: of the pods
+    gpu_network: of GPU pods: see GpuNetwork
     pod_patch: merged into the pod template last (lists of things with a `name` by name): sidecars and annotations of
         GPU networks
     """
@@ -167,6 +196,7 @@ class RunSpec:
     host_network: bool = False
     compilation_cache: str = ""
     volumes: tuple[Volume, ...] = ()
+    gpu_network: GpuNetwork = dataclasses.field(default_factory=GpuNetwork)
     pod_patch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     slurm: Slurm = dataclasses.field(default_factory=Slurm)
     tpu_vm: TpuVm = dataclasses.field(default_factory=TpuVm)
@@ -176,7 +206,9 @@ class RunSpec:
     def machines(self) -> Machines:
         """What the accelerator is in hosts and devices; ValueError if there is no such thing."""
         a = self.accelerator
-        return accelerators.machines(a.type, topology=a.topology, slices=a.slices, nodes=a.nodes, devices=a.devices)
+        return accelerators.machines(
+            a.type, topology=a.topology, slices=a.slices, nodes=a.nodes, devices=a.devices, one_host=a.one_host
+        )
 
     @property
     def security_profile(self) -> str:
@@ -224,7 +256,7 @@ class RunSpec:
                 raise ValueError(
                     f"volumes.{volume.name}: source must name one kind of volume, not {list(volume.source)}"
                 )
-        self._validate_slurm()
+        self._validate_machines()
         check_finite(self.overrides, "overrides")
         if self.local.processes < 0 or self.local.devices < 0:
             raise ValueError(f"local: processes {self.local.processes} and devices {self.local.devices} must be >= 0")
@@ -250,8 +282,12 @@ class RunSpec:
             if ":" in volume.mount:
                 raise ValueError(f"volumes.{volume.name}: mount {volume.mount!r} has a ':', which Kubernetes refuses")
 
-    def _validate_slurm(self) -> None:
-        slurm = self.slurm
+    def _validate_machines(self) -> None:
+        slurm, vm = self.slurm, self.tpu_vm
+        if vm.flex_start and not re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?", vm.flex_start):
+            raise ValueError(f"tpu_vm.flex_start {vm.flex_start!r} must be a time such as 3d, 12h or 1d6h")
+        if vm.flex_start and (self.spot or self.reservation):
+            raise ValueError("tpu_vm.flex_start is a kind of capacity, as spot and reservation are; keep one of them")
         if slurm.runtime not in SLURM_RUNTIMES:
             raise ValueError(f"slurm.runtime {slurm.runtime!r} is unknown; it is one of {', '.join(SLURM_RUNTIMES)}")
         if slurm.time and not re.fullmatch(r"(\d+-)?\d{1,2}:\d{2}:\d{2}|\d+", slurm.time):
@@ -259,8 +295,9 @@ class RunSpec:
         for line in slurm.directives:
             if not re.fullmatch(r"--[a-z][-a-z]*(=\S+)?", line):
                 raise ValueError(f"slurm.directives: {line!r} is not of the form --name=value")
-        if lines := [line for line in slurm.setup if "\n" in line]:
-            raise ValueError(f"slurm.setup must be a list with one command an item, not {lines[0]!r}")
+        for field, lines in (("slurm.setup", slurm.setup), ("tpu_vm.setup", vm.setup)):
+            if broken := [line for line in lines if "\n" in line]:
+                raise ValueError(f"{field} must be a list with one command an item, not {broken[0]!r}")
 
     def _validate_env(self) -> None:
         for name in (*self.env, *self.secrets):

@@ -32,6 +32,7 @@ from data_pipelines.puppet_theatre.programme import PROGRAMMES, ClipPlan, finger
 from data_pipelines.puppet_theatre.voices import RECORDINGS, VOICES, Cast, Speech, find_cast
 from data_pipelines.sample_media import cache_folder
 from omnihuman_jax.conditions import Condition
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
@@ -243,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         + _NEXT.format(out="runs/theatre"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder; clips that are there already are kept")
+    parser.add_argument("--out", required=True, type=local, help="folder; clips that are there already are kept")
     parser.add_argument("--hours", required=True, type=float, help="hours of video in all")
     parser.add_argument("--seed", type=int, default=0, help="of the world (default: %(default)s)")
     parser.add_argument("--programme", default="biased", choices=PROGRAMMES, help="what is played (%(default)s)")
@@ -254,9 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="who speaks: all that is installed (default), the neural voice alone, or recorded prompts alone",
     )
     parser.add_argument(
-        "--recordings", type=Path, default=RECORDINGS, help="folder with a folder of prompts a speaker (%(default)s)"
+        "--recordings", type=local, default=RECORDINGS, help="folder with a folder of prompts a speaker (%(default)s)"
     )
-    parser.add_argument("--lines", type=Path, help="where spoken lines are kept (default: the cache of sample-media)")
+    parser.add_argument("--lines", type=local, help="where spoken lines are kept (default: the cache of sample-media)")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: %(default)s)")
     options = parser.parse_args(argv)
     given = {"lines": options.lines} if options.lines else {}

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -35,8 +36,10 @@ _HELD_OUT_PROMPTS = 8  # one prompt in so many
 _MIN_PROMPT_S, _MIN_PROMPT_RMS = 0.8, 1e-3
 _SOUNDS = (".g722", ".wav", ".flac", ".ogg", ".mp3")
 _SPEECH_RMS = 0.1
+# Symbols of the neural voice that are no phones: pads, length, palatalisation and blanks; stress.
+_SOUND_ON, _STRESS = ("_", "ː", "ʲ", " "), ("ˈ", "ˌ")
 # Changes of what is computed; part of the name under which it is kept.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,18 +217,27 @@ class _Piper:
 
 
 def _spans(phones: list[str], ends_s: np.ndarray) -> Iterator[tuple[str, float, float]]:
-    """Pads and length marks belong to the phone before; what is no sound of the mouth (stress, pauses) is left out."""
+    """Of the voice's symbols, those that shape the mouth. Pads, length marks and blanks within a phrase sound on with
+    the phone before, stress marks with the one behind; punctuation is a pause.
+    """
     starts_s = np.concatenate([[0.0], ends_s[:-1]])
-    current: tuple[str, float, float] | None = None
-    for phone, start, end in zip(phones, starts_s, ends_s):
-        if phone in "_ː" and current is not None:
-            current = (current[0], current[1], float(end))
+    phone, begin, finish, stressed = "", 0.0, 0.0, math.nan
+    for symbol, start, end in zip(phones, starts_s.tolist(), ends_s.tolist()):
+        if symbol in _SOUND_ON and not math.isnan(stressed):
             continue
-        if current is not None:
-            yield current
-        current = (phone, float(start), float(end)) if phone.isalpha() and phone not in "ʲˈˌ" else None
-    if current is not None:
-        yield current
+        if symbol in _SOUND_ON and phone:
+            finish = end
+            continue
+        if phone:
+            yield phone, begin, finish
+            phone = ""
+        if symbol in _STRESS:
+            stressed = start
+        elif symbol.isalpha() and symbol not in _SOUND_ON:
+            phone, begin, finish = symbol, start if math.isnan(stressed) else stressed, end
+            stressed = math.nan
+    if phone:
+        yield phone, begin, finish
 
 
 def _levelled(wave: np.ndarray) -> np.ndarray:

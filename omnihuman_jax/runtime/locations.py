@@ -61,33 +61,39 @@ def local(text: StrPath, what: str = "") -> Path:
 
     `what` is what the error calls it: a field of the config, or nothing on the command line, which says it itself.
     """
-    if check_scheme(text):
-        lead = f"{what} is {os.fspath(text)}" if what else os.fspath(text)
+    if check_scheme(text, what):
         raise LocationError(
-            f"{lead}, a bucket; give a local or mounted folder here (docs/storage.md says what can be in a bucket)"
+            f"{_named(text, what)}, a bucket; give a local or mounted folder here (docs/storage.md says what can be in"
+            " a bucket)"
         )
     return Path(text)
 
 
-def check_scheme(text: StrPath) -> str:
+def check_checkpoints(text: StrPath, what: str) -> None:
+    """LocationError unless Orbax can save there."""
+    if check_scheme(text, what) not in ("", *CHECKPOINT_SCHEMES):
+        raise LocationError(
+            f"{_named(text, what)}: Orbax cannot save there; give gs://BUCKET/PATH, or a local or mounted folder"
+        )
+
+
+def check_scheme(text: StrPath, what: str = "") -> str:
     """`scheme` of what can be a location; LocationError for others. Nothing is opened."""
-    kind, text = scheme(text), os.fspath(text)
+    kind, lead, text = scheme(text), _named(text, what), os.fspath(text)
+    if kind == "file":
+        raise LocationError(f"{lead}: give the path without file://")
     if kind and kind not in PACKAGES:
         known = ", ".join(f"{known}://" for known in PACKAGES)
-        raise LocationError(f"{text}: {kind}:// is not supported; use {known} or a path")
+        raise LocationError(f"{lead}: {kind}:// is not supported; use {known} or a path")
     if not kind and (typo := re.match(rf"({'|'.join(PACKAGES)}):/?", text)):
-        raise LocationError(f"{text}: write {typo[1]}://BUCKET/PATH, or ./{text} if it is a path")
+        raise LocationError(f"{lead}: write {typo[1]}://BUCKET/PATH, or ./{text} if it is a path")
     if kind and not re.match(rf"{kind}://[^/]+(/|$)", text):
-        raise LocationError(f"{text} names no bucket; write {kind}://BUCKET/PATH")
+        raise LocationError(f"{lead} names no bucket; write {kind}://BUCKET/PATH")
     return kind
 
 
-def check_checkpoints(text: StrPath, what: str) -> None:
-    """LocationError unless Orbax can save there; `what` is what the error calls it."""
-    if check_scheme(text) not in ("", *CHECKPOINT_SCHEMES):
-        raise LocationError(
-            f"{what} is {os.fspath(text)}: Orbax cannot save there; give gs://BUCKET/PATH, or a local or mounted folder"
-        )
+def _named(text: StrPath, what: str) -> str:
+    return f"{what} is {os.fspath(text)}" if what else os.fspath(text)
 
 
 def is_remote(path: StrPath) -> bool:

@@ -114,8 +114,9 @@ _ROWS = (
         torus_dims=3, wrap=4, dcn_bandwidth=12.5e9, host_bandwidth=32e9, chips_per_host=4, host_ram_bytes=960 * GIB,
         efficiencies=Efficiencies(
             matmul=0.60, attention_forward=0.40, attention_backward=0.40,
-            source=f"{_UNMEASURED}; for scale: MaxDiffusion trains Wan 2.2 14 B at 40 % MFU on tpu7x with kernels of "
-            "its own (github.com/AI-Hypercomputer/maxdiffusion, pull request 487)",
+            source=f"{_UNMEASURED}; for scale: MaxDiffusion trains Wan 2.2 14 B at 384 TFLOP/s a device (two a chip, "
+            "1,153 at the peak: 33 %; it says 40 %) with kernels of its own (github.com/AI-Hypercomputer/maxdiffusion, "
+            "pull request 487)",
         ),
         source=f"docs.cloud.google.com/tpu/docs/tpu7x; {_SCALING_BOOK}",
     ),
@@ -158,6 +159,26 @@ _ROWS = (
         efficiencies=Efficiencies(matmul=0.70, attention_forward=0.60, attention_backward=0.50, source=_UNMEASURED),
         source="nvidia.com, HGX B200 data sheet; PCIe 5 x16; network: 400 Gbit/s a GPU",
     ),
+    Accelerator(
+        name="gb200", platform="gpu", peak_flops=2500e12, hbm_bytes=186 * 10**9, hbm_bandwidth=8000e9,
+        link_bandwidth=900e9,
+        torus_dims=0, wrap=0, dcn_bandwidth=50e9, host_bandwidth=225e9, chips_per_host=4,
+        efficiencies=Efficiencies(
+            matmul=0.70, attention_forward=0.60, attention_backward=0.50, source=f"as b200; {_UNMEASURED}",
+        ),
+        source="nvidia.com, GB200 NVL72 data sheet, a GPU; NVLink-C2C shared by two GPUs; network: 400 Gbit/s a GPU",
+    ),
+    Accelerator(
+        name="gb300", platform="gpu", peak_flops=2500e12, hbm_bytes=279 * 10**9, hbm_bandwidth=8000e9,
+        link_bandwidth=900e9,
+        torus_dims=0, wrap=0, dcn_bandwidth=100e9, host_bandwidth=225e9, chips_per_host=4,
+        efficiencies=Efficiencies(
+            matmul=0.70, attention_forward=0.60, attention_backward=0.50,
+            source=f"as b200; {_UNMEASURED}; for scale: NVIDIA trains Wan 2.1 14 B at 41 % MFU end to end",
+        ),
+        source="nvidia.com, GB300 NVL72 data sheet, a GPU; NVLink-C2C shared by two GPUs; network: 800 Gbit/s a GPU; "
+        "memory: docs.cloud.google.com, A4X Max (1,116 GB a machine)",
+    ),
 )  # fmt: skip
 
 ACCELERATORS: dict[str, Accelerator] = {row.name: row for row in _ROWS}
@@ -167,7 +188,7 @@ _DEVICE_KINDS: dict[str, str] = {
     "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
     "TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "tpu7x",
     "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA A100-SXM4-40GB": "a100", "NVIDIA H100 80GB HBM3": "h100",
-    "NVIDIA H200": "h200", "NVIDIA B200": "b200",
+    "NVIDIA H200": "h200", "NVIDIA B200": "b200", "NVIDIA GB200": "gb200", "NVIDIA GB300": "gb300",
 }  # fmt: skip
 
 

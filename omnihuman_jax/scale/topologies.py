@@ -1,7 +1,7 @@
 """TPU slices by generation and topology: chips, hosts, JAX devices. Plain tables, no JAX.
 
-Every multi-host slice of every generation has hosts of 4 chips. Sources: GKE's and Cloud TPU's pages, xpk's tables
-(2026-06).
+Every multi-host slice of every generation has hosts of 4 chips; v5e and v6e have machines of 8 for 2x4.
+Sources: GKE's and Cloud TPU's pages, xpk's tables (2026-06).
 """
 
 import dataclasses
@@ -55,10 +55,11 @@ GENERATIONS: dict[str, TpuGeneration] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TpuSlice:
-    """One slice; `topology` in chips, such as 4x4x8."""
+    """One slice; `topology` in chips, such as 4x4x8; `one_host`: a machine of 8 chips (v5e, v6e: 2x4)."""
 
     generation: TpuGeneration
     topology: str
+    one_host: bool = False
 
     @property
     def chips(self) -> int:
@@ -66,7 +67,7 @@ class TpuSlice:
 
     @property
     def chips_per_host(self) -> int:
-        return min(self.chips, 4)
+        return min(self.chips, 8 if self.one_host else 4)
 
     @property
     def hosts(self) -> int:
@@ -83,7 +84,7 @@ class TpuSlice:
         return f"{self.generation.name_prefix}-{self.chips * (2 if self.generation.cores_in_name else 1)}"
 
 
-def tpu_slice(generation: str, topology: str) -> TpuSlice:
+def tpu_slice(generation: str, topology: str, *, one_host: bool = False) -> TpuSlice:
     """The slice; ValueError, with what there is, on an unknown generation or a topology that it does not have."""
     if generation not in GENERATIONS:
         near = difflib.get_close_matches(generation, GENERATIONS, 1)
@@ -92,7 +93,7 @@ def tpu_slice(generation: str, topology: str) -> TpuSlice:
     kind = GENERATIONS[generation]
     rank = 3 if kind.max_cubes else 2
     if topology in kind.small:
-        return TpuSlice(generation=kind, topology=topology)
+        return TpuSlice(generation=kind, topology=topology, one_host=one_host)
     listed = ", ".join(kind.small)
     cubes = f", or AxBxC of multiples of 4 with at most {kind.max_cubes} cubes of 4x4x4" if kind.max_cubes else ""
     if not re.fullmatch("x".join([r"[1-9]\d*"] * rank), topology):

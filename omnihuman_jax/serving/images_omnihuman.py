@@ -41,7 +41,8 @@ def read(path: str | os.PathLike[str]) -> np.ndarray | None:
     with _named(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures, and of odd tags
         try:
-            picture = Image.open(os.fsencode(path), formats=FORMATS)
+            Image.init()
+            picture = Image.open(os.fsencode(path), formats=[name for name in FORMATS if name in Image.OPEN])
         except UnidentifiedImageError:
             return None
         with picture:

@@ -29,6 +29,7 @@ ON_SLURM = {
     "slurm": SLURM,
 }
 TPU_VM = {"project": "p", "zone": "us-east5-b", "mounts": {"/mnt/runs": "/runs"}}
+ON_COMPUTE_ENGINE = {"accelerator": {"type": "v6e", "topology": "16x16"}, "volumes": [], "tpu_vm": TPU_VM}
 ON_TPU_VM = {"accelerator": {"type": "v6e", "topology": "16x16"}, "volumes": [], "tpu_vm": TPU_VM}
 
 

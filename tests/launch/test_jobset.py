@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launch import jobset
+from launch import jobset, manifest_check
 from launch.accelerators import GPU_MACHINES, TPU_NAMES
 from tests.launch.specs import spec
 
@@ -21,6 +21,7 @@ TABLE = [
     *(("v6e", topology) for topology in FLAT),
     *(("tpu7x", topology) for topology in ["1x1x1", *SOLID]),
 ]
+NVLINK = {kind: {"compute_domain": "domain"} for kind in ("gb200", "gb300")}
 CAPACITY = {"spot": {"spot": True}, "reserved": {"reservation": "r"}}
 
 
@@ -66,9 +67,11 @@ def test_every_tpu_manifest_validates(kind: str, topology: str, capacity: str) -
 @pytest.mark.parametrize("nodes", [1, 4])
 @pytest.mark.parametrize("kind", GPU_MACHINES)
 def test_every_gpu_manifest_validates(kind: str, nodes: int) -> None:
-    manifest = jobset.manifest(spec(accelerator={"type": kind, "nodes": nodes}))
+    manifest = jobset.manifest(spec(accelerator={"type": kind, "nodes": nodes}, gpu_network=NVLINK.get(kind, {})))
     pod, env = pod_of(manifest), env_of(manifest)
-    assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": GPU_MACHINES[kind].label}
+    arm = {"kubernetes.io/arch": "arm64"} if kind.startswith("gb") else {}
+    assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": GPU_MACHINES[kind].label} | arm
+    assert any(toleration["key"] == "kubernetes.io/arch" for toleration in pod["tolerations"]) == bool(arm)
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": GPU_MACHINES[kind].gpus}
     # Explicit: JAX's own search would count the pods of one child Job and want to list them.
     assert env["JAX_COORDINATOR_ADDRESS"] == "run-slice-0-0.run:8482" and env["JAX_NUM_PROCESSES"] == str(nodes)
@@ -142,7 +145,15 @@ def test_queue_secrets_and_the_rest() -> None:
     assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "q"
     assert manifest["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
     assert "priorityClassName" not in template["spec"]
-    assert template["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+    assert template["metadata"]["annotations"] == {
+        "gke-gcsfuse/volumes": "true",
+        "gke-gcsfuse/cpu-limit": "0",
+        "gke-gcsfuse/memory-limit": "0",
+        "gke-gcsfuse/ephemeral-storage-limit": "0",
+        "gke-gcsfuse/cpu-request": "2",
+        "gke-gcsfuse/memory-request": "4Gi",
+    }
+    assert template["spec"]["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
     assert (
         template["spec"]["terminationGracePeriodSeconds"] == 77 and template["spec"]["serviceAccountName"] == "trainer"
     )
@@ -213,10 +224,10 @@ MUTATIONS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
 @pytest.mark.parametrize(("what", "mutate", "message"), MUTATIONS, ids=[row[0] for row in MUTATIONS])
 def test_a_wrong_manifest_is_caught(what: str, mutate: Callable[[dict[str, Any]], Any], message: str) -> None:
     manifest = copy.deepcopy(jobset.manifest(spec()))
-    jobset.check_manifest(manifest, chips=4)
+    manifest_check.check_manifest(manifest, chips=4)
     mutate(manifest)
     with pytest.raises(ValueError, match="JobSet") as error:
-        jobset.check_manifest(manifest, chips=4)
+        manifest_check.check_manifest(manifest, chips=4)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -240,3 +251,25 @@ def test_a_patch_is_merged_by_name() -> None:
     assert [container["name"] for container in pod["containers"]] == ["train", "tcpx"]
     assert env_of(manifest)["LD_LIBRARY_PATH"] == "/lib" and env_of(manifest)["PYTHONUNBUFFERED"] == "0"
     assert pod["containers"][0]["command"][0] == "python" and len(pod["tolerations"]) == 2 and "hostPID" not in pod
+
+
+def test_a_pod_asks_for_half_of_its_host() -> None:
+    """So that it is not the first to be evicted, and quotas of cpu and memory let it in."""
+    resources = pod_of(jobset.manifest(spec()))["containers"][0]["resources"]
+    assert resources["requests"] == {"cpu": "104", "memory": "224G", "google.com/tpu": 4}
+    assert resources["limits"] == {"google.com/tpu": 4}
+
+
+def test_a_machine_of_eight_chips() -> None:
+    for kind in ("v5e", "v6e"):
+        one = jobset.manifest(spec(accelerator={"type": kind, "topology": "2x4", "one_host": True}))
+        assert one["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"] == 1
+        assert pod_of(one)["containers"][0]["resources"]["limits"] == {"google.com/tpu": 8}
+        two = jobset.manifest(spec(accelerator={"type": kind, "topology": "2x4"}))
+        assert two["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"] == 2
+
+
+def test_a_pod_on_its_nodes_network_keeps_its_identity_for_the_bucket() -> None:
+    volume = {"name": "runs", "mount": "/runs", "source": {"csi": {"driver": "gcsfuse.csi.storage.gke.io"}}}
+    pod = pod_of(jobset.manifest(spec(volumes=[volume], host_network=True)))
+    assert pod["volumes"][-1]["csi"]["volumeAttributes"] == {"hostNetworkPodKSA": "true"}

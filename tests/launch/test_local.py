@@ -209,15 +209,15 @@ def test_a_tpu_spec_runs_here_as_it_is_or_folded(tmp_path: Path) -> None:
 def test_status_logs_and_cancel(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     job_spec = a_spec(tmp_path)
     with pytest.raises(FileNotFoundError, match="was not started with --target local"):
-        local.status(job_spec)
+        local_state.status(job_spec)
     run(job_spec, {}, default="print('hello from a rank')")
-    assert local.status(job_spec) == 0
+    assert local_state.status(job_spec) == 0
     assert "run: done; attempt 0, code 0" in capfd.readouterr().out
-    assert local.logs(job_spec, rank=1, follow=False, lines=5) == 0
+    assert local_state.logs(job_spec, rank=1, follow=False, lines=5) == 0
     assert "hello from a rank" in capfd.readouterr().out
     with pytest.raises(FileNotFoundError, match="rank-7"):
-        local.logs(job_spec, rank=7, follow=False, lines=5)
-    assert local.cancel(job_spec) == 0
+        local_state.logs(job_spec, rank=7, follow=False, lines=5)
+    assert local_state.cancel(job_spec) == 0
     assert "no job is running" in capfd.readouterr().out
 
 
@@ -241,10 +241,10 @@ def test_cancel_from_another_process_lets_the_ranks_save(tmp_path: Path, capfd: 
     deadline = time.monotonic() + 20
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert local.status(job_spec) == 0
+    assert local_state.status(job_spec) == 0
     shown = capfd.readouterr().out
     assert f"running, launcher {launcher.pid}" in shown and shown.count(" runs") == 2
-    waiter = threading.Thread(target=local.cancel, args=(job_spec,))
+    waiter = threading.Thread(target=local_state.cancel, args=(job_spec,))
     waiter.start()
     assert launcher.wait(20) == exit_codes.RESTART
     waiter.join(20)
@@ -266,7 +266,7 @@ def test_the_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
     while any(local_state.process_start(process) for process in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(local_state.process_start(process) for process in processes)
-    assert local.status(job_spec) == 0
+    assert local_state.status(job_spec) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,20 @@ import pytest
 import yaml
 
 from launch import checks
+from launch.accelerators import GPU_MACHINES
 from launch.spec import RunSpec, load_spec
+from launch.targets import TARGETS
 from omnihuman_jax import cli
+from omnihuman_jax.scale.hardware import parse_topology
+from tests.launch import broken_places
 from tests.launch.specs import GOOD, IMAGE, ON_SLURM, ON_TPU_VM, ROOT, SLURM, TPU_VM, changed, spec
 
 EXAMPLES = {
     "v5p": "jobset",
     "v6e_multislice": "jobset",
     "h100": "jobset",
+    "h200": "jobset",
+    "compute_engine": "compute-engine",
     "tpu_vm": "queued-resource",
     "slurm": "slurm",
     "local": "local",
@@ -264,7 +270,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "checkpoints by file://",
         "jobset",
         changed({"checkpoints": "file:///runs/c"}),
-        "checkpoints 'file:///runs/c' must be an absolute path",
+        "checkpoint.directory is file:///runs/c: give the path without file://",
     ),
     (
         "output in the VM's own memory",
@@ -282,7 +288,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "a bucket as output",
         "jobset",
         changed({"output": "gs://b/run"}),
-        "logs are appended to there, which a bucket's URI cannot: mount the bucket, and give `checkpoints` the URI",
+        "logs are appended to there, which a bucket cannot: mount the bucket, and give `checkpoints` the URI",
     ),
     (
         "a relative output",
@@ -404,7 +410,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
                 "jobset; SLURM has slurm.qos, and slurm.directives such as --nice=100",
             ),
             ("slurm", ON_SLURM, "namespace", "research", "jobset; leave it out"),
-            ("slurm", ON_SLURM, "service_account", "me", "jobset and queued-resource; leave it out"),
+            ("slurm", ON_SLURM, "service_account", "me", "jobset and compute-engine and queued-resource; leave it out"),
             ("slurm", ON_SLURM, "volumes", GOOD["volumes"], "jobset; the nodes' own file systems are there"),
             ("queued-resource", ON_TPU_VM, "volumes", GOOD["volumes"], "jobset; TPU VMs have tpu_vm.mounts"),
             ("queued-resource", ON_TPU_VM, "pod_patch", sidecar(image=IMAGE), "jobset; leave it out"),
@@ -486,7 +492,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "tpu7x as queued resource",
         "queued-resource",
         changed(ON_TPU_VM, {"accelerator": {"type": "tpu7x", "topology": "4x8x8"}}),
-        "tpu7x is served by GKE only",
+        "tpu7x is not served by the Cloud TPU API; use --target compute-engine or jobset",
     ),
     (
         "no zone",
@@ -508,6 +514,8 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ),
 ]
 
+CASES += broken_places.CASES
+
 
 def submit(tmp_path: Path, text: str, target: str, *options: str) -> int:
     file = tmp_path / "spec.yaml"
@@ -527,7 +535,7 @@ def test_a_broken_spec_is_one_line(
 
 
 def test_there_are_enough_broken_specs() -> None:
-    assert len({case[3] for case in CASES}) >= 20
+    assert len({case[3] for case in CASES}) >= 100 and len({case[3] for case in broken_places.CASES}) >= 20
 
 
 @pytest.mark.parametrize(
@@ -583,7 +591,7 @@ def test_what_only_looks_like_a_secret() -> None:
         }
     }
     env = {"TOKENIZERS_PARALLELISM": "false", "MAX_TOKENS": "77", "GOOGLE_CREDENTIALS_FILE": "/run/key", "MONKEY": "x"}
-    checks.check(spec(env=env, pod_patch=patch), "jobset", checks.Options())
+    checks.check(spec(env=env, pod_patch=patch), TARGETS["jobset"], checks.Options())
     with pytest.raises(ValueError, match=r"env\.SORT_KEY looks like a secret.*say not_secret: \[SORT_KEY\]"):
         spec(env={"SORT_KEY": "date"})
     spec(env={"SORT_KEY": "date"}, not_secret=["SORT_KEY"])
@@ -610,7 +618,7 @@ def test_a_spec_says_all_fields_of_its_docstring() -> None:
     missing = [
         name
         for name in RunSpec.__dataclass_fields__
-        if name not in doc and name not in ("accelerator", "slurm", "tpu_vm", "local")
+        if name not in doc and name not in ("accelerator", "slurm", "tpu_vm", "local", "gpu_network")
     ]
     assert not missing
 
@@ -620,7 +628,7 @@ def test_devices_of_a_spec() -> None:
     assert (two.groups, two.hosts, two.processes, two.devices) == (2, 64, 128, 512)
     ironwood = spec(accelerator={"type": "tpu7x", "topology": "2x2x2"}).machines
     assert (ironwood.chips, ironwood.devices_per_host, ironwood.devices) == (4, 8, 16)
-    gpus = spec(accelerator={"type": "gb200", "nodes": 3}).machines
+    gpus = spec(accelerator={"type": "gb300", "nodes": 3}).machines
     assert (gpus.processes, gpus.chips, gpus.devices) == (3, 4, 12)
 
 
@@ -647,11 +655,10 @@ def test_preflight_of_what_cannot_be_compiled_is_by_formula(tmp_path: Path, capf
     )
 
 
-def test_preflight_says_what_plan_knows_nothing_of() -> None:
-    with pytest.raises(
-        ValueError, match=r"--preflight: `omnihuman plan` has no figures of gb200, only of v4, .*submit without it"
-    ):
-        checks.plan_argv(spec(accelerator={"type": "gb200", "nodes": 2}))
+def test_plan_has_figures_of_every_machine() -> None:
+    for kind in GPU_MACHINES:
+        argv = checks.plan_argv(spec(accelerator={"type": kind, "nodes": 2}))
+        assert parse_topology(argv[5].removeprefix("--topology=")).devices == 2 * GPU_MACHINES[kind].gpus
 
 
 @pytest.mark.parametrize(("nodes", "fits"), [(1, False), pytest.param(4, True, marks=pytest.mark.slow)])

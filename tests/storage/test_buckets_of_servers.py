@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from omnihuman_jax.checkpoint.folder import checkpoint_directory
 from tests.interop.cases import odd_config, random_tensors
 from tests.storage import servers
 from tests.storage.servers import PROXIES, Server
+from tests.training import runs
 
 # What a process does, command after command: JAX starts once. Prints one line of JSON: the exit codes and errors.
 PROGRAM = """
@@ -208,3 +210,35 @@ def test_an_export_that_is_cut_short_is_never_believed(server: Server, run: Path
     )
     assert [code for code, _ in found] == [2, 0, 0], found
     assert checkpoint_directory(tmp_path / "back") == tmp_path / "back" / "checkpoints"
+
+
+@pytest.mark.slow
+def test_a_run_with_checkpoints_in_a_bucket_is_the_run_on_a_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the middle, with storage that fails now and then: the same bits in the end."""
+    if server.scheme == "s3":
+        return  # refused before it is made: test_locations
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    dataset = runs.write_dataset(tmp_path / "dataset")
+    runs.train(tmp_path / "disk", dataset, "--config.checkpoint.interval=3")
+    uri = f"{server.bucket}/runs/one"
+    options = ("--config.checkpoint.interval=3", f"--config.checkpoint.directory={uri}")
+
+    def fails(method: str, path: str, number: int) -> int | str | None:
+        return 503 if number % 17 == 0 else None
+
+    PROXIES[server.url].faults = fails
+    process = runs.start(tmp_path / "run", dataset, *options)
+    until = time.monotonic() + 300
+    while not any(name.endswith("6/manifest.json") for name in listing(server, uri)):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+    process.kill()
+    process.communicate()
+    runs.train(tmp_path / "run", dataset, *options)
+    PROXIES[server.url].faults = lambda method, path, number: None
+    names = {name.partition("/")[0] for name in listing(server, uri)}
+    assert {"6", "9", "12"} <= names and not any("tmp" in name for name in names), names
+    there = sums(read(server, f"{uri}/12/_CHECKPOINT_METADATA").decode())
+    assert there == sums((tmp_path / "disk" / "checkpoints" / "12" / "_CHECKPOINT_METADATA").read_text())

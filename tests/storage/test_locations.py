@@ -43,6 +43,7 @@ def test_what_a_user_names_is_not_wrapped_in_path(path: Path) -> None:
         ("gs://", "names no bucket"),
         ("az://container/run", "az:// is not supported; use gs://, s3:// or a path"),
         ("hdfs://host/run", "hdfs:// is not supported"),
+        ("file:///runs/a", "give the path without file://"),
     ],
 )
 def test_text_that_is_no_location(text: str, message: str) -> None:

@@ -1,5 +1,6 @@
 """Training in real processes, as a user starts it, and reading what it left."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -60,7 +61,10 @@ def start(
             "--peer-timeout-s=600",
         ]
     environment = os.environ | {"XLA_FLAGS": quick_xla.FLAGS}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # A test that looks at files meanwhile reads nothing, and what a library says of one failed save fills 64 KiB.
+    fcntl.fcntl(started.stdout, fcntl.F_SETPIPE_SZ, 1 << 20)
+    return started
 
 
 def wait_until(process: subprocess.Popen, moment: str) -> None:

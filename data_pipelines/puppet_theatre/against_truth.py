@@ -1,0 +1,198 @@
+"""What curate made of a theatre, against what is true of it: its tags scored by condition and by planted fault, and its
+landmarks by style and framing.
+
+    omnihuman theatre --out runs/faults --hours 0.65 --seed 0 --programme faults
+    omnihuman curate --videos runs/faults/videos --out runs/faults/curated
+    python -m data_pipelines.puppet_theatre.against_truth --theatre runs/faults --curated runs/faults/curated
+"""
+
+import argparse
+import collections
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.curate.clips import Clip, Landmarks, load_landmarks, read_clips
+from data_pipelines.curate.tagging import Thresholds
+from data_pipelines.puppet_theatre.truth import Truth
+from omnihuman_jax.conditions import Condition
+from omnihuman_jax.data.keypoints import BODY, LEFT_HAND, RIGHT_HAND
+from omnihuman_jax.runtime.locations import local
+
+SCORED = (Condition.AUDIO, Condition.POSE)
+_MOVES = 0.2  # of the opening's 0..1
+_SEEN = 0.5  # a point of the body with this confidence counts as found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+    """`hits` of `total`, with Wilson's 95 % interval."""
+
+    hits: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        return self.hits / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        if not self.total:
+            return 0.0, 1.0
+        z, n, p = 1.96, self.total, self.value
+        centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.hits}/{self.total} = {self.value:.2f} [{low:.2f}, {high:.2f}]" if self.total else "-"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Judged:
+    """A clip as curate tagged it, and the labels that it should have."""
+
+    clip: Clip
+    truth: Truth
+    right: frozenset[str]
+
+    @property
+    def fault(self) -> str:
+        return str(self.truth.facts["plan"]["fault"])
+
+
+def judge(clips: Iterable[Clip], truth_dir: Path) -> Iterator[Judged]:
+    """Every clip beside its truth; one too short to be judged by ear is not eligible for audio, whatever is on it."""
+    for clip in clips:
+        truth = Truth.load(truth_dir / f"{Path(clip.video).stem}.npz")
+        right = set(truth.facts["eligible"])
+        if clip.seconds < Thresholds().min_audio_s:
+            right.discard(Condition.AUDIO.label)
+        yield Judged(clip, truth, frozenset(right))
+
+
+def precision_and_recall(judged: Sequence[Judged], condition: Condition) -> tuple[Share, Share]:
+    """Of the clips that have the tag, those that should; of those that should, those that have it."""
+    given = [j for j in judged if condition.label in j.clip.eligible]
+    due = [j for j in judged if condition.label in j.right]
+    both = sum(condition.label in j.right for j in given)
+    return Share(both, len(given)), Share(both, len(due))
+
+
+def right_by_fault(judged: Sequence[Judged], condition: Condition) -> dict[str, Share]:
+    """fault -> clips whose tag for `condition` is as it should be."""
+    hits: dict[str, list[bool]] = collections.defaultdict(list)
+    for j in judged:
+        hits[j.fault].append((condition.label in j.clip.eligible) == (condition.label in j.right))
+    return {fault: Share(sum(found), len(found)) for fault, found in sorted(hits.items())}
+
+
+def by_delay(judged: Sequence[Judged]) -> dict[int, Share]:
+    """Delay of the sound in ms, in bins of 160 -> clips that are tagged for audio: the filter's curve."""
+    hits: dict[int, list[bool]] = collections.defaultdict(list)
+    for j in judged:
+        if j.fault in ("none", "late", "early", "slightly_late") and Condition.AUDIO.label in _but_for_delay(j):
+            hits[160 * round(1000 * j.truth.facts["plan"]["delay_s"] / 160)].append("audio" in j.clip.eligible)
+    return {delay: Share(sum(found), len(found)) for delay, found in sorted(hits.items())}
+
+
+def _but_for_delay(judged: Judged) -> frozenset[str]:
+    """What the clip would be eligible for if its sound came in time: in this programme, all that is long enough."""
+    long_enough = judged.clip.seconds >= Thresholds().min_audio_s
+    return judged.right | ({Condition.AUDIO.label} if long_enough else set())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SeenClip:
+    """One clip's landmarks against the truth, over the frames in which the mouth is seen; nan where nothing compares.
+
+    face, hands   share of frames (of hands that are wholly in the picture) in which one was found
+    body          median error of the body's points, in shares of the figure's height
+    aperture      correlation of the lips' aperture with the drawn gap, both in heights of the face
+    head_px       height of the face
+    """
+
+    group: str
+    face: float
+    hands: float
+    body: float
+    aperture: float
+    head_px: float
+
+
+def see(judged: Judged, found: Landmarks) -> SeenClip:
+    """Compares frame by frame."""
+    truth, clip = judged.truth, judged.clip
+    part = slice(clip.start_frame, clip.end_frame)
+    plan, true_TJ3 = truth.facts["plan"], truth.keypoints_TJ3[part]
+    both_TJ = (found.keypoints_TJ3[:, BODY, 2] > _SEEN) & (true_TJ3[:, BODY, 2] > 0)
+    error_TJ = np.linalg.norm(found.keypoints_TJ3[:, BODY, :2] - true_TJ3[:, BODY, :2], axis=-1)
+    hands = [
+        (found.keypoints_TJ3[:, side, 2] > 0).any(1)[(true_TJ3[:, side, 2] > 0).all(1)]
+        for side in (LEFT_HAND, RIGHT_HAND)
+    ]
+    seen_T = found.face_T & truth.mouth_seen_T[part]
+    height_T = truth.face_box_T4[part, 3] - truth.face_box_T4[part, 1]
+    gap_T, aperture_T = (truth.gap_T[part] / height_T)[seen_T], found.aperture_T[seen_T]
+    # A mouth that stays closed has nothing to correlate.
+    moves = seen_T.sum() > 10 and np.ptp(truth.opening_T[part][seen_T]) > _MOVES and np.ptp(aperture_T) > 0
+    return SeenClip(
+        group=f"{plan['style']}, {plan['framing']}",
+        face=float(found.face_T.mean()),
+        hands=_mean(np.concatenate(hands)),
+        body=float(np.median(error_TJ[both_TJ])) / truth.facts["figure_px"] if both_TJ.any() else math.nan,
+        aperture=float(np.corrcoef(gap_T, aperture_T)[0, 1]) if moves else math.nan,
+        head_px=float(np.median(truth.face_box_T4[part, 3] - truth.face_box_T4[part, 1])),
+    )
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else math.nan
+
+
+def tables(theatre: Path, curated: Path) -> str:
+    """The tables of docs/theatre.md, in Markdown."""
+    judged = list(judge(read_clips(curated), theatre / "truth"))
+    faults = collections.Counter(j.fault for j in judged)
+    lines = [f"{len(judged)} clips", "", "| condition | precision | recall |", "|---|---|---|"]
+    for condition in SCORED:
+        precision, recall = precision_and_recall(judged, condition)
+        lines.append(f"| {condition.label} | {precision} | {recall} |")
+    right = {condition: right_by_fault(judged, condition) for condition in SCORED}
+    lines += ["", "| planted | audio tag is right | pose tag is right |", "|---|---|---|"]
+    lines += [f"| {f} | {right[Condition.AUDIO][f]} | {right[Condition.POSE][f]} |" for f in sorted(faults)]
+    lines += ["", "| sound late by, ms | tagged for audio |", "|---|---|"]
+    lines += [f"| {delay} | {share} |" for delay, share in by_delay(judged).items()]
+    unspoilt = [j for j in judged if j.fault not in ("turned_away", "covered", "blur", "still", "second_face")]
+    lines += ["", *_seen_table([see(j, load_landmarks(curated, j.clip)) for j in unspoilt])]
+    return "\n".join(lines) + "\n"
+
+
+def _seen_table(clips: Sequence[SeenClip]) -> list[str]:
+    lines = [
+        "| style, framing | clips | head, px | face | hands | body error | aperture r |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for group in sorted({clip.group for clip in clips}):
+        own = [clip for clip in clips if clip.group == group]
+        head, face, hands, body, aperture = (
+            _mean(np.array([v for clip in own if not math.isnan(v := getattr(clip, name))]))
+            for name in ("head_px", "face", "hands", "body", "aperture")
+        )
+        lines.append(f"| {group} | {len(own)} | {head:.0f} | {face:.1%} | {hands:.0%} | {body:.1%} | {aperture:.2f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Scores curate on a theatre, in Markdown.")
+    parser.add_argument("--theatre", required=True, type=local, help="folder of `omnihuman theatre`")
+    parser.add_argument("--curated", required=True, type=local, help="folder of `omnihuman curate` on its videos")
+    options = parser.parse_args()
+    print(tables(options.theatre, options.curated), end="")
+
+
+if __name__ == "__main__":
+    main()

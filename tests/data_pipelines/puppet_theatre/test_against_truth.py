@@ -1,0 +1,95 @@
+"""Curate's tags and landmarks scored against the truth."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines.curate.clips import load_landmarks, read_clips, write_clips
+from data_pipelines.curate.curate import CurateConfig, curate
+from data_pipelines.puppet_theatre import against_truth, programme
+from data_pipelines.puppet_theatre.theatre import TheatreConfig, theatre
+from omnihuman_jax.conditions import Condition
+from omnihuman_jax.data.keypoints import INDEX
+from tests.data_pipelines.puppet_theatre.conftest import short
+
+
+@pytest.fixture
+def drawn(recordings: Path, lines: Path, tiny_programme: str, tmp_path: Path) -> Path:
+    """Four short clips, with the rows of a judge who makes no mistake."""
+    theatre(
+        tmp_path,
+        TheatreConfig(
+            hours=4 * 1.6 / 3600, seed=2, programme=tiny_programme, voices="recorded", recordings=recordings,
+            lines=lines, workers=1,
+        ),
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_a_judge_without_error_scores_full_marks(drawn: Path) -> None:
+    clips = read_clips(drawn / "clips")
+    # As if they were long enough to be judged by ear.
+    long = [dataclasses.replace(clip, start_frame=0, end_frame=200) for clip in clips]
+    judged = list(against_truth.judge(long, drawn / "truth"))
+    for condition in Condition:
+        for share in against_truth.precision_and_recall(judged, condition):
+            assert share.hits == share.total
+    for j, clip in zip(judged, clips):
+        seen = against_truth.see(against_truth.Judged(clip, j.truth, j.right), load_landmarks(drawn / "clips", clip))
+        assert seen.body == 0 and seen.face == 1 and (math.isnan(seen.aperture) or seen.aperture > 0.9)
+
+
+def test_wrong_tags_and_points_cost(drawn: Path) -> None:
+    clips = read_clips(drawn / "clips")
+    first = clips[0]
+    everything = tuple(condition.label for condition in Condition)
+    judged = list(against_truth.judge([dataclasses.replace(c, eligible=everything) for c in clips], drawn / "truth"))
+    precision, recall = against_truth.precision_and_recall(judged, Condition.AUDIO)
+    assert (precision.hits, precision.total, recall.total) == (0, len(clips), 0)  # all are shorter than five seconds
+    assert all(share.hits == 0 for share in against_truth.right_by_fault(judged, Condition.AUDIO).values())
+    found = load_landmarks(drawn / "clips", first)
+    moved = found.keypoints_TJ3.copy()
+    moved[:, : INDEX["left_hip"], :2] += [3, 4]
+    wrong = dataclasses.replace(found, keypoints_TJ3=moved, face_T=np.arange(first.frames) % 2 == 0)
+    seen = against_truth.see(judged[0], wrong)
+    assert seen.body == pytest.approx(5 / judged[0].truth.facts["figure_px"], rel=1e-3)
+    assert seen.face == pytest.approx(0.5, abs=0.05)
+
+
+def test_wilsons_interval() -> None:
+    """The textbook's: 8 of 10 is 0.49 to 0.94; none of none is everything."""
+    assert against_truth.Share(8, 10).interval == pytest.approx((0.490, 0.943), abs=0.001)
+    assert against_truth.Share(0, 0).interval == (0.0, 1.0) and str(against_truth.Share(0, 0)) == "-"
+
+
+def test_the_tables_name_every_fault(drawn: Path) -> None:
+    write_clips(drawn / "clips", read_clips(drawn / "clips"))
+    text = against_truth.tables(drawn, drawn / "clips")
+    faults = {j.fault for j in against_truth.judge(read_clips(drawn / "clips"), drawn / "truth")}
+    assert all(f"| {fault} |" in text for fault in faults) and "| audio |" in text
+
+
+@pytest.mark.slow
+def test_curate_tags_what_is_planted(
+    recordings: Path, lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clear faults, through the unchanged curate: no clip with one is tagged for audio, and most in sync are."""
+    clear = {"none": 3, "silent": 1, "no_track": 1, "music": 1, "covered": 1, "turned_away": 1, "still": 1}
+    played = short(faults=clear, seconds=(7.0, 7.0), short_side=256)
+    calm = dataclasses.replace(played.weak, styles={"shaded": 1}, scenery={"plain": 1}, facing=0.0, drift=0.0)
+    monkeypatch.setitem(programme.PROGRAMMES, "clear", dataclasses.replace(played, weak=calm))
+    config = TheatreConfig(
+        hours=14 * 7 / 3600, seed=1, programme="clear", voices="recorded", recordings=recordings, lines=lines
+    )
+    theatre(tmp_path, config)
+    curate(tmp_path / "videos", tmp_path / "curated", CurateConfig())
+    judged = list(against_truth.judge(read_clips(tmp_path / "curated"), tmp_path / "truth"))
+    assert len(judged) >= 14 and {clip.split for clip in read_clips(tmp_path / "curated")} > {"train"}
+    precision, recall = against_truth.precision_and_recall(judged, Condition.AUDIO)
+    assert precision.value >= 0.9 and recall.value >= 0.7, (str(precision), str(recall))
+    seen = [against_truth.see(j, load_landmarks(tmp_path / "curated", j.clip)) for j in judged if j.fault == "none"]
+    assert np.mean([s.face for s in seen]) > 0.98 and np.mean([s.aperture for s in seen]) > 0.85
+    assert np.nanmean([s.body for s in seen]) < 0.05
