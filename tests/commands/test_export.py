@@ -24,10 +24,10 @@ from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
 from omnihuman_jax.checkpoint.reader import load_weights
 from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
-from omnihuman_jax.commands import export, import_weights
+from omnihuman_jax.commands import export
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.interop import key_table as kt
-from omnihuman_jax.interop import weights_export
+from omnihuman_jax.interop import model_sources, weights_export
 from omnihuman_jax.interop.checkpoint_leaves import CheckpointLeaves
 from omnihuman_jax.interop.export_folder import MODULES
 from omnihuman_jax.models import mmdit
@@ -183,10 +183,10 @@ def test_files_of_two_exports_are_no_export(run, tmp_path, form):
     for step in (STEP, STEP - 4):
         export.export_run(run, tmp_path / str(step), form=form, step=step, max_shard_bytes=60_000)
     out = tmp_path / str(STEP)
-    assert import_weights.open_omnihuman(out).tensors
+    assert model_sources.open_omnihuman(out).tensors
     shard = sorted(out.glob("*-00002-of-*.safetensors"))[0]
     shutil.copy(tmp_path / str(STEP - 4) / shard.name, shard)
-    readers = [import_weights.open_omnihuman, *([OmniHumanForVideo.from_pretrained] if form == "torch" else [])]
+    readers = [model_sources.open_omnihuman, *([OmniHumanForVideo.from_pretrained] if form == "torch" else [])]
     for read in readers:
         with pytest.raises(ValueError, match=re.escape(str(shard)) + ": of another export"):
             read(out)
@@ -249,7 +249,7 @@ def test_killed_in_the_middle_leaves_no_half_folder(run, tmp_path):
     code = textwrap.dedent(
         f"""
         import time, pathlib
-        from omnihuman_jax.commands import export, import_weights
+        from omnihuman_jax.commands import export
         def pause(done, total):
             if done > total // 2:
                 print("half", flush=True)
