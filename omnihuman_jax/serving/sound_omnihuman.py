@@ -304,7 +304,7 @@ def _placed(frames: Iterator[av.AudioFrame], heard: Beginning, origin_s: float) 
         elif told is not None and abs(told - next_at) > GAP_S * heard.rate:
             for samples in to_mono.rest():
                 yield next_at, samples
-            next_at = told
+            next_at = _on_grid(told, frame, heard, origin_s)
         for samples in to_mono.push(frame):
             yield next_at, samples
             next_at += samples.size
