@@ -292,8 +292,9 @@ class _Deinterlacer:
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
             look, pts, duration, time_base = self._waiting.popleft()
-            frame.pts, frame.time_base = pts, time_base
-            frame.duration = duration
+            frame.pts, frame.duration = pts, duration
+            if time_base is not None:
+                frame.time_base = time_base
             yield frame, look
 
 

@@ -9,7 +9,8 @@ or, with this folder on the path,
     pipeline = OmniHumanPipeline.from_pretrained(".", device="cuda")
     pipeline(image="face.png", audio="voice.wav", out="talking.mp4")
 
-Needs torch, safetensors, numpy, av and soundfile; transformers and tokenizers for a voice or a prompt; diffusers for a
+Needs torch, safetensors, numpy, av, soundfile, Pillow (pillow-heif for HEIC pictures);
+transformers and tokenizers for a voice or a prompt; diffusers for a
 video autoencoder. No JAX: but the same seed gives what `omnihuman generate` gives. The networks beside the model are
 read from the folders that the training data were encoded with, named in config.json, or given.
 """

@@ -246,14 +246,18 @@ def _track_pieces(path: str | os.PathLike[str], heard: Beginning, origin_s: floa
     def since(first: int) -> Iterator[_Piece]:
         from_s = origin_s + first / heard.rate - _LEAD_S
         if from_s > heard.begin_s + _LEAD_S and heard.clock is None:
-            pieces = _placed(_frames_after_seek(path, heard, from_s), heard, origin_s)
+            # The first frame may be shortened (Opus), and its rounded time then hides where it lies.
+            whole = itertools.islice(_frames_after_seek(path, heard, from_s), 1, None)
+            pieces = _placed(whole, heard, origin_s)
             begin = next(pieces, None)
             # Without an index, or with a wrong one, a jump may land too late.
             if begin is not None and begin[0] <= first - 0.5 * _LEAD_S * heard.rate:
                 yield begin
                 yield from pieces
                 return
-        yield from _placed(_frames_from_start(path, heard, from_s), heard, origin_s)
+        begun = int(from_s > heard.begin_s + _LEAD_S)
+        frames = itertools.islice(_frames_from_start(path, heard, from_s), begun, None)
+        yield from _placed(frames, heard, origin_s)
 
     return since
 
@@ -300,7 +304,7 @@ def _placed(frames: Iterator[av.AudioFrame], heard: Beginning, origin_s: float) 
         elif told is not None and abs(told - next_at) > GAP_S * heard.rate:
             for samples in to_mono.rest():
                 yield next_at, samples
-            next_at = told
+            next_at = _on_grid(told, frame, heard, origin_s)
         for samples in to_mono.push(frame):
             yield next_at, samples
             next_at += samples.size

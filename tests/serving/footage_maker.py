@@ -35,7 +35,7 @@ class Format:
 FORMATS = {
     "mp4 h264 aac": Format(suffix="mp4"),
     "mp4 hevc aac": Format(suffix="mp4", video="libx265", options=(("x265-params", "log-level=none"),)),
-    "mp4 fragmented": Format(suffix="mp4", options=(("movflags", "frag_keyframe+empty_moov"),)),
+    "mp4 fragmented": Format(suffix="mp4", options=(("movflags", "frag_keyframe+delay_moov"),)),
     "mov prores pcm": Format(suffix="mov", video="prores_ks", audio="pcm_s16le", pixels="yuv422p10le"),
     "3gp h264 aac": Format(suffix="3gp", rate=16_000),
     "mkv h264 opus": Format(suffix="mkv", audio="libopus"),
@@ -98,7 +98,7 @@ def write(
         video = out.add_stream(kind.video, rate=25, options={**options, **(encoder or {})})
         video.height, video.width = pictures[0][1].shape[:2]
         video.pix_fmt = kind.pixels
-        base = Fraction(1, 25 if kind.frame_rate_only else _TICKS)
+        base = Fraction(1, 25 if kind.frame_rate_only or kind.video == "mpeg2video" else _TICKS)
         video.time_base = video.codec_context.time_base = base
         prepare(video)
         packets: list[av.Packet] = []
