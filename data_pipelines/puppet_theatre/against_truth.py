@@ -20,6 +20,7 @@ from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.puppet_theatre.truth import Truth
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.keypoints import BODY, LEFT_HAND, RIGHT_HAND
+from omnihuman_jax.runtime.locations import local
 
 SCORED = (Condition.AUDIO, Condition.POSE)
 _MOVES = 0.2  # of the opening's 0..1
@@ -187,8 +188,8 @@ def _seen_table(clips: Sequence[SeenClip]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Scores curate on a theatre, in Markdown.")
-    parser.add_argument("--theatre", required=True, type=Path, help="folder of `omnihuman theatre`")
-    parser.add_argument("--curated", required=True, type=Path, help="folder of `omnihuman curate` on its videos")
+    parser.add_argument("--theatre", required=True, type=local, help="folder of `omnihuman theatre`")
+    parser.add_argument("--curated", required=True, type=local, help="folder of `omnihuman curate` on its videos")
     options = parser.parse_args()
     print(tables(options.theatre, options.curated), end="")
 

@@ -11,13 +11,10 @@ run adds to a shorter one, and any number of processes draws the same bits.
 
 import argparse
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import json
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +24,13 @@ from rich.table import Table
 
 from data_pipelines.curate.clips import Clip, write_text
 from data_pipelines.curate.held_out import SPLITS_FILE
+from data_pipelines.curate.workers import Workers
 from data_pipelines.puppet_theatre.clips_of_truth import write_clips_of_truth
 from data_pipelines.puppet_theatre.programme import PROGRAMMES, ClipPlan, fingerprint, plan_clip
 from data_pipelines.puppet_theatre.voices import RECORDINGS, VOICES, Cast, Speech, find_cast
 from data_pipelines.sample_media import cache_folder
 from omnihuman_jax.conditions import Condition
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
@@ -160,24 +159,18 @@ def _draw_all(tasks: list[_Task], total: int, workers: int, progress: Progress |
 
 
 def _drawn(tasks: list[_Task], workers: int) -> Iterator[str]:
-    """Names of clips as they are finished."""
-    if workers == 1 or len(tasks) <= 1:
+    """Names of clips as they are finished. One process is this one: a clip or two are drawn before another starts."""
+    if workers == 1:
         yield from map(draw_clip, tasks)
-        _speech.cache_clear()
         return
-    # Not forked: the parent may hold threads of JAX.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(draw_clip, task) for task in tasks]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a drawing process died (out of memory?); finished clips are kept; run again with --workers 1"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with Workers[_Task, str](workers) as pool:
+        for task, name in pool.run(draw_clip, tasks):
+            if name is None:
+                raise ChildProcessError(
+                    f"the process that drew {task.plan.name} died (out of memory?); finished clips are kept; run again "
+                    "with --workers 1"
+                )
+            yield name
 
 
 @functools.cache
@@ -243,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         + _NEXT.format(out="runs/theatre"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder; clips that are there already are kept")
+    parser.add_argument("--out", required=True, type=local, help="folder; clips that are there already are kept")
     parser.add_argument("--hours", required=True, type=float, help="hours of video in all")
     parser.add_argument("--seed", type=int, default=0, help="of the world (default: %(default)s)")
     parser.add_argument("--programme", default="biased", choices=PROGRAMMES, help="what is played (%(default)s)")
@@ -254,9 +247,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="who speaks: all that is installed (default), the neural voice alone, or recorded prompts alone",
     )
     parser.add_argument(
-        "--recordings", type=Path, default=RECORDINGS, help="folder with a folder of prompts a speaker (%(default)s)"
+        "--recordings", type=local, default=RECORDINGS, help="folder with a folder of prompts a speaker (%(default)s)"
     )
-    parser.add_argument("--lines", type=Path, help="where spoken lines are kept (default: the cache of sample-media)")
+    parser.add_argument("--lines", type=local, help="where spoken lines are kept (default: the cache of sample-media)")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw (default: %(default)s)")
     options = parser.parse_args(argv)
     given = {"lines": options.lines} if options.lines else {}

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.sampling.lip_sync import measure_lip_sync
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is measured: PSNR on training windows (default), or lip-sync on the theatre's held-out windows",
     )
     parser.add_argument(
-        "--truth", type=Path, metavar="DIR", help="suite theatre: folder `truth` of `omnihuman theatre`"
+        "--truth", type=local, metavar="DIR", help="suite theatre: folder `truth` of `omnihuman theatre`"
     )
     parser.add_argument(
         "--split", default="unseen_face_and_speech", help="suite theatre: which windows (default: %(default)s)"
