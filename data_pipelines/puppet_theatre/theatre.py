@@ -11,13 +11,10 @@ run adds to a shorter one, and any number of processes draws the same bits.
 
 import argparse
 import collections
-import concurrent.futures
 import dataclasses
 import functools
 import json
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from rich.table import Table
 
 from data_pipelines.curate.clips import Clip, write_text
 from data_pipelines.curate.held_out import SPLITS_FILE
+from data_pipelines.curate.workers import Workers
 from data_pipelines.puppet_theatre.clips_of_truth import write_clips_of_truth
 from data_pipelines.puppet_theatre.programme import PROGRAMMES, ClipPlan, fingerprint, plan_clip
 from data_pipelines.puppet_theatre.voices import RECORDINGS, VOICES, Cast, Speech, find_cast
@@ -161,24 +159,18 @@ def _draw_all(tasks: list[_Task], total: int, workers: int, progress: Progress |
 
 
 def _drawn(tasks: list[_Task], workers: int) -> Iterator[str]:
-    """Names of clips as they are finished."""
-    if workers == 1 or len(tasks) <= 1:
+    """Names of clips as they are finished. One process is this one: a clip or two are drawn before another starts."""
+    if workers == 1:
         yield from map(draw_clip, tasks)
-        _speech.cache_clear()
         return
-    # Not forked: the parent may hold threads of JAX.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(draw_clip, task) for task in tasks]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a drawing process died (out of memory?); finished clips are kept; run again with --workers 1"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with Workers[_Task, str](workers) as pool:
+        for task, name in pool.run(draw_clip, tasks):
+            if name is None:
+                raise ChildProcessError(
+                    f"the process that drew {task.plan.name} died (out of memory?); finished clips are kept; run again "
+                    "with --workers 1"
+                )
+            yield name
 
 
 @functools.cache

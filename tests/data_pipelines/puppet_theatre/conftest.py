@@ -1,6 +1,7 @@
 """Real speech for the puppets: sentences out of the sample media, laid out as a folder a speaker."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import soundfile
 
 from data_pipelines.puppet_theatre import programme
 from data_pipelines.puppet_theatre.programme import PROGRAMMES, Programme
+from data_pipelines.puppet_theatre.theatre import TheatreConfig, theatre
 from data_pipelines.puppet_theatre.voices import Cast, Speech, find_cast
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.serving import media_omnihuman
@@ -58,8 +60,26 @@ def short(**changes: object) -> Programme:
     return dataclasses.replace(small, **changes)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def tiny_programme(monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(scope="session")
+def tiny_programme() -> Iterator[str]:
     """The name of a programme of short clips, `faults` and sync."""
-    monkeypatch.setitem(programme.PROGRAMMES, "tiny", short(faults={"none": 1, "dubbed": 1, "cut": 1}))
-    return "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(programme.PROGRAMMES, "tiny", short(faults={"none": 1, "dubbed": 1, "cut": 1}))
+        yield "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_config(recordings: Path, lines: Path, tiny_programme: str) -> TheatreConfig:
+    """Three clips."""
+    return TheatreConfig(
+        hours=3 * 1.6 / 3600, seed=2, programme=tiny_programme, voices="recorded", recordings=recordings, lines=lines,
+        workers=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_theatre(tiny_config: TheatreConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn once, by one process, and changed by no test."""
+    out = tmp_path_factory.mktemp("tiny_theatre")
+    theatre(out, tiny_config)
+    return out

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.curate.clips import load_landmarks, read_clips, write_clips
+from data_pipelines.curate.clips import load_landmarks, read_clips
 from data_pipelines.curate.curate import CurateConfig, curate
 from data_pipelines.puppet_theatre import against_truth, programme
 from data_pipelines.puppet_theatre.theatre import TheatreConfig, theatre
@@ -16,41 +16,32 @@ from omnihuman_jax.data.keypoints import INDEX
 from tests.data_pipelines.puppet_theatre.conftest import short
 
 
-@pytest.fixture
-def drawn(recordings: Path, lines: Path, tiny_programme: str, tmp_path: Path) -> Path:
-    """Four short clips, with the rows of a judge who makes no mistake."""
-    theatre(
-        tmp_path,
-        TheatreConfig(
-            hours=4 * 1.6 / 3600, seed=2, programme=tiny_programme, voices="recorded", recordings=recordings,
-            lines=lines, workers=1,
-        ),
-    )  # fmt: skip
-    return tmp_path
-
-
-def test_a_judge_without_error_scores_full_marks(drawn: Path) -> None:
-    clips = read_clips(drawn / "clips")
+def test_a_judge_without_error_scores_full_marks(tiny_theatre: Path) -> None:
+    clips = read_clips(tiny_theatre / "clips")
     # As if they were long enough to be judged by ear.
     long = [dataclasses.replace(clip, start_frame=0, end_frame=200) for clip in clips]
-    judged = list(against_truth.judge(long, drawn / "truth"))
+    judged = list(against_truth.judge(long, tiny_theatre / "truth"))
     for condition in Condition:
         for share in against_truth.precision_and_recall(judged, condition):
             assert share.hits == share.total
     for j, clip in zip(judged, clips):
-        seen = against_truth.see(against_truth.Judged(clip, j.truth, j.right), load_landmarks(drawn / "clips", clip))
+        seen = against_truth.see(
+            against_truth.Judged(clip, j.truth, j.right), load_landmarks(tiny_theatre / "clips", clip)
+        )
         assert seen.body == 0 and seen.face == 1 and (math.isnan(seen.aperture) or seen.aperture > 0.9)
 
 
-def test_wrong_tags_and_points_cost(drawn: Path) -> None:
-    clips = read_clips(drawn / "clips")
+def test_wrong_tags_and_points_cost(tiny_theatre: Path) -> None:
+    clips = read_clips(tiny_theatre / "clips")
     first = clips[0]
     everything = tuple(condition.label for condition in Condition)
-    judged = list(against_truth.judge([dataclasses.replace(c, eligible=everything) for c in clips], drawn / "truth"))
+    judged = list(
+        against_truth.judge([dataclasses.replace(c, eligible=everything) for c in clips], tiny_theatre / "truth")
+    )
     precision, recall = against_truth.precision_and_recall(judged, Condition.AUDIO)
     assert (precision.hits, precision.total, recall.total) == (0, len(clips), 0)  # all are shorter than five seconds
     assert all(share.hits == 0 for share in against_truth.right_by_fault(judged, Condition.AUDIO).values())
-    found = load_landmarks(drawn / "clips", first)
+    found = load_landmarks(tiny_theatre / "clips", first)
     moved = found.keypoints_TJ3.copy()
     moved[:, : INDEX["left_hip"], :2] += [3, 4]
     wrong = dataclasses.replace(found, keypoints_TJ3=moved, face_T=np.arange(first.frames) % 2 == 0)
@@ -65,10 +56,9 @@ def test_wilsons_interval() -> None:
     assert against_truth.Share(0, 0).interval == (0.0, 1.0) and str(against_truth.Share(0, 0)) == "-"
 
 
-def test_the_tables_name_every_fault(drawn: Path) -> None:
-    write_clips(drawn / "clips", read_clips(drawn / "clips"))
-    text = against_truth.tables(drawn, drawn / "clips")
-    faults = {j.fault for j in against_truth.judge(read_clips(drawn / "clips"), drawn / "truth")}
+def test_the_tables_name_every_fault(tiny_theatre: Path) -> None:
+    text = against_truth.tables(tiny_theatre, tiny_theatre / "clips")
+    faults = {j.fault for j in against_truth.judge(read_clips(tiny_theatre / "clips"), tiny_theatre / "truth")}
     assert all(f"| {fault} |" in text for fault in faults) and "| audio |" in text
 
 
