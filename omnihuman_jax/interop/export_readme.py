@@ -71,7 +71,7 @@ def pipeline_section(model: mmdit.MMDiTConfig) -> str:
 ## From files to a video
 
 ```
-pip install torch safetensors numpy av soundfile transformers tokenizers diffusers
+pip install torch safetensors numpy av soundfile pillow pillow-heif transformers tokenizers diffusers
 python pipeline_omnihuman.py --image face.png{driven} --text "A woman speaks." --out talking.mp4
 ```
 
