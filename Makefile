@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCK = constraints/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 PACKAGES := setup.py $(wildcard constraints/py*.txt)
 
-.PHONY: interpreter slurm chaos scale bench bench-checkpoint docs help venv demo test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: interpreter slurm chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,21 @@ demo: $(VENV)/.demo  ## videos -> trained, resumed, sampled and exported model, 
 # A file's tests stay in one process, which compiles what they share once; more than four would want much memory.
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
+
+$(VENV)/.theatre: $(VENV)/.demo
+	@echo "adding the theatre: skia, and the neural voice (piper, GPL-3, a process of its own)"
+	$(PIP) install -q -c "$(LOCK)" -e '.[demo,theatre,theatre-speech]'
+	touch $@
+
+THEATRE ?= runs/theatre
+MEDIA := $(THEATRE)/media
+theatre: $(VENV)/.theatre  ## drawn people who speak -> a model that moves mouths to speech it has not heard, against the truth (docs/theatre.md)
+	@$(BIN)/omnihuman theatre --out $(THEATRE) --hours 0.25 --seed 1 --programme faces
+	$(BIN)/omnihuman sample-media --out $(MEDIA)
+	$(BIN)/omnihuman encode --clips $(THEATRE)/clips --out $(THEATRE)/dataset --codec dct --text-encoder $(MEDIA)/all-MiniLM-L6-v2 \
+	  --speech-encoder $(MEDIA)/whisper-tiny.en-encoder --speech-layers 0,2,4 --area 48x48 --window-frames 25 --stride 10 --references 3 --margin 2
+	JAX_PLATFORMS=cpu $(BIN)/omnihuman train --config configs/theatre.py --config.data.dataset=$(THEATRE)/dataset --run $(THEATRE)/run
+	$(BIN)/omnihuman evaluate --suite theatre --run $(THEATRE)/run --truth $(THEATRE)/truth --out $(THEATRE) --windows 48 --batch 16 --guidance-scale 3
 
 test: $(VENV)/.torch  ## the whole suite, 8 simulated devices, a process a core (WORKERS=0: all in one)
 	@$(PYTEST)

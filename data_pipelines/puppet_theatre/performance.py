@@ -53,8 +53,9 @@ def perform(seed: int, plan: ClipPlan, cast: Cast, speech: Speech) -> Performanc
         "plan": dataclasses.asdict(plan),
         "what_is_wrong": FAULTS[plan.fault].what,
         "lines": [dataclasses.asdict(line) for line in track.lines],
-        "person": roles[0].who.colours,
-        "scenery": scene.colours,
+        # One a shot.
+        "people": [roles[0].who.colours, _after_cut(seed, plan)[0].colours][: len(shots(plan))],
+        "sceneries": [scene.colours, _after_cut(seed, plan)[1].colours][: len(shots(plan))],
         "edge_colour": [round(float(c), 2) for c in mean_colour(frames).mean(0)],
         "size_px": list(frames.shape[1:3]),
         "figure_px": FRAMINGS[plan.framing].figure * FRAMINGS[plan.framing].head * frames.shape[1],
@@ -124,6 +125,11 @@ def _scenery(seed: int, plan: ClipPlan, number: int) -> Scenery:
     return scenery(seed, number, kind=plan.scenery_kind, moving=plan.moving_scenery and plan.fault != "still")
 
 
+def _after_cut(seed: int, plan: ClipPlan) -> tuple[Person, Scenery]:
+    """Who and what is seen after the cut of a clip that has one."""
+    return person(seed, plan.person + 2), _scenery(seed, plan, plan.scenery + 1)
+
+
 def _draw(seed: int, plan: ClipPlan, roles: list[_Role], scene: Scenery) -> tuple[np.ndarray, list[DrawnFigure]]:
     framing = FRAMINGS[plan.framing]
     height, width = picture_size(plan.aspect, plan.height_px)
@@ -132,7 +138,7 @@ def _draw(seed: int, plan: ClipPlan, roles: list[_Role], scene: Scenery) -> tupl
     stage = PuppetStage(height, width, plan.style)
     blur = _BLUR * height if plan.fault == "blur" else 0.0
     frames, drawn = np.empty((plan.frames, height, width, 3), np.uint8), []
-    after = (person(seed, plan.person + 2), _scenery(seed, plan, plan.scenery + 1))
+    after = _after_cut(seed, plan)
     for t in range(plan.frames):
         second_shot = plan.fault == "cut" and t >= shots(plan)[1][0]
         now = after[1] if second_shot else scene

@@ -30,22 +30,24 @@ class Spoken:
 def speak(seed: int, plan: ClipPlan, cast: Cast, speech: Speech, *, other: bool = False) -> Spoken:
     """Enough lines to fill the clip; `other` ones for a sound that does not belong to the picture."""
     random = generator(seed, "pauses of another" if other else "pauses", plan.clip)
-    voice = plan.voice
-    waves, spans, lines, at = [np.zeros(int(random.uniform(0.05, 0.4) * SAMPLE_RATE_HZ), np.float32)], [], [], 0
     length = plan.frames * _SAMPLES
+    waves = [_pause(random, 0.05, 0.4)]
+    spans: list[tuple[str, float, float]] = []
+    lines: list[Line] = []
     at = len(waves[0])
     while at < length:
-        line = cast.line(
-            seed, voice, clip=plan.clip, number=len(lines) + _OTHER_LINES * other, held_out=plan.held_out_speech
-        )
-        said = speech.say(line)
-        lines.append(line)
-        spans += [(phone, start + at / SAMPLE_RATE_HZ, end + at / SAMPLE_RATE_HZ) for phone, start, end in said.spans]
-        pause = np.zeros(int(random.uniform(0.1, 0.5) * SAMPLE_RATE_HZ), np.float32)
-        waves += [said.wave, pause]
-        at += len(said.wave) + len(pause)
+        number = len(lines) + _OTHER_LINES * other
+        lines.append(cast.line(seed, plan.voice, clip=plan.clip, number=number, held_out=plan.held_out_speech))
+        said, begin_s = speech.say(lines[-1]), at / SAMPLE_RATE_HZ
+        spans += [(phone, begin_s + start, begin_s + end) for phone, start, end in said.spans]
+        waves += [said.wave, _pause(random, 0.1, 0.5)]
+        at += len(waves[-2]) + len(waves[-1])
     wave = np.concatenate(waves)[:length]
     return Spoken(wave=wave, mouth=mouth_of(wave, spans, plan.frames), lines=tuple(lines))
+
+
+def _pause(random: np.random.Generator, shortest_s: float, longest_s: float) -> np.ndarray:
+    return np.zeros(int(random.uniform(shortest_s, longest_s) * SAMPLE_RATE_HZ), np.float32)
 
 
 def mouth_of(wave: np.ndarray, spans: list[tuple[str, float, float]], frames: int) -> Mouth:

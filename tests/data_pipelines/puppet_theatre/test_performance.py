@@ -44,7 +44,7 @@ def test_the_drawn_mouth_opens_as_the_truth_says(cast: Cast, speech: Speech, sty
 def test_keypoints_are_where_things_are_drawn(cast: Cast, speech: Speech) -> None:
     """Hands have the colour of skin, shoulders that of the shirt, in light that is white."""
     played = play(cast, speech, framing="half", style="flat")
-    person = played.truth.facts["person"]
+    person = played.truth.facts["people"][0]
     points = played.truth.keypoints_TJ3
     for names, colour in (((LEFT_HAND.start + 9, RIGHT_HAND.start + 9), "skin"),):
         for index in names:
@@ -100,6 +100,7 @@ def test_faults_of_the_picture(cast: Cast, speech: Speech) -> None:
     (_, first), (second, _) = cut.truth.facts["shots"]
     change = np.abs(np.diff(cut.frames_THW3.astype(float), axis=0)).mean((1, 2, 3))
     assert first == second and change.argmax() == first - 1
+    assert len(cut.truth.facts["people"]) == len(cut.truth.facts["sceneries"]) == 2
 
 
 def test_gestures_follow_prosody_by_their_law(cast: Cast, speech: Speech) -> None:
