@@ -123,7 +123,7 @@ class _PixelAspect:
     def of(self, frame: av.VideoFrame) -> Fraction | None:
         told = self._context.sample_aspect_ratio
         if frame.key_frame and told and told != self._codecs:
-            if self._codecs:
+            if self._codecs or not self._now:
                 self._now = told
             self._codecs = told
         return self._now
