@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.curate.tagging import Thresholds
-from data_pipelines.puppet_theatre.captions import caption
 from data_pipelines.puppet_theatre.faults import FAULTS
 from data_pipelines.puppet_theatre.gestures import Manner, Mouth, act
 from data_pipelines.puppet_theatre.people import Person, person
 from data_pipelines.puppet_theatre.programme import HELD_OUT, ClipPlan
+from data_pipelines.puppet_theatre.scene_captions import caption
 from data_pipelines.puppet_theatre.scenery import Scenery, mean_colour, scenery
 from data_pipelines.puppet_theatre.sound import closed, soundtrack
 from data_pipelines.puppet_theatre.stage import DrawnFigure, FigureState, Place, PuppetStage

@@ -114,7 +114,7 @@ def truth_path(out: Path, name: str) -> Path:
 def plans_of(config: TheatreConfig, cast: Cast) -> list[ClipPlan]:
     """The first plans that fill the hours: a longer theatre begins with the clips of a shorter one."""
     plans: list[ClipPlan] = []
-    left = config.hours * 3600 * FPS
+    left = round(config.hours * 3600 * FPS)
     while left > 0:
         plans.append(plan_clip(config.seed, len(plans), PROGRAMMES[config.programme], cast))
         left -= plans[-1].frames
