@@ -131,7 +131,7 @@ def see(judged: Judged, found: Landmarks) -> SeenClip:
     both_TJ = (found.keypoints_TJ3[:, BODY, 2] > _SEEN) & (true_TJ3[:, BODY, 2] > 0)
     error_TJ = np.linalg.norm(found.keypoints_TJ3[:, BODY, :2] - true_TJ3[:, BODY, :2], axis=-1)
     hands = [
-        (found.keypoints_TJ3[:, side, 2] > 0).any(1)[(true_TJ3[:, side, 2] > 0).all(1)]
+        np.asarray((found.keypoints_TJ3[:, side, 2] > 0).any(1))[(true_TJ3[:, side, 2] > 0).all(1)]
         for side in (LEFT_HAND, RIGHT_HAND)
     ]
     seen_T = found.face_T & truth.mouth_seen_T[part]
