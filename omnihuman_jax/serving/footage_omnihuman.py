@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -100,7 +100,7 @@ def _time_s(frame: av.VideoFrame, stream: av.VideoStream) -> float | None:
 
 def _decoded(packets: Iterator[av.Packet], stream: av.VideoStream) -> Iterator[tuple[av.VideoFrame, gate.Look]]:
     """Yields the pictures of a track's packets, each with what it says of itself."""
-    decoder = stream.codec_context
+    decoder: Any = stream.codec_context
     if stream.metadata.get("alpha_mode", stream.metadata.get("ALPHA_MODE")) == "1" and decoder.name in _ALPHA_DECODERS:
         decoder = av.CodecContext.create(_ALPHA_DECODERS[decoder.name], "r")
     aspect = _PixelAspect(stream)

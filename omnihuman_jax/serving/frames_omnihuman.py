@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -129,7 +129,8 @@ def look_at(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Look:
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool, bool]:
     """(transposed, flip_x, flip_y, upright) of a picture's display matrix, if it has one."""
-    matrix = next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), b"")
+    sides: Any = frame.side_data  # PyAV types it as the mapping that it also is
+    matrix = next((bytes(side) for side in sides if side.type.name == "DISPLAYMATRIX"), b"")
     if len(matrix) < 36:
         return False, False, False, True
     # x' = a x + c y, y' = b x + d y

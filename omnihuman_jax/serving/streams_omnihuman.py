@@ -106,7 +106,8 @@ def _open(path: str | os.PathLike[str], stack: contextlib.ExitStack) -> av.conta
     try:
         name.encode()
     except UnicodeEncodeError:  # FFmpeg wants UTF-8, file systems do not
-        return av.open(stack.enter_context(Path(path).open("rb")), metadata_errors="ignore", options=options)
+        file = stack.enter_context(Path(path).open("rb"))  # noqa: SIM115
+        return av.open(file, "r", metadata_errors="ignore", options=options)
     return av.open(f"file:{name}", metadata_errors="ignore", options=options)
 
 
@@ -186,12 +187,12 @@ def _films(container: av.container.InputContainer, path: str, notes: dict[int, s
 
 def _unusable(stream: av.VideoStream | av.AudioStream, notes: dict[int, str]) -> bool:
     context = stream.codec_context
-    if context is None or (stream.type == "audio" and not context.sample_rate):
+    if context is None or (isinstance(stream, av.AudioStream) and not stream.codec_context.sample_rate):
         notes[stream.index] = f"cannot be decoded ({_codec(stream)})"
     return stream.index in notes
 
 
-def _codec(stream: av.VideoStream | av.AudioStream) -> str:
+def _codec(stream: av.stream.Stream) -> str:
     return stream.codec_context.name if stream.codec_context is not None else "unknown codec"
 
 
@@ -253,7 +254,7 @@ def _check_clocks(leader: list[_Recording], others: list[_Recording], name: str)
 class _Tally:
     """Sums up a track's packets and the recordings that its clock's leaps divide them into."""
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream) -> None:
+    def __init__(self, container: av.container.InputContainer, stream: av.stream.Stream) -> None:
         self.packets = self.size = 0
         self.leaps: list[float] = []
         self._base = float(stream.time_base or 0)
@@ -311,9 +312,7 @@ class Clock:
     pauses: a leap forward is none.
     """
 
-    def __init__(
-        self, container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream, pauses: bool
-    ) -> None:
+    def __init__(self, container: av.container.InputContainer, stream: av.stream.Stream, pauses: bool) -> None:
         self._base, self._pauses, self._leaps = float(stream.time_base or 0), pauses, may_leap(container)
         self._by_dts = bool(container.format.flags & _TS_DISCONT)
         self._expected: int | None = None
