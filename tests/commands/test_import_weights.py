@@ -128,6 +128,15 @@ def test_round_trip_is_bit_identical_and_loads_in_diffusers(original, tmp_path, 
         measured("velocity, diffusers' class on a folder that we exported, against the original", error, 1e-5)
 
 
+def stored_tensors(path: Path) -> tuple[dict, bytes]:
+    """Names, types, shapes and bytes of a safetensors file; which export it is of, its metadata says."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert len(header.pop("__metadata__")["export"]) == 32
+    return header, data[8 + length :]
+
+
 @pytest.mark.parametrize("form", export.FORMATS)
 @pytest.mark.parametrize("dtype", weights_export.DTYPES)
 def test_additions_make_the_round_trip_too(imported, tmp_path, form, dtype):
@@ -138,7 +147,7 @@ def test_additions_make_the_round_trip_too(imported, tmp_path, form, dtype):
     files = sorted(path.name for path in first.glob("*.safetensors"))
     assert len(files) > 2 and files == sorted(path.name for path in second.glob("*.safetensors"))
     for name in files:
-        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+        assert stored_tensors(first / name) == stored_tensors(second / name), name
     if dtype == "fp32":
         before, after = _params(imported, FULL), _params(tmp_path / "run", FULL)
         jax.tree.map(np.testing.assert_array_equal, before, after)
@@ -207,14 +216,6 @@ def test_everything_that_does_not_fit_is_one_error(original, tmp_path):
         FileNotFoundError, match=r"diffusion_pytorch_model.bin are pickles, .* convert once with .*from_pretrained"
     ):
         model_sources.open_hunyuan_video(folder)
-
-
-@pytest.mark.parametrize("option", ["--from", "--to"])
-def test_a_bucket_is_refused_at_once(tmp_path, capsys, option):
-    folders = {"--from": str(tmp_path), "--to": str(tmp_path / "run")} | {option: "gs://bucket/run"}
-    with pytest.raises(SystemExit):
-        import_weights.main(["hunyuan-video", *(part for pair in folders.items() for part in pair)])
-    assert f"argument {option}: gs://bucket/run: give a local or mounted folder" in capsys.readouterr().err
 
 
 def test_large_buffers_are_mapped_by_import_and_export(original, imported, tmp_path, monkeypatch):
