@@ -47,7 +47,8 @@ def _parts(module: types.ModuleType) -> Iterator[str]:
         if isinstance(value, type):
             if value.__module__ == module.__name__:
                 for attribute, member in sorted(vars(value).items()):
-                    if attribute not in ("__doc__", "__firstlineno__"):
+                    # Python keeps notes of its own on a class: pickling one leaves __slotnames__.
+                    if not attribute.startswith("__") or isinstance(member, types.FunctionType):
                         yield f"{name}.{attribute} {_described(member)}\n"
         else:
             yield f"{name} {_described(value)}\n"

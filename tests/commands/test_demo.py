@@ -117,6 +117,7 @@ def test_every_step_is_a_command_that_exists(tmp_path: Path) -> None:
     # No steps of the story.
     beside = {
         "demo",
+        "theatre",
         "packing",
         "import",
         "submit",

@@ -1,6 +1,7 @@
 """A change of what a module computes changes its hash, whoever forgot a version; a change of its words does not."""
 
 import importlib.util
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -83,3 +84,12 @@ def test_it_is_the_same_in_every_process() -> None:
     environments = [{"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)} for seed in ("1", "2")]
     seen = {subprocess.run(command, env=e, capture_output=True, text=True, check=True).stdout for e in environments}
     assert seen == {code_digest((decode, shots), file_stages._is_ours) + "\n"}
+
+
+def test_use_changes_nothing(tmp_path: Path) -> None:
+    """What Python notes on a class that is pickled, as a task for a worker is, is no code."""
+    before = code_digest((shots,), lambda name: False)
+    pickle.dumps(shots.ShotConfig(), protocol=2)
+    assert "__slotnames__" in vars(shots.ShotConfig)
+    del shots.ShotConfig.__slotnames__
+    assert code_digest((shots,), lambda name: False) == before

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from omnihuman_jax.commands import export, generate
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.encoders.text import load_text_encoder
+from omnihuman_jax.interop import export_readme
 from omnihuman_jax.interop.export_folder import MODULES
 from omnihuman_jax.sampling import driving, trained_run
 from omnihuman_jax.serving import media_omnihuman
@@ -74,9 +75,11 @@ def test_the_folder_knows_its_run(folder, tiny, run):
     text = (folder / "README.md").read_text()
     assert "pipeline_omnihuman.py --image face.png --audio voice.wav --text" in text
     sizes = run.config.model
-    silent = export.pipeline_section(dataclasses.replace(sizes, audio=None))
+    silent = export_readme.pipeline_section(dataclasses.replace(sizes, audio=None))
     assert "--audio" not in silent and "--image face.png --pose pose.npz --text" in silent
-    assert "--image face.png --text" in export.pipeline_section(dataclasses.replace(sizes, audio=None, pose=None))
+    assert "--image face.png --text" in export_readme.pipeline_section(
+        dataclasses.replace(sizes, audio=None, pose=None)
+    )
     assert (folder / "media_omnihuman.py").read_text() == Path(media_omnihuman.__file__).read_text()
 
 
