@@ -140,6 +140,7 @@ def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
     return box(kind, struct.pack(">I", version << 24 | flags), *parts)
 
 
+@maker.again
 def coded_tile(path: Path, codec: str, picture: np.ndarray) -> tuple[bytes, bytes]:
     """(decoder configuration, one coded picture) of HEVC or AV1, as they stand in an mp4."""
     options = {"libx265": {"x265-params": "log-level=none:crf=4"}, "libsvtav1": {"crf": "4"}}[codec]
