@@ -3,14 +3,11 @@
 The scene is a grey card with a red field in the upper left and a white flash while the sound clicks.
 """
 
-import contextlib
 import dataclasses
-import functools
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import av
 import numpy as np
@@ -19,8 +16,6 @@ HEIGHT, WIDTH = 48, 64
 GREY, RED = 120, (200, 40, 40)
 FLASHES_S = (0.4, 0.88)
 _TICKS = 90_000
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,20 +76,6 @@ def clicks(seconds: float, rate: int) -> np.ndarray:
     return wave
 
 
-def again(made: Callable[P, T]) -> Callable[P, T]:
-    """One of a hundred HEVC streams that libx265 writes is refused by FFmpeg's own mp4 muxer: another try succeeds."""
-
-    @functools.wraps(made)
-    def tried(*args: P.args, **kwargs: P.kwargs) -> T:
-        for _ in range(4):
-            with contextlib.suppress(av.error.PatchWelcomeError):
-                return made(*args, **kwargs)
-        return made(*args, **kwargs)
-
-    return tried
-
-
-@again
 def write(
     path: Path,
     kind: Format,

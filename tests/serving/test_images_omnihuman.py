@@ -140,7 +140,6 @@ def full_box(kind: bytes, version: int, flags: int, *parts: bytes) -> bytes:
     return box(kind, struct.pack(">I", version << 24 | flags), *parts)
 
 
-@maker.again
 def coded_tile(path: Path, codec: str, picture: np.ndarray) -> tuple[bytes, bytes]:
     """(decoder configuration, one coded picture) of HEVC or AV1, as they stand in an mp4."""
     options = {"libx265": {"x265-params": "log-level=none:crf=4"}, "libsvtav1": {"crf": "4"}}[codec]
@@ -149,8 +148,9 @@ def coded_tile(path: Path, codec: str, picture: np.ndarray) -> tuple[bytes, byte
         video.height, video.width, video.pix_fmt = *picture.shape[:2], "yuv420p"
         frame = maker.converted(picture, "yuv420p")
         frame.pts, frame.time_base = 0, Fraction(1, 25)
-        out.mux(video.encode(frame))
-        out.mux(video.encode(None))
+        for packet in (*video.encode(frame), *video.encode(None)):
+            packet.dts = packet.pts  # libx265 leaves that of a single picture unset
+            out.mux(packet)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return bytes(stream.codec_context.extradata), bytes(next(p for p in container.demux(stream) if p.size))
