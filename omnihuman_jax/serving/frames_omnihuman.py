@@ -158,7 +158,13 @@ def to_rgb(
         raise MediaError(f"{path}: {problem}")
     inner = _within(look.size, size, canvas)
     stored = (inner[1], inner[0]) if look.transposed else inner
-    picture = _upright(_converted(frame, look, stored), look)
+    try:
+        picture = _upright(_converted(frame, look, stored), look)
+    except (av.error.FFmpegError, MemoryError) as error:  # of sizes or a pixel aspect that no camera writes
+        raise MediaError(
+            f"{path}: a picture of {look.size[1]}x{look.size[0]} cannot be brought to {size[1]}x{size[0]}"
+            f" ({type(error).__name__}); re-encode it, or take it out"
+        ) from error
     if inner == size:
         return np.ascontiguousarray(picture)
     laid = np.empty((*size, 3), np.uint8)
