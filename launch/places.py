@@ -9,16 +9,17 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from launch import jobset
+from launch import pod
 from launch.spec import RunSpec
 from launch.target import Target
+from omnihuman_jax.runtime import locations
 
 if TYPE_CHECKING:
     from omnihuman_jax.config import ExperimentConfig
 
 # Schemes of URIs that the trainer itself reads or writes (docs/storage.md): Orbax takes no s3://, ArrayRecord no URI.
 CHECKPOINTS, DATASET, OUTPUT = "checkpoints", "data.dataset", "output"
-SCHEMES: Mapping[str, tuple[str, ...]] = {CHECKPOINTS: ("gs",), DATASET: (), OUTPUT: ()}
+SCHEMES: Mapping[str, tuple[str, ...]] = {CHECKPOINTS: locations.CHECKPOINT_SCHEMES, DATASET: (), OUTPUT: ()}
 # Metrics and event logs are appended to, which object stores cannot do.
 _NO_BUCKET = {
     OUTPUT: "; logs are appended to there, which a bucket cannot: mount the bucket, and give `checkpoints` the URI",
@@ -59,23 +60,19 @@ def _places(spec: RunSpec, config: "ExperimentConfig") -> list[tuple[str, str, s
 
 
 def _is_uri(field: str, place: str, kind: str, target: Target) -> bool:
-    """Whether it is a bucket's, which needs no volume; ValueError if it is neither a URI nor an absolute path."""
-    scheme, separator, rest = place.partition("://")
-    if scheme == "file":
-        raise ValueError(f"{field} {place!r} must be an absolute path with --target {target.name}: without file://")
-    if separator:
-        if scheme not in SCHEMES[kind]:
-            taken = ", ".join(f"{name}://" for name in SCHEMES[kind])
-            cure = f"it may be a folder or {taken}" if taken else "it must be an absolute path"
-            raise ValueError(f"{field} {place!r}: {cure} with --target {target.name}{_NO_BUCKET.get(kind, '')}")
-        if not re.fullmatch(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9](/.*)?", rest):
+    """Whether it is a bucket's, which needs no volume; ValueError if it is neither a URI nor an absolute path.
+
+    What a URI is, `locations` says; of checkpoints the config has asked it already.
+    """
+    scheme = locations.scheme(place)
+    if scheme and scheme not in SCHEMES[kind]:
+        hint = _NO_BUCKET.get(kind, "")
+        raise ValueError(f"{field} {place!r}: it must be an absolute path with --target {target.name}{hint}")
+    if scheme:
+        if not re.fullmatch(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9](/.*)?", place.removeprefix(f"{scheme}://")):
             raise ValueError(f"{field} {place!r} names no bucket: {scheme}://BUCKET/FOLDER, lower case")
         return True
-    if SCHEMES[kind] and (typo := re.match(r"([a-z][a-z0-9]+):/*", place)):
-        raise ValueError(
-            f"{field} {place!r} is neither a path nor a URI; did you mean {typo[1]}://{place[typo.end() :]}?"
-        )
-    if not scheme.startswith("/"):
+    if not place.startswith("/"):
         raise ValueError(f"{field} {place!r} must be an absolute path with --target {target.name}")
     return False
 
@@ -104,7 +101,7 @@ def warnings(spec: RunSpec, config: "ExperimentConfig") -> list[str]:
     place = PurePosixPath(posixpath.normpath(config.checkpoint.directory or f"{spec.output}/checkpoints"))
     around = [volume for volume in spec.volumes if place.is_relative_to(volume.mount)]
     nearest = max(around, key=lambda volume: len(PurePosixPath(volume.mount).parts), default=None)
-    if nearest is None or not jobset.on_fuse(nearest.source):
+    if nearest is None or not pod.on_fuse(nearest.source):
         return []
     return [
         f"checkpoints are on {nearest.mount}, a bucket by GCS FUSE: a save ends by renaming a folder, which a bucket"

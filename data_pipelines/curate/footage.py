@@ -1,5 +1,6 @@
 """What lies in a folder of footage: its videos, and everything else by the reason why it is passed over."""
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -114,10 +115,10 @@ def video_ids(names: list[str]) -> dict[str, str]:
     An id begins with a letter, a digit or `_`, and holds these, `.` and `-` only.
     """
     wished = {name: _wished_id(name) for name in names}
-    taken = [_folded(value) for value in wished.values()]
+    taken = collections.Counter(map(_folded, wished.values()))
     return {
         name: value
-        if taken.count(_folded(value)) == 1 and value and len(value.encode()) <= _MAX_ID_BYTES
+        if taken[_folded(value)] == 1 and value and len(value.encode()) <= _MAX_ID_BYTES
         else f"{_shortened(value) or 'video'}-{_digest(name)}"
         for name, value in wished.items()
     }

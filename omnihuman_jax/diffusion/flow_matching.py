@@ -57,6 +57,17 @@ def token_t(t_BG: Array, segment_ids_BL: Array) -> jax.Array:
     return jnp.asarray(segments.of_window(jnp.asarray(t_BG, jnp.float32), segment_ids_BL))
 
 
+def window_means(error_BL: Array, noisy_BL: Array, segment_ids_BL: Array, windows: int) -> tuple[jax.Array, jax.Array]:
+    """(mean of `error_BL` over each window's noisy tokens, 0 without any; their number): [B, G] float32 and int32.
+
+    `error_BL` is 0 on all other tokens.
+    """
+    members_BLG = segments.members(segment_ids_BL, windows)
+    count_BG = jnp.sum(members_BLG & noisy_BL[:, :, None], axis=1, dtype=jnp.int32)
+    sum_BG = jnp.sum(jnp.where(members_BLG, error_BL[:, :, None], 0.0), axis=1)
+    return sum_BG / jnp.maximum(count_BG, 1), count_BG
+
+
 def video_tokens_of_slot(segment_ids_BL: Array, is_reference_BL: Array, windows: int) -> jax.Array:
     """Number of video tokens (reference tokens do not count) of each slot, [B, G] int32: what the shift depends on."""
     video_BL = jnp.where(jnp.asarray(is_reference_BL), 0, jnp.asarray(segment_ids_BL))

@@ -67,9 +67,8 @@ def window_losses(velocity: Velocity, batch: Batch, t: float, key: jax.Array) ->
     predicted_BLC = velocity(flow_matching.add_noise(batch.latents_BLC, noise_BLC, t_BL), t_BG, batch)
     target_BLC = flow_matching.velocity_target(batch.latents_BLC, noise_BLC)
     error_BL = jnp.mean(jnp.square(jnp.asarray(predicted_BLC, jnp.float32) - target_BLC), axis=-1)
-    member_BLG = segments.members(batch.segment_ids_BL, batch.slot_BG.shape[1]) & noisy_BL[..., None]
-    total_BG = jnp.sum(jnp.where(member_BLG, error_BL[..., None], 0.0), axis=1)
-    return total_BG / jnp.maximum(jnp.sum(member_BLG, axis=1), 1)
+    error_BL = jnp.where(noisy_BL, error_BL, 0.0)
+    return flow_matching.window_means(error_BL, noisy_BL, batch.segment_ids_BL, batch.slot_BG.shape[1])[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -54,13 +54,7 @@ def export_params(
     config.json, `export_id` into every file, so that no file of another export passes for one of this.
     """
     sources = table.to_torch(read, DTYPES[dtype])
-    total, done = sum(source.nbytes for source in sources), 0
-
-    def written(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress(done, total)
-
+    written = _counter(sources, progress)
     config = module_config(model, about) | ({"serving": serving.to_json()} if serving else {})
     config["export_id"] = export_id or digest(config)
     mark = {"export": config["export_id"]}
@@ -71,15 +65,7 @@ def export_params(
         if serving:
             serving.write(folder, mark)
         (folder / "README.md").write_text(readme(model, about, out.name, serving))
-    parameters = sum(int(np.prod(source.shape)) for source in sources)
-    return Exported(
-        folder=out,
-        tensors=len(sources),
-        parameters=parameters,
-        nbytes=total,
-        step=about["step"],
-        weights=about["weights"],
-    )
+    return _exported(out, sources, about)
 
 
 def export_diffusers(
@@ -103,13 +89,7 @@ def export_diffusers(
         hunyuan_video.ADDITIONS_STEM: table.only(hunyuan_video.ADDED_GROUPS).to_torch(read, DTYPES[dtype]),
     }
     every = [source for part in sources.values() for source in part]
-    total, done = sum(source.nbytes for source in every), 0
-
-    def written(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress(done, total)
-
+    written = _counter(every, progress)
     additions = module_config(model, about)
     additions["model"] = {name: additions["model"][name] for name in hunyuan_video.ADDED_GROUPS}
     additions["export_id"] = export_id or digest(additions)
@@ -122,12 +102,29 @@ def export_diffusers(
                 )
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (folder / f"{hunyuan_video.ADDITIONS_STEM}.json").write_text(json.dumps(additions, indent=2) + "\n")
-    parameters = sum(int(np.prod(source.shape)) for source in every)
+    return _exported(out, every, about)
+
+
+def _counter(
+    sources: Sequence[safetensors_io.TensorSource], progress: Callable[[int, int], None]
+) -> Callable[[int], None]:
+    """f(bytes of a tensor that was written): tells `progress` how many there are by now, and in all."""
+    total, done = sum(source.nbytes for source in sources), 0
+
+    def written(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(done, total)
+
+    return written
+
+
+def _exported(out: Location, sources: Sequence[safetensors_io.TensorSource], about: dict[str, Any]) -> Exported:
     return Exported(
         folder=out,
-        tensors=len(every),
-        parameters=parameters,
-        nbytes=total,
+        tensors=len(sources),
+        parameters=sum(int(np.prod(source.shape)) for source in sources),
+        nbytes=sum(source.nbytes for source in sources),
         step=about["step"],
         weights=about["weights"],
     )

@@ -98,7 +98,9 @@ def choose(clips: Mapping[str, Sequence[TruthWindow]], count: int) -> list[tuple
     return chosen[:count] if count >= len(names) else chosen[: len(names)]
 
 
-def driven(window: TruthWindow, other: TruthWindow, driving: str, slot: int, run: trained_run.TrainedRun) -> packing.PackInput:  # fmt: skip  # noqa: E501
+def driven(
+    window: TruthWindow, other: TruthWindow, driving: str, slot: int, run: trained_run.TrainedRun
+) -> packing.PackInput:
     """The window as the model is to see it: text, reference, and the sound of `driving`."""
     record, sound = window.record, (other if driving == "other" else window).record
     active = ConditionSet.of(Condition.TEXT, Condition.REFERENCE)

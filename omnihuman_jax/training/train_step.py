@@ -124,9 +124,9 @@ def loss_fn(
     error_BL = jnp.mean(jnp.square(velocity_BLC.astype(jnp.float32) - target_BLC), axis=-1)
     # where, not times: a token that does not count must not count even when it is not finite.
     error_BL = jnp.where(noisy_BL, error_BL, 0.0)
-    members_BLG = segments.members(batch.segment_ids_BL, batch.slot_BG.shape[1])
-    count_BG = jnp.sum(members_BLG & noisy_BL[:, :, None], axis=1, dtype=jnp.int32)
-    window_loss_BG = jnp.sum(jnp.where(members_BLG, error_BL[:, :, None], 0.0), axis=1) / jnp.maximum(count_BG, 1)
+    window_loss_BG, count_BG = flow_matching.window_means(
+        error_BL, noisy_BL, batch.segment_ids_BL, batch.slot_BG.shape[1]
+    )
     total = jnp.sum(count_BG) if total is None else total
     loss = jnp.sum(error_BL) / jnp.maximum(total, 1)
     return loss, Losses(window_loss_BG=window_loss_BG, counted_BG=count_BG > 0)

@@ -19,10 +19,10 @@ BUCKET = "my-runs"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Server:
-    """An object store: its scheme, its address, and what a process needs in its environment to use it."""
+    """An object store: its scheme, the proxy before it, and what a process needs in its environment to use it."""
 
     scheme: str
-    url: str
+    proxy: "Proxy"
     environment: dict[str, str]
 
     @property
@@ -33,8 +33,8 @@ class Server:
 
 @contextlib.contextmanager
 def gcs(folder: Path) -> Iterator[Server]:
-    """fake-gcs-server, its objects in memory, behind a proxy without faults (`Proxy` has the address before it)."""
-    with proxied(lambda port, shown: _gcs_argv(port, shown), folder) as (proxy, _):
+    """fake-gcs-server, its objects in memory, behind a proxy without faults."""
+    with proxied(_gcs_argv, folder) as proxy:
         environment = {
             "STORAGE_EMULATOR_HOST": proxy.url,
             "TENSORSTORE_GCS_HTTP_URL": proxy.url,
@@ -45,13 +45,13 @@ def gcs(folder: Path) -> Iterator[Server]:
             f"{proxy.url}/storage/v1/b?project=test", body, {"content-type": "application/json"}
         )
         urllib.request.urlopen(request, timeout=30).read()
-        yield _with_proxy(Server(scheme="gs", url=proxy.url, environment=environment), proxy)
+        yield Server(scheme="gs", proxy=proxy, environment=environment)
 
 
 @contextlib.contextmanager
 def s3(folder: Path) -> Iterator[Server]:
     """moto's S3 server behind a proxy."""
-    with proxied(lambda port, shown: _moto_argv(port), folder) as (proxy, _):
+    with proxied(_moto_argv, folder) as proxy:
         environment = {
             "AWS_ENDPOINT_URL": proxy.url,
             "AWS_ACCESS_KEY_ID": "test",
@@ -60,16 +60,7 @@ def s3(folder: Path) -> Iterator[Server]:
         }
         request = urllib.request.Request(f"{proxy.url}/{BUCKET}", b"", method="PUT")
         urllib.request.urlopen(request, timeout=30).read()
-        yield _with_proxy(Server(scheme="s3", url=proxy.url, environment=environment), proxy)
-
-
-PROXIES: dict[str, "Proxy"] = {}
-"""By the address of a server: the proxy before it."""
-
-
-def _with_proxy(server: Server, proxy: "Proxy") -> Server:
-    PROXIES[server.url] = proxy
-    return server
+        yield Server(scheme="s3", proxy=proxy, environment=environment)
 
 
 def _gcs_argv(port: int, shown: str) -> list[str]:
@@ -84,12 +75,12 @@ def _gcs_argv(port: int, shown: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _moto_argv(port: int) -> list[str]:
+def _moto_argv(port: int, shown: str) -> list[str]:
     return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
 
 
 @contextlib.contextmanager
-def proxied(argv: Callable[[int, str], list[str]], folder: Path) -> Iterator[tuple["Proxy", int]]:
+def proxied(argv: Callable[[int, str], list[str]], folder: Path) -> Iterator["Proxy"]:
     """The server that `argv(port, address that it shows)` starts, behind a proxy."""
     port = free_port()
     proxy = Proxy(port)
@@ -97,7 +88,7 @@ def proxied(argv: Callable[[int, str], list[str]], folder: Path) -> Iterator[tup
         process = subprocess.Popen(argv(port, proxy.url), stdout=log, stderr=log, env=os.environ | {"NO_COLOR": "1"})
     try:
         _wait_for(port, process)
-        yield proxy, port
+        yield proxy
     finally:
         proxy.close()
         process.kill()

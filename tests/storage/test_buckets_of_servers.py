@@ -15,7 +15,7 @@ import pytest
 from omnihuman_jax.checkpoint.folder import checkpoint_directory
 from tests.interop.cases import odd_config, random_tensors
 from tests.storage import servers
-from tests.storage.servers import PROXIES, Server
+from tests.storage.servers import Server
 from tests.training import runs
 
 # What a process does, command after command: JAX starts once. Prints one line of JSON: the exit codes and errors.
@@ -47,15 +47,16 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(autouse=True)
 def no_faults(server: Server) -> Iterator[None]:
-    PROXIES[server.url].faults = lambda method, path, number: None
+    server.proxy.faults = lambda method, path, number: None
     yield
-    PROXIES[server.url].faults = lambda method, path, number: None
+    server.proxy.faults = lambda method, path, number: None
 
 
-def commands(server: Server, *argvs: list[str], timeout: float = 300) -> list[tuple[int, str]]:
+def commands(server: Server | None, *argvs: list[str], timeout: float = 300) -> list[tuple[int, str]]:
+    environment = os.environ | (server.environment if server else {})
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(argvs)], env=os.environ | server.environment, capture_output=True,
-        text=True, timeout=timeout, check=True,
+        [sys.executable, "-c", PROGRAM, json.dumps(argvs)], env=environment, capture_output=True, text=True,
+        timeout=timeout, check=True,
     )  # fmt: skip
     return [(code, error) for code, error in json.loads(done.stdout.splitlines()[-1])]
 
@@ -87,9 +88,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model as a run folder on a disk."""
     folder = tmp_path_factory.mktemp("imported") / "run"
-    ((code, error),) = commands(
-        Server(scheme="", url="", environment={}), ["import", "omnihuman", "--from", str(exported), "--to", str(folder)]
-    )
+    ((code, error),) = commands(None, ["import", "omnihuman", "--from", str(exported), "--to", str(folder)])
     assert code == 0, error
     return folder
 
@@ -184,10 +183,10 @@ def test_what_passes_is_waited_for(server: Server, run: Path, exported: Path, tm
     """Three bad answers to reads, then to writes: the same bits in the end."""
     to, back = f"{server.bucket}/faults/{fault}", tmp_path / "back"
     if fault != "cut":
-        PROXIES[server.url].faults = nth(3, fault, "PUT POST", "faults")
+        server.proxy.faults = nth(3, fault, "PUT POST", "faults")
     ((code, error),) = commands(server, ["export", str(run), "--to", to, "--max-shard-gb", "0.0002"])
     assert code == 0, error
-    PROXIES[server.url].faults = nth(3, fault, "GET", "safetensors")
+    server.proxy.faults = nth(3, fault, "GET", "safetensors")
     ((code, error),) = commands(server, ["import", "omnihuman", "--from", to, "--to", str(back)])
     assert code == 0, error
     stored = [(folder / "checkpoints" / "0" / "_CHECKPOINT_METADATA").read_text() for folder in (run, back)]
@@ -201,10 +200,10 @@ def test_an_export_that_is_cut_short_is_never_believed(server: Server, run: Path
     def dies(method: str, path: str, number: int) -> int | str | None:
         return 403 if method in ("PUT", "POST") and "config.json" in path else None
 
-    PROXIES[server.url].faults = dies
+    server.proxy.faults = dies
     ((code, error),) = commands(server, ["export", str(run), "--to", to, "--max-shard-gb", "0.0002"])
     assert code != 0, error
-    PROXIES[server.url].faults = lambda method, path, number: None
+    server.proxy.faults = lambda method, path, number: None
     assert listing(server, to) == []
     # Killed: nobody tidied up.
     marker = "import sys; from etils import epath; (epath.Path(sys.argv[1]) / '.incomplete').write_text('')"
@@ -228,12 +227,11 @@ def _answers(url: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", ["gs"], indirect=True)  # with s3:// no run begins: test_locations
 def test_a_run_with_checkpoints_in_a_bucket_is_the_run_on_a_disk(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the middle, with storage that fails now and then: the same bits in the end."""
-    if server.scheme == "s3":
-        return  # refused before it is made: test_locations
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     dataset = runs.write_dataset(tmp_path / "dataset")
@@ -244,18 +242,18 @@ def test_a_run_with_checkpoints_in_a_bucket_is_the_run_on_a_disk(
     def fails(method: str, path: str, number: int) -> int | str | None:
         return 503 if number % 17 == 0 else None
 
-    PROXIES[server.url].faults = fails
+    server.proxy.faults = fails
     process = runs.start(tmp_path / "run", dataset, *options)
     until = time.monotonic() + 300
     # Asked of the server itself: no process of Python each time.
-    there = f"{server.url}/storage/v1/b/{servers.BUCKET}/o/runs%2Fone%2F6%2Fmanifest.json"
+    there = f"{server.proxy.url}/storage/v1/b/{servers.BUCKET}/o/runs%2Fone%2F6%2Fmanifest.json"
     while not _answers(there):
         assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
         time.sleep(0.2)
     process.kill()
     process.communicate()
     runs.train(tmp_path / "run", dataset, *options)
-    PROXIES[server.url].faults = lambda method, path, number: None
+    server.proxy.faults = lambda method, path, number: None
     names = {name.partition("/")[0] for name in listing(server, uri)}
     assert {"6", "9", "12"} <= names and not any("tmp" in name for name in names), names
     there = sums(read(server, f"{uri}/12/_CHECKPOINT_METADATA").decode())
