@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 # Schemes of URIs that the trainer itself reads or writes (docs/storage.md): Orbax takes no s3://, ArrayRecord no URI.
 CHECKPOINTS, DATASET, OUTPUT = "checkpoints", "data.dataset", "output"
-SCHEMES: Mapping[str, tuple[str, ...]] = {CHECKPOINTS: locations.CHECKPOINT_SCHEMES, DATASET: (), OUTPUT: ()}
-# Metrics and event logs are appended to, which object stores cannot do.
+SCHEMES: Mapping[str, tuple[str, ...]] = {
+    CHECKPOINTS: locations.CHECKPOINT_SCHEMES,
+    DATASET: (),
+    OUTPUT: locations.CHECKPOINT_SCHEMES,
+}
 _NO_BUCKET = {
-    OUTPUT: "; logs are appended to there, which a bucket cannot: mount the bucket, and give `checkpoints` the URI",
+    OUTPUT: ", or gs://BUCKET/FOLDER",
     DATASET: "; records are read from folders: mount the bucket",
 }
 

@@ -51,6 +51,11 @@ def check(spec: RunSpec) -> None:
             f"{' and '.join(names)} has no effect with slurm.runtime {slurm.runtime}; remove it, or use "
             "the other runtime"
         )
+    if "://" in spec.output:
+        raise ValueError(
+            f"output {spec.output!r} must be a folder with --target slurm, whose logs are written there; give"
+            " `checkpoints` the URI"
+        )
     _check_path(spec.output)
     _check_time(spec)
     own = {*_rows(spec), *_ALWAYS}

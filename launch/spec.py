@@ -151,7 +151,8 @@ class RunSpec:
 
     name: of the job on every target; lower case, at most 26 characters
     config, overrides: of `omnihuman train`: a file (of the image), and fields of it such as `data.dataset`
-    output: the run directory, continued at every restart; on a cluster it lies on a volume or shared file system
+    output: the run directory, continued at every restart; on a cluster it is on a volume, a shared file system or in
+        gs://
     checkpoints: where the checkpoints go instead of OUTPUT/checkpoints: a folder or a URI such as gs://bucket/run
     image: by digest (`repo@sha256:...`)
     namespace, queue, priority, service_account: Kubernetes; `queue` is Kueue's LocalQueue, `priority` its

@@ -9,8 +9,8 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
-from omnihuman_jax.runtime import files
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime import bucket_folder, files
+from omnihuman_jax.runtime.locations import local, location
 from omnihuman_jax.telemetry.goodput import KINDS, Goodput, picture, read_goodput
 
 
@@ -54,13 +54,15 @@ def main(argv: Sequence[str]) -> int:
         prog="omnihuman goodput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("run", nargs="?", type=local, metavar="RUN", help="run directory of `omnihuman train`")
-    where.add_argument("--run", dest="named", type=local, metavar="RUN", help="the same, as the other commands have it")
+    where.add_argument("run", nargs="?", type=location, metavar="RUN", help="run directory of `omnihuman train`")
+    where.add_argument(
+        "--run", dest="named", type=location, metavar="RUN", help="the same, as the other commands have it"
+    )
     parser.add_argument("--json", type=local, metavar="FILE", help="write the numbers there too")
-    parser.add_argument("--out", type=local, metavar="FILE", help="the picture; RUN/goodput.svg by default")
+    parser.add_argument("--out", type=local, metavar="FILE", help="the picture; goodput.svg in RUN, or here")
     options = parser.parse_args(argv)
     run = options.run or options.named
-    goodput = read_goodput(run)
+    goodput = read_goodput(bucket_folder.copy_of(run))
     print_table(goodput)
     if goodput.host_ratio and goodput.host_ratio[1] > 1.2:
         name, ratio = goodput.host_ratio
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
             f"process {name} takes {ratio:.1f} times the median host's own time a step: look at its disk, network and"
             " neighbours"
         )
-    out = options.out or run / "goodput.svg"
+    out = options.out or bucket_folder.output_of(run, "goodput.svg")
     files.write_text(out, picture(goodput))
     if options.json:
         files.write_text(options.json, json.dumps(to_json(goodput), indent=2) + "\n")

@@ -31,7 +31,8 @@ from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
 from omnihuman_jax.data.pipeline import window_input
 from omnihuman_jax.data.plan import PlacedWindow
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime import bucket_folder
+from omnihuman_jax.runtime.locations import Location, location
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.training import placement, train_state
 from omnihuman_jax.training.resume import first_state
@@ -57,7 +58,7 @@ class Replayed:
         return [name for name, value in named if not math.isfinite(value)]
 
 
-def replay(config: ExperimentConfig, run_dir: Path, step: int) -> tuple[int, Iterator[Replayed]]:
+def replay(config: ExperimentConfig, run_dir: Location, step: int) -> tuple[int, Iterator[Replayed]]:
     """(step of the checkpoint whose parameters are used, 0 for the initial ones; the whole batch, then each of its
     windows).
 
@@ -128,7 +129,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="omnihuman replay", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run", required=True, type=local, metavar="DIR", help="run directory of `omnihuman train`")
+    parser.add_argument("--run", required=True, type=location, metavar="DIR", help="run directory of `omnihuman train`")
     parser.add_argument(
         "step", type=int, metavar="STEP", help="the step, as metrics.jsonl and nonfinite.jsonl number it"
     )
@@ -146,7 +147,8 @@ def main(argv: Sequence[str]) -> int:
 
     options = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    config = experiment.read_config(options.run)
+    folder = bucket_folder.copy_of(options.run)
+    config = experiment.read_config(folder)
     if options.dataset:
         config.data.dataset = options.dataset
     if options.mesh:
@@ -158,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"--mesh {options.mesh}: four numbers like 1,4,1,1") from error
     checkpoint, results = replay(config, options.run, options.step)
     _, stage = config.stages.stage_at(options.step - 1)
-    behind = steps_between(options.run, checkpoint, options.step)
+    behind = steps_between(folder, checkpoint, options.step)
     where = "exactly those of the step" if not behind else f"{behind} steps older than the step's own"
     taken = f"parameters of checkpoint {checkpoint}"
     if not checkpoint:

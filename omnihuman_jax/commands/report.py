@@ -12,8 +12,8 @@ from pathlib import Path
 
 from omnihuman_jax.reporting import sections
 from omnihuman_jax.reporting.run_folder import RunFolder, key_numbers, read_folder
-from omnihuman_jax.runtime import files
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime import bucket_folder, files
+from omnihuman_jax.runtime.locations import StrPath, location
 
 
 def page(folder: RunFolder) -> str:
@@ -47,10 +47,10 @@ def page(folder: RunFolder) -> str:
     )
 
 
-def write_report(root: Path) -> Path:
-    """Writes `root/report.html`, whole or not at all, and returns its path."""
-    target = root / "report.html"
-    files.write_text(target, page(read_folder(root)))
+def write_report(run: StrPath) -> Path:
+    """Writes `report.html` into the run's folder (of a bucket's: here), whole or not at all, and returns its path."""
+    target = bucket_folder.output_of(run, "report.html")
+    files.write_text(target, page(read_folder(bucket_folder.copy_of(run))))
     return target
 
 
@@ -63,9 +63,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--run",
-        type=local,
+        type=location,
         required=True,
-        help="folder of a demo (with clips/, dataset/, run/ ...), or a run folder alone",
+        help="folder of a demo (with clips/, dataset/, run/ ...), or a run folder alone, which may be a bucket's",
     )
     options = parser.parse_args(list(argv))
     report = write_report(options.run)

@@ -33,8 +33,8 @@ from omnihuman_jax.config import (
 from omnihuman_jax.data.identity import features_of
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.models import flops
-from omnihuman_jax.runtime import compilation_cache, exit_codes, processes, signals
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime import bucket_folder, compilation_cache, exit_codes, processes, signals, storage
+from omnihuman_jax.runtime.locations import check_checkpoints, location
 from omnihuman_jax.runtime.watchdog import Watchdog
 from omnihuman_jax.scale import hardware
 from omnihuman_jax.telemetry import run_log
@@ -62,7 +62,7 @@ def train(
     Args:
         config: resolved; validated here.
         run_dir: gets config.json, dataset.json, metrics.jsonl, tensorboard/, checkpoints/ (if
-            `checkpoint.directory` does not say where); a run found there is continued.
+            `checkpoint.directory` does not say where); a run found there is continued. In a bucket too.
         stop_after: stop there, with a checkpoint.
         accept_changes: resume although the config or the data plan changed.
         progress: show a progress bar, on process 0 in a terminal; otherwise it logs a line an interval.
@@ -70,10 +70,14 @@ def train(
     Raises:
         ValueError, FileNotFoundError: with the cure, before anything is trained or overwritten.
     """
-    run_dir = local(run_dir, "--run")
+    home = location(run_dir)
     config.validate()
+    if not config.checkpoint.directory:
+        check_checkpoints(home, "--run")
     end = min(config.stages.total_steps, stop_after if stop_after is not None else config.stages.total_steps)
+    retry = functools.partial(storage.retry, retries=config.checkpoint.retries, delay_s=config.checkpoint.retry_delay_s)
     with contextlib.ExitStack() as stack:
+        run_dir = stack.enter_context(bucket_folder.opened(home, retry))
         watchdog = Watchdog(config.watchdog, run_dir / f"stacks-{processes.own_index()}.txt")
         stack.callback(watchdog.stop)
         processes.set_barrier_timeout(config.watchdog.longest_s)
@@ -93,7 +97,7 @@ def train(
             telemetry.restoring(),
             guard.watchdog.allow(config.watchdog.restore_s, "choosing and reading a checkpoint"),
         ):
-            checkpoints = stack.enter_context(open_checkpoints(config, run_dir, guard, telemetry))
+            checkpoints = stack.enter_context(open_checkpoints(config, run_dir, home, guard, telemetry))
             state, record, start = resume(parts, run_dir, checkpoints, record, guard, accept_changes=accept_changes)
         if wrong := train_state.misplaced_leaves(state, parts.state_shardings):
             raise AssertionError(f"state not sharded as the table says: {'; '.join(wrong[:5])}")
@@ -202,7 +206,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="config file; fields are set with --config.FIELD=VALUE"
     )
-    parser.add_argument("--run", required=True, metavar="DIR", help="run directory; a run found there is continued")
+    parser.add_argument(
+        "--run", required=True, metavar="DIR", help="run directory, or gs://BUCKET/RUN; a run found there is continued"
+    )
     parser.add_argument("--stop-after", type=int, metavar="N", help="stop with a checkpoint once N steps are finished")
     parser.add_argument(
         "--accept-changes", action="store_true", help="continue a run although its config or data plan changed"

@@ -27,6 +27,9 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 # fsspec keeps listings for ever: those of a bucket would lack what TensorStore or another process has written since.
 for _scheme in PACKAGES:
     fsspec.config.conf.setdefault(_scheme, {})["use_listings_cache"] = False
+# gcsfs would wait for ever for a server that does not answer; s3fs gives up after a minute by itself.
+REQUEST_TIMEOUT_S = float(os.environ.get("OMNIHUMAN_REQUEST_TIMEOUT_S", "300"))
+fsspec.config.conf["gs"]["requests_timeout"] = REQUEST_TIMEOUT_S
 
 
 class LocationError(argparse.ArgumentTypeError, ValueError):

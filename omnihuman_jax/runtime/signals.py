@@ -28,15 +28,29 @@ POLL_S = 0.5
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 _CODES = {signal.SIGTERM: exit_codes.RESTART, signal.SIGINT: exit_codes.INTERRUPTED}
 _current: "Listener | None" = None
+_last_acts: list[Callable[[], None]] = []
 
 
 def exit_now(code: int, reason: str = "") -> NoReturn:
     """Ends this process without unwinding, with what it has printed; `reason` is for those who can tell others."""
+    for act in _last_acts:
+        with contextlib.suppress(Exception):
+            act()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def before_exit(act: Callable[[], None]) -> Iterator[None]:
+    """`exit_now` calls `act` first, which has to end soon by itself."""
+    _last_acts.append(act)
+    try:
+        yield
+    finally:
+        _last_acts.remove(act)
 
 
 class Listener:

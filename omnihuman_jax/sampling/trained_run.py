@@ -26,7 +26,8 @@ from omnihuman_jax.data import packing, records
 from omnihuman_jax.data.identity import changed_features, features_of
 from omnihuman_jax.diffusion import flow_matching, guidance, solver
 from omnihuman_jax.models import mmdit
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime import bucket_folder
+from omnihuman_jax.runtime.locations import local, location
 from omnihuman_jax.serving.folders_omnihuman import changed_files
 from omnihuman_jax.serving.guidance_omnihuman import CURVES, GuidanceConfig, guidance_scales
 from omnihuman_jax.typing import PATCH, Batch, PackedShape, Params
@@ -69,7 +70,7 @@ def open_run(
     """Opens the run in `directory` for sampling.
 
     Args:
-        directory: run directory of `omnihuman train`.
+        directory: run directory of `omnihuman train`, or a bucket's.
         weights: `ema` or `raw`.
         step: checkpoint; the newest by default.
         dataset: folder of `omnihuman encode`; the one that the run was trained on by default.
@@ -79,7 +80,7 @@ def open_run(
     Raises:
         FileNotFoundError, ValueError: no run, no checkpoint, no dataset, or they do not fit each other; one line each.
     """
-    directory = local(directory)
+    home, directory = location(directory), bucket_folder.copy_of(directory)
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such run; give the run directory of `omnihuman train`")
     mesh_config = mesh or default_mesh()
@@ -99,7 +100,7 @@ def open_run(
             axes,
         )
 
-    params, record = load_weights(checkpoint_directory(directory), abstract, weights=weights, step=step)
+    params, record = load_weights(checkpoint_directory(home), abstract, weights=weights, step=step)
     config = experiment.from_json(record.config)
     if dataset is None and record.step == 0 and not (directory / "dataset.json").is_file():
         raise FileNotFoundError(
@@ -287,7 +288,7 @@ def encode_pictures(run: TrainedRun, video_THW3: np.ndarray) -> np.ndarray:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that `generate` and `evaluate` share: which weights, and how they are sampled."""
-    parser.add_argument("--run", required=True, type=local, help="run directory of `omnihuman train`")
+    parser.add_argument("--run", required=True, type=location, help="run directory of `omnihuman train`")
     parser.add_argument(
         "--weights", choices=("ema", "raw"), default="ema", help="averaged weights (default) or the last ones"
     )

@@ -22,6 +22,7 @@ from omnihuman_jax.config import ExperimentConfig, changed_fields, from_json, to
 from omnihuman_jax.data.identity import changed_features, features_of
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime import processes, storage
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.telemetry.events import last_saved
 from omnihuman_jax.telemetry.metrics import read_metrics
 from omnihuman_jax.telemetry.run_telemetry import RunTelemetry
@@ -62,8 +63,13 @@ def has_opened(run_dir: Path, dataset: str) -> bool:
     return bool(dataset) and stored.get("data", {}).get("dataset") == dataset
 
 
-def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, telemetry: RunTelemetry) -> Checkpoints:
-    """The run's checkpoints, which may not be gone once there were any; what they have to say goes where it belongs."""
+def open_checkpoints(
+    config: ExperimentConfig, run_dir: Path, home: Location, guard: RunGuard, telemetry: RunTelemetry
+) -> Checkpoints:
+    """The run's checkpoints, which may not be gone once there were any; what they have to say goes where it belongs.
+
+    `run_dir` has the run's logs, `home` is where the run is: another place, if that is a bucket.
+    """
 
     def note(kind: str, details: Mapping[str, Any]) -> None:
         telemetry.saved(details) if kind == "saved" else guard.note(kind, details)
@@ -72,7 +78,7 @@ def open_checkpoints(config: ExperimentConfig, run_dir: Path, guard: RunGuard, t
     expected = must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks) if jax.process_index() == 0 else ""
     expected = processes.gather(expected)[0]
     return run_checkpoints.open_checkpoints(
-        config.checkpoint.directory or run_dir / "checkpoints", config.checkpoint, note, expected
+        config.checkpoint.directory or home / "checkpoints", config.checkpoint, note, expected
     )
 
 

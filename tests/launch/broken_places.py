@@ -76,8 +76,8 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     (
         "output in a bucket on VMs",
         "compute-engine",
-        changed(ON_COMPUTE_ENGINE, {"output": "gs://my-runs/x"}),
-        "output 'gs://my-runs/x': it must be an absolute path with --target compute-engine; logs are appended to there",
+        changed(ON_COMPUTE_ENGINE, {"output": "s3://my-runs/x"}),
+        "output 's3://my-runs/x': it must be an absolute path with --target compute-engine, or gs://BUCKET/FOLDER",
     ),
     (
         "a volume over the configs",

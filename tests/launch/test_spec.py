@@ -286,9 +286,9 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     (
         "a bucket as output",
-        "jobset",
-        changed({"output": "gs://b/run"}),
-        "logs are appended to there, which a bucket cannot: mount the bucket, and give `checkpoints` the URI",
+        "slurm",
+        changed(ON_SLURM, {"output": "gs://my-runs/run"}),
+        "must be a folder with --target slurm, whose logs are written there; give `checkpoints` the URI",
     ),
     (
         "a relative output",

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from omnihuman_jax.checkpoint.folder import checkpoint_directory
+from omnihuman_jax.runtime.bucket_folder import copy_of
+from tests import quick_xla
 from tests.interop.cases import odd_config, random_tensors
 from tests.storage import servers
 from tests.storage.servers import Server
@@ -53,7 +55,7 @@ def no_faults(server: Server) -> Iterator[None]:
 
 
 def commands(server: Server | None, *argvs: list[str], timeout: float = 300) -> list[tuple[int, str]]:
-    environment = os.environ | (server.environment if server else {})
+    environment = os.environ | {"XLA_FLAGS": quick_xla.FLAGS} | (server.environment if server else {})
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(argvs)], env=environment, capture_output=True, text=True,
         timeout=timeout, check=True,
@@ -228,33 +230,49 @@ def _answers(url: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["gs"], indirect=True)  # with s3:// no run begins: test_locations
-def test_a_run_with_checkpoints_in_a_bucket_is_the_run_on_a_disk(
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the middle, with storage that fails now and then: the same bits in the end."""
+    """Killed in the middle, with storage that fails now and then: the same bits in the end, and its logs are read."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     dataset = runs.write_dataset(tmp_path / "dataset")
     runs.train(tmp_path / "disk", dataset, "--config.checkpoint.interval=3")
-    uri = f"{server.bucket}/runs/one"
-    options = ("--config.checkpoint.interval=3", f"--config.checkpoint.directory={uri}")
+    uri, interval = f"{server.bucket}/runs/one", "--config.checkpoint.interval=3"
 
     def fails(method: str, path: str, number: int) -> int | str | None:
         return 503 if number % 17 == 0 else None
 
     server.proxy.faults = fails
-    process = runs.start(tmp_path / "run", dataset, *options)
+    options = (interval, "--config.logging.tensorboard=True")
+    process = runs.start(uri, dataset, *options)
     until = time.monotonic() + 300
     # Asked of the server itself: no process of Python each time.
-    there = f"{server.proxy.url}/storage/v1/b/{servers.BUCKET}/o/runs%2Fone%2F6%2Fmanifest.json"
+    there = f"{server.proxy.url}/storage/v1/b/{servers.BUCKET}/o/runs%2Fone%2Fcheckpoints%2F6%2Fmanifest.json"
     while not _answers(there):
         assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
         time.sleep(0.2)
     process.kill()
     process.communicate()
-    runs.train(tmp_path / "run", dataset, *options)
+    runs.train(uri, dataset, *options)
     server.proxy.faults = lambda method, path, number: None
-    names = {name.partition("/")[0] for name in listing(server, uri)}
+    found = listing(server, uri)
+    names = {name.split("/")[1] for name in found if name.startswith("checkpoints/")}
     assert {"6", "9", "12"} <= names and not any("tmp" in name for name in names), names
-    there = sums(read(server, f"{uri}/12/_CHECKPOINT_METADATA").decode())
+    assert any(name.startswith("tensorboard/events") for name in found)
+    there = sums(read(server, f"{uri}/checkpoints/12/_CHECKPOINT_METADATA").decode())
     assert there == sums((tmp_path / "disk" / "checkpoints" / "12" / "_CHECKPOINT_METADATA").read_text())
+    # Of the killed attempt the last seconds' lines may be gone; those of the one that ended are all there.
+    logged = {line["step"]: line for line in runs.records(copy_of(uri))}
+    assert logged.keys() >= {10, 11, 12}
+    assert logged.items() <= {line["step"]: line for line in runs.records(tmp_path / "disk")}.items()
+    monkeypatch.chdir(tmp_path)
+    found = commands(
+        server,
+        ["--simulate-devices", "4", "replay", "--run", uri, "12"],
+        ["goodput", uri],
+        ["report", "--run", uri],
+        ["goodput", f"{uri}-none"],
+    )
+    assert [code for code, _ in found] == [0, 0, 0, 2] and "no such run" in found[3][1], found
+    assert (tmp_path / "goodput.svg").exists() and "metrics" in (tmp_path / "report.html").read_text()

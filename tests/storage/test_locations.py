@@ -82,14 +82,9 @@ def test_a_run_that_cannot_be_saved_is_refused_before_it_is_made(tmp_path: Path)
 
 
 COMMANDS = {
-    "train": ["train", "--config", "configs/demo.py", "--run", "gs://bucket/run"],
-    "generate": ["generate", "--run", "gs://bucket/run", "--out", "x.mp4"],
+    "train": ["train", "--config", "configs/demo.py", "--run", "s3://bucket/run"],
     "generate --out": ["generate", "--run", "runs/x", "--out", "s3://bucket/x.mp4"],
-    "evaluate": ["evaluate", "--run", "gs://bucket/run", "--out", "x"],
     "evaluate --out": ["evaluate", "--run", "runs/x", "--out", "gs://bucket/x"],
-    "report": ["report", "--run", "gs://bucket/run"],
-    "goodput": ["goodput", "gs://bucket/run"],
-    "replay": ["replay", "--run", "gs://bucket/run", "3"],
     "demo": ["demo", "--out", "gs://bucket/demo"],
     "bench-checkpoint": ["bench-checkpoint", "--out", "gs://bucket/x"],
     "curate": ["curate", "--videos", "gs://bucket/raw", "--out", "x"],

@@ -33,7 +33,7 @@ def write_dataset(folder: Path, *, poisoned: tuple[int, ...] = ()) -> Path:
 
 
 def start(
-    run: Path,
+    run: Path | str,
     dataset: Path,
     *options: str,
     devices: int = DEVICES,
@@ -85,7 +85,7 @@ def finish(*processes: subprocess.Popen, timeout: float = 400) -> list[str]:
     return outputs
 
 
-def train(run: Path, dataset: Path, *options: str, processes: int = 1, devices: int | None = None) -> str:
+def train(run: Path | str, dataset: Path, *options: str, processes: int = 1, devices: int | None = None) -> str:
     """One training job on `devices` (each process; `DEVICES` in all by default) and `processes`; what process 0
     printed.
     """
@@ -95,7 +95,7 @@ def train(run: Path, dataset: Path, *options: str, processes: int = 1, devices: 
 
 
 def start_all(
-    run: Path,
+    run: Path | str,
     dataset: Path,
     *options: str,
     processes: int = 2,
