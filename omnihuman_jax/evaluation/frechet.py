@@ -21,8 +21,8 @@ def frechet_distance(mean1_D: np.ndarray, cov1_DD: np.ndarray, mean2_D: np.ndarr
     roots = [_root(np.asarray(cov, np.float64)) for cov in (cov1_DD, cov2_DD)]
     if not (mean1_D.shape == mean2_D.shape == roots[0].shape[1:] == roots[1].shape[1:]):
         raise ValueError(
-            f"means {mean1_D.shape}, {mean2_D.shape} and covariances {np.shape(cov1_DD)}, {np.shape(cov2_DD)} are not of"
-            " one width"
+            f"means {mean1_D.shape}, {mean2_D.shape} and covariances {np.shape(cov1_DD)}, {np.shape(cov2_DD)} are not"
+            " of one width"
         )
     traces = float(np.trace(np.asarray(cov1_DD, np.float64)) + np.trace(np.asarray(cov2_DD, np.float64)))
     return _distance(mean1_D - mean2_D, traces, roots[0] @ roots[1].T)

@@ -32,7 +32,7 @@ def test_it_is_scipys(measured):
 
 
 def test_closed_forms():
-    """Diagonal covariances: sum of (m1 - m2)^2 + (s1 - s2)^2; equal covariances: the means' alone; one width: (3, 2)."""
+    """Diagonal covariances: sum of (m1 - m2)^2 + (s1 - s2)^2; equal covariances: the means' alone."""
     rng = np.random.default_rng(2)
     means, sigmas = rng.standard_normal((2, 9)), rng.uniform(0.1, 3, (2, 9))
     expected = np.square(means[0] - means[1]).sum() + np.square(sigmas[0] - sigmas[1]).sum()
