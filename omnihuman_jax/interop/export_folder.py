@@ -55,10 +55,11 @@ class Serving:
     def to_json(self) -> dict[str, Any]:
         """The part "serving" of config.json: the fields of `ServingConfig` in pipeline_omnihuman.py."""
         spec, catalog = self.spec, self.catalog
-        frames, area = self.sampling.segment_frames, 0
+        frames, area, usual = self.sampling.segment_frames, 0, (0, 0)
         if catalog is not None:
             frames = frames or max(int(catalog.frames.max()), MOTION_FRAMES + TEMPORAL_STRIDE)
             area = int(np.median(catalog.height * catalog.width))
+            usual = catalog.usual_size()
 
         def digests(role: str) -> dict[str, str]:
             at = f"{role}/"
@@ -78,8 +79,10 @@ class Serving:
             "speech_layers": list(spec.speech_layers),
             "margin": spec.margin,
             "num_steps": self.sampling.num_steps,
+            "solver": self.sampling.solver,
             "segment_frames": frames,
             "area": area,
+            "size": list(usual),
             "flow": dataclasses.asdict(self.flow),
             "guidance": dataclasses.asdict(self.sampling.guidance),
         }

@@ -21,7 +21,7 @@ from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman, poses_omnihuman, windows_omnihuman
 from omnihuman_jax.serving.folders_omnihuman import changed_files
-from omnihuman_jax.serving.pictures_omnihuman import check_size, fit_size, lay_keypoints, lay_picture
+from omnihuman_jax.serving.pictures_omnihuman import SPATIAL_STRIDE, check_size, fit_size, lay_keypoints, lay_picture
 from omnihuman_jax.serving.windows_omnihuman import (
     FPS,
     MOTION_FRAMES,
@@ -39,12 +39,14 @@ MIN_POSE_SHARE = 0.5
 class Request:
     """What to make. Files by path; None for what does not drive the video.
 
+    image: None for a person that the model makes up: 30 % of the training windows have no reference.
     seconds: None for as long as the audio or pose lasts (the shorter of the two), or one segment without either.
-    size: (height, width) in pixels, multiples of 16; None for the image's own shape at the dataset's area.
+    size: (height, width) in pixels, multiples of 16; None for the image's (or else the pose's) shape at the dataset's
+    area, and without either for the size that most of the dataset's windows have.
     text_encoder, speech_encoder: folders or hub ids; None for those that the dataset was made with.
     """
 
-    image: Path
+    image: Path | None = None
     audio: Path | None = None
     pose: Path | None = None
     text: str | None = None
@@ -56,14 +58,18 @@ class Request:
 
     @property
     def active(self) -> ConditionSet:
-        """The paper's set for these driving signals, without text where there is none."""
-        return active_conditions(bool(self.text), self.audio is not None, self.pose is not None)
+        """The paper's set for these driving signals, without text or reference where there is none."""
+        return active_conditions(
+            bool(self.text), self.audio is not None, self.pose is not None, reference=self.image is not None
+        )
 
     def validate(self) -> None:
         """FileNotFoundError or ValueError, one line, before anything is loaded."""
         for option, path in (("--image", self.image), ("--audio", self.audio), ("--pose", self.pose)):
             if path is not None and not Path(path).is_file():
                 raise FileNotFoundError(f"{option} {path}: no such file")
+        if not self.active:
+            raise ValueError("nothing drives the video: give one at least of --image, --text, --audio and --pose")
         if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
             raise ValueError(f"--seconds must be > 0, not {self.seconds}")
         if self.size is not None:
@@ -75,14 +81,20 @@ class Signals(windows_omnihuman.Signals):
 
     @property
     def active(self) -> ConditionSet:
-        """The paper's set for these signals, without text where there is none."""
-        return active_conditions(self.has_text, self.audio_TE is not None, self.keypoints_TJ3 is not None)
+        """The paper's set for these signals, without text or reference where there is none."""
+        return active_conditions(
+            self.has_text,
+            self.audio_TE is not None,
+            self.keypoints_TJ3 is not None,
+            reference=self.reference_HWC is not None,
+        )
 
 
-def active_conditions(text: bool, audio: bool, pose: bool) -> ConditionSet:
-    """The paper's set for these driving signals, without text where there is none."""
+def active_conditions(text: bool, audio: bool, pose: bool, *, reference: bool = True) -> ConditionSet:
+    """The paper's set for these driving signals, without text or reference where there is none."""
     active = active_at_inference(audio=audio, pose=pose)
-    return active if text else active.without(Condition.TEXT)
+    absent = {Condition.TEXT: not text, Condition.REFERENCE: not reference}
+    return active.without(*(condition for condition, is_absent in absent.items() if is_absent))
 
 
 def read_reference(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -145,11 +157,10 @@ def _catalog(run: trained_run.TrainedRun, option: str) -> Catalog:
 
 def read_signals(run: trained_run.TrainedRun, request: Request, segment_frames: int) -> Signals:
     """Reads and encodes everything that drives the video."""
-    spec, size = run.spec, request.size
-    if size is None:
-        catalog = _catalog(run, "--size")
-        height, width, _ = media_omnihuman.read_image(request.image).shape
-        size = fit_size(height, width, int(np.median(catalog.height * catalog.width)))
+    spec, size = run.spec, size_of(run, request)
+    reference = None
+    if request.image is not None:
+        reference = trained_run.encode_pictures(run, read_reference(request.image, size))[0]
     wave = keypoints = audio = None
     available: dict[str, int] = {}
     if request.audio is not None:
@@ -165,7 +176,8 @@ def read_signals(run: trained_run.TrainedRun, request: Request, segment_frames: 
     text_SE, pooled_E = encode_text(run, request)
     return Signals(
         frames=frames,
-        reference_HWC=trained_run.encode_pictures(run, read_reference(request.image, size))[0],
+        latent_shape=(size[0] // SPATIAL_STRIDE, size[1] // SPATIAL_STRIDE, run.config.model.latent_channels),
+        reference_HWC=reference,
         text_SE=text_SE,
         pooled_E=pooled_E,
         has_text=bool(request.text),
@@ -173,6 +185,23 @@ def read_signals(run: trained_run.TrainedRun, request: Request, segment_frames: 
         keypoints_TJ3=keypoints,
         wave=wave,
     )
+
+
+def size_of(run: trained_run.TrainedRun, request: Request) -> tuple[int, int]:
+    """(height, width) of the video: as asked for, or as `Request.size` says."""
+    if request.size is not None:
+        return request.size
+    catalog = _catalog(run, "--size")
+    if request.image is not None:
+        height, width = media_omnihuman.read_image(request.image).shape[:2]
+    elif request.pose is not None and request.pose.suffix == ".npz":
+        _, height, width = _file_pose(request.pose)
+    elif request.pose is not None:
+        header = media_omnihuman.probe(request.pose)
+        height, width = header.height, header.width
+    else:
+        return catalog.usual_size()
+    return fit_size(height, width, int(np.median(catalog.height * catalog.width)))
 
 
 def encode_speech(run: trained_run.TrainedRun, request: Request, wave: np.ndarray, frames: int) -> np.ndarray:

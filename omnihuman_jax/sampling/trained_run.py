@@ -29,7 +29,14 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime import bucket_folder
 from omnihuman_jax.runtime.locations import local, location
 from omnihuman_jax.serving.folders_omnihuman import changed_files
-from omnihuman_jax.serving.guidance_omnihuman import CURVES, GuidanceConfig, guidance_scales
+from omnihuman_jax.serving.guidance_omnihuman import (
+    CURVES,
+    SOLVERS,
+    Branch,
+    GuidanceConfig,
+    branch_scales,
+    guidance_branches,
+)
 from omnihuman_jax.typing import PATCH, Batch, PackedShape, Params
 
 
@@ -179,30 +186,41 @@ class Sampler:
     """Fills windows in: one program for every call, because shape and number of windows are fixed.
 
     `shape` holds one window a sequence (`shape_for`); calls may have fewer than `batch` windows (the last is repeated).
+    `branches`: of `needs_guidance`.
     """
 
-    def __init__(self, run: TrainedRun, config: solver.SamplingConfig, shape: PackedShape, batch: int, guided: bool):
+    def __init__(
+        self,
+        run: TrainedRun,
+        config: solver.SamplingConfig,
+        shape: PackedShape,
+        batch: int,
+        branches: tuple[Branch, ...] = (),
+    ):
         config.validate()
-        self.run, self.config, self.shape, self.batch, self.guided = run, config, shape, batch, guided
+        self.run, self.config, self.shape, self.batch, self.branches = run, config, shape, batch, branches
         # Steps run in a few equal chunks of one compiled scan, so that a progress bar moves and the program stays one.
         self.chunk = next(n for n in range(max(1, config.num_steps // 5), 0, -1) if config.num_steps % n == 0)
         self.num_chunks = config.num_steps // self.chunk
         self.model_calls = 0
-        rows = batch * (2 if guided else 1)
+        rows = batch * (1 + len(branches))
         shardings = sharding.batch_shardings(run.mesh, shape, rows)
         replicated = NamedSharding(run.mesh, PartitionSpec())
         tokens = sharding.named_sharding(
             run.mesh, ("batch", "tokens", None), (batch, shape.latent_tokens, shape.patch_channels)
         )
         places = jax.tree.map(lambda leaf: leaf.sharding, run.params)
+        state = solver.SolverState(tokens)
+        if config.solver != "euler":
+            state = solver.SolverState(tokens, tokens, replicated)
         self._shardings = shardings
         self._start = jax.jit(
-            self._noise_and_timesteps, in_shardings=(shardings, replicated), out_shardings=(tokens, replicated)
+            self._noise_and_timesteps, in_shardings=(shardings, replicated), out_shardings=(state, replicated)
         )
         self._advance: Any = jax.jit(
-            self._euler_steps,
-            in_shardings=(places, shardings, tokens, replicated, replicated),
-            out_shardings=tokens,
+            self._steps,
+            in_shardings=(places, shardings, state, replicated, replicated),
+            out_shardings=state,
             donate_argnums=2,
         )
 
@@ -218,21 +236,21 @@ class Sampler:
             raise ValueError(f"this sampler takes 1 to {self.batch} windows a call, not {len(windows)}")
         filled = [*windows, *[windows[-1]] * (self.batch - len(windows))]
         batch = packing.stack_sequences([packing.pack_sequence([window], self.shape) for window in filled])
-        both = batch
-        if self.guided:
-            empty = guidance.unconditional_batch(batch, self.run.spec.empty_text_SE, self.run.spec.empty_pooled_E)
-            both = guidance.stack_branches(batch, empty)
-        scales = guidance_scales(self.config.guidance, self.config.num_steps)
+        empty = (self.run.spec.empty_text_SE, self.run.spec.empty_pooled_E)
+        rows = guidance.stack_branches(
+            [batch, *(guidance.branch_batch(batch, branch, *empty) for branch in self.branches)]
+        )
+        scales = branch_scales(self.config.guidance, self.branches, self.config.num_steps)
         with jax.set_mesh(self.run.mesh):
-            placed = jax.device_put(both, self._shardings)
-            tokens, timesteps = self._start(placed, jax.random.key(seed))
+            placed = jax.device_put(rows, self._shardings)
+            state, timesteps = self._start(placed, jax.random.key(seed))
             for start in range(0, self.config.num_steps, self.chunk):
                 stop = start + self.chunk
-                tokens = self._advance(self.run.params, placed, tokens, timesteps[start : stop + 1], scales[start:stop])
-                tokens.block_until_ready()
+                state = self._advance(self.run.params, placed, state, timesteps[start : stop + 1], scales[start:stop])
+                state.tokens_BLC.block_until_ready()
                 on_progress(1 / self.num_chunks)
         self.model_calls += self.config.num_steps
-        out = np.asarray(tokens, np.float32)
+        out = np.asarray(state.tokens_BLC, np.float32)
         return [packing.window_latents(batch, out, row, 0) for row in range(len(windows))]
 
     def compilations(self) -> int:
@@ -242,25 +260,34 @@ class Sampler:
     def _conditional(self, batch: Batch) -> Batch:
         return jax.tree.map(lambda array: array[: self.batch], batch)
 
-    def _noise_and_timesteps(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _noise_and_timesteps(self, batch: Batch, key: jax.Array) -> tuple[solver.SolverState, jax.Array]:
         rows = self._conditional(batch)
         slot_BL = segments.of_window(rows.slot_BG, rows.segment_ids_BL)
         noise_BLC = solver.token_noise(key, slot_BL, rows.token_BL, self.shape.patch_channels)
         tokens_BG = flow_matching.video_tokens_of_slot(rows.segment_ids_BL, rows.is_reference_BL, self.shape.windows)
-        return noise_BLC, flow_matching.timesteps(self.config.num_steps, tokens_BG, self.run.config.flow)
+        state = solver.start(noise_BLC, rows.latents_BLC, self._given(rows), self.shape.windows, self.config.solver)
+        return state, flow_matching.timesteps(self.config.num_steps, tokens_BG, self.run.config.flow)
 
-    def _euler_steps(
-        self, params: Params, batch: Batch, tokens_BLC: jax.Array, timesteps_KBG: jax.Array, scales_K: jax.Array
-    ) -> jax.Array:
+    def _given(self, rows: Batch) -> jax.Array:
+        return conditions.clean_mask(rows) | (rows.segment_ids_BL == 0)
+
+    def _steps(
+        self,
+        params: Params,
+        batch: Batch,
+        state: solver.SolverState,
+        timesteps_KBG: jax.Array,
+        scales_KD: jax.Array,
+    ) -> solver.SolverState:
         rows = self._conditional(batch)
-        return solver.sample(
+        return solver.advance(
             functools.partial(self._velocity, params, batch),
-            tokens_BLC,
+            state,
             rows.latents_BLC,
-            conditions.clean_mask(rows) | (rows.segment_ids_BL == 0),
+            self._given(rows),
             rows.segment_ids_BL,
             timesteps_KBG,
-            scales_K if self.guided else None,
+            scales_KD if self.branches else None,
         )
 
     def _velocity(self, params: Params, batch: Batch, tokens_NLC: jax.Array, t_NG: jax.Array) -> jax.Array:
@@ -270,10 +297,13 @@ class Sampler:
         )
 
 
-def needs_guidance(config: GuidanceConfig, windows: Sequence[packing.PackInput]) -> bool:
-    """Whether the unconditional branch can differ: guidance is on, and some window has text or audio to drop."""
-    drops = conditions.ConditionSet.of(conditions.Condition.TEXT, conditions.Condition.AUDIO)
-    return config.enabled and any(len(window.active & drops) for window in windows)
+def needs_guidance(config: GuidanceConfig, windows: Sequence[packing.PackInput]) -> tuple[Branch, ...]:
+    """The branches that guidance of these windows needs: none where it is off, or where no window has text or audio."""
+    return guidance_branches(
+        config,
+        text=any(conditions.Condition.TEXT in window.active for window in windows),
+        audio=any(conditions.Condition.AUDIO in window.active for window in windows),
+    )
 
 
 def decode_pictures(run: TrainedRun, latents_FHWC: np.ndarray) -> np.ndarray:
@@ -305,13 +335,25 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
     parser.add_argument("--guidance-curve", choices=CURVES, help="... and how it falls in between")
+    parser.add_argument(
+        "--guidance-text-scale",
+        type=float,
+        metavar="S",
+        help="guide text apart from audio, by this scale at the first step; the other scale is audio's then",
+    )
+    parser.add_argument(
+        "--solver", choices=SOLVERS, help="of the sampling steps (ab2: second order); default: the run's config"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
 
 
 def sampling_config(base: solver.SamplingConfig, options: argparse.Namespace) -> solver.SamplingConfig:
     """`base` with what the command line overrides. `--guidance-scale 1` alone turns guidance off."""
-    changed = (options.guidance_scale, options.guidance_final_scale, options.guidance_curve)
-    config = dataclasses.replace(base, guidance=base.guidance.with_overrides(*changed))
+    names = ("guidance_scale", "guidance_final_scale", "guidance_curve", "guidance_text_scale")
+    config = dataclasses.replace(
+        base, guidance=base.guidance.with_overrides(*(getattr(options, name) for name in names))
+    )
+    config.solver = options.solver or config.solver
     if options.steps is not None:
         config.num_steps = options.steps
     if getattr(options, "segment_frames", None) is not None:

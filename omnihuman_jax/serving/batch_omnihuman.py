@@ -53,20 +53,28 @@ def pack(window: WindowInput, *, has_text: bool, audio_slots: int, pose_slots: i
 
 
 def without(
-    batch: Mapping[str, np.ndarray], text_SE: np.ndarray, pooled_E: np.ndarray, text_rows: int | None = None
+    batch: Mapping[str, np.ndarray],
+    text_SE: np.ndarray,
+    pooled_E: np.ndarray,
+    text_rows: int | None = None,
+    *,
+    drops_text: bool = True,
 ) -> dict[str, np.ndarray]:
-    """`batch` for the unconditional branch: no audio and the empty prompt, everything else kept.
+    """`batch` for an unconditional branch: no audio and the empty prompt, everything else kept.
 
     Args:
       batch: of `pack`, or of any packing.
       text_SE, pooled_E: embeddings of the empty prompt, of the run's own text encoder.
       text_rows: rows of text of a sequence; those of `batch` by default.
+      drops_text: False keeps the prompt, for a branch without the sound alone.
 
     Raises:
       ValueError: the empty prompt of every window does not fit the rows.
     """
     active = batch["active_BG4"].copy()
-    active[..., [TEXT, AUDIO]] = False
+    active[..., [TEXT, AUDIO] if drops_text else [AUDIO]] = False
+    if not drops_text:
+        return dict(batch) | {"active_BG4": active}
     rows = batch["text_BSE"].shape[1] if text_rows is None else text_rows
     text, ids, pooled = empty_prompts(batch["segment_ids_BL"], active.shape[1], rows, text_SE, pooled_E)
     return dict(batch) | {"active_BG4": active, "text_BSE": text, "text_segment_ids_BS": ids, "pooled_BGE": pooled}

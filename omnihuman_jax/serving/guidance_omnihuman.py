@@ -11,6 +11,9 @@ import math
 import numpy as np
 
 CURVES = ("linear", "cosine", "constant")
+SOLVERS = ("euler", "ab2")
+"""euler: first order. ab2: Adams-Bashforth of second order, which reuses the velocity of the step before. Both call the
+model once a step."""
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -48,35 +51,75 @@ class GuidanceConfig:
 
     The paper says that the scale falls (a high one wrinkles the skin, a low one loses lip-sync), not how. `constant`
     keeps `scale` throughout. A scale of 1 from start to end is guidance off: the unconditional branch is not computed.
+
+    text_scale: None guides text and audio together by `scale` [S]. A number guides them apart [D]: text by it, audio
+    (given the text) by `scale`; both fall to `final_scale`, and a window that has both costs three branches, not two.
     """
 
     scale: float = 6.5
     final_scale: float = 1.0
     curve: str = "linear"
+    text_scale: float | None = None
 
     @property
     def enabled(self) -> bool:
-        """Whether any step needs the unconditional branch."""
-        return self.scale != 1.0 or (self.curve != "constant" and self.final_scale != 1.0)
+        """Whether any step needs an unconditional branch."""
+        falls = self.curve != "constant" and self.final_scale != 1.0
+        return falls or self.scale != 1.0 or self.text_scale not in (None, 1.0)
 
     def validate(self) -> None:
         """ValueError on an unknown curve or on a scale that is negative or not finite."""
         if self.curve not in CURVES:
             raise ValueError(f"guidance curve {self.curve!r} is unknown; the curves are {', '.join(CURVES)}")
-        for name in ("scale", "final_scale"):
+        for name in ("scale", "final_scale", "text_scale"):
             value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
+            if value is not None and (not math.isfinite(value) or value < 0):
                 raise ValueError(f"guidance {name} must be finite and >= 0, not {value}")
 
-    def with_overrides(self, scale: float | None, final_scale: float | None, curve: str | None) -> "GuidanceConfig":
+    def with_overrides(
+        self, scale: float | None, final_scale: float | None, curve: str | None, text_scale: float | None = None
+    ) -> "GuidanceConfig":
         """A copy with what is not None; `scale` 1 alone turns guidance off."""
-        if scale == 1.0 and final_scale is None:
-            final_scale = 1.0
+        own_text_scale = self.text_scale
+        if scale == 1.0 and final_scale is None and text_scale is None:
+            final_scale, own_text_scale = 1.0, None
         return GuidanceConfig(
             scale=self.scale if scale is None else scale,
             final_scale=self.final_scale if final_scale is None else final_scale,
             curve=curve or self.curve,
+            text_scale=own_text_scale if text_scale is None else text_scale,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Branch:
+    """A model call beside the conditional one: what it leaves out, and the scale of its difference to the one before.
+
+    Branches v_1 .. v_n after the conditional v_0 give v_n + sum_i scale_i (v_(i-1) - v_i).
+    """
+
+    drops_text: bool
+    drops_audio: bool
+    scale: float
+
+
+def guidance_branches(config: GuidanceConfig, *, text: bool, audio: bool) -> tuple[Branch, ...]:
+    """The branches that windows with these conditions need beside the conditional one; none where guidance is off."""
+    if not config.enabled or not (text or audio):
+        return ()
+    text_scale = config.scale if config.text_scale is None else config.text_scale
+    if config.text_scale is None or not (text and audio):
+        return (Branch(drops_text=True, drops_audio=True, scale=config.scale if audio else text_scale),)
+    return (
+        Branch(drops_text=False, drops_audio=True, scale=config.scale),
+        Branch(drops_text=True, drops_audio=True, scale=text_scale),
+    )
+
+
+def branch_scales(config: GuidanceConfig, branches: tuple[Branch, ...], num_steps: int) -> np.ndarray:
+    """Scale of each branch at each sampling step, [num_steps, len(branches)] float32."""
+    columns = [guidance_scales(dataclasses.replace(config, scale=branch.scale), num_steps) for branch in branches]
+    return np.stack(columns, axis=1) if columns else np.ones((num_steps, 0), np.float32)
 
 
 def guidance_scales(config: GuidanceConfig, num_steps: int) -> np.ndarray:

@@ -29,9 +29,17 @@ import torch
 from batch_omnihuman import pack, without
 from encoders_omnihuman import DCT_FILE, Codec, load_codec, load_speech_encoder, load_text_encoder, network_folder
 from folders_omnihuman import check_export, check_weights, read_config
-from guidance_omnihuman import CURVES, FlowMatchingConfig, GuidanceConfig, guidance_scales, timesteps
+from guidance_omnihuman import (
+    CURVES,
+    SOLVERS,
+    FlowMatchingConfig,
+    GuidanceConfig,
+    branch_scales,
+    guidance_branches,
+    timesteps,
+)
 from modeling_omnihuman import OmniHumanForVideo
-from pictures_omnihuman import check_size, fit_size, lay_keypoints, lay_picture, unpatchify
+from pictures_omnihuman import SPATIAL_STRIDE, check_size, fit_size, lay_keypoints, lay_picture, unpatchify
 from poses_omnihuman import read_keypoints
 from safetensors.numpy import load_file
 from sampling_omnihuman import sample, slots, token_noise, video_tokens
@@ -57,6 +65,8 @@ class ServingConfig:
 
     max_text_tokens: that a prompt is cut to
     segment_frames, area: of the longest window, and of the median picture, trained on; 0: they have to be given
+    size: (height, width) that most windows had: of a video without an image
+    solver: one of `guidance_omnihuman.SOLVERS`
     *_sha256: file -> sha256 of the networks' weights and configs; none for a codec without weights
     """
 
@@ -75,6 +85,8 @@ class ServingConfig:
     flow: FlowMatchingConfig
     guidance: GuidanceConfig
     max_text_tokens: int = 128
+    size: tuple[int, int] = (0, 0)
+    solver: str = "euler"
 
     @classmethod
     def from_json(cls, path: Path) -> "ServingConfig":
@@ -144,8 +156,8 @@ class OmniHumanPipeline:
     def __call__(
         self,
         *,
-        image: str | Path,
         out: str | Path,
+        image: str | Path | None = None,
         audio: str | Path | None = None,
         pose: str | Path | None = None,
         text: str | None = None,
@@ -155,21 +167,22 @@ class OmniHumanPipeline:
         num_steps: int | None = None,
         segment_frames: int | None = None,
         guidance: GuidanceConfig | None = None,
+        solver: str | None = None,
         on_step: Callable[[int, int], Any] = lambda done, total: None,
     ) -> int:
         """Writes `out`, an mp4 with the driving sound, and returns its number of frames.
 
         Args:
-          image: who: a picture file, or a video's first frame.
           out: an .mp4 path.
+          image: who: a picture file, or a video's first frame; None: a person that the model makes up.
           audio: what is said: a sound file, or a video with sound.
           pose: how they move: keypoints (.npz) of `omnihuman curate`, or a .npz with keypoints_TJ3 in pixels, height
               and width.
           text: a prompt; None: the text condition is off.
           seconds: None for as long as audio or pose, or one segment without either.
-          size: (height, width) in pixels, multiples of 16; None for the image's own shape.
+          size: (height, width) in pixels, multiples of 16; None for the image's own shape, or that of the pose.
           seed: of the noise.
-          num_steps, segment_frames, guidance: None for those that the run was configured with.
+          num_steps, segment_frames, guidance, solver: None for those that the run was configured with.
           on_step: hears (sampling steps done, steps in all).
 
         Raises:
@@ -202,6 +215,7 @@ class OmniHumanPipeline:
                     seed=seed,
                     num_steps=num_steps,
                     guidance=guidance,
+                    solver=solver,
                     on_step=hear,
                 )
                 before = self.decode(latents)
@@ -221,6 +235,7 @@ class OmniHumanPipeline:
         seed: int,
         num_steps: int,
         guidance: GuidanceConfig,
+        solver: str | None = None,
         on_step: Callable[[int, int], Any] = lambda done, total: None,
         noise_BLC: Tensor | None = None,
     ) -> np.ndarray:
@@ -235,9 +250,10 @@ class OmniHumanPipeline:
             audio_slots=TEMPORAL_STRIDE + 2 * self.sizes.audio.neighbours if self.sizes.audio else 0,
             pose_slots=TEMPORAL_STRIDE + 2 * self.sizes.pose.neighbours if self.sizes.pose else 0,
         )
-        batch, other = self._placed(arrays), None
-        if guidance.enabled and (signals.has_text or window.audio_TE is not None):
-            other = self._placed(without(arrays, **self.empty, text_rows=len(self.empty["text_SE"])))
+        batch = self._placed(arrays)
+        branches = guidance_branches(guidance, text=signals.has_text, audio=window.audio_TE is not None)
+        rows = len(self.empty["text_SE"])
+        others = [without(arrays, **self.empty, text_rows=rows, drops_text=branch.drops_text) for branch in branches]
         if noise_BLC is None:
             noise_BLC = token_noise(seed, slots(batch), batch["token_BL"], self.sizes.patch_channels)
         t = timesteps(num_steps, video_tokens(batch).cpu().numpy(), self.config.flow)
@@ -246,8 +262,9 @@ class OmniHumanPipeline:
             batch,
             noise_BLC,
             torch.from_numpy(t).to(self.device),
-            guidance_scales(guidance, num_steps),
-            unconditional=other,
+            branch_scales(guidance, branches, num_steps).tolist(),
+            branches=[self._placed(other) for other in others],
+            solver=solver or self.config.solver,
             on_step=on_step,
         )
         video = tokens[0][~batch["is_reference_BL"][0]].cpu().numpy()
@@ -270,7 +287,7 @@ class OmniHumanPipeline:
 
     def read_signals(
         self,
-        image: str | Path,
+        image: str | Path | None,
         audio: str | Path | None,
         pose: str | Path | None,
         text: str | None,
@@ -285,7 +302,12 @@ class OmniHumanPipeline:
         for path in (image, audio, pose):
             if path is not None and not Path(path).is_file():
                 raise FileNotFoundError(f"{path}: no such file")
-        size = self._size(image, size)
+        if image is None and audio is None and pose is None and not text:
+            raise ValueError("nothing drives the video: give one at least of an image, a text, a sound and a pose")
+        size = self._size(image, pose, size)
+        reference = None
+        if image is not None:
+            reference = self.encode(lay_picture(functools.partial(media.read_image, image), size))[0]
         wave = keypoints = features = None
         available: dict[str, int] = {}
         if audio is not None:
@@ -301,7 +323,8 @@ class OmniHumanPipeline:
         text_SE, pooled_E = self._text_features(text)
         return Signals(
             frames=frames,
-            reference_HWC=self.encode(lay_picture(functools.partial(media.read_image, image), size))[0],
+            latent_shape=(size[0] // SPATIAL_STRIDE, size[1] // SPATIAL_STRIDE, self.sizes.latent_channels),
+            reference_HWC=reference,
             text_SE=text_SE,
             pooled_E=pooled_E,
             has_text=bool(text),
@@ -321,12 +344,18 @@ class OmniHumanPipeline:
             )
         return lay_keypoints(keypoints, height, width, size)
 
-    def _size(self, image: str | Path, size: tuple[int, int] | None) -> tuple[int, int]:
-        if size is None:
-            if not self.config.area:
-                raise ValueError("the export does not say how large its pictures were: give a size")
+    def _size(self, image: str | Path | None, pose: str | Path | None, size: tuple[int, int] | None) -> tuple[int, int]:
+        if size is not None:
+            return check_size(size)
+        if not self.config.area:
+            raise ValueError("the export does not say how large its pictures were: give a size")
+        if image is not None:
             return fit_size(*media.read_image(image).shape[:2], self.config.area)
-        return check_size(size)
+        if pose is not None:
+            return fit_size(*read_keypoints(Path(pose))[1:], self.config.area)
+        if not all(self.config.size):
+            raise ValueError("the export does not say which size most of its pictures had: give a size or an image")
+        return check_size((self.config.size[0], self.config.size[1]))
 
     def _speech_features(self, wave: np.ndarray, last: Segment) -> np.ndarray:
         """Features [T, E]: of the frames to make, the margin behind them and nothing more."""
@@ -367,7 +396,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     here = Path(__file__).resolve().parent
     parser.add_argument("--model", type=Path, default=here, help="folder of `omnihuman export` (default: this file's)")
-    parser.add_argument("--image", required=True, help="who: a picture file, or a video's first frame")
+    parser.add_argument(
+        "--image", help="who: a picture file, or a video's first frame; without it the model makes a person up"
+    )
     parser.add_argument("--audio", help="driving audio: a sound file, or a video with sound")
     parser.add_argument("--pose", help="how they move: keypoints (.npz) of `omnihuman curate`")
     parser.add_argument("--text", help="prompt; without it the text condition is off")
@@ -379,7 +410,7 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         type=_size_of,
         metavar="HxW",
-        help="frame size in pixels, multiples of 16; default: the image's aspect ratio",
+        help="frame size in pixels, multiples of 16; default: the aspect ratio of the image, or of the pose",
     )
     parser.add_argument(
         "--seed",
@@ -399,6 +430,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
     parser.add_argument("--guidance-curve", choices=CURVES, help="... and how it falls in between")
+    parser.add_argument(
+        "--guidance-text-scale",
+        type=float,
+        metavar="S",
+        help="guide text apart from audio, by this scale at the first step; the other scale is audio's then",
+    )
+    parser.add_argument(
+        "--solver", choices=SOLVERS, help="of the sampling steps (ab2: second order); default: the run's"
+    )
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
     )
@@ -441,8 +481,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_steps=options.steps,
             segment_frames=options.segment_frames,
             guidance=pipeline.config.guidance.with_overrides(
-                options.guidance_scale, options.guidance_final_scale, options.guidance_curve
+                options.guidance_scale,
+                options.guidance_final_scale,
+                options.guidance_curve,
+                options.guidance_text_scale,
             ),
+            solver=options.solver,
             on_step=on_step,
         )
     except (ValueError, FileNotFoundError) as error:

@@ -2,7 +2,7 @@
 torch alone.
 
     noise = token_noise(seed, slots(batch), batch["token_BL"], model.config.patch_channels)
-    tokens = sample(model, batch, noise, timesteps_KBG, scales_K, unconditional=batch_without_text_and_audio)
+    tokens = sample(model, batch, noise, timesteps_KBG, scales_KD, branches=[batch_without_text_and_audio])
 
 Timesteps and guidance scales are numbers: `guidance_omnihuman.py`. The same noise as the trainer's: the same seed gives
 the same video. Shape suffixes as in `modeling_omnihuman.py`; K sampling steps.
@@ -93,20 +93,27 @@ def given_tokens(batch: Batch) -> Tensor:
 
 
 def _velocity(
-    model: Callable[..., Tensor], batch: Batch, unconditional: Batch | None
-) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """(tokens, t, guidance scale) -> velocity [B, L, C] float32."""
-    if unconditional is None:
-        return lambda tokens_BLC, t_BG, scale: model(tokens_BLC, t_BG, batch).float()
-    together = all(batch[name].shape == unconditional[name].shape for name in batch)
-    both = {name: torch.cat([batch[name], unconditional[name]]) for name in batch} if together else {}
+    model: Callable[..., Tensor], batch: Batch, branches: Sequence[Batch]
+) -> Callable[[Tensor, Tensor, Sequence[float]], Tensor]:
+    """(tokens, t, a guidance scale for each branch) -> velocity [B, L, C] float32."""
+    if not branches:
+        return lambda tokens_BLC, t_BG, scales: model(tokens_BLC, t_BG, batch).float()
+    rows = [batch, *branches]
+    together = all(batch[name].shape == branch[name].shape for branch in branches for name in batch)
+    all_rows = {name: torch.cat([row[name] for row in rows]) for name in batch} if together else {}
 
-    def guided(tokens_BLC: Tensor, t_BG: Tensor, scale: float) -> Tensor:
+    def guided(tokens_BLC: Tensor, t_BG: Tensor, scales: Sequence[float]) -> Tensor:
         if together:
-            conditional, other = model(torch.cat([tokens_BLC] * 2), torch.cat([t_BG] * 2), both).float().chunk(2)
+            count = len(rows)
+            velocities = (
+                model(torch.cat([tokens_BLC] * count), torch.cat([t_BG] * count), all_rows).float().chunk(count)
+            )
         else:
-            conditional, other = (model(tokens_BLC, t_BG, branch).float() for branch in (batch, unconditional))
-        return other + scale * (conditional - other)
+            velocities = tuple(model(tokens_BLC, t_BG, row).float() for row in rows)
+        result = velocities[-1]
+        for scale, with_it, without in zip(scales, velocities, velocities[1:]):
+            result = result + float(scale) * (with_it - without)
+        return result
 
     return guided
 
@@ -117,12 +124,13 @@ def sample(
     batch: Batch,
     noise_BLC: Tensor,
     timesteps_KBG: Tensor,
-    scales_K: Sequence[float],
+    scales_KD: Sequence[Sequence[float]],
     *,
-    unconditional: Batch | None = None,
+    branches: Sequence[Batch] = (),
+    solver: str = "euler",
     on_step: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Tensor:
-    """Latent tokens [B, L, C] float32: Euler steps along the velocity, from t = 1 to t = 0.
+    """Latent tokens [B, L, C] float32: steps along the velocity, from t = 1 to t = 0, a model call each.
 
     Args:
       model: `OmniHumanForVideo`, or what `torch.compile` makes of it.
@@ -130,21 +138,29 @@ def sample(
           came.
       noise_BLC: `token_noise`, or any standard normal noise.
       timesteps_KBG: t of each window from 1 to 0, [steps + 1, B, G] (`guidance_omnihuman.timesteps`).
-      scales_K: guidance scale of each step (`guidance_omnihuman.guidance_scales`); read only with `unconditional`.
-      unconditional: the batch without text and audio (`batch_omnihuman.without`); None turns guidance off, which halves
-        the cost. Both branches run as one batch of 2B
-        rows, or one after the other where they have different numbers of text rows.
+      scales_KD: guidance scale of each step and branch (`guidance_omnihuman.branch_scales`).
+      branches: the batch without what each branch drops (`batch_omnihuman.without`); none turns guidance off, which
+        halves the cost. All run as one batch of (1 + D) B rows, or one after the other where they have different
+        numbers of text rows.
+      solver: `euler`, or `ab2` (Adams-Bashforth of second order); anything else is a ValueError.
       on_step: hears (steps done, steps in all).
     """
     clean_BLC, given_BL1 = batch["latents_BLC"].float(), given_tokens(batch)[..., None]
     segment_BL = batch["segment_ids_BL"].long()
-    velocity = _velocity(model, batch, unconditional)
+    if solver not in ("euler", "ab2"):
+        raise ValueError(f"solver {solver!r} is unknown; the solvers are euler, ab2")
+    velocity, before = _velocity(model, batch, branches), None
     tokens_BLC = torch.where(given_BL1, clean_BLC, noise_BLC.float())
     steps = len(timesteps_KBG) - 1
     for step in range(steps):
         t_BG, next_t_BG = timesteps_KBG[step], timesteps_KBG[step + 1]
-        velocity_BLC = velocity(tokens_BLC, t_BG, float(scales_K[step]))
+        velocity_BLC = velocity(tokens_BLC, t_BG, scales_KD[step])
         change_BL = (next_t_BG - t_BG).gather(1, (segment_BL - 1).clamp(min=0))
-        tokens_BLC = torch.where(given_BL1, clean_BLC, tokens_BLC + change_BL[..., None] * velocity_BLC)
+        slope_BLC = velocity_BLC
+        if solver == "ab2":
+            if before is not None:
+                slope_BLC = velocity_BLC + (0.5 * change_BL / before[1])[..., None] * (velocity_BLC - before[0])
+            before = (velocity_BLC, change_BL)
+        tokens_BLC = torch.where(given_BL1, clean_BLC, tokens_BLC + change_BL[..., None] * slope_BLC)
         on_step(step + 1, steps)
     return tokens_BLC

@@ -141,7 +141,8 @@ class Segment:
 class Signals:
     """What drives a video, on its clock: row i of audio and keypoints is frame i.
 
-    reference_HWC      latent of the reference image
+    latent_shape       of a latent frame: (height / 8, width / 8, channels)
+    reference_HWC      latent of the reference image, or None without one
     text_SE, pooled_E  embedding of the prompt, or of the empty prompt without one (has_text)
     audio_TE           speech features
     keypoints_TJ3      x, y in tokens of the video, and confidence
@@ -149,7 +150,8 @@ class Signals:
     """
 
     frames: int
-    reference_HWC: np.ndarray
+    latent_shape: tuple[int, int, int]
+    reference_HWC: np.ndarray | None
     text_SE: np.ndarray
     pooled_E: np.ndarray
     has_text: bool
@@ -162,7 +164,7 @@ class Signals:
 
         `motion_FHWC`: latents of the 5 motion frames, which become its first 2; None for the first segment.
         """
-        latents = np.zeros((latent_frames_of(segment.frames), *self.reference_HWC.shape), np.float32)
+        latents = np.zeros((latent_frames_of(segment.frames), *self.latent_shape), np.float32)
         if motion_FHWC is not None:
             latents[:MOTION_LATENTS] = motion_FHWC
         cut = (segment.start, segment.frames, margin)

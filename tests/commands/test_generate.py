@@ -12,7 +12,7 @@ from omnihuman_jax.commands import generate
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_float
-from omnihuman_jax.sampling import driving, trained_run
+from omnihuman_jax.sampling import driving, trained_range, trained_run
 from omnihuman_jax.serving import media_omnihuman, pictures_omnihuman
 from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig
 from omnihuman_jax.serving.windows_omnihuman import segment_schedule
@@ -77,6 +77,28 @@ def test_a_long_video_is_chained_by_one_program_and_is_as_long_as_its_sound(run,
     assert len(sound) == pytest.approx(1.2 * 16_000, abs=64)
     length = min(len(sound), len(driver))
     assert np.corrcoef(sound[:length], driver[:length])[0, 1] > 0.95, "the sound is the driving one, in time"
+
+
+@pytest.mark.parametrize("drives", ["text", "audio", "pose"])
+def test_without_an_image_the_person_is_made_up(run, talking, pose, tmp_path, drives, capsys):
+    request = driving.Request(**{drives: {"text": "a man", "audio": talking, "pose": pose}[drives]}, seconds=0.3)
+    made = generate.generate(run, request, tmp_path / "out.mp4", config=QUICK)
+    assert made.active.label == drives and (made.height, made.width) == (32, 48)
+    assert media_omnihuman.probe(made.path).frames == made.frames == 8
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_what_is_far_from_the_data_is_said(run, talking, tmp_path, capsys):
+    def hears(size: tuple[int, int], frames: int) -> str:
+        config = dataclasses.replace(QUICK, segment_frames=frames, num_steps=1)
+        request = driving.Request(image=talking, seconds=frames / 25, size=size)
+        generate.generate(run, request, tmp_path / "out.mp4", config=config)
+        return capsys.readouterr().err
+
+    assert hears((32, 48), 9) == ""
+    far = hears((16, 64), 9)
+    assert "16x64 pixels are far from all 2 sizes trained on" in far and "give --size 32x48" in far
+    assert "segments of 25 frames (1.00 s) are far from all lengths" in hears((48, 32), 25)
 
 
 def test_a_prompt_is_cut_where_the_captions_of_the_data_were(run):
@@ -222,6 +244,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing_behind(tiny, talking, tmp_pa
         ("--pose", str(pose), "--seconds", "9"): "lasts 1.60 s, shorter than --seconds 9",
         ("--audio", str(silent)): "has no audio track",
         ("--pose", str(silent)): "no person found in any frame",
+        ("--solver", "ab2", "--guidance-text-scale", "-1"): "must be finite and >= 0",
         ("--seconds", "0"): "--seconds must be > 0",
         ("--size", "33x48"): "multiples of 16",
         ("--segment-frames", "24"): "1 \\+ 4n frames, not 24",
@@ -243,15 +266,17 @@ def test_a_model_without_an_input_says_so(tiny, run, talking, pose):
     model = dataclasses.replace(run.config.model, audio=None, pose=None)
     bare = dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
     with pytest.raises(ValueError, match=r"has no audio adapter.*leave out --audio"):
-        generate.check_model(bare, driving.Request(image=talking, audio=talking).active)
+        trained_range.check_model(bare, driving.Request(image=talking, audio=talking).active)
     with pytest.raises(ValueError, match=r"has no pose guider.*leave out --pose"):
-        generate.check_model(bare, driving.Request(image=talking, pose=pose).active)
+        trained_range.check_model(bare, driving.Request(image=talking, pose=pose).active)
     early = dataclasses.replace(run, step=1)
     assert (
         "has not been trained on audio yet"
-        in generate.check_model(early, driving.Request(image=talking, audio=talking).active)[0]
+        in trained_range.check_model(early, driving.Request(image=talking, audio=talking).active)[0]
     )
-    assert generate.check_model(run, driving.Request(image=talking, audio=talking, pose=pose, text="a").active) == []
+    assert (
+        trained_range.check_model(run, driving.Request(image=talking, audio=talking, pose=pose, text="a").active) == []
+    )
 
 
 def test_without_the_dataset_size_and_segment_are_asked_for(run, talking, tmp_path):

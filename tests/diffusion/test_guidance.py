@@ -8,6 +8,7 @@ import pytest
 
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.diffusion import guidance
+from omnihuman_jax.serving.guidance_omnihuman import Branch
 from omnihuman_jax.typing import ArraySpec, PackedBatch, PackedShape
 
 SHAPE = PackedShape(
@@ -15,6 +16,7 @@ SHAPE = PackedShape(
     pooled_width=4,
     audio_width=6, audio_tokens=8, keypoints=5, pose_frames=6,
 )  # fmt: skip
+BOTH = Branch(drops_text=True, drops_audio=True, scale=2.0)
 EMPTY = np.full((2, 4), 7.0, np.float32), np.full(4, 9.0, np.float32)
 
 
@@ -37,12 +39,22 @@ def packed(seed: int = 0) -> PackedBatch[np.ndarray]:
 def test_guided_velocity_extrapolates_from_the_unconditional_one():
     conditional, unconditional = np.array([3.0]), np.array([1.0])
     for scale, expected in [(0.0, 1.0), (1.0, 3.0), (6.5, 14.0)]:
-        np.testing.assert_allclose(guidance.guided(conditional, unconditional, scale), expected)
+        np.testing.assert_allclose(guidance.guided([conditional, unconditional], np.array([scale])), expected)
+    apart = guidance.guided([np.array([7.0]), conditional, unconditional], np.array([2.0, 6.5]))
+    np.testing.assert_allclose(apart, 14.0 + 2.0 * (7.0 - 3.0))
+
+
+def test_the_branch_without_sound_alone_keeps_the_prompt():
+    batch = packed()
+    out = guidance.branch_batch(batch, Branch(drops_text=False, drops_audio=True, scale=1.0), *EMPTY)
+    assert not out.active_BG4[..., Condition.AUDIO].any() and out.active_BG4[..., Condition.TEXT].all()
+    np.testing.assert_array_equal(out.text_BSE, batch.text_BSE)
+    np.testing.assert_array_equal(out.pooled_BGE, batch.pooled_BGE)
 
 
 def test_unconditional_branch_drops_text_and_audio_and_nothing_else():
     batch = packed()
-    out = guidance.unconditional_batch(batch, *EMPTY)
+    out = guidance.branch_batch(batch, BOTH, *EMPTY)
     np.testing.assert_array_equal(out.active_BG4[..., Condition.TEXT], False)
     np.testing.assert_array_equal(out.active_BG4[..., Condition.AUDIO], False)
     for kept in (Condition.REFERENCE, Condition.POSE):
@@ -54,7 +66,7 @@ def test_unconditional_branch_drops_text_and_audio_and_nothing_else():
 
 
 def test_unconditional_branch_holds_the_empty_prompt_of_every_window():
-    out = guidance.unconditional_batch(packed(), *EMPTY)
+    out = guidance.branch_batch(packed(), BOTH, *EMPTY)
     np.testing.assert_array_equal(out.text_segment_ids_BS, [[1, 1, 3, 3, 0, 0, 0, 0], [2, 2, 0, 0, 0, 0, 0, 0]])
     np.testing.assert_array_equal(out.text_BSE[0, :4], np.full((4, 4), 7))
     np.testing.assert_array_equal(out.text_BSE[out.text_segment_ids_BS == 0], 0)
@@ -63,12 +75,12 @@ def test_unconditional_branch_holds_the_empty_prompt_of_every_window():
 
 def test_an_empty_prompt_that_does_not_fit_is_an_error_with_the_numbers():
     with pytest.raises(ValueError, match=r"2 windows x 5 tokens.*has 8"):
-        guidance.unconditional_batch(packed(), np.zeros((5, 4)), EMPTY[1])
+        guidance.branch_batch(packed(), BOTH, np.zeros((5, 4)), EMPTY[1])
 
 
 def test_branches_are_stacked_conditional_first():
     batch = packed()
-    both = guidance.stack_branches(batch, guidance.unconditional_batch(batch, *EMPTY))
+    both = guidance.stack_branches([batch, guidance.branch_batch(batch, BOTH, *EMPTY)])
     assert both.latents_BLC.shape[0] == 4
     np.testing.assert_array_equal(both.active_BG4[:2], True)
     assert not both.active_BG4[2:, :, Condition.AUDIO].any()

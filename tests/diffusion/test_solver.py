@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.diffusion import flow_matching, solver
-from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig, guidance_scales
+from omnihuman_jax.serving.guidance_omnihuman import SOLVERS, GuidanceConfig, guidance_scales
 
 B, L, C, G = 2, 7, 3, 2
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 0, 0]], np.int32)
@@ -42,17 +42,31 @@ def test_a_field_that_points_at_one_target_is_followed_to_it():
     np.testing.assert_allclose(out[~CLEAN], target[~CLEAN], atol=1e-5)
 
 
-def test_error_on_a_curved_field_falls_in_proportion_to_the_step():
-    """dx/dt = x from t = 1 to 0 gives x / e; Euler is of first order."""
+@pytest.mark.parametrize(("method", "ratio", "small"), [("euler", 2.0, 0.05), ("ab2", 4.0, 0.002)])
+@pytest.mark.parametrize("spacing", ["even", "shifted"])
+def test_error_on_a_curved_field_falls_by_the_solvers_order(method, ratio, small, spacing):
+    """dx/dt = x from t = 1 to 0 gives x / e; halving the steps halves Euler's error and quarters that of order two."""
     noise = normal(0, B, L, C)
 
     def error(steps):
         t = jnp.broadcast_to(jnp.linspace(1.0, 0.0, steps + 1)[:, None, None], (steps + 1, B, G))
-        out = np.asarray(solver.sample(lambda x, t: x, noise, noise, CLEAN, SEGMENTS, t))
+        t = 3 * t / (1 + 2 * t) if spacing == "shifted" else t
+        out = np.asarray(solver.sample(lambda x, t: x, noise, noise, CLEAN, SEGMENTS, t, None, method))
         return np.abs(out - noise / np.e)[~CLEAN].max()
 
-    assert error(40) < 0.05
-    assert 1.8 < error(20) / error(40) < 2.2
+    assert error(80) < small
+    assert error(40) / error(80) == pytest.approx(ratio, rel=0.15)
+
+
+def test_steps_in_chunks_are_the_steps_at_once():
+    noise, clean, t = normal(0, B, L, C), normal(1, B, L, C), schedule(6)
+    field = lambda x, t: jnp.sin(x)  # noqa: E731
+    for method in SOLVERS:
+        state = solver.start(noise, clean, CLEAN, G, method)
+        for first in (0, 2, 4):
+            state = solver.advance(field, state, clean, CLEAN, SEGMENTS, t[first : first + 3])
+        whole = solver.sample(field, noise, clean, CLEAN, SEGMENTS, t, None, method)
+        np.testing.assert_allclose(state.tokens_BLC, whole, atol=1e-6)
 
 
 def test_given_tokens_leave_as_they_came_and_are_shown_to_the_model_at_every_step():
@@ -101,7 +115,7 @@ def test_guidance_calls_the_model_once_a_step_on_both_branches():
         rows.append(tokens.shape[0])
         return jnp.concatenate([jnp.full((B, L, C), 3.0), jnp.full((B, L, C), 1.0)])
 
-    scales = guidance_scales(GuidanceConfig(scale=4, final_scale=1), 4)
+    scales = guidance_scales(GuidanceConfig(scale=4, final_scale=1), 4)[:, None]
     t = jnp.broadcast_to(jnp.linspace(1.0, 0.0, 5)[:, None, None], (5, B, G))
     out = np.asarray(solver.sample(field, noise, clean, CLEAN, SEGMENTS, t, scales))
     # Velocities 1 + s (3 - 1) for s = 4, 3, 2, 1 and steps of 1/4.
@@ -120,7 +134,7 @@ def test_guidance_off_is_the_conditional_sample_at_half_the_rows():
 
     off = solver.sample(field, noise, clean, CLEAN, SEGMENTS, schedule(5))
     assert set(rows) == {B}
-    at_one = solver.sample(field, noise, clean, CLEAN, SEGMENTS, schedule(5), np.ones(5, np.float32))
+    at_one = solver.sample(field, noise, clean, CLEAN, SEGMENTS, schedule(5), np.ones((5, 1), np.float32))
     np.testing.assert_allclose(off, at_one, atol=1e-5)
 
 
@@ -136,7 +150,9 @@ def test_noise_of_a_window_does_not_depend_on_what_it_is_packed_with():
     assert abs(many.mean()) < 0.02 and abs(many.std() - 1) < 0.02
 
 
-@pytest.mark.parametrize("change", [{"num_steps": 0}, {"segment_frames": 5}, {"segment_frames": 24}])
+@pytest.mark.parametrize(
+    "change", [{"num_steps": 0}, {"segment_frames": 5}, {"segment_frames": 24}, {"solver": "heun"}]
+)
 def test_impossible_settings_are_refused(change):
     solver.SamplingConfig(segment_frames=25).validate()
     with pytest.raises(ValueError):

@@ -10,9 +10,9 @@ from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import records
 from omnihuman_jax.data.packing import PackInput
-from omnihuman_jax.diffusion.solver import SamplingConfig
+from omnihuman_jax.diffusion.solver import SamplingConfig, SolverState
 from omnihuman_jax.sampling import trained_run
-from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig
+from omnihuman_jax.serving.guidance_omnihuman import Branch, GuidanceConfig
 from omnihuman_jax.typing import ArraySpec
 
 ALL = ConditionSet.of(*Condition)
@@ -43,8 +43,11 @@ def as_input(record: records.WindowRecord, run: trained_run.TrainedRun, **change
     return dataclasses.replace(base, **changes)
 
 
-def make(run, windows, config=OFF, *, batch=4, guided=False) -> trained_run.Sampler:
-    return trained_run.Sampler(run, config, trained_run.shape_for(run, windows), batch, guided)
+JOINT = (Branch(drops_text=True, drops_audio=True, scale=3.0),)
+
+
+def make(run, windows, config=OFF, *, batch=4, branches=()) -> trained_run.Sampler:
+    return trained_run.Sampler(run, config, trained_run.shape_for(run, windows), batch, branches)
 
 
 def test_a_window_is_sampled_the_same_alone_and_in_a_batch_and_in_any_order(run, windows):
@@ -84,13 +87,42 @@ def test_each_condition_changes_the_sample(run, windows, condition):
 
 
 def test_guidance_moves_the_sample_and_scale_one_does_not(run, windows):
-    def sampled(config: SamplingConfig, guided: bool) -> np.ndarray:
-        return make(run, windows[:1], config, batch=1, guided=guided)(windows[:1], seed=0)[0]
+    def sampled(config: SamplingConfig, *branches: Branch) -> np.ndarray:
+        return make(run, windows[:1], config, batch=1, branches=branches)(windows[:1], seed=0)[0]
 
-    off = sampled(OFF, guided=False)
+    off = sampled(OFF)
     at_one = dataclasses.replace(ON, guidance=GuidanceConfig(scale=1.0, final_scale=1.0))
-    np.testing.assert_allclose(sampled(at_one, guided=True), off, atol=1e-5)
-    assert np.abs(sampled(ON, guided=True) - off).max() > 1e-3
+    np.testing.assert_allclose(sampled(at_one, dataclasses.replace(*JOINT, scale=1.0)), off, atol=1e-5)
+    joint = sampled(ON, *JOINT)
+    assert np.abs(joint - off).max() > 1e-3
+
+
+def test_text_and_audio_guided_apart_by_one_scale_are_guided_together(run, windows):
+    def sampled(**guidance: float) -> np.ndarray:
+        config = SamplingConfig(num_steps=4, guidance=GuidanceConfig(**guidance))
+        branches = trained_run.needs_guidance(config.guidance, windows[:1])
+        assert len(branches) == (2 if "text_scale" in guidance else 1)
+        return make(run, windows[:1], config, batch=1, branches=branches)(windows[:1], seed=0)[0]
+
+    together = sampled(scale=3.0)
+    np.testing.assert_allclose(sampled(scale=3.0, text_scale=3.0), together, atol=2e-5)
+    for other in (sampled(scale=3.0, text_scale=1.0), sampled(scale=1.0, text_scale=3.0)):
+        assert np.abs(other - together).max() > 1e-3
+
+
+def test_the_second_order_solver_remembers_across_chunks_of_steps(run, windows):
+    """Many steps of either solver end at one place; from a fixed number of steps the second order is nearer to it."""
+
+    def sampled(steps: int, solver: str) -> np.ndarray:
+        config = dataclasses.replace(OFF, num_steps=steps, solver=solver)
+        sampler = make(run, windows[:1], config, batch=1)
+        out = sampler(windows[:1], seed=0)[0]
+        assert sampler.compilations() == 1
+        return out
+
+    truth = sampled(200, "ab2")
+    error = {name: np.linalg.norm(sampled(20, name) - truth) for name in ("euler", "ab2")}
+    assert error["ab2"] < 0.35 * error["euler"]
 
 
 def test_guidance_is_only_asked_for_where_it_can_matter(windows):
@@ -105,19 +137,21 @@ def test_guidance_is_only_asked_for_where_it_can_matter(windows):
 def test_guidance_off_costs_half(run, windows):
     """Operations of one chunk of steps, counted by the compiler."""
 
-    def cost(guided: bool) -> float:
-        sampler = make(run, windows, ON, batch=1, guided=guided)
-        rows = sampler.batch * (2 if guided else 1)
+    def cost(*branches: Branch) -> float:
+        sampler = make(run, windows, ON, batch=1, branches=branches)
+        rows = sampler.batch * (1 + len(branches))
         batch = jax.tree.map(ArraySpec.abstract, sampler.shape.arrays(rows), sampler._shardings)
         tokens = jax.ShapeDtypeStruct(
             (sampler.batch, sampler.shape.latent_tokens, sampler.shape.patch_channels), np.float32
         )
         with jax.set_mesh(run.mesh):
             t = np.zeros((sampler.chunk + 1, sampler.batch, 1), np.float32)
-            lowered = sampler._advance.lower(run.params, batch, tokens, t, np.ones(sampler.chunk, np.float32))
+            lowered = sampler._advance.lower(
+                run.params, batch, SolverState(tokens), t, np.ones((sampler.chunk, len(branches)), np.float32)
+            )
         return lowered.cost_analysis()["flops"]
 
-    assert cost(guided=True) / cost(guided=False) == pytest.approx(2.0, rel=0.05)
+    assert cost(*JOINT) / cost() == pytest.approx(2.0, rel=0.05)
 
 
 @pytest.mark.parametrize("steps", [3, 20])

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.serving.guidance_omnihuman import (
+    Branch,
     FlowMatchingConfig,
     GuidanceConfig,
+    branch_scales,
     empty_prompts,
+    guidance_branches,
     guidance_scales,
     timesteps,
 )
@@ -54,6 +57,26 @@ def test_overrides_leave_the_config_as_it_was():
     assert base.with_overrides(1.0, 3.0, None).enabled
     assert base.with_overrides(5.0, 2.0, "cosine") == GuidanceConfig(scale=5.0, final_scale=2.0, curve="cosine")
     assert base == GuidanceConfig(scale=2.0)
+
+
+def test_text_and_audio_apart_are_two_branches_only_where_a_window_has_both():
+    joint, apart = GuidanceConfig(scale=4.0), GuidanceConfig(scale=4.0, text_scale=2.0)
+    both = Branch(drops_text=True, drops_audio=True, scale=4.0)
+    assert guidance_branches(joint, text=True, audio=True) == (both,)
+    assert guidance_branches(apart, text=False, audio=True) == (both,)
+    assert guidance_branches(apart, text=True, audio=False) == (Branch(drops_text=True, drops_audio=True, scale=2.0),)
+    found = guidance_branches(apart, text=True, audio=True)
+    assert [(b.drops_text, b.drops_audio, b.scale) for b in found] == [(False, True, 4.0), (True, True, 2.0)]
+    np.testing.assert_allclose(branch_scales(apart, found, 3), [[4, 2], [2.5, 1.5], [1, 1]])
+    assert guidance_branches(joint, text=False, audio=False) == ()
+    off = joint.with_overrides(1.0, None, None)
+    assert guidance_branches(off, text=True, audio=True) == () and branch_scales(off, (), 3).shape == (3, 0)
+    assert apart.with_overrides(None, None, None) == apart
+    assert not apart.with_overrides(1.0, None, None).enabled, "1 alone is off"
+    assert joint.with_overrides(None, None, None, 2.0) == apart
+    assert GuidanceConfig(scale=1.0, final_scale=1.0, text_scale=3.0).enabled
+    with pytest.raises(ValueError, match="guidance text_scale"):
+        GuidanceConfig(text_scale=-1.0).validate()
 
 
 def test_timesteps_need_a_step():

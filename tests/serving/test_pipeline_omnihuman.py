@@ -85,7 +85,7 @@ def test_the_folder_knows_its_run(folder, tiny, run):
 
 def test_an_image_without_a_size_gets_generates(pipeline, run, talking):
     latents = driving.read_signals(run, driving.Request(image=talking), TEN.segment_frames).reference_HWC
-    assert pipeline._size(talking, None) == (8 * latents.shape[0], 8 * latents.shape[1])
+    assert pipeline._size(talking, None, None) == (8 * latents.shape[0], 8 * latents.shape[1])
 
 
 def test_the_codec_is_the_trainers(pipeline, run, measured):
@@ -119,11 +119,18 @@ def test_latents_of_a_ten_step_loop_from_files(pipeline, serving, run, tiny, tal
 
     segments = segment_schedule(ours.frames, TEN.segment_frames)
     first = generate.window_of(run, ours, segments[0], None)
-    sampler = trained_run.Sampler(run, TEN, trained_run.shape_for(run, [first]), batch=1, guided=True)
+    sampler = trained_run.Sampler(
+        run,
+        TEN,
+        trained_run.shape_for(run, [first]),
+        batch=1,
+        branches=trained_run.needs_guidance(TEN.guidance, [first]),
+    )
     motion = None
     # What the encoders' rounding does is measured above; here both loops start from the same signals.
     shared = serving.Signals(
-        frames=ours.frames, reference_HWC=ours.reference_HWC, text_SE=ours.text_SE, pooled_E=ours.pooled_E,
+        frames=ours.frames, latent_shape=ours.latent_shape, reference_HWC=ours.reference_HWC,
+        text_SE=ours.text_SE, pooled_E=ours.pooled_E,
         has_text=True,
         audio_TE=ours.audio_TE, keypoints_TJ3=ours.keypoints_TJ3, wave=ours.wave,
     )  # fmt: skip
@@ -191,6 +198,35 @@ def test_a_prompt_is_cut_where_the_captions_of_the_data_were(serving, folder, ti
     expected, _ = load_text_encoder(tiny.text).encode(["a man speaks a man speaks"], 5)
     assert len(tokens) == 5
     np.testing.assert_allclose(tokens, expected[0], atol=1e-4)
+
+
+def test_without_an_image_and_with_the_other_solver(folder, serving, run, tiny, talking, tmp_path):
+    """No reference, the pose's shape; text and audio guided apart, second order: the same video again."""
+    pose = tiny.clips / "landmarks" / "clip0.npz"
+    request = driving.Request(audio=talking, pose=pose, text="a man speaks", seconds=0.36, seed=4)
+    config = SamplingConfig(
+        num_steps=5, segment_frames=9, guidance=GuidanceConfig(scale=4.0, text_scale=2.0), solver="ab2"
+    )
+    made = generate.generate(run, request, tmp_path / "jax.mp4", config=config)
+    assert made.active.label == "text+audio+pose"
+    flags = ["--model", str(folder), "--audio", str(talking), "--pose", str(pose), "--text", "a man speaks"]
+    flags += ["--seconds", "0.36", "--seed", "4", "--steps", "5", "--solver", "ab2", "--guidance-scale", "4"]
+    flags += ["--guidance-text-scale", "2", "--segment-frames", "9", "--out", str(tmp_path / "torch.mp4")]
+    assert serving.main(flags) == 0
+    ours, theirs = (media_omnihuman.read_video(tmp_path / f"{name}.mp4").astype(int) for name in ("jax", "torch"))
+    assert ours.shape == theirs.shape == (9, *SIZE, 3)
+    difference = np.abs(ours - theirs)
+    assert difference.mean() < 0.1 and (difference > 4).mean() < 0.005
+    euler = dataclasses.replace(config, solver="euler")
+    generate.generate(run, request, tmp_path / "euler.mp4", config=euler)
+    assert np.abs(media_omnihuman.read_video(tmp_path / "euler.mp4").astype(int) - ours).max() > 8
+
+
+def test_nothing_to_go_by_is_one_line(serving, folder, tmp_path, capsys):
+    for flags, says in (([], "nothing drives the video"), (["--text", "a man"], "")):
+        code = serving.main(["--model", str(folder), "--steps", "1", "--out", str(tmp_path / "o.mp4"), *flags])
+        assert code == (2 if says else 0) and says in capsys.readouterr().err
+    assert media_omnihuman.probe(tmp_path / "o.mp4").height == 32, "the size of most windows"
 
 
 def test_wrong_input_is_one_line(serving, folder, tiny, talking, tmp_path, capsys):

@@ -17,7 +17,13 @@ from omnihuman_jax.diffusion import flow_matching, guidance, solver
 from omnihuman_jax.interop import key_table as kt
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.serving import sampling_omnihuman as serving
-from omnihuman_jax.serving.guidance_omnihuman import FlowMatchingConfig, GuidanceConfig, guidance_scales, timesteps
+from omnihuman_jax.serving.guidance_omnihuman import (
+    FlowMatchingConfig,
+    GuidanceConfig,
+    branch_scales,
+    guidance_branches,
+    timesteps,
+)
 from omnihuman_jax.serving.modeling_omnihuman import OmniHumanForVideo
 from tests.interop.cases import (
     Window,
@@ -68,20 +74,22 @@ def test_the_schedule_is_the_trainers(shift, steps):
 
 
 CASES = {
-    "every condition, guided, linear": ({}, {"scale": 6.5}),
+    "every condition, guided, linear": ({}, {"scale": 6.5}, "euler"),
+    "text and audio apart, second order": ({}, {"scale": 6.5, "text_scale": 2.0, "final_scale": 1.0}, "ab2"),
     "5 heads, guidance off": (
         {"width": 50, "num_heads": 5, "rope_axes": (2, 4, 4), "num_dual_layers": 2, "num_single_layers": 2},
-        {"scale": 1.0},
+        {"scale": 1.0, "final_scale": 1.0},
+        "euler",
     ),
 }
 
 
 @pytest.mark.parametrize(
-    "name", [next(iter(CASES)), *(pytest.param(name, marks=pytest.mark.slow) for name in list(CASES)[1:])]
+    "name", [*list(CASES)[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in list(CASES)[2:])]
 )
 def test_a_whole_loop_of_ten_steps(name, measured):
     """Two sequences; windows with reference, motion, audio and pose, with pose alone, and a single frame."""
-    changes, scales = CASES[name]
+    changes, scales, method = CASES[name]
     config = odd_config(**({"num_dual_layers": 1, "num_single_layers": 1} | changes))
     table = kt.key_table(config)
     tensors = random_tensors(table, seed=6)
@@ -100,25 +108,23 @@ def test_a_whole_loop_of_ten_steps(name, measured):
     empty_text = np.random.default_rng(1).standard_normal((2, config.text_width)).astype(np.float32)
     empty_pooled = np.random.default_rng(2).standard_normal(config.pooled_width).astype(np.float32)
 
-    ours = sample_in_jax(config, params, batch, scales, empty_text, empty_pooled)
+    branches = guidance_branches(GuidanceConfig(**scales), text=True, audio=True)
+    ours = sample_in_jax(config, params, batch, scales, method, empty_text, empty_pooled)
     module = OmniHumanForVideo(torch_config(config)).eval()
     module.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
     there = torch_batch(batch)
-    guided = GuidanceConfig(**scales)
     heard: list[tuple[int, int]] = []
-    empty = None
-    if guided.enabled:
-        empty = {
-            name: torch.from_numpy(array)
-            for name, array in without(numpy_batch(batch), empty_text, empty_pooled).items()
-        }
+    others = [
+        without(numpy_batch(batch), empty_text, empty_pooled, drops_text=branch.drops_text) for branch in branches
+    ]
     theirs = serving.sample(
         module,
         there,
         serving.token_noise(3, serving.slots(there), there["token_BL"], config.patch_channels),
         torch.from_numpy(timesteps(10, serving.video_tokens(there).numpy(), FlowMatchingConfig(shift_tokens=20))),
-        guidance_scales(guided, 10),
-        unconditional=empty,
+        branch_scales(GuidanceConfig(**scales), branches, 10).tolist(),
+        branches=[{name: torch.from_numpy(array) for name, array in other.items()} for other in others],
+        solver=method,
         on_step=lambda done, total: heard.append((done, total)),
     ).numpy()
     assert heard == [(step, 10) for step in range(1, 11)]
@@ -130,28 +136,30 @@ def test_a_whole_loop_of_ten_steps(name, measured):
     measured("latents of a 10-step loop from the same seed, PyTorch against JAX", error, LOOP_TOLERANCE)
 
 
-def sample_in_jax(config, params, batch, scales, empty_text, empty_pooled) -> np.ndarray:
+def sample_in_jax(config, params, batch, scales, method, empty_text, empty_pooled) -> np.ndarray:
     """What `inference.Sampler` does, on a batch of any layout."""
     guided = GuidanceConfig(**scales)
-    both = batch
-    if guided.enabled:
-        both = guidance.stack_branches(batch, guidance.unconditional_batch(batch, empty_text, empty_pooled))
+    branches = guidance_branches(guided, text=True, audio=True)
+    rows = guidance.stack_branches(
+        [batch, *(guidance.branch_batch(batch, branch, empty_text, empty_pooled) for branch in branches)]
+    )
     slot_BL = segments.of_window(batch.slot_BG, batch.segment_ids_BL)
     tokens_BG = flow_matching.video_tokens_of_slot(batch.segment_ids_BL, batch.is_reference_BL, batch.slot_BG.shape[1])
 
     @jax.jit
-    def run(params, both, batch):
+    def run(params, rows, batch):
         return solver.sample(
-            functools.partial(lambda z, t: mmdit.apply(config, params, z, t, both)),
+            functools.partial(lambda z, t: mmdit.apply(config, params, z, t, rows)),
             solver.token_noise(jax.random.key(3), slot_BL, batch.token_BL, config.patch_channels),
             batch.latents_BLC,
             conditions.clean_mask(batch) | (batch.segment_ids_BL == 0),
             batch.segment_ids_BL,
             flow_matching.timesteps(10, tokens_BG, FlowMatchingConfig(shift_tokens=20)),
-            guidance_scales(guided, 10) if guided.enabled else None,
+            branch_scales(guided, branches, 10) if branches else None,
+            method,
         )
 
-    return np.asarray(run(params, both, batch))
+    return np.asarray(run(params, rows, batch))
 
 
 def test_an_empty_prompt_that_does_not_fit_is_one_line():

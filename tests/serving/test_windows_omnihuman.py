@@ -108,8 +108,8 @@ def test_the_shortest_driving_file_says_how_long_the_video_becomes():
 
 def test_a_segment_has_its_own_rows_and_its_motion_latents():
     signals = Signals(
-        frames=13, reference_HWC=np.ones((2, 4, 3), np.float32), text_SE=np.ones((2, 5)), pooled_E=np.ones(5),
-        has_text=True, audio_TE=np.arange(13.0)[:, None], keypoints_TJ3=None, wave=None,
+        frames=13, latent_shape=(2, 4, 3), reference_HWC=np.ones((2, 4, 3), np.float32), text_SE=np.ones((2, 5)),
+        pooled_E=np.ones(5), has_text=True, audio_TE=np.arange(13.0)[:, None], keypoints_TJ3=None, wave=None,
     )  # fmt: skip
     first, second = segment_schedule(13, 9)
     motion = np.full((2, 2, 4, 3), 7.0, np.float32)
