@@ -1,7 +1,7 @@
 """encode: curated clips to a dataset of windows.
 `omnihuman encode --clips DIR --out DIR --codec dct --text-encoder ...`
 
-Reads what curate left (`clips.jsonl`, landmarks), writes ArrayRecord shards, their tfds metadata, `catalog.parquet`,
+Reads what curate left (`clips.jsonl`, landmarks), writes ArrayRecord shards, their tfds metadata, `catalog/`,
 `dataset.json` (+ `.npz`) and `encode.json`, a summary. The folder appears whole or not at all. A clip that cannot be
 encoded is left out whole, and `quarantine` in the summary says why: no single file ends the run.
 """

@@ -73,7 +73,7 @@ class _Batches:
         if record is None:
             missing.append(placed.row)
             return None
-        if record.window_id != catalog.window_id[placed.row]:
+        if not catalog.is_window(placed.row, record.window_id):
             raise ValueError(
                 f"{self.records.directory}: record {catalog.record[placed.row]} is window "
                 f"{record.window_id}, but the catalog says {catalog.window_id[placed.row]}: catalog and "

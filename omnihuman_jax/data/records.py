@@ -1,6 +1,6 @@
 """Records: the one contract between the offline encoders and the online pipeline.
 
-A dataset is a folder: ArrayRecord shards that tensorflow-datasets reads (a record a window), `catalog.parquet` (a row a
+A dataset is a folder: ArrayRecord shards that tensorflow-datasets reads (a record a window), `catalog/` (a row a
 window, see `catalog.py`), and `dataset.json` + `dataset.npz` (which encoders made it, and what they give for the empty
 prompt).
 """

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from omnihuman_jax.codecs import dct as dct_codec
-from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.catalog import Catalog, has_catalog
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
@@ -47,7 +47,7 @@ class Serving:
         """
         if locations.is_remote(run) or not (run / "dataset.json").is_file():
             return None
-        there = bool(dataset) and (local(dataset, "data.dataset") / "catalog.parquet").is_file()
+        there = bool(dataset) and has_catalog(local(dataset, "data.dataset"))
         return cls(
             spec=DatasetSpec.load(run), sampling=sampling, flow=flow, catalog=Catalog.load(dataset) if there else None
         )

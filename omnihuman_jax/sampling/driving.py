@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet, active_at_inference
-from omnihuman_jax.data.catalog import FILE_NAME as CATALOG_FILE
-from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.catalog import Catalog, has_catalog
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
@@ -148,10 +147,8 @@ def segment_frames_of(run: trained_run.TrainedRun, config: SamplingConfig) -> in
 
 def _catalog(run: trained_run.TrainedRun, option: str) -> Catalog:
     """The catalog of the run's data; the error names the option that makes it unnecessary."""
-    if not (run.dataset / CATALOG_FILE).is_file():
-        raise FileNotFoundError(
-            f"{run.dataset} has no {CATALOG_FILE}: give {option}, or the dataset's folder with --dataset"
-        )
+    if not has_catalog(run.dataset):
+        raise FileNotFoundError(f"{run.dataset} has no catalog: give {option}, or the dataset's folder with --dataset")
     return Catalog.load(run.dataset)
 
 

@@ -185,7 +185,7 @@ class RunGuard:
         catalog = self._plan.catalog
         for record in [record for record in list(self._records.unreadable) if record not in self._quarantined]:
             self._quarantined.add(record)
-            window = str(catalog.window_id[catalog.record.tolist().index(record)])
+            window = str(catalog.window_id[int((catalog.record == record).argmax())])
             reason, process = self._records.unreadable[record], jax.process_index()
             append_line(
                 self.run_dir / QUARANTINE, {"record": record, "window": window, "reason": reason, "process": process}

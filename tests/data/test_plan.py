@@ -161,7 +161,7 @@ def test_weak_tasks_are_served_by_strong_windows_too(batches):
 
 
 def test_limits_of_a_stage_and_other_splits_are_kept_out():
-    split = CATALOG.split.copy()
+    split = np.asarray(CATALOG.split.tolist(), object)
     split[::2] = "test"
     table = dataclasses.replace(CATALOG, split=split)
     schedule = one_stage(min_frames=17, max_frames=17, max_tokens=120, audio=0.1, pose=0.05)
