@@ -60,7 +60,8 @@ theatre: $(VENV)/.theatre  ## drawn people who speak -> a model that moves mouth
 	$(BIN)/omnihuman sample-media --out $(MEDIA)
 	$(BIN)/omnihuman encode --clips $(THEATRE)/clips --out $(THEATRE)/dataset --codec dct --text-encoder $(MEDIA)/all-MiniLM-L6-v2 \
 	  --speech-encoder $(MEDIA)/whisper-tiny.en-encoder --speech-layers 0,2,4 --area 48x48 --window-frames 25 --stride 10 --references 3 --margin 2
-	JAX_PLATFORMS=cpu $(BIN)/omnihuman train --config configs/theatre.py --config.data.dataset=$(THEATRE)/dataset --run $(THEATRE)/run
+	JAX_PLATFORMS=cpu $(BIN)/omnihuman train --config configs/theatre.py --config.data.dataset=$(THEATRE)/dataset --run $(THEATRE)/run \
+	  --config.samples.interval=200 --config.samples.clips=$(THEATRE)/clips --config.samples.truth=$(THEATRE)/truth
 	$(BIN)/omnihuman evaluate --suite theatre --run $(THEATRE)/run --truth $(THEATRE)/truth --out $(THEATRE) --windows 48 --batch 16 --guidance-scale 3
 
 test: $(VENV)/.torch  ## the whole suite, 8 simulated devices, a process a core (WORKERS=0: all in one)

@@ -1,4 +1,4 @@
-"""The acceptance of a GPU, in its tiny form on this machine: the script cannot break unseen, and what fails is a row."""
+"""The acceptance of a GPU, tiny, on this machine: the script cannot break unseen, and what fails is a row."""
 
 import json
 from pathlib import Path
