@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCK = constraints/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 PACKAGES := setup.py $(wildcard constraints/py*.txt)
 
-.PHONY: interpreter slurm chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: interpreter trackers gpu slurm chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,11 +60,26 @@ theatre: $(VENV)/.theatre  ## drawn people who speak -> a model that moves mouth
 	$(BIN)/omnihuman sample-media --out $(MEDIA)
 	$(BIN)/omnihuman encode --clips $(THEATRE)/clips --out $(THEATRE)/dataset --codec dct --text-encoder $(MEDIA)/all-MiniLM-L6-v2 \
 	  --speech-encoder $(MEDIA)/whisper-tiny.en-encoder --speech-layers 0,2,4 --area 48x48 --window-frames 25 --stride 10 --references 3 --margin 2
-	JAX_PLATFORMS=cpu $(BIN)/omnihuman train --config configs/theatre.py --config.data.dataset=$(THEATRE)/dataset --run $(THEATRE)/run
+	JAX_PLATFORMS=cpu $(BIN)/omnihuman train --config configs/theatre.py --config.data.dataset=$(THEATRE)/dataset --run $(THEATRE)/run \
+	  --config.samples.interval=200 --config.samples.clips=$(THEATRE)/clips --config.samples.truth=$(THEATRE)/truth
 	$(BIN)/omnihuman evaluate --suite theatre --run $(THEATRE)/run --truth $(THEATRE)/truth --out $(THEATRE) --windows 48 --batch 16 --guidance-scale 3
 
 test: $(VENV)/.torch  ## the whole suite, 8 simulated devices, a process a core (WORKERS=0: all in one)
 	@$(PYTEST)
+
+# Services whose pins contradict constraints/, with what reads our half of them: neither JAX nor this package.
+TRACKERS := .venv-trackers
+$(TRACKERS)/.done: setup.py
+	@$(PYTHON) -m venv $(TRACKERS)
+	$(TRACKERS)/bin/python -m pip --disable-pip-version-check --no-input install -q mlflow==3.17.2 trackio==0.43.0 'etils[epath]'
+	touch $@
+
+trackers: $(VENV)/.torch $(TRACKERS)/.done  ## W&B, MLflow and trackio for real, the latter two in an environment of their own (docs/tracking.md)
+	@$(BIN)/python -m pytest -q -n 0 tests/telemetry/test_trackers.py
+
+gpu:  ## the acceptance of one NVIDIA GPU, under ten minutes (docs/gpu.md); the environment's own python, GPU_OUT for the results
+	@$(PYTHON) -m tests.gpu.acceptance --out $(GPU_OUT)
+GPU_OUT ?= runs/gpu
 
 bench: $(VENV)/.torch  ## speed and memory of a train step beside PyTorch's, on this machine, in one run (20 minutes)
 	@$(BIN)/python -m tests.benchmarks.step_speed

@@ -74,6 +74,13 @@ DIFFUSERS = ["diffusers==0.42.1"]
 GCS = ["gcsfs>=2026.2,<2027"]
 S3 = ["s3fs>=2026.2,<2027"]
 
+# Where a run may be followed beside TensorBoard. MLflow 3 and trackio do not resolve with constraints/ (MLflow wants
+# protobuf 5 or later, curation holds 4): each is installed without the lock, and tested in an environment of its own
+# (`make trackers`).
+WANDB = ["wandb>=0.28,<0.29"]
+MLFLOW = ["mlflow>=3.17,<4"]
+TRACKIO = ["trackio>=0.43,<0.44"]
+
 # Ahead-of-time compilation for TPU topologies on a machine without one: the compiler alone, no TPU needed.
 TOPOLOGIES = ["libtpu==0.0.52"]
 
@@ -92,6 +99,7 @@ DEV = [
     *TRANSFORMERS,
     *GCS,
     *S3,
+    *WANDB,
     *SERVERS,
     *LAUNCH_CHECKS,
 ]
@@ -128,6 +136,9 @@ setup(
         "serving": [*TORCH, *TRANSFORMERS, *DIFFUSERS],
         "gcs": GCS,
         "s3": S3,
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
+        "trackio": TRACKIO,
         "topologies": TOPOLOGIES,
         "dev": DEV,
         "docs": DOCS,

@@ -37,6 +37,7 @@ from omnihuman_jax.stages import StageSchedule
 from omnihuman_jax.telemetry.metrics import LoggingConfig
 from omnihuman_jax.training.numerics import NumericsConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig, trainable_groups
+from omnihuman_jax.training.sample_budget import SamplesConfig
 from omnihuman_jax.training.train_step import StepConfig
 from omnihuman_jax.typing import PackedShape
 
@@ -47,7 +48,8 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 FREE_ON_RESUME = (
     "name", "data.dataset", "data.read_threads", "data.retries", "data.retry_delay_s",
     "mesh", "step", "execution", "checkpoint",
-    "logging", "sampling", "watchdog", "numerics.max_skipped", "numerics.max_rollbacks", "numerics.repeat_interval",
+    "logging", "sampling", "samples", "watchdog",
+    "numerics.max_skipped", "numerics.max_rollbacks", "numerics.repeat_interval",
 )  # fmt: skip
 
 # Fields that said, in `model`, how it is computed -> where they are now: run folders and checkpoints have the old ones.
@@ -115,6 +117,7 @@ class ExperimentConfig:
     numerics: NumericsConfig = dataclasses.field(default_factory=NumericsConfig)
     watchdog: WatchdogConfig = dataclasses.field(default_factory=WatchdogConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig)
     compute_dtype: str = "auto"
 
     def validate(self) -> None:
@@ -131,6 +134,7 @@ class ExperimentConfig:
             is_component = dataclasses.is_dataclass(part)
             if is_component:
                 part.validate()
+        self.samples.check_interval(self.logging.interval)
         for stage in self.stages.rows:
             trainable_groups((), stage.frozen)
 

@@ -33,9 +33,11 @@ COMMANDS = LEVEL["commands"]
 HIGHEST_LEVEL = {"data_pipelines": LEVEL["codecs"], "configs": LEVEL["config"], "launch": LEVEL["config"]}
 # Rooms that find a pose in a footage file, or run the pipeline.
 SEE_DATA_PIPELINES = {"commands", "sampling"}
-# One command in two files: `plan --topology` and `evaluate --suite` read the same options first.
+# One command in several files: `plan --topology`, `plan --prices` and `evaluate --suite` read the same options first.
 HANDED_OVER = {
     ("omnihuman_jax.commands.plan", "omnihuman_jax.commands.plan_scale"),
+    ("omnihuman_jax.commands.plan", "omnihuman_jax.commands.plan_budget"),
+    ("omnihuman_jax.commands.plan_budget", "omnihuman_jax.commands.plan_scale"),
     ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_theatre"),
 }
 
@@ -180,6 +182,8 @@ def test_the_rule_catches(module: str, imported: str) -> None:
         ("omnihuman_jax.sharding", "omnihuman_jax.typing"),
         ("omnihuman_jax.training.resume", "omnihuman_jax.assembly"),
         ("omnihuman_jax.commands.plan", "omnihuman_jax.commands.plan_scale"),
+        ("omnihuman_jax.commands.plan", "omnihuman_jax.commands.plan_budget"),
+        ("omnihuman_jax.commands.plan_budget", "omnihuman_jax.commands.plan_scale"),
         ("omnihuman_jax.data.plan", "omnihuman_jax.data.catalog"),
         ("omnihuman_jax.data.plan", "omnihuman_jax.stages"),
         ("omnihuman_jax.commands.generate", "data_pipelines.curate.landmarks"),

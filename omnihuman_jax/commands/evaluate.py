@@ -28,7 +28,7 @@ from omnihuman_jax.evaluation import psnr, sheet
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
-from omnihuman_jax.sampling import trained_run
+from omnihuman_jax.sampling import trained_run, window_inputs
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
 
@@ -132,31 +132,15 @@ def mouth_region(clips_dir: Path, catalog: Catalog, row: int) -> np.ndarray | No
     return mask if mask.any() else None
 
 
-def driven_by(subject: Subject, kind: str, slot: int, margin: int, run: trained_run.TrainedRun) -> packing.PackInput:
+def driven_by(subject: Subject, kind: str, slot: int, run: trained_run.TrainedRun) -> packing.PackInput:
     """The window as the model is to see it for one of `SAMPLED`: all conditions, pose or audio of the other clip."""
     record, other = subject.record, subject.other
-    pose = other if kind == "other_pose" else record
-    audio = other if kind == "other_audio" else record
-    # Keypoints are in token units of their own window's grid: another clip's are stretched to this one's.
-    size, own = record.latents_FHWC.shape[1:3], pose.latents_FHWC.shape[1:3]
-    keypoints = pose.keypoints_TJ3.astype(np.float32) * np.array([size[1] / own[1], size[0] / own[0], 1.0], np.float32)
-    active = ConditionSet(NEEDED.bits)
-    text_SE, pooled_E = run.spec.empty_text_SE, run.spec.empty_pooled_E
-    if Condition.TEXT in ConditionSet(record.eligible):
-        active, text_SE, pooled_E = active | ConditionSet.of(Condition.TEXT), record.text_SE, record.pooled_E
-    return packing.PackInput(
-        latents_FHWC=np.zeros(record.latents_FHWC.shape, np.float32),  # nothing of the truth goes in
-        reference_HWC=record.references_RHWC[0].astype(np.float32),
-        text_SE=text_SE,
-        pooled_E=pooled_E,
-        active=active,
-        audio_TE=audio.audio_TE.astype(np.float32),
-        audio_valid_T=audio.audio_valid_T,
-        keypoints_TJ3=keypoints,
-        keypoints_valid_T=pose.keypoints_valid_T,
-        margin=margin,
-        slot=slot,
-    )
+    active = NEEDED | (ConditionSet(record.eligible) & ConditionSet.of(Condition.TEXT))
+    return window_inputs.driven_window(
+        run.spec, record, active, slot,
+        sound=other if kind == "other_audio" else record,
+        pose=other if kind == "other_pose" else record,
+    )  # fmt: skip
 
 
 def sample_subjects(
@@ -170,18 +154,12 @@ def sample_subjects(
 ) -> list[SampledSubject]:
     """Every sample of every subject, `batch` windows a call of one compiled sampler."""
     jobs = [
-        (number, kind, driven_by(subject, kind, number, run.spec.margin, run))
+        (number, kind, driven_by(subject, kind, number, run))
         for number, subject in enumerate(subjects)
         for kind in SAMPLED
     ]
     windows = [window for _, _, window in jobs]
-    guided = trained_run.needs_guidance(config.guidance, windows)
-    sampler = trained_run.Sampler(run, config, trained_run.shape_for(run, windows), min(batch, len(jobs)), guided)
-    calls = math.ceil(len(jobs) / sampler.batch)
-    latents: list[np.ndarray] = []
-    for call in range(calls):
-        part = windows[call * sampler.batch : (call + 1) * sampler.batch]
-        latents += sampler(part, seed, lambda share: on_progress(share / calls))
+    latents = trained_run.sampler_for(run, config, windows, batch).all_of(windows, seed, on_progress)
     pictures: list[dict[str, np.ndarray]] = [{} for _ in subjects]
     for number, subject in enumerate(subjects):
         still = trained_run.decode_pictures(run, subject.record.references_RHWC[:1])

@@ -2,15 +2,19 @@
 waiting, idle.
 
 omnihuman goodput runs/mine/run
+omnihuman goodput runs/mine/run --plan plan.json --topology v5p:4x4x8      # beside what `omnihuman plan --prices` said
 """
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from omnihuman_jax.runtime import bucket_folder, files
 from omnihuman_jax.runtime.locations import local, location
+from omnihuman_jax.scale.schedule_cost import compared
 from omnihuman_jax.telemetry.goodput import KINDS, Goodput, picture, read_goodput
 
 
@@ -48,6 +52,49 @@ def print_table(goodput: Goodput) -> None:
     Console(width=140).print(table)
 
 
+def read_plan(path: Path, topology: str | None) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """(a plan of `omnihuman plan --prices --json`, its offer for `topology`, or the best).
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, no plan, or no such offer in it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"--plan {path} does not exist; `omnihuman plan --prices FILE --json {path}` writes it")
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        offers = plan["offers"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"--plan {path} was not written by `omnihuman plan --prices FILE --json`") from None
+    found = next((one for one in offers if topology in (None, one["topology"])), None)
+    if found is None:
+        known = ", ".join(one["topology"] for one in offers[:8])
+        raise ValueError(f"--topology {topology}: no offer for it in {path}, which has {known}")
+    return plan, found
+
+
+def print_comparison(goodput: Goodput, plan: Mapping[str, Any], planned: Mapping[str, Any]) -> None:
+    """Measured beside planned; ValueError where no new step was finished yet."""
+    new = sum(attempt.new for attempt in goodput.attempts)
+    if not new:
+        raise ValueError("--plan: the run has finished no step yet; there is nothing to compare")
+    step_s = (goodput.seconds["productive"] + goodput.seconds["data_wait"]) / new
+    found = compared(planned, step_s=step_s, goodput=goodput.share, steps_left=max(0, plan["steps"] - new))
+    bar, money = planned["step_s"], planned["cost"]["value"] / planned["days"]["value"]
+    spent_days = goodput.wall / 86_400
+    print(f"beside the plan for {planned['topology']} (prices of {plan['as_of']}):")
+    print(
+        f"  a step {step_s:.3g} s, planned {bar['value']:.3g} [{bar['low']:.3g}, {bar['high']:.3g}]:"
+        f" {found['step_ratio']:.2f} times it, {'within' if found['within_bar'] else 'OUTSIDE'} the bar"
+    )
+    print(f"  goodput {goodput.share:.1%}, planned {planned['goodput']:.1%}")
+    total = spent_days + found["days_left"]
+    print(
+        f"  {new} of {plan['steps']} steps in {spent_days:.2f} days, {found['days_left']:.2f} to go at this pace:"
+        f" {total:.2f} days and {total * money:,.0f} {plan['currency']} in all, planned {planned['days']['value']:.2f}"
+        f" and {planned['cost']['value']:,.0f}"
+    )
+
+
 def main(argv: Sequence[str]) -> int:
     """`omnihuman goodput`."""
     parser = argparse.ArgumentParser(
@@ -60,7 +107,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", type=local, metavar="FILE", help="write the numbers there too")
     parser.add_argument("--out", type=local, metavar="FILE", help="the picture; goodput.svg in RUN, or here")
+    parser.add_argument("--plan", type=local, metavar="FILE", help="compare with `omnihuman plan --prices --json FILE`")
+    parser.add_argument("--topology", metavar="KIND:SHAPE", help="which offer of the plan; default: its best")
     options = parser.parse_args(argv)
+    if options.topology and not options.plan:
+        raise ValueError("--topology names an offer of --plan; give both")
+    planned = read_plan(options.plan, options.topology) if options.plan else None
     run = options.run or options.named
     goodput = read_goodput(bucket_folder.copy_of(run))
     print_table(goodput)
@@ -70,6 +122,8 @@ def main(argv: Sequence[str]) -> int:
             f"process {name} takes {ratio:.1f} times the median host's own time a step: look at its disk, network and"
             " neighbours"
         )
+    if planned is not None:
+        print_comparison(goodput, *planned)
     out = options.out or bucket_folder.output_of(run, "goodput.svg")
     files.write_text(out, picture(goodput))
     if options.json:

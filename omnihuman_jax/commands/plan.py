@@ -3,21 +3,25 @@
     omnihuman plan --config configs/demo.py --config.data.dataset=runs/demo/dataset
     omnihuman plan --config configs/omnihuman_13b.py:720p --topology v5p:8x8x8 --micro-batch 1
     omnihuman plan --config configs/omnihuman_13b.py:720p --topology v6e:16x16 --slices 2 --sweep --json sweep.json
+    omnihuman plan --config configs/omnihuman_13b.py --prices prices.yaml --budget 250000 --by 2027-03-31
 
 The data plan: ratios, repeats, fill, skips; it refuses what the data cannot feed. The scale plan (`--topology`, no
 dataset and no accelerator needed) compiles the real train step for that slice: memory, collectives, roofline, predicted
-MFU (docs/scale.md).
+MFU (docs/scale.md). With `--prices`, the whole schedule in money and days on all that your price file names
+(docs/cost.md).
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
+from omnihuman_jax.commands import plan_budget, plan_scale
 from omnihuman_jax.config import ExperimentConfig, dataset_dir, load_config, packed_shape
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.plan import Plan, StageReport, format_report
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.scale import described_devices
 
 
 def report(config: ExperimentConfig) -> tuple[Plan, tuple[StageReport, ...]]:
@@ -60,11 +64,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     scale.add_argument("--estimate", action="store_true", help="do not compile; use the formulas alone, at once")
     scale.add_argument("--text", default="", metavar="FILE", help="file for the text of the compiled program")
     scale.add_argument("--json", metavar="FILE", help="file for everything as JSON")
+    plan_budget.add_arguments(parser)
     options, overrides = parser.parse_known_args(list(argv))
+    plan_budget.check(options)
+    if options.prices is not None:
+        return options, overrides
     given = [
         f"--{name.replace('_', '-')}"
         for name, value in vars(options).items()
-        if name != "config" and value not in (None, "", 0, False)
+        if name not in ("config", "shown") and value not in (None, "", 0, False)
     ]
     given = [name for name in given if name != "--slices" or options.slices != 1]
     if options.topology is None and given:
@@ -90,10 +98,10 @@ def main(argv: Sequence[str]) -> int:
     """`omnihuman plan`."""
     options, overrides = parse(argv)
     config = load_config(options.config, overrides)
+    if options.prices is not None:
+        described_devices.prepare()
+        return plan_budget.run(config, options)
     if options.topology is not None:
-        from omnihuman_jax.commands import plan_scale
-        from omnihuman_jax.scale import described_devices
-
         described_devices.prepare()
         status = plan_scale.run(config, options)
         if not (config.data.dataset and local(config.data.dataset, "data.dataset").is_dir()):

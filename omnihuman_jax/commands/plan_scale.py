@@ -215,18 +215,22 @@ class Candidate:
 
 
 def candidates(
-    config: ExperimentConfig, topology: Topology, *, micro_batches: Sequence[int] = (1, 2)
+    config: ExperimentConfig, topology: Topology, *, micro_batches: Sequence[int] = (1, 2), keep_batch: bool = False
 ) -> list[Candidate]:
     """Every mesh x remat x micro-batch that is possible, those that should fit and be fastest first.
 
-    `micro_batches`: sequences of a data-parallel group at a time. What should not fit comes last, smallest first.
+    `micro_batches`: sequences of a data-parallel group at a time. `keep_batch`: the step keeps the config's sequences,
+    in as many micro-batches as that takes; otherwise it has one. What should not fit comes last, smallest first.
     """
     found = []
     for mesh in _meshes(config, topology):
         for remat in REMAT_POLICIES:
             for per_group in micro_batches:
                 tried = with_execution(dataclasses.replace(config, mesh=mesh), remat=remat)
-                tried = with_layout(tried, topology, micro_batch=per_group, accumulate=1)
+                accumulate = _micro_batches(tried, topology, per_group) if keep_batch else 1
+                if not accumulate:
+                    continue
+                tried = with_layout(tried, topology, micro_batch=per_group, accumulate=accumulate)
                 found.append(Candidate(config=tried, estimate=_estimated(tried, topology, note="")))
 
     def rank(candidate: Candidate) -> tuple[bool, float]:
@@ -234,6 +238,11 @@ def candidates(
         assert line is not None
         return (not memory.fits, -line.mfu if memory.fits else memory.peak)
 
+    if not found and keep_batch:
+        raise ValueError(
+            f"no mesh of {topology.devices} devices splits {config.data.plan.sequences_per_step} sequences a step, or "
+            "the model; another data.plan.sequences_per_step may"
+        )
     if not found:
         raise ValueError(
             f"no mesh of {topology.devices} devices ({topology.num_slices} slices) with mesh.tensor"
@@ -242,6 +251,13 @@ def candidates(
             " mesh.dcn_fsdp=1"
         )
     return sorted(found, key=rank)
+
+
+def _micro_batches(config: ExperimentConfig, topology: Topology, per_group: int) -> int:
+    """Micro-batches of a step of the config's own sequences; 0 where groups and `per_group` do not divide them."""
+    ways = dict(zip(sharding.MESH_AXES, config.mesh.shape(topology.devices, topology.num_slices), strict=True))
+    parts, rest = divmod(config.data.plan.sequences_per_step, per_group * ways["data"] * ways["fsdp"])
+    return 0 if rest else parts
 
 
 def _meshes(config: ExperimentConfig, topology: Topology) -> Iterator[sharding.MeshConfig]:

@@ -10,7 +10,7 @@ import importlib.resources
 from collections.abc import Sequence
 from pathlib import Path
 
-from omnihuman_jax.reporting import sections
+from omnihuman_jax.reporting import filmstrip, sections
 from omnihuman_jax.reporting.run_folder import RunFolder, key_numbers, read_folder
 from omnihuman_jax.runtime import bucket_folder, files
 from omnihuman_jax.runtime.locations import StrPath, location
@@ -30,6 +30,7 @@ def page(folder: RunFolder) -> str:
         '<p class="lead">A run of OmniHuman-JAX: what went in, what was learned, what comes out.</p>',
         f'<div class="keys">{keys}</div>',
         sections.samples_section(folder),
+        filmstrip.filmstrip_section(folder),
         sections.evaluation_section(folder),
         sections.training_section(folder),
         sections.ratio_section(folder),

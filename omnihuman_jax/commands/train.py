@@ -36,15 +36,18 @@ from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import bucket_folder, compilation_cache, exit_codes, processes, signals, storage
 from omnihuman_jax.runtime.locations import check_checkpoints, location
 from omnihuman_jax.runtime.watchdog import Watchdog
+from omnihuman_jax.sampling.training_samples import TrainingSamples, open_training_samples
 from omnihuman_jax.scale import hardware
 from omnihuman_jax.telemetry import run_log
 from omnihuman_jax.telemetry.metrics import Speed, measure_matmul_peak
+from omnihuman_jax.telemetry.profiler import Profiler, parse_steps
 from omnihuman_jax.telemetry.run_telemetry import RunTelemetry
 from omnihuman_jax.training import placement, run_guard, train_state
 from omnihuman_jax.training.log_line import is_logged, log_line
 from omnihuman_jax.training.numerics import RepeatedStep
 from omnihuman_jax.training.resume import open_checkpoints, open_parts, resume
 from omnihuman_jax.training.run_guard import RunGuard
+from omnihuman_jax.typing import Params
 
 logger = logging.getLogger(__name__)
 
@@ -56,16 +59,18 @@ def train(
     stop_after: int | None = None,
     accept_changes: bool = False,
     progress: bool = True,
+    profile: range | None = None,
 ) -> train_state.TrainState:
     """Trains to the schedule's end, or until `stop_after` steps are finished, and returns the state.
 
     Args:
         config: resolved; validated here.
-        run_dir: gets config.json, dataset.json, metrics.jsonl, tensorboard/, checkpoints/ (if
+        run_dir: gets config.json, dataset.json, metrics.jsonl, tensorboard/, training_samples/, checkpoints/ (if
             `checkpoint.directory` does not say where); a run found there is continued. In a bucket too.
         stop_after: stop there, with a checkpoint.
         accept_changes: resume although the config or the data plan changed.
         progress: show a progress bar, on process 0 in a terminal; otherwise it logs a line an interval.
+        profile: steps, counted from 1, of a trace for xprof.
 
     Raises:
         ValueError, FileNotFoundError: with the cure, before anything is trained or overwritten.
@@ -88,10 +93,11 @@ def train(
             step=0,
             data=features_of(parts.records.spec),
         )
+        samples = open_training_samples(config, parts.mesh, parts.state_shardings.params, parts.records, run_dir)
         guard = RunGuard(watchdog, config.numerics, run_dir, parts.plan, parts.records)
         stack.enter_context(jax.set_mesh(parts.mesh))
         telemetry = stack.enter_context(
-            RunTelemetry(config.logging, run_dir, config.name, config.stages, progress=progress)
+            RunTelemetry(config.logging, run_dir, config.name, config.stages, progress=progress, values=record.config)
         )
         with (
             telemetry.restoring(),
@@ -105,11 +111,15 @@ def train(
             "%s parameters, %d devices %s, step %d of %d",
             f"{parts.num_parameters:,}", parts.mesh.size, dict(parts.mesh.shape), start, config.stages.total_steps,
         )  # fmt: skip
+        profiler = Profiler(run_dir, profile)
+        stack.callback(profiler.close)
         if start < end:
             if jax.process_index() == 0:
                 write_config(config, run_dir)
                 parts.records.spec.save(run_dir)
-            state = run_steps(parts, state, checkpoints, record, guard, telemetry, start=start, end=end)
+            state = run_steps(
+                parts, state, checkpoints, record, guard, telemetry, profiler, start=start, end=end, samples=samples
+            )
     return state
 
 
@@ -120,11 +130,13 @@ def run_steps(
     record: RunRecord,
     guard: RunGuard,
     telemetry: RunTelemetry,
+    profiler: Profiler,
     *,
     start: int,
     end: int,
+    samples: TrainingSamples | None = None,
 ) -> train_state.TrainState:
-    """Steps [start, end): batches, updates, a line of metrics now and then, checkpoints, and a clean stop when
+    """Steps [start, end): batches, updates, a line of metrics now and then, samples, checkpoints, and a clean stop when
     asked.
     """
     config, rows, total = parts.config, parts.rows, parts.sequences
@@ -140,6 +152,9 @@ def run_steps(
         )
         with telemetry.compiling():
             train_step = compile_step(parts, state)
+        if samples is not None:
+            with telemetry.preparing_samples():
+                samples.first(averaged(parts, state), start, telemetry.show)
         repeated = RepeatedStep(parts.train_step) if config.numerics.repeat_interval else None
         stop = stack.enter_context(processes.stop_request())
         for step, batch in zip(range(start, end), telemetry.batches(loader)):
@@ -150,12 +165,19 @@ def run_steps(
             if repeated is not None and done % config.numerics.repeat_interval == 0:
                 guard.compare(step, repeated.differing(state, placed, controls))
             # Update: the whole step is one program, which takes the state and gives the next.
+            profiler.before(done)
             state, metrics = train_step(state, placed, controls)
             telemetry.dispatched(metrics["loss"])
+            profiler.after(done, metrics["loss"])
             # Observe: the step before this one is waited for, and its numbers looked at.
             guard.dispatched(step, metrics)
+            # Show: samples and evaluations of the averaged weights, whose numbers stand in the line of their step.
+            line = line_of(config, step, metrics, telemetry.speed, checkpoints)
+            if samples is not None and samples.due(done):
+                with guard.watchdog.allow(config.watchdog.save_s, f"samples of step {done}"), telemetry.sampling():
+                    line = {**(line or {}), **samples(averaged(parts, state), done, telemetry.show)}
             # Log: a line at the end of an interval, the step count always.
-            telemetry.finished(done, line_of(config, step, metrics, telemetry.speed, checkpoints))
+            telemetry.finished(done, line)
             # Save: at an interval, at the end, when asked to stop, and again after a save that failed.
             stopping = stop.agreed(done - start)
             last = done == end or stopping
@@ -179,6 +201,15 @@ def run_steps(
         stop=stop if stopped else None,
     )
     return state
+
+
+def averaged(parts: Parts, state: train_state.TrainState) -> Params:
+    """The averaged weights where the sampler wants them: on the devices, also if they wait in the host's memory."""
+    return (
+        state.ema
+        if parts.config.step.offload != "moments_ema"
+        else jax.device_put(state.ema, parts.state_shardings.params)
+    )
 
 
 def peak_flops(parts: Parts) -> float | None:
@@ -213,6 +244,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--accept-changes", action="store_true", help="continue a run although its config or data plan changed"
     )
+    parser.add_argument(
+        "--profile", metavar="STEPS",
+        help="trace these steps for xprof into RUN/profile, such as 100:105; the file RUN/PROFILE asks for it later",
+    )  # fmt: skip
     parser.add_argument(
         "--no-progress", action="store_true", help="a line an interval instead of a bar, in a terminal too"
     )
@@ -263,6 +298,7 @@ def main(argv: Sequence[str]) -> int:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """The command, once it can say something."""
     config = load_config(options.config, overrides)
+    profile = parse_steps(options.profile) if options.profile else None
     compilation_cache.use(options.compilation_cache)
     joined = processes.join(
         options.coordinator,
@@ -282,6 +318,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             stop_after=options.stop_after,
             accept_changes=options.accept_changes,
             progress=not options.no_progress and options.log_format == "text",
+            profile=profile,
         )
     return exit_codes.OK
 

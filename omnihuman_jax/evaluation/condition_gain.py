@@ -50,7 +50,7 @@ def with_condition(window: PackInput, condition: Condition, kind: str, other: Pa
     )
 
 
-def window_losses(velocity: Velocity, batch: Batch, t: float, key: jax.Array) -> jax.Array:
+def window_losses(velocity: Velocity, batch: Batch, t: float | jax.Array, key: jax.Array) -> jax.Array:
     """Mean squared velocity error of every window at time `t`, [B, G] float32; 0 in empty slots.
 
     Args:
@@ -79,10 +79,10 @@ class Gain:
     harm_of_other: Estimate
 
 
-def gain(losses: Mapping[str, np.ndarray], people: Sequence[str], *, seed: int = 0) -> Gain:
-    """From losses [N] of the same windows by `KINDS`, and whose windows they are."""
+def gain(losses: Mapping[str, np.ndarray], people: Sequence[str], *, draws: int = 2000, seed: int = 0) -> Gain:
+    """From losses [N] of the same windows by `KINDS`, and whose windows they are; `draws`, `seed`: of the intervals."""
     rows_N3 = np.stack([np.asarray(losses[kind], np.float64) for kind in KINDS], 1)
     return Gain(
-        own=estimate(rows_N3, people, lambda sums: float(1 - sums[1] / sums[0]), seed=seed),
-        harm_of_other=estimate(rows_N3, people, lambda sums: float(sums[2] / sums[0] - 1), seed=seed),
+        own=estimate(rows_N3, people, lambda sums: float(1 - sums[1] / sums[0]), draws=draws, seed=seed),
+        harm_of_other=estimate(rows_N3, people, lambda sums: float(sums[2] / sums[0] - 1), draws=draws, seed=seed),
     )

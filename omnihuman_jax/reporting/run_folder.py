@@ -21,6 +21,7 @@ class RunFolder:
 
     metrics: lines of metrics.jsonl. steps: stamps of `omnihuman demo` by name. catalog: a small summary of the windows.
     samples: videos of `omnihuman generate`. comparisons, contact_sheet: what `omnihuman evaluate` drew.
+    rounds: (finished steps, folder) of the samples that training made, in order.
     """
 
     root: Path
@@ -34,6 +35,7 @@ class RunFolder:
     samples: Sequence[Path]
     comparisons: Sequence[Path]
     contact_sheet: Path | None
+    rounds: Sequence[tuple[int, Path]] = ()
 
 
 def read_folder(root: Path) -> RunFolder:
@@ -60,6 +62,11 @@ def read_folder(root: Path) -> RunFolder:
         samples=sorted((root / "samples").rglob("*.mp4")),
         comparisons=sorted((root / "evaluation").glob("*.mp4")),
         contact_sheet=sheet if (sheet := root / "contact_sheet.png").is_file() else None,
+        rounds=sorted(
+            (int(path.name.removeprefix("step_")), path)
+            for path in (run / "training_samples").glob("step_*")
+            if path.name.removeprefix("step_").isdigit()
+        ),
     )
     if not folder.metrics and folder.funnel is None and folder.evaluation is None:
         raise FileNotFoundError(

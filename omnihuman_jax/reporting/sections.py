@@ -16,7 +16,8 @@ MAX_VIDEO_BYTES = 12 * 2**20
 SMOOTH_SHARE = 0.05
 
 
-def _section(title: str, *parts: str) -> str:
+def section(title: str, *parts: str) -> str:
+    """A section of the page; `parts` are markup already."""
     return f"<section><h2>{html.escape(title)}</h2>{''.join(parts)}</section>"
 
 
@@ -54,7 +55,7 @@ def funnel_section(folder: RunFolder) -> str:
     """Which clips can train which conditions, and why the others cannot."""
     funnel = folder.funnel
     if funnel is None:
-        return _section("The data", _missing("funnel", f"omnihuman curate --videos DIR --out {folder.root}/clips"))
+        return section("The data", _missing("funnel", f"omnihuman curate --videos DIR --out {folder.root}/clips"))
     total = max(funnel["clips"], 1)
     bars = [
         [label, charts.bar(count / total, f"var(--{label})"), f"{count} of {funnel['clips']}"]
@@ -71,7 +72,7 @@ def funnel_section(folder: RunFolder) -> str:
                 cells.append(f'<span class="no">no</span><small>{_reason(row.get("reasons", {}).get(label))}</small>')
         clips.append([f"{html.escape(row['clip_id'])}", f"{row['seconds']:.1f}", *cells])
     left_out = [
-        [_text(row.get("clip_id") or row["video"]), _text(row.get("stage", "cut")), _text(row["reason"])]
+        [text(row.get("clip_id") or row["video"]), text(row.get("stage", "cut")), text(row["reason"])]
         for row in (*funnel.get("quarantine", ()), *funnel.get("dropped", ()))
     ]
     parts = [
@@ -84,7 +85,7 @@ def funnel_section(folder: RunFolder) -> str:
     ]
     if left_out:
         parts.append("<h3>Left out</h3>" + _table((("what", ""), ("stage", ""), ("why", "")), left_out))
-    if lines := [[_text(kind), str(len(names)), _listed(names)] for kind, names in _passed_over(funnel)]:
+    if lines := [[text(kind), str(len(names)), _listed(names)] for kind, names in _passed_over(funnel)]:
         parts.append("<h3>Passed over</h3>" + _table((("what", ""), ("", "n"), ("which", "")), lines))
     if folder.catalog:
         sizes = ", ".join(f"{size} ({count})" for size, count in folder.catalog["sizes"])
@@ -92,10 +93,10 @@ def funnel_section(folder: RunFolder) -> str:
             f'<p class="note">Encoded into {folder.catalog["windows"]} windows of 1 + 4n frames; the commonest latent'
             f" sizes (frames x height x width): {html.escape(sizes)}.</p>"
         )
-    return _section("The data", *parts)
+    return section("The data", *parts)
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """Somebody's text, such as a file's name: markup, control characters and marks that turn its direction do
     nothing.
     """
@@ -107,7 +108,7 @@ def _passed_over(funnel: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _listed(names: Sequence[str], limit: int = 20) -> str:
-    return _text(", ".join(names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return text(", ".join(names[:limit])) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _reason(reason: Any) -> str:
@@ -124,7 +125,7 @@ def training_section(folder: RunFolder) -> str:
     """Loss over all windows and by active set, gradient norm and speed."""
     metrics = folder.metrics
     if not metrics:
-        return _section("Training", _missing("training", f"omnihuman train --config CONFIG --run {folder.run}"))
+        return section("Training", _missing("training", f"omnihuman train --config CONFIG --run {folder.run}"))
     x = [record["step"] for record in metrics]
     stops = [records[-1]["step"] for _, records in stages_of(metrics)]
     bands = [
@@ -143,7 +144,7 @@ def training_section(folder: RunFolder) -> str:
         f" its running mean over {span} lines. Shaded: the stages. A flow-matching loss levels off where the noise is"
         " unpredictable: its level says less than the samples do."
     )
-    return _section(
+    return section(
         "Training",
         _figure(chart, caption),
         f"<h3>Loss by active set</h3>{_set_charts(metrics, x, span)}",
@@ -226,36 +227,37 @@ def ratio_section(folder: RunFolder) -> str:
         "<p>The share of a stage's windows on which each condition was active. Dot: realised, counted in the train step"
         " itself; upright mark: the target; right: the difference in percentage points.</p>"
     )
-    return _section("Condition ratios", note, *parts)
+    return section("Condition ratios", note, *parts)
 
 
-def _data_uri(path: Path, kind: str) -> str:
+def data_uri(path: Path, kind: str) -> str:
+    """A file inside the page."""
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
-def _player(path: Path, caption: str, *, silent: bool = False) -> str:
+def player(path: Path, caption: str, *, silent: bool = False) -> str:
     """A video inside the page; a silent one, too small for controls over it, plays by itself in a loop."""
     if path.stat().st_size > MAX_VIDEO_BYTES:
-        name = _text(path)
+        name = text(path)
         return f"<figure><figcaption>{caption}<br><code>{name}</code> is too large to carry along</figcaption></figure>"
     how = "autoplay muted" if silent else 'controls preload="auto"'
-    video = f'<video {how} loop playsinline src="{_data_uri(path, "video/mp4")}"></video>'
+    video = f'<video {how} loop playsinline src="{data_uri(path, "video/mp4")}"></video>'
     return f"<figure>{video}<figcaption>{caption}</figcaption></figure>"
 
 
 def samples_section(folder: RunFolder) -> str:
     """The samples, playing, each with the command that made it where that is known."""
     if not folder.samples:
-        return _section(
+        return section(
             "Samples",
             _missing("samples", f"omnihuman generate --run {folder.run} --image IMAGE --audio SOUND --out x.mp4"),
         )
     players = []
     for path in folder.samples:
         made_by = next((s["command"] for s in folder.steps.values() if str(path) in s.get("command", "").split()), "")
-        caption = f"<b>{_text(path.stem.replace('_', ' '))}</b>" + (f"<br>{_command(made_by)}" if made_by else "")
-        players.append(_player(path, caption))
-    return _section("Samples", f'<div class="players">{"".join(players)}</div>')
+        caption = f"<b>{text(path.stem.replace('_', ' '))}</b>" + (f"<br>{_command(made_by)}" if made_by else "")
+        players.append(player(path, caption))
+    return section("Samples", f'<div class="players">{"".join(players)}</div>')
 
 
 KINDS = (
@@ -270,7 +272,7 @@ def evaluation_section(folder: RunFolder) -> str:
     """Do the conditions drive the output: table, contact sheet, and the comparisons playing."""
     result = folder.evaluation
     if result is None:
-        return _section(
+        return section(
             "Evaluation", _missing("evaluation", f"omnihuman evaluate --run {folder.run} --out {folder.root}")
         )
 
@@ -299,14 +301,14 @@ def evaluation_section(folder: RunFolder) -> str:
     if folder.contact_sheet:
         parts.append(
             '<figure class="sheet"><img alt="contact sheet"'
-            f' src="{_data_uri(folder.contact_sheet, "image/png")}"><figcaption>Contact sheet: frames of each window,'
+            f' src="{data_uri(folder.contact_sheet, "image/png")}"><figcaption>Contact sheet: frames of each window,'
             " truth above, then its samples. Enlarged without smoothing.</figcaption></figure>"
         )
     if folder.comparisons:
         titles = " | ".join(("truth", *(title for _, title in KINDS[:3])))
-        players = "".join(_player(path, f"<code>{_text(path.stem)}</code>", silent=True) for path in folder.comparisons)
+        players = "".join(player(path, f"<code>{text(path.stem)}</code>", silent=True) for path in folder.comparisons)
         parts.append(f'<h3>The same, moving: {titles}</h3><div class="players wide">{players}</div>')
-    return _section("Evaluation", *parts)
+    return section("Evaluation", *parts)
 
 
 def demo_section(folder: RunFolder) -> str:
@@ -318,4 +320,4 @@ def demo_section(folder: RunFolder) -> str:
         [_command(stamp["command"]), f"{stamp['seconds']:.0f}", f"{stamp['peak_bytes'] / 2**30:.1f}"]
         for _, stamp in done
     ]
-    return _section("Every command", _table((("command", ""), ("seconds", "n"), ("largest process, GiB", "n")), rows))
+    return section("Every command", _table((("command", ""), ("seconds", "n"), ("largest process, GiB", "n")), rows))

@@ -20,7 +20,7 @@ from omnihuman_jax.data.records import WindowRecord, open_records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import mouth, sheet
 from omnihuman_jax.evaluation.bootstrap import Estimate
-from omnihuman_jax.sampling import trained_run
+from omnihuman_jax.sampling import trained_run, window_inputs
 
 DRIVINGS = ("own", "other", "none")
 _NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO)
@@ -102,21 +102,45 @@ def driven(
     window: TruthWindow, other: TruthWindow, driving: str, slot: int, run: trained_run.TrainedRun
 ) -> packing.PackInput:
     """The window as the model is to see it: text, reference, and the sound of `driving`."""
-    record, sound = window.record, (other if driving == "other" else window).record
     active = ConditionSet.of(Condition.TEXT, Condition.REFERENCE)
     if driving != "none":
         active = active | ConditionSet.of(Condition.AUDIO)
-    return packing.PackInput(
-        latents_FHWC=np.zeros(record.latents_FHWC.shape, np.float32),  # nothing of the truth goes in
-        reference_HWC=record.references_RHWC[0].astype(np.float32),
-        text_SE=record.text_SE,
-        pooled_E=record.pooled_E,
-        active=active,
-        audio_TE=sound.audio_TE.astype(np.float32),
-        audio_valid_T=sound.audio_valid_T,
-        margin=run.spec.margin,
-        slot=slot,
-    )
+    sound = other if driving == "other" else window
+    return window_inputs.driven_window(run.spec, window.record, active, slot, sound=sound.record)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Subjects:
+    """What is measured: windows, each with one of another clip; all round trips by row; a readout for each window."""
+
+    pairs: Sequence[tuple[TruthWindow, TruthWindow]]
+    round_trips: Mapping[int, np.ndarray]
+    readouts: Sequence[mouth.Readout]
+
+    @property
+    def people(self) -> list[str]:
+        return [window.person for window, _ in self.pairs]
+
+    def inputs(self, run: trained_run.TrainedRun, drivings: Sequence[str]) -> list[packing.PackInput]:
+        """Every pair under each driving; a window's noise is the same in all of them."""
+        return [driven(w, o, kind, slot, run) for kind in drivings for slot, (w, o) in enumerate(self.pairs)]
+
+    def read(self, videos: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The opening of the mouth in each video of the pairs' windows."""
+        return [f(mouth.crop(video, w.box_4)) for f, video, (w, _) in zip(self.readouts, videos, self.pairs)]
+
+
+def subjects_of(run: trained_run.TrainedRun, dataset: Path, truth_dir: Path, split: str, windows: int) -> Subjects:
+    """The windows of a split that are measured, and the readouts fitted on the others of their clips."""
+    clips = load_windows(dataset, truth_dir, split)
+    pairs = choose(clips, windows)
+    round_trips = {
+        window.row: trained_run.decode_pictures(run, window.record.latents_FHWC)
+        for name in clips
+        for window in clips[name]
+    }
+    readouts = [_readout(clips[w.clip], w, round_trips) for w, _ in pairs]
+    return Subjects(pairs=pairs, round_trips=round_trips, readouts=readouts)
 
 
 def measure_lip_sync(
@@ -133,23 +157,15 @@ def measure_lip_sync(
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """(correlations with their intervals, the lag curve, plain values all; a contact sheet of some windows)."""
     config = config or run.config.sampling
-    clips = load_windows(dataset, truth_dir, split)
-    pairs = choose(clips, windows)
-    latents = _sample(run, pairs, config, batch=batch, seed=seed, on_progress=on_progress)
-    pictures = {kind: [trained_run.decode_pictures(run, latent) for latent in latents[kind]] for kind in DRIVINGS}
-    round_trips = {
-        window.row: trained_run.decode_pictures(run, window.record.latents_FHWC)
-        for name in clips
-        for window in clips[name]
-    }
-    readouts = [_readout(clips[w.clip], w, round_trips) for w, _ in pairs]
-
-    def read(videos: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [f(mouth.crop(video, w.box_4)) for f, video, (w, _) in zip(readouts, videos, pairs)]
-
+    subjects = subjects_of(run, dataset, truth_dir, split, windows)
+    pairs, round_trips, read = subjects.pairs, subjects.round_trips, subjects.read
+    inputs = subjects.inputs(run, DRIVINGS)
+    latents = trained_run.sampler_for(run, config, inputs, batch).all_of(inputs, seed, on_progress)
+    videos = [trained_run.decode_pictures(run, latent) for latent in latents]
+    pictures = {kind: videos[i * len(pairs) : (i + 1) * len(pairs)] for i, kind in enumerate(DRIVINGS)}
     found = {kind: read(pictures[kind]) for kind in DRIVINGS}
     own, other = [w.opening_T for w, _ in pairs], [o.opening_T for _, o in pairs]
-    people = [w.person for w, _ in pairs]
+    people = subjects.people
     estimates = {
         "ceiling: the codec's round trip": (read([round_trips[w.row] for w, _ in pairs]), own),
         "own sound": (found["own"], own),
@@ -174,27 +190,6 @@ def measure_lip_sync(
 def _plain(found: Estimate) -> dict[str, Any]:
     """None for numbers that JSON does not have: a mouth that does not move at all."""
     return {k: None if math.isnan(v) else v for k, v in dataclasses.asdict(found).items()}
-
-
-def _sample(
-    run: trained_run.TrainedRun,
-    pairs: Sequence[tuple[TruthWindow, TruthWindow]],
-    config: SamplingConfig,
-    *,
-    batch: int,
-    seed: int,
-    on_progress: Callable[[float], None],
-) -> dict[str, list[np.ndarray]]:
-    """Latents of every pair under each of `DRIVINGS`; a window's noise is the same in all three."""
-    inputs = [driven(w, o, kind, slot, run) for kind in DRIVINGS for slot, (w, o) in enumerate(pairs)]
-    guided = trained_run.needs_guidance(config.guidance, inputs)
-    sampler = trained_run.Sampler(run, config, trained_run.shape_for(run, inputs), min(batch, len(inputs)), guided)
-    calls = math.ceil(len(inputs) / sampler.batch)
-    latents: list[np.ndarray] = []
-    for call in range(calls):
-        part = inputs[call * sampler.batch : (call + 1) * sampler.batch]
-        latents += sampler(part, seed, lambda share: on_progress(share / calls))
-    return {kind: latents[i * len(pairs) : (i + 1) * len(pairs)] for i, kind in enumerate(DRIVINGS)}
 
 
 def _readout(

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax import conditions, segments, sharding
@@ -118,7 +119,7 @@ def open_run(
     spec = records.DatasetSpec.load(directory if dataset is None else dataset)
     experiment.packed_shape(config, spec)
     check_features(f"{directory if dataset is None else dataset}", record.data, spec)
-    opened = _open_codec(spec, codec or spec.codec)
+    opened = open_codec(spec, codec or spec.codec)
     return TrainedRun(
         directory=directory,
         config=config,
@@ -144,7 +145,7 @@ def check_features(where: str, trained: Mapping[str, Any], spec: records.Dataset
         )
 
 
-def _open_codec(spec: records.DatasetSpec, name_or_dir: str) -> codecs.VideoCodec:
+def open_codec(spec: records.DatasetSpec, name_or_dir: str) -> codecs.VideoCodec:
     """The codec that made the run's latents: same weights (ValueError otherwise), same options."""
     codec = codecs.load_codec(name_or_dir, spec.codec_options)
     trained = {
@@ -225,12 +226,17 @@ class Sampler:
         )
 
     def __call__(
-        self, windows: Sequence[packing.PackInput], seed: int, on_progress: Callable[[float], None] = lambda share: None
+        self,
+        windows: Sequence[packing.PackInput],
+        seed: int,
+        on_progress: Callable[[float], None] = lambda share: None,
+        params: Params | None = None,
     ) -> list[np.ndarray]:
         """Latents [F, H, W, C] float32 of each window.
 
         Noise is keyed on (seed, window.slot, token), so a window's sample does not depend on the others of the call.
-        `on_progress` hears the share of the work done since it was last called.
+        `on_progress` hears the share of the work done since it was last called. `params`: instead of the run's, placed
+        like them.
         """
         if not 0 < len(windows) <= self.batch:
             raise ValueError(f"this sampler takes 1 to {self.batch} windows a call, not {len(windows)}")
@@ -246,12 +252,28 @@ class Sampler:
             state, timesteps = self._start(placed, jax.random.key(seed))
             for start in range(0, self.config.num_steps, self.chunk):
                 stop = start + self.chunk
-                state = self._advance(self.run.params, placed, state, timesteps[start : stop + 1], scales[start:stop])
+                times = timesteps[start : stop + 1]
+                state = self._advance(params or self.run.params, placed, state, times, scales[start:stop])
                 state.tokens_BLC.block_until_ready()
                 on_progress(1 / self.num_chunks)
         self.model_calls += self.config.num_steps
-        out = np.asarray(state.tokens_BLC, np.float32)
+        out = np.asarray(_everywhere(state.tokens_BLC), np.float32)
         return [packing.window_latents(batch, out, row, 0) for row in range(len(windows))]
+
+    def all_of(
+        self,
+        windows: Sequence[packing.PackInput],
+        seed: int,
+        on_progress: Callable[[float], None] = lambda share: None,
+        params: Params | None = None,
+    ) -> list[np.ndarray]:
+        """Latents of any number of windows, `batch` a call."""
+        calls = math.ceil(len(windows) / self.batch)
+        latents: list[np.ndarray] = []
+        for call in range(calls):
+            part = windows[call * self.batch : (call + 1) * self.batch]
+            latents += self(part, seed, lambda share: on_progress(share / calls), params)
+        return latents
 
     def compilations(self) -> int:
         """How many programs the steps have been compiled into: 1, whatever has been sampled."""
@@ -295,6 +317,20 @@ class Sampler:
         return mmdit.apply(
             config.model, params, tokens_NLC, t_NG, batch, execution=config.execution, dtype=self.run.dtype
         )
+
+
+def sampler_for(
+    run: TrainedRun, config: solver.SamplingConfig, windows: Sequence[packing.PackInput], batch: int
+) -> Sampler:
+    """The sampler of these windows, at least `batch` of them a call: as many as the mesh's data groups share evenly."""
+    ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    rows = _round_up(min(batch, len(windows)), ways)
+    return Sampler(run, config, shape_for(run, windows), rows, needs_guidance(config.guidance, windows))
+
+
+def _everywhere(tokens: jax.Array) -> jax.Array | np.ndarray:
+    """`tokens` as every process can read them."""
+    return tokens if tokens.is_fully_addressable else multihost_utils.process_allgather(tokens, tiled=True)
 
 
 def needs_guidance(config: GuidanceConfig, windows: Sequence[packing.PackInput]) -> tuple[Branch, ...]:

@@ -3,7 +3,7 @@
 RUN/events/<attempt>-<process>.jsonl, one JSON line an event, in the order of their ends, `t` in seconds since 1970:
 
     {"event": "start", "t", "process", "processes", "devices", "restart"}       t: when the process began
-    {"event": "span", "t", "s", "kind"}       `s` seconds up to `t` of compile, restore, save (others: start-up)
+    {"event": "span", "t", "s", "kind"}       `s` seconds up to `t` of compile, restore, save, samples (else: start-up)
     {"event": "steps", "t", "s", "wait_s", "first", "last"}       steps first .. last (from 1): `s` seconds, `wait_s`
     for data {"event": "hosts", "t", "step", "host_s"}       process 0: each host's own seconds a step (data and
     dispatch, no devices) {"event": "saved", "t", "s", "step", "bytes"}       process 0: a checkpoint was whole, `s`

@@ -13,13 +13,14 @@ from typing import Any
 
 from omnihuman_jax.runtime.locations import local
 
-KINDS = ("productive", "repeated", "compile", "restore", "save", "data_wait", "start_up", "down")
+KINDS = ("productive", "repeated", "compile", "restore", "save", "samples", "data_wait", "start_up", "down")
 """Where the time goes: new steps, steps that a restart made again, compiling, choosing and reading a checkpoint, saves
-that the loop waited for, waiting for data, the rest of a process's time, and time without a sign of any process."""
+that the loop waited for, samples and evaluations between steps, waiting for data, the rest of a process's time, and
+time without a sign of any process."""
 
 COLORS = {
     "productive": "#1b7f4b", "repeated": "#b5540c", "compile": "#7440c4", "restore": "#0e7c74", "save": "#1f5fbf",
-    "data_wait": "#c9a227", "start_up": "#8a8f98", "down": "#d8d4ca",
+    "samples": "#c23b78", "data_wait": "#c9a227", "start_up": "#8a8f98", "down": "#d8d4ca",
 }  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def _straggler(logs: Sequence[Sequence[dict[str, Any]]]) -> tuple[str, float] | 
 
 def picture(goodput: Goodput, *, width: int = 900) -> str:
     """A standalone SVG: a bar an attempt over the run's own time, coloured by kind, and a legend with totals."""
-    left, right, top, line = 90, 20, 58, 24
+    left, right, top, line = 90, 20, 76, 24
     height = top + line * len(goodput.attempts) + 34
     span = max(goodput.wall, 1e-9)
 

@@ -1,6 +1,4 @@
-"""What a run says about itself: metrics.jsonl (exact), TensorBoard (curves), and the machine's own matrix-multiply
-peak.
-"""
+"""What a run says about itself: metrics.jsonl (exact), and the machine's own matrix-multiply peak."""
 
 import contextlib
 import dataclasses
@@ -19,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.telemetry import trackers
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +26,8 @@ logger = logging.getLogger(__name__)
 class LoggingConfig:
     """A line of metrics every `interval` steps and at the end of a stage; TensorBoard beside the JSONL file or not.
 
+    trackers: services that get the same, such as `wandb` or `mlflow,trackio` (docs/tracking.md)
+    project: what the run belongs to there
     prometheus_port: every process serves its newest numbers there (several on one machine: the next free port); 0 does
         not
     prometheus_host: address that it listens on; anyone who reaches it can read it
@@ -34,13 +35,18 @@ class LoggingConfig:
 
     interval: int = 10
     tensorboard: bool = True
+    trackers: str = ""
+    project: str = "omnihuman"
     prometheus_port: int = 0
     prometheus_host: str = "127.0.0.1"
 
     def validate(self) -> None:
-        """ValueError on an interval below 1 or a port that is none."""
+        """ValueError on an interval below 1, a tracker that there is not, or a port that is none."""
         if self.interval < 1:
             raise ValueError(f"logging.interval must be >= 1, not {self.interval}")
+        trackers.named(self.trackers)
+        if not self.project.strip():
+            raise ValueError("logging.project is empty; give the runs of a project one name")
         if not 0 <= self.prometheus_port < 2**16:
             raise ValueError(f"logging.prometheus_port must be in [0, 65535], not {self.prometheus_port}")
 
@@ -83,6 +89,10 @@ class Speed:
         """Forgets what was before; `done` steps are finished."""
         self._done, self._time = done, time.perf_counter()
 
+    def pause(self, seconds: float) -> None:
+        """`seconds` since the last measurement were no step's."""
+        self._time += seconds
+
     def measure(self, done: int, interval_tokens: float, interval_steps: int) -> dict[str, float]:
         """Seconds a step, tokens/s, FLOP/s and their share of the measured peak; after a start also what that cost."""
         steps, seconds = done - self._done, time.perf_counter() - self._time
@@ -110,22 +120,17 @@ class Speed:
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl` and TensorBoard; after a resume, lines past the restored step are taken
+    """Appends records to `metrics.jsonl`, a `trackers.Tracker`; after a resume, lines past the restored step are taken
     back.
     """
 
-    def __init__(self, run_dir: Path | str, config: LoggingConfig, *, step: int):
+    def __init__(self, run_dir: Path | str, *, step: int):
         self.path = local(run_dir) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             _keep_until(self.path, step)
         self._file = self.path.open("ab", buffering=0)
         self._pending = b""
-        self._board = None
-        if config.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(local(run_dir) / "tensorboard"), purge_step=step + 1, flush_secs=30)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One line; floats as `repr` has them, so equal lines mean equal bits."""
@@ -134,24 +139,16 @@ class MetricsWriter:
         try:  # a full disk must not end a run: what cannot be written now is kept for the next time
             while self._pending:
                 self._pending = self._pending[self._file.write(self._pending) :]
-            if self._board is not None:
-                for name, value in record.items():
-                    if name not in ("step", "stage"):
-                        self._board.add_scalar(board_name(name), value, global_step=record["step"])
         except OSError as error:
             logger.error("%s cannot be written (%s); %d bytes wait", self.path, error, len(self._pending))
 
+    def show(self, step: int, name: str, video: Path, picture: Path) -> None:
+        """Nothing: the files are in the run's folder already."""
+
     def close(self) -> None:
-        """Flushes both."""
+        """Closes the file."""
         with contextlib.suppress(OSError):
             self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def board_name(name: str) -> str:
-    """The name of a curve in TensorBoard, where "+" is illegal: `loss/text+audio` is `loss/text_audio` there."""
-    return name.replace("+", "_")
 
 
 def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 | place | file | for |
 |---|---|---|
 | events/ | `events` | where the time goes: `omnihuman goodput` |
-| metrics.jsonl, tensorboard/ | `metrics` | what the steps computed |
+| metrics.jsonl | `metrics` | what the steps computed, to the bit |
+| tensorboard/, W&B, MLflow, trackio | `trackers` | whoever follows curves and samples |
 | a port | `prometheus` | whoever watches many runs |
 | the bar, or lines | `progress`, `interval_line` | whoever sits in front of it; whoever reads its log |
 """
@@ -20,7 +21,7 @@ import jax
 
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.stages import StageSchedule
-from omnihuman_jax.telemetry import interval_line, run_log
+from omnihuman_jax.telemetry import interval_line, run_log, trackers
 from omnihuman_jax.telemetry.events import EventLog
 from omnihuman_jax.telemetry.metrics import LoggingConfig, MetricsWriter, Speed
 from omnihuman_jax.telemetry.prometheus import Exporter
@@ -41,11 +42,23 @@ class RunTelemetry:
         run_dir: of the run.
         name: of the run, for Prometheus.
         schedule: whose steps they are.
+        values: the config as plain values, for the trackers.
         progress: show a bar where there is a terminal; otherwise, and without one, process 0 tells its story in lines.
     """
 
-    def __init__(self, config: LoggingConfig, run_dir: Path, name: str, schedule: StageSchedule, *, progress: bool):
+    def __init__(
+        self,
+        config: LoggingConfig,
+        run_dir: Path,
+        name: str,
+        schedule: StageSchedule,
+        *,
+        progress: bool,
+        values: Mapping[str, Any] | None = None,
+    ):
+        trackers.check_installed(config.trackers)
         self._config, self._run_dir, self._name, self._schedule = config, run_dir, name, schedule
+        self._values = values or {}
         self._lead = jax.process_index() == 0
         self._bar = self._lead and progress and sys.stdout.isatty()
         self._lines = self._lead and not self._bar
@@ -78,14 +91,21 @@ class RunTelemetry:
         self.speed, self._start = Speed(step_flops=step_flops, measure_peak=measure_peak), start
         self._peak_flops = peak_flops
         with contextlib.ExitStack() as stack:
-            self._writer = None
-            if self._lead:
-                writer = MetricsWriter(self._run_dir, self._config, step=start)
-                self._writer = stack.enter_context(contextlib.closing(writer))
+            self._trackers = self._open_trackers(start) if self._lead else []
+            for tracker in self._trackers:
+                stack.callback(tracker.close)
             total = self._schedule.total_steps
             self._show = stack.enter_context(progress_bar(start, total, enabled=self._bar))
             self._exporter = stack.enter_context(contextlib.closing(Exporter(self._config, self._name)))
             yield
+
+    def _open_trackers(self, start: int) -> list[trackers.Tracker]:
+        config = self._config
+        run = trackers.TrackedRun(
+            folder=self._run_dir, project=config.project, name=self._name, step=start, config=self._values
+        )
+        services = trackers.open_services(run, config.trackers, tensorboard=config.tensorboard)
+        return [MetricsWriter(self._run_dir, step=start), *services]
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
@@ -109,14 +129,36 @@ class RunTelemetry:
 
     def finished(self, done: int, line: Mapping[str, Any] | None) -> None:
         """`done` steps are finished; `line`, where one is due, goes wherever lines go."""
-        if line is not None and self._writer is not None:
-            self._writer.write(line)
+        if line is not None:
+            for tracker in self._trackers:
+                tracker.write(line)
         self._show(done, line)
         if line is not None and self._lines:
             self._tell(done, line)
         self._events.step(done)
         if line is not None:
             self._exporter.update(done, line, self._events.seconds, self._events.compare_hosts(done))
+
+    @contextlib.contextmanager
+    def preparing_samples(self) -> Iterator[None]:
+        """After `compiling`, around the first samples of this start, which compile what makes them."""
+        with self._events.span("compile"):
+            yield
+        self.speed.restart(self._start)
+        self._began = self._logged_at = time.perf_counter()
+
+    @contextlib.contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Around samples between two steps: no time of the steps."""
+        began = time.perf_counter()
+        with self._events.span("samples"):
+            yield
+        self.speed.pause(time.perf_counter() - began)
+
+    def show(self, step: int, name: str, video: Path, picture: Path) -> None:
+        """A sample of finished step `step` lies in the run's folder."""
+        for tracker in self._trackers:
+            tracker.show(step, name, video, picture)
 
     def saving(self) -> contextlib.AbstractContextManager[None]:
         """Around a save that the loop waits for."""

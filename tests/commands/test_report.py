@@ -15,10 +15,10 @@ from omnihuman_jax.commands import report
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.evaluation import sheet
-from omnihuman_jax.reporting import charts, sections
+from omnihuman_jax.reporting import charts, filmstrip, sections
 from omnihuman_jax.reporting.run_folder import ends_of_loss, key_numbers, read_folder, stages_of, worst_ratio
 from omnihuman_jax.serving import media_omnihuman
-from omnihuman_jax.telemetry.metrics import LoggingConfig, MetricsWriter
+from omnihuman_jax.telemetry.metrics import MetricsWriter
 
 STAGES = (("text and reference", 40, {}), ("audio", 80, {"audio": 0.5}), ("all", 140, {"audio": 0.5, "pose": 0.25}))
 
@@ -65,7 +65,7 @@ def metrics_lines() -> list[dict[str, Any]]:
 
 def make_run(root: Path) -> Path:
     """A run folder with every part, written by the real writers where there is one."""
-    writer = MetricsWriter(root / "run", LoggingConfig(tensorboard=False), step=0)
+    writer = MetricsWriter(root / "run", step=0)
     for line in metrics_lines():
         writer.write(line)
     writer.close()
@@ -313,3 +313,23 @@ def test_a_line_is_where_its_numbers_are() -> None:
 )
 def test_numbers_read_well(value: float, text: str) -> None:
     assert charts.number(value) == text
+
+
+def test_samples_of_training_are_a_filmstrip_over_time(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    writer = MetricsWriter(run, step=0)
+    for line in metrics_lines():
+        found = {"gain/audio": 0.1, "gain/audio_low": 0.05, "gain/audio_high": 0.15} if line["step"] % 20 == 0 else {}
+        writer.write(line | found)
+    writer.close()
+    assert filmstrip.filmstrip_section(read_folder(run)) == ""
+    for step in range(0, 200, 10):
+        folder = run / "training_samples" / f"step_{step:08d}"
+        sheet.write_png(folder / "a.png", moving_square(1, step)[0])
+        media_omnihuman.write_video(folder / "a.mp4", moving_square(5, step), 25)
+    markup = filmstrip.filmstrip_section(read_folder(run))
+    shown = [int(step) for step in re.findall(r"<th>step ([0-9,]+)</th>", markup)]
+    assert len(shown) == filmstrip.COLUMNS == markup.count("<img") and (shown[0], shown[-1]) == (0, 190)
+    assert markup.count("<video") == 1 and "<b>a</b>, step 190" in markup
+    assert "gain of audio" in markup and "gain of pose" not in markup and "0.100" in markup
+    assert markup in report.page(read_folder(run))

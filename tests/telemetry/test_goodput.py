@@ -38,7 +38,8 @@ def run(tmp_path: Path) -> Path:
         steps(7, 10, 1037.0, 4.0),
     ]  # fmt: skip
     second = [
-        start(1050.0), span("restore", 1060.0, 5.0), span("compile", 1061.0, 1.0), steps(7, 14, 1069.0, 8.0),
+        start(1050.0), span("restore", 1060.0, 5.0), span("compile", 1061.0, 1.0), steps(7, 13, 1068.0, 7.0),
+        span("samples", 1068.5, 0.5), steps(14, 14, 1069.0, 0.5),
         {"event": "saved", "t": 1069.0, "s": 3.0, "step": 12, "bytes": 99}, {"event": "end", "t": 1070.0, "code": 0},
     ]  # fmt: skip
     (tmp_path / "events").mkdir()
@@ -52,10 +53,11 @@ def test_every_second_has_one_kind(run: Path) -> None:
     goodput = read_goodput(run)
     assert goodput.wall == 70.0
     assert goodput.seconds == {
-        "productive": 10.0 + 4.0 + 4.0, "repeated": 4.0, "compile": 9.0, "restore": 7.0, "save": 1.0, "data_wait": 2.0,
+        "productive": 10.0 + 4.0 + 3.5, "repeated": 4.0, "compile": 9.0, "restore": 7.0, "save": 1.0, "samples": 0.5,
+        "data_wait": 2.0,
         "start_up": 10.0 + 5.0 + 1.0, "down": 13.0,
     }  # fmt: skip
-    assert goodput.share == pytest.approx(18 / 70)
+    assert goodput.share == pytest.approx(17.5 / 70)
     first, second = goodput.attempts
     assert (first.code, first.first, first.last, first.new) == (None, 1, 10, 10)
     assert (second.code, second.first, second.last, second.new) == (0, 7, 14, 4)
@@ -66,7 +68,7 @@ def test_the_command_prints_a_table_and_draws(run: Path, capsys: pytest.CaptureF
     assert command.main([str(run), "--json", str(run / "goodput.json")]) == 0
     printed = capsys.readouterr().out
     assert (
-        "goodput 25.7% of 70.0 s in 2 attempts" in printed
+        "goodput 25.0% of 70.0 s in 2 attempts" in printed
         and "killed" in printed
         and "process 1 takes 3.0 times" in printed
     )

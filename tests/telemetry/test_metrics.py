@@ -12,11 +12,13 @@ import pytest
 
 from omnihuman_jax import sharding
 from omnihuman_jax.conditions import ConditionSet
+from omnihuman_jax.evaluation import sheet
+from omnihuman_jax.telemetry import trackers
 from omnihuman_jax.telemetry.metrics import LoggingConfig, MetricsWriter, Speed, measure_matmul_peak, read_metrics
 
 
 def test_lines_are_exact_and_a_resume_takes_back_what_comes_after_it(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), step=0)
+    writer = MetricsWriter(tmp_path, step=0)
     values = [float(np.float32(1 / 3)), math.pi, 1e-30, math.nan]
     for step, value in enumerate(values, 1):
         writer.write({"step": step, "stage": "a", "loss": value})
@@ -25,7 +27,7 @@ def test_lines_are_exact_and_a_resume_takes_back_what_comes_after_it(tmp_path: P
         file.write('{"step": 5, "los')  # killed in the middle of a line
     assert [record["loss"] for record in read_metrics(tmp_path)] == [*values[:3], "nan"]
     before = (tmp_path / "metrics.jsonl").read_text().splitlines()[:2]
-    writer = MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), step=2)
+    writer = MetricsWriter(tmp_path, step=2)
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == before
     writer.write({"step": 3, "stage": "a", "loss": 2.0})
     writer.close()
@@ -40,15 +42,21 @@ def test_tensorboard_beside_it_has_legal_names_and_says_nothing(
     logging.getLogger("tensorboardX").setLevel(logging.DEBUG)
     record = {f"loss/{active.label}": 0.25 for active in ConditionSet.every() if active}
     assert any("+" in name for name in record)
-    writer = MetricsWriter(tmp_path, LoggingConfig(), step=0)
-    writer.write({"step": 1, "stage": "a", "loss": 0.5, "learning_rate/audio": 0.1} | record)
-    writer.close()
+    run = trackers.TrackedRun(folder=tmp_path, project="p", name="n", step=0, config={})
+    writers = [MetricsWriter(tmp_path, step=0), *trackers.open_services(run, "", tensorboard=True)]
+    for writer in writers:
+        writer.write({"step": 1, "stage": "a", "loss": 0.5, "learning_rate/audio": 0.1} | record)
+    sheet.write_png(tmp_path / "face.png", np.zeros((16, 16, 3), np.uint8))
+    writers[1].show(1, "face", tmp_path / "face.mp4", tmp_path / "face.png")
+    for writer in writers:
+        writer.close()
     assert "illegal" not in caplog.text + "".join(capfd.readouterr())
     (events,) = (tmp_path / "tensorboard").iterdir()
     data = events.read_bytes()
     assert (
         b"loss/text_audio" in data and b"learning_rate/audio" in data and b"stage" not in data and b"text+" not in data
     )
+    assert b"samples/face" in data and "fails" not in caplog.text
     assert "loss/text+audio" in read_metrics(tmp_path)[0]
 
 
@@ -105,7 +113,7 @@ def test_the_peak_is_measured_on_all_devices() -> None:
 
 
 def test_a_full_disk_only_delays_lines(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), step=0)
+    writer = MetricsWriter(tmp_path, step=0)
     writer.write({"step": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:

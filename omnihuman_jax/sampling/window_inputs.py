@@ -1,0 +1,83 @@
+"""Windows of a data set as the model is to see them: which are taken, and what drives each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.packing import PackInput
+from omnihuman_jax.data.records import DatasetSpec, WindowRecord
+from omnihuman_jax.evaluation import sheet
+
+TRAINED_ON = "train"
+# Of millions of windows so many are sorted, evenly taken.
+_LOOKED_AT = 20_000
+
+
+def driven_window(
+    spec: DatasetSpec,
+    record: WindowRecord,
+    active: ConditionSet,
+    slot: int,
+    *,
+    sound: WindowRecord | None = None,
+    pose: WindowRecord | None = None,
+    with_truth: bool = False,
+) -> PackInput:
+    """The window under the conditions `active`; without text, the empty prompt.
+
+    Args:
+        spec: of its data set.
+        record: the window.
+        active: what drives it, each of which it must have.
+        slot: what its noise is keyed on.
+        sound, pose: windows whose sound and keypoints drive it instead of its own. Another's keypoints are stretched to
+            this one's grid, in whose units they are stored.
+        with_truth: its own latents, for losses; otherwise zeros: nothing of the truth goes into a sample.
+    """
+    sound, pose = sound or record, pose or record
+    has_text = Condition.TEXT in active
+    size, own = record.latents_FHWC.shape[1:3], pose.latents_FHWC.shape[1:3]
+    stretch = np.array([size[1] / own[1], size[0] / own[0], 1.0], np.float32)
+    heard, seen = Condition.AUDIO in active, Condition.POSE in active
+    latents = record.latents_FHWC.astype(np.float32)
+    return PackInput(
+        latents_FHWC=latents if with_truth else np.zeros_like(latents),
+        reference_HWC=record.references_RHWC[0].astype(np.float32) if Condition.REFERENCE in active else None,
+        text_SE=record.text_SE if has_text else spec.empty_text_SE,
+        pooled_E=record.pooled_E if has_text else spec.empty_pooled_E,
+        active=active,
+        audio_TE=sound.audio_TE.astype(np.float32) if heard else None,
+        audio_valid_T=sound.audio_valid_T if heard else None,
+        keypoints_TJ3=pose.keypoints_TJ3.astype(np.float32) * stretch if seen else None,
+        keypoints_valid_T=pose.keypoints_valid_T if seen else None,
+        margin=spec.margin,
+        slot=slot,
+    )
+
+
+def held_out(catalog: Catalog, split: str, needed: ConditionSet) -> tuple[str, np.ndarray]:
+    """(split, rows) of the longest videos there that are eligible for `needed`; no rows where there are none.
+
+    `split`: "" for the held-out split that has most of them, or else the windows that are trained on.
+    """
+    usable = ((catalog.eligible & needed.bits) == needed.bits) & (catalog.frames > 1)
+    if not split:
+        names, counts = np.unique(catalog.split[usable & (catalog.split != TRAINED_ON)].astype(str), return_counts=True)
+        split = str(names[counts.argmax()]) if len(names) else TRAINED_ON
+    rows = np.flatnonzero(usable & (catalog.split == split))
+    if not len(rows):
+        return split, rows
+    return split, rows[catalog.frames[rows] == catalog.frames[rows].max()]
+
+
+def spread(catalog: Catalog, rows: Sequence[int] | np.ndarray, count: int) -> list[int]:
+    """`count` of the rows at most, spread over clips and, within a clip, over time."""
+    rows = np.asarray(rows)[sheet.evenly(len(rows), _LOOKED_AT)]
+    clips: dict[str, list[int]] = {}
+    for row in sorted(map(int, rows), key=lambda row: (str(catalog.clip_id[row]), int(catalog.start_frame[row]))):
+        clips.setdefault(str(catalog.clip_id[row]), []).append(row)
+    share = -(-count // max(len(clips), 1))
+    chosen = {clip: [own[i] for i in sheet.evenly(len(own), share)] for clip, own in clips.items()}
+    return [own[i] for i in range(share) for own in chosen.values() if i < len(own)][:count]
