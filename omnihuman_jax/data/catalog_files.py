@@ -65,7 +65,7 @@ def content_digests(columns: Mapping[str, Any]) -> dict[str, str]:
     return {
         **{name: columns[name].digest() for name in TEXTS},
         "split": hashlib.sha256(names + split.codes.tobytes()).hexdigest(),
-        **{name: hashlib.sha256(column).hexdigest() for name, column in numbers.items()},
+        **{name: hashlib.sha256(column.data).hexdigest() for name, column in numbers.items()},
     }
 
 

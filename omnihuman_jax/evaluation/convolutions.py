@@ -112,7 +112,7 @@ def mean_pool(x: Array, window: Sequence[int], padding: Padding = "VALID") -> ja
     return total / _reduce(jnp.ones_like(jnp.asarray(x)), 0.0, jax.lax.add, window, ones, padding)
 
 
-def _reduce(x, start, operation, window, stride, padding) -> jax.Array:  # type: ignore[no-untyped-def]
+def _reduce(x, start, operation, window, stride, padding) -> jax.Array:
     if not isinstance(padding, str):
         padding = ((0, 0), *padding, (0, 0))
     result: jax.Array = jax.lax.reduce_window(

@@ -41,7 +41,7 @@ def frechet_of_features(features1_ND: np.ndarray, features2_ND: np.ndarray) -> f
     centred = [(f - m) / np.sqrt(len(f) - 1) for f, m in zip(sets, means)]
     traces = sum(float(np.square(a).sum()) for a in centred)
     # More rows than columns: their triangular factor has the same product with itself, and is small.
-    small = [np.linalg.qr(a, mode="r") if len(a) > a.shape[1] else a for a in centred]
+    small: list[np.ndarray] = [np.asarray(np.linalg.qr(a, mode="r")) if len(a) > a.shape[1] else a for a in centred]
     return _distance(means[0] - means[1], traces, small[0] @ small[1].T)
 
 

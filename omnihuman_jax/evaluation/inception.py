@@ -150,14 +150,14 @@ def _unit(params: Inception, name: str, x: Array, stride: int = 1, same: bool = 
     return convolve(params[name], x, (stride, stride), padding)
 
 
-def _in_turn(unit, x: Array, names: Iterable[str]) -> jax.Array:  # type: ignore[no-untyped-def]
+def _in_turn(unit, x: Array, names: Iterable[str]) -> jax.Array:
     """Convolutions one after another, each of the size of what it is given."""
     for name in names:
         x = unit(name, x, same=True)
     return jnp.asarray(x)
 
 
-def _a(unit, at: str, x: Array) -> jax.Array:  # type: ignore[no-untyped-def]
+def _a(unit, at: str, x: Array) -> jax.Array:
     branches = [
         _in_turn(unit, x, [f"{at}branch1x1"]),
         _in_turn(unit, x, [f"{at}branch5x5_{i}" for i in (1, 2)]),
@@ -167,7 +167,7 @@ def _a(unit, at: str, x: Array) -> jax.Array:  # type: ignore[no-untyped-def]
     return jnp.concatenate(branches, -1)
 
 
-def _b(unit, at: str, x: Array) -> jax.Array:  # type: ignore[no-untyped-def]
+def _b(unit, at: str, x: Array) -> jax.Array:
     double = _in_turn(unit, x, [f"{at}branch3x3dbl_{i}" for i in (1, 2)])
     branches = [
         unit(f"{at}branch3x3", x, stride=2),
@@ -177,7 +177,7 @@ def _b(unit, at: str, x: Array) -> jax.Array:  # type: ignore[no-untyped-def]
     return jnp.concatenate(branches, -1)
 
 
-def _c(unit, at: str, x: Array) -> jax.Array:  # type: ignore[no-untyped-def]
+def _c(unit, at: str, x: Array) -> jax.Array:
     branches = [
         _in_turn(unit, x, [f"{at}branch1x1"]),
         _in_turn(unit, x, [f"{at}branch7x7_{i}" for i in (1, 2, 3)]),
@@ -187,7 +187,7 @@ def _c(unit, at: str, x: Array) -> jax.Array:  # type: ignore[no-untyped-def]
     return jnp.concatenate(branches, -1)
 
 
-def _d(unit, at: str, x: Array) -> jax.Array:  # type: ignore[no-untyped-def]
+def _d(unit, at: str, x: Array) -> jax.Array:
     branches = [
         unit(f"{at}branch3x3_2", unit(f"{at}branch3x3_1", x), stride=2),
         unit(f"{at}branch7x7x3_4", _in_turn(unit, x, [f"{at}branch7x7x3_{i}" for i in (1, 2, 3)]), stride=2),
@@ -196,7 +196,7 @@ def _d(unit, at: str, x: Array) -> jax.Array:  # type: ignore[no-untyped-def]
     return jnp.concatenate(branches, -1)
 
 
-def _e(unit, at: str, x: Array, pooled: Array) -> jax.Array:  # type: ignore[no-untyped-def]
+def _e(unit, at: str, x: Array, pooled: Array) -> jax.Array:
     single = unit(f"{at}branch3x3_1", x)
     double = _in_turn(unit, x, [f"{at}branch3x3dbl_{i}" for i in (1, 2)])
     branches = [

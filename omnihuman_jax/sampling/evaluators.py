@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -107,7 +108,7 @@ class ConditionGain:
         self._key = jax.random.key(config.seed)
         replicated = NamedSharding(run.mesh, PartitionSpec())
         places = jax.tree.map(lambda leaf: leaf.sharding, run.params)
-        self._losses = jax.jit(
+        self._losses: Any = jax.jit(
             self._window_losses, in_shardings=(places, shardings, replicated, replicated), out_shardings=replicated
         )
 
@@ -124,7 +125,13 @@ class ConditionGain:
 
         def velocity(tokens_BLC: Array, t_BG: Array, batch: Batch) -> Array:
             return mmdit.apply(
-                config.model, params, tokens_BLC, t_BG, batch, execution=config.execution, dtype=self._run.dtype
+                config.model,
+                params,
+                jnp.asarray(tokens_BLC),
+                jnp.asarray(t_BG),
+                batch,
+                execution=config.execution,
+                dtype=self._run.dtype,
             )
 
         return condition_gain.window_losses(velocity, batch, t, key)[:, 0]
@@ -147,7 +154,7 @@ class ConditionGain:
 
     def compilations(self) -> int:
         """How many programs it has been compiled into."""
-        return self._losses._cache_size()
+        return int(self._losses._cache_size())
 
 
 def _driven(

@@ -6,8 +6,7 @@ Outside of it a model answers too, in silence and badly: one trained on 64 x 48 
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.data.catalog import FILE_NAME as CATALOG_FILE
-from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.catalog import Catalog, has_catalog
 from omnihuman_jax.data.plan import eligible_rows
 from omnihuman_jax.sampling.trained_run import TrainedRun
 from omnihuman_jax.typing import FPS
@@ -32,7 +31,7 @@ def trained_windows(run: TrainedRun) -> np.ndarray:
     """int [n, 3]: (height, width, frames) of the windows that the stages up to the run's step draw, each once; none
     where the dataset is not there.
     """
-    if not (run.dataset / CATALOG_FILE).is_file():
+    if not has_catalog(run.dataset):
         return np.zeros((0, 3), int)
     catalog, stages = Catalog.load(run.dataset), run.config.stages
     last, _ = stages.stage_at(min(max(0, run.step - 1), stages.total_steps - 1))

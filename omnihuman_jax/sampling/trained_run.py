@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -206,8 +207,8 @@ class Sampler:
         self.model_calls = 0
         rows = batch * (1 + len(branches))
         shardings = sharding.batch_shardings(run.mesh, shape, rows)
-        replicated = NamedSharding(run.mesh, PartitionSpec())
-        tokens = sharding.named_sharding(
+        replicated: Any = NamedSharding(run.mesh, PartitionSpec())
+        tokens: Any = sharding.named_sharding(
             run.mesh, ("batch", "tokens", None), (batch, shape.latent_tokens, shape.patch_channels)
         )
         places = jax.tree.map(lambda leaf: leaf.sharding, run.params)
@@ -291,7 +292,7 @@ class Sampler:
         return state, flow_matching.timesteps(self.config.num_steps, tokens_BG, self.run.config.flow)
 
     def _given(self, rows: Batch) -> jax.Array:
-        return conditions.clean_mask(rows) | (rows.segment_ids_BL == 0)
+        return jnp.asarray(conditions.clean_mask(rows) | (rows.segment_ids_BL == 0))
 
     def _steps(
         self,

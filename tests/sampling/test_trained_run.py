@@ -111,18 +111,17 @@ def test_text_and_audio_guided_apart_by_one_scale_are_guided_together(run, windo
 
 
 def test_the_second_order_solver_remembers_across_chunks_of_steps(run, windows):
-    """Many steps of either solver end at one place; from a fixed number of steps the second order is nearer to it."""
-
-    def sampled(steps: int, solver: str) -> np.ndarray:
-        config = dataclasses.replace(OFF, num_steps=steps, solver=solver)
-        sampler = make(run, windows[:1], config, batch=1)
+    def sampled(chunk: int) -> np.ndarray:
+        sampler = make(run, windows[:1], dataclasses.replace(OFF, num_steps=10, solver="ab2"), batch=1)
+        sampler.chunk, sampler.num_chunks = chunk, 10 // chunk
         out = sampler(windows[:1], seed=0)[0]
         assert sampler.compilations() == 1
         return out
 
-    truth = sampled(200, "ab2")
-    error = {name: np.linalg.norm(sampled(20, name) - truth) for name in ("euler", "ab2")}
-    assert error["ab2"] < 0.35 * error["euler"]
+    # Chunks of one step would be Euler's, if a chunk forgot the one before it.
+    np.testing.assert_allclose(sampled(1), sampled(10), atol=2e-4)
+    euler = make(run, windows[:1], dataclasses.replace(OFF, num_steps=10), batch=1)(windows[:1], seed=0)[0]
+    assert np.abs(sampled(10) - euler).max() > 1e-2
 
 
 def test_guidance_is_only_asked_for_where_it_can_matter(windows):
