@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax import conditions, segments, sharding
 from omnihuman_jax import config as experiment
@@ -309,6 +309,11 @@ def needs_guidance(config: GuidanceConfig, windows: Sequence[packing.PackInput])
     """Whether the unconditional branch can differ: guidance is on, and some window has text or audio to drop."""
     drops = conditions.ConditionSet.of(conditions.Condition.TEXT, conditions.Condition.AUDIO)
     return config.enabled and any(len(window.active & drops) for window in windows)
+
+
+def one_device() -> Mesh:
+    """The first device of this process, for codecs and encoders: `jax.set_mesh` of it, whatever the mesh around is."""
+    return Mesh(np.asarray(jax.local_devices()[:1]), ("one",), axis_types=(AxisType.Auto,))
 
 
 def decode_pictures(run: TrainedRun, latents_FHWC: np.ndarray) -> np.ndarray:
