@@ -73,8 +73,8 @@ COMMANDS: dict[str, Command] = {
     "plan": Command(
         module="omnihuman_jax.commands.plan",
         help=(
-            "what training would see of its data; with --topology, what a step would cost on a pod (no TPU needed); with"
-            " --prices, the whole schedule in money and days"
+            "what training would see of its data; with --topology, what a step would cost on a pod (no TPU needed);"
+            " with --prices, the whole schedule in money and days"
         ),
         example="omnihuman plan --config configs/omnihuman_13b.py:720p --topology v5p:8x8x8 --micro-batch 1",
     ),

@@ -201,7 +201,8 @@ class MouthCorrelation:
         latents = self._sampler.all_of(self._inputs, self._seed, params=params)
         if jax.process_index() != 0:
             return {}
-        videos = [trained_run.decode_pictures(self._run, latent) for latent in latents]
+        with jax.set_mesh(trained_run.one_device()):
+            videos = [trained_run.decode_pictures(self._run, latent) for latent in latents]
         found = mouth.correlation_interval(
             self._subjects.read(videos), self._truth, self._subjects.people, draws=_DRAWS
         )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from omnihuman_jax import conditions, segments, sharding
 from omnihuman_jax import config as experiment
@@ -341,6 +341,11 @@ def needs_guidance(config: GuidanceConfig, windows: Sequence[packing.PackInput])
         text=any(conditions.Condition.TEXT in window.active for window in windows),
         audio=any(conditions.Condition.AUDIO in window.active for window in windows),
     )
+
+
+def one_device() -> Mesh:
+    """The first device of this process, for codecs and encoders: `jax.set_mesh` of it, whatever the mesh around is."""
+    return Mesh(np.asarray(jax.local_devices()[:1]), ("one",), axis_types=(AxisType.Auto,))
 
 
 def decode_pictures(run: TrainedRun, latents_FHWC: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
@@ -73,7 +73,7 @@ class TrainingSamples:
         sampling = sampling_of(run.config, config)
         catalog = Catalog.load(run.dataset)
         # Codecs, encoders and readouts work on one device of each process, whatever the mesh around the steps is.
-        with jax.set_mesh(_one_device()):
+        with jax.set_mesh(trained_run.one_device()):
             subjects = [*window_subjects(run, config, catalog, source), *signal_subjects(run, config, sampling)]
             self.evaluators: list[Evaluator] = evaluators(run, catalog, source, config, sampling)
         if not subjects and not self.evaluators:
@@ -123,7 +123,7 @@ class TrainingSamples:
     def _write(self, latents: Sequence[np.ndarray], step: int, show: Show) -> None:
         """Decodes and writes, on process 0 alone: a full disk, say, is a word and not the end of the run."""
         try:
-            with jax.set_mesh(_one_device()):
+            with jax.set_mesh(trained_run.one_device()):
                 for subject, latent in zip(self.subjects, latents, strict=True):
                     frames = sheet.to_uint8(trained_run.decode_pictures(self._run, latent))
                     video = self._folder / f"step_{step:08d}" / f"{subject.name}.mp4"
@@ -151,7 +151,7 @@ def open_training_samples(
     if not config.samples.interval:
         return None
     spec, shapes = source.spec, mmdit.abstract_params(config.model)[0]
-    with jax.set_mesh(_one_device()):
+    with jax.set_mesh(trained_run.one_device()):
         codec = trained_run.open_codec(spec, spec.codec)
     run = trained_run.TrainedRun(
         directory=folder,
@@ -266,8 +266,3 @@ def request_of(picture: Path, run: trained_run.TrainedRun) -> driving.Request:
 def file_name(text: str) -> str:
     """`text` with letters, digits, `-`, `_` and `.` alone."""
     return "".join(c if (c.isascii() and c.isalnum()) or c in "-_." else "_" for c in text)
-
-
-def _one_device() -> Mesh:
-    """The first device of this process."""
-    return Mesh(np.asarray(jax.local_devices()[:1]), ("one",), axis_types=(AxisType.Auto,))

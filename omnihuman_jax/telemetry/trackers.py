@@ -6,6 +6,7 @@ the same curves. No JAX.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import logging
 import queue
@@ -148,4 +149,4 @@ def open_services(run: TrackedRun, services: str, *, tensorboard: bool) -> list[
         "trackio": tracking_services.Trackio,
     }
     names = ("tensorboard",) * tensorboard + named(services)
-    return [Detached(name, lambda kind=kinds[name]: kind(run)) for name in names]  # type: ignore[misc]
+    return [Detached(name, functools.partial(kinds[name], run)) for name in names]

@@ -20,7 +20,7 @@ import numpy as np
 
 from omnihuman_jax import assembly, sharding
 from omnihuman_jax.attention.gpu import Cudnn, Triton
-from omnihuman_jax.attention.kernel import Kernel, attend
+from omnihuman_jax.attention.kernel import Kernel, attend, window_ids
 from omnihuman_jax.attention.xla import Dense
 from omnihuman_jax.codecs import hunyuan_vae, vae_codec, wan_vae
 from omnihuman_jax.commands import plan_scale
@@ -82,7 +82,7 @@ def attention(size: str, out: Path) -> list[Row]:
 
     def both(kernel: Kernel, ids: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-            found = attend(kernel, q, k, v, ids, jnp.where(ids == 0, -1, ids)).astype(jnp.float32)
+            found = attend(kernel, q, k, v, *window_ids(ids)).astype(jnp.float32)
             return (found * weight).sum(), found
 
         return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)

@@ -81,7 +81,7 @@ def test_the_schedule_on_all_that_the_file_names(tmp_path: Path, capsys: pytest.
     one = offers["v5p:2x2x2"]
     # The sums, by hand: goodput from restarts, days from steps, money from hours and bytes.
     rate = 3.04 * 8 / (30.4 * 86_400)
-    lost = 600 + 1000 * one["step_s"]["value"] / 2
+    lost = 600 + 500 * one["step_s"]["value"] / 2
     assert one["goodput"] == pytest.approx(1 - rate * lost)
     days = plan["steps"] * one["step_s"]["value"] / one["goodput"] / 86_400
     assert one["days"]["value"] == pytest.approx(days)
