@@ -64,7 +64,8 @@ def held_out(catalog: Catalog, split: str, needed: ConditionSet) -> tuple[str, n
     """
     usable = ((catalog.eligible & needed.bits) == needed.bits) & (catalog.frames > 1)
     if not split:
-        names, counts = np.unique(catalog.split[usable & ~(catalog.split == TRAINED_ON)].astype(str), return_counts=True)
+        held_out_rows = usable & ~(catalog.split == TRAINED_ON)
+        names, counts = np.unique(catalog.split[held_out_rows].astype(str), return_counts=True)
         split = str(names[counts.argmax()]) if len(names) else TRAINED_ON
     rows = np.flatnonzero(usable & (catalog.split == split))
     if not len(rows):
