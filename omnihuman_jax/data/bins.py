@@ -15,9 +15,12 @@ def pack(demand: np.ndarray, capacity: np.ndarray, bins: int) -> np.ndarray:
     """
     if not len(demand):
         return np.zeros(0, np.int64)
+    share = demand / np.maximum(capacity, 1)
+    scarce = int(share.sum(axis=0).argmax())
+    order = np.lexsort((-demand[:, scarce], -share.max(axis=1)))  # stable: of equal ones, the first drawn
     ways = [_Bins(demand, capacity, bins) for _ in range(2)]
     for bins_of_way, emptiest in zip(ways, (True, False)):
-        bins_of_way.fill(emptiest=emptiest)
+        bins_of_way.fill(order, emptiest=emptiest)
         if (bins_of_way.assigned >= 0).all():
             return bins_of_way.assigned
     left_out = [demand[way.assigned < 0].sum(axis=0) / np.maximum(capacity, 1) for way in ways]
@@ -45,25 +48,23 @@ def pack_prefix(demand: np.ndarray, capacity: np.ndarray, bins: int) -> tuple[in
 
 
 class _Bins:
-    """Bins being filled: `assigned` [n], `left` [bins, d]."""
+    """Bins being filled: `assigned` [n], and what is `left`, [d, bins]."""
 
     def __init__(self, demand: np.ndarray, capacity: np.ndarray, bins: int, assigned: np.ndarray | None = None):
         self.demand, self.bins = demand, bins
         self.scarce = int((demand.sum(axis=0) / np.maximum(capacity, 1)).argmax()) if len(demand) else 0
-        self.left = np.tile(np.asarray(capacity, np.int64), (bins, 1))
-        self.assigned = np.full(len(demand), -1, np.int64)
-        size = (demand / np.maximum(capacity, 1)).max(axis=1, initial=0)
-        self._order = np.lexsort((np.arange(len(demand)), -demand[:, self.scarce], -size))
+        self.left = np.tile(np.asarray(capacity, np.int64)[:, None], (1, bins))
+        self.assigned = np.full(len(demand), -1, np.int64) if assigned is None else assigned.copy()
         if assigned is not None:
             inside = np.flatnonzero(assigned >= 0)
-            self.assigned = assigned.copy()
-            np.subtract.at(self.left, assigned[inside], demand[inside])
+            for dim, left in enumerate(self.left):
+                left -= np.bincount(assigned[inside], demand[inside, dim], bins).astype(np.int64)
 
-    def fill(self, *, emptiest: bool) -> None:
-        """Places what it can, in rounds."""
+    def fill(self, order: np.ndarray, *, emptiest: bool) -> None:
+        """Places what it can of the items in this order, in rounds."""
         step, waiting = max(1, self.bins // _ROUNDS_A_BIN), []
-        for first in range(0, len(self._order), step):
-            items = self._order[first : first + step]
+        for first in range(0, len(order), step):
+            items = order[first : first + step]
             self._round(items, emptiest=emptiest)
             waiting.append(items[self.assigned[items] < 0])
         rest = np.concatenate(waiting)
@@ -79,7 +80,7 @@ class _Bins:
         """Gives each item a bin of its own, where it fits: the largest item the emptiest, or to each the fullest that
         takes it.
         """
-        scarce = self.left[:, self.scarce]
+        scarce = self.left[self.scarce]
         if emptiest:
             chosen = np.argsort(-scarce, kind="stable")[: len(items)]
         else:
@@ -90,24 +91,26 @@ class _Bins:
             place = np.maximum.accumulate(first_that_fits - count) + count  # each its own, in order
             items, place = items[place < self.bins], place[place < self.bins]
             chosen = order[place]
-        fits = (self.left[chosen] >= self.demand[items]).all(axis=1)
+        items = items[: len(chosen)]
+        fits = (self.left[:, chosen].T >= self.demand[items]).all(axis=1)
         self.assigned[items[fits]] = chosen[fits]
-        self.left[chosen[fits]] -= self.demand[items[fits]]
+        self.left[:, chosen[fits]] -= self.demand[items[fits]].T
 
     def place_one_by_one(self, items: np.ndarray) -> None:
         """Gives each item, in order, the fullest bin that takes it; those that none takes stay outside."""
-        most = self.left.max(axis=0)  # of any bin: an upper bound as bins fill
+        scarce = self.left[self.scarce]
         for item in items:
             need = self.demand[item]
-            if (need > most).any():
-                continue
-            fits = np.flatnonzero((self.left >= need).all(axis=1))
+            fits = np.flatnonzero(scarce >= need[self.scarce])  # few, as bins are nearly full by now
+            fits = fits[(self.left[:, fits].T >= need).all(axis=1)]
             if len(fits):
-                chosen = fits[self.left[fits, self.scarce].argmin()]
-                self.assigned[item], self.left[chosen] = chosen, self.left[chosen] - need
+                chosen = fits[scarce[fits].argmin()]
+                self.assigned[item] = chosen
+                self.left[:, chosen] -= need
 
     def remove(self, items: np.ndarray) -> None:
         """Takes items out of their bins."""
         inside = items[self.assigned[items] >= 0]
-        np.add.at(self.left, self.assigned[inside], self.demand[inside])
+        for dim, left in enumerate(self.left):
+            np.add.at(left, self.assigned[inside], self.demand[inside, dim])
         self.assigned[items] = -1

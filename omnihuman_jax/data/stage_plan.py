@@ -74,20 +74,15 @@ class StagePlan:
         room = config.capacity * (steps * config.sequences_per_step)
         sample = self.demands(self.draws.range(0, 4 * config.block))
         guess = max(1, int(np.min(room / np.maximum(sample.mean(axis=0), 1e-9))))
+        ahead, top = int(1.1 * guess) + 8, int(1.05 * guess) + 1
+        chunks = int(np.clip(_PILOT_SAMPLES / guess, 2, 64))
+        demand = self.demands(self.draws.range(0, max(_checked(top) * top, chunks * top + ahead)))
         # How full packing gets a chunk, in the dim that binds ...
-        ahead = int(1.1 * guess) + 8
-        fills = []
-        for pilot in range(2):
-            demand = self.demands(self.draws.range(pilot * ahead, (pilot + 1) * ahead))
-            fit, _ = pack_prefix(demand, config.capacity, steps * config.sequences_per_step)
-            fills.append(demand[:fit].sum(axis=0) / room)
-        fill = np.mean(fills, axis=0)
+        pilots = [demand[pilot * ahead : (pilot + 1) * ahead] for pilot in range(2)]
+        fill = np.mean([part[: self._pack(part, steps)[0]].sum(axis=0) / room for part in pilots], axis=0)
         binding = int(fill.argmax())
         # ... and with that, without packing, how many samples each of many chunks would hold.
-        chunks = int(np.clip(_PILOT_SAMPLES / guess, 8, 64))
-        top = int(1.05 * guess) + 1
-        demand = self.demands(self.draws.range(0, chunks * top + ahead))[:, binding]
-        edges = np.concatenate([[0], np.cumsum(demand)])
+        edges = np.concatenate([[0], np.cumsum(demand[:, binding])])
         trials = np.arange(top, 0, -max(1, guess >> 10))
         starts = trials[:, None] * np.arange(chunks)
         holds = np.searchsorted(edges, edges[starts] + room[binding] * fill[binding], side="right") - 1 - starts
@@ -95,17 +90,21 @@ class StagePlan:
         # Nothing is won by drawing what never fits.
         score = np.minimum(trials[:, None], holds).mean(axis=1) - 0.25 * skips
         score[skips > _SKIP * trials] = -1
-        for trial in trials[score.argmax() :]:
-            if self._skips(int(trial)) <= _SKIP_CHECKED:
-                return int(trial)
-        return 1
+        trial = int(trials[score.argmax()])
+        while (over := self._skips(trial, demand) - _SKIP_CHECKED) > 0 and trial > 1:
+            trial = max(1, trial - max(1, guess >> 10, int(over * trial)))
+        return trial
 
-    def _skips(self, per_chunk: int) -> float:
-        """The largest share that the first chunks skip, really packed: of the first alone, the first two ..."""
+    def _skips(self, per_chunk: int, demand: np.ndarray) -> float:
+        """The largest share that the first chunks skip, really packed: of the first alone, the first two ...; `demand`
+        of the stage's first samples.
+        """
         skipped, worst = 0, 0.0
-        for chunk in range(int(np.clip(_CHECK_SAMPLES // per_chunk, 2, 16))):
-            demand = self.demands(self.draws.range(chunk * per_chunk, (chunk + 1) * per_chunk))
-            skipped += per_chunk - self._pack(demand, self._config.chunk_steps)[0]
+        for chunk in range(_checked(per_chunk)):
+            own = demand[chunk * per_chunk : (chunk + 1) * per_chunk]
+            if len(own) < per_chunk:
+                own = self.demands(self.draws.range(chunk * per_chunk, (chunk + 1) * per_chunk))
+            skipped += per_chunk - self._pack(own, self._config.chunk_steps)[0]
             worst = max(worst, skipped / ((chunk + 1) * per_chunk))
             if worst > _SKIP_CHECKED:
                 break
@@ -169,3 +168,8 @@ class StagePlan:
         place = np.empty(bins, np.int64)
         place[np.take_along_axis(shuffled, order, axis=1).ravel()] = np.arange(bins)
         return place
+
+
+def _checked(per_chunk: int) -> int:
+    """How many chunks of this many samples are packed to see what they skip."""
+    return int(np.clip(_CHECK_SAMPLES // per_chunk, 2, 16))

@@ -24,12 +24,15 @@ def test_it_is_an_order_of_each_steps_sequences(batch):
     np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(batch), (5, 1)))
 
 
-@pytest.mark.parametrize(("batch", "groups"), [(256, 2), (256, 32), (256, 64), (96, 12), (96, 24), (48, 6)])
-def test_groups_of_every_number_are_nearly_equal(batch, groups):
+@pytest.mark.parametrize(
+    ("batch", "groups", "most"),
+    [(256, 2, 0.01), (256, 16, 0.05), (256, 32, 0.12), (96, 12, 0.12), (96, 6, 0.05), (48, 6, 0.12)],
+)
+def test_groups_of_every_number_are_nearly_equal(batch, groups, most):
+    """Eight sequences a group and more, one in ten of them as dear as three others."""
     work = skewed(50, batch)
     ordered = np.take_along_axis(work, balanced_order(work), axis=1)
-    assert spread(ordered, groups) < 0.05 < 0.2 < spread(work, groups) or batch // groups < 8
-    assert spread(ordered, groups) < 0.6 * spread(work, groups)
+    assert spread(ordered, groups) < most and spread(ordered, groups) < 0.2 * spread(work, groups)
 
 
 def test_a_step_is_ordered_by_its_own_work_alone():
