@@ -92,7 +92,7 @@ class _Bins:
             items, place = items[place < self.bins], place[place < self.bins]
             chosen = order[place]
         items = items[: len(chosen)]
-        fits = (self.left[:, chosen].T >= self.demand[items]).all(axis=1)
+        fits = (self.demand[items] <= self.left[:, chosen].T).all(axis=1)
         self.assigned[items[fits]] = chosen[fits]
         self.left[:, chosen[fits]] -= self.demand[items[fits]].T
 
@@ -102,7 +102,7 @@ class _Bins:
         for item in items:
             need = self.demand[item]
             fits = np.flatnonzero(scarce >= need[self.scarce])  # few, as bins are nearly full by now
-            fits = fits[(self.left[:, fits].T >= need).all(axis=1)]
+            fits = fits[(need <= self.left[:, fits].T).all(axis=1)]
             if len(fits):
                 chosen = fits[scarce[fits].argmin()]
                 self.assigned[item] = chosen
