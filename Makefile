@@ -67,6 +67,7 @@ test: $(VENV)/.torch  ## the whole suite, 8 simulated devices, a process a core 
 	@$(PYTEST)
 
 bench: $(VENV)/.torch  ## speed and memory of a train step beside PyTorch's, on this machine, in one run (20 minutes)
+	@$(BIN)/python -m tests.benchmarks.reader_speed
 	@$(BIN)/python -m tests.benchmarks.step_speed
 
 chaos: $(VENV)/.torch  ## thirty faults at random moments on real processes; the bits must be those of an undisturbed run (40 minutes)
