@@ -82,6 +82,7 @@ gpu:  ## the acceptance of one NVIDIA GPU, under ten minutes (docs/gpu.md); the 
 GPU_OUT ?= runs/gpu
 
 bench: $(VENV)/.torch  ## speed and memory of a train step beside PyTorch's, on this machine, in one run (20 minutes)
+	@$(BIN)/python -m tests.benchmarks.reader_speed
 	@$(BIN)/python -m tests.benchmarks.step_speed
 
 chaos: $(VENV)/.torch  ## thirty faults at random moments on real processes; the bits must be those of an undisturbed run (40 minutes)

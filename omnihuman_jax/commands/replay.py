@@ -28,7 +28,7 @@ from omnihuman_jax.checkpoint.folder import checkpoint_directory
 from omnihuman_jax.checkpoint.reader import CheckpointReader
 from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.config import ExperimentConfig, to_json
-from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
+from omnihuman_jax.data.packing import PackInput, pack_batch
 from omnihuman_jax.data.pipeline import window_input
 from omnihuman_jax.data.plan import PlacedWindow
 from omnihuman_jax.runtime import bucket_folder
@@ -101,7 +101,7 @@ def _windows(parts: Parts, params: Any, step: int) -> Iterator[Replayed]:
     records = [[_input(parts, placed) for placed in sequence] for sequence in sequences]
 
     def result(inputs: list[list[PackInput | None]], window: str, slot: int, active: str) -> Replayed:
-        batch = stack_sequences([pack_sequence(sequence, parts.shape) for sequence in inputs])
+        batch = pack_batch(inputs, parts.shape)
         finite = all(np.isfinite(value).all() for value in jax.tree.leaves(batch) if value.dtype.kind == "f")
         with jax.set_mesh(parts.mesh):
             placed = placement.place_batch(batch, parts.batch_shardings, range(parts.sequences), parts.sequences)

@@ -197,6 +197,11 @@ class Numbers(_Sizes):
     eligible: np.ndarray
 
 
+def columns() -> tuple[str, ...]:
+    """Names of the columns, in the order of the fields."""
+    return COLUMNS
+
+
 def has_catalog(directory: str | os.PathLike[str]) -> bool:
     """Whether a catalog of any version lies in the folder."""
     folder = Path(directory)

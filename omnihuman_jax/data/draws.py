@@ -1,26 +1,25 @@
 """Draws: sample index -> active set, window, motion, reference. Every index is computed alone, from keys only.
 
 A stage's sample index is cut into blocks. A block holds exact numbers of every active set (stratified counts) in a
-keyed, evenly spread order. The windows of one active set lie on an endless tape: pass after pass over all windows
-eligible for it, each pass in its own keyed order, each window as long as its duration. A block owns a fixed stretch of
-that tape, whatever came before.
+keyed, evenly spread order. The draws of one active set are numbered without end, and a block owns a fixed stretch of
+these numbers, whatever came before. n windows eligible for the set make a pass of n draws: at n even places along all
+their hours, turned by an angle of the pass, and visited in the pass's own keyed order (`permutation.py`). So a window's
+chance is its duration, a pass draws it as often as its share says, rounded down or up, and no pass is ever computed.
 """
 
-import collections
 import dataclasses
 
 import numpy as np
 
 from omnihuman_jax.conditions import NUM_CONDITIONS, Condition
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.stages import NUM_SETS, SET_BITS, SUBSET, Stage
+from omnihuman_jax.data.permutation import GOLDEN, mixed, permuted
+from omnihuman_jax.data.window_index import ServingWindows, WindowIndex
+from omnihuman_jax.stages import NUM_SETS, SET_BITS, Stage
 from omnihuman_jax.typing import MOTION_LATENTS
 
 # What a random number is for: one key each, so that no two uses share a stream.
 PURPOSE_COUNTS, PURPOSE_BLOCK, PURPOSE_PASS, PURPOSE_SHUFFLE = range(4)
-
-_CACHED_PASSES = 24  # of groups above _SMALL_PASS windows; smaller ones are quicker made than found
-_SMALL_PASS = 1024
 
 
 def random_bits(seed: int, purpose: int, stage: int, size: int, a: int = 0, b: int = 0) -> np.ndarray:
@@ -89,109 +88,98 @@ class Draws:
         return Draws(self.row[index], self.active[index], self.motion[index], self.reference[index])
 
 
-class StageDraws:
-    """The endless sequence of samples of one stage; `rows` are the catalog rows that it may draw."""
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class _Asked:
+    """What consecutive samples ask for, before any window is looked up: active set, number of the draw among its set's
+    (in mode "keep", among all), random numbers in [0, 1) for motion and reference, block and its phase of motion.
+    """
 
-    def __init__(self, catalog: Catalog, stage: Stage, stage_index: int, rows: np.ndarray, seed: int, block: int):
-        self._catalog, self._stage, self._index, self._seed, self._block = catalog, stage, stage_index, seed, block
-        eligible = catalog.eligible[rows]
+    active: np.ndarray
+    at: np.ndarray
+    motion: np.ndarray
+    other: np.ndarray
+    block: np.ndarray
+    phase: np.ndarray
+
+
+class StageDraws:
+    """The endless sequence of samples of one stage; `index` has the windows that it may draw."""
+
+    def __init__(self, catalog: Catalog, stage: Stage, stage_index: int, index: WindowIndex, seed: int, block: int):
+        self._catalog, self._stage, self._number, self._seed, self._block = catalog, stage, stage_index, seed, block
         keep = stage.mode == "keep"
-        # The rate of an active set on the sample index; in mode "keep" all are drawn from one tape, under bitmask 0.
+        # The rate of an active set on the sample index; in mode "keep" all are drawn as one, under bitmask 0.
         self._rate = np.eye(1, NUM_SETS)[0] if keep else stage.distribution()
-        self._groups: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        shared: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}  # groups of the same windows share their arrays
-        for bits in SET_BITS[self._rate > 0]:
-            member = SUBSET[bits][eligible]
-            key = np.packbits(member).tobytes()
-            if key not in shared:
-                shared[key] = (rows[member].astype(np.int32), catalog.duration_s[rows[member]])
-            self._groups[int(bits)] = shared[key]
-        self._passes: collections.OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = (
-            collections.OrderedDict()
-        )
+        self._serving = {int(bits): ServingWindows.of(index, int(bits)) for bits in SET_BITS[self._rate > 0]}
 
     def block(self, number: int, end: int | None = None) -> Draws:
         """The samples of block `number`; with `end`, the last block of a stage of `end` samples."""
+        stop = (number + 1) * self._block
+        return self.range(number * self._block, stop if end is None else min(end, stop), end)
+
+    def range(self, start: int, stop: int, end: int | None = None) -> Draws:
+        """Samples [start, stop), of a stage that ends at sample `end` (None: does not end)."""
+        first = start // self._block
+        blocks = [self._asked(number, end) for number in range(first, -(-stop // self._block))]
+        asked = _Asked(*(np.concatenate([getattr(b, f.name) for b in blocks]) for f in dataclasses.fields(_Asked)))
+        row = np.empty(len(asked.at), np.int32)
+        tape = np.zeros(len(row), np.int32) if self._stage.mode == "keep" else asked.active
+        for bits, serving in self._serving.items():
+            mine = tape == bits
+            row[mine] = self._windows(bits, serving, asked.at[mine])
+        # In mode "keep" `active` says which conditions stay if the window is eligible for them.
+        active = asked.active & self._catalog.eligible[row] if self._stage.mode == "keep" else asked.active
+        has_reference = active >> Condition.REFERENCE & 1 > 0
+        reference = np.where(has_reference, (asked.other * self._catalog.num_references[row]).astype(np.int32), -1)
+        draws = Draws(row, active, self._motion(row, active, asked), reference)
+        return draws.take(slice(start - first * self._block, stop - first * self._block))
+
+    def _asked(self, number: int, end: int | None) -> _Asked:
         start = number * self._block
-        stop = start + self._block if end is None else min(end, start + self._block)
-        size = stop - start
-        bits = random_bits(self._seed, PURPOSE_BLOCK, self._index, 3 * self._block + 4 + NUM_CONDITIONS, a=number)
+        size = self._block if end is None else min(end - start, self._block)
+        bits = random_bits(self._seed, PURPOSE_BLOCK, self._number, 3 * self._block + 4 + NUM_CONDITIONS, a=number)
         noise = uniform(bits)
         order, motion, other = noise[: 3 * self._block].reshape(3, -1)[:, :size]
         phases, motion_phase = noise[-NUM_CONDITIONS - 4 : -4], noise[-1]
         if self._stage.mode == "keep":
-            row = self._windows(0, start, stop, size)
-            active = self._kept(row, number)
+            active, at = self._kept(number)[:size], start + np.arange(size) + 0.5
         else:
-            counts = stratified_counts(self._stage, start, stop, phases)
+            counts = stratified_counts(self._stage, start, start + size, phases)
             # Each set's samples are spread over the block, jittered: a part of a block comes close to the ratios, too.
             sets = np.repeat(SET_BITS, counts)
             number_in_set = np.arange(size) - np.repeat(np.cumsum(counts) - counts, counts)
-            active = sets[np.argsort((number_in_set + order) / counts[sets], kind="stable")].astype(np.int32)
-            row = np.empty(size, np.int32)
-            for condition_bits in np.flatnonzero(counts):
-                row[active == condition_bits] = self._windows(
-                    int(condition_bits), start, stop, int(counts[condition_bits])
-                )
-        has_reference = active >> Condition.REFERENCE & 1 > 0
-        reference = np.where(has_reference, (other * self._catalog.num_references[row]).astype(np.int32), -1)
-        return Draws(row, active, self._motion(row, active, motion, motion_phase), reference)
+            spread = np.argsort((number_in_set + order) / counts[sets], kind="stable")
+            # A set's draws of the block, evenly over the stretch of numbers that is the block's by its rate.
+            rate = self._rate[sets]
+            at = (start * rate + (number_in_set + 0.5) / counts[sets] * (size * rate))[spread]
+            active = sets[spread].astype(np.int32)
+        return _Asked(active, at, motion, other, np.full(size, number), np.full(size, motion_phase))
 
-    def range(self, start: int, stop: int, end: int | None = None) -> Draws:
-        """Samples [start, stop), of a stage that ends at sample `end` (None: does not end)."""
-        blocks = [self.block(number, end) for number in range(start // self._block, -(-stop // self._block))]
-        first = start - start // self._block * self._block
-        joined = Draws(*(np.concatenate([getattr(b, f.name) for b in blocks]) for f in dataclasses.fields(Draws)))
-        return joined.take(slice(first, first + stop - start))
+    def _windows(self, bits: int, serving: ServingWindows, at: np.ndarray) -> np.ndarray:
+        """Catalog rows of an active set's draws by their numbers."""
+        turn, key = random_bits(self._seed, PURPOSE_PASS, self._number, 2, b=bits)
+        number, place = np.divmod(np.floor(at).astype(np.int64), serving.windows)
+        number = number.astype(np.uint64)
+        stratum = permuted(place, serving.windows, mixed(key + number * GOLDEN))
+        # Every pass is turned further, evenly over the passes: with fixed places some windows would never be drawn.
+        along = (stratum + uniform(turn + number * GOLDEN)) * (serving.ticks / serving.windows)
+        return serving.rows_at(np.minimum(along.astype(np.int64), serving.ticks - 1))
 
-    def _windows(self, bits: int, start: int, stop: int, count: int) -> np.ndarray:
-        """The `count` windows that active set `bits` draws in samples [start, stop): its stretch of the tape."""
-        rows, _ = self._groups[bits]
-        rate = self._rate[bits]
-        # In windows of mean duration: one pass is len(rows) long and yields len(rows) draws.
-        at = start * rate + (np.arange(count) + 0.5) / count * ((stop - start) * rate)
-        result = np.empty(count, np.int32)
-        pass_of = np.floor(at / len(rows)).astype(np.int64)
-        for number in range(int(pass_of[0]), int(pass_of[-1]) + 1):
-            mine = slice(*np.searchsorted(pass_of, [number, number + 1]))
-            order, ends = self._pass(bits, number)
-            along = (at[mine] / len(rows) - number) * ends[-1]
-            # Each pass is also turned by a keyed angle: with a fixed stride, a window's chance is its duration only
-            # then.
-            turn = (
-                uniform(random_bits(self._seed, PURPOSE_PASS, self._index, 1, a=number, b=2 * bits + 1))[0] * ends[-1]
-            )
-            along = (along + turn) % ends[-1]
-            result[mine] = rows[order[np.minimum(np.searchsorted(ends, along, side="right"), len(rows) - 1)]]
-        return result
+    def _kept(self, number: int) -> np.ndarray:
+        """Mode "keep": bits of the conditions that stay, each with the probability of its ratio."""
+        noise = random_bits(self._seed, PURPOSE_COUNTS, self._number, NUM_CONDITIONS * self._block, a=number)
+        keep = self._stage.ratios > uniform(noise).reshape(NUM_CONDITIONS, -1).T
+        return (keep << np.arange(NUM_CONDITIONS)).sum(axis=1).astype(np.int32)
 
-    def _pass(self, bits: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Keyed order of a group's windows in one pass, and where each ends on the tape (seconds)."""
-        key = (bits, number)
-        if key in self._passes:
-            self._passes.move_to_end(key)
-            return self._passes[key]
-        rows, duration_s = self._groups[bits]
-        noise = random_bits(self._seed, PURPOSE_PASS, self._index, len(rows), a=number, b=2 * bits)
-        order = np.argsort(noise, kind="stable").astype(np.int32)
-        made = order, np.cumsum(duration_s[order])
-        if len(rows) > _SMALL_PASS:
-            self._passes[key] = made
-            if len(self._passes) > _CACHED_PASSES:
-                self._passes.popitem(last=False)
-        return made
-
-    def _kept(self, row: np.ndarray, number: int) -> np.ndarray:
-        """Mode "keep": each condition that the window is eligible for stays with the probability of its ratio."""
-        noise = random_bits(self._seed, PURPOSE_COUNTS, self._index, NUM_CONDITIONS * self._block, a=number)
-        keep = self._stage.ratios > uniform(noise).reshape(NUM_CONDITIONS, -1)[:, : len(row)].T
-        return self._catalog.eligible[row] & (keep << np.arange(NUM_CONDITIONS)).sum(axis=1).astype(np.int32)
-
-    def _motion(self, row: np.ndarray, active: np.ndarray, noise: np.ndarray, phase: float) -> np.ndarray:
-        """Motion on the stage's share of the windows with more than 2 latent frames, evenly over the active sets."""
+    def _motion(self, row: np.ndarray, active: np.ndarray, asked: _Asked) -> np.ndarray:
+        """Motion on the stage's share of a block's windows with more than 2 latent frames, evenly over the active
+        sets.
+        """
         can = np.flatnonzero(self._catalog.latent_frames[row] > MOTION_LATENTS)
-        can = can[np.lexsort((noise[can], active[can]))]
-        edges = np.floor(np.arange(len(can) + 1) * self._stage.motion + phase)
+        can = can[np.lexsort((asked.motion[can], active[can], asked.block[can]))]
+        block = asked.block[can]
+        in_block = np.arange(len(can)) - np.searchsorted(block, block)
+        share, phase = self._stage.motion, asked.phase[can]
         motion = np.zeros(len(row), bool)
-        motion[can[np.diff(edges) > 0]] = True
+        motion[can] = np.floor((in_block + 1) * share + phase) > np.floor(in_block * share + phase)
         return motion

@@ -4,13 +4,14 @@ On the host. The training pipeline and `generate` build their inputs here, so th
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.serving.pictures_omnihuman import PATCH, patchify, token_positions, unpatchify
+from omnihuman_jax.serving.pictures_omnihuman import PATCH, token_positions, unpatchify
 from omnihuman_jax.serving.windows_omnihuman import WindowInput, neighbours_of, row_index
 from omnihuman_jax.typing import PackedBatch, PackedShape
 
@@ -52,17 +53,39 @@ class _Cursor:
         return slice(start, start + count)
 
 
-def pack_sequence(windows: Sequence[PackInput | None], shape: PackedShape) -> PackedBatch[np.ndarray]:
+def pack_batch(sequences: Sequence[Sequence[PackInput | None]], shape: PackedShape) -> PackedBatch[np.ndarray]:
+    """A batch of sequences as `pack_sequence` makes them, each written once, where it stays."""
+    out = empty_batch(len(sequences), shape)
+    for number, windows in enumerate(sequences):
+        pack_sequence(windows, shape, out, number)
+    return out
+
+
+def empty_batch(batch: int, shape: PackedShape) -> PackedBatch[np.ndarray]:
+    """`batch` sequences of padding."""
+    out = jax.tree.map(lambda spec: spec.zeros(), shape.arrays(batch))
+    for indices in (out.frame_BL, out.audio_index_BFA, out.pose_index_BFP, out.window_BG):
+        indices.fill(-1)
+    return out
+
+
+def pack_sequence(
+    windows: Sequence[PackInput | None],
+    shape: PackedShape,
+    batch: PackedBatch[np.ndarray] | None = None,
+    number: int = 0,
+) -> PackedBatch[np.ndarray]:
     """One sequence: the arrays of a batch without the batch dim. Window i gets slot i, None (unreadable) leaves its
     slot empty.
+
+    With `batch` it is written there, as sequence `number` of padding, and what is returned are views.
 
     ValueError with the numbers if the windows do not fit, or if an active condition has no input.
     """
     if len(windows) > shape.windows:
         raise ValueError(f"{len(windows)} windows in a sequence of at most {shape.windows}")
-    out = jax.tree.map(lambda spec: spec.zeros()[0], shape.arrays(1))
-    for indices in (out.frame_BL, out.audio_index_BFA, out.pose_index_BFP, out.window_BG):
-        indices.fill(-1)
+    batch = empty_batch(1, shape) if batch is None else batch
+    out = jax.tree.map(lambda array: array[number], batch)
     cursor = _Cursor()
     for group, window in enumerate(windows):
         if window is not None:
@@ -87,22 +110,40 @@ def _place_tokens(
         if window.reference_HWC is None or window.reference_HWC.shape != window.latents_FHWC.shape[1:]:
             size = None if window.reference_HWC is None else window.reference_HWC.shape
             raise ValueError(f"window {window.window}: reference {size}, expected {window.latents_FHWC.shape[1:]}")
-        tokens = patchify(window.reference_HWC[None])
-        at = cursor.take("token", len(tokens), shape.latent_tokens, window)
-        out.latents_BLC[at] = tokens
+        at = cursor.take("token", height // PATCH * (width // PATCH), shape.latent_tokens, window)
+        _write_patches(out.latents_BLC[at], window.reference_HWC[None])
         out.segment_ids_BL[at] = group + 1
-        out.positions_BL3[at] = token_positions(1, height, width) + np.asarray([REFERENCE_INDEX, 0, 0], np.int32)
+        out.positions_BL3[at] = _positions(1, height, width)
+        out.positions_BL3[at, 0] += REFERENCE_INDEX
         out.is_reference_BL[at] = True
-        out.token_BL[at] = np.arange(len(tokens))
-    tokens = patchify(window.latents_FHWC)
-    at = cursor.take("token", len(tokens), shape.latent_tokens, window)
-    positions = token_positions(frames, height, width)
-    out.latents_BLC[at] = tokens
+        out.token_BL[at] = np.arange(at.stop - at.start)
+    positions = _positions(frames, height, width)
+    at = cursor.take("token", len(positions), shape.latent_tokens, window)
+    _write_patches(out.latents_BLC[at], window.latents_FHWC)
     out.segment_ids_BL[at] = group + 1
     out.positions_BL3[at] = positions
-    out.frame_BL[at] = cursor.frame + positions[:, 0]
+    np.add(positions[:, 0], cursor.frame, out=out.frame_BL[at])
     # Counted from the first video token: the noise of a window does not change with its reference.
-    out.token_BL[at] = np.arange(len(tokens))
+    out.token_BL[at] = np.arange(len(positions))
+
+
+@functools.lru_cache(maxsize=256)
+def _positions(frames: int, height: int, width: int) -> np.ndarray:
+    """`token_positions`, made once a size."""
+    positions = token_positions(frames, height, width)
+    positions.setflags(write=False)
+    return positions
+
+
+def _write_patches(tokens_LC: np.ndarray, latents_FHWC: np.ndarray) -> None:
+    """`patchify` into tokens that are there already: one pass over the latents, which casts them as well."""
+    frames, height, width, channels = latents_FHWC.shape
+    rows, columns = height // PATCH, width // PATCH
+    there = tokens_LC.reshape(frames, rows, columns, PATCH, PATCH, channels)
+    patches = latents_FHWC.reshape(frames, rows, PATCH, columns, PATCH, channels)
+    # A patch's row of pixels is contiguous on either side.
+    for row in range(PATCH):
+        there[:, :, :, row] = patches[:, :, row]
 
 
 def _place_text(
@@ -161,11 +202,6 @@ def _place_frames(out: PackedBatch[np.ndarray], cursor: _Cursor, window: PackInp
         array[rows] = values[trimmed]
         row = row_index(frames, width, margin, np.asarray(valid, bool)[trimmed])
         index[slots] = np.where(row < 0, -1, row + rows.start)
-
-
-def stack_sequences(sequences: Sequence[PackedBatch[np.ndarray]]) -> PackedBatch[np.ndarray]:
-    """A batch of sequences: the arrays of `pack_sequence`, stacked."""
-    return jax.tree.map(lambda *rows: np.stack(rows), *sequences)
 
 
 def window_latents(batch: PackedBatch[np.ndarray], tokens_BLC: np.ndarray, sequence: int, group: int) -> np.ndarray:

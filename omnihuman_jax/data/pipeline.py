@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from omnihuman_jax.conditions import Condition
-from omnihuman_jax.data.packing import PackInput, neighbours_of, pack_sequence, stack_sequences
+from omnihuman_jax.data.packing import PackInput, empty_batch, neighbours_of, pack_sequence
 from omnihuman_jax.data.plan import PlacedWindow, Plan
 from omnihuman_jax.data.records import DatasetSpec, RecordSource, WindowRecord
 from omnihuman_jax.typing import PackedBatch, PackedShape
@@ -61,11 +61,11 @@ class _Batches:
     def __getitem__(self, index: int) -> tuple[PackedBatch[np.ndarray], list[int]]:
         batch = self.plan.batch(self.start_step + index)
         missing: list[int] = []
-        sequences = []
-        for row in self.rows:
+        out = empty_batch(len(self.rows), self.shape)
+        for number, row in enumerate(self.rows):  # one sequence's records are in memory at a time
             windows = [self._window(placed, missing) for placed in batch.sequences[row]]
-            sequences.append(pack_sequence(windows, self.shape))
-        return stack_sequences(sequences), missing
+            pack_sequence(windows, self.shape, out, number)
+        return out, missing
 
     def _window(self, placed: PlacedWindow, missing: list[int]) -> PackInput | None:
         catalog = self.plan.catalog

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from omnihuman_jax.data.example_wire import parse_example
 from omnihuman_jax.data.finite import not_finite
 from omnihuman_jax.runtime import exit_codes, files
 from omnihuman_jax.runtime.locations import local
@@ -247,33 +248,46 @@ def encode_record(record: WindowRecord, spec: DatasetSpec, serializer: Any = Non
     return (serializer or features(spec)).serialize_example(to_example(record))
 
 
-def decode_record(example: Mapping[str, Any], spec: DatasetSpec) -> WindowRecord:
-    """The window behind a decoded example (what tfds returns)."""
+def decode_record(data: bytes, spec: DatasetSpec) -> WindowRecord:
+    """The window of a record's bytes; its arrays are read-only views of them. ValueError where the bytes are no record
+    of this dataset.
+    """
+    example = parse_example(data)
+
+    def array(name: str, dtype: type, *shape: int) -> np.ndarray:
+        return np.frombuffer(example.get(name, b""), dtype).reshape(shape)
+
+    def number(name: str) -> int:
+        if not isinstance(value := example[name], int):
+            raise ValueError(f"{name} is no number")
+        return value
 
     def string(name: str) -> str:
-        value = example[name]
-        return value.decode() if isinstance(value, bytes) else str(value)
+        return str(example.get(name, b""), "utf-8")
 
-    frames, height, width = (int(n) for n in example["latents_shape"])
-    size = (height, width, spec.latent_channels)
-    audio_valid = example["audio_valid"].astype(bool)
-    keypoints_valid = example["keypoints_valid"].astype(bool)
-    return WindowRecord(
-        window_id=string("window_id"),
-        clip_id=string("clip_id"),
-        video=string("video"),
-        text=string("text"),
-        frames=int(example["frames"]),
-        eligible=int(example["eligible"]),
-        latents_FHWC=example["latents"].reshape(frames, *size),
-        references_RHWC=example["references"].reshape(-1, *size),
-        text_SE=example["text_tokens"],
-        pooled_E=example["pooled"],
-        audio_TE=example["audio"].reshape(len(audio_valid), spec.audio_width),
-        audio_valid_T=audio_valid,
-        keypoints_TJ3=example["keypoints"].reshape(len(keypoints_valid), spec.num_keypoints, 3),
-        keypoints_valid_T=keypoints_valid,
-    )
+    try:
+        frames, height, width = (int(n) for n in array("latents_shape", np.int32, 3))
+        size = (height, width, spec.latent_channels)
+        audio_valid = array("audio_valid", np.uint8, -1).astype(bool)
+        keypoints_valid = array("keypoints_valid", np.uint8, -1).astype(bool)
+        return WindowRecord(
+            window_id=string("window_id"),
+            clip_id=string("clip_id"),
+            video=string("video"),
+            text=string("text"),
+            frames=number("frames"),
+            eligible=number("eligible"),
+            latents_FHWC=array("latents", np.float16, frames, *size),
+            references_RHWC=array("references", np.float16, -1, *size),
+            text_SE=array("text_tokens", np.float16, -1, spec.text_width),
+            pooled_E=array("pooled", np.float16, -1),
+            audio_TE=array("audio", np.float16, len(audio_valid), spec.audio_width),
+            audio_valid_T=audio_valid,
+            keypoints_TJ3=array("keypoints", np.float16, len(keypoints_valid), spec.num_keypoints, 3),
+            keypoints_valid_T=keypoints_valid,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a record of a window: {error!r}") from None
 
 
 def shard_path(directory: str | os.PathLike[str], shard: int, num_shards: int) -> Path:
@@ -350,10 +364,9 @@ class RecordSource:
 
         self.directory = local(directory, "the dataset's folder")
         self.spec = DatasetSpec.load(directory)
-        self._features = features(self.spec)
         self._retries, self._delay_s = retries, delay_s
         builder = tfds.builder_from_directory(str(directory))
-        _check_layout(directory, builder.info, self._features)
+        _check_layout(directory, builder.info, features(self.spec))
         split = builder.info.splits[SPLIT]
         self._shards = [self.directory / name for name in split.filenames]
         self._ends = np.cumsum(split.shard_lengths)
@@ -378,7 +391,7 @@ class RecordSource:
             )
         for attempt in range(self._retries + 1):
             try:
-                record = decode_record(self._features.deserialize_example_np(self._source[index]), self.spec)
+                record = decode_record(self._source[index], self.spec)
                 record.validate(self.spec)
                 return record
             except MemoryError:

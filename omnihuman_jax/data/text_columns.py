@@ -52,6 +52,9 @@ class Texts:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.array.to_numpy(zero_copy_only=False)
+
     def tolist(self) -> list[str]:
         return self.array.to_pylist()
 
@@ -105,6 +108,9 @@ class Labels:
         return self.codes == self.names.index(name) if name in self.names else np.zeros(len(self), bool)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:]
 
     def tolist(self) -> list[str]:
         return self[:].tolist() if len(self) else []

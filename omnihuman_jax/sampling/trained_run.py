@@ -242,7 +242,7 @@ class Sampler:
         if not 0 < len(windows) <= self.batch:
             raise ValueError(f"this sampler takes 1 to {self.batch} windows a call, not {len(windows)}")
         filled = [*windows, *[windows[-1]] * (self.batch - len(windows))]
-        batch = packing.stack_sequences([packing.pack_sequence([window], self.shape) for window in filled])
+        batch = packing.pack_batch([[window] for window in filled], self.shape)
         empty = (self.run.spec.empty_text_SE, self.run.spec.empty_pooled_E)
         rows = guidance.stack_branches(
             [batch, *(guidance.branch_batch(batch, branch, *empty) for branch in self.branches)]

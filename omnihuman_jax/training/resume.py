@@ -19,6 +19,7 @@ from omnihuman_jax.checkpoint.folder import checkpoint_directory
 from omnihuman_jax.checkpoint.reader import load_weights
 from omnihuman_jax.checkpoint.record import CheckpointError, DamagedError, RunRecord
 from omnihuman_jax.config import ExperimentConfig, changed_fields, from_json, to_json
+from omnihuman_jax.data import plan
 from omnihuman_jax.data.identity import changed_features, features_of
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime import processes, storage
@@ -154,7 +155,13 @@ def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, acce
     changes = changed_fields(_in_todays_form(stored.config), record.config)
     before = stored.data or _features_of_run(run_dir)
     changes += [f"features of the data set ({change})" for change in changed_features(before, record.data)]
-    if stored.fingerprint != record.fingerprint:
+    versions = plan.version_of(stored.fingerprint), plan.version_of(record.fingerprint)
+    if versions[0] != versions[1]:
+        changes.append(
+            f"version of the data plan: {versions[0]} -> {versions[1]} (this version of the package draws and places"
+            " windows otherwise from here on; the version that began the run goes on as before)"
+        )
+    elif stored.fingerprint != record.fingerprint:
         changes.append(
             f"data plan (catalog, stages, sizes or seed): fingerprint {stored.fingerprint[:12]} ->"
             f" {record.fingerprint[:12]}"

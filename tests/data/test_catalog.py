@@ -74,6 +74,7 @@ def test_texts_by_row_mask_and_slice():
     assert table.window_id[-1] == "w19" and table.window_id[np.int32(4)] == "w4"
     assert table.window_id[np.arange(20) % 7 == 0].tolist() == ["w0", "w7", "w14"]
     assert table.clip_id[[0, 4, 8]].tolist() == ["c0", "c1", "c2"] and table.window_id[2:4].tolist() == ["w2", "w3"]
+    assert np.unique(table.clip_id).tolist() == sorted(f"c{i}" for i in range(5))
     assert np.flatnonzero(table.clip_id == "c1").tolist() == [4, 5, 6, 7]
     split = dataclasses.replace(table, split=["test", "train"] * 10).split
     assert (split == "train").sum() == 10 and not (split == "none").any() and split[3] == "train"

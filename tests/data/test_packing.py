@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.data.packing import UNREADABLE, PackInput, pack_sequence, stack_sequences, window_latents
+from omnihuman_jax.data.packing import UNREADABLE, PackInput, pack_batch, pack_sequence, window_latents
 from omnihuman_jax.serving.pictures_omnihuman import patchify, token_positions
 from omnihuman_jax.serving.windows_omnihuman import NO_FRAME, frame_index
 from omnihuman_jax.typing import PackedShape
@@ -49,7 +49,7 @@ def test_round_trip_of_windows_of_different_sizes_with_an_empty_slot():
         window(2, frames=5, height=8, width=4),
         window(3, ConditionSet.of(Condition.TEXT), frames=1),
     ]
-    batch = stack_sequences([pack_sequence(windows, SHAPE), pack_sequence([], SHAPE)])
+    batch = pack_batch([windows, []], SHAPE)
     found = jax.tree.map(lambda array: (array.shape, array.dtype), batch)
     assert dataclasses.asdict(found) == dataclasses.asdict(
         jax.tree.map(lambda spec: (spec.dims, spec.dtype), SHAPE.arrays(2))

@@ -7,7 +7,7 @@ import pytest
 
 from omnihuman_jax import segments
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
+from omnihuman_jax.data.packing import PackInput, pack_batch
 from omnihuman_jax.evaluation.condition_gain import KINDS, gain, window_losses, with_condition
 from omnihuman_jax.typing import Array, Batch
 from tests.data import synthetic
@@ -38,7 +38,7 @@ def window(slot: int, size: tuple[int, int] = (4, 6)) -> PackInput:
 def packed(windows: list[PackInput]) -> Batch:
     """One sequence of two slots."""
     limits = synthetic.plan_config(latent_tokens=64, windows=2, latent_frames=8, frames=64, text_tokens=16)
-    return stack_sequences([pack_sequence(windows, synthetic.shape(limits))])
+    return pack_batch([windows], synthetic.shape(limits))
 
 
 def oracle(factors: dict[str, float], clean_BLC: Array):

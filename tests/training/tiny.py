@@ -9,7 +9,7 @@ import numpy as np
 
 from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.data.packing import PackInput, pack_sequence, stack_sequences
+from omnihuman_jax.data.packing import PackInput, pack_batch
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
@@ -78,7 +78,7 @@ def window(
 
 
 def batch_of(rows: Sequence[Sequence[PackInput | None]]) -> PackedBatch[np.ndarray]:
-    return stack_sequences([pack_sequence(row, packed_shape()) for row in rows])
+    return pack_batch(rows, packed_shape())
 
 
 def some_batch(
