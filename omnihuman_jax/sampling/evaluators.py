@@ -117,7 +117,7 @@ class ConditionGain:
         for first in range(0, len(windows), self._rows):
             part = [*windows[first : first + self._rows]]
             part += [part[-1]] * (self._rows - len(part))
-            batch = packing.stack_sequences([packing.pack_sequence([window], shape) for window in part])
+            batch = packing.pack_batch([[window] for window in part], shape)
             yield jax.device_put(batch, shardings)
 
     def _window_losses(self, params: Params, batch: Batch, t: jax.Array, key: jax.Array) -> jax.Array:

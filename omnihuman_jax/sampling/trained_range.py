@@ -6,8 +6,8 @@ Outside of it a model answers too, in silence and badly: one trained on 64 x 48 
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data import window_index
 from omnihuman_jax.data.catalog import Catalog, has_catalog
-from omnihuman_jax.data.plan import eligible_rows
 from omnihuman_jax.sampling.trained_run import TrainedRun
 from omnihuman_jax.typing import FPS
 
@@ -35,7 +35,7 @@ def trained_windows(run: TrainedRun) -> np.ndarray:
         return np.zeros((0, 3), int)
     catalog, stages = Catalog.load(run.dataset), run.config.stages
     last, _ = stages.stage_at(min(max(0, run.step - 1), stages.total_steps - 1))
-    rows = np.unique(np.concatenate([eligible_rows(catalog, stage) for stage in stages.rows[: last + 1]]))
+    rows = np.unique(np.concatenate([window_index.build(catalog, stage).rows for stage in stages.rows[: last + 1]]))
     return np.unique(np.stack([catalog.height[rows], catalog.width[rows], catalog.frames[rows]], axis=1), axis=0)
 
 
