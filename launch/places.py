@@ -17,16 +17,16 @@ from omnihuman_jax.runtime import locations
 if TYPE_CHECKING:
     from omnihuman_jax.config import ExperimentConfig
 
-# Schemes of URIs that the trainer itself reads or writes (docs/storage.md): Orbax takes no s3://, ArrayRecord no URI.
+# Schemes of URIs that the trainer itself reads or writes (docs/storage.md): Orbax takes no s3://.
 CHECKPOINTS, DATASET, OUTPUT = "checkpoints", "data.dataset", "output"
 SCHEMES: Mapping[str, tuple[str, ...]] = {
     CHECKPOINTS: locations.CHECKPOINT_SCHEMES,
-    DATASET: (),
+    DATASET: tuple(locations.PACKAGES),
     OUTPUT: locations.CHECKPOINT_SCHEMES,
 }
 _NO_BUCKET = {
     OUTPUT: ", or gs://BUCKET/FOLDER",
-    DATASET: "; records are read from folders: mount the bucket",
+    DATASET: ", or the URI of a bucket",
 }
 
 

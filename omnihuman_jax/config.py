@@ -30,7 +30,7 @@ from omnihuman_jax.models.mmdit import MMDiTConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.plain_values import UnknownFieldsError, check_finite, structure, to_json
 from omnihuman_jax.runtime import files
-from omnihuman_jax.runtime.locations import Location, local
+from omnihuman_jax.runtime.locations import Location, check_scheme, local
 from omnihuman_jax.runtime.watchdog import WatchdogConfig
 from omnihuman_jax.sharding import MeshConfig
 from omnihuman_jax.stages import StageSchedule
@@ -202,7 +202,8 @@ def dataset_dir(config: ExperimentConfig) -> str:
         raise ValueError(
             "data.dataset is not set; name the folder that `omnihuman encode` wrote with --config.data.dataset=DIR"
         )
-    return str(local(config.data.dataset, "data.dataset"))
+    check_scheme(config.data.dataset, "data.dataset")
+    return config.data.dataset
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -26,7 +26,7 @@ from omnihuman_jax.data.records import DatasetSpec, WindowRecord, open_records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
 from omnihuman_jax.runtime import files
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime.locations import Location, local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_run, window_inputs
 from omnihuman_jax.serving import media_omnihuman
@@ -92,7 +92,7 @@ def choose_windows(catalog: Catalog, count: int) -> tuple[list[int], list[int]]:
     return chosen, partners
 
 
-def load_subjects(dataset: Path, clips: Path | None, count: int) -> list[Subject]:
+def load_subjects(dataset: Location, clips: Path | None, count: int) -> list[Subject]:
     """The windows to evaluate; ValueError where there are none, or where their records cannot be read."""
     catalog, source = Catalog.load(dataset), open_records(dataset)
     chosen, partners = choose_windows(catalog, count)

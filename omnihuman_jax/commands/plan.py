@@ -17,10 +17,9 @@ from collections.abc import Sequence
 
 from omnihuman_jax.commands import plan_budget, plan_scale
 from omnihuman_jax.config import ExperimentConfig, dataset_dir, load_config, packed_shape
-from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.catalog import Catalog, has_catalog
 from omnihuman_jax.data.plan import Plan, StageReport, format_report
 from omnihuman_jax.data.records import DatasetSpec
-from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.scale import described_devices
 
 
@@ -104,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     if options.topology is not None:
         described_devices.prepare()
         status = plan_scale.run(config, options)
-        if not (config.data.dataset and local(config.data.dataset, "data.dataset").is_dir()):
+        if not (config.data.dataset and has_catalog(config.data.dataset)):
             return status
     plan, reports = report(config)
     print(format_report(reports))

@@ -32,6 +32,7 @@ from omnihuman_jax.config import (
 )
 from omnihuman_jax.data.identity import features_of
 from omnihuman_jax.data.pipeline import make_loader
+from omnihuman_jax.data.shard_cache import CacheUse
 from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import bucket_folder, compilation_cache, exit_codes, processes, signals, storage
 from omnihuman_jax.runtime.locations import check_checkpoints, location
@@ -172,7 +173,7 @@ def run_steps(
             # Observe: the step before this one is waited for, and its numbers looked at.
             guard.dispatched(step, metrics)
             # Show: samples and evaluations of the averaged weights, whose numbers stand in the line of their step.
-            line = line_of(config, step, metrics, telemetry.speed, checkpoints)
+            line = line_of(config, step, metrics, telemetry.speed, checkpoints, parts.records.cache_use)
             if samples is not None and samples.due(done):
                 with guard.watchdog.allow(config.watchdog.save_s, f"samples of step {done}"), telemetry.sampling():
                     line = {**(line or {}), **samples(averaged(parts, state), done, telemetry.show)}
@@ -219,14 +220,19 @@ def peak_flops(parts: Parts) -> float | None:
 
 
 def line_of(
-    config: ExperimentConfig, step: int, metrics: Mapping[str, Any], speed: Speed, checkpoints: Checkpoints
+    config: ExperimentConfig,
+    step: int,
+    metrics: Mapping[str, Any],
+    speed: Speed,
+    checkpoints: Checkpoints,
+    cache: CacheUse | None = None,
 ) -> dict[str, Any] | None:
     """What metrics.jsonl gets of `step` (from 0), whose metrics are waited for; None inside an interval."""
     if not is_logged(config.stages, config.logging.interval, step):
         return None
     line = log_line(config.stages, step, jax.device_get(dict(metrics)), speed)
     stall = checkpoints.take_stall()
-    return line | ({"save_stall_s": stall} if stall else {})
+    return line | ({"save_stall_s": stall} if stall else {}) | (cache.line() if cache else {})
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

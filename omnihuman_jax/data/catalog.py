@@ -16,6 +16,7 @@ import numpy as np
 from omnihuman_jax.conditions import NUM_CONDITIONS, Condition
 from omnihuman_jax.data import catalog_files
 from omnihuman_jax.data.catalog_files import NUMBERS, TEXTS
+from omnihuman_jax.data.dataset_files import dataset_folder
 from omnihuman_jax.data.text_columns import Labels, Texts
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import PATCH, TEMPORAL_STRIDE
@@ -172,7 +173,7 @@ class Catalog(_Sizes):
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "Catalog":
         """The catalog in `directory`; an error names the file, what is missing and the cure."""
-        folder = local(directory, "the dataset's folder")
+        folder = dataset_folder(directory)
         if not has_catalog(folder):
             raise FileNotFoundError(
                 f"{folder / catalog_files.FOLDER}: no catalog here; make one with `omnihuman encode --clips DIR --out"
@@ -203,8 +204,11 @@ def columns() -> tuple[str, ...]:
 
 
 def has_catalog(directory: str | os.PathLike[str]) -> bool:
-    """Whether a catalog of any version lies in the folder."""
-    folder = Path(directory)
+    """Whether a catalog of any version is in the dataset's folder, or bucket."""
+    try:
+        folder = dataset_folder(directory)
+    except FileNotFoundError:
+        return False
     return (folder / catalog_files.FOLDER).is_dir() or (folder / OLD_FILE).is_file()
 
 

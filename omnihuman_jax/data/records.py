@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from omnihuman_jax.data.dataset_files import CachedRecords, cache_of, dataset_folder
 from omnihuman_jax.data.example_wire import parse_example
 from omnihuman_jax.data.finite import not_finite
+from omnihuman_jax.data.shard_cache import CacheUse, ChangedError
 from omnihuman_jax.runtime import exit_codes, files
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime.locations import is_remote, local
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ, latent_frames_of
 
 logger = logging.getLogger(__name__)
@@ -103,7 +105,7 @@ class DatasetSpec:
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> "DatasetSpec":
         """The spec of the dataset in `directory`; FileNotFoundError with the cure if there is none."""
-        path = local(directory, "the dataset's folder") / "dataset.json"
+        path = dataset_folder(directory) / "dataset.json"
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: no dataset here; make one with `omnihuman encode --clips DIR --out {directory}`"
@@ -362,24 +364,34 @@ class RecordSource:
     def __init__(self, directory: str | os.PathLike[str], *, retries: int = 6, delay_s: float = 1.0):
         import tensorflow_datasets as tfds
 
-        self.directory = local(directory, "the dataset's folder")
+        self.directory = dataset_folder(directory)
         self.spec = DatasetSpec.load(directory)
         self._retries, self._delay_s = retries, delay_s
-        builder = tfds.builder_from_directory(str(directory))
+        builder = tfds.builder_from_directory(str(self.directory))
         _check_layout(directory, builder.info, features(self.spec))
         split = builder.info.splits[SPLIT]
         self._shards = [self.directory / name for name in split.filenames]
         self._ends = np.cumsum(split.shard_lengths)
+        self._cache = cache_of(os.fspath(directory)) if is_remote(directory) else None
         for path in self._shards:
-            if not path.is_file() or not path.stat().st_size:
+            if not (self._cache.size(path.name) if self._cache else path.is_file() and path.stat().st_size):
                 raise FileNotFoundError(
                     f"{path}: shard missing or empty; copy it again or run `omnihuman encode` again"
                 )
-        self._source = builder.as_data_source(split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        self._source = (
+            CachedRecords(self._cache, [path.name for path in self._shards], list(split.shard_lengths))
+            if self._cache
+            else builder.as_data_source(split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        )
         self.unreadable: dict[int, str] = {}  # record index -> why
 
     def __len__(self) -> int:
         return len(self._source)
+
+    @property
+    def cache_use(self) -> CacheUse | None:
+        """What was read from a bucket through the cache; None of a folder."""
+        return self._cache.use if self._cache else None
 
     def __getitem__(self, index: int) -> WindowRecord | None:
         """The window at `index`; None if its bytes are damaged. IndexError outside of the dataset, StorageError without
@@ -394,7 +406,7 @@ class RecordSource:
                 record = decode_record(self._source[index], self.spec)
                 record.validate(self.spec)
                 return record
-            except MemoryError:
+            except (MemoryError, ChangedError):
                 raise
             except (
                 Exception
@@ -414,6 +426,7 @@ class RecordSource:
         """Why the shard of a record cannot be read at all; None if it can, and the record itself is to blame."""
         path = self._shards[int(np.searchsorted(self._ends, index, side="right"))]
         try:
+            path = self._cache.path(path.name) if self._cache else path
             with path.open("rb", buffering=0) as file:
                 return None if file.read(1) else f"{path} is empty"
         except OSError as error:

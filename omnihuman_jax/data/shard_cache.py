@@ -12,7 +12,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,11 @@ _DEAD_S = 3600.0
 
 
 class ChangedError(ValueError):
-    """An object is not what it was when the dataset was opened, or does not arrive as it is in the bucket."""
+    """An object is not what it was when the dataset was opened."""
+
+
+class TransferError(ConnectionError):
+    """An object does not arrive as it is in the bucket: a fault of the way, which the next try may find healed."""
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -46,6 +50,10 @@ class CacheUse:
         asked = self.hits + self.fetched
         return self.hits / asked if asked else 1.0
 
+    def line(self) -> dict[str, float]:
+        """For a line of metrics: since the process began."""
+        return {"dataset_cache_hit_rate": self.hit_rate, "dataset_cache_stall_s": self.stall_s}
+
 
 class ShardCache:
     """The files of one dataset; thread-safe.
@@ -54,14 +62,15 @@ class ShardCache:
         home: the dataset's URI.
         folder: on this machine, of all datasets that are cached there.
         limit_bytes: of all files in `folder` together. A file that a process has open is freed when it closes it.
+        stays: whether a file of that name is never removed to make room.
 
     Raises:
         FileNotFoundError: there is no such folder in the bucket.
         ValueError: a file is larger than the limit.
     """
 
-    def __init__(self, home: str, folder: Path, limit_bytes: int):
-        self.home, self._limit, self._all = home.rstrip("/"), limit_bytes, folder
+    def __init__(self, home: str, folder: Path, limit_bytes: int, stays: Callable[[str], bool] = lambda name: False):
+        self.home, self._limit, self._all, self._stays = home.rstrip("/"), limit_bytes, folder, stays
         self._fs, self._root = fsspec.core.url_to_fs(self.home)
         self.folder = folder / hashlib.sha256(self.home.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -74,8 +83,8 @@ class ShardCache:
         largest = max(self._objects, key=lambda name: self._objects[name].size)
         if (size := self._objects[largest].size) > limit_bytes:
             raise ValueError(
-                f"data.cache_gb is {limit_bytes / 1e9:g}, but {self.home}/{largest} has {size / 1e9:.3g} GB; a cache"
-                " holds at least one file, and a run that does not fetch each of them again and again all of them"
+                f"the cache holds {limit_bytes / 1e9:g} GB, but {self.home}/{largest} has {size / 1e9:.3g} GB; give it"
+                " room for one file at least, and for all of them if none shall be fetched twice"
             )
         self.use = CacheUse()
         self._lock = threading.Lock()
@@ -91,13 +100,17 @@ class ShardCache:
         """Of all files together."""
         return sum(one.size for one in self._objects.values())
 
+    def size(self, name: str) -> int:
+        """Bytes of a file; 0 where there is none."""
+        return self._objects[name].size if name in self._objects else 0
+
     def path(self, name: str) -> Path:
         """The local file, whole and verified, fetched where it is not there.
 
         Raises:
             FileNotFoundError: the dataset had no such file when it was opened.
-            ChangedError: the object is another one by now, or arrives damaged.
-            OSError: storage does not answer, or there is no room.
+            ChangedError: the object is another one by now.
+            OSError: storage does not answer, the object arrives damaged, or there is no room.
         """
         if name not in self._objects:
             raise FileNotFoundError(f"{self.home}/{name}: no such file when the dataset was opened")
@@ -117,6 +130,13 @@ class ShardCache:
             self.use.fetched += fetched
             self.use.fetched_bytes += self._objects[name].size * fetched
         return target
+
+    def is_kept(self, name: str, inode: int) -> bool:
+        """Whether the local file is still the one that was opened."""
+        try:
+            return (self.folder / name).stat().st_ino == inode
+        except OSError:
+            return False
 
     def _is_there(self, name: str, target: Path) -> bool:
         """Whether this very object is; its last use is noted."""
@@ -159,7 +179,7 @@ class ShardCache:
         if now.version != expected.version:
             raise ChangedError(f"{self.home}/{name} was replaced since the dataset was opened; start the run again")
         if size != expected.size or (expected.md5 and md5 != expected.md5):
-            raise ChangedError(
+            raise TransferError(
                 f"{self.home}/{name} arrives with {size:,} bytes and md5 {md5.hex()[:12]}, in the bucket it has"
                 f" {expected.size:,} and {expected.md5.hex()[:12] or 'no md5'}"
             )
@@ -172,7 +192,7 @@ class ShardCache:
                 status = path.stat()
                 if path == target or not path.is_file():
                     continue
-                if not path.name.startswith("."):
+                if not path.name.startswith(".") and not self._stays(path.name):
                     whole.append((status.st_mtime, status.st_size, path))
                 elif path.suffix == ".part" and time.time() - status.st_mtime > _DEAD_S:
                     path.unlink()  # of a process that was killed

@@ -16,7 +16,7 @@ from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.runtime import locations
-from omnihuman_jax.runtime.locations import Location, local
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.typing import MOTION_FRAMES, TEMPORAL_STRIDE
 
 MODULES = tuple(f"{name}_omnihuman.py" for name in (
@@ -47,7 +47,7 @@ class Serving:
         """
         if locations.is_remote(run) or not (run / "dataset.json").is_file():
             return None
-        there = bool(dataset) and has_catalog(local(dataset, "data.dataset"))
+        there = bool(dataset) and has_catalog(dataset)
         return cls(
             spec=DatasetSpec.load(run), sampling=sampling, flow=flow, catalog=Catalog.load(dataset) if there else None
         )

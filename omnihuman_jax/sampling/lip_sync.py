@@ -20,6 +20,7 @@ from omnihuman_jax.data.records import WindowRecord, open_records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import mouth, sheet
 from omnihuman_jax.evaluation.bootstrap import Estimate
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.sampling import trained_run, window_inputs
 
 DRIVINGS = ("own", "other", "none")
@@ -39,7 +40,7 @@ class TruthWindow:
     person: str
 
 
-def load_windows(dataset: Path, truth_dir: Path, split: str) -> dict[str, list[TruthWindow]]:
+def load_windows(dataset: Location, truth_dir: Path, split: str) -> dict[str, list[TruthWindow]]:
     """All windows of a split with sound and a reference, of the longest length, by clip and in order.
 
     Raises:
@@ -130,7 +131,7 @@ class Subjects:
         return [f(mouth.crop(video, w.box_4)) for f, video, (w, _) in zip(self.readouts, videos, self.pairs)]
 
 
-def subjects_of(run: trained_run.TrainedRun, dataset: Path, truth_dir: Path, split: str, windows: int) -> Subjects:
+def subjects_of(run: trained_run.TrainedRun, dataset: Location, truth_dir: Path, split: str, windows: int) -> Subjects:
     """The windows of a split that are measured, and the readouts fitted on the others of their clips."""
     clips = load_windows(dataset, truth_dir, split)
     pairs = choose(clips, windows)
@@ -145,7 +146,7 @@ def subjects_of(run: trained_run.TrainedRun, dataset: Path, truth_dir: Path, spl
 
 def measure_lip_sync(
     run: trained_run.TrainedRun,
-    dataset: Path,
+    dataset: Location,
     truth_dir: Path,
     *,
     split: str,

@@ -29,7 +29,7 @@ from omnihuman_jax.data.identity import changed_features, features_of
 from omnihuman_jax.diffusion import flow_matching, guidance, solver
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime import bucket_folder
-from omnihuman_jax.runtime.locations import local, location
+from omnihuman_jax.runtime.locations import Location, location
 from omnihuman_jax.serving.folders_omnihuman import changed_files
 from omnihuman_jax.serving.guidance_omnihuman import (
     CURVES,
@@ -52,7 +52,7 @@ class TrainedRun:
     directory: Path
     config: experiment.ExperimentConfig
     spec: records.DatasetSpec
-    dataset: Path
+    dataset: Location
     mesh: Mesh
     params: Params
     weights: str
@@ -125,7 +125,7 @@ def open_run(
         directory=directory,
         config=config,
         spec=spec,
-        dataset=local(config.data.dataset if dataset is None else dataset, "data.dataset"),
+        dataset=location(config.data.dataset if dataset is None else dataset),
         mesh=created,
         params=params,
         weights=weights,
@@ -366,7 +366,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
     parser.add_argument(
-        "--dataset", type=local, help="folder of `omnihuman encode`; default: the one that the run was trained on"
+        "--dataset", type=location, help="folder of `omnihuman encode`; default: the one that the run was trained on"
     )
     parser.add_argument(
         "--codec", metavar="DIR", help="the codec's folder, if it was moved since the data were encoded"

@@ -28,7 +28,7 @@ from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime import files, processes
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime.locations import local, location
 from omnihuman_jax.sampling import driving, trained_run, window_inputs
 from omnihuman_jax.sampling.evaluators import Evaluator, evaluators
 from omnihuman_jax.serving import media_omnihuman
@@ -157,7 +157,7 @@ def open_training_samples(
         directory=folder,
         config=config,
         spec=spec,
-        dataset=local(config.data.dataset, "data.dataset"),
+        dataset=location(config.data.dataset),
         mesh=mesh,
         params=jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places

@@ -14,7 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from omnihuman_jax.data import shard_cache
-from omnihuman_jax.data.shard_cache import ChangedError, ShardCache
+from omnihuman_jax.data.shard_cache import ChangedError, ShardCache, TransferError
 
 HOME = "versioned://data/set"
 SIZE = 1000
@@ -90,7 +90,7 @@ def test_a_file_that_is_open_may_leave_and_is_read_to_its_end(tmp_path: Path) ->
 
 
 def test_a_limit_below_the_largest_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"versioned://data/set/\w+.* has .* GB; a cache holds at least one file"):
+    with pytest.raises(ValueError, match=r"versioned://data/set/\w+.* has .* GB; give it room for one file"):
         opened(tmp_path, SIZE - 1)
 
 
@@ -155,7 +155,7 @@ def test_a_body_that_arrives_damaged_is_refused_and_not_kept(
     cache._objects["a"] = shard_cache._Object.of(hashed)  # as GCS has it
     assert cache._objects["a"].version == stored.version
     monkeypatch.setattr(cache._fs, "open", lambda *_, **__: io.BytesIO(damage(b"a" * SIZE)))
-    with pytest.raises(ChangedError, match=r"versioned://data/set/a arrives with .* in the bucket it has 1,000"):
+    with pytest.raises(TransferError, match=r"versioned://data/set/a arrives with .* in the bucket it has 1,000"):
         cache.path("a")
     assert kept(tmp_path) == set()
     monkeypatch.undo()

@@ -9,11 +9,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from omnihuman_jax.checkpoint.folder import checkpoint_directory
 from omnihuman_jax.runtime.bucket_folder import copy_of
+from omnihuman_jax.telemetry.metrics import read_metrics
 from tests import quick_xla
 from tests.interop.cases import odd_config, random_tensors
 from tests.storage import servers
@@ -110,6 +112,11 @@ def read(server: Server, uri: str) -> bytes:
     return subprocess.run(
         [sys.executable, "-c", program, uri], env=os.environ | server.environment, capture_output=True, check=True
     ).stdout
+
+
+def upload(server: Server, folder: Path, uri: str) -> None:
+    program = "import sys, fsspec.core; fs, path = fsspec.core.url_to_fs(sys.argv[2]); fs.put(sys.argv[1], path, True)"
+    subprocess.run([sys.executable, "-c", program, f"{folder}/", uri], env=os.environ | server.environment, check=True)
 
 
 def listing(server: Server, uri: str) -> list[str]:
@@ -228,13 +235,58 @@ def _answers(url: str) -> bool:
         return False
 
 
+# Opens the dataset with room for less than half of it and reads it twice; prints the sha256 of all records and the use.
+READER = """
+import hashlib, json, os, sys
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.records import encode_record, open_records
+source, catalog = open_records(sys.argv[1], retries=3, delay_s=0.1), Catalog.load(sys.argv[1])
+digest = hashlib.sha256(catalog.fingerprint().encode())
+for index in [*range(len(source)), *range(len(source))]:
+    digest.update(encode_record(source[index], source.spec))
+use = source.cache_use
+print(json.dumps([digest.hexdigest(), use and [use.hits, use.fetched, use.fetched_bytes], source.unreadable]))
+"""
+
+
+def test_a_dataset_in_a_bucket_is_the_one_on_a_disk(server: Server, tmp_path: Path) -> None:
+    """Through a cache that cannot hold it, with answers that are cut, refused and slow in coming."""
+    dataset = runs.write_dataset(tmp_path / "dataset", shards=6)
+    uri, cache = f"{server.bucket}/data/two", tmp_path / "cache"
+    upload(server, dataset, uri)
+    sizes = [path.stat().st_size for path in dataset.glob("*.array_record-*")]
+    others = sum(path.stat().st_size for path in dataset.rglob("*") if path.is_file()) - sum(sizes)
+    room = others + 2.5 * max(sizes)
+    assert len(sizes) == 6
+
+    def read_all(where: str) -> list[Any]:
+        limits = {"OMNIHUMAN_DATASET_CACHE": str(cache), "OMNIHUMAN_DATASET_CACHE_GB": str(room / 1e9)}
+        done = subprocess.run(
+            [sys.executable, "-c", READER, where], env=os.environ | server.environment | limits, capture_output=True,
+            text=True, timeout=300, check=True,
+        )  # fmt: skip
+        return list(json.loads(done.stdout.splitlines()[-1]))
+
+    bad = iter([503, "cut", 429] * 4)
+    server.proxy.faults = lambda method, path, number: (
+        next(bad, None) if method == "GET" and "array_record" in path and number % 3 == 0 else None
+    )
+    expected, remote = read_all(str(dataset)), read_all(uri)
+    assert remote[0] == expected[0] and remote[2] == expected[2] == {}
+    hits, fetched, _ = remote[1]
+    assert fetched > len(sizes) and hits > 0
+    kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file() and not path.name.startswith("."))
+    assert kept <= room
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["gs"], indirect=True)  # with s3:// no run begins: test_locations
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the middle, with storage that fails now and then: the same bits in the end, and its logs are read."""
-    for name, value in server.environment.items():
+    cache = {"OMNIHUMAN_DATASET_CACHE": str(tmp_path / "cache"), "OMNIHUMAN_DATASET_CACHE_GB": "0.1"}
+    for name, value in (server.environment | cache).items():
         monkeypatch.setenv(name, value)
     dataset = runs.write_dataset(tmp_path / "dataset")
     runs.train(tmp_path / "disk", dataset, "--config.checkpoint.interval=3")
@@ -245,25 +297,29 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(
 
     server.proxy.faults = fails
     options = (interval, "--config.logging.tensorboard=True")
-    process = runs.start(uri, dataset, *options)
+    there = f"{server.bucket}/data/one"
+    upload(server, dataset, there)
+    process = runs.start(uri, there, *options)
     until = time.monotonic() + 300
     # Asked of the server itself: no process of Python each time.
-    there = f"{server.proxy.url}/storage/v1/b/{servers.BUCKET}/o/runs%2Fone%2Fcheckpoints%2F6%2Fmanifest.json"
-    while not _answers(there):
+    saved = f"{server.proxy.url}/storage/v1/b/{servers.BUCKET}/o/runs%2Fone%2Fcheckpoints%2F6%2Fmanifest.json"
+    while not _answers(saved):
         assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
         time.sleep(0.2)
     process.kill()
     process.communicate()
-    runs.train(uri, dataset, *options)
+    runs.train(uri, there, *options)
     server.proxy.faults = lambda method, path, number: None
     found = listing(server, uri)
     names = {name.split("/")[1] for name in found if name.startswith("checkpoints/")}
     assert {"6", "9", "12"} <= names and not any("tmp" in name for name in names), names
     assert any(name.startswith("tensorboard/events") for name in found)
-    there = sums(read(server, f"{uri}/checkpoints/12/_CHECKPOINT_METADATA").decode())
-    assert there == sums((tmp_path / "disk" / "checkpoints" / "12" / "_CHECKPOINT_METADATA").read_text())
+    found_sums = sums(read(server, f"{uri}/checkpoints/12/_CHECKPOINT_METADATA").decode())
+    assert found_sums == sums((tmp_path / "disk" / "checkpoints" / "12" / "_CHECKPOINT_METADATA").read_text())
     # Of the killed attempt the last seconds' lines may be gone; those of the one that ended are all there.
-    logged = {line["step"]: line for line in runs.records(copy_of(uri))}
+    logs = copy_of(uri)
+    assert read_metrics(logs)[-1]["dataset_cache_hit_rate"] > 0.5
+    logged = {line["step"]: line for line in runs.records(logs)}
     assert logged.keys() >= {10, 11, 12}
     assert logged.items() <= {line["step"]: line for line in runs.records(tmp_path / "disk")}.items()
     monkeypatch.chdir(tmp_path)

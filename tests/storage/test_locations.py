@@ -10,7 +10,7 @@ from omnihuman_jax import cli
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.commands import train
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import DatasetSpec
+from omnihuman_jax.data.records import DatasetSpec, open_records
 from omnihuman_jax.runtime import locations
 from tests.training import tiny_config
 
@@ -91,8 +91,14 @@ COMMANDS = {
     "curate --out": ["curate", "--videos", "x", "--out", "gs://bucket/clips"],
     "encode": ["encode", "--clips", "gs://bucket/clips", "--text-encoder", "x", "--out", "x"],
     "encode --out": ["encode", "--clips", "x", "--text-encoder", "x", "--out", "gs://bucket/dataset"],
-    "plan": ["plan", "--config", "configs/demo.py", "--config.data.dataset=gs://bucket/dataset"],
-    "train dataset": ["train", "--config", "configs/demo.py", "--run", "run", "--config.data.dataset=s3://bucket/d"],
+    "train, another cloud's dataset": [
+        "train",
+        "--config",
+        "configs/demo.py",
+        "--run",
+        "run",
+        "--config.data.dataset=az://bucket/d",
+    ],
     "export, a typing error": ["export", "runs/x", "--to", "gs:/bucket/x"],
     "import, another cloud": ["import", "omnihuman", "--from", "az://c/x", "--to", "run"],
 }
@@ -113,7 +119,9 @@ def test_commands_that_need_a_folder_say_so_in_one_line_and_make_none(
     assert [path.name for path in tmp_path.iterdir() if ":" in path.name] == []
 
 
-@pytest.mark.parametrize("load", [DatasetSpec.load, Catalog.load])
-def test_a_dataset_in_a_bucket_is_named_as_one(load) -> None:
-    with pytest.raises(ValueError, match=r"gs://bucket/data, a bucket; give a local or mounted folder"):
-        load("gs://bucket/data")
+@pytest.mark.parametrize("load", [DatasetSpec.load, Catalog.load, open_records])
+def test_a_limit_of_the_cache_that_is_none_is_named(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("none", "0", "-1", "inf", "nan"):
+        monkeypatch.setenv("OMNIHUMAN_DATASET_CACHE_GB", value)
+        with pytest.raises(ValueError, match=f"OMNIHUMAN_DATASET_CACHE_GB is '{value}'; it must be a number of GB"):
+            load("gs://bucket/data")

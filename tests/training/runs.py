@@ -21,15 +21,18 @@ from tests.data import synthetic
 CONFIG = Path(__file__).with_name("tiny_config.py")
 DEVICES = 4
 # What may differ between two runs of the same steps: the clock.
-TIMES = ("step_time_s", "tokens_per_s", "flops_per_s", "matmul_peak_share", "compile_s", "first_step_s", "save_stall_s")
+TIMES = (
+    "step_time_s", "tokens_per_s", "flops_per_s", "matmul_peak_share", "compile_s", "first_step_s", "save_stall_s",
+    "dataset_cache_hit_rate", "dataset_cache_stall_s",
+)  # fmt: skip
 
 
 def catalog() -> Catalog:
     return synthetic.catalog(48, latent_frames=(1, 3), strong=0.3)
 
 
-def write_dataset(folder: Path, *, poisoned: tuple[int, ...] = ()) -> Path:
-    return synthetic.write_dataset(folder, catalog(), poisoned=poisoned)
+def write_dataset(folder: Path, *, shards: int = 2, poisoned: tuple[int, ...] = ()) -> Path:
+    return synthetic.write_dataset(folder, catalog(), shards, poisoned)
 
 
 def start(

@@ -1,0 +1,99 @@
+"""The files of a dataset by its name: those of a folder, or of a bucket behind a cache on a local disk.
+
+    OMNIHUMAN_DATASET_CACHE       folder of the cache, which the processes of a host share;
+                                  ~/.cache/omnihuman_jax/datasets
+    OMNIHUMAN_DATASET_CACHE_GB    its limit; 100
+
+They are the machine's, not the run's: the same run may go on where the disk is another.
+"""
+
+import functools
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omnihuman_jax.data.shard_cache import CacheUse, ShardCache
+from omnihuman_jax.runtime import locations
+from omnihuman_jax.runtime.locations import StrPath
+
+FOLDER_VARIABLE, LIMIT_VARIABLE = "OMNIHUMAN_DATASET_CACHE", "OMNIHUMAN_DATASET_CACHE_GB"
+_FOLDER, _LIMIT_GB = "~/.cache/omnihuman_jax/datasets", "100"
+
+
+def dataset_folder(text: StrPath) -> Path:
+    """The local folder with all files of the dataset but, of a bucket's, its shards.
+
+    Raises:
+        FileNotFoundError: the bucket has no such dataset.
+        ValueError: text that is no location; a limit that is no number, or below the size of one shard.
+    """
+    if not locations.is_remote(locations.location(text)):
+        return Path(text)
+    cache = cache_of(os.fspath(text))
+    for name in cache.names:
+        if not is_shard(name):
+            cache.path(name)
+    return cache.folder
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file holds records: all others are small, and stay where they are."""
+    return ".array_record-" in name
+
+
+@functools.cache
+def cache_of(uri: str) -> ShardCache:
+    """This process's view of the cache of a bucket's dataset."""
+    folder = Path(os.environ.get(FOLDER_VARIABLE) or _FOLDER).expanduser()
+    given = os.environ.get(LIMIT_VARIABLE) or _LIMIT_GB
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < float("inf"):
+        raise ValueError(f"{LIMIT_VARIABLE} is {given!r}; it must be a number of GB above 0")
+    return ShardCache(uri, folder, int(limit * 1e9), stays=lambda name: not is_shard(name))
+
+
+class CachedRecords:
+    """The bytes of the records of a bucket's dataset by their index; thread-safe.
+
+    A shard is open while its file is there: what the cache has let go is closed with the next one that is fetched, so
+    that its bytes are free.
+    """
+
+    def __init__(self, cache: ShardCache, shards: list[str], lengths: list[int]):
+        self._cache, self._shards = cache, shards
+        self._ends = np.cumsum(lengths)
+        self._readers: dict[str, tuple[int, Any]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def use(self) -> CacheUse:
+        """What this process has asked for so far."""
+        return self._cache.use
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> bytes:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        first = int(self._ends[shard - 1]) if shard else 0
+        return bytes(self._reader(self._shards[shard]).read([index - first])[0])
+
+    def _reader(self, name: str) -> Any:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        path = self._cache.path(name)
+        with self._lock:
+            inode = path.stat().st_ino
+            known = self._readers.get(name)
+            if known is None or known[0] != inode:
+                self._readers = {
+                    name: kept for name, kept in self._readers.items() if self._cache.is_kept(name, kept[0])
+                }
+                known = self._readers[name] = (inode, ArrayRecordReader(str(path)))
+            return known[1]
