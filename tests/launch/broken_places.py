@@ -20,10 +20,10 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "overrides.data.dataset 'data/set' must be an absolute path with --target jobset",
     ),
     (
-        "a dataset in S3",
+        "a dataset in another cloud",
         "jobset",
-        changed({"overrides": {"data.dataset": "s3://b/set"}}),
-        "overrides.data.dataset 's3://b/set': it must be an absolute path with --target jobset; records are",
+        changed({"overrides": {"data.dataset": "az://b/set"}}),
+        "overrides.data.dataset 'az://b/set': it must be an absolute path with --target jobset, or the URI of a bucket",
     ),
     (
         "a dataset on the web",
