@@ -7,7 +7,6 @@ heaviest.
 
 import numpy as np
 
-
 _SWAPS, _CANDIDATES = 6, 128  # exchanges of a split; items of a part that are looked at for one
 
 
