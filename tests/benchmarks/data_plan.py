@@ -71,7 +71,7 @@ def make_catalog(rows: int, out: str) -> None:
 
 
 def measure(catalog: str, step: int) -> None:
-    """One line: what a process that starts at `step` pays. The plan is 7 B's batch at full length: 256 sequences."""
+    """One line: what a process pays that starts at `step` of the pose stage."""
     imported = time.process_time()
     table = Catalog.load(catalog)
     loaded = time.process_time()
@@ -87,19 +87,25 @@ def measure(catalog: str, step: int) -> None:
         slowest = max(slowest, time.process_time() - before)
     each = (time.process_time() - begin) / 640
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    windows = len(plan.batch(40_000 + step).windows)
     begin = time.process_time()
     plan.fingerprint()
     print(
-        f"| {step:,} | {imported:.1f} | {loaded - imported:.2f} | {planned - loaded:.2f} | {first - planned:.2f} |"
+        f"| {step:,} | {windows} | {imported:.1f} | {loaded - imported:.2f} | {planned - loaded:.2f} | {first - planned:.2f} |"
         f" {first:.1f} | {peak_first:.0f} | {1000 * each:.1f} | {slowest:.2f} | {peak:.0f} |"
         f" {1000 * (time.process_time() - begin):.1f} |"
     )
 
 
-def large_plan() -> PlanConfig:
-    """Sequences of 128 K tokens, 256 of them."""
+def large_plan(latent_tokens: int = 73_728) -> PlanConfig:
+    """256 sequences a step, which hold a little more than 3 windows of the mix each."""
     return PlanConfig(
-        sequences_per_step=256, latent_tokens=131_072, text_tokens=2048, windows=32, latent_frames=384, frames=2048
+        sequences_per_step=256,
+        latent_tokens=latent_tokens,
+        text_tokens=2048,
+        windows=32,
+        latent_frames=384,
+        frames=2048,
     )
 
 
@@ -157,17 +163,17 @@ def work_table(config_file: str, catalog: Catalog, steps: int, groups: Sequence[
 
 def packing_table(catalog: Catalog) -> None:
     """How full sequences of about 8 mean windows are, of small and of large steps."""
-    rows = catalog.numbers(np.flatnonzero(catalog.eligible[:1_000_000]))
-    mean = float((rows.window_tokens * rows.frames).sum() / rows.frames.sum())
+    print("| sequences a step | tokens | stage | windows a sequence | fill | skipped | largest error of a ratio |")
+    print("|---|---|---|---|---|---|---|")
     for sequences in (8, 64, 256):
-        config = dataclasses.replace(
-            large_plan(), sequences_per_step=sequences, latent_tokens=int(8 * 1.07 * mean) // 1024 * 1024
-        )
-        reports = Plan(catalog, paper_stages(steps=10_000), config, seed=0).report(max_chunks=8)
-        for report in reports:
+        config = dataclasses.replace(large_plan(188_416), sequences_per_step=sequences)
+        plan = Plan(catalog, paper_stages(steps=10_000), config, seed=0)
+        for report in plan.report(max_chunks=4):
+            windows = report.windows / report.steps / sequences
+            error = 100 * np.abs(report.realised - report.target).max()
             print(
-                f"| {sequences} | {report.name} | {config.latent_tokens} | {report.fill['latent_tokens']:.2%} |"
-                f" {report.skipped:.2%} | {np.abs(report.realised - report.target).max():.3%} |",
+                f"| {sequences} | {config.latent_tokens:,} | {report.name} | {windows:.1f} |"
+                f" {report.fill['latent_tokens']:.2%} | {report.skipped:.2%} | {error:.2f} points |",
                 flush=True,
             )
 
@@ -186,9 +192,9 @@ def main(argv: Sequence[str]) -> int:
     elif options.what == "measure":
         measure(options.catalog, int(options.steps))
     elif options.what == "cost":
-        print("| from step | import | load | plan | batch | to the first batch CPU s | peak MiB | then ms a batch |"
+        print("| from step | windows a step | import | load | plan | batch | to the first batch CPU s | peak MiB | then ms a batch |"
               " slowest s | peak MiB | fingerprint ms |")  # fmt: skip
-        print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
+        print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
         for step in options.steps.split(","):
             again = [sys.executable, "-m", "tests.benchmarks.data_plan", "measure", "--catalog", options.catalog]
             subprocess.run([*again, "--steps", step], check=True)

@@ -9,7 +9,7 @@ import pytest
 
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.equal_work import work_of
-from omnihuman_jax.data.plan import DEMANDS, Plan, demands, format_report
+from omnihuman_jax.data.plan import DEMANDS, VERSION, Plan, demands, format_report, version_of
 from omnihuman_jax.stages import Stage, StageSchedule, paper_stages
 from tests.data import synthetic
 
@@ -60,6 +60,11 @@ def test_the_seed_changes_the_batches_and_the_fingerprint(plan, batches):
     assert Plan(CATALOG, SCHEDULE, synthetic.plan_config(block=200), seed=5).fingerprint() != plan.fingerprint()
     shifted = paper_stages(steps=(70, 64, 90), base_steps=20, pose=0.26)
     assert Plan(CATALOG, shifted, synthetic.plan_config(), seed=5).fingerprint() != plan.fingerprint()
+
+
+def test_a_fingerprint_says_the_version_of_the_plan(plan):
+    assert version_of(plan.fingerprint()) == VERSION == 2
+    assert version_of("ab" * 32) == 1  # as the first version left it in checkpoints
 
 
 def test_every_sequence_keeps_to_every_limit(plan, batches):

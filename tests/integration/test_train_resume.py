@@ -16,6 +16,7 @@ from omnihuman_jax.checkpoint.record import CheckpointError, RunRecord
 from omnihuman_jax.commands import train
 from omnihuman_jax.config import changed_fields, from_json, to_json
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.plan import VERSION
 from omnihuman_jax.runtime import exit_codes
 from omnihuman_jax.runtime.incidents import read_lines
 from omnihuman_jax.runtime.processes import RunEnded
@@ -193,6 +194,18 @@ def test_a_changed_dataset_is_refused_unless_accepted(copy: Path, dataset: Path,
         resume(copy, other)
     assert resume(copy, other, "--accept-changes") == 0
     assert resume(copy, Path(shutil.copytree(dataset, tmp_path / "moved"))) == 0  # the same data elsewhere
+
+
+def test_a_run_of_another_plan_version_is_refused(copy: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as a changed data set: the cure is another."""
+    monkeypatch.setattr("omnihuman_jax.data.plan.VERSION", VERSION + 1)
+    message = (
+        rf"version of the data plan: {VERSION} -> {VERSION + 1} .* goes on as before\)\. Undo that, .*--accept-changes"
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        resume(copy, dataset)
+    assert "fingerprint" not in str(error.value)
+    assert resume(copy, dataset, "--accept-changes") == 0
 
 
 def everything(run: Path) -> dict[str, bytes]:
