@@ -37,6 +37,7 @@ SEE_DATA_PIPELINES = {"commands", "sampling"}
 HANDED_OVER = {
     ("omnihuman_jax.commands.plan", "omnihuman_jax.commands.plan_scale"),
     ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_theatre"),
+    ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_field"),
 }
 
 
