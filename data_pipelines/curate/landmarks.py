@@ -49,7 +49,7 @@ def extract_landmarks(frames: Iterable[np.ndarray]) -> Landmarks:
     keypoints: list[np.ndarray] = []
     faces: list[_Face | None] = []
     counts: list[int] = []
-    with _quiet_stderr(), _Networks() as networks:
+    with quiet_stderr(), _Networks() as networks:
         previous: np.ndarray | None = None
         for frame in frames:
             height, width = frame.shape[:2]
@@ -70,7 +70,7 @@ def extract_landmarks(frames: Iterable[np.ndarray]) -> Landmarks:
 
 
 @contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
+def quiet_stderr() -> Iterator[None]:
     """The networks' C++ code writes a page of notices to the process's stderr for each graph; Python's errors come
     after.
     """

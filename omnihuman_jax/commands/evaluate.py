@@ -10,14 +10,15 @@ import argparse
 import dataclasses
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from omnihuman_jax.commands import evaluate_theatre
+from omnihuman_jax.commands import evaluate_field, evaluate_theatre
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
@@ -28,7 +29,7 @@ from omnihuman_jax.evaluation import psnr, sheet
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import Location, local
 from omnihuman_jax.runtime.progress import progress_bar
-from omnihuman_jax.sampling import trained_run, window_inputs
+from omnihuman_jax.sampling import trained_range, trained_run, window_inputs
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
 
@@ -283,6 +284,8 @@ def evaluate(
             raise ValueError(
                 f"the model of {run.directory} has no {condition.label} input: there is nothing to evaluate here"
             )
+    for warning in trained_range.check_model(run, NEEDED):
+        print(f"warning: {warning}", file=sys.stderr)
     config = config or run.config.sampling
     config.validate()
     begin = time.monotonic()
@@ -346,33 +349,68 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="omnihuman evaluate",
         description=(
-            "Samples training windows driven by their own and by another clip's pose and audio, against the truth."
+            "Measures a run: training windows driven by their own and by another clip's pose and audio, the theatre's"
+            " truth, or the field's scores on held-out windows or on a folder of pairs of videos."
         ),
         epilog="example: omnihuman evaluate --run runs/mine/run --clips runs/mine/clips --out runs/mine",
     )
-    trained_run.add_run_arguments(parser)
+    trained_run.add_run_arguments(parser, required=False)
     parser.add_argument(
         "--clips",
         type=local,
-        help="folder of `omnihuman curate`, which says where the mouths are; without it, whole frames only",
+        help=(
+            "folder of `omnihuman curate`, which says where the mouths are (suite training; without it, whole frames"
+            " only) and has the sound (suite field; without it, nothing of lips and sound)"
+        ),
     )
     evaluate_theatre.add_arguments(parser)
+    evaluate_field.add_arguments(parser)
     parser.add_argument(
         "--windows", type=int, default=6, help="number of windows to sample, three times each (%(default)s)"
     )
     parser.add_argument("--batch", type=int, default=6, help="windows sampled at once (%(default)s)")
     parser.add_argument(
-        "--out", required=True, type=local, help="folder for evaluation.json, contact_sheet.png and evaluation/"
+        "--out", required=True, type=local, help="folder for what is found: JSON, pictures and videos, a page"
     )
     # Guidance trades closeness to the truth for expression, at twice the cost: off unless it is asked for.
     parser.set_defaults(guidance_scale=1.0)
     options = parser.parse_args(argv)
+    if options.pairs is not None and options.suite == "field":
+        return evaluate_field.run_suite(None, None, options)
+    if options.run is None:
+        raise ValueError("give --run, or pairs of videos with --suite field --pairs DIR")
     run = trained_run.open_run(
         options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
     )
     config = trained_run.sampling_config(run.config.sampling, options)
-    if options.suite == "theatre":
-        return evaluate_theatre.run_suite(run, config, options)
+    suites: dict[str, Suite] = {
+        "training": _training_suite, "theatre": evaluate_theatre.run_suite, "field": evaluate_field.run_suite
+    }  # fmt: skip
+    if options.suite != "all":
+        return suites[options.suite](run, config, options)
+    return _all_suites(suites, run, config, options)
+
+
+Suite: TypeAlias = Callable[[trained_run.TrainedRun, SamplingConfig, argparse.Namespace], int]
+
+
+def _all_suites(
+    suites: Mapping[str, Suite], run: trained_run.TrainedRun, config: SamplingConfig, options: argparse.Namespace
+) -> int:
+    """Every suite that this run's data allow; the others say why not. ValueError if that is none."""
+    refused = []
+    for name, suite in suites.items():
+        try:
+            suite(run, config, options)
+        except (ValueError, FileNotFoundError) as error:
+            refused.append(f"suite {name}: {error}")
+            print(f"not measured, {refused[-1]}", file=sys.stderr)
+    if len(refused) == len(suites):
+        raise ValueError(f"nothing could be measured: {'; '.join(refused)}")
+    return 0
+
+
+def _training_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argparse.Namespace) -> int:
     with progress_bar("share") as bar:
         task = bar.add_task("sampling", total=1.0)
         result = evaluate(

@@ -2,14 +2,16 @@
 
 import argparse
 import json
+import sys
 from typing import Any
 
+from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
-from omnihuman_jax.sampling import trained_run
+from omnihuman_jax.sampling import trained_range, trained_run
 from omnihuman_jax.sampling.lip_sync import measure_lip_sync
 
 RESULT_FILE = "lip_sync.json"
@@ -18,15 +20,19 @@ RESULT_FILE = "lip_sync.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite",
-        choices=("training", "theatre"),
+        choices=("training", "theatre", "field", "all"),
         default="training",
-        help="what is measured: PSNR on training windows (default), or lip-sync on the theatre's held-out windows",
+        help=(
+            "what is measured: PSNR on training windows (default), lip-sync on the theatre's held-out windows, the"
+            " field's measures on held-out windows or pairs of videos, or all of them"
+        ),
     )
     parser.add_argument(
         "--truth", type=local, metavar="DIR", help="suite theatre: folder `truth` of `omnihuman theatre`"
     )
     parser.add_argument(
-        "--split", default="unseen_face_and_speech", help="suite theatre: which windows (default: %(default)s)"
+        "--split",
+        help="which windows (suite theatre: unseen_face_and_speech; suite field: held_out, all that are not train)",
     )
 
 
@@ -34,13 +40,16 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
     """Measures, prints a table, writes lip_sync.json and lip_sync.png into --out."""
     if options.truth is None:
         raise ValueError("--suite theatre needs --truth, the folder `truth` that `omnihuman theatre` wrote")
+    split = options.split or "unseen_face_and_speech"
+    for warning in trained_range.check_model(run, ConditionSet.of(Condition.REFERENCE, Condition.AUDIO)):
+        print(f"warning: {warning}", file=sys.stderr)
     with progress_bar("share") as bar:
         task = bar.add_task("sampling", total=1.0)
         result, sheets = measure_lip_sync(
             run,
             run.dataset,
             options.truth,
-            split=options.split,
+            split=split,
             windows=options.windows,
             batch=options.batch,
             config=config,

@@ -20,7 +20,8 @@ from omnihuman_jax.evaluation.sheet import to_uint8
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_range, trained_run
-from omnihuman_jax.sampling.driving import Request, Signals, read_signals, segment_frames_of
+from omnihuman_jax.sampling.driving import Encoders, Request, Signals, read_signals, segment_frames_of
+from omnihuman_jax.sampling.video_jobs import JobsReport, read_manifest
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.windows_omnihuman import Segment, segment_schedule
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
@@ -57,6 +58,9 @@ def generate(
     out: Path,
     *,
     config: SamplingConfig | None = None,
+    samplers: trained_run.Samplers | None = None,
+    encoders: Encoders | None = None,
+    previews: Path | None = None,
     on_progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Generated:
     """Makes the video `out` (mp4, with the driving sound); nothing is left behind if it fails.
@@ -66,6 +70,8 @@ def generate(
         request: what drives it.
         out: an .mp4 path.
         config: steps, guidance and segment length; the run's own by default.
+        samplers, encoders: shared with other videos of the same run and config; own ones by default.
+        previews: folder that gets each segment's new frames as a video of its own, as soon as it is sampled.
         on_progress: hears (segments done, fractions included; segments in all).
 
     Raises:
@@ -78,14 +84,13 @@ def generate(
         raise ValueError(f"--out {out}: give a name that ends in .mp4")
     warnings = trained_range.check_model(run, request.active)
     segment_frames = segment_frames_of(run, config)
-    signals = read_signals(run, request, segment_frames)
+    signals = read_signals(run, request, segment_frames, encoders)
     segments = segment_schedule(signals.frames, segment_frames)
     height, width = (SPATIAL_STRIDE * side for side in signals.latent_shape[:2])
     for warning in [*warnings, *trained_range.check_range(run, (height, width), segments[0].frames)]:
         print(f"warning: {warning}", file=sys.stderr)
     first = window_of(run, signals, segments[0], None)
-    branches = trained_run.needs_guidance(config.guidance, [first])
-    sampler = trained_run.Sampler(run, config, trained_run.shape_for(run, [first]), 1, branches)
+    sampler = (samplers or trained_run.Samplers(run, config)).for_window(first)
     seams: list[long_video.Seam] = []
 
     def sample_segment(segment: Segment, motion_THW3: np.ndarray | None) -> np.ndarray:
@@ -103,8 +108,11 @@ def generate(
         left = signals.frames
         for pictures, seam in long_video.chain(segments, sample_segment):
             seams.extend([seam] if seam else [])
-            yield from to_uint8(pictures[:left])
-            left -= min(left, len(pictures))
+            new = to_uint8(pictures[:left])
+            if previews is not None and len(new):
+                _write_preview(previews, new, signals.frames - left, signals.wave, run.spec.sample_rate_hz)
+            yield from new
+            left -= len(new)
 
     media_omnihuman.write_video(out, frames(), FPS, audio=signals.wave, sample_rate=run.spec.sample_rate_hz)
     return Generated(
@@ -113,11 +121,18 @@ def generate(
         height=height,
         width=width,
         active=signals.active,
-        guided=bool(branches),
+        guided=bool(sampler.branches),
         segments=len(segments),
         compilations=sampler.compilations(),
         seams=tuple(seams),
     )
+
+
+def _write_preview(folder: Path, frames: np.ndarray, start: int, wave: np.ndarray | None, sample_rate: int) -> None:
+    """What a segment adds, under the number of its first frame."""
+    per_frame = sample_rate // FPS
+    sound = None if wave is None else wave[start * per_frame : (start + len(frames)) * per_frame]
+    media_omnihuman.write_video(folder / f"from_frame_{start:06d}.mp4", frames, FPS, sound, sample_rate)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -169,7 +184,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--text-encoder", metavar="DIR", help="folder or hub id; default: the dataset's")
     parser.add_argument("--speech-encoder", metavar="DIR", help="folder or hub id; default: the dataset's")
-    parser.add_argument("--out", required=True, type=local, help="the .mp4 to write")
+    parser.add_argument(
+        "--manifest",
+        type=local,
+        metavar="FILE",
+        help=(
+            "many videos: a line of JSON each, with name and any of image, audio, pose, text, seconds, size (HxW) and"
+            " seed; --out is a folder then. What is there already is kept, a bad line is reported and passed over"
+        ),
+    )
+    parser.add_argument(
+        "--previews", type=local, metavar="DIR", help="each segment of a long video as soon as it is sampled"
+    )
+    parser.add_argument("--out", required=True, type=local, help="the .mp4 to write; with --manifest, the folder")
     return parser
 
 
@@ -190,6 +217,8 @@ def describe(made: Generated) -> list[str]:
 def main(argv: Sequence[str]) -> int:
     """`omnihuman generate`."""
     options = _parser().parse_args(argv)
+    if options.manifest is not None:
+        return _generate_all(options)
     request = Request(
         image=options.image,
         audio=options.audio,
@@ -212,7 +241,45 @@ def main(argv: Sequence[str]) -> int:
         def on_progress(done: float, total: int) -> None:
             bar.update(task, completed=done, total=total, text=f"segment {min(total, int(done) + 1)}/{total}")
 
-        made = generate(run, request, options.out, config=config, on_progress=on_progress)
+        made = generate(run, request, options.out, config=config, previews=options.previews, on_progress=on_progress)
     print(f"{options.run} step {run.step}, {run.weights} weights, {config.num_steps} steps")
     print("\n".join(describe(made)))
     return 0
+
+
+def _generate_all(options: argparse.Namespace) -> int:
+    """The videos of a manifest: 0, or 1 if a line of it could not be made."""
+    of_one = ("image", "audio", "pose", "text", "seconds", "size", "previews")
+    if given := [f"--{name}" for name in of_one if getattr(options, name) is not None]:
+        raise ValueError(f"{', '.join(given)}: of one video; leave it out, or leave out --manifest")
+    jobs = read_manifest(
+        options.manifest,
+        seed=options.seed,
+        text_encoder=options.text_encoder,
+        speech_encoder=options.speech_encoder,
+    )
+    run = trained_run.open_run(
+        options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
+    )
+    config = trained_run.sampling_config(run.config.sampling, options)
+    samplers, encoders, report = trained_run.Samplers(run, config), Encoders(), JobsReport(options.out, run, config)
+    with progress_bar("share") as bar:
+        task = bar.add_task("videos", total=len(jobs))
+        for number, job in enumerate(jobs):
+            bar.update(task, completed=number, text=f"{number + 1}/{len(jobs)} {job.name}")
+            if job.error or report.keeps(job):
+                report.add(job, "failed" if job.error else "kept", job.error)
+                continue
+            try:
+                assert job.request is not None  # without an error
+                made = generate(
+                    run, job.request, report.video(job), config=config, samplers=samplers, encoders=encoders
+                )
+            except (ValueError, FileNotFoundError) as error:
+                report.add(job, "failed", str(error))
+            else:
+                report.add(job, "made", frames=made.frames)
+    print(f"{report.summary()}; {samplers.compilations()} program(s) compiled; {report.path}")
+    for line in report.failures():
+        print(line, file=sys.stderr)
+    return 1 if report.failures() else 0

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+_AT_ONCE = 100  # resamples whose rows are in memory together
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Estimate:
@@ -44,10 +46,22 @@ def estimate(
         raise ValueError(f"{len(rows_NK)} windows of {len(people)} people: one for each, and at least one")
     names = sorted(set(people))
     own = [np.flatnonzero([person == name for person in people]) for name in names]
-    random, values = np.random.default_rng(seed), []
-    for _ in range(draws):
-        drawn = [own[i] for i in random.integers(len(own), size=len(own))]
-        rows = np.concatenate([windows[random.integers(len(windows), size=len(windows))] for windows in drawn])
-        values.append(of_sums(rows_NK[rows].sum(0)))
+    values = [of_sums(sums) for sums in _resampled_sums(rows_NK, own, draws, np.random.default_rng(seed))]
     low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
     return Estimate(of_sums(rows_NK.sum(0)), float(low), float(high), len(rows_NK), len(names))
+
+
+def _resampled_sums(
+    rows_NK: np.ndarray, own: Sequence[np.ndarray], draws: int, random: np.random.Generator
+) -> np.ndarray:
+    """[draws, K]: sums of the rows of as many people as there are, each with as many windows as they have."""
+    sizes, longest = np.array([len(windows) for windows in own]), max(map(len, own))
+    padded = np.stack([np.resize(windows, longest) for windows in own])
+    sums = []
+    for _ in range(0, draws, _AT_ONCE):
+        people = random.integers(len(own), size=(_AT_ONCE, len(own)))
+        count = sizes[people][..., None]
+        picks = (random.random((*people.shape, longest)) * count).astype(int)
+        used = np.arange(longest) < count
+        sums.append(np.einsum("dpwk,dpw->dk", rows_NK[padded[people[..., None], picks]], used))
+    return np.concatenate(sums)[:draws]

@@ -3,9 +3,9 @@
 Channels last. BatchNorm of a trained network is a scale and a shift of each channel, worked out once in float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,14 @@ def mean_pool(x: Array, window: Sequence[int], padding: Padding = "VALID") -> ja
     return total / _reduce(jnp.ones_like(jnp.asarray(x)), 0.0, jax.lax.add, window, ones, padding)
 
 
-def _reduce(x, start, operation, window, stride, padding) -> jax.Array:
+def _reduce(
+    x: Array,
+    start: float,
+    operation: Callable[..., Any],
+    window: Sequence[int],
+    stride: Sequence[int],
+    padding: Padding,
+) -> jax.Array:
     if not isinstance(padding, str):
         padding = ((0, 0), *padding, (0, 0))
     result: jax.Array = jax.lax.reduce_window(

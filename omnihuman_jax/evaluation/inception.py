@@ -6,7 +6,7 @@ torch-fidelity, pt_inception-2015-12-05 (docs/evaluation.md), never shipped here
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -23,6 +23,8 @@ CLASSES = 1008
 _EPSILON = 1e-3
 _SAME = ((1, 1), (1, 1))
 Inception: TypeAlias = dict[str, Unit]
+Apply: TypeAlias = Callable[..., jax.Array]
+"""(name of a unit, x, stride, same) -> what comes out."""
 
 
 def _block_a(name: str, inputs: int, pool: int) -> dict[str, tuple[int, ...]]:
@@ -150,14 +152,14 @@ def _unit(params: Inception, name: str, x: Array, stride: int = 1, same: bool = 
     return convolve(params[name], x, (stride, stride), padding)
 
 
-def _in_turn(unit, x: Array, names: Iterable[str]) -> jax.Array:
+def _in_turn(unit: Apply, x: Array, names: Iterable[str]) -> jax.Array:
     """Convolutions one after another, each of the size of what it is given."""
     for name in names:
         x = unit(name, x, same=True)
     return jnp.asarray(x)
 
 
-def _a(unit, at: str, x: Array) -> jax.Array:
+def _a(unit: Apply, at: str, x: Array) -> jax.Array:
     branches = [
         _in_turn(unit, x, [f"{at}branch1x1"]),
         _in_turn(unit, x, [f"{at}branch5x5_{i}" for i in (1, 2)]),
@@ -167,7 +169,7 @@ def _a(unit, at: str, x: Array) -> jax.Array:
     return jnp.concatenate(branches, -1)
 
 
-def _b(unit, at: str, x: Array) -> jax.Array:
+def _b(unit: Apply, at: str, x: Array) -> jax.Array:
     double = _in_turn(unit, x, [f"{at}branch3x3dbl_{i}" for i in (1, 2)])
     branches = [
         unit(f"{at}branch3x3", x, stride=2),
@@ -177,7 +179,7 @@ def _b(unit, at: str, x: Array) -> jax.Array:
     return jnp.concatenate(branches, -1)
 
 
-def _c(unit, at: str, x: Array) -> jax.Array:
+def _c(unit: Apply, at: str, x: Array) -> jax.Array:
     branches = [
         _in_turn(unit, x, [f"{at}branch1x1"]),
         _in_turn(unit, x, [f"{at}branch7x7_{i}" for i in (1, 2, 3)]),
@@ -187,7 +189,7 @@ def _c(unit, at: str, x: Array) -> jax.Array:
     return jnp.concatenate(branches, -1)
 
 
-def _d(unit, at: str, x: Array) -> jax.Array:
+def _d(unit: Apply, at: str, x: Array) -> jax.Array:
     branches = [
         unit(f"{at}branch3x3_2", unit(f"{at}branch3x3_1", x), stride=2),
         unit(f"{at}branch7x7x3_4", _in_turn(unit, x, [f"{at}branch7x7x3_{i}" for i in (1, 2, 3)]), stride=2),
@@ -196,7 +198,7 @@ def _d(unit, at: str, x: Array) -> jax.Array:
     return jnp.concatenate(branches, -1)
 
 
-def _e(unit, at: str, x: Array, pooled: Array) -> jax.Array:
+def _e(unit: Apply, at: str, x: Array, pooled: Array) -> jax.Array:
     single = unit(f"{at}branch3x3_1", x)
     double = _in_turn(unit, x, [f"{at}branch3x3dbl_{i}" for i in (1, 2)])
     branches = [

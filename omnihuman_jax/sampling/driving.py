@@ -75,6 +75,14 @@ class Request:
             check_size(self.size)
 
 
+class Encoders:
+    """Networks that are opened once, however many videos they serve: `speech` and `text` load as their functions do."""
+
+    def __init__(self) -> None:
+        self.speech = functools.cache(load_speech_encoder)
+        self.text = functools.cache(load_text_encoder)
+
+
 class Signals(windows_omnihuman.Signals):
     """What drives the video: row i of audio and keypoints is frame i, at 25 fps."""
 
@@ -152,8 +160,11 @@ def _catalog(run: trained_run.TrainedRun, option: str) -> Catalog:
     return Catalog.load(run.dataset)
 
 
-def read_signals(run: trained_run.TrainedRun, request: Request, segment_frames: int) -> Signals:
+def read_signals(
+    run: trained_run.TrainedRun, request: Request, segment_frames: int, encoders: Encoders | None = None
+) -> Signals:
     """Reads and encodes everything that drives the video."""
+    encoders = encoders or Encoders()
     spec, size = run.spec, size_of(run, request)
     reference = None
     if request.image is not None:
@@ -169,8 +180,8 @@ def read_signals(run: trained_run.TrainedRun, request: Request, segment_frames: 
         available[f"--pose {request.pose}"] = len(keypoints)
     frames = frames_to_make(request.seconds, available, segment_frames)
     if wave is not None:
-        audio = encode_speech(run, request, wave, segment_schedule(frames, segment_frames)[-1].stop)
-    text_SE, pooled_E = encode_text(run, request)
+        audio = encode_speech(run, request, wave, segment_schedule(frames, segment_frames)[-1].stop, encoders)
+    text_SE, pooled_E = encode_text(run, request, encoders)
     return Signals(
         frames=frames,
         latent_shape=(size[0] // SPATIAL_STRIDE, size[1] // SPATIAL_STRIDE, run.config.model.latent_channels),
@@ -201,9 +212,11 @@ def size_of(run: trained_run.TrainedRun, request: Request) -> tuple[int, int]:
     return fit_size(height, width, int(np.median(catalog.height * catalog.width)))
 
 
-def encode_speech(run: trained_run.TrainedRun, request: Request, wave: np.ndarray, frames: int) -> np.ndarray:
+def encode_speech(
+    run: trained_run.TrainedRun, request: Request, wave: np.ndarray, frames: int, encoders: Encoders
+) -> np.ndarray:
     """Speech features [T, E], T up to `frames` and the margin, of the run's own encoder."""
-    encoder = load_speech_encoder(request.speech_encoder or run.spec.speech_encoder, layers=run.spec.speech_layers)
+    encoder = encoders.speech(request.speech_encoder or run.spec.speech_encoder, layers=run.spec.speech_layers)
     check_encoder(run, "speech_encoder", encoder.ref, encoder.sha256)
     rate = run.spec.sample_rate_hz
     wave = wave[: round(((frames + run.spec.margin) / FPS + SOUND_CONTEXT_S) * rate)]
@@ -229,11 +242,13 @@ def check_encoder(run: trained_run.TrainedRun, role: str, ref: str, sha256: Mapp
         )
 
 
-def encode_text(run: trained_run.TrainedRun, request: Request) -> tuple[np.ndarray, np.ndarray]:
+def encode_text(
+    run: trained_run.TrainedRun, request: Request, encoders: Encoders | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(text_SE, pooled_E): of the prompt, or of the empty prompt where there is none."""
     if not request.text:
         return run.spec.empty_text_SE, run.spec.empty_pooled_E
-    encoder = load_text_encoder(request.text_encoder or run.spec.text_encoder)
+    encoder = (encoders or Encoders()).text(request.text_encoder or run.spec.text_encoder)
     check_encoder(run, "text_encoder", encoder.ref, encoder.sha256)
     tokens, pooled = encoder.encode([request.text], run.spec.max_text_tokens)
     text_SE, pooled_E = np.asarray(tokens[0], np.float32), np.asarray(pooled[0], np.float32)

@@ -334,6 +334,24 @@ def _everywhere(tokens: jax.Array) -> jax.Array | np.ndarray:
     return tokens if tokens.is_fully_addressable else multihost_utils.process_allgather(tokens, tiled=True)
 
 
+class Samplers:
+    """One compiled sampler for all windows of one shape that need the same branches of guidance, one window a call."""
+
+    def __init__(self, run: TrainedRun, config: solver.SamplingConfig) -> None:
+        self.run, self.config = run, config
+        self._made: dict[tuple[PackedShape, tuple[Branch, ...]], Sampler] = {}
+
+    def for_window(self, window: packing.PackInput) -> Sampler:
+        branches, shape = needs_guidance(self.config.guidance, [window]), shape_for(self.run, [window])
+        if (shape, branches) not in self._made:
+            self._made[shape, branches] = Sampler(self.run, self.config, shape, 1, branches)
+        return self._made[shape, branches]
+
+    def compilations(self) -> int:
+        """Programs compiled for all of them together."""
+        return sum(sampler.compilations() for sampler in self._made.values())
+
+
 def needs_guidance(config: GuidanceConfig, windows: Sequence[packing.PackInput]) -> tuple[Branch, ...]:
     """The branches that guidance of these windows needs: none where it is off, or where no window has text or audio."""
     return guidance_branches(
@@ -358,9 +376,9 @@ def encode_pictures(run: TrainedRun, video_THW3: np.ndarray) -> np.ndarray:
     return np.asarray(run.encode(np.asarray(video_THW3, np.float32)))
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Options that `generate` and `evaluate` share: which weights, and how they are sampled."""
-    parser.add_argument("--run", required=True, type=location, help="run directory of `omnihuman train`")
+    parser.add_argument("--run", required=required, type=location, help="run directory of `omnihuman train`")
     parser.add_argument(
         "--weights", choices=("ema", "raw"), default="ema", help="averaged weights (default) or the last ones"
     )

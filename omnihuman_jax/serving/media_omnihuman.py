@@ -191,8 +191,9 @@ def write_video(
     audio: np.ndarray | None = None,
     sample_rate: int = SAMPLE_RATE_HZ,
     crf: int = 18,
+    codec: str = "libx264",
 ) -> None:
-    """Writes an mp4 that any browser plays: H.264 yuv420p, AAC sound, index in front; atomic.
+    """Writes an mp4 that any browser plays: H.264 yuv420p, AAC sound, index in front; atomic. `codec` libx265: H.265.
 
     `frames`: RGB uint8 [H, W, 3] each (an array [T, H, W, 3] or any iterable), odd sides padded by one repeated row or
     column. `audio`: mono float32 [N], cut or padded with silence to the length of the pictures.
@@ -206,7 +207,7 @@ def write_video(
         raise ValueError(f"{path}: no frames to write")
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            video = _video_encoder(container, first, fps, crf)
+            video = _video_encoder(container, first, fps, crf, codec)
             sound = container.add_stream("aac", rate=sample_rate, layout="mono") if audio is not None else None
             count = 0
             for picture in _chain(first, iterator):
@@ -229,9 +230,12 @@ def _chain(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray
     yield from rest
 
 
-def _video_encoder(container: av.container.OutputContainer, first: np.ndarray, fps: float, crf: int) -> av.VideoStream:
+def _video_encoder(
+    container: av.container.OutputContainer, first: np.ndarray, fps: float, crf: int, codec: str
+) -> av.VideoStream:
     height, width = first.shape[:2]
-    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
+    options = {"crf": str(crf)} | ({"x265-params": "log-level=error"} if codec == "libx265" else {})
+    stream: av.VideoStream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
     stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
     # Say which matrix the picture was converted with; players guess by size otherwise and shift the colours.
     context = stream.codec_context

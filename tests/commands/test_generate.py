@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import shutil
 
 import numpy as np
@@ -287,3 +288,79 @@ def test_without_the_dataset_size_and_segment_are_asked_for(run, talking, tmp_pa
         driving.read_signals(away, driving.Request(image=talking), 9)
     assert driving.segment_frames_of(away, dataclasses.replace(QUICK, segment_frames=13)) == 13
     assert driving.read_signals(away, driving.Request(image=talking, size=(16, 32)), 9).frames == 9
+
+
+def write_manifest(folder, talking, pose) -> list[dict]:
+    """Six good lines of two shapes, paths relative and absolute, and four bad ones."""
+    shutil.copy(talking, folder / "talking.mp4")
+    shared = {"image": "talking.mp4", "audio": "talking.mp4", "size": "32x48", "seconds": 0.36}
+    rows = [{"name": f"heard{i}", "seed": i, **shared} for i in range(3)]
+    rows += [
+        {"name": "posed", "pose": str(pose), "seconds": 0.36, "size": "32x48"},
+        {"name": "told", "text": "a man", "size": "32x48", "seconds": 0.2},
+        {"name": "told_again", "text": "a man speaks", "size": "32x48", "seconds": 0.2},
+    ]
+    bad = [{"name": "gone", "audio": "none.wav"}, {"name": "../out", "text": "a"}, {"name": "odd", "txt": "a"}]
+    lines = [json.dumps(row) for row in (*rows, *bad)] + ["{not json"]
+    (folder / "jobs.jsonl").write_text("\n".join(lines) + "\n\n")
+    return rows
+
+
+def test_a_manifest_makes_what_single_calls_make(tiny, run, talking, pose, tmp_path, capsys):
+    rows = write_manifest(tmp_path, talking, pose)
+    out = tmp_path / "made"
+    flags = ["--run", str(tiny.run), "--manifest", str(tmp_path / "jobs.jsonl"), "--out", str(out), "--steps", "2"]
+    assert generate.main(flags) == 1, "some lines could not be made"
+    printed = capsys.readouterr()
+    # Three of one shape are one program; the pose alone is unguided, the prompts are shorter.
+    assert "6 made, 0 kept, 4 failed; 3 program(s) compiled" in printed.out
+    for line, says in ((7, "none.wav: no such file"), (8, "letters, digits"), (9, "unknown txt"), (10, "no JSON")):
+        assert any(text.startswith(f"line {line} ") and says in text for text in printed.err.splitlines()), says
+    report = [json.loads(line) for line in (out / "report.jsonl").read_text().splitlines()]
+    assert [row["status"] for row in report] == ["made"] * 6 + ["failed"] * 4 and report[0]["frames"] == 9
+
+    single = driving.Request(image=talking, audio=talking, seconds=0.36, size=(32, 48), seed=2)
+    config = dataclasses.replace(run.config.sampling, num_steps=2)
+    generate.generate(run, single, tmp_path / "single.mp4", config=config)
+    np.testing.assert_array_equal(
+        media_omnihuman.read_video(tmp_path / "single.mp4"), media_omnihuman.read_video(out / "heard2.mp4")
+    )
+
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
+    (out / "heard1.mp4").unlink()
+    changed = json.dumps({**rows[0], "seed": 9})
+    text = (tmp_path / "jobs.jsonl").read_text().splitlines()
+    (tmp_path / "jobs.jsonl").write_text("\n".join([changed, *text[1:6]]) + "\n")
+    assert generate.main(flags) == 0
+    assert "2 made, 4 kept, 0 failed" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
+    assert {path.stem for path in after if after[path] != before[path]} == {"heard0", "heard1"}
+
+
+def test_a_manifest_that_is_none_is_one_line(tiny, talking, tmp_path):
+    def refused(*flags: str) -> str:
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            generate.main(["--run", str(tiny.run), "--out", str(tmp_path / "o"), *flags])
+        return str(caught.value)
+
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert "no such file" in refused("--manifest", str(tmp_path / "none.jsonl"))
+    assert "no line in it" in refused("--manifest", str(tmp_path / "empty.jsonl"))
+    assert "--text: of one video" in refused("--manifest", str(tmp_path / "empty.jsonl"), "--text", "a")
+
+
+def test_segments_can_be_watched_as_they_are_made(run, talking, tmp_path):
+    made = generate.generate(
+        run,
+        driving.Request(image=talking, audio=talking, size=(32, 48), seconds=0.7),
+        tmp_path / "out.mp4",
+        config=QUICK,
+        previews=tmp_path / "previews",
+    )
+    parts = sorted((tmp_path / "previews").iterdir())
+    assert [path.name for path in parts] == [f"from_frame_{n:06d}.mp4" for n in (0, 9, 13, 17)]
+    lengths = [media_omnihuman.probe(path).frames for path in parts]
+    assert sum(lengths) == made.frames == 18 and all(media_omnihuman.probe(path).has_audio for path in parts)
+    whole = media_omnihuman.read_video(tmp_path / "out.mp4").astype(int)
+    shown = np.concatenate([media_omnihuman.read_video(path) for path in parts]).astype(int)
+    assert np.abs(whole - shown).mean() < 3, "the same pictures, each file encoded by itself"
