@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.curate.clips import Clip, Landmarks, load_landmarks, read_clips
+from data_pipelines.curate.clip_sets import load_landmarks, read_clips
+from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.puppet_theatre.truth import Truth
 from omnihuman_jax.conditions import Condition

@@ -81,7 +81,7 @@ def story(out: Path, config: Path, devices: int) -> list[Step]:
         ),
         Step(
             name="curate",
-            argv=("curate", "--videos", str(media / "videos"), "--out", str(clips)),
+            argv=("curate", "--source", str(media / "videos"), "--out", str(clips)),
             why=(
                 "Cut, score, and tag each clip with the conditions that it can train. Nothing is dropped without a"
                 " reason."
@@ -89,7 +89,7 @@ def story(out: Path, config: Path, devices: int) -> list[Step]:
         ),
         Step(
             name="encode",
-            argv=("encode", "--clips", str(clips), "--out", str(dataset), "--codec", "dct")
+            argv=("encode", str(clips), "--out", str(dataset), "--codec", "dct")
             + ("--text-encoder", str(text), "--speech-encoder", str(speech), "--speech-layers", "0,2,4")
             + ("--area", "64x48", "--window-frames", "1,17,25", "--stride", "8", "--margin", "4"),
             why="Windows of 1 + 4n frames: latents, references, speech and text features, keypoints, and a catalog.",

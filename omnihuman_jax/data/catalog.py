@@ -135,9 +135,7 @@ class Catalog:
 
         path = local(directory, "the dataset's folder") / FILE_NAME
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: no catalog here; make one with `omnihuman encode --clips DIR --out {directory}`"
-            )
+            raise FileNotFoundError(f"{path}: no catalog here; make one with `omnihuman encode SETS --out {directory}`")
         try:
             table = pyarrow.parquet.read_table(path)
         except pyarrow.ArrowException as error:

@@ -54,7 +54,7 @@ def funnel_section(folder: RunFolder) -> str:
     """Which clips can train which conditions, and why the others cannot."""
     funnel = folder.funnel
     if funnel is None:
-        return _section("The data", _missing("funnel", f"omnihuman curate --videos DIR --out {folder.root}/clips"))
+        return _section("The data", _missing("funnel", f"omnihuman curate --source DIR --out {folder.root}/clips"))
     total = max(funnel["clips"], 1)
     bars = [
         [label, charts.bar(count / total, f"var(--{label})"), f"{count} of {funnel['clips']}"]
@@ -69,9 +69,9 @@ def funnel_section(folder: RunFolder) -> str:
                 cells.append('<span class="yes">yes</span>')
             else:
                 cells.append(f'<span class="no">no</span><small>{_reason(row.get("reasons", {}).get(label))}</small>')
-        clips.append([f"{html.escape(row['clip_id'])}", f"{row['seconds']:.1f}", *cells])
+        clips.append([_text(row["label"]), f"{row['seconds']:.1f}", *cells])
     left_out = [
-        [_text(row.get("clip_id") or row["video"]), _text(row.get("stage", "cut")), _text(row["reason"])]
+        [_text(row["video"]), _text(row.get("stage", "cut")), _text(row["reason"])]
         for row in (*funnel.get("quarantine", ()), *funnel.get("dropped", ()))
     ]
     parts = [

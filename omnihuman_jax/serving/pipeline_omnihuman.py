@@ -163,7 +163,7 @@ class OmniHumanPipeline:
           image: who: a picture file, or a video's first frame.
           out: an .mp4 path.
           audio: what is said: a sound file, or a video with sound.
-          pose: how they move: keypoints (.npz) of `omnihuman curate`, or a .npz with keypoints_TJ3 in pixels, height
+          pose: how they move: keypoints (.npz) of `omnihuman data pose`, or a .npz with keypoints_TJ3 in pixels, height
               and width.
           text: a prompt; None: the text condition is off.
           seconds: None for as long as audio or pose, or one segment without either.
@@ -369,7 +369,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, default=here, help="folder of `omnihuman export` (default: this file's)")
     parser.add_argument("--image", required=True, help="who: a picture file, or a video's first frame")
     parser.add_argument("--audio", help="driving audio: a sound file, or a video with sound")
-    parser.add_argument("--pose", help="how they move: keypoints (.npz) of `omnihuman curate`")
+    parser.add_argument("--pose", help="how they move: keypoints (.npz) of `omnihuman data pose`")
     parser.add_argument("--text", help="prompt; without it the text condition is off")
     parser.add_argument("--out", required=True, help="the .mp4 to write")
     parser.add_argument(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.curate.clips import load_landmarks, read_clips
+from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.held_out import SPLITS_FILE, with_splits
 from data_pipelines.encode.encode import EncodeConfig, encode
 from data_pipelines.puppet_theatre.piper_process import with_durations
