@@ -1,7 +1,7 @@
 """The SETS of a TABLE: for each of its clips the conditions that it is eligible for, and why not for the others.
 
     sets.json                the table they are of, its stages' keys, the thresholds and their hash, which parts
-    part-00007.parquet       row i belongs to clip i of the table's part: `SETS_SCHEMA`
+    sets.parquet             a row group a part: row i belongs to clip i of the table's part (`SETS_SCHEMA`)
     funnel.json              what became of everything, in sums
 
 `selection.py` makes them; here they are read, and joined with what the table knows of each clip.
@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_pipelines.curate import source_list
 from data_pipelines.curate.clips import Clip, Landmarks
-from data_pipelines.curate.stage_parts import CLIP, GROUPS, Table, read_part, read_record
+from data_pipelines.curate.stage_parts import CLIP, GROUPS, Table, read_record
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import FPS
 
 SETS_FILE = "sets.json"
+ROWS_FILE = "sets.parquet"
 SETS_FORMAT = 1
 # Where `curate` puts the sets that it makes itself, below the table.
 OWN_SETS = "sets"
@@ -102,7 +104,7 @@ def read_clips_of(sets: Path, index: int) -> list[Clip]:
     table = Table(folder=table_folder(sets), keys=head["stages"])
     number = int(list(head["parts"])[index])
     listed = {row["source"]: row for row in source_list.listed_in(table, number)}
-    chosen = read_part(sets / f"part-{number:05d}.parquet").to_pylist()
+    chosen = _rows(sets, index)
     scanned = [row for row in table.read("scan", number).to_pylist() if row["kind"] == CLIP]
     looked, listened = (table.read(stage, number).to_pylist() for stage in ("look", "listen"))
     if not len(chosen) == len(scanned) == len(looked) == len(listened):
@@ -113,6 +115,15 @@ def read_clips_of(sets: Path, index: int) -> list[Clip]:
         for record, (mine, scan, look, listen) in rows
         if mine["left_out"] is None
     ]
+
+
+def _rows(sets: Path, index: int) -> list[dict[str, Any]]:
+    path = sets / ROWS_FILE
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read_row_group(index).to_pylist() if file.metadata.row_group(index).num_rows else []
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: part {index} of it cannot be read ({error}); run `omnihuman select` again") from None
 
 
 def _clip(

@@ -121,7 +121,7 @@ def curate(
     options = config.scan_options
     table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options))
     captioning = CaptionOptions(default=config.default_caption, encoding=config.caption_encoding)
-    videos, passed_over = source_list.look_up(table, source, captioning, config.part_videos)
+    videos = source_list.look_up(table, source, captioning, config.part_videos)
     table.save(options=dataclasses.asdict(options))
     tasks = _tasks(table, videos, options)
     if engine.retry_dead:
@@ -140,7 +140,7 @@ def curate(
         unfinished = sum(bool(table.missing(number)) for number in {video.part for video in videos})
         return {"unfinished_parts": unfinished, "computed": computed}
     sets = Path(table_dir) / OWN_SETS
-    funnel = select(table_dir, config.thresholds, sets, passed_over=passed_over, progress=progress)
+    funnel = select(table_dir, config.thresholds, sets, progress=progress)
     return {**funnel, "computed": computed}
 
 

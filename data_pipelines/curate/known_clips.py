@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.curate import source_list, stage_parts
-from data_pipelines.curate.clip_sets import OWN_SETS, SETS_SCHEMA
+from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_SCHEMA
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.selection import write_head
 from data_pipelines.curate.source_list import ListedVideo
@@ -36,11 +36,9 @@ def write_clips(
         scored = [{"clip_id": c.clip_id, **{n: v for n, v in c.scores.items() if n in names}} for c in rows]
         stage_parts.write_part(table.part(stage, _PART), scored, SCHEMAS[stage])
     listed = {clip.video: _listed(clip) for clip in rows}
-    source_list.write_listing(table, "", list(listed.values()))
+    source_list.write_listing(table, "", list(listed.values()), {})
     table.save()
-    stage_parts.write_part(
-        table.folder / OWN_SETS / f"part-{_PART:05d}.parquet", list(map(_set_row, rows)), SETS_SCHEMA
-    )
+    stage_parts.write_part(table.folder / OWN_SETS / ROWS_FILE, list(map(_set_row, rows)), SETS_SCHEMA)
     checks = {r["reason"]: r["threshold"] for clip in rows for r in clip.reasons.values()}
     digest = files.file_sha256(table.landmarks(_PART))
     write_head(table.folder / OWN_SETS, table, {_PART: len(rows)}, thresholds={}, checks=checks, landmarks=digest)

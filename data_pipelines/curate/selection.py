@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 from rich.progress import Progress
 
 from data_pipelines.curate import source_list, stage_parts
-from data_pipelines.curate.clip_sets import OWN_SETS, SETS_FILE, SETS_FORMAT, SETS_SCHEMA
+from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_FILE, SETS_FORMAT, SETS_SCHEMA
 from data_pipelines.curate.clips import write_text
 from data_pipelines.curate.funnel import FUNNEL_FILE, Funnel, funnel_table, left_out_lines
 from data_pipelines.curate.stage_parts import CLIP, DEAD, SHORT, Table
@@ -70,7 +71,6 @@ def select(
     dataset: str = "",
     weight: float = 1.0,
     sweeps: Sequence[Sweep] = (),
-    passed_over: Mapping[str, Sequence[str]] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes the sets of a table; returns the funnel that it also writes there.
@@ -78,7 +78,6 @@ def select(
     Args:
         dataset, weight: written on every clip, for a mix of several.
         sweeps: filled with what each of their values would give.
-        passed_over: by the `curate` that made the table just now, for the funnel.
 
     Raises:
         FileNotFoundError, ValueError: no table, no finished part, wrong thresholds, or `out_dir` is something else.
@@ -94,7 +93,7 @@ def select(
     done = [number for number in numbers if not table.missing(number)]
     if not done:
         raise ValueError(f"{table_dir}: none of its {len(numbers)} parts is finished; run curate again")
-    funnel = Funnel(passed_over or {})
+    funnel = Funnel(source_list.read_passed_over(table))
     bar = progress.add_task("select", total=len(done)) if progress else None
     parts = []
     for number in done:
@@ -102,11 +101,9 @@ def select(
         if progress and bar is not None:
             progress.advance(bar)
     _mark_duplicates(parts)
+    _write_rows(out, parts, dataset, weight)
     for part in parts:
-        _write_part(out, part, dataset, weight)
         funnel.add_tags(part.tags, part.seconds, part.left_out == _IN)
-    for stale in set(out.glob("part-*.parquet")) - {_part_path(out, part.number) for part in parts}:
-        stale.unlink()
     for place in (table.folder, table.folder / "listings", table.folder / "sources", out):
         for left in place.glob(".*.part"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
@@ -141,17 +138,10 @@ def write_head(
         "thresholds_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "checks": dict(checks),
         "parts": {str(number): count for number, count in parts.items()},
-        "parts_sha256": _parts_sha256(out, parts),
+        "rows_sha256": files.file_sha256(out / ROWS_FILE),
         "landmarks_sha256": landmarks,
     }
     write_text(out / SETS_FILE, json.dumps(head, indent=1) + "\n")
-
-
-def _parts_sha256(out: Path, parts: Mapping[int, int]) -> str:
-    digest = hashlib.sha256()
-    for number in parts:
-        digest.update(files.file_sha256(_part_path(out, number)).encode())
-    return digest.hexdigest()
 
 
 class _Listing:
@@ -280,11 +270,18 @@ def _mark_duplicates(parts: Sequence[PartTags]) -> None:
                 part.left_out[at] = _WHYS.index(DUPLICATE)
 
 
-def _part_path(out: Path, number: int) -> Path:
-    return out / f"part-{number:05d}.parquet"
+def _write_rows(out: Path, parts: Sequence[PartTags], dataset: str, weight: float) -> None:
+    """A row group a part."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        files.whole_file(out / ROWS_FILE) as temporary,
+        pq.ParquetWriter(temporary, SETS_SCHEMA, compression="zstd") as writer,
+    ):
+        for part in parts:
+            writer.write_table(_rows(part, dataset, weight), row_group_size=max(1, len(part.seconds)))
 
 
-def _write_part(out: Path, part: PartTags, dataset: str, weight: float) -> None:
+def _rows(part: PartTags, dataset: str, weight: float) -> pa.Table:
     count = len(part.seconds)
     out_of = part.left_out != _IN
     reasons = [check.reason for check in CHECKS]
@@ -297,7 +294,7 @@ def _write_part(out: Path, part: PartTags, dataset: str, weight: float) -> None:
         "dataset": _words(np.zeros(count, np.int8), [dataset]),
         "weight": np.full(count, weight, np.float32),
     }
-    stage_parts.write_columns(_part_path(out, part.number), pa.table(columns, schema=SETS_SCHEMA))
+    return pa.table(columns, schema=SETS_SCHEMA)
 
 
 def _words(codes: np.ndarray, words: Sequence[str]) -> pa.Array:

@@ -7,6 +7,7 @@ touched and has the same bytes as before is the video that it was.
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,8 +60,8 @@ class CaptionOptions:
 
 def look_up(
     table: Table, folder: str | os.PathLike[str], options: CaptionOptions, part_videos: int = PART_VIDEOS
-) -> tuple[list[ListedVideo], dict[str, list[str]]]:
-    """(the videos of a folder, what was passed over by reason); writes the listing, and parts for what is new.
+) -> list[ListedVideo]:
+    """The videos of a folder; writes the listing, and parts for what is new.
 
     Raises:
         FileNotFoundError, ValueError: no folder, no videos in it, or a `splits.json` that is none.
@@ -93,19 +94,34 @@ def look_up(
                 split=splits.get(name, "train"),
             )
         )
-    write_listing(table, os.path.relpath(folder, table.folder), videos)
-    return videos, found.passed_over
+    write_listing(table, os.path.relpath(folder, table.folder), videos, found.passed_over)
+    return videos
 
 
 def source_id(name: str, size: int, mtime_ns: int) -> str:
     return hashlib.sha256(f"{name}\0{size}\0{mtime_ns}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
-def write_listing(table: Table, source: str, videos: Sequence[ListedVideo]) -> None:
-    """Writes what lies in `source` (its path relative to the table), over what lay there before."""
+def write_listing(
+    table: Table, source: str, videos: Sequence[ListedVideo], passed_over: Mapping[str, Sequence[str]]
+) -> None:
+    """Writes what lies in `source` (its path relative to the table), over what lay there before. passed_over: reason ->
+    names of what is no video.
+    """
     rows = [dataclasses.asdict(video) for video in sorted(videos, key=lambda v: (v.part, v.source))]
     name = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    stage_parts.write_part(table.folder / "listings" / f"{name}.parquet", rows, _LISTING)
+    folder = table.folder / "listings"
+    stage_parts.write_part(folder / f"{name}.parquet", rows, _LISTING)
+    files.write_text(folder / f"{name}.json", json.dumps({"passed_over": passed_over}))
+
+
+def read_passed_over(table: Table) -> dict[str, list[str]]:
+    """Reason -> names, of all sources."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((table.folder / "listings").glob("*.json")):
+        for reason, names in json.loads(path.read_text())["passed_over"].items():
+            found.setdefault(reason, []).extend(names)
+    return found
 
 
 def read_listings(table: Table) -> pa.Table:

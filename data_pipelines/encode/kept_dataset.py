@@ -25,7 +25,7 @@ def made_by(sets: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     table = Table(folder=table_folder(sets), keys=head["stages"])
     # Where videos lie does not count; their bytes, captions and splits do.
     listed = source_list.read_listings(table).drop_columns(["path", "caption_error"]).to_pylist()
-    known = {"rows": listed, **{name: head[name] for name in ("stages", "parts_sha256", "landmarks_sha256")}}
+    known = {"rows": listed, **{name: head[name] for name in ("stages", "rows_sha256", "landmarks_sha256")}}
     return {
         "reader": [READER_VERSION, code_digest((media_omnihuman,), lambda module: module.endswith("_omnihuman"))],
         "encoder": [clip_encoder.VERSION, code_digest((clip_encoder, windows), lambda module: False)],

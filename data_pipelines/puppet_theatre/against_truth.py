@@ -2,7 +2,7 @@
 landmarks by style and framing.
 
     omnihuman theatre --out runs/faults --hours 0.65 --seed 0 --programme faults
-    omnihuman curate --videos runs/faults/videos --out runs/faults/curated
+    omnihuman curate --source runs/faults/videos --out runs/faults/curated
     python -m data_pipelines.puppet_theatre.against_truth --theatre runs/faults --curated runs/faults/curated
 """
 

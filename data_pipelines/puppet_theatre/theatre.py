@@ -220,8 +220,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
 
 _NEXT = """next:
-  omnihuman encode --clips {out}/clips --out {out}/dataset ...     tags and landmarks of the truth
-  omnihuman curate --videos {out}/videos --out {out}/curated       what the filters make of the same videos
+  omnihuman encode {out}/clips --out {out}/dataset ...             tags and landmarks of the truth
+  omnihuman curate --source {out}/videos --out {out}/curated       what the filters make of the same videos
 docs/theatre.md has the whole commands, and what the theatre does not show."""
 
 

@@ -37,7 +37,7 @@ def test_nothing_is_passed_over_without_a_word(tmp_path: Path) -> None:
     (root / "linked.mp4").symlink_to(elsewhere / "d.mp4")
     (root / "gone.mp4").symlink_to(elsewhere / "nothing.mp4")
     os.mkfifo(root / "pipe.mp4")
-    touch(root, "out/clips.jsonl")
+    touch(root, "out/table.json")
     found = look_into(root, besides=root / "out")
     assert list(found.videos) == ["a.mp4", "day 1/b.MOV", "linked.mp4"]
     assert set(found.passed_over.pop(footage.SYSTEM)) == {
