@@ -106,7 +106,8 @@ def test_funnel_accounts_for_every_video(curated: Curated) -> None:
         "a shot of 0.04 s is too short"
     ]
     assert funnel["eligible"]["audio"] == 2 and funnel["eligible"]["text"] == funnel["clips"]
-    assert funnel["computed"] == {"videos": 8, "clips": funnel["clips"]}
+    clips = funnel["clips"]
+    assert funnel["computed"] == {"videos": 8, "clips": clips, "scan": clips + 3, "look": clips, "listen": clips}
     for row in funnel["rows"]:
         assert set(row["eligible"]) | set(row["reasons"]) == {condition.label for condition in Condition}
 
@@ -189,11 +190,11 @@ def test_a_second_run_does_nothing_and_a_part_that_is_gone_is_made_again(curated
 
     os.utime(curated.videos / "nested" / "jwpIntro.mp4")  # touched, not changed
     shot = of_video(curated, "bikes")[0]
-    table = Table.open(curated.out)
+    table, shots_of_film = Table.open(curated.out), len(of_video(curated, "bikes"))
     table.part("look", shot.part).unlink()  # as a killed run would leave it
     (table.stage_folder("look") / f".part-{shot.part:05d}.parquet.12345678.part").write_text("half")
     resumed = curate(curated.videos, curated.out, curated.config)
-    assert resumed["computed"] == {"videos": 0, "clips": len(of_video(curated, "bikes")), "look": 4}
+    assert resumed["computed"] == {"videos": 0, "clips": shots_of_film, "look": shots_of_film}
     assert bytes_of(curated.out) == before  # MediaPipe repeats to the bit
 
 
