@@ -27,7 +27,7 @@ from data_pipelines.curate import source_list, stage_parts
 from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_FILE, SETS_FORMAT, SETS_SCHEMA
 from data_pipelines.curate.clips import write_text
 from data_pipelines.curate.funnel import FUNNEL_FILE, Funnel, funnel_table, left_out_lines
-from data_pipelines.curate.stage_parts import CLIP, DEAD, SHORT, Table
+from data_pipelines.curate.stage_parts import CLIP, DEAD, SCHEMAS, SHORT, Table
 from data_pipelines.curate.tagging import CHECKS, PASSED, SCORES, Tags, Thresholds, tag_all
 from data_pipelines.curate.threshold_sweep import Sweep
 from omnihuman_jax.conditions import Condition
@@ -46,6 +46,11 @@ _WHYS = (DUPLICATE, UNREADABLE, GONE, NO_CAPTION)
 _IN = -1
 _SCAN_COLUMNS = ["source", "kind", "sha256", "start_frame", "end_frame", "height", "width", "source_fps",
                  "bits_per_pixel", "has_audio"]  # fmt: skip
+
+
+_COLUMNS = {
+    stage: [name for name in SCORES if name in SCHEMAS[stage].names] + ["reason"] for stage in ("look", "listen")
+}
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -180,7 +185,7 @@ def _tag_part(
     sources, unread = listing.of(number)
     is_clip = pc.equal(scanned["kind"], CLIP)
     clips = scanned.filter(is_clip)
-    looked, listened = (table.read(stage, number) for stage in ("look", "listen"))
+    looked, listened = (table.read(stage, number, columns) for stage, columns in _COLUMNS.items())
     if not len(clips) == len(looked) == len(listened):
         raise ValueError(
             f"{table.part('look', number)}: {len(looked)} rows for {len(clips)} clips; delete it and run curate again"
@@ -193,7 +198,8 @@ def _tag_part(
     left_out[~_is_in(clips["source"], sources)] = _WHYS.index(GONE)
     for sweep in sweeps:
         sweep.add(scores, thresholds, left_out == _IN)
-    _tell(funnel, table, number, scanned, listing)
+    has_letters = any(one["reason"].null_count < len(one) for one in (looked, listened))
+    _tell(funnel, table, number, scanned, listing, has_letters=has_letters)
     return PartTags(
         number=number,
         tags=tags,
@@ -304,24 +310,23 @@ def _words(codes: np.ndarray, words: Sequence[str]) -> pa.Array:
     )
 
 
-def _tell(funnel: Funnel, table: Table, number: int, scanned: pa.Table, listing: _Listing) -> None:
+def _tell(
+    funnel: Funnel, table: Table, number: int, scanned: pa.Table, listing: _Listing, *, has_letters: bool
+) -> None:
     """What the funnel says of a part besides its clips."""
     kinds = scanned["kind"].combine_chunks()
-    names = listing.names(number)
-    funnel.add_videos(len(names), {row["name"]: row["caption_error"] for row in names.values() if row["caption_error"]})
-    if SHORT in kinds.dictionary.to_pylist():
+    has_letters |= DEAD in kinds.dictionary.to_pylist()
+    has_short = SHORT in kinds.dictionary.to_pylist()
+    sources, unread = listing.of(number)
+    names = listing.names(number) if has_short or has_letters or len(unread) else {}
+    errors = {row["name"]: row["caption_error"] for row in names.values() if row["caption_error"]}
+    funnel.add_videos(len(sources), errors)
+    if has_short:
         short = scanned.filter(pc.equal(scanned["kind"], SHORT)).to_pylist()
         funnel.add_short({**row, "video": names[row["source"]]["name"]} for row in short if row["source"] in names)
-    if DEAD in kinds.dictionary.to_pylist() or _has_letters(table, number):
+    if has_letters:
         letters = (row for row in stage_parts.letters_of(table, number) if row["source"] in names)
         funnel.add_letters({**row, "video": names[row["source"]]["name"]} for row in letters)
-
-
-def _has_letters(table: Table, number: int) -> bool:
-    return any(
-        table.read(stage, number, ["reason"])["reason"].null_count < len(table.read(stage, number, ["reason"]))
-        for stage in ("look", "listen")
-    )
 
 
 def _check_free(out: Path) -> None:

@@ -126,7 +126,13 @@ class Table:
 
     def read(self, stage: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The columns of a part; an error names the file and the cure."""
-        return read_part(self.part(stage, number), columns)
+        rows = read_part(self.part(stage, number), columns)
+        wanted = SCHEMAS[stage].names if columns is None else columns
+        if lacking := [name for name in wanted if name not in rows.column_names]:
+            raise ValueError(
+                f"{self.part(stage, number)}: lacks the columns {', '.join(lacking)}; delete it and run curate again"
+            )
+        return rows
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:

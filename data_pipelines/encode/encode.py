@@ -27,6 +27,7 @@ from data_pipelines.encode import kept_dataset
 from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig, empty_prompt
 from data_pipelines.encode.dataset_finish import MADE_BY_FILE, finish
 from data_pipelines.encode.dead_letters import DeadLetters
+from data_pipelines.encode.kept_dataset import SUMMARY_FILE
 from data_pipelines.encode.leases import LeaseHolder
 from data_pipelines.encode.shard_plan import (
     PLAN_FILE,
@@ -127,8 +128,15 @@ def encode(
         told = f"{out_dir}: already encoded from these clips with these settings ({summary['windows']} windows)"
         console.print(file_names.printable(told), markup=False, highlight=False)
         return summary
-    _make_shards(folder, sets, config, made_by, console, share.worker, overwrite=overwrite)
+    if not _is_joined(folder, made_by):
+        _make_shards(folder, sets, config, made_by, console, share.worker, overwrite=overwrite)
     return finish(folder, out_dir) if share.worker is None else {}
+
+
+def _is_joined(folder: Path, made_by: Mapping[str, Any]) -> bool:
+    """Whether a finish was killed that had only the folder's name left to change."""
+    path = folder / SUMMARY_FILE
+    return path.is_file() and json.loads(path.read_text()).get("made_by") == json.loads(json.dumps(made_by))
 
 
 def _make_shards(

@@ -129,7 +129,10 @@ def _serve(pipe: Connection) -> None:
             answer = (None, function(task))
         except Exception as error:
             answer = (error, None)
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except Exception as error:  # the pipe carries what can be copied, and an answer may hold anything
+            pipe.send((RuntimeError(f"{answer[0] or answer[1]!r} cannot be sent back ({error})"), None))
 
 
 def _end_with_parent() -> None:

@@ -104,7 +104,7 @@ DAMAGE: dict[str, tuple[Callable[[Table], None], str]] = {
     "a part of another kind": (lambda t: _part(t, "scan").write_text("hello"), "not a readable part"),
     "foreign Parquet": (
         lambda t: pq.write_table(pa.table({"a": [1]}), _part(t, "listen")),
-        "lacks the columns clip_id, ",
+        "lacks the columns",
     ),
     "no head": (lambda t: (t.folder / "table.json").unlink(), "omnihuman curate --source"),
     "a head that is none": (lambda t: (t.folder / "table.json").write_text("[]"), "not the head of a table"),

@@ -44,11 +44,8 @@ class Nodes:
 
     def add(self, *options: str) -> subprocess.Popen[bytes]:
         port = self.address.split(":")[1]
-        where = (
-            ["--head", f"--port={port}", "--include-dashboard=false"]
-            if not self.running
-            else [f"--address={self.address}"]
-        )
+        head = ["--head", f"--port={port}", "--include-dashboard=false"]
+        where = [f"--address={self.address}"] if self.running else head
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *where, *options]
         command += ["--disable-usage-stats", "--object-store-memory=100000000"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_TMPDIR": str(self._folder)}
@@ -71,7 +68,6 @@ class Nodes:
 
 @pytest.fixture
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    pytest.importorskip("ray", reason="needs Ray")
     folder = Path("/tmp") / f"ray{os.getpid()}"  # the address of a socket is short
     folder.mkdir(exist_ok=True)
     nodes = Nodes(folder)
