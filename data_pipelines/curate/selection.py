@@ -29,7 +29,7 @@ from data_pipelines.curate.clips import write_text
 from data_pipelines.curate.funnel import FUNNEL_FILE, Funnel, funnel_table, left_out_lines
 from data_pipelines.curate.stage_parts import CLIP, DEAD, SCHEMAS, SHORT, Table
 from data_pipelines.curate.tagging import CHECKS, PASSED, SCORES, Tags, Thresholds, tag_all
-from data_pipelines.curate.threshold_sweep import Sweep
+from data_pipelines.curate.threshold_sweep import ThresholdSweep
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.plain_values import check_finite, structure
 from omnihuman_jax.runtime import file_names, files
@@ -75,7 +75,7 @@ def select(
     *,
     dataset: str = "",
     weight: float = 1.0,
-    sweeps: Sequence[Sweep] = (),
+    sweeps: Sequence[ThresholdSweep] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes the sets of a table; returns the funnel that it also writes there.
@@ -178,7 +178,7 @@ def _tag_part(
     number: int,
     listing: _Listing,
     thresholds: Thresholds,
-    sweeps: Sequence[Sweep],
+    sweeps: Sequence[ThresholdSweep],
     funnel: Funnel,
 ) -> PartTags:
     scanned = table.read("scan", number, _SCAN_COLUMNS)
@@ -366,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="count what other values of a threshold would give; may be repeated, each alone",
     )
     options = parser.parse_args(argv)
-    sweeps = [Sweep.parse(text) for text in options.sweep]
+    sweeps = [ThresholdSweep.parse(text) for text in options.sweep]
     out = options.out or options.table / OWN_SETS
     with progress_bar(stays=True) as progress:
         funnel = select(

@@ -13,7 +13,7 @@ _MAX_VALUES = 1000
 
 
 @dataclasses.dataclass(slots=True)
-class Sweep:
+class ThresholdSweep:
     """A threshold's name, its values, and what came of each: `clips` int64 and `seconds` float64, both [values, 4]."""
 
     name: str
@@ -22,7 +22,7 @@ class Sweep:
     seconds: np.ndarray
 
     @classmethod
-    def parse(cls, text: str) -> "Sweep":
+    def parse(cls, text: str) -> "ThresholdSweep":
         """`min_lip_sync_confidence=0.2:0.6:0.05`: from, to (included) and step; ValueError for anything else."""
         name, _, span = text.partition("=")
         known = [field.name for field in dataclasses.fields(Thresholds)]

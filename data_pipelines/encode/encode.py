@@ -85,7 +85,7 @@ class EncodeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
+class EncodeShare:
     """What of a data set a call makes. worker: where it begins among the shards, of how many; None: alone, and it
     finishes. only_finish: the shards are made, join them.
     """
@@ -100,7 +100,7 @@ def encode(
     config: EncodeConfig,
     console: Console | None = None,
     overwrite: bool = False,
-    share: Share | None = None,
+    share: EncodeShare | None = None,
 ) -> dict[str, Any]:
     """Encodes the clips of sets into the data set `out_dir`; returns the summary that it also writes there, or, of a
     worker's share, {}.
@@ -114,7 +114,7 @@ def encode(
         ValueError: wrong settings, not one clip that can be encoded, or `out_dir` holds something else and `overwrite`
             is False.
     """
-    console, share = console or Console(stderr=True), share or Share()
+    console, share = console or Console(stderr=True), share or EncodeShare()
     out_dir = Path(out_dir)
     folder = out_dir.parent / f"{out_dir.name}.encoding"
     if share.only_finish:
@@ -410,7 +410,7 @@ def main(argv: Sequence[str]) -> int:
     if options.worker and options.finish:
         raise ValueError("--finish is for one call once all workers are done; leave out --worker")
     console = Console(stderr=True)
-    share = Share(worker=options.worker, only_finish=options.finish)
+    share = EncodeShare(worker=options.worker, only_finish=options.finish)
     if summary := encode(options.sets, options.out, config, console, options.overwrite, share):
         print_summary(summary, console)
     else:

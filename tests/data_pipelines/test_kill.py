@@ -19,7 +19,7 @@ from rich.console import Console
 
 from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.encode.clip_encoder import WindowConfig
-from data_pipelines.encode.encode import EncodeConfig, Share, encode
+from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode
 from data_pipelines.encode.leases import LeaseHolder, read_lease
 from data_pipelines.engines.worker_share import WorkerShare
 from data_pipelines.sample_media import SampleMedia
@@ -137,14 +137,14 @@ def test_shards_are_the_same_whoever_makes_them(clips: Path, tmp_path: Path) -> 
     encode(clips / "clips", tmp_path / "alone" / "dataset", config(clips), Console(quiet=True))
     out = tmp_path / "shared" / "dataset"
     for index in range(3):
-        share = Share(worker=WorkerShare(index, 3))
+        share = EncodeShare(worker=WorkerShare(index, 3))
         assert not encode(clips / "clips", out, config(clips), Console(quiet=True), share=share)
         marks = sorted((out.parent / "dataset.encoding").glob("part-*.json"))
         assert not out.exists() and not list((out.parent / "dataset.encoding").glob("*.lease"))
         if index == 0:
             for path in marks[::2]:  # as if it had been killed before these
                 path.unlink()
-    encode(clips / "clips", out, config(clips), Console(quiet=True), share=Share(only_finish=True))
+    encode(clips / "clips", out, config(clips), Console(quiet=True), share=EncodeShare(only_finish=True))
     made, alone = digests(out), digests(tmp_path / "alone" / "dataset")
     assert made.keys() == alone.keys() and sum(".array_record-" in name for name in made) > 3
     assert {name for name in made if made[name] != alone[name]} <= {"encode.json"}  # which says where the sets are
@@ -153,10 +153,10 @@ def test_shards_are_the_same_whoever_makes_them(clips: Path, tmp_path: Path) -> 
 
 def test_a_killed_finish_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed with half of the shards renamed, and with everything written but the folder's name."""
-    share, out = Share(worker=WorkerShare(0, 1)), tmp_path / "dataset"
+    share, out = EncodeShare(worker=WorkerShare(0, 1)), tmp_path / "dataset"
     encode(clips / "clips", out, config(clips), Console(quiet=True), share=share)
     shutil.copytree(tmp_path, tmp_path.parent / "kept")
-    encode(clips / "clips", out, config(clips), Console(quiet=True), share=Share(only_finish=True))
+    encode(clips / "clips", out, config(clips), Console(quiet=True), share=EncodeShare(only_finish=True))
     whole = digests(out)
     for name in ("write_dataset_metadata", "replace_folder"):
         other = tmp_path.parent / name
@@ -167,10 +167,16 @@ def test_a_killed_finish_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytes
             target = dataset_finish if hasattr(dataset_finish, name) else dataset_finish.files
             patch.setattr(target, name, _interrupted)
             encode(
-                clips / "clips", other / "dataset", config(clips), Console(quiet=True), share=Share(only_finish=True)
+                clips / "clips",
+                other / "dataset",
+                config(clips),
+                Console(quiet=True),
+                share=EncodeShare(only_finish=True),
             )
         assert not (other / "dataset").exists()
-        encode(clips / "clips", other / "dataset", config(clips), Console(quiet=True), share=Share(only_finish=True))
+        encode(
+            clips / "clips", other / "dataset", config(clips), Console(quiet=True), share=EncodeShare(only_finish=True)
+        )
         assert digests(other / "dataset") == whole
 
 
@@ -180,10 +186,10 @@ def _interrupted(*arguments: object) -> None:
 
 def test_shards_that_are_not_made_are_counted(clips: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
-    finishing = Share(only_finish=True)
+    finishing = EncodeShare(only_finish=True)
     with pytest.raises(FileNotFoundError, match="without --finish first"):
         encode(clips / "clips", out, config(clips), Console(quiet=True), share=finishing)
-    encode(clips / "clips", out, config(clips), Console(quiet=True), share=Share(worker=WorkerShare(0, 1)))
+    encode(clips / "clips", out, config(clips), Console(quiet=True), share=EncodeShare(worker=WorkerShare(0, 1)))
     (tmp_path / "dataset.encoding" / "part-00002.json").unlink()
     with pytest.raises(ValueError, match=r"1 of .* shards are not made yet, the first is 2"):
         encode(clips / "clips", out, config(clips), Console(quiet=True), share=finishing)

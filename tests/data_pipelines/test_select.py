@@ -11,7 +11,7 @@ from data_pipelines.curate import stage_parts
 from data_pipelines.curate.clip_sets import read_clips
 from data_pipelines.curate.selection import main, read_thresholds, select
 from data_pipelines.curate.tagging import CHECKS, SCORES, Thresholds, tag, tag_all
-from data_pipelines.curate.threshold_sweep import Sweep
+from data_pipelines.curate.threshold_sweep import ThresholdSweep
 from omnihuman_jax.conditions import Condition
 from tests.data_pipelines import made_table
 
@@ -81,7 +81,7 @@ def test_the_funnel_is_the_sum_of_the_clips(table: Path, tmp_path: Path) -> None
 
 
 def test_a_sweep_counts_what_each_value_would_give(table: Path, tmp_path: Path) -> None:
-    sweep = Sweep.parse("min_pose_share=0.1:0.9:0.2")
+    sweep = ThresholdSweep.parse("min_pose_share=0.1:0.9:0.2")
     assert sweep.values == [0.1, 0.3, 0.5, 0.7, 0.9]
     select(table, Thresholds(), tmp_path / "sets", sweeps=[sweep])
     for value, counted, seconds in zip(sweep.values, sweep.clips, sweep.seconds, strict=True):
@@ -103,7 +103,7 @@ def test_a_sweep_counts_what_each_value_would_give(table: Path, tmp_path: Path) 
 )
 def test_a_sweep_that_is_none(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Sweep.parse(text)
+        ThresholdSweep.parse(text)
 
 
 def test_the_command(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
