@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from data_pipelines.curate.known_clips import write_clips
+from data_pipelines.encode import dataset_finish
 from data_pipelines.encode.clip_encoder import WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode
 from data_pipelines.encode.leases import LeaseHolder, read_lease
@@ -152,31 +153,21 @@ def test_shards_are_the_same_whoever_makes_them(clips: Path, tmp_path: Path) -> 
 
 
 def test_a_killed_finish_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed with half of the shards renamed, and with everything written but the folder's name."""
+    """Killed with the shards renamed, and with everything written but the folder's name."""
     share, out = EncodeShare(worker=WorkerShare(0, 1)), tmp_path / "dataset"
     encode(clips / "clips", out, config(clips), Console(quiet=True), share=share)
     shutil.copytree(tmp_path, tmp_path.parent / "kept")
     encode(clips / "clips", out, config(clips), Console(quiet=True), share=EncodeShare(only_finish=True))
-    whole = digests(out)
+    whole, finishing = digests(out), EncodeShare(only_finish=True)
     for name in ("write_dataset_metadata", "replace_folder"):
         other = tmp_path.parent / name
         shutil.copytree(tmp_path.parent / "kept", other)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            from data_pipelines.encode import dataset_finish
-
             target = dataset_finish if hasattr(dataset_finish, name) else dataset_finish.files
             patch.setattr(target, name, _interrupted)
-            encode(
-                clips / "clips",
-                other / "dataset",
-                config(clips),
-                Console(quiet=True),
-                share=EncodeShare(only_finish=True),
-            )
+            encode(clips / "clips", other / "dataset", config(clips), Console(quiet=True), share=finishing)
         assert not (other / "dataset").exists()
-        encode(
-            clips / "clips", other / "dataset", config(clips), Console(quiet=True), share=EncodeShare(only_finish=True)
-        )
+        encode(clips / "clips", other / "dataset", config(clips), Console(quiet=True), share=finishing)
         assert digests(other / "dataset") == whole
 
 
