@@ -58,7 +58,7 @@ MEDIA := $(THEATRE)/media
 theatre: $(VENV)/.theatre  ## drawn people who speak -> a model that moves mouths to speech it has not heard, against the truth (docs/theatre.md)
 	@$(BIN)/omnihuman theatre --out $(THEATRE) --hours 0.25 --seed 1 --programme faces
 	$(BIN)/omnihuman sample-media --out $(MEDIA)
-	$(BIN)/omnihuman encode --clips $(THEATRE)/clips --out $(THEATRE)/dataset --codec dct --text-encoder $(MEDIA)/all-MiniLM-L6-v2 \
+	$(BIN)/omnihuman encode $(THEATRE)/clips --out $(THEATRE)/dataset --codec dct --text-encoder $(MEDIA)/all-MiniLM-L6-v2 \
 	  --speech-encoder $(MEDIA)/whisper-tiny.en-encoder --speech-layers 0,2,4 --area 48x48 --window-frames 25 --stride 10 --references 3 --margin 2
 	JAX_PLATFORMS=cpu $(BIN)/omnihuman train --config configs/theatre.py --config.data.dataset=$(THEATRE)/dataset --run $(THEATRE)/run \
 	  --config.samples.interval=200 --config.samples.clips=$(THEATRE)/clips --config.samples.truth=$(THEATRE)/truth

@@ -73,6 +73,9 @@ TORCH = ["torch==2.13.0"]
 TRANSFORMERS = ["transformers>=5.24,<6"]
 DIFFUSERS = ["diffusers==0.42.1"]
 
+# `omnihuman curate --engine ray`.
+CLUSTER = ["ray>=2.60,<3"]
+
 # Buckets: checkpoints (gs:// alone), exports and imports.
 GCS = ["gcsfs>=2026.2,<2027"]
 S3 = ["s3fs>=2026.2,<2027"]
@@ -100,6 +103,7 @@ DEV = [
     "codespell==2.4.3",
     *DIFFUSERS,
     *TRANSFORMERS,
+    *CLUSTER,
     *GCS,
     *S3,
     *WANDB,
@@ -138,6 +142,7 @@ setup(
         "torch": TORCH,
         "text": [*TORCH, *TRANSFORMERS],
         "serving": [*TORCH, *TRANSFORMERS, *DIFFUSERS],
+        "cluster": CLUSTER,
         "gcs": GCS,
         "s3": S3,
         "wandb": WANDB,

@@ -2,7 +2,7 @@
 never seen to speech that it has never heard.
 
     omnihuman theatre --out runs/theatre --hours 0.25 --seed 1 --programme faces
-    omnihuman encode --clips runs/theatre/clips --out runs/theatre/dataset ...   (docs/theatre.md has the options)
+    omnihuman encode runs/theatre/clips --out runs/theatre/dataset ...   (docs/theatre.md has the options)
     omnihuman train --config configs/theatre.py --run runs/theatre/run
 
 One stage from random weights: text and reference nearly always, audio on half of the windows, motion frames on some.

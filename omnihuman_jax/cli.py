@@ -59,16 +59,26 @@ COMMANDS: dict[str, Command] = {
     ),
     "curate": Command(
         module="data_pipelines.curate.curate",
-        help="cut videos into clips, score them, tag each with the conditions that it can train",
-        example="omnihuman curate --videos my_videos --out runs/mine/clips",
+        help="cut videos into clips, score them, tag each with the conditions that it can train: a table with sets",
+        example="omnihuman curate --source my_videos --out runs/mine/clips",
+    ),
+    "select": Command(
+        module="data_pipelines.curate.selection",
+        help="other thresholds on the scores of a table, and what they would give; opens no video",
+        example="omnihuman select runs/mine/clips --out runs/mine/strict --sweep min_lip_sync_confidence=0.2:0.6:0.05",
     ),
     "encode": Command(
         module="data_pipelines.encode.encode",
         help="clips -> latents, text, speech and pose features, and the catalog",
         example=(
-            "omnihuman encode --clips runs/mine/clips --out runs/mine/dataset --codec dct "
+            "omnihuman encode runs/mine/clips --out runs/mine/dataset --codec dct "
             "--text-encoder MINILM_DIR --speech-encoder WHISPER_DIR"
         ),
+    ),
+    "data": Command(
+        module="omnihuman_jax.commands.data",
+        help="what is wrong with a data set (check), what is in it (report), a pose out of its clips (pose)",
+        example="omnihuman data check runs/mine/dataset",
     ),
     "plan": Command(
         module="omnihuman_jax.commands.plan",

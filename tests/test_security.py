@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.curate.clips import Landmarks
 from omnihuman_jax import sharding
 from omnihuman_jax.checkpoint.reader import CheckpointReader
 from omnihuman_jax.codecs.codec import load_codec
@@ -20,6 +19,7 @@ from omnihuman_jax.data.records import DatasetSpec, open_records
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.interop import safetensors_io
+from omnihuman_jax.serving.poses_omnihuman import read_keypoints
 from tests.checkpoint.test_writer import abstract, make_state, saved
 from tests.data import synthetic
 from tests.encoders import tiny_networks
@@ -176,10 +176,10 @@ def test_every_kind_of_file_of_a_checkpoint_as_a_pickle(tmp_path: Path, sentinel
     assert read < len(names), "no file that was replaced is read at all"
 
 
-def test_landmarks_of_objects_are_an_error(tmp_path: Path, sentinel: Path) -> None:
-    path = npz_file(sentinel, tmp_path / "landmarks.npz", ["keypoints_TJ3", "lips_TK2", "mouth_box_T4"])
-    with pytest.raises(ValueError, match="not a landmarks file"):
-        Landmarks.load(path)
+def test_keypoints_of_objects_are_an_error(tmp_path: Path, sentinel: Path) -> None:
+    path = npz_file(sentinel, tmp_path / "pose.npz", ["keypoints_TJ3", "height", "width"])
+    with pytest.raises(ValueError, match="no keypoints"):
+        read_keypoints(path)
 
 
 # Modules that load pickles, or run what they read.

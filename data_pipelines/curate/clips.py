@@ -1,13 +1,8 @@
-"""What curate leaves behind and encode reads: a row a clip in `clips.jsonl`, and each clip's landmarks beside it.
-
-Every file is written whole or not at all, and none holds a path of the machine: a row names its video relative to the
-folder of `clips.jsonl`.
-"""
+"""A clip and its landmarks, as encode gets them out of the SETS of a TABLE (`clip_sets.py`)."""
 
 import dataclasses
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +13,16 @@ from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
 from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.serving.poses_omnihuman import wrong_keypoint
 
-CLIPS_FILE = "clips.jsonl"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """A shot, or a part of one, on its video's 25 fps grid: frames `start_frame` .. `end_frame` - 1 of
     `media.read_video`.
 
-    `height` and `width` are displayed pixels, the unit of the landmarks. `scores` are raw numbers, so that tags can be
-    made again with other thresholds. `reasons` has an entry for each condition that is not in `eligible`: the first
-    check that failed, its score and its threshold. `video` and `path` are text (`file_names.plain`), whatever bytes the
-    file's name has. `split` is "train", or the name of what is held out.
+    `height` and `width` are displayed pixels, the unit of the landmarks. `reasons` has an entry for each condition that
+    is not in `eligible`: the first check that failed, its score and its threshold. `video` and `path` are text
+    (`file_names.plain`), whatever bytes the file's name has; `path` is relative to the table. `split` is "train", or
+    the name of what is held out. `part` and `record` say where its landmarks lie.
     """
 
     clip_id: str
@@ -44,11 +37,14 @@ class Clip:
     has_audio: bool
     caption: str
     caption_source: str
-    landmarks: str
-    scores: dict[str, float]
+    scores: Mapping[str, float]
     eligible: tuple[str, ...]
-    reasons: dict[str, dict[str, Any]]
+    reasons: Mapping[str, Mapping[str, Any]]
     split: str = "train"
+    dataset: str = ""
+    weight: float = 1.0
+    part: int = 0
+    record: int = 0
 
     @property
     def frames(self) -> int:
@@ -66,9 +62,15 @@ class Clip:
     def conditions(self) -> ConditionSet:
         return ConditionSet.from_labels(self.eligible)
 
-    def video_path(self, clips_dir: str | os.PathLike[str]) -> Path:
-        """The video, wherever `clips_dir` lies now; FileNotFoundError if it moved away."""
-        path = Path(os.path.normpath(Path(clips_dir) / file_names.raw(self.path)))
+    @property
+    def label(self) -> str:
+        """For people: the video, and from when to when."""
+        begin, end = self.start_frame / self.fps, self.end_frame / self.fps
+        return f"{self.video} {begin:.1f}-{end:.1f} s"
+
+    def video_path(self, table: str | os.PathLike[str]) -> Path:
+        """The video, wherever the table lies now; FileNotFoundError if it moved away."""
+        path = Path(os.path.normpath(Path(table) / file_names.raw(self.path)))
         if not path.is_file():
             raise FileNotFoundError(
                 f"{file_names.plain(path)}: the video of clip {self.clip_id} is gone; put it back, or run curate again"
@@ -97,63 +99,33 @@ class Landmarks:
     face_T: np.ndarray
     faces_T: np.ndarray
 
-    def save(self, path: Path) -> None:
-        arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        with files.whole_file(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
-    def load(cls, path: Path) -> "Landmarks":
-        """ValueError if the file is not what `save` writes."""
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], where: str) -> "Landmarks":
+        """ValueError, which begins with `where`, if they are not what `arrays` gives."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                landmarks = cls(**{field.name: stored[field.name] for field in dataclasses.fields(cls)})
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no landmarks; run curate again") from None
-        except (KeyError, OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: not a landmarks file ({error}); delete it and run curate again") from error
+            landmarks = cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+        except KeyError as error:
+            raise ValueError(f"{where}: no landmarks there ({error} is missing); run curate again") from error
         if landmarks.keypoints_TJ3.ndim != 3 or landmarks.keypoints_TJ3.shape[1:] != (NUM_KEYPOINTS, 3):
-            raise ValueError(
-                f"{path}: keypoints {landmarks.keypoints_TJ3.shape}, expected [T, {NUM_KEYPOINTS}, 3]; run curate again"
-            )
+            shape = landmarks.keypoints_TJ3.shape
+            raise ValueError(f"{where}: keypoints {shape}, expected [T, {NUM_KEYPOINTS}, 3]; run curate again")
         if wrong := wrong_keypoint(landmarks.keypoints_TJ3):
-            raise ValueError(f"{path}: keypoints_TJ3: {wrong}; delete it and run curate again")
+            raise ValueError(f"{where}: keypoints_TJ3: {wrong}; run curate again")
         return landmarks
 
-
-def load_landmarks(clips_dir: str | os.PathLike[str], clip: Clip) -> Landmarks:
-    """The landmarks of a clip; ValueError unless there is one row a frame."""
-    path = Path(clips_dir) / clip.landmarks
-    landmarks = Landmarks.load(path)
-    if landmarks.keypoints_TJ3.shape[0] != clip.frames:
-        raise ValueError(
-            f"{path}: {landmarks.keypoints_TJ3.shape[0]} rows for a clip of {clip.frames} frames; run curate again"
-        )
-    return landmarks
-
-
-def write_clips(clips_dir: str | os.PathLike[str], clips: Iterable[Clip]) -> None:
-    write_text(Path(clips_dir) / CLIPS_FILE, "".join(json.dumps(dataclasses.asdict(clip)) + "\n" for clip in clips))
-
-
-def read_clips(clips_dir: str | os.PathLike[str]) -> list[Clip]:
-    """The rows of `clips.jsonl`, in its order.
-
-    Raises:
-        FileNotFoundError: `clips_dir` was not made by curate.
-        ValueError: a row is damaged or has another layout; names the line.
-    """
-    path = Path(clips_dir) / CLIPS_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not there; make it with `omnihuman curate --videos DIR --out {clips_dir}`")
-    clips = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-            clips.append(Clip(**{**row, "eligible": tuple(row["eligible"])}))
-        except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}:{number}: not a clip ({error}); run curate again") from error
-    return clips
+    def save_pose(self, path: Path, height: int, width: int) -> None:
+        """Writes the keypoints as a file that `generate --pose` and an export's pipeline read (.npz)."""
+        with files.whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                keypoints_TJ3=self.keypoints_TJ3,
+                height=np.array(height),
+                width=np.array(width),
+                allow_pickle=False,
+            )
 
 
 def write_text(path: Path, text: str) -> None:

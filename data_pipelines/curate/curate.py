@@ -1,42 +1,48 @@
-"""`omnihuman curate`: from a folder of videos to clips that know which conditions they are eligible for.
+"""`omnihuman curate`: from videos to a TABLE of clips with scores, and SETS that say what each clip can train.
 
-    scan     header, damage, shots -> frame ranges        a video at a time    kept in OUT/videos/<id>.json
-    analyse  pictures, landmarks, sound -> raw scores     a clip at a time     kept in OUT/clips/<clip_id>/
-    tag      scores -> eligible set and reasons           always made again    OUT/clips.jsonl, OUT/funnel.json
+    scan      header, damage, shots -> frame ranges       a video at a time
+    look      pictures, landmarks -> raw scores           a clip at a time
+    listen    sound -> raw scores                         a clip at a time
+    select    scores -> eligible set and reasons          always made again; opens no video
 
-Nothing is thrown away without a reason written on it: a video, clip or caption that cannot be read is in the funnel's
-`quarantine` with its stage, a file that is no video in `passed_over`, a shot that is too short in `dropped`, and a clip
-has a reason for each condition that it is not eligible for. No single file ends the run, not even one that kills the
-process that reads it.
+Nothing is thrown away without a reason written on it: a video, clip or caption that cannot be read is a dead letter
+with its stage, a file that is no video is in the funnel's `passed_over`, a shot that is too short in `dropped`, and a
+clip has a reason for each condition that it is not eligible for. No single file ends the run, not even one that kills
+the process that reads it.
+
+This file lists the work and hands it to an engine; the stages know of neither.
 """
 
 import argparse
+import collections
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from data_pipelines.curate import captions, file_stages, footage
-from data_pipelines.curate.clips import CLIPS_FILE, Clip, write_clips, write_text
-from data_pipelines.curate.funnel import funnel_of, funnel_table, left_out_lines
-from data_pipelines.curate.held_out import with_splits
+from data_pipelines.curate import captions, file_stages, part_work, source_list
+from data_pipelines.curate.clip_sets import OWN_SETS
+from data_pipelines.curate.file_stages import ScanOptions
+from data_pipelines.curate.funnel import FUNNEL_FILE, funnel_table, left_out_lines
+from data_pipelines.curate.part_work import PartTask
+from data_pipelines.curate.selection import select
 from data_pipelines.curate.shots import ShotConfig
-from data_pipelines.curate.tagging import Thresholds, tag
-from data_pipelines.curate.workers import DIED, Workers
+from data_pipelines.curate.source_list import CaptionOptions, ListedVideo
+from data_pipelines.curate.stage_parts import TABLE_FILE, Table
+from data_pipelines.curate.tagging import Thresholds
+from data_pipelines.engines.local_pool import LocalPool
+from data_pipelines.engines.worker_share import WorkerShare
 from omnihuman_jax.plain_values import check_finite, structure
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
-from omnihuman_jax.typing import FPS
 
-FUNNEL_FILE = "funnel.json"
-_Task = TypeVar("_Task")
-_Result = TypeVar("_Result")
+ENGINES = ("local", "ray")
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -45,6 +51,8 @@ class CurateConfig:
 
     caption_encoding: of captions that are neither UTF-8 nor marked as UTF-16; "": there are none.
     strict: refuse a video of which something would have to be undone (docs/footage.md) instead of undoing it.
+    part_videos: videos a part of the table, at most: what is lost when a process is killed.
+    workers: processes of the local engine.
     """
 
     shots: ShotConfig = dataclasses.field(default_factory=ShotConfig)
@@ -53,14 +61,16 @@ class CurateConfig:
     caption_encoding: str = ""
     max_seconds_per_video: float | None = None
     strict: bool = False
+    part_videos: int = source_list.PART_VIDEOS
     workers: int = 2
 
     def validate(self) -> None:
         check_finite(self)
         self.shots.validate()
         self.thresholds.validate()
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        for name in ("workers", "part_videos"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.max_seconds_per_video is not None and self.max_seconds_per_video <= 0:
             raise ValueError(f"max_seconds_per_video must be greater than 0, not {self.max_seconds_per_video}")
         captions.check_encoding(self.caption_encoding)
@@ -73,158 +83,122 @@ class CurateConfig:
         """
         return structure(cls, json.loads(text), whole="a curate configuration")
 
-
-def curate(
-    videos_dir: str | os.PathLike[str],
-    out_dir: str | os.PathLike[str],
-    config: CurateConfig | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Curates every video below `videos_dir` into `out_dir`; returns the funnel, also written to funnel.json.
-
-    Idempotent and resumable: what an earlier run finished is kept, `funnel["computed"]` counts what this one had to do.
-
-    Raises:
-        FileNotFoundError, ValueError: no folder, or no videos in it.
-        ChildProcessError: no worker process starts.
-    """
-    config = config or CurateConfig()
-    config.validate()
-    out = Path(out_dir)
-    found = footage.look_into(videos_dir, besides=out)
-    footage.check_any(videos_dir, found)
-    ids = footage.video_ids(list(found.videos))
-    scan_tasks = [
-        file_stages.ScanTask(
-            path=str(path),
-            name=name,
-            video_id=ids[name],
-            record=str(out / "videos" / f"{ids[name]}.json"),
-            shots=config.shots,
-            max_seconds=config.max_seconds_per_video,
-            strict=config.strict,
-        )
-        for name, path in found.videos.items()
-    ]
-    with Workers[Any, Any](config.workers) as workers:
-        scans = _tracked(progress, "scan videos", workers, _SCAN, scan_tasks)
-        scans.sort(key=lambda scan: scan.name)
-        tasks = _analysis_tasks(scans, out)
-        # Longest first: no worker is left with the longest alone at the end.
-        tasks.sort(key=lambda task: task.start_frame - task.end_frame)
-        analyses = {a.clip_id: a for a in _tracked(progress, "score clips", workers, _SCORE, tasks)}
-    tasks.sort(key=lambda task: (task.video.name, task.start_frame))
-    texts, unread = _captions([scan for scan in scans if scan.ranges], found.videos, config)
-    clips = [
-        _clip(task, analyses[task.clip_id], texts[task.video.name], out, config)
-        for task in tasks
-        if not analyses[task.clip_id].error and task.video.name in texts
-    ]
-    _forget_others(out, ids, {task.clip_id for task in tasks})
-    funnel = funnel_of(scans, tasks, analyses, clips, unread, found.passed_over)
-    write_clips(out, with_splits(videos_dir, clips))
-    write_text(out / FUNNEL_FILE, json.dumps({**funnel, "config": dataclasses.asdict(config)}, indent=1) + "\n")
-    return funnel
-
-
-def _captions(
-    scans: Sequence[file_stages.Scan], paths: dict[str, Path], config: CurateConfig
-) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
-    """(video -> caption and its source, video -> why its caption cannot be read)."""
-    texts, unread = {}, {}
-    for scan in scans:
-        try:
-            texts[scan.name] = captions.caption_of(paths[scan.name], config.default_caption, config.caption_encoding)
-        except captions.CaptionError as error:
-            unread[scan.name] = file_names.printable(str(error))
-    return texts, unread
-
-
-def _analysis_tasks(scans: list[file_stages.Scan], out: Path) -> list[file_stages.AnalysisTask]:
-    tasks = []
-    for scan in scans:
-        for number, (start, end) in enumerate(scan.ranges):
-            assert scan.video is not None
-            clip_id = f"{scan.video.video_id}-{number:03d}"
-            folder = str(out / "clips" / clip_id)
-            tasks.append(
-                file_stages.AnalysisTask(
-                    clip_id=clip_id, video=scan.video, start_frame=start, end_frame=end, folder=folder
-                )
-            )
-    return tasks
-
-
-def _clip(
-    task: file_stages.AnalysisTask,
-    analysis: file_stages.Analysis,
-    caption: tuple[str, str],
-    out: Path,
-    config: CurateConfig,
-) -> Clip:
-    eligible, reasons = tag(analysis.scores, config.thresholds)
-    return Clip(
-        clip_id=task.clip_id,
-        video=task.video.name,
-        path=file_names.plain(os.path.relpath(task.video.path, out)),
-        sha256=task.video.sha256,
-        start_frame=task.start_frame,
-        end_frame=task.end_frame,
-        fps=FPS,
-        height=task.video.height,
-        width=task.video.width,
-        has_audio=task.video.has_audio,
-        caption=caption[0],
-        caption_source=caption[1],
-        landmarks=f"clips/{task.clip_id}/landmarks.npz",
-        scores=analysis.scores,
-        eligible=eligible,
-        reasons=reasons,
-    )
-
-
-def _forget_others(out: Path, ids: dict[str, str], clip_ids: set[str]) -> None:
-    """Takes away what earlier runs kept of videos and cuts that are no more."""
-    for record in (out / "videos").glob("*.json"):
-        if record.stem not in ids.values():
-            record.unlink(missing_ok=True)
-    for folder in (out / "clips").glob("*"):
-        if folder.is_dir() and folder.name not in clip_ids:
-            file_stages.forget(folder)
+    @property
+    def scan_options(self) -> ScanOptions:
+        return ScanOptions(shots=self.shots, max_seconds=self.max_seconds_per_video, strict=self.strict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Stage:
-    """How a stage's result is found again, made by a worker, or stated where the worker died."""
+class Engine:
+    """What makes the parts. share: this worker's of all; retry_dead: dead letters that are no fault of their files are
+    tried again.
+    """
 
-    recall: Callable[[Any], Any]
-    compute: Callable[[Any], Any]
-    failed: Callable[[Any, str], Any]
+    name: str = "local"
+    address: str | None = None
+    share: WorkerShare | None = None
+    retry_dead: bool = False
 
 
-_SCAN = _Stage(recall=file_stages.recall_scan, compute=file_stages.scan, failed=file_stages.failed_scan)
-_SCORE = _Stage(recall=file_stages.recall_analysis, compute=file_stages.analyse, failed=file_stages.failed_analysis)
+def curate(
+    source: str | os.PathLike[str],
+    table_dir: str | os.PathLike[str],
+    config: CurateConfig | None = None,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
+) -> dict[str, Any]:
+    """Curates every video below `source` into the table `table_dir`; returns the funnel of its sets (of a worker's
+    share: how many parts are left), with what this run had to do in `funnel["computed"]`.
+
+    Idempotent and resumable: a part that is there is done. What other sources gave the table stays.
+
+    Raises:
+        FileNotFoundError, ValueError: no folder, or no videos in it.
+        ChildProcessError: no worker process starts, or parts are left that no process lives through.
+    """
+    config, engine = config or CurateConfig(), engine or Engine()
+    config.validate()
+    options = config.scan_options
+    table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options))
+    captioning = CaptionOptions(default=config.default_caption, encoding=config.caption_encoding)
+    videos = source_list.look_up(table, source, captioning, config.part_videos)
+    table.save(options=dataclasses.asdict(options))
+    tasks = _tasks(table, videos, options)
+    if engine.retry_dead:
+        for task in tasks:
+            part_work.forget_dead(task)
+    tasks = [task for task in tasks if table.missing(task.number)]
+    if engine.share is not None:
+        tasks = engine.share.of(tasks)
+    computed, left = _run(engine, config.workers, tasks, progress)
+    if left:
+        raise ChildProcessError(
+            f"{len(left)} parts are not finished, the first is {left[0].number}: the processes that made them died;"
+            " the same command goes on from here"
+        )
+    if engine.share is not None:
+        unfinished = sum(bool(table.missing(number)) for number in {video.part for video in videos})
+        return {"unfinished_parts": unfinished, "computed": computed}
+    sets = Path(table_dir) / OWN_SETS
+    funnel = select(table_dir, config.thresholds, sets, progress=progress)
+    return {**funnel, "computed": computed}
 
 
-def _tracked(
-    progress: Progress | None, title: str, workers: Workers[Any, Any], stage: _Stage, tasks: Sequence[Any]
-) -> list[Any]:
-    """The results of all tasks: recalled where an earlier run has them, computed by the workers where not."""
-    bar = progress.add_task(title, total=len(tasks)) if progress else None
-    results, left = [], []
-    for task in tasks:
-        known = stage.recall(task)
-        if known is None:
+def _tasks(table: Table, videos: Sequence[ListedVideo], options: ScanOptions) -> list[PartTask]:
+    """A task a part that has videos of this source, whether it is done or not."""
+    paths: dict[int, dict[str, str]] = collections.defaultdict(dict)
+    for video in videos:
+        paths[video.part][video.source] = file_names.plain(video.file(table.folder))
+    sources: dict[int, list[str]] = collections.defaultdict(list)
+    for row in source_list.read_sources(table):
+        sources[row["part"]].append(row["source"])
+    return [
+        PartTask(
+            table=os.fspath(table.folder),
+            number=number,
+            keys=table.keys,
+            options=options,
+            sources=tuple(sources[number]),
+            paths=paths[number],
+        )
+        for number in sorted(paths)
+    ]
+
+
+def _run(
+    engine: Engine, workers: int, tasks: Sequence[PartTask], progress: Progress | None
+) -> tuple[dict[str, int], list[PartTask]]:
+    """(what was made: rows by stage, and videos; the parts that no process lived through)."""
+    made: collections.Counter[str] = collections.Counter({"videos": 0, "clips": 0})
+    total = sum(len(task.sources) for task in tasks)
+    bar = progress.add_task("curate videos", total=total) if progress and tasks else None
+    left = []
+    for task, rows in _made(engine, workers, tasks):
+        if rows is None:
             left.append(task)
-        else:
-            results.append(known)
-    if progress and bar is not None:
-        progress.advance(bar, len(results))
-    for task, result in workers.run(stage.compute, left):
-        results.append(stage.failed(task, DIED) if result is None else result)
+            continue
+        made.update(rows)
+        made["videos"] += len(task.sources) * ("scan" in rows)
+        made["clips"] += rows.get("look", 0)
         if progress and bar is not None:
-            progress.advance(bar)
-    return results
+            progress.advance(bar, len(task.sources))
+            speed = progress.tasks[bar].speed
+            progress.update(bar, text=f"{speed:.2f} videos/s" if speed else "")
+    return dict(made), left
+
+
+def _made(engine: Engine, workers: int, tasks: Sequence[PartTask]) -> Iterator[tuple[PartTask, dict[str, int] | None]]:
+    if engine.name == "ray" and tasks:
+        from data_pipelines.engines.ray_cluster import RayCluster
+
+        with RayCluster[PartTask, dict[str, int]](engine.address) as cluster:
+            yield from cluster.run(work, tasks, part_work.blame)
+    elif tasks:
+        with LocalPool[PartTask, dict[str, int]](workers) as pool:
+            yield from pool.run(work, tasks, part_work.blame)
+
+
+work: Callable[[PartTask], dict[str, int]] = part_work.work
 
 
 def _read_config(path: Path) -> CurateConfig:
@@ -234,27 +208,28 @@ def _read_config(path: Path) -> CurateConfig:
         raise ValueError(f"{path}: {error}") from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`omnihuman curate --videos DIR --out DIR`."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="omnihuman curate",
         description="Cut videos into clips, score them, and tag each with the conditions that it is eligible for.",
-        epilog="example: omnihuman curate --videos footage/ --out runs/mine/clips",
+        epilog="example: omnihuman curate --source footage/ --out runs/mine/clips",
     )
     parser.add_argument(
-        "--videos",
+        "--source",
         required=True,
         type=local,
+        metavar="DIR",
         help="folder of videos, searched recursively; NAME.txt: caption of NAME.mp4 (UTF-8, or UTF-16 with its mark);"
         " splits.json: what is held out",
     )
     parser.add_argument(
-        "--out", required=True, type=local, help="folder for clips.jsonl, funnel.json and the landmarks"
+        "--out", required=True, type=local, metavar="TABLE", help=f"folder of the table; its sets are in {OWN_SETS}/"
     )
     parser.add_argument(
         "--config",
         type=local,
-        help="JSON file: shots, thresholds, default_caption, caption_encoding, max_seconds_per_video, workers",
+        help="JSON file: shots, thresholds, default_caption, caption_encoding, max_seconds_per_video, part_videos,"
+        " workers",
     )
     parser.add_argument(
         "--max-seconds-per-video", type=float, help="read at most this many seconds of each video, from its beginning"
@@ -271,21 +246,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=None,
         help="leave out videos that are turned, transparent, HDR, interlaced, ... instead of undoing that",
     )
-    parser.add_argument("--workers", type=int, help="processes (default 2)")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--part-videos", type=int, help=f"videos a part, at most (default {source_list.PART_VIDEOS})")
+    parser.add_argument("--workers", type=int, help="processes of the local engine (default 2)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="local", help="what makes the parts (default: %(default)s)"
+    )
+    parser.add_argument("--address", metavar="HOST", help="head of a running Ray cluster; without it, Ray starts here")
+    parser.add_argument(
+        "--worker", type=WorkerShare.parse, metavar="I/N", help="make the I-th share of N of the parts, and no sets"
+    )
+    parser.add_argument(
+        "--retry-dead", action="store_true", help="try dead letters again that are no fault of their files"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`omnihuman curate --source DIR --out TABLE`."""
+    arguments = _parser().parse_args(argv)
+    if arguments.address and arguments.engine != "ray":
+        raise ValueError("--address is of --engine ray; give both, or neither")
+    if arguments.worker and arguments.engine == "ray":
+        raise ValueError("--worker is without an engine; leave out --engine ray, which shares the parts itself")
     config = _read_config(arguments.config) if arguments.config else CurateConfig()
-    for name in ("max_seconds_per_video", "default_caption", "caption_encoding", "strict", "workers"):
+    for name in (
+        "max_seconds_per_video", "default_caption", "caption_encoding", "strict", "part_videos", "workers"
+    ):  # fmt: skip
         if getattr(arguments, name) is not None:
             setattr(config, name, getattr(arguments, name))
-    console = Console()
+    engine = Engine(
+        name=arguments.engine, address=arguments.address, share=arguments.worker, retry_dead=arguments.retry_dead
+    )
     with progress_bar(stays=True) as progress:
-        funnel = curate(arguments.videos, arguments.out, config, progress)
+        funnel = curate(arguments.source, arguments.out, config, progress, engine)
+    computed = funnel["computed"]
+    console = Console()
+    if engine.share is not None:
+        left = funnel["unfinished_parts"]
+        then = "run `omnihuman select`" if not left else f"{left} parts are other workers' to finish"
+        done = f"{arguments.out}: {computed['videos']} videos, {computed['clips']} clips scored in this run; {then}"
+        console.print(file_names.printable(done), soft_wrap=True, markup=False, highlight=False)
+        return 0
     console.print(funnel_table(funnel))
-    done = f"{arguments.out / CLIPS_FILE}: {funnel['clips']} clips, {funnel['computed']['clips']} scored in this run"
+    done = f"{arguments.out / TABLE_FILE}: {funnel['clips']} clips, {computed['clips']} scored in this run"
     for line in [*left_out_lines(funnel), file_names.printable(done)]:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if not funnel["clips"]:
-        raise ValueError(f"{arguments.videos}: no clip was made; {FUNNEL_FILE} in {arguments.out} gives the reasons")
+        raise ValueError(
+            f"{arguments.source}: no clip was made; {OWN_SETS}/{FUNNEL_FILE} in {arguments.out} gives the reasons"
+        )
     return 0
 
 

@@ -7,36 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate.captions import caption_of
-from data_pipelines.curate.footage import VIDEO_SUFFIXES, list_videos, video_ids
 from omnihuman_jax.serving import media_omnihuman, streams_omnihuman
 from omnihuman_jax.serving.frames_omnihuman import Look, findings
 from omnihuman_jax.serving.streams_omnihuman import MediaError
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
-__all__ = [
-    "VIDEO_SUFFIXES",
-    "Video",
-    "caption_of",
-    "clip_audio",
-    "clip_frames",
-    "inspect",
-    "list_videos",
-    "refusal",
-    "video_ids",
-    "with_properties",
-]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
-    """A file of the folder and what was found in it; `name` is its path below the folder, `video_id` a file-name-safe
-    form.
-    """
+    """What was found in a file."""
 
-    name: str
-    video_id: str
-    path: str
     sha256: str
     height: int
     width: int
@@ -48,16 +28,13 @@ class Video:
     properties: list[dict[str, Any]]
 
 
-def inspect(path: str | os.PathLike[str], name: str, video_id: str, sha256: str) -> Video:
+def inspect(path: str | os.PathLike[str], sha256: str) -> Video:
     """A video by its packets and its first picture; `MediaError` if it is none, or it breaks off."""
     if streams_omnihuman.is_cut_short(path):
         raise MediaError(f"{path}: truncated: its index reaches beyond its end; copy or download it again")
     header = media_omnihuman.probe(path)
     pixels_per_s = header.height * header.width * header.fps
     return Video(
-        name=name,
-        video_id=video_id,
-        path=os.fspath(path),
         sha256=sha256,
         height=header.height,
         width=header.width,
@@ -70,12 +47,12 @@ def inspect(path: str | os.PathLike[str], name: str, video_id: str, sha256: str)
     )
 
 
-def with_properties(video: Video, looks: Iterable[Look]) -> Video:
+def with_properties(path: str | os.PathLike[str], video: Video, looks: Iterable[Look]) -> Video:
     """The video with everything that was found in its pictures and sound, and what is done about it.
 
     `looks`: of its pictures, in order of appearance.
     """
-    found = [*findings(looks), *media_omnihuman.clock_findings(video.path)]
+    found = [*findings(looks), *media_omnihuman.clock_findings(path)]
     return dataclasses.replace(video, properties=[dataclasses.asdict(finding) for finding in found])
 
 

@@ -1,154 +1,162 @@
-"""The two stages that look into a file, as functions from a row to a row that know no engine.
+"""The stages that look into a file, as functions that know no engine and no table: a file in, rows out.
 
-Each keeps its result in a file with a key of everything that it depends on (the reader's version and code, the
-networks' files and every option among it), and has a `recall_` that finds it again: a second run does nothing, and one
-with something changed only what the change asks for. `curate.py` drives them from a pool of processes.
+    scan     a video  -> its header, damage and shots: the clips              decodes thumbnails
+    look     a clip   -> scores of its pictures; landmarks and a thumbnail    decodes pictures, once
+    listen   a clip   -> loudness, speech, and whether the lips follow it     decodes sound
 
-Whatever goes wrong with a file is the result for that file. It is kept only if it is the file's own fault: what a full
-memory, a disk or a bug did is tried again by the next run.
+A stage has a key: a hash of everything that its rows depend on (the reader's version and code, the networks' files,
+every option, the key of the stage before). Its short form names the folder of the stage's columns, so that a changed
+stage begins an empty folder beside the old one, and so do those after it.
+
+Whatever goes wrong with a file is a row for that file, a dead letter.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
-import os
-import shutil
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.curate import decode, landmarks, lipsync, network_files, scores, shots
-from data_pipelines.curate.clips import Landmarks, write_text
+from data_pipelines.curate.clips import Landmarks
 from data_pipelines.curate.code_digest import code_digest
 from data_pipelines.curate.decode import Video
+from data_pipelines.curate.shots import ShotConfig
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.files import file_sha256
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.media_omnihuman import READER_VERSION, MediaError
 from omnihuman_jax.typing import FPS
 
-# Changes of what a scan finds, beside the reader's own; part of the key under which scans are kept.
-VERSION = 2
+# Changes of what a stage finds, beside the reader's own; part of its key.
+VERSION = 3
 # A file of which so much less can be decoded than its packets say is damaged.
 _MIN_DECODED_SHARE = 0.9
+_THUMBNAIL_LINES = 96
+
+PICTURE_SCORES = ("sharpness", "brightness", "motion", "frozen_share")
+LANDMARK_SCORES = (
+    "pose_share", "body_confidence", "face_share", "face_px", "faces_share", "hand_share", "left_hand_share",
+    "right_hand_share", "hand_confidence",
+)  # fmt: skip
+SOUND_SCORES = ("loudness_dbfs", "peak_dbfs")
+LIP_SYNC_SCORES = ("speech_share", "lip_sync_confidence", "lip_sync_offset_s", "lip_sync_match")
+NO_TRACK = "not computed: no audio track"
+SILENT = "not computed: silent"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ScanTask:
-    """A video to be read once from end to end."""
+class ScanOptions:
+    """What a scan is asked for. strict: refuse a video of which something would have to be undone."""
 
-    path: str
-    name: str
-    video_id: str
-    record: str
-    shots: shots.ShotConfig
-    max_seconds: float | None
+    shots: ShotConfig = dataclasses.field(default_factory=ShotConfig)
+    max_seconds: float | None = None
     strict: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Scan:
-    """What came of it: the video and its clips, or the reason why it cannot be used."""
+    """A video and the frame ranges of its clips, and of the shots that are too short for one."""
 
-    name: str
-    video: Video | None
+    video: Video
     ranges: tuple[tuple[int, int], ...]
     too_short: tuple[tuple[int, int], ...]
-    error: str
-    computed: bool
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AnalysisTask:
-    """A clip to be scored; `folder` is its own."""
-
-    clip_id: str
-    video: Video
-    start_frame: int
-    end_frame: int
-    folder: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Analysis:
-    """The raw scores of a clip, or the reason why it could not be decoded."""
-
-    clip_id: str
-    scores: dict[str, float]
-    error: str
-    computed: bool
+def scan(path: str, options: ScanOptions) -> Scan:
+    """Measures and watches a video, finds its shots, and cuts them into clips; `MediaError` for a bad file."""
+    video = decode.inspect(path, file_sha256(path))
+    watched = shots.watch(path, options.max_seconds)
+    video = decode.with_properties(path, video, watched.looks)
+    if options.strict and (reason := decode.refusal(video)):
+        raise MediaError(f"{path}: {reason}")
+    frames = len(watched.changes) + 1
+    expected = min(video.duration_s, options.max_seconds or video.duration_s) * FPS
+    if frames < _MIN_DECODED_SHARE * expected - 1:
+        raise MediaError(
+            f"{path}: truncated; only {frames / FPS:.2f} s of {expected / FPS:.2f} s can be decoded; re-encode it"
+        )
+    cuts = sorted({*shots.find_cuts(watched.changes, options.shots), *watched.reshaped})
+    ranges, short = shots.clip_ranges(frames, cuts, options.shots)
+    return Scan(video=video, ranges=tuple(ranges), too_short=tuple(short))
 
 
-def recall_scan(task: ScanTask) -> Scan | None:
-    """What an earlier run found out, if neither the file nor the question has changed; quick."""
-    record = Path(task.record)
-    kept = _load(record)
-    if kept.get("question") != _question(task):
-        return None
-    try:
-        stat = os.stat(task.path)
-        if same := kept["stat"] == [stat.st_size, stat.st_mtime_ns] or kept["sha256"] == file_sha256(task.path):
-            found = _of_record(task, kept)
-    except (OSError, KeyError, TypeError, ValueError):  # gone, or a damaged record: `scan` says which
-        return None
-    if not same:
-        return None
-    if kept["stat"] != [stat.st_size, stat.st_mtime_ns]:
-        write_text(record, json.dumps({**kept, "stat": [stat.st_size, stat.st_mtime_ns]}))  # touched, not changed
+def look(path: str, start_frame: int, end_frame: int) -> tuple[dict[str, float], Landmarks, bytes]:
+    """Decodes a clip's pictures once: (scores of pictures and landmarks, landmarks, a thumbnail as JPEG)."""
+    meter, middle = scores.PictureMeter(), _Middle((end_frame - start_frame) // 2)
+    frames = middle.watch(decode.clip_frames(path, start_frame, end_frame))
+    found = landmarks.extract_landmarks(meter.watch(frames))
+    if len(found.face_T) != end_frame - start_frame:
+        raise MediaError(f"{path}: {len(found.face_T)} of {end_frame - start_frame} frames decoded; re-encode it")
+    return _finite(path, {**meter.scores(), **scores.landmark_scores(found)}), found, middle.jpeg()
+
+
+def listen(path: str, start_frame: int, end_frame: int, aperture_T: np.ndarray, has_audio: bool) -> dict[str, Any]:
+    """Scores of a clip's sound; `lip_sync_why` where there is nothing to judge."""
+    wave = decode.clip_audio(path, start_frame, end_frame) if has_audio else None
+    found: dict[str, Any] = {**scores.sound_scores(wave)}
+    if wave is None:
+        found["lip_sync_why"] = NO_TRACK
+    elif found["peak_dbfs"] <= scores.SILENCE_DBFS:
+        found["lip_sync_why"] = SILENT
+    else:
+        found |= lipsync.lip_sync_scores(aperture_T, wave)
+    _finite(path, {name: value for name, value in found.items() if name != "lip_sync_why"})
     return found
 
 
-def _of_record(task: ScanTask, kept: dict[str, Any]) -> Scan:
-    return Scan(
-        name=task.name,
-        video=Video(**{**kept["video"], "path": task.path}) if kept["video"] is not None else None,
-        ranges=tuple((start, end) for start, end in kept["ranges"]),
-        too_short=tuple((start, end) for start, end in kept["too_short"]),
-        error=kept["error"],
-        computed=False,
+def _finite(path: str, numbers: dict[str, float]) -> dict[str, float]:
+    if wrong := [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]:
+        raise MediaError(f"{path}: not a number: {', '.join(wrong)}; take the clip out, or re-encode it")
+    return numbers
+
+
+class _Middle:
+    """Keeps the frame in the middle of those that pass through."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._frame: np.ndarray | None = None
+
+    def watch(self, frames: Any) -> Any:
+        for number, frame in enumerate(frames):
+            if number <= self._index:
+                self._frame = frame
+            yield frame
+
+    def jpeg(self) -> bytes:
+        import cv2  # comes with MediaPipe in the curation extra
+
+        assert self._frame is not None
+        height, width = self._frame.shape[:2]
+        size = (max(1, round(width * _THUMBNAIL_LINES / height)), _THUMBNAIL_LINES)
+        small = cv2.cvtColor(cv2.resize(self._frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+        return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
+
+
+def stage_keys(options: ScanOptions) -> dict[str, str]:
+    """Stage -> sha256 of all that its rows depend on but the files themselves; scan first."""
+    reader = [READER_VERSION, VERSION]
+    scanned = _key(
+        reader=[*reader, code_digest((decode, media_omnihuman, shots), _is_ours)],
+        options=dataclasses.asdict(options),
     )
-
-
-def scan(task: ScanTask) -> Scan:
-    """Measures and watches a video, finds its shots, and cuts them into clips. Never raises for a bad file."""
-    video: Video | None = None
-    ranges: list[tuple[int, int]] = []
-    short: list[tuple[int, int]] = []
-    error = ""
-    is_lasting = True
-    try:
-        stat = os.stat(task.path)
-        sha256 = file_sha256(task.path)
-        video = decode.inspect(task.path, task.name, task.video_id, sha256)
-        watched = shots.watch(task.path, task.max_seconds)
-        video = decode.with_properties(video, watched.looks)
-        if task.strict and (reason := decode.refusal(video)):
-            raise MediaError(f"{task.path}: {reason}")
-        frames = len(watched.changes) + 1
-        expected = min(video.duration_s, task.max_seconds or video.duration_s) * FPS
-        if frames < _MIN_DECODED_SHARE * expected - 1:
-            raise MediaError(
-                f"{task.path}: truncated; only {frames / FPS:.2f} s of {expected / FPS:.2f} s can be "
-                "decoded; re-encode it"
-            )
-        cuts = sorted({*shots.find_cuts(watched.changes, task.shots), *watched.reshaped})
-        ranges, short = shots.clip_ranges(frames, cuts, task.shots)
-    except Exception as problem:
-        video, error, is_lasting = None, reason_of(problem, task.path), isinstance(problem, MediaError)
-    if not is_lasting:
-        Path(task.record).unlink(missing_ok=True)
-        return failed_scan(task, error)
-    stored = {
-        "question": _question(task),
-        "stat": [stat.st_size, stat.st_mtime_ns],
-        "sha256": sha256,
-        "video": {**dataclasses.asdict(video), "path": ""} if video else None,
-        "ranges": ranges,
-        "too_short": short,
-        "error": error,
-    }
-    write_text(Path(task.record), json.dumps(stored))
-    return Scan(name=task.name, video=video, ranges=tuple(ranges), too_short=tuple(short), error=error, computed=True)
+    looked = _key(
+        before=scanned,
+        reader=[*reader, code_digest((decode, media_omnihuman, landmarks, scores), _is_ours)],
+        versions=[landmarks.VERSION, scores.VERSION],
+        networks=_networks("mediapipe"),
+    )
+    listened = _key(
+        before=looked,
+        reader=[*reader, code_digest((decode, media_omnihuman, lipsync, scores), _is_ours)],
+        versions=[lipsync.VERSION, scores.VERSION],
+        networks=_networks("hama"),
+    )
+    return {"scan": scanned, "look": looked, "listen": listened}
 
 
 def _is_ours(module: str) -> bool:
@@ -156,123 +164,38 @@ def _is_ours(module: str) -> bool:
     return module.endswith("_omnihuman")
 
 
-def failed_scan(task: ScanTask, reason: str) -> Scan:
-    """A scan that gave nothing but a reason, which no later run goes by."""
-    return Scan(name=task.name, video=None, ranges=(), too_short=(), error=reason, computed=True)
-
-
-def _question(task: ScanTask) -> str:
-    """Everything but the file itself that a scan depends on."""
-    return _key(
-        reader=[READER_VERSION, code_digest((decode, media_omnihuman, shots), _is_ours)],
-        version=VERSION,
-        name=task.name,
-        video_id=task.video_id,
-        shots=dataclasses.asdict(task.shots),
-        max_seconds=task.max_seconds,
-        strict=task.strict,
-    )
-
-
-def recall_analysis(task: AnalysisTask) -> Analysis | None:
-    """What an earlier run found out about the same frames with the same code; quick."""
-    folder = Path(task.folder)
-    kept = _load(folder / "scores.json")
-    if kept.get("key") != _analysis_key(task) or not {"scores", "error"} <= kept.keys():
-        return None
-    if not (kept["error"] or (folder / "landmarks.npz").is_file()):
-        return None
-    return Analysis(clip_id=task.clip_id, scores=kept["scores"], error=kept["error"], computed=False)
-
-
-def analyse(task: AnalysisTask) -> Analysis:
-    """Decodes a clip once: scores its pictures, finds its landmarks (saved beside), listens to its sound."""
-    folder = Path(task.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    points = folder / "landmarks.npz"
-    numbers: dict[str, float] = {}
-    error = ""
-    try:
-        numbers = _scores(task, points)
-    except ImportError:  # of an extra that is not installed: no fault of any file
-        raise
-    except Exception as problem:
-        points.unlink(missing_ok=True)
-        error = reason_of(problem, task.video.path)
-        if not isinstance(problem, MediaError):
-            (folder / "scores.json").unlink(missing_ok=True)
-            return failed_analysis(task, error)
-    write_text(
-        folder / "scores.json", json.dumps({"key": _analysis_key(task), "scores": numbers, "error": error}, indent=1)
-    )
-    return Analysis(clip_id=task.clip_id, scores=numbers, error=error, computed=True)
-
-
-def failed_analysis(task: AnalysisTask, reason: str) -> Analysis:
-    """An analysis that gave nothing but a reason, which no later run goes by."""
-    return Analysis(clip_id=task.clip_id, scores={}, error=reason, computed=True)
-
-
-def _analysis_key(task: AnalysisTask) -> str:
-    """Of all that the scores depend on: the code, the networks, and what the scan says of the video."""
-    return _key(
-        reader=[READER_VERSION, code_digest((decode, media_omnihuman, landmarks, scores, lipsync), _is_ours)],
-        versions=[landmarks.VERSION, scores.VERSION, lipsync.VERSION],
-        networks=network_files.network_sha256(),
-        video={**dataclasses.asdict(task.video), "path": "", "name": "", "video_id": ""},
-        frames=[task.start_frame, task.end_frame],
-    )
-
-
-def _scores(task: AnalysisTask, points: Path) -> dict[str, float]:
-    video = task.video
-    # Sound first: a broken audio track then costs no landmarks.
-    wave = decode.clip_audio(video.path, task.start_frame, task.end_frame) if video.has_audio else None
-    meter = scores.PictureMeter()
-    found = landmarks.extract_landmarks(meter.watch(decode.clip_frames(video.path, task.start_frame, task.end_frame)))
-    if len(found.face_T) != task.end_frame - task.start_frame:
-        raise MediaError(
-            f"{video.path}: {len(found.face_T)} of {task.end_frame - task.start_frame} frames decoded; re-encode it"
-        )
-    found.save(points)
-    numbers = {
-        "seconds": (task.end_frame - task.start_frame) / FPS,
-        "short_side_px": float(min(video.height, video.width)),
-        "source_fps": video.source_fps,
-        "bits_per_pixel": video.bits_per_pixel,
-        "audio_tracks": float(video.has_audio),
-        **meter.scores(),
-        **scores.landmark_scores(found),
-        **scores.sound_scores(wave),
-        **_lip_sync(found, wave),
-    }
-    if wrong := [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]:
-        raise MediaError(f"{video.path}: not a number: {', '.join(wrong)}; take the clip out, or re-encode it")
-    return numbers
-
-
-def _lip_sync(found: Landmarks, wave: Any) -> dict[str, float]:
-    if wave is None or scores.sound_scores(wave)["peak_dbfs"] <= scores.SILENCE_DBFS:
-        return {}
-    return lipsync.lip_sync_scores(found.aperture_T, wave)
-
-
-def forget(folder: Path) -> None:
-    """Removes what a clip left that no longer exists."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _load(record: Path) -> dict[str, Any]:
-    """What an earlier run kept; nothing if it never finished or the file is damaged."""
-    try:
-        kept = json.loads(record.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return kept if isinstance(kept, dict) else {}
+def _networks(package: str) -> Mapping[str, str]:
+    found = network_files.network_sha256()
+    return {name: digest for name, digest in found.items() if name.startswith(f"{package}/")}
 
 
 def _key(**parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DeadLetter:
+    """Why a row could not be made.
+
+    reason     one line, without the file's path
+    exception  the class of the error
+    tries      how often it was tried
+    is_lasting whether it is the file's own fault: what a full memory, a disk or a bug did is worth another try
+    """
+
+    reason: str
+    exception: str
+    tries: int
+    is_lasting: bool
+
+
+def dead_letter(problem: Exception, path: str, tries: int) -> DeadLetter:
+    return DeadLetter(
+        reason=reason_of(problem, path),
+        exception=type(problem).__name__,
+        tries=tries,
+        is_lasting=isinstance(problem, MediaError),
+    )
 
 
 def reason_of(problem: Exception, path: str) -> str:

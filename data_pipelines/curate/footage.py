@@ -1,11 +1,7 @@
 """What lies in a folder of footage: its videos, and everything else by the reason why it is passed over."""
 
-import collections
 import dataclasses
-import hashlib
 import os
-import re
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,8 +27,6 @@ _SYSTEM_NAMES = {
     "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
     "lost+found", "$recycle.bin", "system volume information", "@eadir", "__macosx",
 }  # fmt: skip
-# Ids begin names of files (`ID-000-f00012-n025.mp4`), which may have 255 bytes.
-_MAX_ID_BYTES = 120
 
 
 @dataclasses.dataclass(slots=True)
@@ -77,18 +71,6 @@ def look_into(folder: str | os.PathLike[str], besides: str | os.PathLike[str] | 
     )
 
 
-def list_videos(folder: str | os.PathLike[str]) -> list[str]:
-    """Names below `folder` of its videos, by suffix, in order, as text (`file_names.plain`).
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: there is no video in it.
-    """
-    footage = look_into(folder)
-    check_any(folder, footage)
-    return list(footage.videos)
-
-
 def check_any(folder: str | os.PathLike[str], footage: Footage) -> None:
     """ValueError without a video, with what there is instead."""
     if footage.videos:
@@ -107,38 +89,6 @@ def passed_over_lines(passed_over: dict[str, list[str]], listed: int = 8) -> lis
         more = f" and {len(names) - listed} more" if len(names) > listed else ""
         lines.append(f"{kind}: {len(names)} ({', '.join(names[:listed])}{more})")
     return lines
-
-
-def video_ids(names: list[str]) -> dict[str, str]:
-    """Name -> an id that is safe in file names; names that would share one keep their suffix, or get a digest.
-
-    An id begins with a letter, a digit or `_`, and holds these, `.` and `-` only.
-    """
-    wished = {name: _wished_id(name) for name in names}
-    taken = collections.Counter(map(_folded, wished.values()))
-    return {
-        name: value
-        if taken[_folded(value)] == 1 and value and len(value.encode()) <= _MAX_ID_BYTES
-        else f"{_shortened(value) or 'video'}-{_digest(name)}"
-        for name, value in wished.items()
-    }
-
-
-def _wished_id(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", str(Path(name).with_suffix("")).replace(os.sep, "__")).lstrip("-.")
-
-
-def _folded(value: str) -> str:
-    """Equal for names that a file system may take for one: by case, or by how an accent is written."""
-    return unicodedata.normalize("NFC", value).casefold()
-
-
-def _shortened(value: str) -> str:
-    return value.encode()[: _MAX_ID_BYTES - 10].decode(errors="ignore")
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def _walk(root: Path, besides: str | None) -> Iterator[tuple[Path, str]]:

@@ -6,8 +6,10 @@ quality check serves none. Pure: other thresholds on the same scores need no dec
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from omnihuman_jax.conditions import Condition
 
@@ -19,10 +21,6 @@ _LIMITS = {
     "_brightness": (0, 255),
     "_dbfs": (-120, 0),
 }
-
-
-# A score of 0 where a file does not say: it passes, for nothing is known against it.
-_UNKNOWN = float("inf")
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -79,61 +77,104 @@ class Thresholds:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison of a score with its threshold; `reason` says what it means to fail."""
+    """One comparison of a score with a threshold; `reason` says what it means to fail.
+
+    threshold: a field of `Thresholds`, which is a lower bound if it begins with `min_`; a number is one too.
+    of: the condition that asks for it; None: all do.
+    unknown_passes: a score of 0 is where a file does not say, and nothing is known against it.
+    """
 
     reason: str
-    score: float
-    threshold: float
-    at_least: bool = True
+    score: str
+    threshold: str | float
+    of: Condition | None = None
+    unknown_passes: bool = False
 
-    @property
-    def passed(self) -> bool:
-        return self.score >= self.threshold if self.at_least else self.score <= self.threshold
+    def limit(self, thresholds: Thresholds) -> float:
+        return getattr(thresholds, self.threshold) if isinstance(self.threshold, str) else self.threshold
+
+    def seen(self, value: np.ndarray) -> np.ndarray:
+        """The score as it is compared: an offset's size."""
+        return np.abs(value) if self.score == "lip_sync_offset_s" else value
+
+    def failed(self, value: np.ndarray, thresholds: Thresholds) -> np.ndarray:
+        """Bool [n]; a score that was not computed (NaN) fails."""
+        value, limit = self.seen(value), self.limit(thresholds)
+        if isinstance(self.threshold, str) and self.threshold.startswith("max_"):
+            return ~(value <= limit)
+        return ~(value >= limit) & (value != 0) if self.unknown_passes else ~(value >= limit)
+
+
+_REF, _AUDIO, _POSE = Condition.REFERENCE, Condition.AUDIO, Condition.POSE
+# In this order, cheap and telling ones first: the first that fails is the reason that a clip gets.
+CHECKS = (
+    Check("too small", "short_side_px", "min_short_side_px"),
+    Check("too few frames a second", "source_fps", "min_source_fps", unknown_passes=True),
+    Check("compressed too hard", "bits_per_pixel", "min_bits_per_pixel", unknown_passes=True),
+    Check("blurred", "sharpness", "min_sharpness"),
+    Check("too dark", "brightness", "min_brightness"),
+    Check("too bright", "brightness", "max_brightness"),
+    Check("hardly any motion", "motion", "min_motion"),
+    Check("too much motion", "motion", "max_motion"),
+    Check("frozen picture", "frozen_share", "max_frozen_share"),
+    Check("too short for a reference outside the window", "seconds", "min_reference_s", _REF),
+    Check("no face to refer to", "face_share", "min_reference_face_share", _REF),
+    Check("no audio track", "audio_tracks", 1, _AUDIO),
+    Check("silent", "loudness_dbfs", "min_loudness_dbfs", _AUDIO),
+    Check("too short to judge lip-sync", "seconds", "min_audio_s", _AUDIO),
+    Check("too little speech", "speech_share", "min_speech_share", _AUDIO),
+    Check("face not seen throughout", "face_share", "min_audio_face_share", _AUDIO),
+    Check("face too small", "face_px", "min_face_px", _AUDIO),
+    Check("more than one face", "faces_share", "max_faces_share", _AUDIO),
+    Check("lips do not follow the sound (phone proxy)", "lip_sync_confidence", "min_lip_sync_confidence", _AUDIO),
+    Check("sound and lips apart (phone proxy)", "lip_sync_offset_s", "max_lip_sync_offset_s", _AUDIO),
+    Check("body not seen throughout", "pose_share", "min_pose_share", _POSE),
+    Check("face not seen", "face_share", "min_pose_face_share", _POSE),
+    Check("body seen unclearly", "body_confidence", "min_body_confidence", _POSE),
+    Check("hands not seen", "hand_share", "min_hand_share", _POSE),
+)
+SCORES = tuple(dict.fromkeys(check.score for check in CHECKS))
+PASSED = -1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tags:
+    """Of n clips: `bits` uint8 [n], the conditions that each is eligible for; `failed` int8 [n, 4], for each condition
+    the first check that failed (an index of `CHECKS`), or `PASSED`.
+    """
+
+    bits: np.ndarray
+    failed: np.ndarray
+
+
+def tag_all(scores: Mapping[str, np.ndarray], thresholds: Thresholds) -> Tags:
+    """The tags of n clips from columns of scores, each float64 [n], NaN where it was not computed."""
+    count = len(scores["seconds"])
+    failed = np.full((count, len(Condition)), PASSED, np.int8)
+    for index in reversed(range(len(CHECKS))):
+        check = CHECKS[index]
+        rows = check.failed(scores[check.score], thresholds)
+        failed[rows, slice(None) if check.of is None else check.of] = index
+    bits = np.zeros(count, np.uint8)
+    for condition in Condition:
+        bits |= np.where(failed[:, condition] == PASSED, np.uint8(1 << condition), np.uint8(0))
+    return Tags(bits, failed)
 
 
 def tag(scores: Mapping[str, float], thresholds: Thresholds) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
-    """(eligible labels, reasons): for each condition that is not eligible the first check that failed."""
-    eligible: list[str] = []
-    reasons: dict[str, dict[str, Any]] = {}
-    for condition in Condition:
-        failed = next((check for check in _checks(condition, scores, thresholds) if not check.passed), None)
-        if failed is None:
-            eligible.append(condition.label)
-        else:
-            reasons[condition.label] = {"reason": failed.reason, "score": failed.score, "threshold": failed.threshold}
-    return tuple(eligible), reasons
+    """(eligible labels, reasons) of one clip: for each condition that is not eligible the first check that failed."""
+    columns = {name: np.array([scores.get(name, math.nan)]) for name in SCORES}
+    found = tag_all(columns, thresholds)
+    reasons = {
+        c.label: reason_of_check(CHECKS[i], scores, thresholds)
+        for c in Condition
+        if (i := found.failed[0, c]) != PASSED
+    }
+    return tuple(c.label for c in Condition if c.label not in reasons), reasons
 
 
-def _checks(condition: Condition, s: Mapping[str, float], t: Thresholds) -> Iterator[Check]:
-    """The checks of a condition, cheap and telling ones first; later ones may need scores that only exist if earlier
-    passed.
-    """
-    yield Check("too small", s["short_side_px"], t.min_short_side_px)
-    yield Check("too few frames a second", s["source_fps"] or _UNKNOWN, t.min_source_fps)
-    yield Check("compressed too hard", s["bits_per_pixel"] or _UNKNOWN, t.min_bits_per_pixel)
-    yield Check("blurred", s["sharpness"], t.min_sharpness)
-    yield Check("too dark", s["brightness"], t.min_brightness)
-    yield Check("too bright", s["brightness"], t.max_brightness, at_least=False)
-    yield Check("hardly any motion", s["motion"], t.min_motion)
-    yield Check("too much motion", s["motion"], t.max_motion, at_least=False)
-    yield Check("frozen picture", s["frozen_share"], t.max_frozen_share, at_least=False)
-    if condition is Condition.REFERENCE:
-        yield Check("too short for a reference outside the window", s["seconds"], t.min_reference_s)
-        yield Check("no face to refer to", s["face_share"], t.min_reference_face_share)
-    elif condition is Condition.AUDIO:
-        yield Check("no audio track", s["audio_tracks"], 1)
-        yield Check("silent", s["loudness_dbfs"], t.min_loudness_dbfs)
-        yield Check("too short to judge lip-sync", s["seconds"], t.min_audio_s)
-        yield Check("too little speech", s["speech_share"], t.min_speech_share)
-        yield Check("face not seen throughout", s["face_share"], t.min_audio_face_share)
-        yield Check("face too small", s["face_px"], t.min_face_px)
-        yield Check("more than one face", s["faces_share"], t.max_faces_share, at_least=False)
-        yield Check("lips do not follow the sound (phone proxy)", s["lip_sync_confidence"], t.min_lip_sync_confidence)
-        yield Check(
-            "sound and lips apart (phone proxy)", abs(s["lip_sync_offset_s"]), t.max_lip_sync_offset_s, at_least=False
-        )
-    elif condition is Condition.POSE:
-        yield Check("body not seen throughout", s["pose_share"], t.min_pose_share)
-        yield Check("face not seen", s["face_share"], t.min_pose_face_share)
-        yield Check("body seen unclearly", s["body_confidence"], t.min_body_confidence)
-        yield Check("hands not seen", s["hand_share"], t.min_hand_share)
+def reason_of_check(check: Check, scores: Mapping[str, float], thresholds: Thresholds) -> dict[str, Any]:
+    score = scores.get(check.score, math.nan)
+    if math.isnan(score):
+        return {"reason": f"{check.score} was not computed", "score": None, "threshold": check.limit(thresholds)}
+    return {"reason": check.reason, "score": float(check.seen(np.asarray(score))), "threshold": check.limit(thresholds)}

@@ -3,13 +3,16 @@
 """
 
 import dataclasses
+import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate.clips import Clip, load_landmarks
+from data_pipelines.curate.clip_sets import load_landmarks, table_folder
+from data_pipelines.curate.clips import Clip
 from data_pipelines.encode.windows import Window, cut_windows, reference_frames, to_token_units
 from omnihuman_jax.codecs.codec import VideoCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
@@ -24,7 +27,7 @@ from omnihuman_jax.serving.windows_omnihuman import with_margins
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
 # Changes of what a window is made of; part of the key under which a dataset is kept.
-VERSION = 1
+VERSION = 2
 # A window is trained with pose only if a person was found in this share of its frames: the clip's own score says
 # nothing about a stretch in which he turned away.
 MIN_POSE_SHARE = 0.5
@@ -40,7 +43,8 @@ class WindowConfig:
 
     area          pixels of a frame, about; native aspect ratio, sides in multiples of 16
     frames        lengths of windows, 1 + 4n each; 1 gives images
-    stride        frames between the starts of two windows of a length
+    stride        frames between the starts of two windows of a length; 0: as many as the window has, so that each frame
+                  is in one window of a length
     image_stride  the same for single frames
     references    reference frames stored a window, at most
     margin        frames of speech features and keypoints on each side of a window; the model's `neighbours` at least
@@ -48,7 +52,7 @@ class WindowConfig:
 
     area: int = 832 * 480
     frames: tuple[int, ...] = (1, 17, 25)
-    stride: int = 8
+    stride: int = 0
     image_stride: int = 12
     references: int = 4
     margin: int = 5
@@ -59,9 +63,9 @@ class WindowConfig:
             raise ValueError(f"--window-frames {self.frames}: each length must be 1 + 4n (1, 5, 9, 13, 17, ...)")
         if self.area < 32 * 32:
             raise ValueError(f"--area {self.area} must be at least {32 * 32} pixels")
-        for name in ("stride", "image_stride", "references"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in (("stride", 0), ("image_stride", 1), ("references", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if self.margin < 0:
             raise ValueError(f"--margin must be at least 0, not {self.margin}")
 
@@ -79,7 +83,9 @@ class EncodedWindow:
 
 @dataclasses.dataclass(slots=True)
 class ClipStatistics:
-    """What the codec did to a clip: squared error of its round trip (8-bit pixels over 255), sums over latents."""
+    """What the codec did to a clip: squared error of its round trip (8-bit pixels over 255) in the windows that were
+    decoded again, sums over latents of all.
+    """
 
     values: int = 0
     squared_error: float = 0.0
@@ -89,7 +95,9 @@ class ClipStatistics:
 
     @property
     def psnr(self) -> float:
-        """dB; infinite if nothing was lost."""
+        """dB; infinite if nothing was lost, NaN if nothing was decoded again."""
+        if not self.values:
+            return float("nan")
         return float(-10 * np.log10(self.squared_error / self.values)) if self.squared_error else float("inf")
 
     @property
@@ -100,6 +108,14 @@ class ClipStatistics:
     def add(self, other: "ClipStatistics") -> None:
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: np.asarray(value).tolist() for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "ClipStatistics":
+        arrays = {name: np.asarray(stored[name]) for name in ("latent_sum_C", "latent_square_C")}
+        return cls(**{**stored, **arrays})
 
 
 def windows_of(clip: Clip, config: WindowConfig) -> list[Window]:
@@ -112,14 +128,18 @@ class ClipEncoder:
 
     def __init__(
         self,
-        clips_dir: str | os.PathLike[str],
+        sets: str | os.PathLike[str],
         codec: VideoCodec,
         text: TextEncoder,
         speech: SpeechEncoder | None,
         config: WindowConfig,
         max_text_tokens: int,
+        round_trip_share: float = 1.0,
     ):
-        self._clips_dir, self._config, self._max_text_tokens = clips_dir, config, max_text_tokens
+        """round_trip_share: of the windows, which of them by a hash of their ids, that are decoded again."""
+        self._round_trip_share = round_trip_share
+        self._sets, self._config, self._max_text_tokens = sets, config, max_text_tokens
+        self._table = table_folder(sets)
         self._codec, self._text, self._speech = codec, text, speech
 
     def encode(self, clip: Clip) -> tuple[ClipStatistics, Iterator[EncodedWindow]]:
@@ -136,14 +156,13 @@ class ClipEncoder:
         speech, first = self._speech_rows(clip)
         keypoints = None
         if Condition.POSE in clip.conditions:
-            keypoints = to_token_units(
-                load_landmarks(self._clips_dir, clip).keypoints_TJ3, (clip.height, clip.width), size
-            )
+            keypoints = to_token_units(load_landmarks(self._sets, clip).keypoints_TJ3, (clip.height, clip.width), size)
         windows = windows_of(clip, self._config)
         references = {window: self._reference_frames(clip, window) for window in windows}
         images = self._encode_images(frames, sorted({frame for picked in references.values() for frame in picked}))
         for batch in _batches(windows, size):
-            latents = self._encode_videos(np.stack([frames[w.start : w.end] for w in batch]), statistics)
+            checked = [_chosen(w.window_id(clip.clip_id), self._round_trip_share) for w in batch]
+            latents = self._encode_videos(np.stack([frames[w.start : w.end] for w in batch]), checked, statistics)
             for window, latent in zip(batch, latents, strict=True):
                 picked = [images[frame] for frame in references[window]]
                 audio, audio_valid = self._slice(speech, first, window, self._audio_width)
@@ -168,7 +187,7 @@ class ClipEncoder:
 
     def _frames(self, clip: Clip, size: tuple[int, int]) -> np.ndarray:
         """uint8 [T, H, W, 3] of the clip."""
-        path = clip.video_path(self._clips_dir)
+        path = clip.video_path(self._table)
         frames = media_omnihuman.read_video(path, size=size, start_s=clip.start_s, duration_s=clip.seconds)
         if len(frames) != clip.frames:
             raise ValueError(
@@ -191,24 +210,33 @@ class ClipEncoder:
             latents |= {image.start: latent[0].astype(np.float16) for image, latent in zip(batch, encoded, strict=True)}
         return latents
 
-    def _encode_videos(self, frames_BTHW3: np.ndarray, statistics: ClipStatistics) -> np.ndarray:
-        """float16 latents of a batch of windows; the round trip of what is stored goes into the statistics."""
+    def _encode_videos(
+        self, frames_BTHW3: np.ndarray, checked: Sequence[bool], statistics: ClipStatistics
+    ) -> np.ndarray:
+        """float16 latents of a batch of windows; the round trip of what is stored, of those that are `checked`, goes
+        into the statistics.
+        """
         latents = self._encode(frames_BTHW3).astype(np.float16)
-        batch = _batch_size(*frames_BTHW3.shape[1:4])
-        decoded = np.asarray(self._codec.decode(_padded(latents, batch).astype(np.float32)))[: len(latents)]
-        pixels = np.clip(np.rint((decoded + 1) * 127.5), 0, 255)
+        values, error = self._round_trip(frames_BTHW3, latents, checked) if any(checked) else (0, 0.0)
         wide = latents.astype(np.float64)
         channels = tuple(range(wide.ndim - 1))
         statistics.add(
             ClipStatistics(
-                values=pixels.size,
-                squared_error=float(np.square((pixels - frames_BTHW3) / 255).sum()),
+                values=values,
+                squared_error=error,
                 latents=wide[..., 0].size,
                 latent_sum_C=wide.sum(axis=channels),
                 latent_square_C=np.square(wide).sum(axis=channels),
             )
         )
         return latents
+
+    def _round_trip(self, frames_BTHW3: np.ndarray, latents: np.ndarray, checked: Sequence[bool]) -> tuple[int, float]:
+        """(values, squared error) of the windows that are `checked`."""
+        batch, some = _batch_size(*frames_BTHW3.shape[1:4]), np.asarray(checked)
+        decoded = np.asarray(self._codec.decode(_padded(latents, batch).astype(np.float32)))[: len(latents)][some]
+        pixels = np.clip(np.rint((decoded + 1) * 127.5), 0, 255)
+        return pixels.size, float(np.square((pixels - frames_BTHW3[some]) / 255).sum())
 
     def _encode(self, frames_BTHW3: np.ndarray) -> np.ndarray:
         video = _padded(frames_BTHW3, _batch_size(*frames_BTHW3.shape[1:4])).astype(np.float32) / 127.5 - 1
@@ -224,7 +252,7 @@ class ClipEncoder:
         """
         if self._speech is None or Condition.AUDIO not in clip.conditions:
             return None, 0
-        path = clip.video_path(self._clips_dir)
+        path = clip.video_path(self._table)
         begin = max(0, clip.start_frame - self._config.margin)
         # The last frame's sound may end a few samples early, the video's own length being no multiple of a frame.
         whole = round(media_omnihuman.probe(path).duration_s * SAMPLE_RATE_HZ) // _SAMPLES
@@ -257,6 +285,10 @@ class ClipEncoder:
         if not len(found) or found.mean() < MIN_POSE_SHARE:
             eligible = eligible.without(Condition.POSE)
         return eligible
+
+
+def _chosen(window_id: str, share: float) -> bool:
+    return int(hashlib.sha256(window_id.encode()).hexdigest()[:8], 16) < share * 2**32
 
 
 def _batch_size(frames: int, height: int, width: int) -> int:

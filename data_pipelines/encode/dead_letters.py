@@ -11,10 +11,15 @@ from omnihuman_jax.runtime import file_names, files
 class DeadLetters:
     """The clips that cannot be encoded, and why."""
 
-    def __init__(self, clips_dir: Path) -> None:
-        self._clips_dir = clips_dir
+    def __init__(self, table: Path) -> None:
+        self._table = table
         self._hashes: dict[Path, str] = {}
-        self.rows: list[dict[str, str]] = []
+        self._rows: list[dict[str, str]] = []
+
+    def taken(self) -> list[dict[str, str]]:
+        """The rows since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
 
     def encoded(
         self, encoder: ClipEncoder, clip: Clip, spec: DatasetSpec
@@ -34,12 +39,12 @@ class DeadLetters:
             text = " ".join((str(problem) or type(problem).__name__).split())
             known = isinstance(problem, ValueError | FileNotFoundError)
             reason = file_names.printable(text if known else f"{type(problem).__name__}: {text}")
-            self.rows.append({"clip_id": clip.clip_id, "video": clip.video, "stage": "encode", "reason": reason})
+            self._rows.append({"clip_id": clip.clip_id, "video": clip.video, "stage": "encode", "reason": reason})
             return ClipStatistics(), []
 
     def _check_video(self, clip: Clip) -> None:
         """The video is the one that curate looked at: its cuts, tags and landmarks are worth nothing for another."""
-        path = clip.video_path(self._clips_dir)
+        path = clip.video_path(self._table)
         if path not in self._hashes:
             self._hashes[path] = files.file_sha256(path)
         if (found := self._hashes[path]) != clip.sha256:

@@ -1,19 +1,18 @@
 """encode: curated clips to a dataset of windows.
-`omnihuman encode --clips DIR --out DIR --codec dct --text-encoder ...`
+`omnihuman encode SETS --out DIR --codec dct --text-encoder ...`
 
-Reads what curate left (`clips.jsonl`, landmarks), writes ArrayRecord shards, their tfds metadata, `catalog/`,
+Reads sets and the table that they are of, writes ArrayRecord shards, their tfds metadata, `catalog/`,
 `dataset.json` (+ `.npz`) and `encode.json`, a summary. The folder appears whole or not at all. A clip that cannot be
 encoded is left out whole, and `quarantine` in the summary says why: no single file ends the run.
 """
 
 import argparse
-import collections
 import dataclasses
-import hashlib
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +21,35 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipelines.curate.clips import Clip, read_clips
+from data_pipelines.curate.clip_sets import find_sets, iter_clips, read_clips_of, table_folder
+from data_pipelines.curate.clips import Clip
 from data_pipelines.encode import kept_dataset
-from data_pipelines.encode.clip_encoder import (
-    ClipEncoder,
-    ClipStatistics,
-    EncodedWindow,
-    WindowConfig,
-    empty_prompt,
-    windows_of,
-)
+from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig, empty_prompt
+from data_pipelines.encode.dataset_finish import MADE_BY_FILE, finish
 from data_pipelines.encode.dead_letters import DeadLetters
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE
-from omnihuman_jax.codecs.codec import load_codec, parse_options
-from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
-from omnihuman_jax.data.records import (
-    DatasetSpec,
-    WindowRecord,
-    shard_path,
-    write_dataset_metadata,
-    write_shard,
+from data_pipelines.encode.leases import LeaseHolder
+from data_pipelines.encode.shard_plan import (
+    PLAN_FILE,
+    ShardTask,
+    plan_shards,
+    read_plan,
+    round_trip_share,
+    write_plan,
 )
-from omnihuman_jax.encoders.speech import load_speech_encoder
-from omnihuman_jax.encoders.text import MAX_TOKENS, load_text_encoder
+from data_pipelines.encode.shard_work import ShardFiles, make_shard
+from data_pipelines.engines.worker_share import WorkerShare
+from omnihuman_jax.codecs.codec import VideoCodec, load_codec, parse_options
+from omnihuman_jax.conditions import Condition
+from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
+from omnihuman_jax.data.records import DatasetSpec
+from omnihuman_jax.encoders.speech import SpeechEncoder, load_speech_encoder
+from omnihuman_jax.encoders.text import MAX_TOKENS, TextEncoder, load_text_encoder
 from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
-from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
+
+_LOOK_AGAIN_S = 1.0
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -61,7 +60,7 @@ class EncodeConfig:
     codec_options   of that codec, such as its tiles; the rest keep their defaults
     speech_encoder  "" for none: no window is eligible for audio then
     speech_layers   () for the encoder's first, middle and last
-    shard_windows   windows a shard, at most
+    shard_mib       MiB a shard, about: what a killed process has to do again
     """
 
     codec: str = "dct"
@@ -71,7 +70,7 @@ class EncodeConfig:
     speech_layers: tuple[int, ...] = ()
     max_text_tokens: int = MAX_TOKENS
     windows: WindowConfig = dataclasses.field(default_factory=WindowConfig)
-    shard_windows: int = 256
+    shard_mib: float = 256.0
 
     def validate(self) -> None:
         """ValueError with what is missing or wrong."""
@@ -81,57 +80,153 @@ class EncodeConfig:
                 "--text-encoder is missing; give its folder or hub id (windows without text use the embedding of "
                 "its empty prompt)"
             )
-        if self.shard_windows < 1:
-            raise ValueError(f"--shard-windows must be at least 1, not {self.shard_windows}")
+        if not self.shard_mib > 0:
+            raise ValueError(f"--shard-mib must be greater than 0, not {self.shard_mib}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EncodeShare:
+    """What of a data set a call makes. worker: where it begins among the shards, of how many; None: alone, and it
+    finishes. only_finish: the shards are made, join them.
+    """
+
+    worker: WorkerShare | None = None
+    only_finish: bool = False
 
 
 def encode(
-    clips_dir: str | os.PathLike[str],
+    sets: str | os.PathLike[str],
     out_dir: str | os.PathLike[str],
     config: EncodeConfig,
     console: Console | None = None,
     overwrite: bool = False,
+    share: EncodeShare | None = None,
 ) -> dict[str, Any]:
-    """Encodes every clip of `clips_dir` into the dataset `out_dir`; returns the summary that it also writes there.
+    """Encodes the clips of sets into the data set `out_dir`; returns the summary that it also writes there, or, of a
+    worker's share, {}.
 
-    A dataset that the same clips, settings, networks and code made is kept as it is.
+    A data set that the same clips, settings, networks and code made is kept as it is. Shards are made in the folder
+    `out_dir`.encoding, by this process and by as many others as run the same command; what a killed one had finished is
+    kept.
 
     Raises:
         FileNotFoundError: no clips, or a network that is not there.
         ValueError: wrong settings, not one clip that can be encoded, or `out_dir` holds something else and `overwrite`
             is False.
     """
+    console, share = console or Console(stderr=True), share or EncodeShare()
+    out_dir = Path(out_dir)
+    folder = out_dir.parent / f"{out_dir.name}.encoding"
+    if share.only_finish:
+        kept_dataset.check_free(out_dir, overwrite=overwrite)
+        return finish(folder, out_dir)
     config.validate()
-    console = console or Console(stderr=True)
-    clips_dir, out_dir = Path(clips_dir), Path(out_dir)
-    clips = read_clips(clips_dir)
-    made_by = kept_dataset.made_by(clips_dir, clips, dataclasses.asdict(config))
+    sets = find_sets(sets)
+    made_by = kept_dataset.made_by(sets, dataclasses.asdict(config))
     networks = {"codec": config.codec, "text_encoder": config.text_encoder, "speech_encoder": config.speech_encoder}
     if (summary := kept_dataset.existing(out_dir, made_by, networks, overwrite=overwrite)) is not None:
         told = f"{out_dir}: already encoded from these clips with these settings ({summary['windows']} windows)"
         console.print(file_names.printable(told), markup=False, highlight=False)
         return summary
-    total = sum(len(windows_of(clip, config.windows)) for clip in clips)
-    if not total:
-        raise ValueError(
-            f"{clips_dir}: none of its {len(clips)} clips is long enough for a window of "
-            f"{config.windows.frames} frames; curate longer clips, or give shorter --window-frames"
-        )
-    with files.whole_folder(out_dir, overwrite=overwrite) as folder:
-        summary = _encode_into(folder, clips_dir, clips, config, total, console) | {"made_by": made_by}
-        files.write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
-    return summary
+    if not _is_joined(folder, made_by):
+        _make_shards(folder, sets, config, made_by, console, share.worker, overwrite=overwrite)
+    return finish(folder, out_dir) if share.worker is None else {}
 
 
-def _encode_into(
-    folder: Path, clips_dir: Path, clips: Sequence[Clip], config: EncodeConfig, total: int, console: Console
-) -> dict[str, Any]:
-    """Writes the dataset into a new `folder`; returns the summary."""
+def _is_joined(folder: Path, made_by: Mapping[str, Any]) -> bool:
+    """Whether a finish was killed that had only the folder's name left to change."""
+    path = folder / SUMMARY_FILE
+    return path.is_file() and json.loads(path.read_text()).get("made_by") == json.loads(json.dumps(made_by))
+
+
+def _make_shards(
+    folder: Path,
+    sets: Path,
+    config: EncodeConfig,
+    made_by: Mapping[str, Any],
+    console: Console,
+    worker: WorkerShare | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Makes every shard that nobody has made or is making, and waits for those that others make."""
     codec = load_codec(config.codec, config.codec_options)
     text = load_text_encoder(config.text_encoder)
     speech = load_speech_encoder(config.speech_encoder, config.speech_layers or None) if config.speech_encoder else None
+    spec = _spec(config, codec, text, speech)
+    tasks = _claimed(folder, sets, config, made_by, spec, overwrite=overwrite)
+    encoder = ClipEncoder(sets, codec, text, speech, config.windows, config.max_text_tokens, round_trip_share(tasks))
+    letters = DeadLetters(table_folder(sets))
+    parts = _LastPart(sets)
+    order = tasks if worker is None else worker.first(tasks)
+    with progress_bar(stays=True, console=console) as progress, LeaseHolder() as leases:
+        bar = progress.add_task("encoding windows", total=sum(task.windows for task in tasks))
+        counted: set[int] = set()
+        while left := [task for task in order if task.number not in counted]:
+            begun = len(counted)
+            for task in left:
+                at = ShardFiles(folder, task.number)
+                if not at.mark.is_file():
+                    if not leases.take(at.lease):
+                        continue
+                    if not at.mark.is_file():
+                        make_shard(at, parts.clips(task), encoder, letters, spec)
+                    leases.give_back(at.lease)
+                counted.add(task.number)
+                progress.advance(bar, task.windows)
+            if len(counted) == begun:
+                time.sleep(_LOOK_AGAIN_S)  # all that is left is leased
+
+
+def _claimed(
+    folder: Path, sets: Path, config: EncodeConfig, made_by: Mapping[str, Any], spec: DatasetSpec, *, overwrite: bool
+) -> list[ShardTask]:
+    """The shards of the data set that is made in `folder`, which is begun unless it is there.
+
+    Raises:
+        ValueError: something else is being made there, or no clip is long enough.
+    """
+    head = {"made_by": made_by, "sets": os.path.relpath(sets, folder.parent), "encoders": dict(spec.encoder_sha256)}
+    file = folder / MADE_BY_FILE
+    if file.is_file() and json.loads(file.read_text()) != json.loads(json.dumps(head)):
+        if not overwrite:
+            raise ValueError(
+                f"{folder}: shards of other clips, settings or networks are being made there; delete it, or begin anew"
+                " with --overwrite"
+            )
+        shutil.rmtree(folder)
+    if not (folder / PLAN_FILE).is_file():
+        tasks = plan_shards(iter_clips(sets), config.windows, spec.latent_channels, config.shard_mib * 2**20)
+        if not tasks:
+            raise ValueError(
+                f"{sets}: none of its clips is long enough for a window of {config.windows.frames} frames; curate"
+                " longer clips, or give shorter --window-frames"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        files.claim(file, lambda beside: beside.write_text(json.dumps(head)))
+        files.claim(folder / PLAN_FILE, lambda beside: write_plan(beside, tasks))
+    if not (folder / "dataset.json").is_file():
+        spec.save(folder)
+    return read_plan(folder)
+
+
+class _LastPart:
+    """The clips of the part of the sets that was asked for last."""
+
+    def __init__(self, sets: Path) -> None:
+        self._sets = sets
+        self._part = -1
+        self._clips: list[Clip] = []
+
+    def clips(self, task: ShardTask) -> list[Clip]:
+        if task.part != self._part:
+            self._clips, self._part = read_clips_of(self._sets, task.part), task.part
+        return self._clips[task.first : task.last]
+
+
+def _spec(config: EncodeConfig, codec: VideoCodec, text: TextEncoder, speech: SpeechEncoder | None) -> DatasetSpec:
     empty = empty_prompt(text, config.max_text_tokens)
-    spec = DatasetSpec(
+    return DatasetSpec(
         codec=codec.name,
         latent_channels=codec.latent_channels,
         text_encoder=text.ref,
@@ -152,119 +247,6 @@ def _encode_into(
             **{f"speech_encoder/{name}": digest for name, digest in (speech.sha256 if speech else {}).items()},
         },
     )
-    encoder = ClipEncoder(clips_dir, codec, text, speech, config.windows, config.max_text_tokens)
-    letters = DeadLetters(clips_dir)
-    statistics: dict[str, ClipStatistics] = {}
-    rows: list[dict[str, Any]] = []
-    digest = hashlib.sha256()
-    with progress_bar(stays=True, console=console) as progress:
-        task = progress.add_task("encoding windows", total=total)
-
-        def records() -> Iterator[WindowRecord]:
-            for clip in clips:
-                statistics[clip.clip_id], windows = letters.encoded(encoder, clip, spec)
-                progress.advance(task, len(windows_of(clip, config.windows)))
-                for window in windows:
-                    rows.append(_catalog_row(len(rows), window))
-                    yield window.record
-
-        shards = _write_shards(folder, records(), spec, -(-total // config.shard_windows), config, digest.update)
-    if not shards:
-        first = letters.rows[0]
-        raise ValueError(
-            f"{clips_dir}: none of its {len(clips)} clips can be encoded; the first, {first['clip_id']}:"
-            f" {first['reason']}"
-        )
-    spec = dataclasses.replace(spec, records_sha256=digest.hexdigest())
-    write_dataset_metadata(folder, spec, shards)
-    columns: dict[str, Any] = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    catalog = Catalog(**columns, empty_text_tokens=spec.empty_text_tokens)
-    catalog.save(folder)
-    summary = _summary(catalog, statistics, clips, sum(size for _, size in shards))
-    return summary | {"quarantine": letters.rows}
-
-
-def _write_shards(
-    folder: Path,
-    records: Iterator[WindowRecord],
-    spec: DatasetSpec,
-    expected: int,
-    config: EncodeConfig,
-    on_record: Callable[[bytes], None],
-) -> list[tuple[int, int]]:
-    """(records, bytes) of each shard. Their names say how many there are: fewer than `expected` where clips are left
-    out.
-    """
-    shards: list[tuple[int, int]] = []
-    while (record := next(records, None)) is not None:
-        some = itertools.chain([record], itertools.islice(records, config.shard_windows - 1))
-        shards.append(write_shard(shard_path(folder, len(shards), expected), some, spec, on_record))
-    if len(shards) != expected:
-        for shard in range(len(shards)):
-            files.move_into_place(shard_path(folder, shard, expected), shard_path(folder, shard, len(shards)))
-    return shards
-
-
-def _catalog_row(index: int, window: EncodedWindow) -> dict[str, Any]:
-    record = window.record
-    return {
-        "window_id": record.window_id,
-        "clip_id": record.clip_id,
-        "split": window.split,
-        "record": index,
-        "start_frame": window.window.start,
-        "latent_frames": latent_frames_of(record.frames),
-        "latent_height": window.height // SPATIAL_STRIDE,
-        "latent_width": window.width // SPATIAL_STRIDE,
-        "height": window.height,
-        "width": window.width,
-        "text_tokens": len(record.text_SE),
-        "num_references": len(record.references_RHWC),
-        "duration_s": record.frames / FPS,
-        "eligible": record.eligible,
-    }
-
-
-def _summary(
-    catalog: Catalog, statistics: dict[str, ClipStatistics], clips: Sequence[Clip], size: int
-) -> dict[str, Any]:
-    """What `encode.json` holds: counts of windows, and what the codec did to each clip and to all of them."""
-    rows, overall = [], ClipStatistics()
-    for clip in clips:
-        mine, clip_statistics = catalog.clip_id == clip.clip_id, statistics[clip.clip_id]
-        if not mine.any():
-            rows.append({"clip_id": clip.clip_id, "windows": 0})
-            continue
-        overall.add(clip_statistics)
-        rows.append(
-            {
-                "clip_id": clip.clip_id,
-                "height": int(catalog.height[mine][0]),
-                "width": int(catalog.width[mine][0]),
-                "source_height": clip.height,
-                "source_width": clip.width,
-                "windows": int(mine.sum()),
-                "by_frames": _counts(catalog.frames[mine]),
-                "eligible": {c.label: int((catalog.eligible[mine] >> c & 1).sum()) for c in Condition},
-                "round_trip_psnr_db": round(clip_statistics.psnr, 3),
-                "latent_std": [round(float(std), 4) for std in clip_statistics.latent_std_C],
-            }
-        )
-    return {
-        "windows": len(catalog),
-        "bytes": size,
-        "by_frames": _counts(catalog.frames),
-        "by_eligible": {
-            ConditionSet(int(bits)).label: n for bits, n in sorted(collections.Counter(catalog.eligible).items())
-        },
-        "by_split": {str(name): n for name, n in sorted(collections.Counter(catalog.split).items())},
-        "latent_std": [round(float(std), 4) for std in overall.latent_std_C],
-        "clips": rows,
-    }
-
-
-def _counts(values: np.ndarray) -> dict[str, int]:
-    return {str(value): count for value, count in sorted(collections.Counter(values.tolist()).items())}
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
@@ -276,22 +258,28 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     table.add_column("clip", overflow="fold")
     for column in ("size", "windows", *(c.label for c in Condition), "dB"):
         table.add_column(column, justify="right", no_wrap=True)
-    dead = {row["clip_id"]: row["reason"] for row in summary.get("quarantine", ())}
+    dead = {row["clip_id"]: row["reason"] for row in summary["quarantine"]}
     for row in summary["clips"]:
         if not row["windows"]:
-            table.add_row(Text(row["clip_id"]), "", "left out" if row["clip_id"] in dead else "too short")
+            why = "left out" if row["clip_id"] in dead else "serves none" if "serves" in row else "too short"
+            table.add_row(_shown(row["label"]), "", why)
             continue
+        decibels = row["round_trip_psnr_db"]
         table.add_row(
-            Text(row["clip_id"]),
+            _shown(row["label"]),
             f"{row['width']}x{row['height']}",
             "/".join(str(row["by_frames"].get(n, 0)) for n in lengths),
             *(str(row["eligible"][c.label]) for c in Condition),
-            f"{row['round_trip_psnr_db']:.1f}",
+            "-" if decibels is None else f"{decibels:.1f}",
         )
     console.print(table)
     for clip_id, reason in dead.items():
         line = file_names.printable(f"encode: {clip_id}: {reason}")
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _shown(label: str) -> Text:
+    return Text(file_names.printable(label))
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -316,7 +304,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         prog="omnihuman encode", description="Encodes curated clips into a dataset of windows."
     )
     parser.add_argument(
-        "--clips", required=True, type=local, metavar="DIR", help="folder written by `omnihuman curate`"
+        "sets",
+        type=local,
+        metavar="SETS",
+        help="folder of `omnihuman select`, or of `omnihuman curate` with its own",
     )
     parser.add_argument(
         "--out", required=True, type=local, metavar="DIR", help="folder of the new dataset; written whole or not at all"
@@ -331,7 +322,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="an option of the codec, such as tile_height=0; may be repeated",
     )
-    parser.add_argument("--text-encoder", required=True, metavar="DIR", help="folder in Hugging Face layout, or hub id")
+    parser.add_argument("--text-encoder", default="", metavar="DIR", help="folder in Hugging Face layout, or hub id")
     parser.add_argument(
         "--speech-encoder",
         default="",
@@ -360,7 +351,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="window lengths in frames, each 1 + 4n, with commas between",
     )
     parser.add_argument(
-        "--stride", type=int, default=cut.stride, help="frames between window starts (default: %(default)s)"
+        "--stride", type=int, default=cut.stride, help="frames between window starts (default: a window's own length)"
     )
     parser.add_argument(
         "--image-stride",
@@ -381,6 +372,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="frames of audio features and keypoints stored on each side of a window (default: %(default)s)",
     )
     parser.add_argument("--max-text-tokens", type=int, default=default.max_text_tokens, help="default: %(default)s")
+    parser.add_argument(
+        "--shard-mib", type=float, default=default.shard_mib, help="size of a shard, about (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--worker",
+        type=WorkerShare.parse,
+        metavar="I/N",
+        help="make shards with N - 1 others that run the same command; `--finish` then joins them",
+    )
+    parser.add_argument("--finish", action="store_true", help="join the shards that workers made, once all are there")
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset in --out")
     return parser.parse_args(argv)
 
@@ -404,7 +405,14 @@ def main(argv: Sequence[str]) -> int:
         speech_layers=options.speech_layers,
         max_text_tokens=options.max_text_tokens,
         windows=windows,
+        shard_mib=options.shard_mib,
     )
+    if options.worker and options.finish:
+        raise ValueError("--finish is for one call once all workers are done; leave out --worker")
     console = Console(stderr=True)
-    print_summary(encode(options.clips, options.out, config, console, options.overwrite), console)
+    share = EncodeShare(worker=options.worker, only_finish=options.finish)
+    if summary := encode(options.sets, options.out, config, console, options.overwrite, share):
+        print_summary(summary, console)
+    else:
+        console.print("all shards are made; `omnihuman encode` with --finish joins them")
     return 0

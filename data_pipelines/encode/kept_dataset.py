@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.curate.clips import CLIPS_FILE, Clip
+from data_pipelines.curate import source_list
+from data_pipelines.curate.clip_sets import read_head, table_folder
 from data_pipelines.curate.code_digest import code_digest
+from data_pipelines.curate.stage_parts import Table
 from data_pipelines.encode import clip_encoder, windows
 from omnihuman_jax.data.records import VERSION, DatasetSpec
 from omnihuman_jax.serving import media_omnihuman
@@ -17,19 +19,26 @@ from omnihuman_jax.serving.media_omnihuman import READER_VERSION
 SUMMARY_FILE = "encode.json"
 
 
-def made_by(clips_dir: Path, clips: Sequence[Clip], settings: Mapping[str, Any]) -> dict[str, Any]:
+def made_by(sets: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but the networks' files that decides whether a dataset is still the right one, by name."""
-    rows = hashlib.sha256((clips_dir / CLIPS_FILE).read_bytes())
-    for clip in clips:
-        landmarks = clips_dir / clip.landmarks
-        rows.update(landmarks.read_bytes() if landmarks.is_file() else b"")
+    head = read_head(sets)
+    table = Table(folder=table_folder(sets), keys=head["stages"])
+    # Where videos lie does not count; their bytes, captions and splits do.
+    listed = source_list.read_listings(table).drop_columns(["path", "caption_error"]).to_pylist()
+    known = {"rows": listed, **{name: head[name] for name in ("stages", "rows_sha256", "landmarks_sha256")}}
     return {
         "reader": [READER_VERSION, code_digest((media_omnihuman,), lambda module: module.endswith("_omnihuman"))],
         "encoder": [clip_encoder.VERSION, code_digest((clip_encoder, windows), lambda module: False)],
         "records": VERSION,
         "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "clips": rows.hexdigest(),
+        "clips": hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(),
     }
+
+
+def check_free(out_dir: Path, *, overwrite: bool) -> None:
+    """ValueError if a data set that is finished now would take the place of something."""
+    if out_dir.exists() and any(out_dir.iterdir()) and not (overwrite and (out_dir / SUMMARY_FILE).is_file()):
+        raise ValueError(f"{out_dir}: is there already; choose another --out, or replace a data set with --overwrite")
 
 
 def existing(

@@ -24,8 +24,8 @@ class Window:
 
 
 def cut_windows(num_frames: int, lengths: Sequence[int], stride: int, image_stride: int) -> list[Window]:
-    """The windows of a clip of `num_frames`: for each length, a start every `stride` frames, and one that ends with the
-    clip.
+    """The windows of a clip of `num_frames`: for each length, a start every `stride` frames (0: of as many as
+    the window has), and one that ends with the clip.
 
     Single frames start every `image_stride` frames instead, in the middle of each stretch. A length that does not fit
     gives none.
@@ -37,7 +37,7 @@ def cut_windows(num_frames: int, lengths: Sequence[int], stride: int, image_stri
         if frames == 1:
             starts = [min(last, start + image_stride // 2) for start in range(0, num_frames, image_stride)]
         else:
-            starts = [*range(0, last, stride), last] if last >= 0 else []
+            starts = [*range(0, last, stride or frames), last] if last >= 0 else []
         windows += [Window(start, frames) for start in starts]
     return windows
 

@@ -2,7 +2,7 @@
 landmarks by style and framing.
 
     omnihuman theatre --out runs/faults --hours 0.65 --seed 0 --programme faults
-    omnihuman curate --videos runs/faults/videos --out runs/faults/curated
+    omnihuman curate --source runs/faults/videos --out runs/faults/curated
     python -m data_pipelines.puppet_theatre.against_truth --theatre runs/faults --curated runs/faults/curated
 """
 
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.curate.clips import Clip, Landmarks, load_landmarks, read_clips
+from data_pipelines.curate.clip_sets import load_landmarks, read_clips
+from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.puppet_theatre.truth import Truth
 from omnihuman_jax.conditions import Condition

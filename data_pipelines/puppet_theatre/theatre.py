@@ -24,7 +24,7 @@ from rich.table import Table
 
 from data_pipelines.curate.clips import Clip, write_text
 from data_pipelines.curate.held_out import SPLITS_FILE
-from data_pipelines.curate.workers import Workers
+from data_pipelines.engines.local_pool import LocalPool
 from data_pipelines.puppet_theatre.clips_of_truth import write_clips_of_truth
 from data_pipelines.puppet_theatre.programme import PROGRAMMES, ClipPlan, fingerprint, plan_clip
 from data_pipelines.puppet_theatre.voices import RECORDINGS, VOICES, Cast, Speech, find_cast
@@ -163,7 +163,7 @@ def _drawn(tasks: list[_Task], workers: int) -> Iterator[str]:
     if workers == 1:
         yield from map(draw_clip, tasks)
         return
-    with Workers[_Task, str](workers) as pool:
+    with LocalPool[_Task, str](workers) as pool:
         for task, name in pool.run(draw_clip, tasks):
             if name is None:
                 raise ChildProcessError(
@@ -220,8 +220,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
 
 _NEXT = """next:
-  omnihuman encode --clips {out}/clips --out {out}/dataset ...     tags and landmarks of the truth
-  omnihuman curate --videos {out}/videos --out {out}/curated       what the filters make of the same videos
+  omnihuman encode {out}/clips --out {out}/dataset ...             tags and landmarks of the truth
+  omnihuman curate --source {out}/videos --out {out}/curated       what the filters make of the same videos
 docs/theatre.md has the whole commands, and what the theatre does not show."""
 
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 WIDTH, MARGIN, ROW, GAP = 1120, 24, 46, 12
 WAY = (
-    ("videos", "", False), ("curate", "score, tag", True), ("clips", "clips.jsonl", False),
+    ("videos", "", False), ("curate", "score, tag", True), ("clips", "table, sets", False),
     ("encode", "latents, features", True), ("dataset", "records, catalog", False), ("plan", "data/plan.py", True),
     ("batch(k)", "packed windows", False), ("train", "training/", True),
     ("checkpoints", "checkpoint/", False), ("export", "generate", True),

@@ -81,18 +81,33 @@ def story(out: Path, config: Path, devices: int) -> list[Step]:
         ),
         Step(
             name="curate",
-            argv=("curate", "--videos", str(media / "videos"), "--out", str(clips)),
+            argv=("curate", "--source", str(media / "videos"), "--out", str(clips)),
             why=(
                 "Cut, score, and tag each clip with the conditions that it can train. Nothing is dropped without a"
                 " reason."
             ),
         ),
         Step(
+            name="select",
+            argv=("select", str(clips), "--sweep", "min_lip_sync_confidence=0.2:0.6:0.1"),
+            why="The same scores, tagged again without opening a video; and what other thresholds would give.",
+        ),
+        Step(
             name="encode",
-            argv=("encode", "--clips", str(clips), "--out", str(dataset), "--codec", "dct")
+            argv=("encode", str(clips), "--out", str(dataset), "--codec", "dct")
             + ("--text-encoder", str(text), "--speech-encoder", str(speech), "--speech-layers", "0,2,4")
             + ("--area", "64x48", "--window-frames", "1,17,25", "--stride", "8", "--margin", "4"),
             why="Windows of 1 + 4n frames: latents, references, speech and text features, keypoints, and a catalog.",
+        ),
+        Step(
+            name="data-check",
+            argv=("data", "check", str(dataset)),
+            why="Files, catalog and every record against each other.",
+        ),
+        Step(
+            name="data-report",
+            argv=("data", "report", str(dataset), "--out", str(out / "data.html")),
+            why="What came in, what serves which condition, the clips nearest each threshold: one page.",
         ),
         Step(
             name="plan",
@@ -357,6 +372,7 @@ def summary(steps: Sequence[Step], out: Path, stamps: Stamps) -> None:
     console.print(table)
     for label, path in (
         ("report", out / "report.html"),
+        ("data", out / "data.html"),
         ("contact sheet", out / "contact_sheet.png"),
         ("samples", out / "samples"),
         ("checkpoints", out / "run" / "checkpoints"),

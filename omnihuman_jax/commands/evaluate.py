@@ -117,7 +117,7 @@ def mouth_region(clips_dir: Path, catalog: Catalog, row: int) -> np.ndarray | No
     """Bool [T, H, W]: pixels of the window inside the mouth's box, from curate's lip landmarks; None where no face was
     seen.
     """
-    from data_pipelines.curate.clips import load_landmarks, read_clips
+    from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 
     clip = next((clip for clip in read_clips(clips_dir) if clip.clip_id == catalog.clip_id[row]), None)
     if clip is None:

@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--audio", type=local, help="driving audio: a sound file, or a video with sound")
     parser.add_argument(
-        "--pose", type=local, help="driving pose: a video of a person, or keypoints (.npz) of `omnihuman curate`"
+        "--pose", type=local, help="driving pose: a video of a person, or keypoints (.npz) of `omnihuman data pose`"
     )
     parser.add_argument("--text", help="prompt; without it the text condition is off")
     parser.add_argument(

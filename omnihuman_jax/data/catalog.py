@@ -176,7 +176,7 @@ class Catalog(_Sizes):
         folder = dataset_folder(directory)
         if not has_catalog(folder):
             raise FileNotFoundError(
-                f"{folder / catalog_files.FOLDER}: no catalog here; make one with `omnihuman encode --clips DIR --out"
+                f"{folder / catalog_files.FOLDER}: no catalog here; make one with `omnihuman encode SETS --out"
                 f" {directory}`"
             )
         if not (folder / catalog_files.FOLDER).is_dir():

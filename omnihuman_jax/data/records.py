@@ -44,7 +44,7 @@ class DatasetSpec:
     max_text_tokens: that prompts were cut to. 128 in data sets that do not say it.
     encoder_sha256: codec/, text_encoder/ or speech_encoder/ and a file name -> sha256 of the weights and of what
         describes them.
-    records_sha256: of the bytes of all records, one after the other; "" in data sets that do not say it.
+    records_sha256: of the shards' digests, each of the bytes of its records; "" in data sets that do not say it.
     """
 
     codec: str
@@ -107,9 +107,7 @@ class DatasetSpec:
         """The spec of the dataset in `directory`; FileNotFoundError with the cure if there is none."""
         path = dataset_folder(directory) / "dataset.json"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: no dataset here; make one with `omnihuman encode --clips DIR --out {directory}`"
-            )
+            raise FileNotFoundError(f"{path}: no dataset here; make one with `omnihuman encode SETS --out {directory}`")
         fields = json.loads(path.read_text())
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):

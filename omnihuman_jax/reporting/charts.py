@@ -204,3 +204,25 @@ def ratio_dots(rows: Sequence[tuple[str, str, float, float]], *, width: int = 72
 def bar(share: float, color: str = "var(--accent)") -> str:
     """A table cell's bar: `share` of its width in [0, 1]."""
     return f'<span class="bar"><i style="width:{max(0.0, min(1.0, share)):.1%};background:{color}"></i></span>'
+
+
+def histogram(counts: Sequence[int], low: float, high: float, marks: Sequence[tuple[str, float]], label: str) -> str:
+    """Bars of equal width from `low` to `high`; an upright line at each mark (name, value) that lies between."""
+    width, height, bottom = 300, 110, 18
+    top, step = max([1, *counts]), width / max(1, len(counts))
+    span = (high - low) or 1.0
+    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label, quote=True)}">']
+    for index, count in enumerate(counts):
+        tall = (height - bottom - 4) * count / top
+        begin = low + span * index / len(counts)
+        title = f"<title>{count} from {number(begin)} to {number(begin + span / len(counts))}</title>"
+        place = f'x="{index * step:.2f}" y="{height - bottom - tall:.2f}" width="{step * 0.9:.2f}" height="{tall:.2f}"'
+        out.append(f'<rect {place} fill="var(--accent)">{title}</rect>')
+    for name, value in marks:
+        if low <= value <= high:
+            x = width * (value - low) / span
+            title = f"<title>{html.escape(name)}: {number(value)}</title>"
+            out.append(f'<line class="target" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height - bottom}">{title}</line>')
+    for value, x, anchor in ((low, 0, "start"), (high, width, "end")):
+        out.append(f'<text class="tick" text-anchor="{anchor}" x="{x}" y="{height - 4}">{number(value)}</text>')
+    return "".join(out) + "</svg>"

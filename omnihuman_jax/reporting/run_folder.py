@@ -53,7 +53,7 @@ def read_folder(root: Path) -> RunFolder:
         run=run,
         config=_read_json(run / "config.json"),
         metrics=_read_metrics(run / "metrics.jsonl"),
-        funnel=_read_json(root / "clips" / "funnel.json"),
+        funnel=_read_json(root / "clips" / "sets" / "funnel.json"),
         evaluation=_read_json(root / "evaluation.json") or _read_json(run / "evaluation.json"),
         catalog=_read_catalog(root / "dataset"),
         steps={
@@ -70,7 +70,7 @@ def read_folder(root: Path) -> RunFolder:
     )
     if not folder.metrics and folder.funnel is None and folder.evaluation is None:
         raise FileNotFoundError(
-            f"{root} has no metrics.jsonl, clips/funnel.json or evaluation.json; nothing to report on yet"
+            f"{root} has no metrics.jsonl, clips/sets/funnel.json or evaluation.json; nothing to report on yet"
         )
     return folder
 
@@ -156,7 +156,7 @@ def key_numbers(root: Path) -> list[tuple[str, str, str]]:
     folder = read_folder(root)
     rows: list[tuple[str, str, str]] = []
     if folder.funnel:
-        seconds = sum(row["seconds"] for row in folder.funnel["rows"])
+        seconds = folder.funnel["seconds"]
         eligible = ", ".join(f"{label} {folder.funnel['eligible'].get(label, 0)}" for label in LABELS)
         rows.append(
             (

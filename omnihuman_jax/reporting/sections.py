@@ -55,7 +55,7 @@ def funnel_section(folder: RunFolder) -> str:
     """Which clips can train which conditions, and why the others cannot."""
     funnel = folder.funnel
     if funnel is None:
-        return section("The data", _missing("funnel", f"omnihuman curate --videos DIR --out {folder.root}/clips"))
+        return section("The data", _missing("funnel", f"omnihuman curate --source DIR --out {folder.root}/clips"))
     total = max(funnel["clips"], 1)
     bars = [
         [label, charts.bar(count / total, f"var(--{label})"), f"{count} of {funnel['clips']}"]
@@ -70,9 +70,9 @@ def funnel_section(folder: RunFolder) -> str:
                 cells.append('<span class="yes">yes</span>')
             else:
                 cells.append(f'<span class="no">no</span><small>{_reason(row.get("reasons", {}).get(label))}</small>')
-        clips.append([f"{html.escape(row['clip_id'])}", f"{row['seconds']:.1f}", *cells])
+        clips.append([text(row["label"]), f"{row['seconds']:.1f}", *cells])
     left_out = [
-        [text(row.get("clip_id") or row["video"]), text(row.get("stage", "cut")), text(row["reason"])]
+        [text(row["video"]), text(row.get("stage", "cut")), text(row["reason"])]
         for row in (*funnel.get("quarantine", ()), *funnel.get("dropped", ()))
     ]
     parts = [

@@ -84,17 +84,24 @@ def whole_folder(destination: Any, *, overwrite: bool = False) -> Iterator[Any]:
     folder.mkdir()
     try:
         yield folder
-        if destination.exists():
-            # The old folder keeps its name until the new one is complete, and is removed only after the new one has it.
-            replaced = destination.parent / f"{prefix}{os.getpid()}{_REPLACED}"
-            sync(folder)  # before, so that the moment without a folder is short
-            os.rename(destination, replaced)
-            move_into_place(folder, destination)
-            shutil.rmtree(replaced)
-        else:
-            move_into_place(folder, destination)
+        replace_folder(folder, destination)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_folder(folder: Path, destination: Path) -> None:
+    """Gives a finished folder the name `destination`, in the place of a folder that has it.
+
+    The old folder keeps its name until the new one is on the disk, and is removed only after the new one has it.
+    """
+    if not destination.exists():
+        move_into_place(folder, destination)
+        return
+    replaced = destination.parent / (f".{destination.name}.incomplete-{socket.gethostname()}-{os.getpid()}{_REPLACED}")
+    sync(folder)  # before, so that the moment without a folder is short
+    os.rename(destination, replaced)
+    move_into_place(folder, destination)
+    shutil.rmtree(replaced)
 
 
 @contextlib.contextmanager
@@ -136,6 +143,22 @@ def move_into_place(temporary: StrPath, target: StrPath) -> None:
     sync(temporary)
     os.replace(temporary, target)
     _fsync(_as_path(target).parent)
+
+
+def claim(path: Path, write: Callable[[Path], object]) -> bool:
+    """Writes a file whole unless it is there; whether it was this call that did. `write` gets a path beside it."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(beside)
+        sync(beside)
+        os.link(beside, path)
+    except FileExistsError:
+        return False
+    finally:
+        beside.unlink(missing_ok=True)
+    _fsync(path.parent)
+    return True
 
 
 def sync(path: StrPath) -> None:

@@ -111,7 +111,7 @@ def read_reference(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def read_pose(path: Path, size: tuple[int, int], names: Sequence[str]) -> np.ndarray:
     """Keypoints [T, J, 3] at 25 fps in token units of pictures of `size`, from a video or a `.npz` of
-    `omnihuman curate`.
+    `omnihuman data pose`.
 
     The pose's picture is laid over the video's like a reference image. ValueError where no person is seen.
     """

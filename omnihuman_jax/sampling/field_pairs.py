@@ -17,8 +17,8 @@ from data_pipelines.curate.clips import Clip, read_clips
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.plan import TRAIN_SPLIT
 from omnihuman_jax.data.records import WindowRecord, open_records
+from omnihuman_jax.data.window_index import TRAIN_SPLIT
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.runtime import files
@@ -233,4 +233,4 @@ def _sound(known: dict[str, Clip], clips: Path | None, record: WindowRecord, sta
         raise ValueError(f"{clips} has no clip {record.clip_id}: give the folder that the dataset was encoded from")
     clip = known[record.clip_id]
     begin = clip.start_s + start / FPS
-    return media_omnihuman.read_audio(clip.video_path(clips), SAMPLE_RATE_HZ, begin, record.frames / FPS)
+    return media_omnihuman.read_audio(clip.video_path(table_folder(clips)), SAMPLE_RATE_HZ, begin, record.frames / FPS)

@@ -214,7 +214,7 @@ def sound_of(run: trained_run.TrainedRun, config: SamplesConfig, catalog: Catalo
     """The window's own sound, float32 [N], out of the clips' folder; None without one."""
     if not config.clips:
         return None
-    from data_pipelines.curate.clips import read_clips
+    from data_pipelines.curate.clip_sets import read_clips, table_folder
 
     folder = local(config.clips, "samples.clips")
     name = str(catalog.clip_id[row])
@@ -222,7 +222,7 @@ def sound_of(run: trained_run.TrainedRun, config: SamplesConfig, catalog: Catalo
     if clip is None:
         raise ValueError(f"samples.clips {folder} has no clip {name}: give the folder that the data set was made from")
     start_s, seconds = clip.start_s + int(catalog.start_frame[row]) / FPS, int(catalog.frames[row]) / FPS
-    return media_omnihuman.read_audio(clip.video_path(folder), run.spec.sample_rate_hz, start_s, seconds)
+    return media_omnihuman.read_audio(clip.video_path(table_folder(folder)), run.spec.sample_rate_hz, start_s, seconds)
 
 
 def signal_subjects(run: trained_run.TrainedRun, config: SamplesConfig, sampling: SamplingConfig) -> Iterator[Subject]:

@@ -176,7 +176,7 @@ class OmniHumanPipeline:
           out: an .mp4 path.
           image: who: a picture file, or a video's first frame; None: a person that the model makes up.
           audio: what is said: a sound file, or a video with sound.
-          pose: how they move: keypoints (.npz) of `omnihuman curate`, or a .npz with keypoints_TJ3 in pixels, height
+          pose: how they move: keypoints (.npz) of `omnihuman data pose`, or a .npz with keypoints_TJ3 in pixels, height
               and width.
           text: a prompt; None: the text condition is off.
           seconds: None for as long as audio or pose, or one segment without either.
@@ -400,7 +400,7 @@ def _parser() -> argparse.ArgumentParser:
         "--image", help="who: a picture file, or a video's first frame; without it the model makes a person up"
     )
     parser.add_argument("--audio", help="driving audio: a sound file, or a video with sound")
-    parser.add_argument("--pose", help="how they move: keypoints (.npz) of `omnihuman curate`")
+    parser.add_argument("--pose", help="how they move: keypoints (.npz) of `omnihuman data pose`")
     parser.add_argument("--text", help="prompt; without it the text condition is off")
     parser.add_argument("--out", required=True, help="the .mp4 to write")
     parser.add_argument(

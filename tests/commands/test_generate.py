@@ -26,7 +26,7 @@ QUICK = SamplingConfig(num_steps=2, guidance=GuidanceConfig(scale=2.0))
 
 @pytest.fixture(scope="module")
 def pose(tiny):
-    return tiny.clips / "landmarks" / "clip0.npz"
+    return tiny.clips / "poses" / "clip0.npz"
 
 
 def arguments(tiny, talking, out, *more: str) -> list[str]:

@@ -73,6 +73,7 @@ def make_run(root: Path) -> Path:
     rows = [
         {
             "clip_id": "talk-000",
+            "label": "talk.mp4 0.0-5.8 s",
             "video": "talk.mp4",
             "seconds": 5.8,
             "eligible": [c.label for c in Condition],
@@ -80,6 +81,7 @@ def make_run(root: Path) -> Path:
         },
         {
             "clip_id": "mute-000",
+            "label": "mute.mp4 0.0-4.0 s",
             "video": "mute.mp4",
             "seconds": 4.0,
             "eligible": ["text", "reference", "pose"],
@@ -97,8 +99,8 @@ def make_run(root: Path) -> Path:
         "quarantine": broken,
         "dropped": [],
     }
-    (root / "clips").mkdir()
-    (root / "clips" / "funnel.json").write_text(json.dumps(funnel))
+    (root / "clips" / "sets").mkdir(parents=True)
+    (root / "clips" / "sets" / "funnel.json").write_text(json.dumps(funnel))
     columns = {
         "window_id": np.array(["a", "b", "c"], object), "clip_id": np.array(["talk-000"] * 3, object),
         "split": np.array(["train"] * 3, object), "record": np.arange(3), "start_frame": np.arange(3),
@@ -190,7 +192,7 @@ def test_names_from_files_are_escaped(run: Path) -> None:
 def test_what_was_left_out_and_passed_over_is_there_as_text(run: Path, tmp_path: Path) -> None:
     root = tmp_path / "run"
     shutil.copytree(run, root)
-    file = root / "clips" / "funnel.json"
+    file = root / "clips" / "sets" / "funnel.json"
     funnel = json.loads(file.read_text())
     name = "<script>alert(1)</script>\u202e\x1b[31m'\"&.mp4"
     funnel["quarantine"] = [{"video": name, "stage": "score", "reason": f"RuntimeError: {name}"}]

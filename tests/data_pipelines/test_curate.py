@@ -1,6 +1,7 @@
 """Curate on the real sample media with damaged files among them; and its pure stages on their own."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -12,9 +13,22 @@ import numpy as np
 import pytest
 
 from data_pipelines.curate import curate as module
-from data_pipelines.curate import decode, file_stages, landmarks, lipsync, network_files, shots, workers
-from data_pipelines.curate.clips import Clip, Landmarks, load_landmarks, read_clips
-from data_pipelines.curate.curate import CurateConfig, curate, funnel_table
+from data_pipelines.curate import (
+    file_stages,
+    landmarks,
+    lipsync,
+    network_files,
+    part_work,
+    shots,
+    source_list,
+    stage_parts,
+)
+from data_pipelines.curate.clip_sets import load_landmarks, read_clips, table_folder
+from data_pipelines.curate.clips import Clip
+from data_pipelines.curate.curate import CurateConfig, Engine, curate, funnel_table
+from data_pipelines.curate.file_stages import ScanOptions
+from data_pipelines.curate.part_work import PartTask
+from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds, tag
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.conditions import Condition
@@ -80,7 +94,8 @@ def test_each_clip_gets_the_conditions_that_it_can_serve(curated: Curated) -> No
 
 def test_funnel_accounts_for_every_video(curated: Curated) -> None:
     funnel = curated.funnel
-    assert funnel == {k: v for k, v in json.loads((curated.out / "funnel.json").read_text()).items() if k != "config"}
+    stored = json.loads((curated.out / "sets" / "funnel.json").read_text())
+    assert stored == {name: value for name, value in funnel.items() if name != "computed"}
     assert funnel["videos"] == 8 and funnel["clips"] == len(funnel["rows"]) == len(curated.clips)
     reasons = {row["video"]: row["reason"] for row in funnel["quarantine"]}
     assert set(reasons) == {"nested/noise.mp4", "nested/cut_short.mp4"}
@@ -91,7 +106,8 @@ def test_funnel_accounts_for_every_video(curated: Curated) -> None:
         "a shot of 0.04 s is too short"
     ]
     assert funnel["eligible"]["audio"] == 2 and funnel["eligible"]["text"] == funnel["clips"]
-    assert funnel["computed"] == {"videos": 8, "clips": funnel["clips"]}
+    clips = funnel["clips"]
+    assert funnel["computed"] == {"videos": 8, "clips": clips, "scan": clips + 3, "look": clips, "listen": clips}
     for row in funnel["rows"]:
         assert set(row["eligible"]) | set(row["reasons"]) == {condition.label for condition in Condition}
 
@@ -105,7 +121,9 @@ def test_captions_come_from_the_sidecar_or_the_stated_default(curated: Curated) 
 def test_landmarks_lie_on_the_person_frame_by_frame(curated: Curated) -> None:
     for clip in curated.clips.values():
         found = load_landmarks(curated.out, clip)
-        frames = media_omnihuman.read_video(clip.video_path(curated.out), start_s=clip.start_s, duration_s=clip.seconds)
+        frames = media_omnihuman.read_video(
+            clip.video_path(table_folder(curated.out)), start_s=clip.start_s, duration_s=clip.seconds
+        )
         assert frames.shape[:3] == (clip.frames, clip.height, clip.width)
         x, y, confidence = np.moveaxis(found.keypoints_TJ3, -1, 0)
         assert x.min() >= 0 and y.min() >= 0 and x.max() < clip.width and y.max() < clip.height
@@ -159,51 +177,69 @@ def test_lips_follow_their_own_sound_and_no_other(curated: Curated) -> None:
     assert reasons["audio"]["reason"].startswith("sound and lips apart")
 
 
-def test_a_second_run_does_nothing_and_a_damaged_result_is_made_again(curated: Curated) -> None:
-    def stamps() -> dict[Path, int]:
-        kept = [*(curated.out / "clips").rglob("*"), *(curated.out / "videos").rglob("*")]
-        return {path: path.stat().st_mtime_ns for path in kept if path.is_file()}
+def test_a_second_run_does_nothing_and_a_part_that_is_gone_is_made_again(curated: Curated) -> None:
+    def bytes_of(folder: Path) -> dict[Path, str]:
+        return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
-    before, rows = stamps(), (curated.out / "clips.jsonl").read_text()
+    before, stamps = bytes_of(curated.out), {p: p.stat().st_mtime_ns for p in curated.out.glob("*@*/*")}
+    assert len(stamps) == 8 * 4 and not any(path.name.startswith(".") for path in before)
     again = curate(curated.videos, curated.out, curated.config)
-    assert again["computed"] == {"videos": 0, "clips": 0} and stamps() == before
-    assert (curated.out / "clips.jsonl").read_text() == rows
+    assert again["computed"] == {"videos": 0, "clips": 0}
+    assert {p: p.stat().st_mtime_ns for p in curated.out.glob("*@*/*")} == stamps
     assert {**again, "computed": None} == {**curated.funnel, "computed": None}
 
     os.utime(curated.videos / "nested" / "jwpIntro.mp4")  # touched, not changed
-    (shot,) = [clip for clip in of_video(curated, "bikes") if clip.start_frame == 0]
-    (curated.out / "clips" / shot.clip_id / "scores.json").write_text('{"key": ')  # as a killed run could leave it
-    (curated.out / "clips" / shot.clip_id / "landmarks.npz").unlink()
+    shot = of_video(curated, "bikes")[0]
+    table, shots_of_film = Table.open(curated.out), len(of_video(curated, "bikes"))
+    table.part("look", shot.part).unlink()  # as a killed run would leave it
+    (table.stage_folder("look") / f".part-{shot.part:05d}.parquet.12345678.part").write_text("half")
     resumed = curate(curated.videos, curated.out, curated.config)
-    assert resumed["computed"] == {"videos": 0, "clips": 1}
-    assert (curated.out / "clips.jsonl").read_text() == rows
+    assert resumed["computed"] == {"videos": 0, "clips": shots_of_film, "look": shots_of_film}
+    assert bytes_of(curated.out) == before  # MediaPipe repeats to the bit
 
 
-def test_other_thresholds_need_no_decoding_and_what_is_gone_is_forgotten(curated: Curated, tmp_path: Path) -> None:
+def test_what_is_gone_stays_in_the_table_and_leaves_the_sets(curated: Curated, tmp_path: Path) -> None:
     videos, out = tmp_path / "media", tmp_path / "clips"
     shutil.copytree(curated.videos, videos)
     shutil.copytree(curated.out, out)
-    strict = dataclasses.replace(curated.config, thresholds=Thresholds(min_short_side_px=200, min_hand_share=0.2))
     (videos / "nested" / "testMovie.mp4").unlink()
+    strict = dataclasses.replace(curated.config, thresholds=Thresholds(min_short_side_px=200, min_hand_share=0.2))
+    parts = {path.name: path.stat().st_mtime_ns for path in out.glob("*@*/*")}
     funnel = curate(videos, out, strict)
-    assert funnel["computed"] == {"videos": 0, "clips": 0}
-    rows = {row["clip_id"]: row for row in funnel["rows"]}
-    assert not any("testMovie" in clip_id for clip_id in rows)
-    assert not list((out / "clips").glob("*testMovie*")) and not list((out / "videos").glob("*testMovie*"))
-    carphone = next(row for row in rows.values() if "carphone" in row["clip_id"])
+    assert funnel["computed"] == {"videos": 0, "clips": 0}  # other thresholds need no decoding
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*@*/*")} == parts
+    rows = {row["video"]: row for row in funnel["rows"]}
+    assert "nested/testMovie.mp4" not in rows and funnel["videos"] == 7
+    carphone = rows["nested/carphone_pristine.mp4"]
     assert carphone["eligible"] == [] and carphone["reasons"]["text"] == {
         "reason": "too small",
         "score": 144.0,
         "threshold": 200,
     }
-    jwp = next(row for row in rows.values() if "jwpIntro" in row["clip_id"])
+    jwp = rows["nested/jwpIntro.mp4"]
     assert jwp["eligible"] == ["text", "reference", "audio"] and jwp["reasons"]["pose"]["reason"] == "hands not seen"
+
+
+def test_a_second_folder_joins_the_first_and_copies_are_found(curated: Curated, tmp_path: Path) -> None:
+    """Two folders in one table; the second has a copy of one of the first's videos under another name."""
+    videos, out = tmp_path / "media", tmp_path / "clips"
+    shutil.copytree(curated.videos, videos)
+    shutil.copytree(curated.out, out)
+    (tmp_path / "more").mkdir()
+    shutil.copyfile(videos / "nested" / "carphone_pristine.mp4", tmp_path / "more" / "again.mp4")
+    funnel = curate(tmp_path / "more", out, curated.config)
+    assert funnel["computed"]["videos"] == 1 and funnel["videos"] == 9
+    assert funnel["clips"] == curated.funnel["clips"]  # the copy's clip is the same clip
+    chosen = stage_parts.read_part(out / "sets" / "sets.parquet").to_pylist()
+    (copy,) = [row for row in chosen if row["left_out"]]
+    assert copy["left_out"] == "the same content as an earlier clip" and copy["eligible"] == 0
+    assert [row["dedup_group"] for row in chosen if row["dedup_group"] >= 0] == [0, 0]
 
 
 def test_command_prints_the_funnel(curated: Curated, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     config = tmp_path / "curate.json"
     config.write_text(json.dumps({"max_seconds_per_video": SECONDS, "thresholds": {"min_hand_share": 0.2}}))
-    command = ["--videos", str(curated.videos), "--out", str(tmp_path / "clips"), "--config", str(config)]
+    command = ["--source", str(curated.videos), "--out", str(tmp_path / "clips"), "--config", str(config)]
     shutil.copytree(curated.out, tmp_path / "clips")
     assert module.main(command) == 0
     printed = capsys.readouterr().out
@@ -213,23 +249,22 @@ def test_command_prints_the_funnel(curated: Curated, capsys: pytest.CaptureFixtu
         module.main(command)
     with pytest.raises(ValueError, match="no videos in it"):
         (tmp_path / "nothing").mkdir()
-        module.main(["--videos", str(tmp_path / "nothing"), "--out", str(tmp_path / "clips")])
+        module.main(["--source", str(tmp_path / "nothing"), "--out", str(tmp_path / "clips")])
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        module.main(["--videos", str(tmp_path / "gone"), "--out", str(tmp_path / "clips")])
+        module.main(["--source", str(tmp_path / "gone"), "--out", str(tmp_path / "clips")])
 
 
 def test_many_clips_are_counted_by_reason(curated: Curated) -> None:
-    row = next(row for row in curated.funnel["rows"] if "carphone" in row["clip_id"])
-    rows = [{**row, "clip_id": f"clip-{i}"} for i in range(60)]
-    table = funnel_table({**curated.funnel, "rows": rows, "clips": 60})
+    reasons = {label: {} for label in curated.funnel["reasons"]} | {"audio": {"no audio track": 60}}
+    table = funnel_table({**curated.funnel, "rows": [], "reasons": reasons, "clips": 60})
     cells = [list(column.cells) for column in table.columns]
     assert "no audio track" in cells[-1] and "-60" in [cell.strip() for cell in cells[4]]
 
 
 def test_results_name_no_place_of_the_machine_and_can_be_moved(curated: Curated, tmp_path: Path) -> None:
     shutil.copytree(curated.videos.parent, tmp_path / "moved")
-    text = "".join(path.read_text() for path in (tmp_path / "moved" / "clips").rglob("*.json*"))
-    assert str(curated.videos.parent) not in text
+    written = [path.read_bytes() for path in (tmp_path / "moved" / "clips").rglob("*") if path.is_file()]
+    assert not any(os.fsencode(curated.videos.parent) in data for data in written)
     for clip in read_clips(tmp_path / "moved" / "clips"):
         assert clip.video_path(tmp_path / "moved" / "clips").is_relative_to(tmp_path / "moved")
     shutil.rmtree(tmp_path / "moved" / "media")
@@ -237,32 +272,33 @@ def test_results_name_no_place_of_the_machine_and_can_be_moved(curated: Curated,
         read_clips(tmp_path / "moved" / "clips")[0].video_path(tmp_path / "moved" / "clips")
 
 
-def test_a_clip_that_cannot_be_decoded_is_quarantined(curated: Curated, tmp_path: Path) -> None:
+def test_a_clip_that_cannot_be_decoded_is_refused(curated: Curated) -> None:
     clip = of_video(curated, "carphone_pristine")[0]
-    video = decode.inspect(clip.video_path(curated.out), clip.video, "carphone", clip.sha256)
-    task = file_stages.AnalysisTask(clip_id="x", video=video, start_frame=90, end_frame=140, folder=str(tmp_path / "x"))
-    analysis = file_stages.analyse(task)
-    assert analysis.error == "10 of 50 frames decoded; re-encode it" and analysis.scores == {}
-    assert file_stages.recall_analysis(task) == dataclasses.replace(analysis, computed=False)
-    assert not (tmp_path / "x" / "landmarks.npz").exists()
+    with pytest.raises(media_omnihuman.MediaError, match="10 of 50 frames decoded; re-encode it"):
+        file_stages.look(str(clip.video_path(curated.out)), 90, 140)
 
 
-def scan_that_dies(task: file_stages.ScanTask) -> file_stages.Scan:
-    """As a decoder that crashes, or the kernel that kills the largest process."""
-    if "bikes" in task.name:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return file_stages.scan(task)
+def work_with_faults(task: PartTask) -> dict[str, int]:
+    """As a decoder that crashes, or the kernel that kills the largest process; and as a library whose errors have
+    whatever class.
+    """
+    scan, look = file_stages.scan, file_stages.look
 
+    def dies(path: str, options: ScanOptions) -> file_stages.Scan:
+        if "bikes" in path:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return scan(path, options)
 
-def analysis_that_fails(task: file_stages.AnalysisTask) -> file_stages.Analysis:
-    """With the errors that libraries raise, whatever their class."""
-    if "jwpIntro" in task.clip_id:
-        landmarks.extract_landmarks = _raise
-    return file_stages.analyse(task)
+    def fails(path: str, start: int, end: int) -> Any:
+        if "jwpIntro" in path:
+            raise RuntimeError("CUDA error\x1b[2J in (1, 2)")
+        return look(path, start, end)
 
-
-def _raise(frames: Any) -> Any:
-    raise RuntimeError(f"CUDA error\x1b[2J in {next(iter(frames)).shape}")
+    file_stages.scan, file_stages.look = dies, fails
+    try:
+        return part_work.work(task)
+    finally:
+        file_stages.scan, file_stages.look = scan, look
 
 
 def test_no_single_file_ends_a_run(sample_media: SampleMedia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,79 +308,90 @@ def test_no_single_file_ends_a_run(sample_media: SampleMedia, tmp_path: Path, mo
     for name in ("bikes", "jwpIntro", "testMovie", "carphone_pristine"):
         shutil.copy(sample_media.videos / f"{name}.mp4", tmp_path / f"{name}.mp4")
     (tmp_path / "testMovie.txt").write_bytes("erklärt".encode("cp1252"))
-    monkeypatch.setattr(module, "_SCAN", dataclasses.replace(module._SCAN, compute=scan_that_dies))
-    monkeypatch.setattr(module, "_SCORE", dataclasses.replace(module._SCORE, compute=analysis_that_fails))
+    monkeypatch.setattr(module, "work", work_with_faults)
     config = CurateConfig(max_seconds_per_video=2.0, workers=2)
     funnel = curate(tmp_path, tmp_path / "out", config)
-    letters = {row["video"]: (row["stage"], row["reason"]) for row in funnel["quarantine"]}
-    assert letters["bikes.mp4"] == ("scan", workers.DIED)
-    stage, reason = letters["jwpIntro.mp4"]
-    assert stage == "score" and reason.startswith("RuntimeError: CUDA error\\u001b[2J in (")
-    stage, reason = letters["testMovie.mp4"]
-    assert stage == "caption" and reason.startswith("testMovie.txt: not UTF-8") and "--caption-encoding" in reason
+    letters = {row["video"]: row for row in funnel["quarantine"]}
+    died = letters["bikes.mp4"]
+    assert (died["stage"], died["reason"], died["tries"]) == ("scan", part_work.DIED, part_work.MAX_DEATHS)
+    failed = letters["jwpIntro.mp4"]
+    assert (failed["stage"], failed["exception"], failed["tries"]) == ("look", "RuntimeError", 2)
+    assert failed["reason"].startswith("RuntimeError: CUDA error\\u001b[2J in (")
+    unread = letters["testMovie.mp4"]
+    assert unread["stage"] == "caption" and unread["reason"].startswith("testMovie.txt: not UTF-8")
+    assert "--caption-encoding" in unread["reason"] and len(letters) == 3
     assert {clip.video for clip in read_clips(tmp_path / "out")} == {"carphone_pristine.mp4"}
-    # What was no fault of the files is tried again; what is known is kept.
+    assert not [path for path in (tmp_path / "out").rglob(".*") if path.is_file()]
+    # What was no fault of the files is tried again when that is asked for; what is known is kept.
     monkeypatch.undo()
-    again = curate(tmp_path, tmp_path / "out", dataclasses.replace(config, caption_encoding="cp1252"))
+    config = dataclasses.replace(config, caption_encoding="cp1252")
+    kept = curate(tmp_path, tmp_path / "out", config)
+    assert len(kept["quarantine"]) == 2 and kept["computed"] == {"videos": 0, "clips": 0}
+    again = curate(tmp_path, tmp_path / "out", config, engine=Engine(retry_dead=True))
     assert not again["quarantine"] and again["computed"]["videos"] == 1
     assert next(clip for clip in read_clips(tmp_path / "out") if "testMovie" in clip.video).caption == "erklärt"
 
 
-@pytest.mark.parametrize("changed", ["reader", "scan", "network", "scores"])
-def test_what_an_older_reader_or_network_found_is_looked_at_again(
-    changed: str, curated: Curated, monkeypatch: pytest.MonkeyPatch
+def test_a_part_that_kills_every_process_is_given_up(tmp_path: Path, sample_media: SampleMedia) -> None:
+    """Before it reaches a row, say for want of memory: the others are finished, and the command says so."""
+    for name in ("carphone_pristine", "jwpIntro"):
+        shutil.copy(sample_media.videos / f"{name}.mp4", tmp_path)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ChildProcessError, match="1 parts are not finished"):
+        patch.setattr(module, "work", work_or_die)
+        curate(tmp_path, tmp_path / "out", CurateConfig(max_seconds_per_video=1.0, workers=1))
+    funnel = curate(tmp_path, tmp_path / "out", CurateConfig(max_seconds_per_video=1.0, workers=1))
+    assert funnel["computed"]["videos"] == 1 and funnel["clips"] == 2
+
+
+def work_or_die(task: PartTask) -> dict[str, int]:
+    if task.number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return part_work.work(task)
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ("reader", ["scan", "look", "listen"]),
+        ("shots", ["scan", "look", "listen"]),
+        ("landmarks", ["look", "listen"]),
+        ("hama/assets/asr_waveform.hama", ["listen"]),
+        ("lipsync", ["listen"]),
+        ("nothing", []),
+    ],
+)
+def test_a_changed_stage_and_those_after_it_are_made_again(
+    changed: str, again: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, number = "nested/carphone_pristine.mp4", 0
-    clip = next(clip for clip in curated.clips.values() if clip.video == name)
-    scan_task = file_stages.ScanTask(
-        path=str(curated.videos / name),
-        name=name,
-        video_id="nested__carphone_pristine",
-        record=str(curated.out / "videos" / "nested__carphone_pristine.json"),
-        shots=curated.config.shots,
-        max_seconds=SECONDS,
-    )
-    scan = file_stages.recall_scan(scan_task)
-    assert scan is not None and scan.video is not None
-    task = file_stages.AnalysisTask(
-        clip_id=clip.clip_id,
-        video=scan.video,
-        start_frame=scan.ranges[number][0],
-        end_frame=scan.ranges[number][1],
-        folder=str(curated.out / "clips" / clip.clip_id),
-    )
-    assert file_stages.recall_analysis(task) is not None
+    before, options = file_stages.stage_keys(ScanOptions()), ScanOptions()
     if changed == "reader":
         monkeypatch.setattr(file_stages, "READER_VERSION", 99)
-    elif changed == "scan":
-        monkeypatch.setattr(file_stages, "VERSION", 99)
-        task = dataclasses.replace(task, video=dataclasses.replace(scan.video, source_fps=12.0))
-    elif changed == "network":
-        hashes = {**network_files.network_sha256(), "hama/assets/asr_waveform.hama": "0"}
+    elif changed == "shots":
+        options = ScanOptions(shots=shots.ShotConfig(min_s=2.0))
+    elif changed.startswith("hama"):
+        hashes = {**network_files.network_sha256(), changed: "0"}
         monkeypatch.setattr(network_files, "network_sha256", lambda: hashes)
-    else:
-        monkeypatch.setattr(lipsync, "VERSION", 99)
-    assert (file_stages.recall_scan(scan_task) is None) == (changed in ("reader", "scan"))
-    assert file_stages.recall_analysis(task) is None
+    elif changed in ("landmarks", "lipsync"):
+        monkeypatch.setattr({"landmarks": landmarks, "lipsync": lipsync}[changed], "VERSION", 99)
+    after = file_stages.stage_keys(options)
+    assert [stage for stage in stage_parts.STAGES if after[stage] != before[stage]] == again
 
 
-def test_a_damaged_record_of_a_scan_is_made_again(curated: Curated, tmp_path: Path) -> None:
-    record = curated.out / "videos" / "nested__carphone_pristine.json"
-    kept = json.loads(record.read_text())
-    task = file_stages.ScanTask(
-        path=str(curated.videos / "nested" / "carphone_pristine.mp4"),
-        name="nested/carphone_pristine.mp4",
-        video_id="nested__carphone_pristine",
-        record=str(tmp_path / "x.json"),
-        shots=curated.config.shots,
-        max_seconds=SECONDS,
-    )
-    for damaged in ({**kept, "video": {}}, {**kept, "ranges": [1]}, {"question": kept["question"]}, kept):
-        Path(task.record).write_text(json.dumps(damaged))
-        assert (file_stages.recall_scan(task) is not None) == (damaged is kept)
-    gone = dataclasses.replace(task, path=str(tmp_path / "gone.mp4"))
-    assert file_stages.recall_scan(gone) is None
-    assert file_stages.scan(gone).error == "FileNotFoundError: No such file or directory"
+def test_one_stage_more_opens_the_videos_for_that_stage_alone(
+    curated: Curated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grow: a new version of the last stage, and one new video of nine."""
+    videos, out = tmp_path / "media", tmp_path / "clips"
+    shutil.copytree(curated.videos, videos)
+    shutil.copytree(curated.out, out)
+    shutil.copyfile(videos / "nested" / "jwpIntro.mp4", videos / "new.mp4")
+    clips = curated.funnel["clips"]
+    grown = curate(videos, out, curated.config)
+    assert grown["computed"] == {"videos": 1, "clips": 1, "scan": 1, "look": 1, "listen": 1}
+    monkeypatch.setattr(lipsync, "VERSION", 99)
+    heard = curate(videos, out, curated.config)
+    assert heard["computed"] == {"videos": 0, "clips": 0, "listen": clips + 1}
+    assert len(list(out.glob("listen@*"))) == 2 and len(list(out.glob("look@*"))) == 1
 
 
 def test_names_of_the_footage_do_nothing_in_the_terminal(
@@ -356,7 +403,7 @@ def test_names_of_the_footage_do_nothing_in_the_terminal(
         name = name.replace(b"/", b"_")
         shutil.copy(sample_media.videos / "carphone_pristine.mp4", os.fsencode(tmp_path) + b"/" + name)
     (tmp_path / "[bold]c.mp4").write_bytes(b"no video")
-    arguments = ["--videos", str(tmp_path), "--out", str(tmp_path / "out"), "--max-seconds-per-video", "1.2"]
+    arguments = ["--source", str(tmp_path), "--out", str(tmp_path / "out"), "--max-seconds-per-video", "1.2"]
     assert module.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "[bold]c.mp4" in "".join(printed.split())
@@ -371,17 +418,28 @@ def test_names_of_the_footage_do_nothing_in_the_terminal(
 
 
 def test_damaged_results_are_refused_by_their_readers(curated: Curated, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="omnihuman curate --videos"):
+    with pytest.raises(FileNotFoundError, match="omnihuman curate --source"):
         read_clips(tmp_path)
-    (tmp_path / "clips.jsonl").write_text((curated.out / "clips.jsonl").read_text() + '{"clip_id": "x"}\n')
-    with pytest.raises(ValueError, match=r"clips\.jsonl:\d+: not a clip"):
-        read_clips(tmp_path)
-    (tmp_path / "landmarks.npz").write_bytes(b"PK nonsense")
-    with pytest.raises(ValueError, match="not a landmarks file"):
-        Landmarks.load(tmp_path / "landmarks.npz")
-    clip = of_video(curated, "jwpIntro")[0]
+    shutil.copytree(curated.videos, tmp_path / "media")
+    out = tmp_path / "clips"
+    shutil.copytree(curated.out, out)
+    clip, table = of_video(curated, "jwpIntro")[0], Table.open(out)
     with pytest.raises(ValueError, match="rows for a clip of 7 frames"):
-        load_landmarks(curated.out, dataclasses.replace(clip, end_frame=clip.start_frame + 7))
+        load_landmarks(out, dataclasses.replace(clip, end_frame=clip.start_frame + 7))
+    data = bytearray(table.landmarks(clip.part).read_bytes())
+    data[len(data) // 3 : len(data) // 3 + 64] = bytes(64)
+    table.landmarks(clip.part).write_bytes(data)
+    with pytest.raises(ValueError, match=r"record 0 is not the landmarks of a clip .*; delete it and run curate again"):
+        load_landmarks(out, clip)
+    table.part("look", clip.part).write_bytes(b"PAR1 nonsense")
+    with pytest.raises(ValueError, match="not a readable part"):
+        read_clips(out)
+    (out / "sets" / "sets.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"sets\.json: not the head of sets"):
+        read_clips(out)
+    (out / "table.json").write_text('{"format": 99, "stages": {}}')
+    with pytest.raises(ValueError, match="format 99, this version reads 1"):
+        Table.open(out)
 
 
 def test_cuts_are_found_and_pans_are_not(tmp_path: Path, sample_media: SampleMedia) -> None:
@@ -405,10 +463,21 @@ def test_ranges_trim_cuts_drop_short_shots_and_divide_long_ones() -> None:
         shots.ShotConfig(min_s=5, max_s=4).validate()
 
 
-def test_ids_are_safe_and_distinct() -> None:
-    ids = decode.video_ids(["a/b c.mp4", "a__b_c.mp4", "Ä ü.mov", "x.mp4", "X.avi"])
-    assert len({value.casefold() for value in ids.values()}) == 5
-    assert ids["Ä ü.mov"] == "Ä_ü" and not any(set(value) & set("/ ") for value in ids.values())
+def test_ids_are_of_content_and_geometry() -> None:
+    assert stage_parts.clip_id("ab" * 32, 3, 128) == "abababababababab-000003-000128"
+    assert source_list.source_id("a", 1, 2) != source_list.source_id("a", 1, 3)
+
+
+def test_a_small_folder_becomes_parts_enough_to_share(tmp_path: Path) -> None:
+    names = [f"{n:03d}.mp4" for n in range(100)]
+    ids = {name: source_list.source_id(name, 1, 1) for name in names}
+    now = dict.fromkeys(names, (1, 1))
+    first = source_list._added([], ids, now, part_videos=3)
+    sizes = [sum(row["part"] == n for row in first) for n in range(40)]
+    assert sizes == [3] * 33 + [1] + [0] * 6 and {row["name"] for row in first} == set(names)
+    assert not source_list._added(first, ids, now, part_videos=3)
+    more = source_list._added(first, {**ids, "new.mp4": "x"}, {**now, "new.mp4": (2, 2)}, part_videos=3)
+    assert [(row["part"], row["name"]) for row in more] == [(34, "new.mp4")]
 
 
 def test_bad_configuration_is_refused() -> None:
@@ -438,7 +507,7 @@ def test_thresholds_out_of_range_are_refused(field: str, value: float, message: 
     file = tmp_path / "curate.json"
     file.write_text(json.dumps({"thresholds": {field: value}}))
     with pytest.raises(ValueError, match=message):
-        module.main(["--videos", str(tmp_path), "--out", str(tmp_path / "out"), "--config", str(file)])
+        module.main(["--source", str(tmp_path), "--out", str(tmp_path / "out"), "--config", str(file)])
 
 
 def test_numbers_that_are_none_are_refused_wherever_they_stand() -> None:

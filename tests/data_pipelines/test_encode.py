@@ -12,8 +12,10 @@ import pytest
 import tensorflow_datasets as tfds
 from rich.console import Console
 
-from data_pipelines.curate import footage
-from data_pipelines.curate.clips import Clip, Landmarks, read_clips, write_clips
+from data_pipelines.curate import footage, stage_parts
+from data_pipelines.curate.clip_sets import load_landmarks, read_clips
+from data_pipelines.curate.clips import Clip, Landmarks
+from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.encode import clip_encoder, kept_dataset
 from data_pipelines.encode.clip_encoder import WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, encode, main, print_summary
@@ -44,15 +46,13 @@ def _pictures(count: int, height: int, width: int) -> np.ndarray:
     return np.clip(np.stack(frames), 0, 255).astype(np.uint8)
 
 
-def _clip(folder, name: str, start: int, end: int, size: tuple[int, int], eligible: tuple[str, ...], **fields) -> Clip:
-    clip_id = f"{name.split('.')[0]}-{start:03d}"
-    landmarks = folder / "clips" / clip_id / "landmarks.npz"
-    landmarks.parent.mkdir(parents=True)
+def _clip(folder, name: str, start: int, end: int, size: tuple[int, int], eligible: tuple[str, ...], **fields):
+    """A clip of a video in `folder`/videos, and the landmarks of a person who wanders to the right."""
     count = end - start
     points = np.zeros((count, NUM_KEYPOINTS, 3), np.float32)
     points[:, 0] = np.stack([np.arange(start, end) * 2.0, np.full(count, 24.0), np.ones(count)], -1)
     boxes = np.zeros((count, 4), np.float32)
-    Landmarks(
+    landmarks = Landmarks(
         keypoints_TJ3=points,
         lips_TK2=np.zeros((count, 40, 2), np.float32),
         mouth_box_T4=boxes,
@@ -60,9 +60,9 @@ def _clip(folder, name: str, start: int, end: int, size: tuple[int, int], eligib
         aperture_T=np.zeros(count, np.float32),
         face_T=np.ones(count, bool),
         faces_T=np.ones(count, np.int32),
-    ).save(landmarks)
+    )
     row = {
-        "clip_id": clip_id,
+        "clip_id": f"{name.split('.')[0]}-{start:03d}",
         "video": name,
         "path": f"videos/{name}",
         "sha256": hashlib.sha256((folder / "videos" / name).read_bytes()).hexdigest(),
@@ -74,12 +74,17 @@ def _clip(folder, name: str, start: int, end: int, size: tuple[int, int], eligib
         "has_audio": "audio" in eligible,
         "caption": "a man talks to the camera .",
         "caption_source": "sidecar",
-        "landmarks": f"clips/{clip_id}/landmarks.npz",
         "scores": {},
         "eligible": eligible,
         "reasons": {},
     }
-    return Clip(**(row | fields))
+    return Clip(**(row | fields)), landmarks
+
+
+def _copy(clips_dir, folder):
+    """The same clips in another place, with their landmarks, to write anew."""
+    shutil.copytree(clips_dir / "videos", folder / "videos")
+    return [(clip, load_landmarks(clips_dir, clip)) for clip in read_clips(clips_dir)]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +118,7 @@ def config(networks):
         speech_encoder=speech,
         speech_layers=(0, 2),
         windows=windows,
-        shard_windows=7,
+        shard_mib=0.5,
         max_text_tokens=61,
     )
 
@@ -150,7 +155,7 @@ def test_every_window_is_there_once_in_shards_of_the_asked_size(dataset, catalog
     assert starts[("still-000", 1)] == [0] and ("still-000", 5) not in starts
     assert len(catalog) == len(open_records(out)) == summary["windows"] == len(set(catalog.window_id))
     shards = sorted(file.name for file in out.glob("*.array_record*"))
-    assert len(shards) == -(-len(catalog) // 7) and shards[0].endswith(f"00000-of-{len(shards):05d}")
+    assert len(shards) == 2 and shards[0].endswith("00000-of-00002")  # the first clip fills one, the others share one
 
 
 def test_dataset_reads_back_through_tfds_bit_for_bit(dataset, clips_dir, config, records, monkeypatch):
@@ -280,11 +285,9 @@ def test_keypoints_are_in_token_units_and_marked_outside_of_the_clip(catalog, re
 def test_a_stretch_without_a_person_is_not_eligible_for_pose(clips_dir, config, tmp_path):
     folder = tmp_path / "curated"
     shutil.copytree(clips_dir / "videos", folder / "videos")
-    clip = _clip(folder, "talk.mp4", 0, 60, (96, 128), ALL)
-    landmarks = Landmarks.load(folder / clip.landmarks)
+    clip, landmarks = _clip(folder, "talk.mp4", 0, 60, (96, 128), ALL)
     landmarks.keypoints_TJ3[:30] = 0
-    landmarks.save(folder / clip.landmarks)
-    write_clips(folder, [clip])
+    write_clips(folder, [(clip, landmarks)])
     encode(folder, tmp_path / "dataset", config, Console(quiet=True))
     catalog = Catalog.load(tmp_path / "dataset")
     has_pose = catalog.eligible >> Condition.POSE & 1 > 0
@@ -371,7 +374,7 @@ def test_summary_reports_the_round_trip(dataset, clips_dir, capsys):
     assert abs(row["round_trip_psnr_db"] - psnr) < 1.0  # over all its windows, not only the longest
     assert len(summary["latent_std"]) == 48
     print_summary(summary, Console(width=100))
-    assert "talk-040" in capsys.readouterr().out
+    assert "talk.mp4 1.6-2.3 s" in capsys.readouterr().out
 
 
 def test_the_same_clips_and_settings_keep_the_dataset(dataset, clips_dir, config):
@@ -415,17 +418,15 @@ def test_without_a_speech_encoder_no_window_has_audio(clips_dir, config, tmp_pat
 
 def test_a_clip_that_cannot_be_encoded_costs_that_clip_alone(clips_dir, config, dataset, tmp_path, capsys):
     """The second clip's landmarks are damaged; the third's are not finite, in a place that is named."""
-    folder = shutil.copytree(clips_dir, tmp_path / "curated")
-    (folder / "clips" / "talk-040" / "landmarks.npz").write_bytes(b"damaged")
-    other = _clip(folder, "talk.mp4", 10, 30, (96, 128), ALL)
-    landmarks = Landmarks.load(folder / other.landmarks)
+    folder = tmp_path / "curated"
+    clips = [(clip, {} if clip.clip_id == "talk-040" else landmarks) for clip, landmarks in _copy(clips_dir, folder)]
+    other, landmarks = _clip(folder, "talk.mp4", 10, 30, (96, 128), ALL)
     landmarks.keypoints_TJ3[7, 3, 1] = np.nan
-    landmarks.save(folder / other.landmarks)
-    write_clips(folder, [*read_clips(folder), other])
+    write_clips(folder, [*clips, (other, landmarks)])
     summary = encode(folder, tmp_path / "dataset", config, Console(quiet=True))
     reasons = {row["clip_id"]: (row["stage"], row["reason"]) for row in summary["quarantine"]}
     assert set(reasons) == {"talk-040", "talk-010"} and {stage for stage, _ in reasons.values()} == {"encode"}
-    assert "not a landmarks file" in reasons["talk-040"][1]
+    assert "record 1: no landmarks there ('keypoints_TJ3' is missing)" in reasons["talk-040"][1]
     assert "y of keypoint 3 in frame 7 is nan; it must be in" in reasons["talk-010"][1]
     catalog, whole = Catalog.load(tmp_path / "dataset"), Catalog.load(dataset[0])
     assert set(catalog.clip_id) == {"talk-004", "still-000"}
@@ -438,11 +439,10 @@ def test_a_clip_that_cannot_be_encoded_costs_that_clip_alone(clips_dir, config, 
 
 
 def test_no_clip_that_can_be_encoded_leaves_nothing_behind(clips_dir, config, tmp_path):
-    folder = shutil.copytree(clips_dir, tmp_path / "curated")
-    write_clips(folder, [clip for clip in read_clips(folder) if clip.clip_id == "talk-040"])
-    (folder / "clips" / "talk-040" / "landmarks.npz").write_bytes(b"damaged")
+    folder = tmp_path / "curated"
+    write_clips(folder, [(clip, {}) for clip, _ in _copy(clips_dir, folder) if clip.clip_id == "talk-040"])
     with pytest.raises(
-        ValueError, match=r"none of its 1 clips can be encoded; the first, talk-040: .*not a landmarks"
+        ValueError, match=r"none of the 1 clips can be encoded; the first, talk-040: .*no landmarks there"
     ) as error:
         encode(folder, tmp_path / "dataset", config, Console(quiet=True))
     assert "\n" not in str(error.value)
@@ -480,10 +480,10 @@ def test_whatever_a_video_is_called_it_is_encoded(name, clips_dir, config, tmp_p
     (folder / "videos").mkdir(parents=True)
     shutil.copy(clips_dir / "videos" / "still.mp4", os.fsencode(folder / "videos") + b"/" + name)
     (row,) = footage.look_into(folder / "videos").videos
-    ids = footage.video_ids([row])
-    clip = _clip(folder, os.fsdecode(name), 0, 1, (64, 64), ("text", "reference"))
-    clip = dataclasses.replace(clip, clip_id=f"{ids[row]}-000", video=row, path=f"videos/{row}")
-    write_clips(folder, [clip])
+    clip, landmarks = _clip(folder, os.fsdecode(name), 0, 1, (64, 64), ("text", "reference"))
+    clip_id = stage_parts.clip_id(clip.sha256, 0, 1)
+    clip = dataclasses.replace(clip, clip_id=clip_id, video=row, path=f"videos/{row}")
+    write_clips(folder, [(clip, landmarks)])
     encode(folder, tmp_path / "dataset", dataclasses.replace(config, speech_encoder=""), Console(quiet=True))
     record = open_records(tmp_path / "dataset")[0]
     assert record.video == row and row.isprintable() and row.encode()
@@ -515,7 +515,7 @@ def test_another_reader_encoder_or_network_makes_another_dataset(
 
 def test_clips_too_short_for_any_window(clips_dir, config, tmp_path):
     long = dataclasses.replace(config, windows=dataclasses.replace(config.windows, frames=(401,)))
-    with pytest.raises(ValueError, match=r"none of its 3 clips is long enough for a window of \(401,\) frames"):
+    with pytest.raises(ValueError, match=r"none of its clips is long enough for a window of \(401,\) frames"):
         encode(clips_dir, tmp_path / "dataset", long, Console(quiet=True))
 
 
@@ -524,7 +524,7 @@ def test_clips_too_short_for_any_window(clips_dir, config, tmp_path):
     [
         ({"frames": (16,)}, r"1 \+ 4n"),
         ({"frames": ()}, r"1 \+ 4n"),
-        ({"stride": 0}, "stride must be at least 1, not 0"),
+        ({"stride": -1}, "stride must be at least 0, not -1"),
         ({"references": 0}, "references must be at least 1, not 0"),
         ({"margin": -1}, "margin must be at least 0, not -1"),
         ({"area": 100}, "area 100"),
@@ -536,7 +536,7 @@ def test_settings_that_make_no_sense(config, change, message):
 
 
 def test_command_line(clips_dir, networks, tmp_path, dataset, capsys):
-    arguments = ["--clips", str(clips_dir), "--out", str(tmp_path / "dataset"), "--text-encoder", str(networks[0])]
+    arguments = [str(clips_dir), "--out", str(tmp_path / "dataset"), "--text-encoder", str(networks[0])]
     arguments += [
         "--speech-encoder",
         str(networks[1]),
@@ -553,7 +553,7 @@ def test_command_line(clips_dir, networks, tmp_path, dataset, capsys):
     assert mine.fingerprint() == theirs.fingerprint()
     assert json.loads((tmp_path / "dataset" / "encode.json").read_text())["windows"] == len(mine)
     with pytest.raises(FileNotFoundError, match=r"omnihuman curate"):
-        main(["--clips", str(tmp_path / "nothing"), *arguments[2:]])
+        main([str(tmp_path / "nothing"), *arguments[1:]])
     with pytest.raises(SystemExit):
         main([*arguments, "--window-frames", "1,x"])
     assert "whole numbers with commas" in capsys.readouterr().err

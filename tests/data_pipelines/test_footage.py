@@ -1,14 +1,13 @@
 """A folder as people have it: every entry is taken, or passed over with a reason; names become text and safe ids."""
 
 import os
-import re
 import socket
 from pathlib import Path
 
 import pytest
 
 from data_pipelines.curate import footage
-from data_pipelines.curate.footage import look_into, video_ids
+from data_pipelines.curate.footage import look_into
 
 
 def touch(folder: Path, *names: str | bytes, data: bytes = b"x") -> None:
@@ -38,7 +37,7 @@ def test_nothing_is_passed_over_without_a_word(tmp_path: Path) -> None:
     (root / "linked.mp4").symlink_to(elsewhere / "d.mp4")
     (root / "gone.mp4").symlink_to(elsewhere / "nothing.mp4")
     os.mkfifo(root / "pipe.mp4")
-    touch(root, "out/clips.jsonl")
+    touch(root, "out/table.json")
     found = look_into(root, besides=root / "out")
     assert list(found.videos) == ["a.mp4", "day 1/b.MOV", "linked.mp4"]
     assert set(found.passed_over.pop(footage.SYSTEM)) == {
@@ -69,7 +68,7 @@ def test_a_folder_without_videos_says_what_there_is_instead(tmp_path: Path) -> N
     touch(tmp_path, "a.jpg", ".x")
     message = r"no videos in it; .*\.mts.*; there are: files of other types: 1 \(a\.jpg\); hidden and system files: 1"
     with pytest.raises(ValueError, match=message):
-        footage.list_videos(tmp_path)
+        footage.check_any(tmp_path, look_into(tmp_path))
 
 
 def test_a_name_is_text_and_its_path_opens_it(tmp_path: Path) -> None:
@@ -89,15 +88,3 @@ def test_a_name_is_text_and_its_path_opens_it(tmp_path: Path) -> None:
         assert name.isprintable() and name.encode()
         assert names[path.read_bytes()[0]] == os.fsencode(path.relative_to(tmp_path))
     assert "caf\\xe9.mp4" in found.videos and "caf\\\\xe9.mp4" in found.videos
-
-
-def test_ids_are_safe_short_and_distinct() -> None:
-    names = [
-        "-rf.mp4", "..mp4", "a/-b.mp4", "$(id).mp4", "<script>.mp4", "caf\\xe9.mp4", "caf\u00e9.mp4", "cafe\u0301.mp4",
-        "x" * 300 + "1.mp4", "x" * 300 + "2.mp4", "\u6f22" * 80 + ".mp4", " .mp4", "'\".mp4", "con.mp4", "CON.mov",
-    ]  # fmt: skip
-    ids = video_ids(names)
-    assert len({value.casefold() for value in ids.values()}) == len(names)
-    for value in ids.values():
-        assert re.fullmatch(r"\w[\w.-]*", value) and len(value.encode()) <= 120
-    assert ids["a/-b.mp4"] == "a__-b" and video_ids(["a/b.mp4"]) == {"a/b.mp4": "a__b"}

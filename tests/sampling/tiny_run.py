@@ -213,14 +213,14 @@ def write_dataset(folder: Path, text: Path, speech: Path, sizes=((32, 48), (48, 
 
 def write_clips(folder: Path, sizes=((32, 48), (48, 32)), scale: int = 2) -> None:
     """The clips that the dataset's windows are of, `scale` times as large, a mouth in the middle of every frame."""
-    from data_pipelines.curate.clips import Clip, Landmarks, write_clips
+    from data_pipelines.curate.clips import Clip, Landmarks
+    from data_pipelines.curate.known_clips import write_clips
 
     clips = []
     for number, (height, width) in enumerate(sizes):
         height, width = scale * height, scale * width
         box = np.tile(np.array([0.25 * width, 0.5 * height, 0.75 * width, 0.75 * height], np.float32), (40, 1))
-        (folder / "landmarks").mkdir(parents=True, exist_ok=True)
-        Landmarks(
+        landmarks = Landmarks(
             keypoints_TJ3=np.tile(np.array([width / 2, height / 2, 0.9], np.float32), (40, NUM_KEYPOINTS, 1)),
             lips_TK2=np.zeros((40, 40, 2), np.float32),
             mouth_box_T4=box,
@@ -228,16 +228,15 @@ def write_clips(folder: Path, sizes=((32, 48), (48, 32)), scale: int = 2) -> Non
             aperture_T=np.zeros(40, np.float32),
             face_T=np.ones(40, bool),
             faces_T=np.ones(40, np.int32),
-        ).save(folder / "landmarks" / f"clip{number}.npz")
-        clips.append(
-            Clip(
-                clip_id=f"clip{number}", video=f"video{number}", path=f"video{number}.mp4", sha256="", start_frame=0,
-                end_frame=40,
-                fps=25, height=height, width=width, has_audio=True, caption="", caption_source="", scores={},
-                reasons={},
-                landmarks=f"landmarks/clip{number}.npz", eligible=("text", "reference", "audio", "pose"),
-            )
+        )
+        (folder / "poses").mkdir(parents=True, exist_ok=True)
+        landmarks.save_pose(folder / "poses" / f"clip{number}.npz", height, width)
+        clip = Clip(
+            clip_id=f"clip{number}", video=f"video{number}", path=f"video{number}.mp4", sha256="", start_frame=0,
+            end_frame=40, fps=25, height=height, width=width, has_audio=True, caption="", caption_source="", scores={},
+            reasons={}, eligible=("text", "reference", "audio", "pose"),
         )  # fmt: skip
+        clips.append((clip, landmarks))
     write_clips(folder, clips)
 
 

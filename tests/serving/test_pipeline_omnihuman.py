@@ -99,7 +99,7 @@ def test_the_codec_is_the_trainers(pipeline, run, measured):
 
 def test_latents_of_a_ten_step_loop_from_files(pipeline, serving, run, tiny, talking, measured):
     """Image, sound, pose and prompt from files; the second segment starts from the first one's motion frames."""
-    pose = tiny.clips / "landmarks" / "clip0.npz"
+    pose = tiny.clips / "poses" / "clip0.npz"
     request = driving.Request(
         image=talking, audio=talking, pose=pose, text="a man speaks", seconds=0.5, size=SIZE, seed=5
     )
@@ -167,13 +167,13 @@ def test_the_command_makes_the_video_of_generate_without_jax(folder, run, tiny, 
         "2",
     ]
     flags += ["--seconds", "0.6", "--steps", "10", "--guidance-scale", "4", "--segment-frames", "9"]
-    flags += ["--pose", str(tiny.clips / "landmarks" / "clip0.npz"), "--out", str(tmp_path / "torch.mp4")]
+    flags += ["--pose", str(tiny.clips / "poses" / "clip0.npz"), "--out", str(tmp_path / "torch.mp4")]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT).format(arguments=flags)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "15 frames (0.60 s)" in done.stderr
-    pose = tiny.clips / "landmarks" / "clip0.npz"
+    pose = tiny.clips / "poses" / "clip0.npz"
     request = driving.Request(
         image=talking, audio=talking, pose=pose, text="a man speaks", seconds=0.6, size=SIZE, seed=2
     )

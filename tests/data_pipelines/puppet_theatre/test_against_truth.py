@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.curate.clips import load_landmarks, read_clips
+from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.curate import CurateConfig, curate
 from data_pipelines.puppet_theatre import against_truth, programme
 from data_pipelines.puppet_theatre.theatre import TheatreConfig, theatre

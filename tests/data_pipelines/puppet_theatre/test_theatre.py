@@ -1,15 +1,14 @@
 """The command: whole clips in any number of processes, kept and continued; and curate and encode on what it leaves."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_pipelines.curate.clips import load_landmarks, read_clips
-from data_pipelines.curate.held_out import SPLITS_FILE, with_splits
+from data_pipelines.curate.clip_sets import load_landmarks, read_clips
+from data_pipelines.curate.held_out import SPLITS_FILE, read_splits
 from data_pipelines.encode.encode import EncodeConfig, encode
 from data_pipelines.puppet_theatre.piper_process import with_durations
 from data_pipelines.puppet_theatre.theatre import TheatreConfig, theatre
@@ -71,15 +70,12 @@ def test_encode_reads_the_clips_of_the_truth(tiny_theatre: Path, sample_media: S
 
 
 def test_a_folder_of_videos_says_what_is_held_out(tiny_theatre: Path, tmp_path: Path) -> None:
-    clips = [dataclasses.replace(clip, split="train") for clip in read_clips(tiny_theatre / "clips")]
-    splits = json.loads((tiny_theatre / "videos" / SPLITS_FILE).read_text())
-    assert [c.split for c in with_splits(tiny_theatre / "videos", clips)] == [splits[clip.video] for clip in clips]
-    (tmp_path / SPLITS_FILE).write_text(json.dumps({clips[0].video: "unseen"}))
-    assert [c.split for c in with_splits(tmp_path, clips[:1])] == ["unseen"]
-    assert with_splits(tmp_path / "clips", clips) == clips  # a folder without the file
+    splits = read_splits(tiny_theatre / "videos")
+    assert all(clip.split == splits[clip.video] for clip in read_clips(tiny_theatre / "clips"))
+    assert read_splits(tmp_path / "clips") == {}  # a folder without the file
     (tmp_path / SPLITS_FILE).write_text('["theatre"]')
     with pytest.raises(ValueError, match="must be one table"):
-        with_splits(tmp_path, clips)
+        read_splits(tmp_path)
 
 
 def test_truth_files_that_are_none(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""What a report says of the clips behind a data set: the funnel, how scores are spread beside their thresholds, and the
+clips nearest each threshold, which say best whether it is right.
+"""
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from data_pipelines.curate import source_list
+from data_pipelines.curate.clip_sets import find_sets, read_head, table_folder
+from data_pipelines.curate.funnel import FUNNEL_FILE
+from data_pipelines.curate.selection import clip_scores
+from data_pipelines.curate.stage_parts import CLIP, Table, read_record
+from data_pipelines.curate.tagging import CHECKS, SCORES, Check
+from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.typing import FPS
+
+_ENCODED = "encode.json"
+# Of a large table, so many parts give the histograms: videos are in parts by a hash.
+_MAX_PARTS = 200
+_BINS = 40
+_NEAREST = 4
+
+
+def sets_of(folder: str | os.PathLike[str]) -> Path:
+    """The sets that a data set was encoded from, or the sets in `folder` itself.
+
+    Raises:
+        FileNotFoundError: neither, or the sets are not where they were.
+    """
+    path = local(folder)
+    if (path / _ENCODED).is_file():
+        stated = json.loads((path / _ENCODED).read_text()).get("sets", "")
+        return find_sets(os.path.normpath(path.parent / stated))
+    return find_sets(path)
+
+
+def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Of a data set, or of sets: {"dataset": folder or None, "funnel", "histograms", "nearest"}.
+
+    A histogram is {score, counts, low, high, marks: [(threshold's name, value)]}; a row of `nearest` is {reason,
+    threshold, clips: [{label, score, thumbnail}]}, thumbnails being JPEG in base64.
+    """
+    path = local(folder)
+    facts: dict[str, Any] = {"dataset": path if (path / _ENCODED).is_file() else None}
+    try:
+        sets = sets_of(folder)
+    except FileNotFoundError:
+        if facts["dataset"] is None:
+            raise
+        return {**facts, "funnel": None, "histograms": [], "nearest": []}  # the data set is all there is
+    head = read_head(sets)
+    table = Table(folder=table_folder(sets), keys=head["stages"])
+    numbers = [int(number) for number in head["parts"]]
+    chosen = [numbers[i] for i in np.unique(np.linspace(0, len(numbers) - 1, _MAX_PARTS).astype(int))]
+    columns = [_part_scores(table, number) for number in chosen]
+    scores = {name: np.concatenate([part[name] for part in columns]) for name in (*SCORES, "part", "row")}
+    limits = {check.reason: head["checks"].get(check.reason) for check in CHECKS}
+    funnel = sets / FUNNEL_FILE
+    return {
+        **facts,
+        "funnel": json.loads(funnel.read_text()) if funnel.is_file() else None,
+        "histograms": [_histogram(name, scores[name], limits) for name in SCORES if np.isfinite(scores[name]).any()],
+        "nearest": [
+            _nearest(check, limit, scores, table)
+            for check in CHECKS
+            if (limit := limits[check.reason]) is not None and np.isfinite(scores[check.score]).any()
+        ],
+    }
+
+
+def _part_scores(table: Table, number: int) -> dict[str, np.ndarray]:
+    scanned = table.read("scan", number)
+    clips = scanned.filter(pc.equal(scanned["kind"], CLIP))
+    scores = clip_scores(clips, table.read("look", number), table.read("listen", number))
+    rows = np.arange(len(clips))
+    return {**scores, "part": np.full(len(rows), number), "row": rows}
+
+
+def _histogram(name: str, values: np.ndarray, limits: dict[str, float | None]) -> dict[str, Any]:
+    values = values[np.isfinite(values)]
+    marks = [
+        (check.reason, limit) for check in CHECKS if check.score == name and (limit := limits[check.reason]) is not None
+    ]
+    low, high = (float(value) for value in np.percentile(values, [0.5, 99.5]))
+    # A threshold near the scores is in the picture.
+    margin = (high - low) or 1.0
+    near = [limit for _, limit in marks if low - margin <= limit <= high + margin]
+    low, high = min([low, *near]), max([high, *near])
+    counts, _ = np.histogram(values, bins=_BINS, range=(low, high if high > low else low + 1))
+    return {
+        "score": name,
+        "counts": counts.tolist(),
+        "low": low,
+        "high": high if high > low else low + 1,
+        "marks": marks,
+    }
+
+
+def _nearest(check: Check, limit: float, scores: dict[str, np.ndarray], table: Table) -> dict[str, Any]:
+    values = check.seen(scores[check.score])
+    distance = np.where(np.isfinite(values), np.abs(values - limit), np.inf)
+    rows = [row for row in np.argsort(distance, kind="stable")[:_NEAREST] if np.isfinite(distance[row])]
+    clips = [_shown(table, int(scores["part"][row]), int(scores["row"][row])) for row in rows]
+    return {
+        "reason": check.reason,
+        "score": check.score,
+        "threshold": limit,
+        "clips": [{**clip, "score": float(values[row])} for clip, row in zip(clips, rows, strict=True)],
+    }
+
+
+def _shown(table: Table, number: int, row: int) -> dict[str, str]:
+    scan = [one for one in table.read("scan", number).to_pylist() if one["kind"] == CLIP][row]
+    names = {one["source"]: one["name"] for one in source_list.listed_in(table, number)}
+    thumbnail = read_record(table.landmarks(number), row).get("thumbnail")
+    data = "" if thumbnail is None else base64.b64encode(thumbnail.tobytes()).decode("ascii")
+    begin, end = scan["start_frame"] / FPS, scan["end_frame"] / FPS
+    return {"label": f"{names.get(scan['source'], '?')} {begin:.1f}-{end:.1f} s", "thumbnail": data}

@@ -1,0 +1,387 @@
+"""`omnihuman select`: from the scores of a TABLE to SETS: which clips serve which conditions, under these thresholds.
+
+Opens no video. Goes through the table part by part with columns of numbers, so that what it holds is a few bytes a
+clip, and that other thresholds cost a minute on millions of clips. `--sweep` counts what other values of a threshold
+would give, in the same pass.
+"""
+
+import argparse
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from rich.console import Console
+from rich.progress import Progress
+
+from data_pipelines.curate import source_list, stage_parts
+from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_FILE, SETS_FORMAT, SETS_SCHEMA
+from data_pipelines.curate.clips import write_text
+from data_pipelines.curate.funnel import FUNNEL_FILE, Funnel, funnel_table, left_out_lines
+from data_pipelines.curate.stage_parts import CLIP, DEAD, SCHEMAS, SHORT, Table
+from data_pipelines.curate.tagging import CHECKS, PASSED, SCORES, Tags, Thresholds, tag_all
+from data_pipelines.curate.threshold_sweep import ThresholdSweep
+from omnihuman_jax.conditions import Condition
+from omnihuman_jax.plain_values import check_finite, structure
+from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime.progress import progress_bar
+from omnihuman_jax.typing import FPS
+
+# Why a clip is not in the sets at all.
+DUPLICATE = "the same content as an earlier clip"
+UNREADABLE = "cannot be read"
+GONE = "not in the source any more"
+NO_CAPTION = "its caption cannot be read"
+_WHYS = (DUPLICATE, UNREADABLE, GONE, NO_CAPTION)
+_IN = -1
+_SCAN_COLUMNS = ["source", "kind", "sha256", "start_frame", "end_frame", "height", "width", "source_fps",
+                 "bits_per_pixel", "has_audio"]  # fmt: skip
+
+
+_COLUMNS = {
+    stage: [name for name in SCORES if name in SCHEMAS[stage].names] + ["reason"] for stage in ("look", "listen")
+}
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class PartTags:
+    """A part's clips: tags, the scores that failed (float32 [n, 4]), why a clip is left out (an index of `_WHYS`, or
+    `_IN`), the hash of its content, its group of duplicates.
+    """
+
+    number: int
+    tags: Tags
+    failed_score: np.ndarray
+    left_out: np.ndarray
+    content: np.ndarray
+    seconds: np.ndarray
+    dedup_group: np.ndarray
+
+
+def select(
+    table_dir: str | os.PathLike[str],
+    thresholds: Thresholds,
+    out_dir: str | os.PathLike[str],
+    *,
+    dataset: str = "",
+    weight: float = 1.0,
+    sweeps: Sequence[ThresholdSweep] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes the sets of a table; returns the funnel that it also writes there.
+
+    Args:
+        dataset, weight: written on every clip, for a mix of several.
+        sweeps: filled with what each of their values would give.
+
+    Raises:
+        FileNotFoundError, ValueError: no table, no finished part, wrong thresholds, or `out_dir` is something else.
+    """
+    thresholds.validate()
+    check_finite(weight, "--weight")
+    if weight <= 0:
+        raise ValueError(f"--weight must be greater than 0, not {weight}")
+    table, out = Table.open(table_dir), Path(out_dir)
+    _check_free(out)
+    listing = _Listing(source_list.read_listings(table))
+    numbers = listing.numbers()
+    done = [number for number in numbers if not table.missing(number)]
+    if not done:
+        raise ValueError(f"{table_dir}: none of its {len(numbers)} parts is finished; run curate again")
+    funnel = Funnel(source_list.read_passed_over(table))
+    bar = progress.add_task("select", total=len(done)) if progress else None
+    parts = []
+    for number in done:
+        parts.append(_tag_part(table, number, listing, thresholds, sweeps, funnel))
+        if progress and bar is not None:
+            progress.advance(bar)
+    _mark_duplicates(parts)
+    _write_rows(out, parts, dataset, weight)
+    for part in parts:
+        funnel.add_tags(part.tags, part.seconds, part.left_out == _IN)
+    for place in (table.folder, table.folder / "listings", table.folder / "sources", out):
+        for left in place.glob(".*.part"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+    checks = {check.reason: check.limit(thresholds) for check in CHECKS}
+    counts = {part.number: len(part.seconds) for part in parts}
+    write_head(out, table, counts, thresholds=dataclasses.asdict(thresholds), checks=checks)
+    funnel.list_clips(out)
+    record = funnel.record(unfinished=len(numbers) - len(done))
+    write_text(out / FUNNEL_FILE, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def write_head(
+    out: Path,
+    table: Table,
+    parts: Mapping[int, int],
+    *,
+    thresholds: Mapping[str, float],
+    checks: Mapping[str, float],
+    landmarks: str = "",
+) -> None:
+    """Writes `sets.json`, the last of the sets' files.
+
+    parts: number -> clips. checks: reason -> threshold. landmarks: sha256 of those that no stage's key stands for.
+    """
+    text = json.dumps(dict(thresholds), sort_keys=True)
+    head = {
+        "format": SETS_FORMAT,
+        "table": file_names.plain(os.path.relpath(table.folder, out)),
+        "stages": dict(table.keys),
+        "thresholds": dict(thresholds),
+        "thresholds_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "checks": dict(checks),
+        "parts": {str(number): count for number, count in parts.items()},
+        "rows_sha256": files.file_sha256(out / ROWS_FILE),
+        "landmarks_sha256": landmarks,
+    }
+    write_text(out / SETS_FILE, json.dumps(head, indent=1) + "\n")
+
+
+class _Listing:
+    """Which sources lie somewhere now, and which have no readable caption, part by part."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._parts = rows["part"].to_numpy()
+        self._sources = rows["source"].combine_chunks()
+        self._unread = pc.not_equal(rows["caption_error"].combine_chunks(), "")
+        self._rows = rows
+
+    def numbers(self) -> list[int]:
+        return [int(number) for number in np.unique(self._parts)]
+
+    def of(self, number: int) -> tuple[pa.Array, pa.Array]:
+        """(sources of a part, those of them whose caption cannot be read)."""
+        begin, end = np.searchsorted(self._parts, [number, number + 1])
+        sources = self._sources.slice(begin, end - begin)
+        return sources, sources.filter(self._unread.slice(begin, end - begin))
+
+    def names(self, number: int) -> dict[str, dict[str, str]]:
+        begin, end = np.searchsorted(self._parts, [number, number + 1])
+        rows = self._rows.slice(begin, end - begin).select(["source", "name", "caption_error"]).to_pylist()
+        return {row["source"]: row for row in rows}
+
+
+def _tag_part(
+    table: Table,
+    number: int,
+    listing: _Listing,
+    thresholds: Thresholds,
+    sweeps: Sequence[ThresholdSweep],
+    funnel: Funnel,
+) -> PartTags:
+    scanned = table.read("scan", number, _SCAN_COLUMNS)
+    sources, unread = listing.of(number)
+    is_clip = pc.equal(scanned["kind"], CLIP)
+    clips = scanned.filter(is_clip)
+    looked, listened = (table.read(stage, number, columns) for stage, columns in _COLUMNS.items())
+    if not len(clips) == len(looked) == len(listened):
+        raise ValueError(
+            f"{table.part('look', number)}: {len(looked)} rows for {len(clips)} clips; delete it and run curate again"
+        )
+    scores = clip_scores(clips, looked, listened)
+    tags = tag_all(scores, thresholds)
+    left_out = np.full(len(clips), _IN, np.int8)
+    left_out[pc.is_valid(looked["reason"]).to_numpy()] = _WHYS.index(UNREADABLE)
+    left_out[_is_in(clips["source"], unread)] = _WHYS.index(NO_CAPTION)
+    left_out[~_is_in(clips["source"], sources)] = _WHYS.index(GONE)
+    for sweep in sweeps:
+        sweep.add(scores, thresholds, left_out == _IN)
+    has_letters = any(one["reason"].null_count < len(one) for one in (looked, listened))
+    _tell(funnel, table, number, scanned, listing, has_letters=has_letters)
+    return PartTags(
+        number=number,
+        tags=tags,
+        failed_score=_failed_scores(tags, scores),
+        left_out=left_out,
+        content=_content(clips),
+        seconds=scores["seconds"],
+        dedup_group=np.full(len(clips), -1, np.int32),
+    )
+
+
+def _is_in(values: pa.ChunkedArray, wanted: pa.Array) -> np.ndarray:
+    """Bool [n], by way of the few words of a dictionary."""
+    words = values.combine_chunks()
+    known = pc.is_in(words.dictionary, value_set=wanted.cast(pa.string())).to_numpy(zero_copy_only=False)
+    return known[words.indices.to_numpy()] if len(words) else np.zeros(0, bool)
+
+
+def clip_scores(clips: pa.Table, looked: pa.Table, listened: pa.Table) -> dict[str, np.ndarray]:
+    """Score -> float64 [n], NaN where it was not computed."""
+    frames = clips["end_frame"].to_numpy() - clips["start_frame"].to_numpy()
+    scores = {
+        "seconds": frames / FPS,
+        "short_side_px": np.minimum(clips["height"].to_numpy(), clips["width"].to_numpy()).astype(np.float64),
+        "audio_tracks": clips["has_audio"].to_numpy().astype(np.float64),
+    }
+    for name in SCORES:
+        if name not in scores:
+            columns = next(part for part in (clips, looked, listened) if name in part.column_names)
+            scores[name] = columns[name].to_numpy()
+    return scores
+
+
+def _failed_scores(tags: Tags, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """float32 [n, 4]: the score of the check that failed; NaN where none did."""
+    found = np.full(tags.failed.shape, np.nan, np.float32)
+    for index in np.unique(tags.failed[tags.failed != PASSED]):
+        rows, conditions = np.nonzero(tags.failed == index)
+        found[rows, conditions] = CHECKS[index].seen(scores[CHECKS[index].score][rows])
+    return found
+
+
+def _content(clips: pa.Table) -> np.ndarray:
+    """uint64 [n], equal for clips with the same bytes and frames."""
+    words = clips["sha256"].combine_chunks()
+    if not len(words):
+        return np.zeros(0, np.uint64)
+    hashes = np.array([int(word[:16], 16) for word in words.dictionary.to_pylist()], np.uint64)
+    with np.errstate(over="ignore"):
+        start, end = (clips[name].to_numpy().astype(np.uint64) for name in ("start_frame", "end_frame"))
+        mixed = hashes[words.indices.to_numpy()] + start * np.uint64(0x9E3779B97F4A7C15)
+        return np.asarray(mixed ^ (end * np.uint64(0xC2B2AE3D27D4EB4F)))
+
+
+def _mark_duplicates(parts: Sequence[PartTags]) -> None:
+    """Clips with the same content get a group; all but the first of those that can be used are left out."""
+    content = np.concatenate([part.content for part in parts])
+    usable = np.concatenate([part.left_out for part in parts]) == _IN
+    order = np.argsort(content, kind="stable")
+    same = content[order[1:]] == content[order[:-1]]
+    if not same.any():
+        return
+    groups: dict[int, list[int]] = collections.defaultdict(list)
+    for place in np.flatnonzero(same):
+        groups[int(content[order[place]])] += [int(order[place]), int(order[place + 1])]
+    starts = np.cumsum([0, *(len(part.content) for part in parts)])
+    for group, rows in enumerate(groups.values()):
+        first = next((row for row in sorted(set(rows)) if usable[row]), None)
+        for row in sorted(set(rows)):
+            index = int(np.searchsorted(starts, row, side="right")) - 1
+            part, at = parts[index], row - starts[index]
+            part.dedup_group[at] = group
+            if usable[row] and row != first:
+                part.left_out[at] = _WHYS.index(DUPLICATE)
+
+
+def _write_rows(out: Path, parts: Sequence[PartTags], dataset: str, weight: float) -> None:
+    """A row group a part."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        files.whole_file(out / ROWS_FILE) as temporary,
+        pq.ParquetWriter(temporary, SETS_SCHEMA, compression="zstd") as writer,
+    ):
+        for part in parts:
+            writer.write_table(_rows(part, dataset, weight), row_group_size=max(1, len(part.seconds)))
+
+
+def _rows(part: PartTags, dataset: str, weight: float) -> pa.Table:
+    count = len(part.seconds)
+    out_of = part.left_out != _IN
+    reasons = [check.reason for check in CHECKS]
+    columns = {
+        "eligible": np.where(out_of, 0, part.tags.bits).astype(np.uint8),
+        "left_out": _words(part.left_out, _WHYS),
+        **{f"{c.label}_reason": _words(part.tags.failed[:, c], reasons) for c in Condition},
+        **{f"{c.label}_score": part.failed_score[:, c] for c in Condition},
+        "dedup_group": part.dedup_group,
+        "dataset": _words(np.zeros(count, np.int8), [dataset]),
+        "weight": np.full(count, weight, np.float32),
+    }
+    return pa.table(columns, schema=SETS_SCHEMA)
+
+
+def _words(codes: np.ndarray, words: Sequence[str]) -> pa.Array:
+    """A column of words; null where the code is negative."""
+    return pa.DictionaryArray.from_arrays(
+        pa.array(codes, pa.int8(), mask=codes < 0), pa.array(list(words), pa.string())
+    )
+
+
+def _tell(
+    funnel: Funnel, table: Table, number: int, scanned: pa.Table, listing: _Listing, *, has_letters: bool
+) -> None:
+    """What the funnel says of a part besides its clips."""
+    kinds = scanned["kind"].combine_chunks()
+    has_letters |= DEAD in kinds.dictionary.to_pylist()
+    has_short = SHORT in kinds.dictionary.to_pylist()
+    sources, unread = listing.of(number)
+    names = listing.names(number) if has_short or has_letters or len(unread) else {}
+    errors = {row["name"]: row["caption_error"] for row in names.values() if row["caption_error"]}
+    funnel.add_videos(len(sources), errors)
+    if has_short:
+        short = scanned.filter(pc.equal(scanned["kind"], SHORT)).to_pylist()
+        funnel.add_short({**row, "video": names[row["source"]]["name"]} for row in short if row["source"] in names)
+    if has_letters:
+        letters = (row for row in stage_parts.letters_of(table, number) if row["source"] in names)
+        funnel.add_letters({**row, "video": names[row["source"]]["name"]} for row in letters)
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and any(out.iterdir()) and not (out / SETS_FILE).is_file():
+        raise ValueError(f"{out}: holds something that is no sets; choose another --out")
+
+
+def read_thresholds(path: Path | None) -> Thresholds:
+    """The thresholds of a YAML or JSON file; what it does not name keeps its default, as all do without a file."""
+    if path is None:
+        return Thresholds()
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+        return structure(Thresholds, stored, whole="the thresholds")
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`omnihuman select TABLE --out SETS`."""
+    parser = argparse.ArgumentParser(
+        prog="omnihuman select",
+        description="Tag the clips of a table with the conditions that they serve. Opens no video.",
+        epilog="example: omnihuman select runs/mine/clips --thresholds strict.yaml --out runs/mine/strict"
+        " --sweep min_lip_sync_confidence=0.2:0.6:0.05",
+    )
+    parser.add_argument("table", type=local, metavar="TABLE", help="folder written by `omnihuman curate`")
+    parser.add_argument("--thresholds", type=local, metavar="FILE", help="YAML or JSON; names of `tagging.Thresholds`")
+    parser.add_argument("--out", type=local, metavar="SETS", help=f"folder of the sets (default: TABLE/{OWN_SETS})")
+    parser.add_argument("--dataset", default="", metavar="NAME", help="written on every clip, for a mix of several")
+    parser.add_argument("--weight", type=float, default=1.0, help="of this data set in such a mix (default 1)")
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="NAME=FROM:TO:STEP",
+        help="count what other values of a threshold would give; may be repeated, each alone",
+    )
+    options = parser.parse_args(argv)
+    sweeps = [ThresholdSweep.parse(text) for text in options.sweep]
+    out = options.out or options.table / OWN_SETS
+    with progress_bar(stays=True) as progress:
+        funnel = select(
+            options.table,
+            read_thresholds(options.thresholds),
+            out,
+            dataset=options.dataset,
+            weight=options.weight,
+            sweeps=sweeps,
+            progress=progress,
+        )
+    console = Console()
+    console.print(funnel_table(funnel))
+    for sweep in sweeps:
+        console.print(sweep.table())
+    for line in [*left_out_lines(funnel), file_names.printable(f"{out}: {funnel['clips']} clips")]:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    return 0

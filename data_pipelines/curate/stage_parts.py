@@ -1,0 +1,225 @@
+"""The TABLE: a row a clip, in parts. A stage owns its columns.
+
+    table.json                                      the format, the stages' keys, the options
+    listings/<source>.parquet                       what lay in a source at the last look: where, captions, splits
+    sources/added-00000.parquet                     which videos each part has; a file for all that came together
+    scan@3f2a9c11d0b4/part-00007.parquet            a row a clip, a row a shot that is too short, a row a dead video
+    look@.../part-00007.parquet, .array_record      a row a clip: scores; a record a clip: landmarks and a thumbnail
+    listen@.../part-00007.parquet                   a row a clip: scores
+
+A part that is there is whole, and done; one that is not is work. There is no other state, and no file a clip.
+"""
+
+import dataclasses
+import glob
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.curate import file_stages
+from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
+
+FORMAT = 1
+TABLE_FILE = "table.json"
+STAGES = ("scan", "look", "listen")
+CLIP, SHORT, DEAD = "clip", "short", "dead"
+_KEY_DIGITS = 12
+# Small next to pixels, and read often by few.
+_RECORD_OPTIONS = "group_size:1,zstd:3"
+_WORD = pa.dictionary(pa.int32(), pa.string())
+
+_DEAD_LETTER = [
+    pa.field("reason", pa.string()),
+    pa.field("exception", pa.string()),
+    pa.field("tries", pa.int32()),
+    pa.field("is_lasting", pa.bool_()),
+]
+_SCAN = pa.schema(
+    [
+        pa.field("source", _WORD),
+        pa.field("kind", _WORD),
+        pa.field("sha256", _WORD),
+        *(pa.field(name, pa.int32()) for name in ("start_frame", "end_frame", "height", "width")),
+        *(pa.field(name, pa.float64()) for name in ("source_fps", "duration_s", "bits_per_pixel")),
+        pa.field("has_audio", pa.bool_()),
+        *(pa.field(name, _WORD) for name in ("tracks", "properties")),
+        *_DEAD_LETTER,
+    ]
+)
+
+
+def _scored(scores: Sequence[str], groups: Sequence[str]) -> list[pa.Field]:
+    whys = [pa.field(f"{group}_why", _WORD) for group in groups]
+    return [pa.field("clip_id", pa.string()), *(pa.field(name, pa.float64()) for name in scores), *whys, *_DEAD_LETTER]
+
+
+SCHEMAS = {
+    "scan": _SCAN,
+    "look": pa.schema(_scored([*file_stages.PICTURE_SCORES, *file_stages.LANDMARK_SCORES], ["pictures", "landmarks"])),
+    "listen": pa.schema(_scored([*file_stages.SOUND_SCORES, *file_stages.LIP_SYNC_SCORES], ["sound", "lip_sync"])),
+}
+# Group of scores -> its scores: each has a value, or the group's `_why` says "not computed: why" or "failed: why".
+GROUPS = {
+    "pictures": file_stages.PICTURE_SCORES,
+    "landmarks": file_stages.LANDMARK_SCORES,
+    "sound": file_stages.SOUND_SCORES,
+    "lip_sync": file_stages.LIP_SYNC_SCORES,
+}
+
+
+def clip_id(sha256: str, start_frame: int, end_frame: int) -> str:
+    """Of content and geometry: the same clip has the same id in whatever folder, under whatever name."""
+    return f"{sha256[:16]}-{start_frame:06d}-{end_frame:06d}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """The folder of a table, and the stages' keys that are read and written (stage -> key)."""
+
+    folder: Path
+    keys: Mapping[str, str]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> "Table":
+        """The table in `folder` with the stages of the last `curate`.
+
+        Raises:
+            FileNotFoundError, ValueError: no table, or one of another format.
+        """
+        path = local(folder) / TABLE_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not there; make it with `omnihuman curate --source DIR --out {folder}`")
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            version, keys = stored["format"], dict(stored["stages"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not the head of a table ({error}); run curate again") from None
+        if version != FORMAT:
+            raise ValueError(f"{path}: format {version}, this version reads {FORMAT}; curate into another folder")
+        return cls(folder=Path(folder), keys=keys)
+
+    def save(self, **facts: Any) -> None:
+        """Writes the head, which makes the folder a table."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT, "stages": dict(self.keys), **facts}, indent=1)
+        files.write_text(self.folder / TABLE_FILE, text + "\n")
+
+    def part(self, stage: str, number: int) -> Path:
+        return self.stage_folder(stage) / f"part-{number:05d}.parquet"
+
+    def landmarks(self, number: int) -> Path:
+        return self.stage_folder("look") / f"part-{number:05d}.array_record"
+
+    def stage_folder(self, stage: str) -> Path:
+        return self.folder / f"{stage}@{self.keys[stage][:_KEY_DIGITS]}"
+
+    def missing(self, number: int) -> list[str]:
+        """The stages that part `number` lacks, in order."""
+        return [stage for stage in STAGES if not self.part(stage, number).is_file()]
+
+    def read(self, stage: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The columns of a part; an error names the file and the cure."""
+        rows = read_part(self.part(stage, number), columns)
+        wanted = SCHEMAS[stage].names if columns is None else columns
+        if lacking := [name for name in wanted if name not in rows.column_names]:
+            raise ValueError(
+                f"{self.part(stage, number)}: lacks the columns {', '.join(lacking)}; delete it and run curate again"
+            )
+        return rows
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
+    """A whole Parquet file; FileNotFoundError, or ValueError for a damaged one."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such part; run curate again")
+    try:
+        return pq.read_table(
+            path, columns=None if columns is None else list(columns), partitioning=None, filters=filters
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable part ({error}); delete it and run curate again") from None
+
+
+def write_part(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Writes rows whole or not at all; what a row does not say is null."""
+    columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
+    write_columns(path, pa.table(columns, schema=schema))
+
+
+def write_columns(path: Path, columns: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.whole_file(path) as temporary:
+        pq.write_table(columns, temporary, compression="zstd")
+
+
+def sweep(path: Path) -> None:
+    """Removes what a killed process left of the file beside it."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        stale.unlink(missing_ok=True)
+
+
+class RecordWriter:
+    """An ArrayRecord of named arrays, a record a clip, written as they come; whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._whole = files.whole_file(path)
+
+    def __enter__(self) -> "RecordWriter":
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        self._writer = ArrayRecordWriter(str(self._whole.__enter__()), _RECORD_OPTIONS)
+        return self
+
+    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
+        from safetensors.numpy import save
+
+        self._writer.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        self._writer.close()
+        return self._whole.__exit__(*exception)
+
+
+def read_record(path: Path, index: int) -> dict[str, np.ndarray]:
+    """Arrays by name of record `index`; FileNotFoundError, or ValueError for what is damaged."""
+    from array_record.python.array_record_module import ArrayRecordReader
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no landmarks; run curate again")
+    try:
+        reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+        try:
+            return load(reader.read([index])[0])
+        finally:
+            reader.close()
+    except (RuntimeError, IndexError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"{path}: record {index} is not the landmarks of a clip ({error}); delete it and run curate again"
+        ) from error
+
+
+def clip_rows(scanned: pa.Table) -> list[dict[str, Any]]:
+    """The rows of clips of a part, in order: row i is row i of `look` and of `listen`."""
+    return [row for row in scanned.to_pylist() if row["kind"] == CLIP]
+
+
+def letters_of(table: Table, number: int) -> Iterator[dict[str, Any]]:
+    """The dead letters of a part: stage, source, clip_id ("" of a video), reason, exception, tries, is_lasting."""
+    scanned = table.read("scan", number, ["source", "kind", *(field.name for field in _DEAD_LETTER)]).to_pylist()
+    clips = [row["source"] for row in scanned if row["kind"] == CLIP]
+    for row in scanned:
+        if row.pop("kind") == DEAD:
+            yield {"stage": "scan", "clip_id": "", **row}
+    for stage in STAGES[1:]:
+        rows = table.read(stage, number, ["clip_id", *(field.name for field in _DEAD_LETTER)]).to_pylist()
+        yield from ({"stage": stage, "source": s, **row} for s, row in zip(clips, rows, strict=True) if row["reason"])

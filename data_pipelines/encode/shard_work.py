@@ -1,0 +1,120 @@
+"""A shard of a data set, made: its file first, then what the catalog says of it, then the mark that it is done.
+
+    part-00007.array_record     the records
+    part-00007.parquet          their rows of the catalog, numbered from 0
+    part-00007.json             the mark: counts, digests, statistics of the clips, dead letters
+
+Without the mark it is work. It is a function of its clips alone, so that whoever makes it makes the same bytes.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_pipelines.curate.clips import Clip
+from data_pipelines.curate.stage_parts import write_columns
+from data_pipelines.encode.clip_encoder import ClipEncoder, EncodedWindow
+from data_pipelines.encode.dead_letters import DeadLetters
+from omnihuman_jax.data.records import DatasetSpec, WindowRecord, write_shard
+from omnihuman_jax.runtime import files
+from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShardFiles:
+    """Where shard `number` of the data set that is being made in `folder` lies."""
+
+    folder: Path
+    number: int
+
+    @property
+    def records(self) -> Path:
+        return self._named("array_record")
+
+    @property
+    def rows(self) -> Path:
+        return self._named("parquet")
+
+    @property
+    def mark(self) -> Path:
+        return self._named("json")
+
+    @property
+    def lease(self) -> Path:
+        return self._named("lease")
+
+    def _named(self, suffix: str) -> Path:
+        return self.folder / f"part-{self.number:05d}.{suffix}"
+
+
+def make_shard(
+    at: ShardFiles, clips: Sequence[Clip], encoder: ClipEncoder, letters: DeadLetters, spec: DatasetSpec
+) -> None:
+    """Encodes the clips into a shard; of clips of which none can be encoded there is a mark alone."""
+    for stale in at.folder.glob(f".part-{at.number:05d}.*.part"):
+        stale.unlink(missing_ok=True)
+    rows: list[dict[str, Any]] = []
+    statistics: list[dict[str, Any]] = []
+    digest = hashlib.sha256()
+
+    def records() -> Iterator[WindowRecord]:
+        for clip in clips:
+            if not clip.conditions.bits:
+                statistics.append(_clip_row(clip, [], None) | {"serves": "none"})
+                continue
+            found, windows = letters.encoded(encoder, clip, spec)
+            statistics.append(_clip_row(clip, windows, found.to_json()))
+            for window in windows:
+                rows.append(_catalog_row(len(rows), window))
+                yield window.record
+
+    stream = records()
+    first = next(stream, None)
+    count = size = 0
+    if first is not None:
+        count, size = write_shard(at.records, _chained(first, stream), spec, digest.update)
+        write_columns(at.rows, pa.Table.from_pylist(rows))
+    mark = {
+        "records": count,
+        "bytes": size,
+        "records_sha256": digest.hexdigest(),
+        "file_sha256": files.file_sha256(at.records) if count else "",
+        "clips": statistics,
+        "quarantine": letters.taken(),
+    }
+    files.write_text(at.mark, json.dumps(mark))
+
+
+def _chained(first: WindowRecord, others: Iterator[WindowRecord]) -> Iterator[WindowRecord]:
+    yield first
+    yield from others
+
+
+def _clip_row(clip: Clip, windows: Sequence[EncodedWindow], statistics: dict[str, Any] | None) -> dict[str, Any]:
+    row = {"clip_id": clip.clip_id, "label": clip.label, "height": clip.height, "width": clip.width}
+    return {**row, "windows": len(windows), "statistics": statistics}
+
+
+def _catalog_row(index: int, window: EncodedWindow) -> dict[str, Any]:
+    record = window.record
+    return {
+        "window_id": record.window_id,
+        "clip_id": record.clip_id,
+        "split": window.split,
+        "record": index,
+        "start_frame": window.window.start,
+        "latent_frames": latent_frames_of(record.frames),
+        "latent_height": window.height // SPATIAL_STRIDE,
+        "latent_width": window.width // SPATIAL_STRIDE,
+        "height": window.height,
+        "width": window.width,
+        "text_tokens": len(record.text_SE),
+        "num_references": len(record.references_RHWC),
+        "duration_s": record.frames / FPS,
+        "eligible": record.eligible,
+    }

@@ -1,0 +1,58 @@
+"""A table of numbers, as large as wanted, in the real format: what select reads, without a video."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipelines.curate import source_list, stage_parts
+from data_pipelines.curate.stage_parts import GROUPS, SCHEMAS, STAGES, Table
+
+
+def write(folder: Path, *, parts: int, videos: int, clips: int, seed: int = 0) -> None:
+    """`parts` parts of `videos` videos with `clips` clips each; scores that pass most checks, most of the time."""
+    table, rng = Table(folder=folder, keys=dict.fromkeys(STAGES, "made")), np.random.default_rng(seed)
+    count, listing = videos * clips, []
+    video = np.repeat(np.arange(videos), clips)
+    start = np.tile(np.arange(clips, dtype=np.int32) * 200, videos)
+    for number in range(parts):
+        sources = [f"{number:08x}{index:016x}" for index in range(videos)]
+        hashes = [f"{number * videos + index:064x}"[::-1] for index in range(videos)]
+        scan = {
+            "source": _words(sources, video),
+            "kind": _words(["clip"], np.zeros(count, int)),
+            "sha256": _words(hashes, video),
+            "start_frame": start,
+            "end_frame": start + rng.integers(25, 200, count).astype(np.int32),
+            "height": np.full(count, 480, np.int32),
+            "width": np.full(count, 848, np.int32),
+            "source_fps": np.full(count, 25.0),
+            "bits_per_pixel": rng.random(count) * 0.1,
+            "has_audio": rng.random(count) < 0.8,
+        }
+        look = {
+            "sharpness": rng.gamma(2, 60, count),
+            "brightness": rng.random(count) * 255,
+            "motion": rng.random(count),
+        }
+        look |= {"frozen_share": rng.random(count) * 0.3, **{name: rng.random(count) for name in GROUPS["landmarks"]}}
+        listen = {name: rng.random(count) for name in GROUPS["lip_sync"]}
+        listen |= {"loudness_dbfs": -70 * rng.random(count), "peak_dbfs": -rng.random(count)}
+        ids = {"clip_id": pa.DictionaryArray.from_arrays(pa.array(video), pa.array(hashes)).cast(pa.string())}
+        for stage, columns in (("scan", scan), ("look", {**ids, **look}), ("listen", {**ids, **listen})):
+            stage_parts.write_columns(table.part(stage, number), _filled(columns, SCHEMAS[stage], count))
+        row = {"part": number, "path": "gone.mp4", "caption": "a", "caption_source": "sidecar", "caption_error": ""}
+        named = [{**row, "split": "train", "source": source, "name": f"{source}.mp4"} for source in sources]
+        listing.append(pa.Table.from_pylist(named, schema=source_list._LISTING))
+    stage_parts.write_columns(folder / "listings" / "made.parquet", pa.concat_tables(listing))
+    table.save()
+
+
+def _words(words: list[str], index: np.ndarray) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(index, pa.int32()), pa.array(words))
+
+
+def _filled(columns: dict[str, object], schema: pa.Schema, count: int) -> pa.Table:
+    nothing = {field.name: pa.nulls(count, field.type) for field in schema}
+    arrays = [pa.array(columns[f.name]).cast(f.type) if f.name in columns else nothing[f.name] for f in schema]
+    return pa.table(arrays, schema=schema)

@@ -1,0 +1,225 @@
+"""SIGKILL at any moment, and other workers after it: the table, the sets and the shards are those of an undisturbed
+run, to the last bit, and nothing is left over.
+"""
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from data_pipelines.curate.known_clips import write_clips
+from data_pipelines.encode import dataset_finish
+from data_pipelines.encode.clip_encoder import WindowConfig
+from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode
+from data_pipelines.encode.leases import LeaseHolder, read_lease
+from data_pipelines.engines.worker_share import WorkerShare
+from data_pipelines.sample_media import SampleMedia
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.serving import media_omnihuman
+from tests.data_pipelines.test_encode import ALL, _clip, _pictures
+from tests.encoders import tiny_networks
+
+KILLS = 20
+CLI = (sys.executable, "-m", "omnihuman_jax.cli")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file of a folder, hidden ones too."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    with log.open("ab") as file:
+        return subprocess.Popen([*CLI, *arguments], env=environment, stdout=file, stderr=file, start_new_session=True)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """The whole group: whoever loses a machine loses all of its processes."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def finish(process: subprocess.Popen[bytes], log: Path) -> None:
+    assert process.wait(timeout=900) == 0, log.read_text(errors="replace")[-2000:]
+
+
+@pytest.fixture(scope="module")
+def videos(sample_media: SampleMedia, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight short videos, cut out of the sample media: a few seconds of work each."""
+    folder = tmp_path_factory.mktemp("kill") / "media"
+    folder.mkdir()
+    names = ("jwpIntro", "testMovie", "bikes", "carphone_pristine")
+    for number, (name, begin) in enumerate((name, begin) for name in names for begin in (0, 2)):
+        path = sample_media.videos / f"{name}.mp4"
+        frames = media_omnihuman.read_video(path, size=(144, 192), start_s=begin, duration_s=1.2)
+        sound = media_omnihuman.read_audio(path, 16000, begin, 1.2)
+        media_omnihuman.write_video(folder / f"{number}.mp4", frames, audio=sound, sample_rate=16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    table = tmp_path_factory.mktemp("undisturbed") / "table"
+    shutil.copytree(videos, table.parent / "media")
+    log = table.parent / "log"
+    finish(start(["curate", "--source", str(table.parent / "media"), "--out", str(table)], log), log)
+    found = digests(table)
+    assert sum("@" in name for name in found) == 8 * 4
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["local", "workers"])
+def test_a_table_is_the_same_however_often_it_is_killed(
+    way: str, videos: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(videos, tmp_path / "media")
+    table, log, rng = tmp_path / "table", tmp_path / "log", random.Random(0)
+    command = ["curate", "--source", str(tmp_path / "media"), "--out", str(table)]
+    for number in range(KILLS):
+        count = 1 + number % 3  # another number of processes each time
+        shares = [[f"--worker={i}/{count}", "--workers=1"] for i in range(count)]
+        ways = shares if way == "workers" else [[f"--workers={count}"]]
+        running = [start([*command, *options], log) for options in ways]
+        time.sleep(rng.uniform(1.0, 9.0))
+        for process in running:
+            kill(process)
+    finish(start([*command, "--workers=2"], log), log)
+    assert digests(table) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve clips of one video, and two tiny networks."""
+    root = tmp_path_factory.mktemp("shards")
+    (root / "clips" / "videos").mkdir(parents=True)
+    video = root / "clips" / "videos" / "talk.mp4"
+    media_omnihuman.write_video(video, _pictures(12 * 20, 96, 128), audio=tiny_networks.wave(9.6))
+    ranges = [(20 * n, 20 * n + 20) for n in range(12)]
+    write_clips(root / "clips", [_clip(root / "clips", "talk.mp4", *r, (96, 128), ALL) for r in ranges])
+    tiny_networks.write_bert(root / "bert")
+    tiny_networks.write_whisper(root / "whisper")
+    return root
+
+
+def config(root: Path) -> EncodeConfig:
+    return EncodeConfig(
+        text_encoder=str(root / "bert"),
+        speech_encoder=str(root / "whisper"),
+        speech_layers=(0, 2),
+        windows=WindowConfig(area=64 * 48, frames=(1, 5, 17), references=2, margin=2),
+        shard_mib=0.05,
+    )
+
+
+def arguments(root: Path, out: Path) -> list[str]:
+    return [
+        *("encode", str(root / "clips"), "--out", str(out), "--text-encoder", str(root / "bert")),
+        *("--speech-encoder", str(root / "whisper"), "--speech-layers", "0,2", "--area", "64x48"),
+        *("--window-frames", "1,5,17", "--references", "2", "--margin", "2", "--shard-mib", "0.05"),
+    ]
+
+
+def test_shards_are_the_same_whoever_makes_them(clips: Path, tmp_path: Path) -> None:
+    """Alone; and by three in turn, each of which leaves the last to the next, joined by a fourth."""
+    encode(clips / "clips", tmp_path / "alone" / "dataset", config(clips), Console(quiet=True))
+    out = tmp_path / "shared" / "dataset"
+    for index in range(3):
+        share = EncodeShare(worker=WorkerShare(index, 3))
+        assert not encode(clips / "clips", out, config(clips), Console(quiet=True), share=share)
+        marks = sorted((out.parent / "dataset.encoding").glob("part-*.json"))
+        assert not out.exists() and not list((out.parent / "dataset.encoding").glob("*.lease"))
+        if index == 0:
+            for path in marks[::2]:  # as if it had been killed before these
+                path.unlink()
+    encode(clips / "clips", out, config(clips), Console(quiet=True), share=EncodeShare(only_finish=True))
+    made, alone = digests(out), digests(tmp_path / "alone" / "dataset")
+    assert made.keys() == alone.keys() and sum(".array_record-" in name for name in made) > 3
+    assert {name for name in made if made[name] != alone[name]} <= {"encode.json"}  # which says where the sets are
+    assert os.listdir(out.parent) == ["dataset"]
+
+
+def test_a_killed_finish_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed with the shards renamed, and with everything written but the folder's name."""
+    share, out = EncodeShare(worker=WorkerShare(0, 1)), tmp_path / "dataset"
+    encode(clips / "clips", out, config(clips), Console(quiet=True), share=share)
+    shutil.copytree(tmp_path, tmp_path.parent / "kept")
+    encode(clips / "clips", out, config(clips), Console(quiet=True), share=EncodeShare(only_finish=True))
+    whole, finishing = digests(out), EncodeShare(only_finish=True)
+    for name in ("write_dataset_metadata", "replace_folder"):
+        other = tmp_path.parent / name
+        shutil.copytree(tmp_path.parent / "kept", other)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            target = dataset_finish if hasattr(dataset_finish, name) else dataset_finish.files
+            patch.setattr(target, name, _interrupted)
+            encode(clips / "clips", other / "dataset", config(clips), Console(quiet=True), share=finishing)
+        assert not (other / "dataset").exists()
+        encode(clips / "clips", other / "dataset", config(clips), Console(quiet=True), share=finishing)
+        assert digests(other / "dataset") == whole
+
+
+def _interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_shards_that_are_not_made_are_counted(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    finishing = EncodeShare(only_finish=True)
+    with pytest.raises(FileNotFoundError, match="without --finish first"):
+        encode(clips / "clips", out, config(clips), Console(quiet=True), share=finishing)
+    encode(clips / "clips", out, config(clips), Console(quiet=True), share=EncodeShare(worker=WorkerShare(0, 1)))
+    (tmp_path / "dataset.encoding" / "part-00002.json").unlink()
+    with pytest.raises(ValueError, match=r"1 of .* shards are not made yet, the first is 2"):
+        encode(clips / "clips", out, config(clips), Console(quiet=True), share=finishing)
+    other = config(clips)
+    other.windows.references = 1
+    with pytest.raises(ValueError, match="shards of other clips, settings or networks are being made there"):
+        encode(clips / "clips", out, other, Console(quiet=True))
+
+
+def test_a_lease_is_one_process_s_until_it_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "part.lease"
+    with LeaseHolder(seconds=0.3) as mine:
+        assert mine.take(path) and mine.take(path)
+        path.write_text('{"owner": "elsewhere:1", "deadline": %f}' % (time.time() + 60))
+        assert not mine.take(path)
+        path.write_text('{"owner": "elsewhere:1", "deadline": 1.0}')
+        assert mine.take(path)
+        first = read_lease(path)
+        time.sleep(0.3)
+        renewed = read_lease(path)
+        assert first is not None and renewed is not None and renewed.deadline > first.deadline and not renewed.is_over
+    assert not path.exists() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_shards_are_the_same_however_often_encode_is_killed(clips: Path, tmp_path: Path) -> None:
+    encode(clips / "clips", tmp_path / "alone" / "dataset", config(clips), Console(quiet=True))
+    out, log, rng = tmp_path / "killed" / "dataset", tmp_path / "log", random.Random(1)
+    out.parent.mkdir()
+    for number in range(KILLS):
+        count = 1 + number % 3
+        running = [start([*arguments(clips, out), f"--worker={i}/{count}"], log) for i in range(count)]
+        time.sleep(rng.uniform(3.0, 9.0))
+        for process in running:
+            kill(process)
+    last = start([*arguments(clips, out), "--worker=0/1"], log)
+    finish(last, log)
+    finish(start([*arguments(clips, out), "--finish"], log), log)
+    made, alone = digests(out), digests(tmp_path / "alone" / "dataset")
+    assert {name for name in made.keys() | alone.keys() if made.get(name) != alone.get(name)} <= {"encode.json"}
+    ids = Catalog.load(out).window_id
+    assert os.listdir(out.parent) == ["dataset"] and len(ids) == len(np.unique(ids.astype(str)))

@@ -1,0 +1,123 @@
+"""A Ray cluster of real processes on this machine: a head and raylets, of which one is killed and one joins late. The
+table is that of the local engine, to the last bit.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.engines.ray_cluster import RayCluster
+from tests.data_pipelines.test_kill import digests, finish, start, undisturbed, videos
+
+__all__ = ["undisturbed", "videos"]
+
+
+def half_or_die(number: int) -> float:
+    """Negative numbers kill the process, as a crash in C would."""
+    if number < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number / 2
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Nodes:
+    """`ray start` in the foreground, a group of processes a node."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.address = f"127.0.0.1:{free_port()}"
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def add(self, *options: str) -> subprocess.Popen[bytes]:
+        port = self.address.split(":")[1]
+        head = ["--head", f"--port={port}", "--include-dashboard=false"]
+        where = [f"--address={self.address}"] if self.running else head
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *where, *options]
+        command += ["--disable-usage-stats", "--object-store-memory=100000000"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_TMPDIR": str(self._folder)}
+        with (self._folder / f"node{len(self.running)}.log").open("wb") as log:
+            node = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        self.running.append(node)
+        return node
+
+    @staticmethod
+    def kill(node: subprocess.Popen[bytes]) -> None:
+        """The machine is gone: the raylet, and whoever it started."""
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+    def close(self) -> None:
+        for node in reversed(self.running):
+            if node.poll() is None:
+                self.kill(node)
+
+
+@pytest.fixture
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    folder = Path("/tmp") / f"ray{os.getpid()}"  # the address of a socket is short
+    folder.mkdir(exist_ok=True)
+    nodes = Nodes(folder)
+    yield nodes
+    nodes.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(nodes: Nodes) -> None:
+    host, port = nodes.address.split(":")
+    for _ in range(600):
+        with socket.socket() as probe:
+            if probe.connect_ex((host, int(port))) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError("the head does not come up")
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_its_process_costs_that_task_alone(nodes: Nodes) -> None:
+    nodes.add()
+    wait_for(nodes)
+    tries: list[int] = []
+    with RayCluster[int, float](nodes.address) as cluster:
+        results = dict(cluster.run(half_or_die, [1, -1, 2, 3], lambda task: tries.append(task) or len(tries) < 2))  # type: ignore[func-returns-value]
+    assert results == {1: 0.5, -1: None, 2: 1.0, 3: 1.5} and tries == [-1, -1]
+    with pytest.raises(ValueError, match="no Ray cluster answers there"):
+        RayCluster[int, float](f"127.0.0.1:{free_port()}").__enter__()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_node_and_gets_another_makes_the_same_table(
+    nodes: Nodes, videos: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(videos, tmp_path / "media")
+    nodes.add()
+    wait_for(nodes)
+    doomed = nodes.add()
+    table, log = tmp_path / "table", tmp_path / "log"
+    command = ["curate", "--source", str(tmp_path / "media"), "--out", str(table)]
+    running = start([*command, "--engine=ray", f"--address={nodes.address}"], log)
+
+    def strike() -> None:
+        while len(list(table.glob("scan@*/part-*.parquet"))) < 2 and running.poll() is None:
+            time.sleep(0.1)
+        nodes.add()
+        nodes.kill(doomed)
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    finish(running, log)
+    striker.join()
+    assert len(nodes.running) == 3 and digests(table) == undisturbed
