@@ -52,7 +52,7 @@ def test_a_price_file(tmp_path: Path) -> None:
         (
             "storage_gb_month",
             "storage_gb_moth",
-            "the file has .storage_gb_moth., which is unknown.*did you mean storage_gb_",
+            "has .storage_gb_moth., which is unknown.*did you mean storage_gb_month",
         ),
         ("seconds: 600", "seconds: -5", "restarts.seconds is -5"),
         ("least_chips: 8, most_chips: 16", "least_chips: 8, most_chips: 4", "least_chips 8 is above most_chips 4"),
