@@ -46,7 +46,7 @@ Show = Callable[[int, str, Path, Path], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Subject:
+class FixedSample:
     """What is sampled in every round: its input, its sound (float32 [N] at the data set's rate), and what it is."""
 
     name: str
@@ -188,7 +188,7 @@ def usable(run: trained_run.TrainedRun) -> ConditionSet:
 
 def window_subjects(
     run: trained_run.TrainedRun, config: SamplesConfig, catalog: Catalog, source: RecordSource
-) -> Iterator[Subject]:
+) -> Iterator[FixedSample]:
     """Windows of the data set, under all that each is eligible for; held-out ones where there are any."""
     for needed in (usable(run), ConditionSet.of(Condition.REFERENCE)):
         split, rows = window_inputs.held_out(catalog, config.split, needed)
@@ -202,7 +202,7 @@ def window_subjects(
         if record is None:
             continue
         active = ConditionSet(record.eligible) & usable(run)
-        yield Subject(
+        yield FixedSample(
             name=file_name(record.window_id),
             window=window_inputs.driven_window(run.spec, record, active, 0),
             wave=sound_of(run, config, catalog, row) if Condition.AUDIO in active else None,
@@ -225,7 +225,9 @@ def sound_of(run: trained_run.TrainedRun, config: SamplesConfig, catalog: Catalo
     return media_omnihuman.read_audio(clip.video_path(table_folder(folder)), run.spec.sample_rate_hz, start_s, seconds)
 
 
-def signal_subjects(run: trained_run.TrainedRun, config: SamplesConfig, sampling: SamplingConfig) -> Iterator[Subject]:
+def signal_subjects(
+    run: trained_run.TrainedRun, config: SamplesConfig, sampling: SamplingConfig
+) -> Iterator[FixedSample]:
     """What lies in `samples.signals`, a picture each, one segment long at most."""
     if not config.signals:
         return
@@ -241,7 +243,7 @@ def signal_subjects(run: trained_run.TrainedRun, config: SamplesConfig, sampling
         segment = segment_schedule(min(signals.frames, longest), longest)[0]
         window = signals.window(segment, None, run.spec.margin)
         arrays = {field.name: getattr(window, field.name) for field in dataclasses.fields(window)}
-        yield Subject(
+        yield FixedSample(
             name=file_name(picture.stem),
             window=packing.PackInput(**arrays, active=signals.active),
             wave=signals.wave,

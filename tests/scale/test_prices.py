@@ -49,7 +49,11 @@ def test_a_price_file(tmp_path: Path) -> None:
         ("chip_hour: 10.0, ", "", "accelerators.v5p has no chip_hour"),
         ("v5p:", "v5q:", "accelerators has 'v5q', which is unknown.*did you mean v5"),
         ("storage_gb_month: 1.0", "storage_gb_month: .inf", "storage_gb_month is inf"),
-        ("storage_gb_month", "storage", "the file has 'storage', which is unknown.*did you mean storage_gb_month"),
+        (
+            "storage_gb_month",
+            "storage_gb_moth",
+            "has .storage_gb_moth., which is unknown.*did you mean storage_gb_month",
+        ),
         ("seconds: 600", "seconds: -5", "restarts.seconds is -5"),
         ("least_chips: 8, most_chips: 16", "least_chips: 8, most_chips: 4", "least_chips 8 is above most_chips 4"),
         ("most_chips: 16", "most_chips: 0", "most_chips is 0; it must be a whole number, 1 or more"),
