@@ -50,8 +50,6 @@ class Texts:
 
         return pyarrow.compute.equal(self.array, str(text)).to_numpy(zero_copy_only=False)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.array.to_numpy(zero_copy_only=False)
 
@@ -106,8 +104,6 @@ class Labels:
     def __eq__(self, name: object) -> Any:
         """bool [n]: which are `name`."""
         return self.codes == self.names.index(name) if name in self.names else np.zeros(len(self), bool)
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:]

@@ -91,7 +91,8 @@ def measure(catalog: str, step: int) -> None:
     begin = time.process_time()
     plan.fingerprint()
     print(
-        f"| {step:,} | {windows} | {imported:.1f} | {loaded - imported:.2f} | {planned - loaded:.2f} | {first - planned:.2f} |"
+        f"| {step:,} | {windows} | {imported:.1f} | {loaded - imported:.2f} | {planned - loaded:.2f} |"
+        f" {first - planned:.2f} |"
         f" {first:.1f} | {peak_first:.0f} | {1000 * each:.1f} | {slowest:.2f} | {peak:.0f} |"
         f" {1000 * (time.process_time() - begin):.1f} |"
     )
@@ -192,8 +193,8 @@ def main(argv: Sequence[str]) -> int:
     elif options.what == "measure":
         measure(options.catalog, int(options.steps))
     elif options.what == "cost":
-        print("| from step | windows a step | import | load | plan | batch | to the first batch CPU s | peak MiB | then ms a batch |"
-              " slowest s | peak MiB | fingerprint ms |")  # fmt: skip
+        print("| from step | windows a step | import | load | plan | batch | to the first batch CPU s | peak MiB |"
+              " then ms a batch | slowest s | peak MiB | fingerprint ms |")  # fmt: skip
         print("|---|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
         for step in options.steps.split(","):
             again = [sys.executable, "-m", "tests.benchmarks.data_plan", "measure", "--catalog", options.catalog]
