@@ -18,15 +18,15 @@ def parse_example(data: bytes) -> dict[str, memoryview | int]:
     try:
         for features in _fields(whole, 1):
             for entry in _fields(features, 1):
-                _, name, at = _next(entry, 0)
-                _, feature, end = _next(entry, at)
+                _, name, at = _next_bytes(entry, 0)
+                _, feature, end = _next_bytes(entry, at)
                 if len(feature):
-                    kind, values, _ = _next(feature, 0)
+                    kind, values, _ = _next_bytes(feature, 0)
                     if len(values):
                         result[str(name, "utf-8")] = _value(kind, values)
                 if end != len(entry):
                     raise ValueError("an entry of more than a name and a feature")
-    except (IndexError, TypeError) as error:  # cut short; a number where bytes should be
+    except IndexError as error:  # cut short
         raise ValueError(f"not a tf.train.Example: {error}") from None
     return result
 
@@ -48,11 +48,18 @@ def _fields(message: memoryview, number: int) -> list[memoryview]:
     """The contents of a message that has nothing but fields of this number, of bytes."""
     result, at = [], 0
     while at < len(message):
-        found, value, at = _next(message, at)
-        if found != number or isinstance(value, int):
+        found, value, at = _next_bytes(message, at)
+        if found != number:
             raise ValueError(f"field {found} where only {number} can be")
         result.append(value)
     return result
+
+
+def _next_bytes(message: memoryview, at: int) -> tuple[int, memoryview, int]:
+    number, value, end = _next(message, at)
+    if isinstance(value, int):
+        raise ValueError(f"field {number} is a number where bytes should be")
+    return number, value, end
 
 
 def _next(message: memoryview, at: int) -> tuple[int, memoryview | int, int]:
