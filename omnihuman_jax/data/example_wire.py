@@ -18,10 +18,10 @@ def parse_example(data: bytes) -> dict[str, memoryview | int]:
     try:
         for features in _fields(whole, 1):
             for entry in _fields(features, 1):
-                _, name, at = _bytes(entry, 0)
-                _, feature, end = _bytes(entry, at)
+                _, name, at = _next_bytes(entry, 0)
+                _, feature, end = _next_bytes(entry, at)
                 if len(feature):
-                    kind, values, _ = _bytes(feature, 0)
+                    kind, values, _ = _next_bytes(feature, 0)
                     if len(values):
                         result[str(name, "utf-8")] = _value(kind, values)
                 if end != len(entry):
@@ -48,18 +48,17 @@ def _fields(message: memoryview, number: int) -> list[memoryview]:
     """The contents of a message that has nothing but fields of this number, of bytes."""
     result, at = [], 0
     while at < len(message):
-        found, value, at = _next(message, at)
-        if found != number or isinstance(value, int):
+        found, value, at = _next_bytes(message, at)
+        if found != number:
             raise ValueError(f"field {found} where only {number} can be")
         result.append(value)
     return result
 
 
-def _bytes(message: memoryview, at: int) -> tuple[int, memoryview, int]:
-    """`_next` of a field of bytes."""
+def _next_bytes(message: memoryview, at: int) -> tuple[int, memoryview, int]:
     number, value, end = _next(message, at)
     if isinstance(value, int):
-        raise ValueError(f"field {number} holds a number where bytes should be")
+        raise ValueError(f"field {number} is a number where bytes should be")
     return number, value, end
 
 

@@ -254,16 +254,21 @@ def decode_record(data: bytes, spec: DatasetSpec) -> WindowRecord:
     """
     example: dict[str, Any] = dict(parse_example(data))
 
-    def array(name: str, dtype: type, *shape: int) -> np.ndarray:
-        return np.frombuffer(example.get(name, b""), dtype).reshape(shape)
-
     def number(name: str) -> int:
         if not isinstance(value := example[name], int):
             raise ValueError(f"{name} is no number")
         return value
 
+    def view(name: str) -> memoryview:
+        if isinstance(value := example.get(name, memoryview(b"")), int):
+            raise ValueError(f"{name} is a number")
+        return value
+
+    def array(name: str, dtype: type, *shape: int) -> np.ndarray:
+        return np.frombuffer(view(name), dtype).reshape(shape)
+
     def string(name: str) -> str:
-        return str(example.get(name, b""), "utf-8")
+        return str(view(name), "utf-8")
 
     try:
         frames, height, width = (int(n) for n in array("latents_shape", np.int32, 3))
@@ -286,8 +291,8 @@ def decode_record(data: bytes, spec: DatasetSpec) -> WindowRecord:
             keypoints_TJ3=array("keypoints", np.float16, len(keypoints_valid), spec.num_keypoints, 3),
             keypoints_valid_T=keypoints_valid,
         )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not a record of a window: {error!r}") from None
+    except KeyError as error:
+        raise ValueError(f"not a record of a window: {error} is missing") from None
 
 
 def shard_path(directory: str | os.PathLike[str], shard: int, num_shards: int) -> Path:

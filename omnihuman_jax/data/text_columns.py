@@ -15,7 +15,8 @@ class Texts:
     """
 
     def __init__(self, size: int, open_array: Callable[[], Any]):
-        self._size, self._open, self._array = size, open_array, None
+        self._size, self._open = size, open_array
+        self._array: Any = None
 
     @classmethod
     def of(cls, values: Any) -> "Texts":

@@ -135,7 +135,8 @@ def _sorted_rows(catalog: Catalog, kinds: np.ndarray, starts: np.ndarray) -> tup
 def _running_ticks(catalog: Catalog, rows: np.ndarray) -> tuple[np.ndarray, int]:
     """`ends` and `ticks_per_s`: ticks are frames where all durations are whole frames, thousandths of one if not."""
     for ticks_per_s in (FPS, 1000 * FPS):
-        ends, total, exact = np.empty(len(rows), np.uint32), 0, True
+        total, exact = 0, True
+        ends: np.ndarray = np.empty(len(rows), np.uint32)
         for part in _parts(len(rows)):
             given = catalog.duration_s[rows[part]] * ticks_per_s
             ticks = np.maximum(1, np.rint(given)).astype(np.uint64)
