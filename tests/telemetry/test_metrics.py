@@ -82,7 +82,8 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert speed.measure(2, 50.0, 1) == {"compile_s": 60.0, "first_step_s": 61.0} | rates
     speed.restart(1)
     assert speed.measure(1, 50.0, 1) == {}
-    now[0] = 164.0
+    now[0] = 174.0
+    speed.pause(10.0)  # samples between two steps
     assert speed.measure(5, 200.0, 4) == {
         "step_time_s": 0.5,
         "tokens_per_s": 100,
