@@ -21,7 +21,7 @@ import jax
 
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.stages import StageSchedule
-from omnihuman_jax.telemetry import interval_line, run_log, trackers
+from omnihuman_jax.telemetry import interval_line, run_log, trackers, tracking_services
 from omnihuman_jax.telemetry.events import EventLog
 from omnihuman_jax.telemetry.metrics import LoggingConfig, MetricsWriter, Speed
 from omnihuman_jax.telemetry.prometheus import Exporter
@@ -104,7 +104,7 @@ class RunTelemetry:
         run = trackers.TrackedRun(
             folder=self._run_dir, project=config.project, name=self._name, step=start, config=self._values
         )
-        services = trackers.open_services(run, config.trackers, tensorboard=config.tensorboard)
+        services = tracking_services.open_services(run, config.trackers, tensorboard=config.tensorboard)
         return [MetricsWriter(self._run_dir, step=start), *services]
 
     @contextlib.contextmanager

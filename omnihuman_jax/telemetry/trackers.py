@@ -6,7 +6,6 @@ the same curves. No JAX.
 """
 
 import dataclasses
-import functools
 import importlib.util
 import logging
 import queue
@@ -136,17 +135,3 @@ class Detached:
         level, self._failed = (logging.DEBUG if self._failed else logging.WARNING), True
         text = " ".join(reason.split())[:300]
         logger.log(level, "%s fails (%s); the run goes on, metrics.jsonl has all of it", self._name, text)
-
-
-def open_services(run: TrackedRun, services: str, *, tensorboard: bool) -> list[Tracker]:
-    """TensorBoard, if asked for, and the named services, each in a thread of its own."""
-    from omnihuman_jax.telemetry import tracking_services
-
-    kinds: dict[str, Callable[[TrackedRun], Tracker]] = {
-        "tensorboard": tracking_services.TensorBoard,
-        "wandb": tracking_services.WeightsAndBiases,
-        "mlflow": tracking_services.MlFlow,
-        "trackio": tracking_services.Trackio,
-    }
-    names = ("tensorboard",) * tensorboard + named(services)
-    return [Detached(name, functools.partial(kinds[name], run)) for name in names]

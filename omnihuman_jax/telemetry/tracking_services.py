@@ -2,14 +2,15 @@
 environment alone, by the names that each library itself reads (docs/tracking.md). No JAX.
 """
 
+import functools
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omnihuman_jax.runtime import files
-from omnihuman_jax.telemetry.trackers import TrackedRun, numbers
+from omnihuman_jax.telemetry.trackers import Detached, TrackedRun, Tracker, named, numbers
 
 # MLflow's own patience is minutes a call.
 _MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
@@ -166,3 +167,17 @@ class Trackio:
     def close(self) -> None:
         """Waits for what is on its way."""
         self._run.finish()
+
+
+SERVICES: dict[str, Callable[[TrackedRun], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MlFlow,
+    "trackio": Trackio,
+}
+
+
+def open_services(run: TrackedRun, services: str, *, tensorboard: bool) -> list[Tracker]:
+    """TensorBoard, if asked for, and the named services, each in a thread of its own."""
+    names = ("tensorboard",) * tensorboard + named(services)
+    return [Detached(name, functools.partial(SERVICES[name], run)) for name in names]

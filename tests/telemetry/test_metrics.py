@@ -13,7 +13,7 @@ import pytest
 from omnihuman_jax import sharding
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.evaluation import sheet
-from omnihuman_jax.telemetry import trackers
+from omnihuman_jax.telemetry import trackers, tracking_services
 from omnihuman_jax.telemetry.metrics import LoggingConfig, MetricsWriter, Speed, measure_matmul_peak, read_metrics
 
 
@@ -43,7 +43,7 @@ def test_tensorboard_beside_it_has_legal_names_and_says_nothing(
     record = {f"loss/{active.label}": 0.25 for active in ConditionSet.every() if active}
     assert any("+" in name for name in record)
     run = trackers.TrackedRun(folder=tmp_path, project="p", name="n", step=0, config={})
-    writers = [MetricsWriter(tmp_path, step=0), *trackers.open_services(run, "", tensorboard=True)]
+    writers = [MetricsWriter(tmp_path, step=0), *tracking_services.open_services(run, "", tensorboard=True)]
     for writer in writers:
         writer.write({"step": 1, "stage": "a", "loss": 0.5, "learning_rate/audio": 0.1} | record)
     sheet.write_png(tmp_path / "face.png", np.zeros((16, 16, 3), np.uint8))
@@ -82,7 +82,8 @@ def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert speed.measure(2, 50.0, 1) == {"compile_s": 60.0, "first_step_s": 61.0} | rates
     speed.restart(1)
     assert speed.measure(1, 50.0, 1) == {}
-    now[0] = 164.0
+    now[0] = 174.0
+    speed.pause(10.0)  # samples between two steps
     assert speed.measure(5, 200.0, 4) == {
         "step_time_s": 0.5,
         "tokens_per_s": 100,

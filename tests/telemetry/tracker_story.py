@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from omnihuman_jax.telemetry import trackers
+from omnihuman_jax.telemetry import trackers, tracking_services
 
 CONFIG = {"name": "a run", "stages": {"rows": [{"steps": 5, "text": 0.9}]}}
 
@@ -18,7 +18,7 @@ CONFIG = {"name": "a run", "stages": {"rows": [{"steps": 5, "text": 0.9}]}}
 def tell(service: str, folder: Path, finished: int) -> None:
     """The four steps after `finished`."""
     run = trackers.TrackedRun(folder=folder, project="test", name="tiny", step=finished, config=CONFIG)
-    (tracker,) = trackers.open_services(run, service, tensorboard=False)
+    (tracker,) = tracking_services.open_services(run, service, tensorboard=False)
     for step in range(finished + 1, finished + 5):
         tracker.write({"step": step, "stage": "audio", "loss": 1.0 / step, "loss/text+audio": 0.5})
     tracker.show(finished + 4, "face", folder / "face.mp4", folder / "face.png")
