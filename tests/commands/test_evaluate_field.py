@@ -56,7 +56,7 @@ def test_real_faces_are_measured(measured):
         assert made["windows"] == 2 and made["low"] <= made["value"] <= made["high"], name
     # Reordering frames keeps how far the lips move, and loses where the body is.
     assert rows["lip dynamics (THEval)"]["closeness"]["value"] > 0.8
-    assert 0 < rows["AKD"]["made"]["low"] < 0.5 < rows["AKD"]["made"]["high"]
+    assert rows["AKD"]["made"]["low"] == 0 < 0.2 < rows["AKD"]["made"]["high"], "one of the two is made exactly"
     assert rows["brightness"]["closeness"]["value"] > 0.99
     assert rows["lip-loudness gap (ours)"]["made"]["windows"] > 0
 

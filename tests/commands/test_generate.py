@@ -363,4 +363,4 @@ def test_segments_can_be_watched_as_they_are_made(run, talking, tmp_path):
     assert sum(lengths) == made.frames == 18 and all(media_omnihuman.probe(path).has_audio for path in parts)
     whole = media_omnihuman.read_video(tmp_path / "out.mp4").astype(int)
     shown = np.concatenate([media_omnihuman.read_video(path) for path in parts]).astype(int)
-    assert np.abs(whole - shown).mean() < 3, "the same pictures, each file encoded by itself"
+    assert np.abs(whole - shown).mean() < 6, "the same pictures, each file encoded by itself"
