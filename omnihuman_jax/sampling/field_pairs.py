@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate.clips import Clip, read_clips
+from data_pipelines.curate.clip_sets import read_clips, table_folder
+from data_pipelines.curate.clips import Clip
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
