@@ -4,7 +4,7 @@ Names and reasons come from the footage: they are text to the terminal, never ma
 """
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Funnel:
     dropped_shots: int = 0
     dropped_seconds: float = 0.0
     eligible: Counter[str] = dataclasses.field(default_factory=Counter)
-    eligible_seconds: Counter[str] = dataclasses.field(default_factory=Counter)
+    eligible_seconds: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     reasons: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
     serves_none: int = 0
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)

@@ -9,6 +9,7 @@ ever: `work` notes which row it is at, and `blame`, called by the engine that sa
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,8 +83,8 @@ def _look(task: PartTask, table: Table) -> list[dict[str, Any]]:
     with RecordWriter(table.landmarks(task.number)) as records:
         for clip in stage_parts.clip_rows(table.read("scan", task.number)):
             name = clip_id(clip["sha256"], clip["start_frame"], clip["end_frame"])
-            path, frames = task.paths.get(clip["source"], ""), (clip["start_frame"], clip["end_frame"])
-            found = _tried(task, table, "look", name, path, lambda path, f=frames: file_stages.look(path, *f))
+            path, frames = task.paths.get(clip["source"], ""), {k: clip[k] for k in ("start_frame", "end_frame")}
+            found = _tried(task, table, "look", name, path, functools.partial(file_stages.look, **frames))
             if isinstance(found, DeadLetter):
                 why = f"failed: {found.reason}"
                 rows.append({"clip_id": name, "pictures_why": why, "landmarks_why": why, **dataclasses.asdict(found)})
@@ -106,8 +107,9 @@ def _listen(task: PartTask, table: Table) -> list[dict[str, Any]]:
             rows.append({"clip_id": name, "sound_why": why, "lip_sync_why": why})
             continue
         aperture_T = stage_parts.read_record(table.landmarks(task.number), index)["aperture_T"]
-        question = (clip["start_frame"], clip["end_frame"], aperture_T, clip["has_audio"])
-        found = _tried(task, table, "listen", name, path, lambda path, q=question: file_stages.listen(path, *q))
+        question = {name: clip[name] for name in ("start_frame", "end_frame", "has_audio")}
+        listen = functools.partial(file_stages.listen, aperture_T=aperture_T, **question)
+        found = _tried(task, table, "listen", name, path, listen)
         if isinstance(found, DeadLetter):
             why = f"failed: {found.reason}"
             found = {"sound_why": why, "lip_sync_why": why, **dataclasses.asdict(found)}

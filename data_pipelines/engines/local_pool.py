@@ -126,7 +126,7 @@ def _serve(pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            answer = (None, function(task))
+            answer: tuple[Exception | None, Any] = (None, function(task))
         except Exception as error:
             answer = (error, None)
         try:

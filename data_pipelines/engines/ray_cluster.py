@@ -61,7 +61,7 @@ class RayCluster(Generic[Task, Result]):
             Exception: what `function` raised.
         """
         remote = self._ray.remote(num_cpus=self._cores, max_retries=0)(function)
-        waiting, out = deque(tasks), {}
+        waiting, out = deque(tasks), dict[Any, Any]()
         lost = self._lost_nodes()
         while waiting or out:
             while waiting and len(out) < self._most():

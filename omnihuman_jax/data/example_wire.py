@@ -18,15 +18,15 @@ def parse_example(data: bytes) -> dict[str, memoryview | int]:
     try:
         for features in _fields(whole, 1):
             for entry in _fields(features, 1):
-                _, name, at = _next(entry, 0)
-                _, feature, end = _next(entry, at)
+                _, name, at = _bytes(entry, 0)
+                _, feature, end = _bytes(entry, at)
                 if len(feature):
-                    kind, values, _ = _next(feature, 0)
+                    kind, values, _ = _bytes(feature, 0)
                     if len(values):
                         result[str(name, "utf-8")] = _value(kind, values)
                 if end != len(entry):
                     raise ValueError("an entry of more than a name and a feature")
-    except (IndexError, TypeError) as error:  # cut short; a number where bytes should be
+    except IndexError as error:  # cut short
         raise ValueError(f"not a tf.train.Example: {error}") from None
     return result
 
@@ -53,6 +53,14 @@ def _fields(message: memoryview, number: int) -> list[memoryview]:
             raise ValueError(f"field {found} where only {number} can be")
         result.append(value)
     return result
+
+
+def _bytes(message: memoryview, at: int) -> tuple[int, memoryview, int]:
+    """`_next` of a field of bytes."""
+    number, value, end = _next(message, at)
+    if isinstance(value, int):
+        raise ValueError(f"field {number} holds a number where bytes should be")
+    return number, value, end
 
 
 def _next(message: memoryview, at: int) -> tuple[int, memoryview | int, int]:

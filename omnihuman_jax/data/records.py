@@ -252,7 +252,7 @@ def decode_record(data: bytes, spec: DatasetSpec) -> WindowRecord:
     """The window of a record's bytes; its arrays are read-only views of them. ValueError where the bytes are no record
     of this dataset.
     """
-    example = parse_example(data)
+    example: dict[str, Any] = dict(parse_example(data))
 
     def array(name: str, dtype: type, *shape: int) -> np.ndarray:
         return np.frombuffer(example.get(name, b""), dtype).reshape(shape)

@@ -82,7 +82,7 @@ class Extractor:
 
         ValueError, FileNotFoundError: the video, or a network's file, cannot be read.
         """
-        video, arrays, digest = _Video(path), {}, files.file_sha256(path)
+        video, arrays, digest = _Video(path), dict[str, np.ndarray](), files.file_sha256(path)
         for group, (network, take) in self._groups.items():
             if _ARRAYS.get(group) in self.missing:
                 continue

@@ -90,9 +90,9 @@ def _request(row: dict[str, Any], folder: Path, shared: Request) -> Request:
         if len(sides) != 2 or not all(side.isdigit() for side in sides):
             raise ValueError(f"size {row['size']!r} is not HEIGHTxWIDTH, e.g. 96x80")
         size = (int(sides[0]), int(sides[1]))
-    paths = {key: folder / local(row[key], key) for key in _FILES if row.get(key) is not None}
-    named: dict[str, Any] = {key: row[key] for key in ("text", "seconds", "seed") if row.get(key) is not None}
-    return dataclasses.replace(shared, **paths, **named, size=size)
+    named: dict[str, Any] = {key: folder / local(row[key], key) for key in _FILES if row.get(key) is not None}
+    named |= {key: row[key] for key in ("text", "seconds", "seed") if row.get(key) is not None}
+    return dataclasses.replace(shared, **named, size=size)
 
 
 class JobsReport:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -235,7 +235,7 @@ def _video_encoder(
 ) -> av.VideoStream:
     height, width = first.shape[:2]
     options = {"crf": str(crf)} | ({"x265-params": "log-level=error"} if codec == "libx265" else {})
-    stream: av.VideoStream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+    stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
     stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
     # Say which matrix the picture was converted with; players guess by size otherwise and shift the colours.
     context = stream.codec_context
