@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.reporting import charts
@@ -116,7 +114,7 @@ def _dataset(dataset: Path) -> str:
         seconds = float(catalog.duration_s[catalog.eligible == bits].sum())
         by_set.append([ConditionSet(int(bits)).label, str(count), _hours(seconds)])
     by_split = [[_text(name), str(n)] for name, n in sorted(collections.Counter(catalog.split.tolist()).items())]
-    clips = len(np.unique(catalog.clip_id.astype(str)))
+    clips = len(set(catalog.clip_id))
     summary = json.loads((dataset / "encode.json").read_text())
     quality = summary.get("round_trip_psnr_db")
     notes = [f"{len(catalog)} windows of {clips} clips, {_hours(float(catalog.duration_s.sum()))} of windows"]

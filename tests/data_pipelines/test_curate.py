@@ -289,10 +289,10 @@ def work_with_faults(task: PartTask) -> dict[str, int]:
             os.kill(os.getpid(), signal.SIGKILL)
         return scan(path, options)
 
-    def fails(path: str, start: int, end: int) -> Any:
+    def fails(path: str, **frames: int) -> Any:
         if "jwpIntro" in path:
             raise RuntimeError("CUDA error\x1b[2J in (1, 2)")
-        return look(path, start, end)
+        return look(path, **frames)
 
     file_stages.scan, file_stages.look = dies, fails
     try:

@@ -111,7 +111,7 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], None]]] = {
         "extra shard",
         lambda f: shutil.copy(shard(f, 0), f / "w.array_record-7-of-9"),
     ),
-    "a byte of the catalog": ("changed file", lambda f: flip(f / "catalog.parquet")),
+    "a byte of the catalog": ("catalog", lambda f: flip(f / "catalog" / "record.npy")),
     "no features.json": ("missing file", lambda f: (f / "features.json").unlink()),
     "no dataset.npz": ("spec", lambda f: (f / "dataset.npz").unlink()),
     "encode.json is cut": ("summary", lambda f: (f / "encode.json").write_text("{")),
