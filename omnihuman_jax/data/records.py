@@ -252,7 +252,7 @@ def decode_record(data: bytes, spec: DatasetSpec) -> WindowRecord:
     """The window of a record's bytes; its arrays are read-only views of them. ValueError where the bytes are no record
     of this dataset.
     """
-    example: dict[str, Any] = dict(parse_example(data))
+    example = parse_example(data)
 
     def number(name: str) -> int:
         if not isinstance(value := example[name], int):

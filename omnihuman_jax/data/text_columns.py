@@ -51,6 +51,10 @@ class Texts:
 
         return pyarrow.compute.equal(self.array, str(text)).to_numpy(zero_copy_only=False)
 
+    def __ne__(self, text: object) -> Any:
+        """bool [n]: which are not."""
+        return ~(self == text)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.array.to_numpy(zero_copy_only=False)
 
@@ -105,6 +109,10 @@ class Labels:
     def __eq__(self, name: object) -> Any:
         """bool [n]: which are `name`."""
         return self.codes == self.names.index(name) if name in self.names else np.zeros(len(self), bool)
+
+    def __ne__(self, name: object) -> Any:
+        """bool [n]: which are not."""
+        return ~(self == name)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:]

@@ -82,7 +82,7 @@ def test_without_clips_only_whole_frames_are_measured(tiny, run, tmp_path):
 def test_only_the_named_signal_comes_from_the_other_clip(run):
     source = open_records(run.dataset)
     subject = evaluate.Subject(record=source[0], other=source[2], mouth_THW=None)
-    inputs = {kind: evaluate.driven_by(subject, kind, 5, run.spec.margin, run) for kind in evaluate.SAMPLED}
+    inputs = {kind: evaluate.driven_by(subject, kind, 5, run) for kind in evaluate.SAMPLED}
     own, pose, audio = (inputs[kind] for kind in ("sample", "other_pose", "other_audio"))
     assert own.active == ConditionSet.of(*Condition) and not own.latents_FHWC.any() and own.slot == 5
     np.testing.assert_array_equal(own.keypoints_TJ3, source[0].keypoints_TJ3)
@@ -95,7 +95,7 @@ def test_only_the_named_signal_comes_from_the_other_clip(run):
         pose.keypoints_TJ3, source[2].keypoints_TJ3 * np.float32([48 / 32, 32 / 48, 1]), rtol=1e-6
     )
     text_off = dataclasses.replace(source[0], eligible=evaluate.NEEDED.bits)
-    silent = evaluate.driven_by(dataclasses.replace(subject, record=text_off), "sample", 0, run.spec.margin, run)
+    silent = evaluate.driven_by(dataclasses.replace(subject, record=text_off), "sample", 0, run)
     assert Condition.TEXT not in silent.active
     np.testing.assert_array_equal(silent.text_SE, run.spec.empty_text_SE)
 
