@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
+from omnihuman_jax.data.half import widen
 from omnihuman_jax.serving.pictures_omnihuman import PATCH, token_positions, unpatchify
 from omnihuman_jax.serving.windows_omnihuman import WindowInput, neighbours_of, row_index
 from omnihuman_jax.typing import PackedBatch, PackedShape
@@ -139,11 +140,9 @@ def _write_patches(tokens_LC: np.ndarray, latents_FHWC: np.ndarray) -> None:
     """`patchify` into tokens that are there already: one pass over the latents, which casts them as well."""
     frames, height, width, channels = latents_FHWC.shape
     rows, columns = height // PATCH, width // PATCH
-    there = tokens_LC.reshape(frames, rows, columns, PATCH, PATCH, channels)
-    patches = latents_FHWC.reshape(frames, rows, PATCH, columns, PATCH, channels)
     # A patch's row of pixels is contiguous on either side.
-    for row in range(PATCH):
-        there[:, :, :, row] = patches[:, :, row]
+    patches = latents_FHWC.reshape(frames, rows, PATCH, columns, PATCH * channels).transpose(0, 1, 3, 2, 4)
+    widen(patches, tokens_LC.reshape(patches.shape))
 
 
 def _place_text(
@@ -154,7 +153,7 @@ def _place_text(
             f"window {window.window}: text {window.text_SE.shape}, expected [at least 1, {shape.text_width}]"
         )
     at = cursor.take("text", len(window.text_SE), shape.text_tokens, window)
-    out.text_BSE[at] = window.text_SE
+    widen(window.text_SE, out.text_BSE[at])
     out.text_segment_ids_BS[at] = group + 1
     if shape.pooled_width:
         out.pooled_BGE[group] = window.pooled_E
@@ -199,7 +198,7 @@ def _place_frames(out: PackedBatch[np.ndarray], cursor: _Cursor, window: PackInp
             raise ValueError(
                 f"window {window.window}: {condition.label} is active, its input is {size}, expected {expected}"
             )
-        array[rows] = values[trimmed]
+        widen(values[trimmed], array[rows])
         row = row_index(frames, width, margin, np.asarray(valid, bool)[trimmed])
         index[slots] = np.where(row < 0, -1, row + rows.start)
 
