@@ -107,7 +107,7 @@ class ConditionGain:
         self._key = jax.random.key(config.seed)
         replicated = NamedSharding(run.mesh, PartitionSpec())
         places = jax.tree.map(lambda leaf: leaf.sharding, run.params)
-        self._losses = jax.jit(
+        self._losses: Any = jax.jit(
             self._window_losses, in_shardings=(places, shardings, replicated, replicated), out_shardings=replicated
         )
 
