@@ -124,12 +124,12 @@ def curate(
     videos = source_list.look_up(table, source, captioning, config.part_videos)
     table.save(options=dataclasses.asdict(options))
     tasks = _tasks(table, videos, options)
+    if engine.share is not None:
+        tasks = engine.share.of(tasks)  # of all parts: what is missing differs from one worker's start to the next's
     if engine.retry_dead:
         for task in tasks:
             part_work.forget_dead(task)
     tasks = [task for task in tasks if table.missing(task.number)]
-    if engine.share is not None:
-        tasks = engine.share.of(tasks)
     computed, left = _run(engine, config.workers, tasks, progress)
     if left:
         raise ChildProcessError(
