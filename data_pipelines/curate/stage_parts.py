@@ -136,15 +136,17 @@ class Table:
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
-    """A whole Parquet file; FileNotFoundError, or ValueError for a damaged one."""
+    """A whole Parquet file, those of its columns that it has; FileNotFoundError, or ValueError for a damaged one."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such part; run curate again")
     try:
-        return pq.read_table(
-            path, columns=None if columns is None else list(columns), partitioning=None, filters=filters
-        )
+        if columns is not None:
+            there = pq.read_schema(path).names
+            columns = [name for name in columns if name in there]
+        return pq.read_table(path, columns=columns, partitioning=None, filters=filters)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable part ({error}); delete it and run curate again") from None
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a readable part ({why}); delete it and run curate again") from None
 
 
 def write_part(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:

@@ -37,7 +37,7 @@ def write_bad(folder: Path, good: bytes) -> dict[str, str]:
         "zeros.mkv": (bytes(50_000), ""),
         "half.mp4": (good[: len(good) // 2], ""),
         "head only.mp4": (good[:64], ""),
-        "no index.mp4": (good[:head] + b"free" + good[head + 4 :], ""),
+        "no index.mp4": (good[:head] + b"junk" + good[head + 4 :], ""),
         "cut picture.mp4": (one[:-8], "truncated"),
         "playlist.mp4": (b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n", ""),
         "concat.mov": (b"ffconcat version 1.0\nfile /etc/passwd\n", ""),
