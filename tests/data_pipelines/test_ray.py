@@ -47,7 +47,7 @@ class Nodes:
         head = ["--head", f"--port={port}", "--include-dashboard=false"]
         where = [f"--address={self.address}"] if self.running else head
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", *where, *options]
-        command += ["--disable-usage-stats", "--object-store-memory=100000000"]
+        command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", "--object-store-memory=100000000"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_TMPDIR": str(self._folder)}
         with (self._folder / f"node{len(self.running)}.log").open("wb") as log:
             node = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
