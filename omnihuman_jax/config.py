@@ -46,7 +46,7 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 # May differ between a run and its resume: none of these changes what the steps to come compute (another mesh or
 # platform changes it by rounding only).
 FREE_ON_RESUME = (
-    "name", "data.dataset", "data.read_threads", "data.retries", "data.retry_delay_s",
+    "name", "data.dataset", "data.read_threads", "data.retries", "data.retry_delay_s", "data.plan.repeat_warning",
     "mesh", "step", "execution", "checkpoint",
     "logging", "sampling", "samples", "watchdog",
     "numerics.max_skipped", "numerics.max_rollbacks", "numerics.repeat_interval",

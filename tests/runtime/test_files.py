@@ -18,7 +18,7 @@ from omnihuman_jax.runtime import files
 ROOT = Path(__file__).resolve().parents[2]
 # (file, function): the module that does it, what every export carries alone, and moves of what was whole already.
 RENAMES = {
-    ("omnihuman_jax/runtime/files.py", "whole_folder"),
+    ("omnihuman_jax/runtime/files.py", "replace_folder"),
     ("omnihuman_jax/runtime/files.py", "move_into_place"),
     ("omnihuman_jax/runtime/files.py", "_sweep"),
     ("omnihuman_jax/serving/media_omnihuman.py", "write_video"),

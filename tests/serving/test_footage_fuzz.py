@@ -34,7 +34,7 @@ READER = textwrap.dedent(
     from omnihuman_jax.serving.pictures_omnihuman import lay_picture
 
     def scan(path):
-        video = decode.inspect(path, path.name, "v", "")
+        video = decode.inspect(path, "")
         watched = shots.watch(path, 20.0)
         json.dumps(decode.with_properties(video, watched.looks).properties)
 

@@ -202,7 +202,7 @@ def test_a_prompt_is_cut_where_the_captions_of_the_data_were(serving, folder, ti
 
 def test_without_an_image_and_with_the_other_solver(folder, serving, run, tiny, talking, tmp_path):
     """No reference, the pose's shape; text and audio guided apart, second order: the same video again."""
-    pose = tiny.clips / "landmarks" / "clip0.npz"
+    pose = tiny.clips / "poses" / "clip0.npz"
     request = driving.Request(audio=talking, pose=pose, text="a man speaks", seconds=0.36, seed=4)
     config = SamplingConfig(
         num_steps=5, segment_frames=9, guidance=GuidanceConfig(scale=4.0, text_scale=2.0), solver="ab2"
