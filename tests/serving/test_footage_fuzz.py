@@ -36,7 +36,7 @@ READER = textwrap.dedent(
     def scan(path):
         video = decode.inspect(path, "")
         watched = shots.watch(path, 20.0)
-        json.dumps(decode.with_properties(video, watched.looks).properties)
+        json.dumps(decode.with_properties(path, video, watched.looks).properties)
 
     def clip(path):
         for _ in decode.clip_frames(path, 5, 20): pass
