@@ -234,7 +234,10 @@ def _video_encoder(
     container: av.container.OutputContainer, first: np.ndarray, fps: float, crf: int, codec: str
 ) -> av.VideoStream:
     height, width = first.shape[:2]
-    options = {"crf": str(crf)} | ({"x265-params": "log-level=error"} if codec == "libx265" else {})
+    # x264's assembly for macroblock trees gives other bits for the same pictures once an AAC encoder has run in the
+    # process, in a few calls of a hundred: without it the same pictures are the same file.
+    own = {"libx264": {"x264-params": "mbtree=0"}, "libx265": {"x265-params": "log-level=error"}}
+    options = {"crf": str(crf)} | own.get(codec, {})
     stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
     stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
     # Say which matrix the picture was converted with; players guess by size otherwise and shift the colours.

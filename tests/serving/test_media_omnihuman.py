@@ -130,6 +130,19 @@ def test_written_video_reads_back_in_colour_and_in_sync(tmp_path: Path) -> None:
     assert (header.codec, header.height, header.width, header.fps, header.has_audio) == ("h264", 48, 64, 25.0, True)
 
 
+def test_the_same_pictures_and_sound_are_the_same_file(tmp_path: Path) -> None:
+    """In one process, again and again: what an encoder leaves behind changes nothing of the next video."""
+    rows, columns = np.mgrid[:64, :96]
+    frames = [127.5 * (1 + np.sin((rows + 3 * shift) / 7) * np.cos((columns - 2 * shift) / 11)) for shift in range(30)]
+    pictures = np.repeat(np.stack(frames)[..., None], 3, axis=3).astype(np.uint8)
+    wave = (0.3 * np.sin(np.arange(30 * 640) / 9)).astype(np.float32)
+    written = set()
+    for _ in range(80):
+        media_omnihuman.write_video(tmp_path / "a.mp4", pictures, 25, wave)
+        written.add((tmp_path / "a.mp4").read_bytes())
+    assert len(written) == 1
+
+
 def test_sound_is_cut_or_padded_to_the_pictures(tmp_path: Path) -> None:
     for seconds in (1.0, 3.0):
         media_omnihuman.write_video(
