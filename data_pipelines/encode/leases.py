@@ -27,7 +27,7 @@ class Lease:
     @property
     def is_over(self) -> bool:
         host, _, pid = self.owner.rpartition(":")
-        return self.deadline < time.time() or (host == socket.gethostname() and not _lives(int(pid)))
+        return self.deadline < time.time() or (host == socket.gethostname() and not files.is_running(int(pid)))
 
 
 class LeaseHolder:
@@ -88,13 +88,3 @@ def read_lease(path: Path) -> Lease | None:
         return None
     except (ValueError, KeyError, TypeError):
         return Lease(":0", 0.0)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -9,6 +9,7 @@ Without the mark it is work. It is a function of its clips alone, so that whoeve
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,7 +78,7 @@ def make_shard(
     first = next(stream, None)
     count = size = 0
     if first is not None:
-        count, size = write_shard(at.records, _chained(first, stream), spec, digest.update)
+        count, size = write_shard(at.records, itertools.chain((first,), stream), spec, digest.update)
         write_columns(at.rows, pa.Table.from_pylist(rows))
     mark = {
         "records": count,
@@ -88,11 +89,6 @@ def make_shard(
         "quarantine": letters.taken(),
     }
     files.write_text(at.mark, json.dumps(mark))
-
-
-def _chained(first: WindowRecord, others: Iterator[WindowRecord]) -> Iterator[WindowRecord]:
-    yield first
-    yield from others
 
 
 def _clip_row(clip: Clip, windows: Sequence[EncodedWindow], statistics: dict[str, Any] | None) -> dict[str, Any]:

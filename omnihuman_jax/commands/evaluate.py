@@ -82,9 +82,7 @@ def choose_windows(catalog: Catalog, count: int) -> tuple[list[int], list[int]]:
         )
     by_clip = {clip: rows[catalog.clip_id[rows] == clip] for clip in clips}
     by_clip = {clip: own[np.argsort(catalog.start_frame[own], kind="stable")] for clip, own in by_clip.items()}
-    share = math.ceil(count / len(clips))
-    spread = {clip: own[sheet.evenly(len(own), share)] for clip, own in by_clip.items()}
-    chosen = [int(own[i]) for i in range(share) for own in spread.values() if i < len(own)][:count]
+    chosen = window_inputs.spread(catalog, rows, count)
     # The partner comes from the clip half way round the list: neighbours in it are often of one video.
     partners = []
     for number, row in enumerate(chosen):
@@ -136,7 +134,7 @@ def mouth_region(clips_dir: Path, catalog: Catalog, row: int) -> np.ndarray | No
 def driven_by(subject: Subject, kind: str, slot: int, run: trained_run.TrainedRun) -> packing.PackInput:
     """The window as the model is to see it for one of `SAMPLED`: all conditions, pose or audio of the other clip."""
     record, other = subject.record, subject.other
-    active = NEEDED | (ConditionSet(record.eligible) & ConditionSet.of(Condition.TEXT))
+    active = window_inputs.with_text(NEEDED, record)
     return window_inputs.driven_window(
         run.spec, record, active, slot,
         sound=other if kind == "other_audio" else record,

@@ -226,10 +226,13 @@ def _sweep(destination: Path, prefix: str) -> None:
 def _is_running(label: str) -> bool:
     """Whether the process whose id starts `label` lives; False for anything that is no process id."""
     digits = label.partition("-")[0]
-    if not digits.isdigit():
-        return False
+    return digits.isdigit() and is_running(int(digits))
+
+
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process of that id."""
     try:
-        os.kill(int(digits), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -165,8 +165,7 @@ def _driven(
     kind: str,
     condition: Condition,
 ) -> packing.PackInput:
-    active = ConditionSet.of(Condition.REFERENCE, condition)
-    active = active | (ConditionSet(record.eligible) & ConditionSet.of(Condition.TEXT))
+    active = window_inputs.with_text(ConditionSet.of(Condition.REFERENCE, condition), record)
     source = other if kind == "other" else record
     sound, pose = (source, record) if condition is Condition.AUDIO else (record, source)
     return window_inputs.driven_window(run.spec, record, active, slot, sound=sound, pose=pose, with_truth=True)

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate.clip_sets import read_clips, table_folder
-from data_pipelines.curate.clips import Clip
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
@@ -23,7 +21,8 @@ from omnihuman_jax.data.window_index import TRAIN_SPLIT
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.runtime import files
-from omnihuman_jax.sampling import trained_run
+from omnihuman_jax.sampling import trained_run, window_inputs
+from omnihuman_jax.sampling.clip_sounds import ClipSounds
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
@@ -84,50 +83,15 @@ def choose_rows(catalog: Catalog, split: str, drive: str, count: int) -> list[in
 
     ValueError that says which splits there are, where none fits.
     """
-    held_out = catalog.split != TRAIN_SPLIT
-    needed = DRIVES[drive].bits
-    usable = (held_out if split == "held_out" else catalog.split == split) & (catalog.eligible & needed == needed)
-    usable &= catalog.frames > 1
-    if not usable.any():
+    among = catalog.split != TRAIN_SPLIT if split == "held_out" else catalog.split == split
+    rows = window_inputs.longest_rows(catalog, among, DRIVES[drive])
+    if not len(rows):
         known = ", ".join(sorted(set(catalog.split.tolist())))
         raise ValueError(
             f"no window of split {split} can be driven by {drive}; the dataset's splits are {known} (--split train "
             "measures what was trained on, and says nothing about other people)"
         )
-    rows = np.flatnonzero(usable & (catalog.frames == catalog.frames[usable].max()))
-    by_clip: dict[str, list[int]] = {}
-    for row in sorted(rows.tolist(), key=lambda r: (str(catalog.clip_id[r]), int(catalog.start_frame[r]))):
-        by_clip.setdefault(str(catalog.clip_id[row]), []).append(row)
-    share = math.ceil(count / len(by_clip))
-    spread = [[own[k] for k in sheet.evenly(len(own), share)] for own in by_clip.values()]
-    turns = [row for turn in range(share) for own in spread for row in own[turn : turn + 1]]
-    return turns[:count]
-
-
-def window_of(record: WindowRecord, drive: str, slot: int, run: trained_run.TrainedRun) -> packing.PackInput:
-    """The window as the model is to see it; nothing of the truth goes in but what drives it."""
-    active = DRIVES[drive]
-    text_SE, pooled_E = run.spec.empty_text_SE, run.spec.empty_pooled_E
-    if Condition.TEXT in ConditionSet(record.eligible):
-        active, text_SE, pooled_E = active | ConditionSet.of(Condition.TEXT), record.text_SE, record.pooled_E
-    arrays: dict[str, Any] = {}
-    if Condition.AUDIO in active:
-        arrays |= {"audio_TE": record.audio_TE.astype(np.float32), "audio_valid_T": record.audio_valid_T}
-    if Condition.POSE in active:
-        arrays |= {
-            "keypoints_TJ3": record.keypoints_TJ3.astype(np.float32),
-            "keypoints_valid_T": record.keypoints_valid_T,
-        }
-    return packing.PackInput(
-        latents_FHWC=np.zeros(record.latents_FHWC.shape, np.float32),
-        reference_HWC=record.references_RHWC[0].astype(np.float32),
-        text_SE=text_SE,
-        pooled_E=pooled_E,
-        active=active,
-        margin=run.spec.margin,
-        slot=slot,
-        **arrays,
-    )
+    return window_inputs.spread(catalog, rows, count)
 
 
 def make_pairs(
@@ -155,14 +119,16 @@ def make_pairs(
     """
     config = config or run.config.sampling
     catalog, source = Catalog.load(run.dataset), open_records(run.dataset)
-    known = {clip.clip_id: clip for clip in read_clips(clips)} if clips is not None else {}
+    sounds = ClipSounds(clips) if clips is not None else None
     jobs = []
     for slot, row in enumerate(choose_rows(catalog, split, drive, windows)):
         record = source[int(catalog.record[row])]
         if record is not None:
             name = "".join(c if c.isalnum() or c in "-_." else "_" for c in record.window_id)
-            wave = _sound(known, clips, record, int(catalog.start_frame[row]))
-            jobs.append((name, record, window_of(record, drive, slot, run), wave))
+            start = int(catalog.start_frame[row])
+            wave = sounds.of(record.clip_id, start, record.frames, SAMPLE_RATE_HZ) if sounds else None
+            active = window_inputs.with_text(DRIVES[drive], record)
+            jobs.append((name, record, window_inputs.driven_window(run.spec, record, active, slot), wave))
     if not jobs:
         raise ValueError(f"{run.dataset}: none of the chosen windows can be read; run `omnihuman encode` again")
     made_by = {
@@ -196,8 +162,7 @@ def _sample_missing(
     if not left:
         return
     windows = [window for _, _, window, _ in jobs]
-    branches = trained_run.needs_guidance(config.guidance, windows)
-    sampler = trained_run.Sampler(run, config, trained_run.shape_for(run, windows), min(batch, len(jobs)), branches)
+    sampler = trained_run.sampler_for(run, config, windows, batch)
     calls = math.ceil(len(left) / sampler.batch)
     for start in range(0, len(left), sampler.batch):
         part = left[start : start + sampler.batch]
@@ -225,13 +190,3 @@ def _is_done(folder: Path, job: tuple[str, WindowRecord, packing.PackInput, Any]
     return bool(found == made_by | {"slot": window.slot}) and all(
         (folder / side / f"{name}.mp4").is_file() for side in ("made", "true")
     )
-
-
-def _sound(known: dict[str, Clip], clips: Path | None, record: WindowRecord, start: int) -> np.ndarray | None:
-    if clips is None:
-        return None
-    if record.clip_id not in known:
-        raise ValueError(f"{clips} has no clip {record.clip_id}: give the folder that the dataset was encoded from")
-    clip = known[record.clip_id]
-    begin = clip.start_s + start / FPS
-    return media_omnihuman.read_audio(clip.video_path(table_folder(clips)), SAMPLE_RATE_HZ, begin, record.frames / FPS)

@@ -47,11 +47,10 @@ def load_windows(dataset: Location, truth_dir: Path, split: str) -> dict[str, li
         FileNotFoundError, ValueError: no such windows, or no truth of their clips.
     """
     catalog, source = Catalog.load(dataset), open_records(dataset)
-    usable = (catalog.split == split) & ((catalog.eligible & _NEEDED.bits) == _NEEDED.bits) & (catalog.frames > 1)
-    if not usable.any():
+    rows = window_inputs.longest_rows(catalog, catalog.split == split, _NEEDED)
+    if not len(rows):
         known = ", ".join(sorted(set(catalog.split.tolist())))
         raise ValueError(f"{dataset}: no window of split {split} has sound and a reference; its splits are {known}")
-    rows = np.flatnonzero(usable & (catalog.frames == catalog.frames[usable].max()))
     clips: dict[str, list[TruthWindow]] = {}
     truths: dict[str, Truth] = {}
     for row in sorted(rows.tolist(), key=lambda r: (catalog.clip_id[r], int(catalog.start_frame[r]))):

@@ -32,10 +32,9 @@ from omnihuman_jax.runtime import bucket_folder
 from omnihuman_jax.runtime.locations import Location, location
 from omnihuman_jax.serving.folders_omnihuman import changed_files
 from omnihuman_jax.serving.guidance_omnihuman import (
-    CURVES,
-    SOLVERS,
     Branch,
     GuidanceConfig,
+    add_guidance_arguments,
     branch_scales,
     guidance_branches,
 )
@@ -390,20 +389,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, *, required: bool = True)
         "--codec", metavar="DIR", help="the codec's folder, if it was moved since the data were encoded"
     )
     parser.add_argument("--steps", type=int, metavar="N", help="sampling steps; default: the run's config")
-    parser.add_argument(
-        "--guidance-scale", type=float, metavar="S", help="guidance on text and audio at the first step; 1 is off"
-    )
-    parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
-    parser.add_argument("--guidance-curve", choices=CURVES, help="... and how it falls in between")
-    parser.add_argument(
-        "--guidance-text-scale",
-        type=float,
-        metavar="S",
-        help="guide text apart from audio, by this scale at the first step; the other scale is audio's then",
-    )
-    parser.add_argument(
-        "--solver", choices=SOLVERS, help="of the sampling steps (ab2: second order); default: the run's config"
-    )
+    add_guidance_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
 
 

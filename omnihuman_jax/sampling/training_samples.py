@@ -30,6 +30,7 @@ from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime import files, processes
 from omnihuman_jax.runtime.locations import local, location
 from omnihuman_jax.sampling import driving, trained_run, window_inputs
+from omnihuman_jax.sampling.clip_sounds import ClipSounds
 from omnihuman_jax.sampling.evaluators import Evaluator, evaluators
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.windows_omnihuman import segment_schedule
@@ -197,32 +198,22 @@ def window_subjects(
     if config.windows and not len(rows) and config.split:
         known = ", ".join(sorted(set(catalog.split.tolist())))
         raise ValueError(f"samples.split {config.split!r} has no window with a reference; the data set has {known}")
+    sounds = ClipSounds(local(config.clips, "samples.clips")) if config.clips and config.windows else None
     for row in window_inputs.spread(catalog, rows, config.windows):
         record = source[int(catalog.record[row])]
         if record is None:
             continue
         active = ConditionSet(record.eligible) & usable(run)
+        wave = None
+        if sounds is not None and Condition.AUDIO in active:
+            start = int(catalog.start_frame[row])
+            wave = sounds.of(record.clip_id, start, record.frames, run.spec.sample_rate_hz)
         yield FixedSample(
             name=file_name(record.window_id),
             window=window_inputs.driven_window(run.spec, record, active, 0),
-            wave=sound_of(run, config, catalog, row) if Condition.AUDIO in active else None,
+            wave=wave,
             about={"window": record.window_id, "split": split, "driven_by": active.label},
         )
-
-
-def sound_of(run: trained_run.TrainedRun, config: SamplesConfig, catalog: Catalog, row: int) -> np.ndarray | None:
-    """The window's own sound, float32 [N], out of the clips' folder; None without one."""
-    if not config.clips:
-        return None
-    from data_pipelines.curate.clip_sets import read_clips, table_folder
-
-    folder = local(config.clips, "samples.clips")
-    name = str(catalog.clip_id[row])
-    clip = next((clip for clip in read_clips(folder) if clip.clip_id == name), None)
-    if clip is None:
-        raise ValueError(f"samples.clips {folder} has no clip {name}: give the folder that the data set was made from")
-    start_s, seconds = clip.start_s + int(catalog.start_frame[row]) / FPS, int(catalog.frames[row]) / FPS
-    return media_omnihuman.read_audio(clip.video_path(table_folder(folder)), run.spec.sample_rate_hz, start_s, seconds)
 
 
 def signal_subjects(

@@ -8,9 +8,9 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.packing import PackInput
 from omnihuman_jax.data.records import DatasetSpec, WindowRecord
+from omnihuman_jax.data.window_index import TRAIN_SPLIT
 from omnihuman_jax.evaluation import sheet
 
-TRAINED_ON = "train"
 # Of millions of windows so many are sorted, evenly taken.
 _LOOKED_AT = 20_000
 
@@ -57,20 +57,28 @@ def driven_window(
     )
 
 
-def held_out(catalog: Catalog, split: str, needed: ConditionSet) -> tuple[str, np.ndarray]:
-    """(split, rows) of the longest videos there that are eligible for `needed`; no rows where there are none.
+def with_text(active: ConditionSet, record: WindowRecord) -> ConditionSet:
+    """`active`, and text where the window is eligible for it."""
+    return active | (ConditionSet(record.eligible) & ConditionSet.of(Condition.TEXT))
 
-    `split`: "" for the held-out split that has most of them, or else the windows that are trained on.
+
+def longest_rows(catalog: Catalog, among: np.ndarray, needed: ConditionSet) -> np.ndarray:
+    """The rows of the longest videos `among` (bool [n]) that are eligible for `needed`; none where there are none."""
+    rows = np.flatnonzero(among & ((catalog.eligible & needed.bits) == needed.bits) & (catalog.frames > 1))
+    return rows[catalog.frames[rows] == catalog.frames[rows].max()] if len(rows) else rows
+
+
+def held_out(catalog: Catalog, split: str, needed: ConditionSet) -> tuple[str, np.ndarray]:
+    """(split, `longest_rows` of it).
+
+    `split`: "" for the held-out split that has most of what is eligible, or else the windows that are trained on.
     """
-    usable = ((catalog.eligible & needed.bits) == needed.bits) & (catalog.frames > 1)
     if not split:
-        held_out_rows = usable & ~(catalog.split == TRAINED_ON)
-        names, counts = np.unique(catalog.split[held_out_rows].astype(str), return_counts=True)
-        split = str(names[counts.argmax()]) if len(names) else TRAINED_ON
-    rows = np.flatnonzero(usable & (catalog.split == split))
-    if not len(rows):
-        return split, rows
-    return split, rows[catalog.frames[rows] == catalog.frames[rows].max()]
+        usable = ((catalog.eligible & needed.bits) == needed.bits) & (catalog.frames > 1)
+        held = catalog.split[usable & (catalog.split != TRAIN_SPLIT)]
+        names, counts = np.unique(held.astype(str), return_counts=True)
+        split = str(names[counts.argmax()]) if len(names) else TRAIN_SPLIT
+    return split, longest_rows(catalog, catalog.split == split, needed)
 
 
 def spread(catalog: Catalog, rows: Sequence[int] | np.ndarray, count: int) -> list[int]:

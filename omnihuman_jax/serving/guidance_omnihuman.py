@@ -5,6 +5,7 @@ numpy alone, and no file beside this one: the trainer imports it from its packag
 is.
 """
 
+import argparse
 import dataclasses
 import math
 
@@ -89,6 +90,24 @@ class GuidanceConfig:
             curve=curve or self.curve,
             text_scale=own_text_scale if text_scale is None else text_scale,
         )
+
+
+def add_guidance_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `with_overrides` takes, and `--solver`: of every command that samples."""
+    parser.add_argument(
+        "--guidance-scale", type=float, metavar="S", help="guidance on text and audio at the first step; 1 is off"
+    )
+    parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
+    parser.add_argument("--guidance-curve", choices=CURVES, help="... and how it falls in between")
+    parser.add_argument(
+        "--guidance-text-scale",
+        type=float,
+        metavar="S",
+        help="guide text apart from audio, by this scale at the first step; the other scale is audio's then",
+    )
+    parser.add_argument(
+        "--solver", choices=SOLVERS, help="of the sampling steps (ab2: second order); default: the run's"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

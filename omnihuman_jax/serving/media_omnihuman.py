@@ -8,6 +8,7 @@ pictures and sound in `footage_omnihuman.py` and `sound_omnihuman.py`.
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -210,7 +211,7 @@ def write_video(
             video = _video_encoder(container, first, fps, crf, codec)
             sound = container.add_stream("aac", rate=sample_rate, layout="mono") if audio is not None else None
             count = 0
-            for picture in _chain(first, iterator):
+            for picture in itertools.chain((first,), iterator):
                 container.mux(video.encode(_to_frame(picture, video, path)))
                 count += 1
             container.mux(video.encode(None))
@@ -223,11 +224,6 @@ def write_video(
         raise MediaError(f"{path}: could not be encoded ({error.strerror or error})") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _chain(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest
 
 
 def _video_encoder(

@@ -30,10 +30,9 @@ from batch_omnihuman import pack, without
 from encoders_omnihuman import DCT_FILE, Codec, load_codec, load_speech_encoder, load_text_encoder, network_folder
 from folders_omnihuman import check_export, check_weights, read_config
 from guidance_omnihuman import (
-    CURVES,
-    SOLVERS,
     FlowMatchingConfig,
     GuidanceConfig,
+    add_guidance_arguments,
     branch_scales,
     guidance_branches,
     timesteps,
@@ -425,20 +424,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="frames of a segment, 1 + 4n; default: the longest window trained on",
     )
-    parser.add_argument(
-        "--guidance-scale", type=float, metavar="S", help="on text and audio, at the first step; 1 is off"
-    )
-    parser.add_argument("--guidance-final-scale", type=float, metavar="S", help="... and at the last step")
-    parser.add_argument("--guidance-curve", choices=CURVES, help="... and how it falls in between")
-    parser.add_argument(
-        "--guidance-text-scale",
-        type=float,
-        metavar="S",
-        help="guide text apart from audio, by this scale at the first step; the other scale is audio's then",
-    )
-    parser.add_argument(
-        "--solver", choices=SOLVERS, help="of the sampling steps (ab2: second order); default: the run's"
-    )
+    add_guidance_arguments(parser)
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
     )
