@@ -18,7 +18,7 @@ from omnihuman_jax.config import (
 )
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.plan import Plan
-from omnihuman_jax.data.records import RecordSource, open_records
+from omnihuman_jax.data.record_source import RecordSource, open_records
 from omnihuman_jax.models import flops, mmdit
 from omnihuman_jax.runtime import platform_flags, processes
 from omnihuman_jax.training import optimizer as optim

@@ -15,7 +15,8 @@ from omnihuman_jax import sharding
 from omnihuman_jax.checkpoint.reader import CheckpointReader
 from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import DatasetSpec, open_records
+from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.interop import safetensors_io

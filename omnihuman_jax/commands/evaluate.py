@@ -23,13 +23,15 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.identity import features_of
-from omnihuman_jax.data.records import DatasetSpec, WindowRecord, open_records
+from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.data.records import DatasetSpec, WindowRecord
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import Location, local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_range, trained_run, window_inputs
+from omnihuman_jax.sampling.sampler import sampler_for
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
 
@@ -158,7 +160,7 @@ def sample_subjects(
         for kind in SAMPLED
     ]
     windows = [window for _, _, window in jobs]
-    latents = trained_run.sampler_for(run, config, windows, batch).all_of(windows, seed, on_progress)
+    latents = sampler_for(run, config, windows, batch).all_of(windows, seed, on_progress)
     pictures: list[dict[str, np.ndarray]] = [{} for _ in subjects]
     for number, subject in enumerate(subjects):
         still = trained_run.decode_pictures(run, subject.record.references_RHWC[:1])

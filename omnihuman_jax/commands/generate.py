@@ -21,6 +21,7 @@ from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_range, trained_run
 from omnihuman_jax.sampling.driving import Encoders, Request, Signals, read_signals, segment_frames_of
+from omnihuman_jax.sampling.sampler import Samplers
 from omnihuman_jax.sampling.video_jobs import JobsReport, read_manifest
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.windows_omnihuman import Segment, segment_schedule
@@ -58,7 +59,7 @@ def generate(
     out: Path,
     *,
     config: SamplingConfig | None = None,
-    samplers: trained_run.Samplers | None = None,
+    samplers: Samplers | None = None,
     encoders: Encoders | None = None,
     previews: Path | None = None,
     on_progress: Callable[[float, int], None] = lambda done, total: None,
@@ -90,7 +91,7 @@ def generate(
     for warning in [*warnings, *trained_range.check_range(run, (height, width), segments[0].frames)]:
         print(f"warning: {warning}", file=sys.stderr)
     first = window_of(run, signals, segments[0], None)
-    sampler = (samplers or trained_run.Samplers(run, config)).for_window(first)
+    sampler = (samplers or Samplers(run, config)).for_window(first)
     seams: list[long_video.Seam] = []
 
     def sample_segment(segment: Segment, motion_THW3: np.ndarray | None) -> np.ndarray:
@@ -262,7 +263,7 @@ def _generate_all(options: argparse.Namespace) -> int:
         options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
     )
     config = trained_run.sampling_config(run.config.sampling, options)
-    samplers, encoders, report = trained_run.Samplers(run, config), Encoders(), JobsReport(options.out, run, config)
+    samplers, encoders, report = Samplers(run, config), Encoders(), JobsReport(options.out, run, config)
     with progress_bar("share") as bar:
         task = bar.add_task("videos", total=len(jobs))
         for number, job in enumerate(jobs):

@@ -17,7 +17,8 @@ import numpy as np
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.finite import not_finite
-from omnihuman_jax.data.records import DatasetSpec, RecordSource, WindowRecord
+from omnihuman_jax.data.record_source import RecordSource
+from omnihuman_jax.data.records import DatasetSpec, WindowRecord
 from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import FPS, PATCH, SPATIAL_STRIDE

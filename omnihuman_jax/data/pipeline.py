@@ -16,7 +16,8 @@ import numpy as np
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.packing import PackInput, empty_batch, neighbours_of, pack_sequence
 from omnihuman_jax.data.plan import PlacedWindow, Plan
-from omnihuman_jax.data.records import DatasetSpec, RecordSource, WindowRecord
+from omnihuman_jax.data.record_source import RecordSource
+from omnihuman_jax.data.records import DatasetSpec, WindowRecord
 from omnihuman_jax.typing import PackedBatch, PackedShape
 
 logger = logging.getLogger(__name__)

@@ -9,19 +9,17 @@ import dataclasses
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from omnihuman_jax.data.dataset_files import CachedRecords, cache_of, dataset_folder
+from omnihuman_jax.data.dataset_files import dataset_folder
 from omnihuman_jax.data.example_wire import parse_example
 from omnihuman_jax.data.finite import not_finite
-from omnihuman_jax.data.shard_cache import CacheUse, ChangedError
-from omnihuman_jax.runtime import exit_codes, files
-from omnihuman_jax.runtime.locations import is_remote, local
+from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ, latent_frames_of
 
 logger = logging.getLogger(__name__)
@@ -349,112 +347,3 @@ def write_dataset_metadata(
         data_dir=str(directory), features=features(spec), split_infos=[split], check_data=False, version=VERSION
     )
     spec.save(directory)
-
-
-class StorageError(OSError):
-    """The storage that the records lie on did not answer for as long as it was given: no fault of a record."""
-
-    exit_code = exit_codes.RETRY
-
-
-class RecordSource:
-    """Random access to the windows of a dataset; thread-safe. An unreadable record is None, and its reason is kept.
-
-    A record is unreadable if its bytes are wrong: the same on every host and at every try. Storage that does not answer
-    is waited for instead, `retries` times with doubling pauses from `delay_s` on, and is a StorageError after that.
-    """
-
-    def __init__(self, directory: str | os.PathLike[str], *, retries: int = 6, delay_s: float = 1.0):
-        import tensorflow_datasets as tfds
-
-        self.directory = dataset_folder(directory)
-        self.spec = DatasetSpec.load(directory)
-        self._retries, self._delay_s = retries, delay_s
-        builder = tfds.builder_from_directory(str(self.directory))
-        _check_layout(directory, builder.info, features(self.spec))
-        split = builder.info.splits[SPLIT]
-        self._shards = [self.directory / name for name in split.filenames]
-        self._ends = np.cumsum(split.shard_lengths)
-        self._cache = cache_of(os.fspath(directory)) if is_remote(directory) else None
-        for path in self._shards:
-            if not (self._cache.size(path.name) if self._cache else path.is_file() and path.stat().st_size):
-                raise FileNotFoundError(
-                    f"{path}: shard missing or empty; copy it again or run `omnihuman encode` again"
-                )
-        self._source = (
-            CachedRecords(self._cache, [path.name for path in self._shards], list(split.shard_lengths))
-            if self._cache
-            else builder.as_data_source(split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        )
-        self.unreadable: dict[int, str] = {}  # record index -> why
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def cache_use(self) -> CacheUse | None:
-        """What was read from a bucket through the cache; None of a folder."""
-        return self._cache.use if self._cache else None
-
-    def __getitem__(self, index: int) -> WindowRecord | None:
-        """The window at `index`; None if its bytes are damaged. IndexError outside of the dataset, StorageError without
-        storage.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(
-                f"record {index} of {len(self)} in {self.directory}; the catalog belongs to another dataset"
-            )
-        for attempt in range(self._retries + 1):
-            try:
-                record = decode_record(self._source[index], self.spec)
-                record.validate(self.spec)
-                return record
-            except (MemoryError, ChangedError):
-                raise
-            except (
-                Exception
-            ) as error:  # readers raise RuntimeError on a bad checksum, protobuf and numpy what they please
-                if (outage := self._outage(index)) is None:
-                    self.unreadable[index] = f"{type(error).__name__}: {error}".splitlines()[0]
-                    return None
-            if attempt < self._retries:
-                pause = self._delay_s * 2**attempt
-                logger.warning(
-                    "record %d: storage does not answer (%s); try %d in %g s", index, outage, attempt + 2, pause
-                )
-                time.sleep(pause)
-        raise StorageError(f"record {index}: storage did not answer in {self._retries + 1} tries: {outage}")
-
-    def _outage(self, index: int) -> str | None:
-        """Why the shard of a record cannot be read at all; None if it can, and the record itself is to blame."""
-        path = self._shards[int(np.searchsorted(self._ends, index, side="right"))]
-        try:
-            path = self._cache.path(path.name) if self._cache else path
-            with path.open("rb", buffering=0) as file:
-                return None if file.read(1) else f"{path} is empty"
-        except OSError as error:
-            return f"{path}: {error.strerror or error}"
-
-
-def _check_layout(directory: str | os.PathLike[str], info: Any, expected: Any) -> None:
-    """ValueError unless the records are laid out as `decode_record` takes them apart: otherwise each would count as
-    damaged.
-    """
-    cure = "encode its clips again with this version, into another folder"
-    if str(info.version) != VERSION:
-        raise ValueError(f"{directory}: its records have layout {info.version}, this version reads {VERSION}; {cure}")
-    stored, mine = (
-        {name: (tuple(one.shape), np.dtype(one.np_dtype).name) for name, one in features.get_tensor_info().items()}
-        for features in (info.features, expected)
-    )
-    if wrong := sorted(name for name in stored.keys() | mine.keys() if stored.get(name) != mine.get(name)):
-        name = wrong[0]
-        raise ValueError(
-            f"{directory}: its records have {name} {stored.get(name)}, dataset.json wants {mine.get(name)}; its files"
-            f" are not of one data set: {cure}"
-        )
-
-
-def open_records(directory: str | os.PathLike[str], *, retries: int = 6, delay_s: float = 1.0) -> RecordSource:
-    """The records of the dataset in `directory`."""
-    return RecordSource(directory, retries=retries, delay_s=delay_s)

@@ -18,12 +18,14 @@ from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import RecordSource, WindowRecord
+from omnihuman_jax.data.record_source import RecordSource
+from omnihuman_jax.data.records import WindowRecord
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import condition_gain, mouth
 from omnihuman_jax.evaluation.bootstrap import Estimate
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.sampling import lip_sync, trained_run, window_inputs
+from omnihuman_jax.sampling.sampler import sampler_for, shape_for
 from omnihuman_jax.training.sample_budget import SamplesConfig
 from omnihuman_jax.typing import Array, Batch, PackedShape, Params
 
@@ -100,7 +102,7 @@ class ConditionGain:
         windows["absent"] = [
             condition_gain.with_condition(window, condition, "absent", window) for window in windows["own"]
         ]
-        shape = trained_run.shape_for(run, windows["own"] + windows["other"])
+        shape = shape_for(run, windows["own"] + windows["other"])
         ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
         self._rows = -(-min(config.batch, len(subjects)) // ways) * ways
         shardings = sharding.batch_shardings(run.mesh, shape, self._rows)
@@ -187,7 +189,7 @@ class MouthCorrelation:
         self._run, self._seed = run, config.seed
         self._subjects = lip_sync.subjects_of(run, run.dataset, truth, split, config.mouth_windows)
         self._inputs = self._subjects.inputs(run, ("own",))
-        self._sampler = trained_run.sampler_for(run, sampling, self._inputs, config.batch)
+        self._sampler = sampler_for(run, sampling, self._inputs, config.batch)
         trips = [self._subjects.round_trips[window.row] for window, _ in self._subjects.pairs]
         self._ceiling = mouth.correlation(self._subjects.read(trips), self._truth)
 

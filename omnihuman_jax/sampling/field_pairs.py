@@ -16,13 +16,15 @@ import numpy as np
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import WindowRecord, open_records
+from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.data.records import WindowRecord
 from omnihuman_jax.data.window_index import TRAIN_SPLIT
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.runtime import files
 from omnihuman_jax.sampling import trained_run, window_inputs
 from omnihuman_jax.sampling.clip_sounds import ClipSounds
+from omnihuman_jax.sampling.sampler import sampler_for
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
@@ -162,7 +164,7 @@ def _sample_missing(
     if not left:
         return
     windows = [window for _, _, window, _ in jobs]
-    sampler = trained_run.sampler_for(run, config, windows, batch)
+    sampler = sampler_for(run, config, windows, batch)
     calls = math.ceil(len(left) / sampler.batch)
     for start in range(0, len(left), sampler.batch):
         part = left[start : start + sampler.batch]

@@ -16,12 +16,14 @@ from data_pipelines.puppet_theatre.truth import Truth
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import WindowRecord, open_records
+from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.data.records import WindowRecord
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import mouth, sheet
 from omnihuman_jax.evaluation.bootstrap import Estimate
 from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.sampling import trained_run, window_inputs
+from omnihuman_jax.sampling.sampler import sampler_for
 
 DRIVINGS = ("own", "other", "none")
 _NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO)
@@ -160,7 +162,7 @@ def measure_lip_sync(
     subjects = subjects_of(run, dataset, truth_dir, split, windows)
     pairs, round_trips, read = subjects.pairs, subjects.round_trips, subjects.read
     inputs = subjects.inputs(run, DRIVINGS)
-    latents = trained_run.sampler_for(run, config, inputs, batch).all_of(inputs, seed, on_progress)
+    latents = sampler_for(run, config, inputs, batch).all_of(inputs, seed, on_progress)
     videos = [trained_run.decode_pictures(run, latent) for latent in latents]
     pictures = {kind: videos[i * len(pairs) : (i + 1) * len(pairs)] for i, kind in enumerate(DRIVINGS)}
     found = {kind: read(pictures[kind]) for kind in DRIVINGS}

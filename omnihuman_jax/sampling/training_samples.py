@@ -23,7 +23,7 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.config import ExperimentConfig, compute_dtype
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import RecordSource
+from omnihuman_jax.data.record_source import RecordSource
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.models import mmdit
@@ -32,6 +32,7 @@ from omnihuman_jax.runtime.locations import local, location
 from omnihuman_jax.sampling import driving, trained_run, window_inputs
 from omnihuman_jax.sampling.clip_sounds import ClipSounds
 from omnihuman_jax.sampling.evaluators import Evaluator, evaluators
+from omnihuman_jax.sampling.sampler import sampler_for
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.windows_omnihuman import segment_schedule
 from omnihuman_jax.training.sample_budget import SampleBudget, SamplesConfig
@@ -87,7 +88,7 @@ class TrainingSamples:
             for slot, subject in enumerate(subjects)
         ]
         inputs = [subject.window for subject in self.subjects]
-        self.sampler = trained_run.sampler_for(run, sampling, inputs, config.batch) if inputs else None
+        self.sampler = sampler_for(run, sampling, inputs, config.batch) if inputs else None
         self._budget = SampleBudget(config.max_share, time.monotonic())
         self._failed = False
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from omnihuman_jax.data.plan import Plan
-from omnihuman_jax.data.records import RecordSource
+from omnihuman_jax.data.record_source import RecordSource
 from omnihuman_jax.runtime import exit_codes, processes, storage
 from omnihuman_jax.runtime.incidents import Incidents, append_line, read_lines
 from omnihuman_jax.runtime.processes import RunEnded, StopRequest

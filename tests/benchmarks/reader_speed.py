@@ -22,11 +22,11 @@ from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.data.plan import Plan, PlanConfig
+from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.data.records import (
     DatasetSpec,
     WindowRecord,
     features,
-    open_records,
     shard_path,
     write_dataset_metadata,
     write_shard,

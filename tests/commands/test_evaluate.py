@@ -10,7 +10,7 @@ from PIL import Image
 from omnihuman_jax.commands import evaluate
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import open_records
+from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.evaluation import psnr
 from omnihuman_jax.sampling import trained_run
 from omnihuman_jax.serving import media_omnihuman

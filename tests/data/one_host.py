@@ -11,7 +11,7 @@ import sys
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.data.plan import Plan
-from omnihuman_jax.data.records import open_records
+from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.stages import Stage, StageSchedule
 from tests.data import synthetic
 

@@ -13,7 +13,7 @@ from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.packing import pack_sequence, window_latents
 from omnihuman_jax.data.pipeline import make_loader, window_input
 from omnihuman_jax.data.plan import Plan
-from omnihuman_jax.data.records import open_records
+from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.serving.pictures_omnihuman import unpatchify
 from omnihuman_jax.stages import paper_stages
 from tests.data import synthetic

@@ -10,13 +10,13 @@ import pytest
 from omnihuman_jax.data.example_wire import parse_example
 from omnihuman_jax.data.finite import not_finite
 from omnihuman_jax.data.identity import changed_features, features_of
+from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.data.records import (
     VERSION,
     DatasetSpec,
     decode_record,
     encode_record,
     features,
-    open_records,
     shard_path,
     write_shard,
 )

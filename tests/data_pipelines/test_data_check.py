@@ -17,7 +17,8 @@ from omnihuman_jax import cli
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.dataset_check import check_dataset
-from omnihuman_jax.data.records import WindowRecord, open_records, write_shard
+from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.data.records import WindowRecord, write_shard
 from omnihuman_jax.serving import media_omnihuman
 from tests.data_pipelines.test_encode import ALL, _clip, _pictures
 from tests.encoders import tiny_networks

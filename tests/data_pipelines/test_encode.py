@@ -24,7 +24,8 @@ from omnihuman_jax.codecs.dct import DctCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
-from omnihuman_jax.data.records import features, open_records, to_example
+from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.data.records import features, to_example
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.serving import media_omnihuman

@@ -10,8 +10,10 @@ from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import records
 from omnihuman_jax.data.packing import PackInput
+from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.diffusion.solver import SamplingConfig, SolverState
 from omnihuman_jax.sampling import trained_run
+from omnihuman_jax.sampling.sampler import Sampler, needs_guidance, shape_for
 from omnihuman_jax.serving.guidance_omnihuman import Branch, GuidanceConfig
 from omnihuman_jax.typing import ArraySpec
 
@@ -23,7 +25,7 @@ ON = SamplingConfig(num_steps=4, guidance=GuidanceConfig(scale=3.0, final_scale=
 @pytest.fixture(scope="module")
 def windows(run) -> list[PackInput]:
     """The dataset's four windows, of two sizes, as inputs: all conditions, no motion frames."""
-    source = records.open_records(run.dataset)
+    source = open_records(run.dataset)
     return [as_input(source[i], run, slot=i) for i in range(4)]
 
 
@@ -46,8 +48,8 @@ def as_input(record: records.WindowRecord, run: trained_run.TrainedRun, **change
 JOINT = (Branch(drops_text=True, drops_audio=True, scale=3.0),)
 
 
-def make(run, windows, config=OFF, *, batch=4, branches=()) -> trained_run.Sampler:
-    return trained_run.Sampler(run, config, trained_run.shape_for(run, windows), batch, branches)
+def make(run, windows, config=OFF, *, batch=4, branches=()) -> Sampler:
+    return Sampler(run, config, shape_for(run, windows), batch, branches)
 
 
 def test_a_window_is_sampled_the_same_alone_and_in_a_batch_and_in_any_order(run, windows):
@@ -100,7 +102,7 @@ def test_guidance_moves_the_sample_and_scale_one_does_not(run, windows):
 def test_text_and_audio_guided_apart_by_one_scale_are_guided_together(run, windows):
     def sampled(**guidance: float) -> np.ndarray:
         config = SamplingConfig(num_steps=4, guidance=GuidanceConfig(**guidance))
-        branches = trained_run.needs_guidance(config.guidance, windows[:1])
+        branches = needs_guidance(config.guidance, windows[:1])
         assert len(branches) == (2 if "text_scale" in guidance else 1)
         return make(run, windows[:1], config, batch=1, branches=branches)(windows[:1], seed=0)[0]
 
@@ -128,9 +130,9 @@ def test_guidance_is_only_asked_for_where_it_can_matter(windows):
     silent = [
         dataclasses.replace(window, active=ConditionSet.of(Condition.REFERENCE, Condition.POSE)) for window in windows
     ]
-    assert trained_run.needs_guidance(ON.guidance, windows)
-    assert not trained_run.needs_guidance(ON.guidance, silent)
-    assert not trained_run.needs_guidance(OFF.guidance, windows)
+    assert needs_guidance(ON.guidance, windows)
+    assert not needs_guidance(ON.guidance, silent)
+    assert not needs_guidance(OFF.guidance, windows)
 
 
 def test_guidance_off_costs_half(run, windows):

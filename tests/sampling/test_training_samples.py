@@ -15,7 +15,7 @@ from omnihuman_jax.commands.train import train
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.plan import PlanConfig
-from omnihuman_jax.data.records import open_records
+from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.sampling import training_samples, window_inputs
 from omnihuman_jax.serving import media_omnihuman

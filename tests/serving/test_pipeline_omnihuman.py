@@ -22,6 +22,7 @@ from omnihuman_jax.encoders.text import load_text_encoder
 from omnihuman_jax.interop import export_readme
 from omnihuman_jax.interop.export_folder import MODULES
 from omnihuman_jax.sampling import driving, trained_run
+from omnihuman_jax.sampling.sampler import Sampler, needs_guidance, shape_for
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.folders_omnihuman import check_weights
 from omnihuman_jax.serving.guidance_omnihuman import GuidanceConfig
@@ -119,12 +120,12 @@ def test_latents_of_a_ten_step_loop_from_files(pipeline, serving, run, tiny, tal
 
     segments = segment_schedule(ours.frames, TEN.segment_frames)
     first = generate.window_of(run, ours, segments[0], None)
-    sampler = trained_run.Sampler(
+    sampler = Sampler(
         run,
         TEN,
-        trained_run.shape_for(run, [first]),
+        shape_for(run, [first]),
         batch=1,
-        branches=trained_run.needs_guidance(TEN.guidance, [first]),
+        branches=needs_guidance(TEN.guidance, [first]),
     )
     motion = None
     # What the encoders' rounding does is measured above; here both loops start from the same signals.

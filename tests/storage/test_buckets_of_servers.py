@@ -239,7 +239,8 @@ def _answers(url: str) -> bool:
 READER = """
 import hashlib, json, os, sys
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import encode_record, open_records
+from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.data.records import encode_record
 source, catalog = open_records(sys.argv[1], retries=3, delay_s=0.1), Catalog.load(sys.argv[1])
 digest = hashlib.sha256(catalog.fingerprint().encode())
 for index in [*range(len(source)), *range(len(source))]:

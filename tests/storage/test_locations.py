@@ -10,7 +10,8 @@ from omnihuman_jax import cli
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.commands import train
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import DatasetSpec, open_records
+from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime import locations
 from tests.training import tiny_config
 

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     from omnihuman_jax.training import placement
 
     if kind == "no_storage":
-        from omnihuman_jax.data.records import RecordSource
+        from omnihuman_jax.data.record_source import RecordSource
 
         init = RecordSource.__init__
 

@@ -16,7 +16,7 @@ from data_pipelines.puppet_theatre.truth import Truth
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax import cli
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.records import open_records
+from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.serving import media_omnihuman
 
 
