@@ -129,6 +129,7 @@ def curate(
     if engine.retry_dead:
         for task in tasks:
             part_work.forget_dead(task)
+    part_work.forget_notes(table)
     tasks = [task for task in tasks if table.missing(task.number)]
     computed, left = _run(engine, config.workers, tasks, progress)
     if left:

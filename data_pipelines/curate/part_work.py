@@ -11,6 +11,7 @@ ever: `work` notes which row it is at, and `blame`, called by the engine that sa
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,15 @@ def blame(task: PartTask) -> bool:
             files.write_text(deaths, json.dumps(counted))
             return True
     return False
+
+
+def forget_notes(table: Table) -> None:
+    """Removes the notes of parts that are done: of a process that was killed after its part and before them."""
+    for stage in stage_parts.STAGES:
+        for note in table.stage_folder(stage).glob(".part-*.*"):
+            match = re.fullmatch(r"\.part-(\d+)\.(at|deaths)", note.name)
+            if match and table.part(stage, int(match[1])).is_file():
+                note.unlink(missing_ok=True)
 
 
 def _notes(table: Table, stage: str, number: int) -> tuple[Path, Path]:

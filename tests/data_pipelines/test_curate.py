@@ -199,6 +199,7 @@ def test_a_second_run_does_nothing_and_a_part_that_is_gone_is_made_again(curated
     table, shots_of_film = Table.open(curated.out), len(of_video(curated, "bikes"))
     table.part("look", shot.part).unlink()  # as a killed run would leave it
     (table.stage_folder("look") / f".part-{shot.part:05d}.parquet.12345678.part").write_text("half")
+    (table.stage_folder("listen") / f".part-{shot.part:05d}.at").write_text("killed between a part and its note")
     resumed = curate(curated.videos, curated.out, curated.config)
     assert resumed["computed"] == {"videos": 0, "clips": shots_of_film, "look": shots_of_film}
     assert bytes_of(curated.out) == before  # MediaPipe repeats to the bit
