@@ -316,7 +316,7 @@ def test_no_single_file_ends_a_run(sample_media: SampleMedia, tmp_path: Path, mo
         shutil.copy(sample_media.videos / f"{name}.mp4", tmp_path / f"{name}.mp4")
     (tmp_path / "testMovie.txt").write_bytes("erklärt".encode("cp1252"))
     monkeypatch.setattr(module, "work", work_with_faults)
-    config = CurateConfig(max_seconds_per_video=2.0, workers=2)
+    config = CurateConfig(max_seconds_per_video=1.2, workers=2)
     funnel = curate(tmp_path, tmp_path / "out", config)
     letters = {row["video"]: row for row in funnel["quarantine"]}
     died = letters["bikes.mp4"]

@@ -27,6 +27,7 @@ from omnihuman_jax.training.sample_budget import SampleBudget, SamplesConfig
 from tests.data import synthetic
 from tests.sampling.tiny_run import TinyRun
 from tests.training import runs
+from tests.training.tiny import random_params
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +50,11 @@ def config_of(tiny: TinyRun, **samples: Any):
     """Six steps on all 8 devices, a line each; rounds as the test says."""
     config = dataclasses.replace(tiny.config, data=dataclasses.replace(tiny.config.data))
     config.data.plan = PlanConfig(
-        sequences_per_step=4, latent_tokens=64, text_tokens=32, windows=2, latent_frames=8, frames=40, margin=2,
+        sequences_per_step=8, latent_tokens=64, text_tokens=32, windows=2, latent_frames=8, frames=40, margin=2,
         chunk_steps=2, block=8,
     )  # fmt: skip
     config.data.read_threads = 1
-    config.mesh = sharding.MeshConfig(data=2, fsdp=2, tensor=2)
+    config.mesh = sharding.MeshConfig(data=4, fsdp=2)
     rows = (
         Stage(name="audio", steps=2, text=0.9, reference=0.8, audio=0.5),
         Stage(name="all", steps=4, text=0.9, reference=0.8, audio=0.5, pose=0.25),
@@ -121,7 +122,7 @@ def opened(tiny: TinyRun, **changes: Any) -> tuple[training_samples.TrainingSamp
     places = jax.tree.map(lambda leaf, axis: sharding.named_sharding(mesh, axis, leaf.shape), shapes, axes)
     with jax.set_mesh(mesh):
         samples = training_samples.open_training_samples(config, mesh, places, open_records(tiny.dataset), tiny.run)
-        params = jax.jit(lambda: mmdit.init_params(config.model, jax.random.key(0)), out_shardings=places)()
+        params = jax.device_put(random_params(config.model), places)
     assert samples is not None
     return samples, params
 
