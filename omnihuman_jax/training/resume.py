@@ -150,7 +150,7 @@ def _check_began_so(run_dir: Path, fork: str) -> None:
     if begun != fork:
         raise ValueError(
             f"{run_dir} was begun {f'as a fork of {begun}' if begun else 'without a fork'}, not"
-            f" {f'of {fork}' if fork else 'without one'}; train in another --run, or remove it"
+            f" {f'of {fork}' if fork else 'without one'}; train in another --run, or remove this one"
         )
 
 
@@ -206,6 +206,8 @@ def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, acce
             f"{run_dir} holds weights to start from, not a run; train in another --run with"
             f" --config.initial_weights={run_dir}"
         )
+    if (fork := record.config.get("fork")) and not stored.origin.get("forks"):
+        raise ValueError(f"{run_dir} was begun without a fork, not of {fork}; train in another --run")
     changes = _changes(stored, stored.data or _features_of_run(run_dir), record)
     if changes and not accept_changes:
         raise ValueError(

@@ -45,9 +45,9 @@ def arm(tmp_path_factory: pytest.TempPathFactory, dataset: Path, straight: Path)
     return folder
 
 
-def _train(run: Path, dataset: Path, *options: str, stop_after: int | None = None) -> None:
+def _train(run: Path, dataset: Path, *options: str, stop_after: int | None = None, accept: bool = False) -> None:
     config = load_config(str(runs.CONFIG), [f"--config.data.dataset={dataset}", *EVERY, *options])
-    train.train(config, run, stop_after=stop_after, progress=False)
+    train.train(config, run, stop_after=stop_after, accept_changes=accept, progress=False)
 
 
 def _same(run: Path, other: Path) -> bool:
@@ -135,6 +135,8 @@ def test_on_the_command_line_it_is_an_option_and_an_error_of_one_line(
 def test_a_run_with_another_beginning_is_not_forked_into(
     arm: Path, straight: Path, dataset: Path, tmp_path: Path
 ) -> None:
+    with pytest.raises(ValueError, match=r"was begun without a fork, not of .*; train in another --run"):
+        _train(straight, dataset, f"--config.fork={arm}@{END - 1}", accept=True)
     other = shutil.copytree(arm, tmp_path / "run")
     with pytest.raises(ValueError, match=rf"was trained with another configuration.*fork: .*@{STEP} -> .*@6"):
         _train(other, dataset, f"--config.fork={straight}@6", *OTHER_RATIOS)
