@@ -107,7 +107,7 @@ class Suite:
     """An experiment.
 
     split, windows, sampling_steps, guidance_scale: of the evaluation. chains, chain_s: videos of the drift, and their
-    length. evaluation_s, chain_cost_s: seconds that they take a run on two idle cores, for the estimate alone.
+    length. evaluation_s: seconds of an evaluation, chain_cost_s: of a chain (a guess), for the estimate alone.
     """
 
     name: str

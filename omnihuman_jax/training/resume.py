@@ -146,7 +146,8 @@ def _forked_state(parts: Parts, record: RunRecord) -> tuple[train_state.TrainSta
 
 def _check_began_so(run_dir: Path, fork: str) -> None:
     """ValueError if a run that has no checkpoint yet began from something else."""
-    begun = processes.gather(_stored_config(run_dir).get("fork", fork))[0]
+    stored = _stored_config(run_dir)
+    begun = processes.gather(stored.get("fork", "") if stored else fork)[0]
     if begun != fork:
         raise ValueError(
             f"{run_dir} was begun {f'as a fork of {begun}' if begun else 'without a fork'}, not"
