@@ -19,7 +19,7 @@ def get_config(name: str = "faces") -> ExperimentConfig:
     """Of an arm, or of a part: the shared run that its arms fork from. ValueError for another name."""
     config = theatre.get_config()
     part, arm = _named(name)
-    config.name, config.stages = f"ablations-{name}", part.schedule(arm and part.arm(arm))
+    config.name, config.stages = f"ablations-{name}", part.schedule(part.arm(arm) if arm else None)
     if part.name == BODIES.name:
         config.data.plan.latent_tokens = _BODY_TOKENS
     config.data.plan.repeat_warning = 1000.0
