@@ -20,9 +20,6 @@ from omnihuman_jax.config import write_config
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.runtime.incidents import append_line
-from tests import quick_xla
-from tests.commands.test_evaluate_theatre import held_out as held_out
-from tests.sampling.tiny_run import TinyRun
 from tests.training import runs, tiny_config
 
 SMALL = PAPER.chosen(arms=("audio_10", "audio_50"), seeds=(1, 2), steps=4, shared_steps=5)
@@ -166,53 +163,3 @@ def test_the_page_says_what_was_found_and_what_it_is_worth(tmp_path: Path) -> No
     left_out = PAPER.chosen(arms=("audio_50", "strong_only"), seeds=(1,), steps=4, shared_steps=5)
     (row,) = ablate.write_results(left_out, places, {"strong_only": "no weak clips"})
     assert row["verdict"] == "not run" and "no weak clips" in (tmp_path / ablate.PAGE).read_text()
-
-
-@pytest.mark.slow
-def test_from_nothing_to_the_page_and_on(
-    tiny: TinyRun,
-    held_out: tuple[Path, Path],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """On the tiny run's own windows: all commands, then the same command again, then one more arm."""
-    monkeypatch.setenv("XLA_FLAGS", quick_xla.FLAGS)  # one device, quickly compiled
-    theatre = tmp_path / "theatre"
-    shutil.copytree(held_out[0], theatre / "dataset")
-    shutil.copytree(held_out[1], theatre / "truth")
-    catalog = Catalog.load(theatre / "dataset")
-    # Trained on and measured on the same windows: there are no others.
-    rows = np.arange(2 * len(catalog)) % len(catalog)
-    doubled = catalog.select(rows)
-    split = np.array(["train"] * len(catalog) + [PAPER.split] * len(catalog), object)
-    names = np.array([f"{name}-{i // len(catalog)}" for i, name in enumerate(doubled.window_id)], object)
-    dataclasses.replace(doubled, split=split, window_id=names).save(theatre / "dataset")
-    config = tmp_path / "tiny_ablations.py"
-    config.write_text(_CONFIG.format(root=str(tiny.run / "config.json")))
-    argv = ["--out", str(tmp_path / "out"), "--faces", str(theatre), "--config", str(config), "--seeds", "1"]
-    argv += ["--steps", "2", "--shared-steps", "2", "--windows", "4", "--chains", "0", "--curves", "0"]
-    assert ablate.main([*argv, "--arms", "audio_10,audio_50"]) == 0
-    assert "little audio, worse lips: not shown (1 of the 3 seeds" in capfd.readouterr().out
-    assert ablate.main([*argv, "--arms", "audio_10,audio_50"]) == 0
-    assert capfd.readouterr().out.count("finished before") == 5
-    assert ablate.main([*argv, "--arms", "audio_10,audio_50,audio_100"]) == 0
-    printed = capfd.readouterr().out
-    assert printed.count("finished before") == 5 and "only audio, less motion: not shown" in printed
-    origin = json.loads((tmp_path / "out" / "faces" / "seed_1" / "audio_100" / "origin.json").read_text())
-    assert origin["forks"][0]["step"] == 2
-
-
-_CONFIG = """
-import json
-from pathlib import Path
-from omnihuman_jax.ablation.paper import FACES
-from omnihuman_jax.config import from_json
-
-
-def get_config(name):
-    config = from_json(json.loads(Path({root!r}).read_text()))
-    config.stages = FACES.schedule(None if name == "faces" else FACES.arm(name))
-    config.initial_weights = ""
-    return config
-"""
