@@ -146,6 +146,11 @@ COMMANDS: dict[str, Command] = {
         help="do the conditions drive the output? samples of training windows against the truth",
         example="omnihuman evaluate --run runs/mine/run --clips runs/mine/clips --out runs/mine",
     ),
+    "ablate": Command(
+        module="omnihuman_jax.commands.ablate",
+        help="do the training ratios do what the paper says? arms forked from one checkpoint, compared seed by seed",
+        example="omnihuman ablate --suite paper --out runs/ablations --faces runs/theatre --dry-run",
+    ),
     "export": Command(
         module="omnihuman_jax.commands.export",
         help="safetensors with a standalone PyTorch module, or for diffusers' own class, in one folder",

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,11 +90,31 @@ class DataConfig:
         self.plan.validate()
 
 
+class Fork(NamedTuple):
+    """What `fork` names: a run, a folder or a bucket's, and a finished step of it."""
+
+    run: str
+    step: int
+
+
+def parse_fork(text: str) -> Fork:
+    """RUN@STEP; ValueError for other text."""
+    run, _, step = text.rpartition("@")
+    if not run or not re.fullmatch(r"[0-9]+", step):
+        raise ValueError(f"fork {text!r}: write RUN@STEP, such as runs/theatre/run@800")
+    if int(step) == 0:
+        raise ValueError(f"fork {text!r}: step 0 is weights alone; start from them with --config.initial_weights={run}")
+    check_scheme(run, "fork")
+    return Fork(run, int(step))
+
+
 @dataclasses.dataclass(kw_only=True, slots=True)
 class ExperimentConfig:
     """Everything that a run depends on beside its data.
 
     seed: of the plan, the initial weights, noise and timesteps
+    initial_weights: run whose averaged weights are step 0; "": random ones
+    fork: RUN@STEP, whose whole state the run goes on from (`omnihuman train --fork`)
     model, execution: what the model is, and how its blocks are computed
     compute_dtype: of the blocks' matrix products; `auto` is bfloat16 on accelerators and float32 on CPU. Parameters,
         EMA, gradients, their sum over micro-batches, norms, softmax and loss are float32 either way
@@ -103,6 +123,7 @@ class ExperimentConfig:
     name: str = "experiment"
     seed: int = 0
     initial_weights: str = ""
+    fork: str = ""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: MMDiTConfig = dataclasses.field(default_factory=MMDiTConfig)
     execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
@@ -135,8 +156,23 @@ class ExperimentConfig:
             if is_component:
                 part.validate()
         self.samples.check_interval(self.logging.interval)
+        self._check_fork()
         for stage in self.stages.rows:
             trainable_groups((), stage.frozen)
+
+    def _check_fork(self) -> None:
+        if not self.fork:
+            return
+        step = parse_fork(self.fork).step
+        if self.initial_weights:
+            raise ValueError(
+                f"fork {self.fork} brings its own weights: leave out initial_weights {self.initial_weights}"
+            )
+        if step >= self.stages.total_steps:
+            raise ValueError(
+                f"fork {self.fork}: nothing is left to train, the stages end at step {self.stages.total_steps}; steps"
+                " are counted from the beginning of the run forked from: give the stages more"
+            )
 
 
 def packed_shape(config: ExperimentConfig, spec: DatasetSpec) -> PackedShape:

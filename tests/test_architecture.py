@@ -21,7 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("models", "codecs", "diffusion", "data"),
     ("checkpoint", "telemetry"),
     ("training", "evaluation", "interop", "scale"),
-    ("config", "reporting"),
+    ("config", "reporting", "ablation"),
     ("assembly", "sampling"),
     ("training.resume",),
     ("commands",),

@@ -20,7 +20,7 @@ from omnihuman_jax.training.train_state import group_labels
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "configs"
 # Config -> devices that it is meant for.
-CONFIGS = {"demo": 8, "theatre": 1, "omnihuman_1b": 8, "omnihuman_7b": 256, "omnihuman_13b": 256}
+CONFIGS = {"demo": 8, "theatre": 1, "ablations": 1, "omnihuman_1b": 8, "omnihuman_7b": 256, "omnihuman_13b": 256}
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_every_parameter_and_batch_splits_over_the_mesh(name: str, devices: int)
     jax.tree.map(lambda leaf, axis: sharding.named_sharding(mesh, axis, leaf.shape), shapes, axes)
     plan = config.data.plan
     sharding.named_sharding(mesh, ("batch", "tokens"), (plan.sequences_per_step, plan.latent_tokens))
-    assert plan.latent_tokens % 512 == 0 or name in ("demo", "theatre")  # a block of the attention kernels
+    assert plan.latent_tokens % 512 == 0 or name in ("demo", "theatre", "ablations")  # a block of the attention kernels
 
 
 def test_sizes_are_what_the_names_say() -> None:

@@ -144,13 +144,31 @@ def load_weights(
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights {weights!r}: choose ema or raw")
-    place = locations.location(directory)
-    if not locations.is_remote(place) and not place.is_dir():
-        raise FileNotFoundError(f"{directory} does not exist; give the run directory of `omnihuman train`")
-    checkpoints = CheckpointReader(directory)
+    checkpoints = _existing(directory)
     step = checkpoints.latest_step if step is None else step
     if step is None:
         raise FileNotFoundError(f"{directory} has no finished checkpoint; train first, or wait for the first save")
     record = checkpoints.record(step)
     shapes = abstract(record) if callable(abstract) else abstract
     return checkpoints.restore_part(step, record.part(weights), shapes), record
+
+
+def load_state(
+    directory: locations.StrPath, step: int, abstract: StateT, check: Callable[[RunRecord], None]
+) -> tuple[StateT, RunRecord]:
+    """The whole state of a run's step, in the shardings of `abstract`, and its record, which `check` may refuse first.
+
+    Raises:
+        FileNotFoundError, CheckpointError: no such folder or step, or it does not fit `abstract`.
+    """
+    checkpoints = _existing(directory)
+    record = checkpoints.record(step)
+    check(record)
+    return checkpoints.restore(step, abstract), record
+
+
+def _existing(directory: locations.StrPath) -> CheckpointReader:
+    place = locations.location(directory)
+    if not locations.is_remote(place) and not place.is_dir():
+        raise FileNotFoundError(f"{directory} does not exist; give the run directory of `omnihuman train`")
+    return CheckpointReader(directory)

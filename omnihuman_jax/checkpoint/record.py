@@ -1,8 +1,12 @@
 """What a checkpoint says about the run that wrote it, and the errors of one that cannot be used."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
+
+from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import Location
 
 WEIGHTS = {"raw": "params", "ema": "ema"}
 FORMAT = 2
@@ -23,7 +27,8 @@ class RunRecord:
 
     `data` says what the features are that it was trained on (`data.identity`); {} in checkpoints that do not say.
     `origin` says where weights that were not born in this run come from: what `omnihuman import` read, with the sha256
-    of every file; a run that starts from an import keeps it.
+    of every file; a run that starts from an import keeps it. `forks` in it are the runs and steps that the whole state
+    was taken over from, the oldest first.
     """
 
     config: Mapping[str, Any]
@@ -37,6 +42,11 @@ class RunRecord:
             "format": FORMAT, "config": dict(self.config), "fingerprint": self.fingerprint, "step": self.step,
             "origin": dict(self.origin), "data": dict(self.data),
         }  # fmt: skip
+
+    def save_origin(self, folder: Location) -> None:
+        """`origin.json`, where there is something to say."""
+        if self.origin:
+            files.write_text(folder / "origin.json", json.dumps(dict(self.origin), indent=2) + "\n")
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "RunRecord":

@@ -12,7 +12,8 @@ from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_range, trained_run
-from omnihuman_jax.sampling.lip_sync import measure_lip_sync
+from omnihuman_jax.sampling.drift import measure_drift
+from omnihuman_jax.sampling.lip_sync import load_windows, measure_lip_sync
 
 RESULT_FILE = "lip_sync.json"
 
@@ -33,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         help="which windows (suite theatre: unseen_face_and_speech; suite field: held_out, all that are not train)",
+    )
+    parser.add_argument(
+        "--chains", type=int, default=0, metavar="N",
+        help="suite theatre: long videos of so many clips, whose faces are compared with the reference (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--chain-seconds", type=float, default=30.0, metavar="S", help="how long they are (%(default)s)"
     )
 
 
@@ -56,6 +64,19 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
             seed=options.seed,
             on_progress=lambda share: bar.advance(task, share),
         )
+        if options.chains:
+            task = bar.add_task("long videos", total=1.0)
+            chains = measure_drift(
+                run,
+                load_windows(run.dataset, options.truth, split),
+                count=options.chains,
+                seconds=options.chain_seconds,
+                batch=options.batch,
+                config=config,
+                seed=options.seed,
+                on_progress=lambda share: bar.advance(task, share),
+            )
+            result["windows"] += chains
     options.out.mkdir(parents=True, exist_ok=True)
     sheet.write_png(options.out / "lip_sync.png", sheet.stack_sheets(sheets))
     files.write_text(options.out / RESULT_FILE, json.dumps(result, indent=2) + "\n")

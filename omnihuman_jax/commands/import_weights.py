@@ -13,7 +13,6 @@ Several processes: the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PR
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,7 +32,7 @@ from omnihuman_jax.interop.sharded_params import ShardedParams
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
 from omnihuman_jax.models.pose_guider import PoseGuiderConfig
 from omnihuman_jax.runtime import platform_flags, processes
-from omnihuman_jax.runtime.files import num_bytes, write_text
+from omnihuman_jax.runtime.files import num_bytes
 from omnihuman_jax.runtime.locations import Location, check_checkpoints, local, location
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.typing import Params
@@ -138,12 +137,12 @@ def save(params: Params, config: experiment.ExperimentConfig, origin: Mapping[st
     """The run folder of step 0: config.json, origin.json and the checkpoint, which holds both as well."""
     # They lie here, wherever the run that starts from them will keep its own.
     config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, directory=""))
+    record = RunRecord(config=experiment.to_json(config), fingerprint="", step=0, origin=origin)
     if jax.process_index() == 0:
         to.mkdir(parents=True, exist_ok=True)
         experiment.write_config(config, to)
-        write_text(to / "origin.json", json.dumps(origin, indent=2) + "\n")
+        record.save_origin(to)
     processes.wait_for_peers("omnihuman_import_folder")
-    record = RunRecord(config=experiment.to_json(config), fingerprint="", step=0, origin=origin)
     with open_checkpoints(to / "checkpoints", config.checkpoint) as checkpoints:
         checkpoints.writer.save_weights(params, record)
 

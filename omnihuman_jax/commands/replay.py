@@ -62,7 +62,8 @@ def replay(config: ExperimentConfig, run_dir: Location, step: int) -> tuple[int,
     """(step of the checkpoint whose parameters are used, 0 for the initial ones; the whole batch, then each of its
     windows).
 
-    Where no checkpoint before the step is left, the run's first parameters: random ones, or those of `initial_weights`.
+    Where no checkpoint before the step is left, the run's first parameters: random ones, those of `initial_weights`, or
+    those of `fork` and its step.
 
     Raises:
         ValueError: a step outside the schedule, or a run of other data.
@@ -76,8 +77,9 @@ def replay(config: ExperimentConfig, run_dir: Location, step: int) -> tuple[int,
         if before:
             params = checkpoints.restore_part(before[-1], "params", abstract.params)
         else:
-            params = first_state(parts, RunRecord(config=to_json(config), fingerprint="", step=0))[0].params
-    return (before[-1] if before else 0), _windows(parts, params, step - 1)
+            state, begun = first_state(parts, RunRecord(config=to_json(config), fingerprint="", step=0))
+            params = state.params
+    return (before[-1] if before else begun.step), _windows(parts, params, step - 1)
 
 
 def steps_between(run_dir: Path, checkpoint: int, step: int) -> int:
@@ -163,8 +165,9 @@ def main(argv: Sequence[str]) -> int:
     behind = steps_between(folder, checkpoint, options.step)
     where = "exactly those of the step" if not behind else f"{behind} steps older than the step's own"
     taken = f"parameters of checkpoint {checkpoint}"
-    if not checkpoint:
-        taken = f"no checkpoint before it is left, the run's first parameters ({config.initial_weights or 'random'})"
+    if checkpoint == (experiment.parse_fork(config.fork).step if config.fork else 0):
+        source = config.fork or config.initial_weights or "random"
+        taken = f"no checkpoint before it is left, the run's first parameters ({source})"
     print(f"step {options.step} (stage {stage.name}), {taken}: {where}", flush=True)
     table = Table("window", "slot", "active", "loss", "gradient norm", "not finite")
     console, wrong = Console(width=None if sys.stdout.isatty() else 120), []

@@ -2,6 +2,7 @@
 resumes.
 
     omnihuman train --config configs/demo.py --run runs/demo/run --config.data.dataset=runs/demo/dataset
+    omnihuman train --config configs/theatre.py --run runs/theatre/fork --fork runs/theatre/run@800
 
 Several processes: `--coordinator HOST:PORT --num-processes N --process-id I` on each (or the environment variables
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or `--distributed` where JAX finds its peers by itself.
@@ -67,7 +68,8 @@ def train(
     Args:
         config: resolved; validated here.
         run_dir: gets config.json, dataset.json, metrics.jsonl, tensorboard/, training_samples/, checkpoints/ (if
-            `checkpoint.directory` does not say where); a run found there is continued. In a bucket too.
+            `checkpoint.directory` does not say where), and origin.json if its weights were not born there; a run found
+            there is continued. In a bucket too.
         stop_after: stop there, with a checkpoint.
         accept_changes: resume although the config or the data plan changed.
         progress: show a progress bar, on process 0 in a terminal; otherwise it logs a line an interval.
@@ -106,6 +108,8 @@ def train(
         ):
             checkpoints = stack.enter_context(open_checkpoints(config, run_dir, home, guard, telemetry))
             state, record, start = resume(parts, run_dir, checkpoints, record, guard, accept_changes=accept_changes)
+        if config.fork:
+            telemetry.forked(record.origin["forks"][-1])
         if wrong := train_state.misplaced_leaves(state, parts.state_shardings):
             raise AssertionError(f"state not sharded as the table says: {'; '.join(wrong[:5])}")
         logger.info(
@@ -118,6 +122,7 @@ def train(
             if jax.process_index() == 0:
                 write_config(config, run_dir)
                 parts.records.spec.save(run_dir)
+                record.save_origin(run_dir)
             state = run_steps(
                 parts, state, checkpoints, record, guard, telemetry, profiler, start=start, end=end, samples=samples
             )
@@ -246,6 +251,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--run", required=True, metavar="DIR", help="run directory, or gs://BUCKET/RUN; a run found there is continued"
     )
+    parser.add_argument(
+        "--fork", default="", metavar="RUN@STEP",
+        help="a new run begins with the whole state of that step of another one (weights, moments, averages, counters)"
+        " and trains on by this command's stages; the same as --config.fork, and given again to continue",
+    )  # fmt: skip
     parser.add_argument("--stop-after", type=int, metavar="N", help="stop with a checkpoint once N steps are finished")
     parser.add_argument(
         "--accept-changes", action="store_true", help="continue a run although its config or data plan changed"
@@ -303,7 +313,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """The command, once it can say something."""
-    config = load_config(options.config, overrides)
+    config = load_config(options.config, [*overrides, *([f"--config.fork={options.fork}"] if options.fork else [])])
     profile = parse_steps(options.profile) if options.profile else None
     compilation_cache.use(options.compilation_cache)
     joined = processes.join(

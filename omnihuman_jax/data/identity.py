@@ -16,6 +16,9 @@ _AS_THEY_ARE = (
 )  # fmt: skip
 
 
+_MEANING = ("codec", "text_encoder", "speech_encoder", "speech_layers", "keypoint_names", "empty_prompt")
+
+
 def features_of(spec: DatasetSpec) -> dict[str, Any]:
     """JSON values by name, the same for two data sets only if a model cannot tell them apart.
 
@@ -38,6 +41,11 @@ def changed_features(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     """
     stated = [name for name in before if name in now and (name != "records_sha256" or before[name])]
     return [f"{name}: {_short(before[name])} -> {_short(now[name])}" for name in stated if before[name] != now[name]]
+
+
+def changed_meaning(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`changed_features` of what numbers mean to a model: other windows of the same encoders are no difference."""
+    return changed_features({name: value for name, value in before.items() if name in _MEANING}, now)
 
 
 def _network(spec: DatasetSpec, role: str) -> str:

@@ -42,13 +42,19 @@ def estimate(
         ValueError: no windows, or not one person for each.
     """
     rows_NK = np.asarray(rows_NK, np.float64)
+    resampled = resampled_sums(rows_NK, people, draws, np.random.default_rng(seed))
+    values = [of_sums(sums) for sums in resampled]
+    low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
+    return Estimate(of_sums(rows_NK.sum(0)), float(low), float(high), len(rows_NK), len(set(people)))
+
+
+def resampled_sums(rows_NK: np.ndarray, people: Sequence[str], draws: int, random: np.random.Generator) -> np.ndarray:
+    """[draws, K]: the rows' sums in each resample of people, and of each one's windows. ValueError as of `estimate`."""
     if not len(rows_NK) == len(people) or not len(rows_NK):
         raise ValueError(f"{len(rows_NK)} windows of {len(people)} people: one for each, and at least one")
     names = sorted(set(people))
     own = [np.flatnonzero([person == name for person in people]) for name in names]
-    values = [of_sums(sums) for sums in _resampled_sums(rows_NK, own, draws, np.random.default_rng(seed))]
-    low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
-    return Estimate(of_sums(rows_NK.sum(0)), float(low), float(high), len(rows_NK), len(names))
+    return _resampled_sums(rows_NK, own, draws, random)
 
 
 def _resampled_sums(

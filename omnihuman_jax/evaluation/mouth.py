@@ -64,11 +64,11 @@ def crop(pictures_THW3: np.ndarray, box_4: np.ndarray) -> np.ndarray:
 
 def correlation(read: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
     """Pearson's r over all frames of all windows, each window's mean removed; nan where either does not vary."""
-    return _ratio(sum((_moments(a, b) for a, b in zip(read, truth, strict=True)), start=np.zeros(3)))
+    return correlation_of(sum((moments(a, b) for a, b in zip(read, truth, strict=True)), start=np.zeros(3)))
 
 
-def _moments(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(sum ab, sum aa, sum bb) of a window, means removed."""
+def moments(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(sum ab, sum aa, sum bb), float64 [3], of a window's readout [T] and its truth [T], means removed."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"a window's readout {a.shape} and its truth {b.shape} must be rows of one length")
@@ -76,9 +76,18 @@ def _moments(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.array([a @ b, a @ a, b @ b])
 
 
-def _ratio(moments: np.ndarray) -> float:
-    covariance, of_a, of_b = moments
+def correlation_of(sums_3: np.ndarray) -> float:
+    """Pearson's r out of summed `moments`; nan where either does not vary."""
+    covariance, of_a, of_b = sums_3
     return float(covariance / np.sqrt(of_a * of_b)) if of_a > 0 and of_b > 0 else float("nan")
+
+
+def range_of(sums_3: np.ndarray) -> float:
+    """Standard deviation of what was read over that of the truth, out of summed `moments`; nan where the truth is
+    still.
+    """
+    _, of_a, of_b = sums_3
+    return float(np.sqrt(of_a / of_b)) if of_b > 0 else float("nan")
 
 
 def correlation_interval(
@@ -90,8 +99,8 @@ def correlation_interval(
     seed: int = 0,
 ) -> Estimate:
     """`correlation`, with a bootstrap over people and then over each one's windows; ValueError where there are none."""
-    moments_N3 = np.array([_moments(a, b) for a, b in zip(read, truth, strict=True)]).reshape(-1, 3)
-    return estimate(moments_N3, people, _ratio, draws=draws, seed=seed)
+    moments_N3 = np.array([moments(a, b) for a, b in zip(read, truth, strict=True)]).reshape(-1, 3)
+    return estimate(moments_N3, people, correlation_of, draws=draws, seed=seed)
 
 
 def lag_curve(read: Sequence[np.ndarray], truth: Sequence[np.ndarray], max_lag: int = 6) -> dict[int, float]:

@@ -20,9 +20,9 @@ from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.data.records import WindowRecord
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import mouth, sheet
-from omnihuman_jax.evaluation.bootstrap import Estimate
+from omnihuman_jax.evaluation.bootstrap import Estimate, estimate
 from omnihuman_jax.runtime.locations import Location
-from omnihuman_jax.sampling import trained_run, window_inputs
+from omnihuman_jax.sampling import trained_run, window_inputs, wrists
 from omnihuman_jax.sampling.sampler import sampler_for
 
 DRIVINGS = ("own", "other", "none")
@@ -31,14 +31,20 @@ _NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TruthWindow:
-    """A window of the dataset, and what is true of it: opening [T] of the mouth, its box in the window's pixels."""
+    """A window of the dataset, and what is true of it.
+
+    opening_T of the mouth; wrists_T4 as of `wrists.wrists_of`; box_4, what the mouth reaches, and face_4, where the
+    face is on average, x0, y0, x1, y1 in the window's pixels; person: whose it is.
+    """
 
     row: int
     clip: str
     record: WindowRecord
     start: int
     opening_T: np.ndarray
+    wrists_T4: np.ndarray
     box_4: np.ndarray
+    face_4: np.ndarray
     person: str
 
 
@@ -62,8 +68,9 @@ def load_windows(dataset: Location, truth_dir: Path, split: str) -> dict[str, li
         name, _, shot = clip.rpartition("-")
         truth = truths.setdefault(clip, Truth.load(truth_dir / f"{name}.npz"))
         start = int(catalog.start_frame[row])
-        frames = slice(truth.facts["shots"][int(shot)][0] + start, None)
-        frames = slice(frames.start, frames.start + int(catalog.frames[row]))
+        first = truth.facts["shots"][int(shot)][0] + start
+        frames = slice(first, first + int(catalog.frames[row]))
+        scale = _scale(truth, int(catalog.height[row]), int(catalog.width[row]))
         clips.setdefault(clip, []).append(
             TruthWindow(
                 row=row,
@@ -71,19 +78,24 @@ def load_windows(dataset: Location, truth_dir: Path, split: str) -> dict[str, li
                 record=record,
                 start=start,
                 opening_T=truth.opening_T[frames].astype(np.float64),
-                box_4=_box(truth, int(catalog.height[row]), int(catalog.width[row])),
+                wrists_T4=wrists.wrists_of(truth, frames),
+                box_4=_reach(truth.mouth_box_T4) * scale,
+                face_4=truth.face_box_T4.mean(0) * scale,
                 person=str(truth.facts["plan"]["person"]),
             )
         )
     return {clip: windows for clip, windows in clips.items() if len(windows) > 1}
 
 
-def _box(truth: Truth, height: int, width: int) -> np.ndarray:
-    """What the mouth reaches in the whole clip, in pixels of the window."""
-    boxes_T4 = truth.mouth_box_T4
+def _scale(truth: Truth, height: int, width: int) -> np.ndarray:
+    """[4]: from pixels of the drawing to those of a window, for a box."""
     drawn_height, drawn_width = truth.facts["size_px"]
-    scale = np.array([width / drawn_width, height / drawn_height] * 2)
-    return np.concatenate([boxes_T4[:, :2].min(0), boxes_T4[:, 2:].max(0)]) * scale
+    return np.array([width / drawn_width, height / drawn_height] * 2)
+
+
+def _reach(boxes_T4: np.ndarray) -> np.ndarray:
+    """The box around the boxes of a whole clip."""
+    return np.concatenate([boxes_T4[:, :2].min(0), boxes_T4[:, 2:].max(0)])
 
 
 def choose(clips: Mapping[str, Sequence[TruthWindow]], count: int) -> list[tuple[TruthWindow, TruthWindow]]:
@@ -113,8 +125,11 @@ def driven(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Subjects:
-    """What is measured: windows, each with one of another clip; all round trips by row; a readout for each window."""
+    """What is measured: windows, each with one of another clip; all windows of the clips, and all round trips by row; a
+    readout for each measured window.
+    """
 
+    clips: Mapping[str, Sequence[TruthWindow]]
     pairs: Sequence[tuple[TruthWindow, TruthWindow]]
     round_trips: Mapping[int, np.ndarray]
     readouts: Sequence[mouth.Readout]
@@ -131,6 +146,14 @@ class Subjects:
         """The opening of the mouth in each video of the pairs' windows."""
         return [f(mouth.crop(video, w.box_4)) for f, video, (w, _) in zip(self.readouts, videos, self.pairs)]
 
+    def gestures(self, videos: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+        """`wrists.moments_of` each video of the pairs' windows."""
+        found = []
+        for video, (window, _) in zip(videos, self.pairs, strict=True):
+            others = [(self.round_trips[w.row], w.wrists_T4) for w in apart_from(window, self.clips[window.clip])]
+            found.append(wrists.moments_of(others, video, window.wrists_T4))
+        return found
+
 
 def subjects_of(run: trained_run.TrainedRun, dataset: Location, truth_dir: Path, split: str, windows: int) -> Subjects:
     """The windows of a split that are measured, and the readouts fitted on the others of their clips."""
@@ -142,7 +165,7 @@ def subjects_of(run: trained_run.TrainedRun, dataset: Location, truth_dir: Path,
         for window in clips[name]
     }
     readouts = [_readout(clips[w.clip], w, round_trips) for w, _ in pairs]
-    return Subjects(pairs=pairs, round_trips=round_trips, readouts=readouts)
+    return Subjects(clips=clips, pairs=pairs, round_trips=round_trips, readouts=readouts)
 
 
 def measure_lip_sync(
@@ -176,6 +199,7 @@ def measure_lip_sync(
         "no sound": (found["none"], own),
     }
     curve = mouth.lag_curve(found["own"], own)
+    hands = subjects.gestures(pictures["own"])
     result = {
         "split": split,
         "step": run.step,
@@ -185,8 +209,27 @@ def measure_lip_sync(
         "correlation": {name: _plain(mouth.correlation_interval(a, b, people)) for name, (a, b) in estimates.items()},
         "lag_curve": {str(lag): None if math.isnan(value) else round(value, 4) for lag, value in curve.items()},
         "peak_lag_frames": mouth.peak_lag(curve),
+        "gesture_range": _gesture_range(hands, people),
+        # What each window contributes under its own sound: (sum ab, sum aa, sum bb) of what was read and the truth.
+        "windows": [
+            {
+                "window": window.record.window_id,
+                "person": window.person,
+                "mouth": mouth.moments(read, window.opening_T).tolist(),
+                "gestures": None if moved is None else moved.tolist(),
+            }
+            for (window, _), read, moved in zip(pairs, found["own"], hands, strict=True)
+        ],
     }
     return result, [_rows(pairs[k][0], round_trips, pictures, k) for k in sheet.evenly(len(pairs), 6)]
+
+
+def _gesture_range(hands: Sequence[np.ndarray | None], people: Sequence[str]) -> dict[str, Any] | None:
+    """How far the wrists move under sound alone, as a share of the truth; None where none is to be seen."""
+    seen = [(rows, person) for rows, person in zip(hands, people, strict=True) if rows is not None]
+    if not seen:
+        return None
+    return _plain(estimate(np.array([rows for rows, _ in seen]), [person for _, person in seen], mouth.range_of))
 
 
 def _plain(found: Estimate) -> dict[str, Any]:
@@ -194,12 +237,16 @@ def _plain(found: Estimate) -> dict[str, Any]:
     return {k: None if math.isnan(v) else v for k, v in dataclasses.asdict(found).items()}
 
 
+def apart_from(measured: TruthWindow, windows: Sequence[TruthWindow]) -> list[TruthWindow]:
+    """Those of a clip's windows that share no frame with the measured one."""
+    return [w for w in windows if abs(w.start - measured.start) >= len(measured.opening_T)]
+
+
 def _readout(
     windows: Sequence[TruthWindow], measured: TruthWindow, round_trips: Mapping[int, np.ndarray]
 ) -> mouth.Readout:
     """Fitted on the clip's windows that share no frame with the measured one."""
-    frames = len(measured.opening_T)
-    others = [w for w in windows if abs(w.start - measured.start) >= frames]
+    others = apart_from(measured, windows)
     if not others:
         raise ValueError(
             f"clip {measured.clip}: no window apart from {measured.record.window_id}; the readout needs "

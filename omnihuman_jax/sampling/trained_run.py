@@ -22,7 +22,7 @@ from omnihuman_jax.checkpoint.reader import load_weights
 from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.codecs import codec as codecs
 from omnihuman_jax.data import records
-from omnihuman_jax.data.identity import changed_features, features_of
+from omnihuman_jax.data.identity import changed_meaning, features_of
 from omnihuman_jax.diffusion import solver
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime import bucket_folder
@@ -130,8 +130,7 @@ def open_run(
 
 def check_features(where: str, trained: Mapping[str, Any], spec: records.DatasetSpec) -> None:
     """ValueError if a dataset's features mean something else than those that a run was trained on (`data.identity`)."""
-    meaning = ("codec", "text_encoder", "speech_encoder", "speech_layers", "keypoint_names", "empty_prompt")
-    if changed := changed_features({n: v for n, v in trained.items() if n in meaning}, features_of(spec)):
+    if changed := changed_meaning(trained, features_of(spec)):
         raise ValueError(
             f"{where}: the run was trained on other features: {'; '.join(changed)}; give a dataset that the same"
             " encoders made"

@@ -3,6 +3,7 @@
 RUN/events/<attempt>-<process>.jsonl, one JSON line an event, in the order of their ends, `t` in seconds since 1970:
 
     {"event": "start", "t", "process", "processes", "devices", "restart"}       t: when the process began
+    {"event": "fork", "t", "run", "step"}       process 0: the run began with that run's state after that step
     {"event": "span", "t", "s", "kind"}       `s` seconds up to `t` of compile, restore, save, samples (else: start-up)
     {"event": "steps", "t", "s", "wait_s", "first", "last"}       steps first .. last (from 1): `s` seconds, `wait_s`
     for data {"event": "hosts", "t", "step", "host_s"}       process 0: each host's own seconds a step (data and
@@ -131,6 +132,11 @@ class EventLog:
         seconds = {"0": own} | processes.posted("host_s")
         self._write({"event": "hosts", "t": time.time(), "step": done, "host_s": seconds})
         return seconds
+
+    def forked(self, run: str, step: int) -> None:
+        """The run began with the state that `run` had after `step`."""
+        if jax.process_index() == 0:
+            self._write({"event": "fork", "t": time.time(), "run": run, "step": step})
 
     def saved(self, save: Mapping[str, Any]) -> None:
         """A checkpoint is whole: its step, seconds and bytes."""

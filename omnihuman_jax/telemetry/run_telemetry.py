@@ -75,6 +75,10 @@ class RunTelemetry:
         """Around choosing and reading a checkpoint."""
         return self._events.span("restore")
 
+    def forked(self, fork: Mapping[str, Any]) -> None:
+        """This run goes on from the state of another one: `run`, `step`."""
+        self._events.forked(fork["run"], fork["step"])
+
     @contextlib.contextmanager
     def training(
         self, start: int, *, step_flops: int, measure_peak: Callable[[], float], peak_flops: float | None = None

@@ -16,11 +16,11 @@ from omnihuman_jax.assembly import Parts, assemble
 from omnihuman_jax.checkpoint import checkpoints as run_checkpoints
 from omnihuman_jax.checkpoint.checkpoints import Checkpoints
 from omnihuman_jax.checkpoint.folder import checkpoint_directory
-from omnihuman_jax.checkpoint.reader import load_weights
+from omnihuman_jax.checkpoint.reader import load_state, load_weights
 from omnihuman_jax.checkpoint.record import CheckpointError, DamagedError, RunRecord
-from omnihuman_jax.config import ExperimentConfig, changed_fields, from_json, to_json
+from omnihuman_jax.config import ExperimentConfig, changed_fields, from_json, parse_fork, to_json
 from omnihuman_jax.data import plan
-from omnihuman_jax.data.identity import changed_features, features_of
+from omnihuman_jax.data.identity import changed_features, changed_meaning, features_of
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime import processes, storage
 from omnihuman_jax.runtime.locations import Location
@@ -59,9 +59,7 @@ def has_opened(run_dir: Path, dataset: str) -> bool:
     """Whether this run, by its own config.json, which the first start writes once all is open, has had that data
     set.
     """
-    file = run_dir / "config.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return bool(dataset) and stored.get("data", {}).get("dataset") == dataset
+    return bool(dataset) and _stored_config(run_dir).get("data", {}).get("dataset") == dataset
 
 
 def open_checkpoints(
@@ -76,16 +74,21 @@ def open_checkpoints(
         telemetry.saved(details) if kind == "saved" else guard.note(kind, details)
 
     # Process 0 has written the logs: another may see less of them.
-    expected = must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks) if jax.process_index() == 0 else ""
+    first = parse_fork(config.fork).step if config.fork else 0
+    expected = ""
+    if jax.process_index() == 0:
+        expected = must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks, first)
     expected = processes.gather(expected)[0]
     return run_checkpoints.open_checkpoints(
         config.checkpoint.directory or home / "checkpoints", config.checkpoint, note, expected
     )
 
 
-def must_be_there(run_dir: Path, interval: int, rollbacks: run_guard.Rollbacks) -> str:
-    """Why there must be a checkpoint of this run, by its own logs; "" if there need be none."""
-    anew = rollbacks.begun_anew_at()
+def must_be_there(run_dir: Path, interval: int, rollbacks: run_guard.Rollbacks, first: int = 0) -> str:
+    """Why there must be a checkpoint of this run, which began at step `first`, by its own logs; "" if there need be
+    none.
+    """
+    anew = rollbacks.begun_anew_at(first)
     if (step := last_saved(run_dir)) > anew:
         return f"has saved step {step}"
     # A second save waits for the first: past two intervals there must have been a checkpoint.
@@ -98,8 +101,12 @@ def must_be_there(run_dir: Path, interval: int, rollbacks: run_guard.Rollbacks) 
 
 
 def first_state(parts: Parts, record: RunRecord) -> tuple[train_state.TrainState, RunRecord]:
-    """Step 0 around random weights, or those of `initial_weights`; the record then says where these come from."""
+    """What a run without a checkpoint begins with, at the record's step: random weights or those of `initial_weights`
+    (step 0), or the whole state of `fork`. The record then says where they come from.
+    """
     config, source = parts.config, parts.config.initial_weights
+    if config.fork:
+        return _forked_state(parts, record)
     if not source:
         return train_state.create_train_state(config.model, parts.optimizer, parts.state_shardings, config.seed), record
     abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings).params
@@ -112,6 +119,56 @@ def first_state(parts: Parts, record: RunRecord) -> tuple[train_state.TrainState
     origin = {**stored.origin, "initial_weights": {"run": str(stored.config["name"]), "step": stored.step}}
     state = train_state.continue_from(params, parts.optimizer, parts.state_shardings)
     return state, dataclasses.replace(record, origin=origin)
+
+
+def _forked_state(parts: Parts, record: RunRecord) -> tuple[train_state.TrainState, RunRecord]:
+    """The state that another run had after a step, bit for bit, and the record of a run that begins there.
+
+    Raises:
+        ValueError, FileNotFoundError: no such run or step, or of another model or other features.
+    """
+    config, (run, step) = parts.config, parse_fork(parts.config.fork)
+    abstract = train_state.abstract_train_state(config.model, parts.optimizer, parts.state_shardings)
+    try:
+        state, stored = load_state(checkpoint_directory(run), step, abstract, lambda other: _check_fits(other, record))
+    except (CheckpointError, FileNotFoundError) as error:
+        raise type(error)(f"fork {config.fork}: {error}") from error
+    began = ("fork:", "initial_weights:")
+    changes = [line for line in _changes(stored, stored.data, record) if not line.startswith(began)]
+    logger.info("forked from step %d of %s; %s", step, run, "; ".join(changes) or "nothing is changed")
+    index, stage = config.stages.stage_at(step)
+    if changes and step != config.stages.starts[index]:
+        logger.warning("the fork begins inside stage %r: its logged ratios count windows of before, too", stage.name)
+    entry = {"run": run, "step": step, "name": stored.config["name"], "plan": stored.fingerprint, "changes": changes}
+    origin = {**stored.origin, "forks": [*stored.origin.get("forks", ()), entry]}
+    return state, dataclasses.replace(record, origin=origin, step=step)
+
+
+def _check_began_so(run_dir: Path, fork: str) -> None:
+    """ValueError if a run that has no checkpoint yet began from something else."""
+    stored = _stored_config(run_dir)
+    begun = processes.gather(stored.get("fork", "") if stored else fork)[0]
+    if begun != fork:
+        raise ValueError(
+            f"{run_dir} was begun {f'as a fork of {begun}' if begun else 'without a fork'}, not"
+            f" {f'of {fork}' if fork else 'without one'}; train in another --run, or remove this one"
+        )
+
+
+def _stored_config(run_dir: Path) -> Mapping[str, Any]:
+    """What the first start has written, {} before."""
+    file = run_dir / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _check_fits(stored: RunRecord, record: RunRecord) -> None:
+    """CheckpointError unless a run may go on from what another has stored: one model, and features that mean the
+    same.
+    """
+    changed = [line for line in _changes(stored, {}, record) if line.startswith("model.")]
+    changed += [f"features of the data set ({change})" for change in changed_meaning(stored.data, record.data)]
+    if changed:
+        raise CheckpointError(f"it is of another model or other features: {'; '.join(changed)}; a fork changes neither")
 
 
 def resume(
@@ -131,18 +188,16 @@ def resume(
         except DamagedError as error:
             checkpoints.reject(step, str(error))
     else:
+        _check_began_so(run_dir, config.fork)
         state, record = first_state(parts, record)
+        step = record.step
     if asked:
         checkpoints.roll_back(asked["first"])
-        guard.rollbacks.carried_out(asked, step or 0)
-        guard.incidents.note("rolled_back", {"checkpoint": step or 0, "on_from": asked["to"]})
-        logger.warning("rolled back to step %d, on from step %d", step or 0, asked["to"])
-    to = guard.rollbacks.jump_from(step or 0)
-    return (
-        (state, record, step or 0)
-        if to is None
-        else (train_state.skip_to(state, to, parts.state_shardings), record, to)
-    )
+        guard.rollbacks.carried_out(asked, step)
+        guard.incidents.note("rolled_back", {"checkpoint": step, "on_from": asked["to"]})
+        logger.warning("rolled back to step %d, on from step %d", step, asked["to"])
+    to = guard.rollbacks.jump_from(step)
+    return (state, record, step) if to is None else (train_state.skip_to(state, to, parts.state_shardings), record, to)
 
 
 def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, accept_changes: bool) -> RunRecord:
@@ -152,9 +207,25 @@ def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, acce
             f"{run_dir} holds weights to start from, not a run; train in another --run with"
             f" --config.initial_weights={run_dir}"
         )
+    if (fork := record.config.get("fork")) and not stored.origin.get("forks"):
+        raise ValueError(f"{run_dir} was begun without a fork, not of {fork}; train in another --run")
+    changes = _changes(stored, stored.data or _features_of_run(run_dir), record)
+    if changes and not accept_changes:
+        raise ValueError(
+            f"{run_dir} was trained with another configuration or data set: {'; '.join(changes)}. Undo that, train in"
+            " another --run, or continue with the new one by --accept-changes"
+        )
+    for change in changes:
+        logger.warning("accepted change: %s", change)
+    return dataclasses.replace(record, origin=stored.origin)
+
+
+def _changes(stored: RunRecord, features: Mapping[str, Any], record: RunRecord) -> list[str]:
+    """What the steps to come depend on and that is another than where `stored` was written, on these features; a line
+    each.
+    """
     changes = changed_fields(_in_todays_form(stored.config), record.config)
-    before = stored.data or _features_of_run(run_dir)
-    changes += [f"features of the data set ({change})" for change in changed_features(before, record.data)]
+    changes += [f"features of the data set ({change})" for change in changed_features(features, record.data)]
     versions = plan.version_of(stored.fingerprint), plan.version_of(record.fingerprint)
     if versions[0] != versions[1]:
         changes.append(
@@ -166,14 +237,7 @@ def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, acce
             f"data plan (catalog, stages, sizes or seed): fingerprint {stored.fingerprint[:12]} ->"
             f" {record.fingerprint[:12]}"
         )
-    if changes and not accept_changes:
-        raise ValueError(
-            f"{run_dir} was trained with another configuration or data set: {'; '.join(changes)}. Undo that, train in"
-            " another --run, or continue with the new one by --accept-changes"
-        )
-    for change in changes:
-        logger.warning("accepted change: %s", change)
-    return dataclasses.replace(record, origin=stored.origin)
+    return changes
 
 
 def _in_todays_form(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -39,7 +39,9 @@ class Rollbacks:
         return list(read_lines(self._path))
 
     def done(self) -> list[dict[str, Any]]:
-        """Those that were carried out, in order: first and to (steps from 0), checkpoint (0: the initial weights)."""
+        """Those that were carried out, in order: first and to (steps from 0), checkpoint (0, or a fork's step: what the
+        run began with).
+        """
         return [line for line in self._lines() if "checkpoint" in line]
 
     def pending(self) -> dict[str, Any] | None:
@@ -62,11 +64,9 @@ class Rollbacks:
             append_line(self._path, {**asked, "checkpoint": checkpoint})
         processes.gather(None)
 
-    def begun_anew_at(self) -> int:
-        """The step where the run went on from its initial weights for the last time, without a checkpoint; 0: it never
-        did.
-        """
-        return max((int(line["to"]) for line in self.done() if line["checkpoint"] == 0), default=0)
+    def begun_anew_at(self, first: int = 0) -> int:
+        """The step where the run went on from its beginning, step `first`, for the last time; that, if it never did."""
+        return max((int(line["to"]) for line in self.done() if line["checkpoint"] == first), default=first)
 
     def jump_from(self, checkpoint: int) -> int | None:
         """Where a run that starts from this checkpoint goes on, None: where it is."""

@@ -13,7 +13,8 @@ from omnihuman_jax.commands import evaluate
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
-from omnihuman_jax.sampling import lip_sync, trained_run
+from omnihuman_jax.evaluation import mouth
+from omnihuman_jax.sampling import drift, lip_sync, trained_run, wrists
 from tests.sampling.tiny_run import TinyRun
 
 SHOT, FRAMES = 5, 45  # the clip begins at this frame of its video
@@ -90,7 +91,8 @@ def test_the_suite_writes_a_table_and_a_sheet(
 ) -> None:
     dataset, truth = held_out
     argv = ["--run", str(tiny.run), "--dataset", str(dataset), "--out", str(tmp_path), "--suite", "theatre"]
-    argv += ["--windows", "4", "--batch", "4", "--steps", "2", "--split", "unseen_face"]
+    argv += ["--windows", "4", "--batch", "4", "--steps", "1", "--split", "unseen_face"]
+    argv += ["--chains", "2", "--chain-seconds", "6"]
     with pytest.raises(ValueError, match="needs --truth"):
         evaluate.main(argv)
     assert evaluate.main([*argv, "--truth", str(truth)]) == 0
@@ -98,5 +100,49 @@ def test_the_suite_writes_a_table_and_a_sheet(
     assert result["split"] == "unseen_face" and len(result["lag_curve"]) == 13
     for found in result["correlation"].values():
         assert found["windows"] == 4 and found["people"] == 2 and -1 <= found["value"] <= 1
+    *windows, one, other = result["windows"]
+    assert len(windows) == 4 and {row["gestures"] for row in windows} == {None}  # no wrist is to be seen
+    own = mouth.correlation_of(np.sum([row["mouth"] for row in windows], axis=0))
+    assert own == pytest.approx(result["correlation"]["own sound"]["value"])
+    assert one["person"] != other["person"] and all(value > 0 for value in (*one["drift"], *other["drift"]))
     assert (tmp_path / "lip_sync.png").stat().st_size > 1000
     assert "own sound" in capsys.readouterr().out
+
+
+def test_how_far_wrists_move_is_read_from_the_pictures() -> None:
+    """A bright hand over a dark ground: half of the way gives half of the range."""
+
+    def video(heights: np.ndarray) -> np.ndarray:
+        rows = np.arange(16)[None, :, None, None]
+        return np.tile(np.exp(-((rows - heights[:, None, None, None]) ** 2) / 8), (1, 1, 8, 3)).astype(np.float32)
+
+    def truth(heights: np.ndarray) -> np.ndarray:
+        place = heights / 16
+        return np.stack([np.full_like(place, 0.5), place, place * np.nan, place * np.nan], axis=1)
+
+    random = np.random.default_rng(0)
+    others = [(video(heights), truth(heights)) for heights in 8 + 4 * np.sin(random.uniform(0, 6, (6, 25)))]
+    moving = 8 + 3 * np.sin(np.linspace(0, 9, 25))
+    whole = wrists.moments_of(others, video(moving), truth(moving))
+    half = wrists.moments_of(others, video(8 + (moving - 8) / 2), truth(moving))
+    assert whole is not None and half is not None
+    assert mouth.range_of(whole) == pytest.approx(1, abs=0.1) and mouth.correlation_of(whole) > 0.95
+    assert mouth.range_of(half) == pytest.approx(0.5, abs=0.1)
+    hidden = truth(moving)
+    hidden[3, :] = np.nan
+    assert wrists.moments_of(others, video(moving), hidden) is None
+    assert wrists.moments_of([], video(moving), truth(moving)) is None
+
+
+def test_colours_are_of_the_face_alone() -> None:
+    pictures = np.zeros((2, 12, 16, 3), np.float32)
+    pictures[1, :, 8:] = 1
+    box = np.array([8.0, 2.0, 16.0, 10.0])
+    found = drift.colours(pictures, box)
+    assert found.shape == (2, 48) and not found[0].any() and (found[1] == 1).all()
+    assert drift.colours(pictures, np.array([-4.0, 2.0, 8.0, 10.0]))[1].max() == 0
+
+
+def test_a_chain_that_is_too_short_is_refused(run: trained_run.TrainedRun) -> None:
+    with pytest.raises(ValueError, match="a chain of 5 s is too short: 6 s or more"):
+        drift.measure_drift(run, {}, count=1, seconds=5)
