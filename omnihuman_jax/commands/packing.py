@@ -19,8 +19,9 @@ import numpy as np
 from omnihuman_jax import config as experiment
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.config import ExperimentConfig, load_config
-from omnihuman_jax.data.catalog import Catalog, has_catalog
+from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.plan import Plan, demands
+from omnihuman_jax.data.weighted_datasets import have_catalogs, load_catalog
 from omnihuman_jax.models import flops
 from omnihuman_jax.scale.skipped_blocks import count_blocks, joined_ids
 from omnihuman_jax.typing import SPATIAL_STRIDE
@@ -166,10 +167,10 @@ def main(argv: Sequence[str]) -> int:
     """`omnihuman packing`."""
     options, overrides = parse(argv)
     config = load_config(options.config, overrides)
-    real = bool(config.data.dataset) and has_catalog(config.data.dataset)
-    catalog = Catalog.load(config.data.dataset) if real else synthetic_catalog()
+    real = have_catalogs(config.data.rows)
+    catalog = load_catalog(config.data.rows) if real else synthetic_catalog()
     plan = config.data.plan
-    print(f"{config.data.dataset if real else SYNTHETIC}")
+    print(f"{config.data.label if real else SYNTHETIC}")
     print(f"sequences of {plan.latent_tokens} + {plan.text_tokens} tokens, at most {plan.windows} windows")
     print(format_rows(savings(config, catalog, options.blocks, options.sequences)))
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.dataset_files import CachedRecords, cache_of, dataset_folder
 from omnihuman_jax.data.records import SPLIT, VERSION, DatasetSpec, WindowRecord, decode_record, features
 from omnihuman_jax.data.shard_cache import CacheUse, ChangedError
@@ -62,6 +63,18 @@ class RecordSource:
     def cache_use(self) -> CacheUse | None:
         """What was read from a bucket through the cache; None of a folder."""
         return self._cache.use if self._cache else None
+
+    def where(self, index: int) -> str:
+        """The record in words, with its data set's folder."""
+        return f"{self.directory}: record {index}"
+
+    def covers(self, catalog: Catalog) -> None:
+        """ValueError where the catalog names records that are not there."""
+        if len(catalog) and (last := int(catalog.record.max())) >= len(self):
+            raise ValueError(
+                f"{self.directory}: the catalog names record {last}, there are {len(self)}; run `omnihuman encode`"
+                " again"
+            )
 
     def __getitem__(self, index: int) -> WindowRecord | None:
         """The window at `index`; None if its bytes are damaged. IndexError outside of the dataset, StorageError without
