@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.identity import changed_features, features_of
@@ -29,10 +30,10 @@ class JoinedRecords:
         source, own = self._place(index)
         return source[own]
 
-    def where(self, index: int) -> str:
-        """The record in words, with its data set's folder."""
+    def locate(self, index: int) -> tuple[Path, int]:
+        """The folder of the record's data set, and its index in it."""
         source, own = self._place(index)
-        return source.where(own)
+        return source.locate(own)
 
     def covers(self, catalog: JoinedCatalog) -> None:
         """As `RecordSource.covers` has it, of each data set."""

@@ -77,8 +77,9 @@ class _Batches:
             missing.append(placed.row)
             return None
         if not catalog.is_window(placed.row, record.window_id):
+            directory, own = self.records.locate(index)
             raise ValueError(
-                f"{self.records.where(index)} is window "
+                f"{directory}: record {own} is window "
                 f"{record.window_id}, but the catalog says {catalog.window_id[placed.row]}: catalog and "
                 "records belong to different datasets; run `omnihuman encode` again"
             )
@@ -112,7 +113,8 @@ class Loader(Iterator[PackedBatch[np.ndarray]]):
             if window not in self.placeholders:
                 records, record = self._batches.records, self._batches.plan.catalog.record_of(row)
                 reason = records.unreadable.get(record, "unreadable")
-                logger.warning("%s (window %s) is left out: %s", records.where(record), window, reason)
+                directory, own = records.locate(record)
+                logger.warning("record %d (window %s) of %s is left out: %s", own, window, directory, reason)
             self.placeholders[window] += 1
         self.step += 1
         return batch

@@ -5,6 +5,7 @@ storage and a word for what is damaged.
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,9 +65,9 @@ class RecordSource:
         """What was read from a bucket through the cache; None of a folder."""
         return self._cache.use if self._cache else None
 
-    def where(self, index: int) -> str:
-        """The record in words, with its data set's folder."""
-        return f"{self.directory}: record {index}"
+    def locate(self, index: int) -> tuple[Path, int]:
+        """The folder of the record's data set, and its index in it."""
+        return self.directory, index
 
     def covers(self, catalog: Catalog) -> None:
         """ValueError where the catalog names records that are not there."""

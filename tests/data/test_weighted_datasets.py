@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from omnihuman_jax import cli
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.config import DataConfig, ExperimentConfig, changed_fields, from_json, to_json
 from omnihuman_jax.data import joined_records
@@ -286,8 +287,8 @@ def test_a_record_that_cannot_be_read_is_told_with_its_data_set(tmp_path, caplog
         pass
     assert list(loader.placeholders) == ["bad/w5"] and loader.placeholders["bad/w5"] > 1
     (key,) = records.unreadable
-    assert plan.catalog.row_of(key) == 24 + 5 and records.where(key) == f"{tmp_path / 'bad'}: record 5"
-    assert f"{tmp_path / 'bad'}: record 5 (window bad/w5) is left out" in caplog.text
+    assert plan.catalog.row_of(key) == 24 + 5 and records.locate(key) == (tmp_path / "bad", 5)
+    assert f"record 5 (window bad/w5) of {tmp_path / 'bad'} is left out" in caplog.text
 
 
 def test_records_of_another_data_set_are_refused(on_disk, tmp_path):
@@ -304,3 +305,27 @@ def test_one_row_is_the_data_set_itself(on_disk):
     assert load_catalog(rows[:1]).fingerprint() == tables[0].fingerprint()
     records, catalog = open_datasets(rows[:1])
     assert not isinstance(records, joined_records.JoinedRecords) and not isinstance(catalog, JoinedCatalog)
+
+
+CONFIG = """
+from omnihuman_jax.data.weighted_datasets import WeightedDataset
+from tests.training import tiny_config
+
+
+def get_config():
+    config = tiny_config.get_config()
+    config.data.datasets = tuple(WeightedDataset(path=path, name=name) for path, name in {rows!r})
+    return config
+"""
+
+
+def test_omnihuman_plan_tells_shares_and_repeats_by_data_set(on_disk, tmp_path, capsys):
+    *_, rows = on_disk
+    (tmp_path / "mix.py").write_text(CONFIG.format(rows=[(row.path, row.name) for row in rows]))
+    flags = ["plan", "--config", str(tmp_path / "mix.py"), "--config.data.datasets[1].weight=3"]
+    assert cli.main(flags) == 0
+    told = capsys.readouterr().out
+    assert told.count("data set a: ") == told.count("data set b: ") == 2 and "(target 75.00%)" in told
+    assert "    drawn for: " in told and "    eligible: text+reference " in told
+    assert cli.main([*flags, "--config.data.datasets[0].weight=0"]) != 0
+    assert "data.datasets[0].weight of 'a' must be a finite number above 0, not 0" in capsys.readouterr().err
