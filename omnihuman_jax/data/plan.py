@@ -144,8 +144,9 @@ class Plan:
         if not isinstance(self.catalog, JoinedCatalog) or not steps:
             return {}
         names, plan = self.catalog.names, self._stages[self.schedule.stage_at(steps[0])[0]]
-        drawn = sum(np.bincount(self.catalog.dataset_of(self._rows(step)), minlength=len(names)) for step in steps)
-        shares, targets = drawn / max(1, np.sum(drawn)), plan.windows.target(plan.stage)
+        rows = np.concatenate([self._rows(step) for step in steps])
+        drawn = np.bincount(self.catalog.dataset_of(rows), minlength=len(names))
+        shares, targets = drawn / max(1, len(rows)), plan.windows.target(plan.stage)
         return {
             **{f"dataset/{name}": float(share) for name, share in zip(names, shares)},
             **{f"dataset_target/{name}": float(target) for name, target in zip(names, targets)},
