@@ -34,6 +34,7 @@ from omnihuman_jax.runtime.locations import LocationError, is_remote, location
 PART_VIDEOS = 1000
 # A small folder becomes so many parts, that processes share it.
 _LEAST_PARTS = 32
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _SOURCES = pa.schema([
     pa.field("part", pa.int32()), pa.field("source", pa.string()), pa.field("name", pa.string()),
     pa.field("size", pa.int64()), pa.field("mtime_ns", pa.int64()),
@@ -128,6 +129,8 @@ def check_source(text: str | os.PathLike[str]) -> str:
             f"{place}: data sets of tensorflow-datasets are not read: they have no one way to hold an encoded video;"
             " write the videos as tars/*.tar, or list their files in a .parquet"
         )
+    if place.endswith(_COMPRESSED):
+        raise LocationError(f"{place}: a compressed archive cannot be read from its middle; decompress it to .tar")
     location(place)
     return place
 

@@ -246,6 +246,7 @@ def test_sources_that_are_none_are_refused_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "*.tar", FileNotFoundError, "no such archive"),
         (tmp_path / "nothing", FileNotFoundError, "no such folder"),
         ("tfds:/data/set", ValueError, "are not read"),
+        ("gs://bucket/a/*.tar.gz", ValueError, "decompress it"),
         ("http://x/y", ValueError, "http:// is not supported"),
         ("gs:/bucket/x", ValueError, "write gs://BUCKET/PATH"),
     ):
