@@ -191,7 +191,7 @@ def _patiently(address: Address, fetch: Any) -> Any:
 def open_storage(uri: str) -> tuple[Any, str]:
     """(fsspec's file system, the path in it) of a URI; LocationError for one that nothing here reads."""
     location(uri)
-    return fsspec.core.url_to_fs(uri)  # type: ignore[no-any-return]
+    return fsspec.core.url_to_fs(uri)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from omnihuman_jax import config as experiment
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.config import ExperimentConfig, load_config
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.joined_catalog import JoinedCatalog
 from omnihuman_jax.data.plan import Plan, demands
 from omnihuman_jax.data.weighted_datasets import have_catalogs, load_catalog
 from omnihuman_jax.models import flops
@@ -96,7 +97,9 @@ def packed_ids(plan: Plan, stage: int, sequences: int) -> np.ndarray:
     return np.stack(rows)
 
 
-def savings(config: ExperimentConfig, catalog: Catalog, blocks: Sequence[tuple[int, int]], sequences: int) -> list[Row]:
+def savings(
+    config: ExperimentConfig, catalog: Catalog | JoinedCatalog, blocks: Sequence[tuple[int, int]], sequences: int
+) -> list[Row]:
     """Every stage at every size of block."""
     plan = Plan(catalog, config.stages, config.data.plan, config.seed)
     shape = experiment.planned_shape(config)

@@ -1,10 +1,11 @@
 """Draws: sample index -> active set, window, motion, reference. Every index is computed alone, from keys only.
 
 A stage's sample index is cut into blocks. A block holds exact numbers of every active set (stratified counts) in a
-keyed, evenly spread order. The draws of one active set are numbered without end, and a block owns a fixed stretch of
-these numbers, whatever came before. n windows eligible for the set make a pass of n draws: at n even places along all
-their hours, turned by an angle of the pass, and visited in the pass's own keyed order (`permutation.py`). So a window's
-chance is its duration, a pass draws it as often as its share says, rounded down or up, and no pass is ever computed.
+keyed, evenly spread order; of several data sets, each set's number is split over them by their weights. The draws of
+one active set from one data set are numbered without end, and a block owns a fixed stretch of these numbers, whatever
+came before. n windows eligible for the set make a pass of n draws: at n even places along all their hours, turned by an
+angle of the pass, and visited in the pass's own keyed order (`permutation.py`). So a window's chance is its duration, a
+pass draws it as often as its share says, rounded down or up, and no pass is ever computed.
 """
 
 import dataclasses
