@@ -24,6 +24,10 @@ class Listing:
     home: str
     objects: Mapping[str, Mapping[str, Any]]
 
+    def uri(self, name: str) -> str:
+        """Of an object: its key as it is, also where it has two slashes in a row."""
+        return f"{self.home.partition('://')[0]}://{self.objects[name]['name']}"
+
 
 def listed(uri: str) -> Listing:
     """What `gs://BUCKET/PREFIX`, `.../**` or a pattern stands for.
@@ -73,7 +77,7 @@ def find(uri: str, options: CaptionOptions) -> Found:
         told = captioned(sidecar, texts.get(sidecar), options)
         info = listing.objects[name]
         found[file_names.plain(name)] = FoundVideo(
-            address=Address(place=f"{listing.home}/{name}"),
+            address=Address(place=listing.uri(name)),
             size=int(info["size"]),
             version=object_version(info),
             caption=told[0],
@@ -103,9 +107,9 @@ def object_version(info: Mapping[str, Any]) -> int:
 def _read(listing: Listing, names: list[str]) -> dict[str, bytes | Exception]:
     """Name -> bytes, or why they cannot be read; many at a time."""
     found: dict[str, bytes | Exception] = {}
-    fs, root = video_files.open_storage(listing.home)
+    fs, _ = video_files.open_storage(listing.home)
     for first in range(0, len(names), _READ_TOGETHER):
-        paths = {f"{root.rstrip('/')}/{name}": name for name in names[first : first + _READ_TOGETHER]}
+        paths = {str(listing.objects[name]["name"]): name for name in names[first : first + _READ_TOGETHER]}
         given = fs.cat(list(paths), on_error="return")
         found |= {name: given.get(path, FileNotFoundError("not there any more")) for path, name in paths.items()}
     return found

@@ -52,7 +52,7 @@ def _archives(pattern: str) -> Iterator[tuple[str, str, int]]:
         listing = bucket_source.listed(pattern)
         for name, info in listing.objects.items():
             if name.endswith(SUFFIX):
-                yield name, f"{listing.home}/{name}", bucket_source.object_version(info)
+                yield name, listing.uri(name), bucket_source.object_version(info)
         return
     paths = sorted(glob.glob(pattern, recursive=True)) if not os.path.isfile(pattern) else [pattern]
     if not paths:

@@ -358,6 +358,14 @@ def test_objects_that_are_gone_forbidden_or_slow_to_come(server: Server, media: 
     assert letters[f"{uri}/b é.mp4"]["exception"] != "FileNotFoundError"
 
 
+def test_a_key_with_two_slashes_is_read_as_it_is(server: Server, tmp_path: Path) -> None:
+    fs, _ = video_files.open_storage(server.bucket)
+    fs.pipe_file(f"{servers.BUCKET}/odd//a b#1.mp4", b"bytes")
+    (video,) = find(f"{server.bucket}/odd/**").videos.values()
+    moved = Address.parse(video.address.text(tmp_path), tmp_path)
+    assert video_files.local_file(moved).read_bytes() == b"bytes"
+
+
 def test_a_bucket_that_is_not_there_is_one_line(server: Server) -> None:
     with pytest.raises(FileNotFoundError, match="nothing is there"):
         find(f"{server.bucket}/no/such/prefix/**")
