@@ -36,7 +36,7 @@ def check(spec: RunSpec, target: Target, config: "ExperimentConfig") -> None:
     Args:
         spec: the run.
         target: not this machine.
-        config: with all overrides: its checkpoints (empty: in the output) and its dataset.
+        config: with all overrides: its checkpoints (empty: in the output) and its datasets.
     """
     homes = target.homes(spec)
     for field, place, kind in _places(spec, config):
@@ -59,6 +59,8 @@ def _places(spec: RunSpec, config: "ExperimentConfig") -> list[tuple[str, str, s
     if dataset := config.data.dataset:
         own = "overrides.data.dataset" if "data.dataset" in spec.overrides else f"data.dataset of {spec.config}"
         rows.append((own, dataset, DATASET))
+    for number, row in enumerate(config.data.datasets):
+        rows.append((f"data.datasets[{number}].path of {spec.config}", row.path, DATASET))
     return rows
 
 

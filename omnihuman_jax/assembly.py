@@ -13,12 +13,13 @@ from omnihuman_jax import sharding
 from omnihuman_jax.config import (
     ExperimentConfig,
     compute_dtype,
-    dataset_dir,
+    data_rows,
     packed_shape,
 )
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.joined_catalog import JoinedCatalog
+from omnihuman_jax.data.joined_records import Records, open_datasets
 from omnihuman_jax.data.plan import Plan
-from omnihuman_jax.data.record_source import RecordSource, open_records
 from omnihuman_jax.models import flops, mmdit
 from omnihuman_jax.runtime import platform_flags, processes
 from omnihuman_jax.training import optimizer as optim
@@ -55,7 +56,7 @@ class Parts(StepParts):
     """Everything that a run is made of and that does not change while it runs."""
 
     plan: Plan
-    records: RecordSource
+    records: Records
     rows: range
 
 
@@ -68,14 +69,12 @@ def assemble(
     """
     config.validate()
     mesh = sharding.create_mesh(config.mesh)
-    dataset = dataset_dir(config)
+    rows = data_rows(config)
 
-    def look() -> tuple[RecordSource, Catalog]:
-        return open_records(dataset, retries=config.data.retries, delay_s=config.data.retry_delay_s), Catalog.load(
-            dataset
-        )
+    def look() -> tuple[Records, Catalog | JoinedCatalog]:
+        return open_datasets(rows, retries=config.data.retries, delay_s=config.data.retry_delay_s)
 
-    records, catalog = retry(f"opening {dataset}", look)
+    records, catalog = retry(f"opening {config.data.label}", look)
     plan = Plan(catalog, config.stages, config.data.plan, config.seed)
     step = assemble_step(config, mesh, packed_shape(config, records.spec))
     parts = {field.name: getattr(step, field.name) for field in dataclasses.fields(step)}

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.data.records import DatasetSpec
+from omnihuman_jax.data.weighted_datasets import WeightedDataset, check_rows
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.models.audio_adapter import AudioAdapterConfig
@@ -46,7 +47,8 @@ COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 # May differ between a run and its resume: none of these changes what the steps to come compute (another mesh or
 # platform changes it by rounding only).
 FREE_ON_RESUME = (
-    "name", "data.dataset", "data.read_threads", "data.retries", "data.retry_delay_s", "data.plan.repeat_warning",
+    "name", "data.dataset", "data.datasets[*].path",
+    "data.read_threads", "data.retries", "data.retry_delay_s", "data.plan.repeat_warning",
     "mesh", "step", "execution", "checkpoint",
     "logging", "sampling", "samples", "watchdog",
     "numerics.max_skipped", "numerics.max_rollbacks", "numerics.repeat_interval",
@@ -69,6 +71,7 @@ class DataConfig:
     """Where the data lies and how batches are laid out.
 
     dataset: folder of `omnihuman encode`
+    datasets: several of them with weights, in place of `dataset`
     plan: sizes of the packed sequences and of a step
     read_threads: threads that read records ahead
     retries, retry_delay_s: how often storage that does not answer is asked again, after doubling pauses from the delay
@@ -76,6 +79,7 @@ class DataConfig:
     """
 
     dataset: str = ""
+    datasets: tuple[WeightedDataset, ...] = ()
     plan: PlanConfig = dataclasses.field(default_factory=PlanConfig)
     read_threads: int = 4
     retries: int = 6
@@ -87,7 +91,29 @@ class DataConfig:
             raise ValueError(f"data.read_threads must be >= 1, not {self.read_threads}")
         if self.retries < 0 or self.retry_delay_s < 0:
             raise ValueError(f"data.retries {self.retries} and retry_delay_s {self.retry_delay_s} must be >= 0")
+        if self.dataset and self.datasets:
+            raise ValueError(
+                f"data.dataset is {self.dataset} and data.datasets has {len(self.datasets)} rows; set one of the two"
+            )
+        check_rows(self.datasets)
         self.plan.validate()
+
+    @property
+    def rows(self) -> tuple[WeightedDataset, ...]:
+        """The data sets, also if it is one; () where none is set."""
+        return self.datasets or ((WeightedDataset(path=self.dataset),) if self.dataset else ())
+
+    @property
+    def first(self) -> str:
+        """The data set of what takes one, such as samples and exports: the only one, or the first; "" where none is
+        set.
+        """
+        return self.rows[0].path if self.rows else ""
+
+    @property
+    def label(self) -> str:
+        """What messages call the data: the only path, or all."""
+        return ", ".join(row.path for row in self.rows)
 
 
 class Fork(NamedTuple):
@@ -193,7 +219,7 @@ def packed_shape(config: ExperimentConfig, spec: DatasetSpec) -> PackedShape:
         pairs["model.pose.keypoints"] = (model.pose.keypoints, spec.num_keypoints)
     wrong = [f"{name} is {has}, the dataset has {wants}" for name, (has, wants) in pairs.items() if has != wants]
     if wrong:
-        raise ValueError(f"the model does not fit the dataset {config.data.dataset!r}: {'; '.join(wrong)}")
+        raise ValueError(f"the model does not fit the dataset {config.data.label!r}: {'; '.join(wrong)}")
     return dataclasses.replace(
         planned_shape(config),
         text_width=spec.text_width,
@@ -232,14 +258,15 @@ def compute_dtype(config: ExperimentConfig, platform: str | None = None) -> Any:
     return jnp.dtype(config.compute_dtype)
 
 
-def dataset_dir(config: ExperimentConfig) -> str:
-    """The folder of the data; ValueError with the flag that sets it."""
-    if not config.data.dataset:
+def data_rows(config: ExperimentConfig) -> tuple[WeightedDataset, ...]:
+    """The data sets, one or several; ValueError with the flag that sets it."""
+    if not config.data.rows:
         raise ValueError(
             "data.dataset is not set; name the folder that `omnihuman encode` wrote with --config.data.dataset=DIR"
         )
-    check_scheme(config.data.dataset, "data.dataset")
-    return config.data.dataset
+    if config.data.dataset:
+        check_scheme(config.data.dataset, "data.dataset")
+    return config.data.rows
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -290,8 +317,12 @@ def from_json(data: Mapping[str, Any], kind: type = ExperimentConfig) -> Any:
 
 
 def upgraded(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A config as JSON in today's form, also if it was written when `model` said how it is computed."""
-    model = data.get("model") if isinstance(data, Mapping) else None
+    """A config as JSON in today's form, also if it was written when `model` said how it is computed, or when a run drew
+    from one data set only.
+    """
+    model, of_data = (data.get(name) if isinstance(data, Mapping) else None for name in ("model", "data"))
+    if isinstance(of_data, Mapping) and "datasets" not in of_data:
+        data = {**data, "data": {**of_data, "datasets": []}}
     if not isinstance(model, Mapping) or not any(old.removeprefix("model.") in model for old in MOVED):
         return data
     new: dict[str, Any] = copy.deepcopy(dict(data))
@@ -312,7 +343,10 @@ def changed_fields(
     before, after = _flat(upgraded(old)), _flat(upgraded(new))
     lines = []
     for name in sorted(before.keys() | after.keys()):
-        is_free = any(name == prefix or name.startswith((prefix + ".", prefix + "[")) for prefix in free)
+        any_row = re.sub(r"\[\d+\]", "[*]", name)
+        is_free = any(
+            one == prefix or one.startswith((prefix + ".", prefix + "[")) for prefix in free for one in (name, any_row)
+        )
         if not is_free and before.get(name, _ABSENT) != after.get(name, _ABSENT):
             lines.append(f"{name}: {before.get(name, _ABSENT)} -> {after.get(name, _ABSENT)}")
     return lines

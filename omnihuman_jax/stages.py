@@ -119,33 +119,57 @@ class Stage:
         """Expected share of windows on which each condition is active: float64 [4]. But for "keep", the ratios."""
         return self.expected(hours) @ CONTAINS
 
-    def check(self, counts: np.ndarray, hours: np.ndarray, windows: float = 0.0) -> "FeasibilityReport":
+    def check(
+        self, counts: np.ndarray, hours: np.ndarray, windows: float = 0.0, among: str = ""
+    ) -> "FeasibilityReport":
         """Can windows counted by eligible set (counts, hours: [16]) feed this stage, which draws `windows` of them?
 
-        ValueError names the first active set that no window can serve, with the counts.
+        ValueError names the first active set that no window can serve, with the counts; `among` has the data sets that
+        they are of.
         """
         counts, hours = np.asarray(counts), np.asarray(hours, np.float64)
         limits = [f"{n} {v}" for n in ("min_frames", "max_frames", "max_tokens") if (v := getattr(self, n))]
-        among = f"{counts.sum()} training windows" + (f" ({', '.join(limits)})" if limits else "")
+        if among:
+            limits = [f"by data set: {among}", *limits]
+        told = f"{counts.sum()} training windows" + (f" ({', '.join(limits)})" if limits else "")
         if not counts.sum():
-            raise ValueError(f"stage {self.name!r}: 0 of the {among} remain; relax its limits or encode other windows")
-        expected = self.expected(hours)
-        candidates = SUBSET @ counts if self.mode != "keep" else np.full(NUM_SETS, counts.sum())
-        for bits in np.argsort(-expected):
-            if expected[bits] > 0 and not candidates[bits]:
+            raise ValueError(f"stage {self.name!r}: 0 of the {told} remain; relax its limits or encode other windows")
+        report = self.asks(counts, hours, windows)
+        for bits in np.argsort(-report.expected):
+            if report.expected[bits] > 0 and not report.candidates[bits]:
                 have = ", ".join(f"{c.label} {counts[CONTAINS[:, c]].sum()}" for c in Condition)
                 sets = ", ".join(f"{ConditionSet(int(e)).label} {counts[e]}" for e in SET_BITS if counts[e])
                 raise ValueError(
                     f"stage {self.name!r}: the active set {ConditionSet(int(bits)).label} is wanted for "
-                    f"{expected[bits]:.1%} of the windows, but 0 of {among} are eligible for it (eligible: "
+                    f"{report.expected[bits]:.1%} of the windows, but 0 of {told} are eligible for it (eligible: "
                     f"{have}; by set: {sets}); lower the ratios, or curate windows that are eligible for all of it"
                 )
-        # Hours of set e that the draws of active set a fall on, as a share of a's draws.
-        group_hours = SUBSET @ hours if self.mode != "keep" else np.full(NUM_SETS, hours.sum())
-        share = np.where(SUBSET, hours, 0.0) / np.maximum(group_hours, 1e-300)[:, None]
-        draws = windows * (expected @ share) if self.mode != "keep" else windows * hours / hours.sum()
+        return report
+
+    def asks(
+        self,
+        counts: np.ndarray,
+        hours: np.ndarray,
+        windows: float,
+        share: np.ndarray | float = 1.0,
+        dataset: str = "",
+    ) -> "FeasibilityReport":
+        """What the stage asks of the windows of a data set (counts, hours: [16]) that gets `share`, [16] by active set,
+        of its draws.
+        """
+        share = np.broadcast_to(share, NUM_SETS)
+        if self.mode == "keep":  # all sets are drawn as one
+            total = max(float(hours.sum()), 1e-300)
+            expected = share * self.expected(hours) if hours.sum() else np.zeros(NUM_SETS)
+            candidates, draws = np.full(NUM_SETS, counts.sum()), windows * share.max() * hours / total
+        else:
+            expected, candidates = share * self.distribution(), SUBSET @ counts
+            # Hours of set e that the draws of active set a fall on, as a share of a's draws.
+            falls = np.where(SUBSET, hours, 0.0) / np.maximum(SUBSET @ hours, 1e-300)[:, None]
+            draws = windows * (expected @ falls)
         return FeasibilityReport(
             stage=self.name,
+            dataset=dataset,
             counts=counts,
             hours=hours,
             candidates=candidates,
@@ -159,11 +183,13 @@ class Stage:
 class FeasibilityReport:
     """What a stage asks of a dataset; arrays [16] by bitmask.
 
-    counts, hours: windows by eligible set. candidates: windows that can serve an active set. expected: share of the
-    draws. active_repeats, eligible_repeats: how often a window is drawn, on average, for an active set, and in all.
+    dataset: its name, "" of the only one. counts, hours: windows by eligible set. candidates: windows that can serve an
+    active set. expected: share of the stage's draws. active_repeats, eligible_repeats: how often a window is drawn, on
+    average, for an active set, and in all.
     """
 
     stage: str
+    dataset: str = ""
     counts: np.ndarray
     hours: np.ndarray
     candidates: np.ndarray
@@ -173,12 +199,23 @@ class FeasibilityReport:
 
     def warnings(self, limit: float) -> list[str]:
         """One line for each eligible set whose windows are drawn more than `limit` times on average."""
+        of = f" of data set {self.dataset!r}" if self.dataset else ""
+        cure = "lower its weight, the ratios, the steps" if self.dataset else "lower the ratios, the steps"
         return [
-            f"stage {self.stage!r}: the {self.counts[e]} windows eligible for {ConditionSet(int(e)).label} are drawn"
-            f" {self.eligible_repeats[e]:.0f} times each (limit {limit:g}); lower the ratios, the steps, or add data"
+            f"stage {self.stage!r}: the {self.counts[e]} windows{of} eligible for {ConditionSet(int(e)).label} are"
+            f" drawn {self.eligible_repeats[e]:.0f} times each (limit {limit:g}{self._most(int(e))}); {cure}, or add"
+            " data"
             for e in SET_BITS
             if self.counts[e] and self.eligible_repeats[e] > limit
         ]
+
+    def _most(self, eligible: int) -> str:
+        """Of several data sets: the active set that draws the windows of an eligible set most often."""
+        if not self.dataset:
+            return ""
+        serves = SUBSET[:, eligible] & (self.expected > 0)
+        most = int(np.where(serves, self.active_repeats, -1.0).argmax())
+        return f"; {self.active_repeats[most]:.1f} of them for {ConditionSet(most).label}"
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from omnihuman_jax.config import (
     MOVED,
     ExperimentConfig,
     changed_fields,
-    dataset_dir,
+    data_rows,
     from_json,
     load_config,
     packed_shape,
@@ -73,7 +73,8 @@ def test_overrides_of_every_kind() -> None:
     assert config.model.audio is not None and config.model.audio.tokens == 8
     assert (config.execution.remat, config.execution.attention.block_q) == ("attention", 128)
     assert (config.stages.rows[1].steps, config.stages.rows[1].text) == (7, 0.85)
-    assert config.optimizer.decay == "constant" and not config.logging.tensorboard and dataset_dir(config) == "/data/x"
+    assert config.optimizer.decay == "constant" and not config.logging.tensorboard
+    assert [(row.path, row.weight) for row in data_rows(config)] == [("/data/x", 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_file_that_is_no_config(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="give the run directory"):
         read_config(tmp_path)
     with pytest.raises(ValueError, match=r"--config.data.dataset=DIR"):
-        dataset_dir(ExperimentConfig())
+        data_rows(ExperimentConfig())
 
 
 def test_a_typo_in_a_config_file_is_an_error() -> None:

@@ -61,6 +61,17 @@ def _read(sidecar: Path, encoding: str) -> str:
         raise CaptionError(f"{name}: {reason}") from error
 
 
+def caption_in(name: str, data: bytes | None, default: str, encoding: str = "") -> tuple[str, str]:
+    """As `caption_of`, of the bytes of the sidecar `name`; None: there is none."""
+    if data is not None and len(data) > _MAX_BYTES:
+        raise CaptionError(f"{file_names.plain(name)}: {len(data)} bytes are no caption; at most {_MAX_BYTES}")
+    try:
+        text = "" if data is None else " ".join(decoded(data, encoding).split())
+    except UnicodeError as error:
+        raise CaptionError(f"{file_names.plain(name)}: {error}") from error
+    return (text, "sidecar") if text else (" ".join(default.split()), "default")
+
+
 def decoded(data: bytes, encoding: str = "") -> str:
     """The text of a caption's bytes; UnicodeError, with the cure, where it is not certain what they mean."""
     if data.startswith(_UTF32_MARKS):

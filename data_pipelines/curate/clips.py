@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.curate import video_files
+from data_pipelines.curate.video_files import Address
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
 from omnihuman_jax.runtime import file_names, files
@@ -69,8 +71,11 @@ class Clip:
         return f"{self.video} {begin:.1f}-{end:.1f} s"
 
     def video_path(self, table: str | os.PathLike[str]) -> Path:
-        """The video, wherever the table lies now; FileNotFoundError if it moved away."""
-        path = Path(os.path.normpath(Path(table) / file_names.raw(self.path)))
+        """The video as a file, wherever the table lies now, or a copy of what lies in a bucket or an archive
+        (`video_files.local_file`, which has the errors); FileNotFoundError if it moved away.
+        """
+        address = Address.parse(self.path, table)
+        path = video_files.local_file(address)
         if not path.is_file():
             raise FileNotFoundError(
                 f"{file_names.plain(path)}: the video of clip {self.clip_id} is gone; put it back, or run curate again"

@@ -28,11 +28,12 @@ from rich.progress import Progress
 from data_pipelines.curate import captions, file_stages, part_work, source_list
 from data_pipelines.curate.clip_sets import OWN_SETS
 from data_pipelines.curate.file_stages import ScanOptions
+from data_pipelines.curate.found_videos import CaptionOptions
 from data_pipelines.curate.funnel import FUNNEL_FILE, funnel_table, left_out_lines
 from data_pipelines.curate.part_work import PartTask
 from data_pipelines.curate.selection import select
 from data_pipelines.curate.shots import ShotConfig
-from data_pipelines.curate.source_list import CaptionOptions, ListedVideo
+from data_pipelines.curate.source_list import ListedVideo
 from data_pipelines.curate.stage_parts import TABLE_FILE, Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.engines.local_pool import LocalPool
@@ -107,13 +108,13 @@ def curate(
     progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> dict[str, Any]:
-    """Curates every video below `source` into the table `table_dir`; returns the funnel of its sets (of a worker's
-    share: how many parts are left), with what this run had to do in `funnel["computed"]`.
+    """Curates every video of `source` (`source_list.find`) into the table `table_dir`; returns the funnel of its sets
+    (of a worker's share: how many parts are left), with what this run had to do in `funnel["computed"]`.
 
     Idempotent and resumable: a part that is there is done. What other sources gave the table stays.
 
     Raises:
-        FileNotFoundError, ValueError: no folder, or no videos in it.
+        FileNotFoundError, ValueError, OSError: no such source, none that can be read, or no videos in it.
         ChildProcessError: no worker process starts, or parts are left that no process lives through.
     """
     config, engine = config or CurateConfig(), engine or Engine()
@@ -149,7 +150,7 @@ def _tasks(table: Table, videos: Sequence[ListedVideo], options: ScanOptions) ->
     """A task a part that has videos of this source, whether it is done or not."""
     paths: dict[int, dict[str, str]] = collections.defaultdict(dict)
     for video in videos:
-        paths[video.part][video.source] = file_names.plain(video.file(table.folder))
+        paths[video.part][video.source] = video.path
     sources: dict[int, list[str]] = collections.defaultdict(list)
     for row in source_list.read_sources(table):
         sources[row["part"]].append(row["source"])
@@ -213,15 +214,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="omnihuman curate",
         description="Cut videos into clips, score them, and tag each with the conditions that it is eligible for.",
-        epilog="example: omnihuman curate --source footage/ --out runs/mine/clips",
+        epilog="""examples:
+  omnihuman curate --source footage/ --out runs/mine/clips
+  omnihuman curate --source 'gs://raw/talks/**' --out runs/mine/clips
+  omnihuman curate --source 's3://raw/talks/*.mp4' --out runs/mine/clips
+  omnihuman curate --source list.parquet --out runs/mine/clips
+  omnihuman curate --source 'tars/*.tar' --out runs/mine/clips""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--source",
         required=True,
-        type=local,
-        metavar="DIR",
-        help="folder of videos, searched recursively; NAME.txt: caption of NAME.mp4 (UTF-8, or UTF-16 with its mark);"
-        " splits.json: what is held out",
+        type=source_list.check_source,
+        metavar="SOURCE",
+        help="folder of videos, searched recursively, gs://BUCKET/PREFIX/** or s3://...; NAME.txt: caption of NAME.mp4"
+        " (UTF-8, or UTF-16 with its mark); splits.json: what is held out. LIST.parquet: columns path (or uri),"
+        " caption, split. tars/*.tar: members NAME.mp4 and NAME.txt or NAME.json",
     )
     parser.add_argument(
         "--out", required=True, type=local, metavar="TABLE", help=f"folder of the table; its sets are in {OWN_SETS}/"
@@ -263,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`omnihuman curate --source DIR --out TABLE`."""
+    """`omnihuman curate --source SOURCE --out TABLE`."""
     arguments = _parser().parse_args(argv)
     if arguments.address and arguments.engine != "ray":
         raise ValueError("--address is of --engine ray; give both, or neither")

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from omnihuman_jax.runtime import file_names
 
@@ -110,14 +110,24 @@ def _walk(root: Path, besides: str | None) -> Iterator[tuple[Path, str]]:
     yield from ((path, UNREADABLE) for path in unreadable)
 
 
+def kind_of(name: str) -> str:
+    """Why a file of a bucket or an archive is passed over, by its name; "" for a video, `SIDECAR` for a caption."""
+    parts = PurePosixPath(name)
+    if any(_is_system(part) for part in parts.parts):
+        return SYSTEM
+    return _kind_by_suffix(parts.suffix)
+
+
 def _kind(path: Path) -> str:
     if _is_system(path.name):
         return SYSTEM
     if not path.exists():
         return BROKEN_LINK
-    if not path.is_file():
-        return NO_FILE
-    suffix = path.suffix.lower()
+    return _kind_by_suffix(path.suffix) if path.is_file() else NO_FILE
+
+
+def _kind_by_suffix(suffix: str) -> str:
+    suffix = suffix.lower()
     return "" if suffix in VIDEO_SUFFIXES else suffix if suffix == SIDECAR else OTHER_TYPE
 
 
@@ -126,10 +136,14 @@ def _is_system(name: str) -> bool:
 
 
 def _is_blank(path: Path) -> bool:
-    """Without any text; a mark of UTF-8 or UTF-16 alone is none. What cannot be read is not known to be."""
+    """As `is_blank` has it; what cannot be read is not known to be."""
     try:
         with path.open("rb") as file:
-            data = file.read(4096)
+            return is_blank(file.read(4096))
     except OSError:
         return False
+
+
+def is_blank(data: bytes) -> bool:
+    """Without any text; a mark of UTF-8 or UTF-16 alone is none."""
     return len(data) < 4096 and not data.removeprefix(b"\xef\xbb\xbf").strip(b"\xff\xfe\0 \t\r\n\v\f")

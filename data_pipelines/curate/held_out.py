@@ -16,8 +16,13 @@ def read_splits(videos_dir: str | os.PathLike[str]) -> dict[str, str]:
     path = Path(videos_dir) / SPLITS_FILE
     if not path.is_file():
         return {}
+    return splits_in(str(path), path.read_bytes())
+
+
+def splits_in(path: str, data: bytes) -> dict[str, str]:
+    """The splits of the bytes of a `splits.json`; errors as `read_splits` has them."""
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = json.loads(data.decode("utf-8"))
     except ValueError as error:
         raise ValueError(f'{path}: not JSON ({error}); write {{"NAME.mp4": "SPLIT"}}, or delete it') from error
     if not isinstance(splits, dict) or not all(isinstance(split, str) and split for split in splits.values()):

@@ -11,6 +11,7 @@ ever: `work` notes which row it is at, and `blame`, called by the engine that sa
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate import file_stages, stage_parts
+from data_pipelines.curate import file_stages, stage_parts, video_files
 from data_pipelines.curate.file_stages import DeadLetter, ScanOptions
 from data_pipelines.curate.stage_parts import CLIP, DEAD, SCHEMAS, SHORT, RecordWriter, Table, clip_id
-from omnihuman_jax.runtime import file_names, files
+from data_pipelines.curate.video_files import Address
+from omnihuman_jax.runtime import files
 from omnihuman_jax.serving.media_omnihuman import MediaError
 from omnihuman_jax.serving.poses_omnihuman import wrong_keypoint
 
@@ -33,7 +35,9 @@ _TRIES = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartTask:
-    """What `work` is given. paths: source -> file, of the part's videos that are there."""
+    """What `work` is given. paths: source -> where it lies (`video_files.Address`), of the part's videos that are
+    there.
+    """
 
     table: str
     number: int
@@ -49,7 +53,14 @@ class PartTask:
 
 def work(task: PartTask) -> dict[str, int]:
     """Makes what the part lacks; stage -> rows that were made."""
-    table, made = task.opened, {}
+    try:
+        return _work(task)
+    finally:
+        video_files.forget()
+
+
+def _work(task: PartTask) -> dict[str, int]:
+    table, made = task.opened, dict[str, int]()
     make = {"scan": _scan, "look": _look, "listen": _listen}
     for stage in table.missing(task.number):
         stage_parts.sweep(table.part(stage, task.number))
@@ -130,14 +141,17 @@ def _tried(
         return DeadLetter(reason=gone, exception="FileNotFoundError", tries=1, is_lasting=False)
     at.parent.mkdir(parents=True, exist_ok=True)
     at.write_text(row)
+    address = Address.parse(path, task.table)
     for tries in range(1, _TRIES + 1):
+        file = address.place or path
         try:
-            return make(file_names.raw(path))
+            file = os.fspath(video_files.local_file(address))
+            return make(file)
         except ImportError:  # of an extra that is not installed: no fault of any file
             raise
         except Exception as problem:
             if isinstance(problem, MediaError) or tries == _TRIES:
-                return file_stages.dead_letter(problem, file_names.raw(path), tries)
+                return file_stages.dead_letter(problem, file, tries)
     raise AssertionError("the last try returns")
 
 

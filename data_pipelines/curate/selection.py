@@ -114,7 +114,8 @@ def select(
             left.unlink(missing_ok=True)
     checks = {check.reason: check.limit(thresholds) for check in CHECKS}
     counts = {part.number: len(part.seconds) for part in parts}
-    write_head(out, table, counts, thresholds=dataclasses.asdict(thresholds), checks=checks)
+    mix = {"dataset": dataset, "weight": weight} if dataset or weight != 1 else {}
+    write_head(out, table, counts, thresholds=dataclasses.asdict(thresholds), checks=checks, mix=mix)
     funnel.list_clips(out)
     record = funnel.record(unfinished=len(numbers) - len(done))
     write_text(out / FUNNEL_FILE, json.dumps(record, indent=1) + "\n")
@@ -129,10 +130,12 @@ def write_head(
     thresholds: Mapping[str, float],
     checks: Mapping[str, float],
     landmarks: str = "",
+    mix: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `sets.json`, the last of the sets' files.
 
-    parts: number -> clips. checks: reason -> threshold. landmarks: sha256 of those that no stage's key stands for.
+    parts: number -> clips. checks: reason -> threshold. landmarks: sha256 of those that no stage's key stands for. mix:
+    name and weight in a mix of several data sets.
     """
     text = json.dumps(dict(thresholds), sort_keys=True)
     head = {
@@ -145,6 +148,7 @@ def write_head(
         "parts": {str(number): count for number, count in parts.items()},
         "rows_sha256": files.file_sha256(out / ROWS_FILE),
         "landmarks_sha256": landmarks,
+        **(mix or {}),
     }
     write_text(out / SETS_FILE, json.dumps(head, indent=1) + "\n")
 

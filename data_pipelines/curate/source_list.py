@@ -1,4 +1,4 @@
-"""What lies in a source now, and which part of the table each of its videos is in.
+"""What a source is and what lies in it now, and which part of the table each of its videos is in.
 
 Parts only ever get added: videos that no part has yet become new parts, in the order of a hash of their names, so that
 a part is a fair sample of what came with it. A video is known by its name, size and time of change; one that was
@@ -15,13 +15,26 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_pipelines.curate import captions, footage, held_out, stage_parts
+from data_pipelines.curate import (
+    bucket_source,
+    captions,
+    footage,
+    held_out,
+    parquet_source,
+    stage_parts,
+    tar_source,
+    video_files,
+)
+from data_pipelines.curate.found_videos import CaptionOptions, Found, FoundVideo
 from data_pipelines.curate.stage_parts import Table
+from data_pipelines.curate.video_files import Address
 from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime.locations import LocationError, is_remote, location
 
 PART_VIDEOS = 1000
 # A small folder becomes so many parts, that processes share it.
 _LEAST_PARTS = 32
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _SOURCES = pa.schema([
     pa.field("part", pa.int32()), pa.field("source", pa.string()), pa.field("name", pa.string()),
     pa.field("size", pa.int64()), pa.field("mtime_ns", pa.int64()),
@@ -35,7 +48,7 @@ _LISTING = pa.schema([
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ListedVideo:
-    """A video of a source. `path` is relative to the table's folder, and text (`file_names.plain`)."""
+    """A video of a source. `path` says where it lies (`video_files.Address`)."""
 
     part: int
     source: str
@@ -46,60 +59,102 @@ class ListedVideo:
     caption_error: str
     split: str
 
-    def file(self, table: Path) -> str:
-        return os.path.normpath(table / file_names.raw(self.path))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionOptions:
-    """default: of videos without a sidecar; encoding: of sidecars that are neither UTF-8 nor marked as UTF-16."""
-
-    default: str = "A video."
-    encoding: str = ""
-
 
 def look_up(
-    table: Table, folder: str | os.PathLike[str], options: CaptionOptions, part_videos: int = PART_VIDEOS
+    table: Table, source: str | os.PathLike[str], options: CaptionOptions, part_videos: int = PART_VIDEOS
 ) -> list[ListedVideo]:
-    """The videos of a folder; writes the listing, and parts for what is new.
+    """The videos of a source (`find`); writes the listing, and parts for what is new.
 
     Raises:
-        FileNotFoundError, ValueError: no folder, no videos in it, or a `splits.json` that is none.
+        FileNotFoundError, ValueError, OSError: no such source, no videos in it, or a `splits.json` that is none.
     """
-    found = footage.look_into(folder, besides=table.folder)
-    footage.check_any(folder, found)
-    splits = held_out.read_splits(folder)
-    stats = {name: os.stat(path) for name, path in found.videos.items()}
-    now = {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+    video_files.forget()
+    found = find(source, options, besides=table.folder)
+    now = {name: (video.size, video.version) for name, video in found.videos.items()}
+    addresses = {name: video.address for name, video in found.videos.items()}
     while True:
         known = read_sources(table)
-        ids = _ids(table, known, now, found.videos)
+        ids = _ids(table, known, now, addresses)
         added = _added(known, ids, now, part_videos)
         # Another worker may list the same source at the same time: what is written first is what counts.
         if not added or write_sources(table, added):
             break
     parts = {row["source"]: row["part"] for row in [*known, *added]}
-    videos = []
-    for name, path in found.videos.items():
-        text, kind, error = _caption(path, options)
-        videos.append(
-            ListedVideo(
-                part=parts[ids[name]],
-                source=ids[name],
-                name=name,
-                path=file_names.plain(os.path.relpath(path, table.folder)),
-                caption=text,
-                caption_source=kind,
-                caption_error=error,
-                split=splits.get(name, "train"),
-            )
+    videos = [
+        ListedVideo(
+            part=parts[ids[name]],
+            source=ids[name],
+            name=name,
+            path=video.address.text(table.folder),
+            caption=video.caption,
+            caption_source=video.caption_source,
+            caption_error=video.caption_error,
+            split=video.split,
         )
-    write_listing(table, os.path.relpath(folder, table.folder), videos, found.passed_over)
+        for name, video in found.videos.items()
+    ]
+    place = os.fspath(source)
+    shown = place if is_remote(place) else os.path.relpath(place, table.folder)
+    write_listing(table, shown, videos, found.passed_over)
     return videos
 
 
-def source_id(name: str, size: int, mtime_ns: int) -> str:
-    return hashlib.sha256(f"{name}\0{size}\0{mtime_ns}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
+def find(
+    source: str | os.PathLike[str], options: CaptionOptions, besides: str | os.PathLike[str] | None = None
+) -> Found:
+    """The videos of a source, by what its text stands for.
+
+    DIR                              a folder of videos, all of it but the folder `besides`
+    gs://BUCKET/PREFIX, .../**       all below a prefix of a bucket, or what a pattern fits; s3:// too
+    LIST.parquet                     a list of paths and URIs; of a disk or a bucket
+    tars/*.tar                       archives as WebDataset has them; of a disk or a bucket
+    """
+    place = check_source(source)
+    if place.endswith(parquet_source.SUFFIX):
+        found = parquet_source.find(place, options)
+    elif place.endswith(tar_source.SUFFIX) and not os.path.isdir(place):
+        found = tar_source.find(place, options)
+    else:
+        found = bucket_source.find(place, options) if is_remote(place) else _folder(place, options, besides)
+    if not found.videos:
+        footage.check_any(place, footage.Footage(videos={}, passed_over=dict(found.passed_over)))
+    return found
+
+
+def check_source(text: str | os.PathLike[str]) -> str:
+    """The text of a source, for a command line as well; LocationError (a ValueError) for one that nothing reads."""
+    place = os.fspath(text)
+    if place.startswith("tfds:"):
+        raise LocationError(
+            f"{place}: data sets of tensorflow-datasets are not read: they have no one way to hold an encoded video;"
+            " write the videos as tars/*.tar, or list their files in a .parquet"
+        )
+    if place.endswith(_COMPRESSED):
+        raise LocationError(f"{place}: a compressed archive cannot be read from its middle; decompress it to .tar")
+    location(place)
+    return place
+
+
+def _folder(place: str, options: CaptionOptions, besides: str | os.PathLike[str] | None) -> Found:
+    found = footage.look_into(place, besides=besides)
+    splits = held_out.read_splits(place)
+    videos = {}
+    for name, path in found.videos.items():
+        status, told = path.stat(), _caption(path, options)
+        videos[name] = FoundVideo(
+            address=Address(place=os.fspath(path)),
+            size=status.st_size,
+            version=status.st_mtime_ns,
+            caption=told[0],
+            caption_source=told[1],
+            caption_error=told[2],
+            split=splits.get(name, "train"),
+        )
+    return Found(videos, found.passed_over)
+
+
+def source_id(name: str, size: int, version: int) -> str:
+    return hashlib.sha256(f"{name}\0{size}\0{version}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
 def write_listing(
@@ -158,7 +213,7 @@ def read_sources(table: Table) -> list[dict[str, Any]]:
 
 
 def _ids(
-    table: Table, known: Sequence[Mapping[str, Any]], now: Mapping[str, tuple[int, int]], paths: Mapping[str, Path]
+    table: Table, known: Sequence[Mapping[str, Any]], now: Mapping[str, tuple[int, int]], at: Mapping[str, Address]
 ) -> dict[str, str]:
     """Name -> id; of a video that was touched but not changed, the id that it has had."""
     ids = {name: source_id(name, *stat) for name, stat in now.items()}
@@ -169,10 +224,18 @@ def _ids(
     for name, source in ids.items():
         same_size = [row for row in before.get(name, ()) if row["size"] == now[name][0]]
         if source not in sources and same_size:
-            digest = files.file_sha256(paths[name])
+            digest = _digest(at[name])
             same = (row["source"] for row in same_size if _sha256(table, row["part"], row["source"]) == digest)
             ids[name] = next(same, source)
     return ids
+
+
+def _digest(address: Address) -> str:
+    """sha256 of a video; "" where it cannot be had, as its scan will tell."""
+    try:
+        return files.file_sha256(video_files.local_file(address))
+    except (OSError, ValueError):
+        return ""
 
 
 def _sha256(table: Table, number: int, source: str) -> str | None:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipelines.curate.clip_sets import find_sets, iter_clips, read_clips_of, table_folder
+from data_pipelines.curate.clip_sets import find_sets, iter_clips, read_clips_of, read_head, table_folder
 from data_pipelines.curate.clips import Clip
 from data_pipelines.encode import kept_dataset
 from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig, empty_prompt
@@ -187,6 +187,7 @@ def _claimed(
         ValueError: something else is being made there, or no clip is long enough.
     """
     head = {"made_by": made_by, "sets": os.path.relpath(sets, folder.parent), "encoders": dict(spec.encoder_sha256)}
+    head |= {name: value for name, value in read_head(sets).items() if name in ("dataset", "weight")}
     file = folder / MADE_BY_FILE
     if file.is_file() and json.loads(file.read_text()) != json.loads(json.dumps(head)):
         if not overwrite:

@@ -19,8 +19,10 @@ import numpy as np
 from omnihuman_jax import config as experiment
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.config import ExperimentConfig, load_config
-from omnihuman_jax.data.catalog import Catalog, has_catalog
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.joined_catalog import JoinedCatalog
 from omnihuman_jax.data.plan import Plan, demands
+from omnihuman_jax.data.weighted_datasets import have_catalogs, load_catalog
 from omnihuman_jax.models import flops
 from omnihuman_jax.scale.skipped_blocks import count_blocks, joined_ids
 from omnihuman_jax.typing import SPATIAL_STRIDE
@@ -95,7 +97,9 @@ def packed_ids(plan: Plan, stage: int, sequences: int) -> np.ndarray:
     return np.stack(rows)
 
 
-def savings(config: ExperimentConfig, catalog: Catalog, blocks: Sequence[tuple[int, int]], sequences: int) -> list[Row]:
+def savings(
+    config: ExperimentConfig, catalog: Catalog | JoinedCatalog, blocks: Sequence[tuple[int, int]], sequences: int
+) -> list[Row]:
     """Every stage at every size of block."""
     plan = Plan(catalog, config.stages, config.data.plan, config.seed)
     shape = experiment.planned_shape(config)
@@ -166,10 +170,10 @@ def main(argv: Sequence[str]) -> int:
     """`omnihuman packing`."""
     options, overrides = parse(argv)
     config = load_config(options.config, overrides)
-    real = bool(config.data.dataset) and has_catalog(config.data.dataset)
-    catalog = Catalog.load(config.data.dataset) if real else synthetic_catalog()
+    real = have_catalogs(config.data.rows)
+    catalog = load_catalog(config.data.rows) if real else synthetic_catalog()
     plan = config.data.plan
-    print(f"{config.data.dataset if real else SYNTHETIC}")
+    print(f"{config.data.label if real else SYNTHETIC}")
     print(f"sequences of {plan.latent_tokens} + {plan.text_tokens} tokens, at most {plan.windows} windows")
     print(format_rows(savings(config, catalog, options.blocks, options.sequences)))
     return 0

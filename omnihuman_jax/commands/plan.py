@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 
 from omnihuman_jax.commands import plan_budget, plan_scale
-from omnihuman_jax.config import ExperimentConfig, dataset_dir, load_config, packed_shape
-from omnihuman_jax.data.catalog import Catalog, has_catalog
+from omnihuman_jax.config import ExperimentConfig, data_rows, load_config, packed_shape
+from omnihuman_jax.data.joined_records import load_spec
 from omnihuman_jax.data.plan import Plan, StageReport, format_report
-from omnihuman_jax.data.records import DatasetSpec
+from omnihuman_jax.data.weighted_datasets import have_catalogs, load_catalog
 from omnihuman_jax.scale import described_devices
 
 
@@ -28,8 +28,9 @@ def report(config: ExperimentConfig) -> tuple[Plan, tuple[StageReport, ...]]:
     be met.
     """
     config.validate()
-    packed_shape(config, DatasetSpec.load(dataset_dir(config)))
-    plan = Plan(Catalog.load(config.data.dataset), config.stages, config.data.plan, config.seed)
+    rows = data_rows(config)
+    packed_shape(config, load_spec(rows))
+    plan = Plan(load_catalog(rows), config.stages, config.data.plan, config.seed)
     return plan, plan.report()
 
 
@@ -103,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     if options.topology is not None:
         described_devices.prepare()
         status = plan_scale.run(config, options)
-        if not (config.data.dataset and has_catalog(config.data.dataset)):
+        if not have_catalogs(config.data.rows):
             return status
     plan, reports = report(config)
     print(format_report(reports))

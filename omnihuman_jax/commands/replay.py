@@ -122,7 +122,7 @@ def _windows(parts: Parts, params: Any, step: int) -> Iterator[Replayed]:
 
 
 def _input(parts: Parts, placed: PlacedWindow) -> PackInput | None:
-    record = parts.records[int(parts.plan.catalog.record[placed.row])]
+    record = parts.records[parts.plan.catalog.record_of(placed.row)]
     return None if record is None else window_input(record, placed, parts.records.spec)
 
 
@@ -152,6 +152,10 @@ def main(argv: Sequence[str]) -> int:
     folder = bucket_folder.copy_of(options.run)
     config = experiment.read_config(folder)
     if options.dataset:
+        if config.data.datasets:
+            raise ValueError(
+                f"--dataset is for a run of one data set, this one drew from {config.data.label}; put them back there"
+            )
         config.data.dataset = options.dataset
     if options.mesh:
         try:

@@ -33,7 +33,6 @@ from omnihuman_jax.config import (
 )
 from omnihuman_jax.data.identity import features_of
 from omnihuman_jax.data.pipeline import make_loader
-from omnihuman_jax.data.shard_cache import CacheUse
 from omnihuman_jax.models import flops
 from omnihuman_jax.runtime import bucket_folder, compilation_cache, exit_codes, processes, signals, storage
 from omnihuman_jax.runtime.locations import check_checkpoints, location
@@ -45,7 +44,7 @@ from omnihuman_jax.telemetry.metrics import Speed, measure_matmul_peak
 from omnihuman_jax.telemetry.profiler import Profiler, parse_steps
 from omnihuman_jax.telemetry.run_telemetry import RunTelemetry
 from omnihuman_jax.training import placement, run_guard, train_state
-from omnihuman_jax.training.log_line import is_logged, log_line
+from omnihuman_jax.training.log_line import is_logged, log_line, steps_of_line
 from omnihuman_jax.training.numerics import RepeatedStep
 from omnihuman_jax.training.resume import open_checkpoints, open_parts, resume
 from omnihuman_jax.training.run_guard import RunGuard
@@ -178,7 +177,7 @@ def run_steps(
             # Observe: the step before this one is waited for, and its numbers looked at.
             guard.dispatched(step, metrics)
             # Show: samples and evaluations of the averaged weights, whose numbers stand in the line of their step.
-            line = line_of(config, step, metrics, telemetry.speed, checkpoints, parts.records.cache_use)
+            line = line_of(config, step, metrics, telemetry.speed, checkpoints, parts)
             if samples is not None and samples.due(done):
                 with guard.watchdog.allow(config.watchdog.save_s, f"samples of step {done}"), telemetry.sampling():
                     line = {**(line or {}), **samples(averaged(parts, state), done, telemetry.show)}
@@ -230,13 +229,14 @@ def line_of(
     metrics: Mapping[str, Any],
     speed: Speed,
     checkpoints: Checkpoints,
-    cache: CacheUse | None = None,
+    parts: Parts,
 ) -> dict[str, Any] | None:
     """What metrics.jsonl gets of `step` (from 0), whose metrics are waited for; None inside an interval."""
     if not is_logged(config.stages, config.logging.interval, step):
         return None
     line = log_line(config.stages, step, jax.device_get(dict(metrics)), speed)
-    stall = checkpoints.take_stall()
+    stall, cache = checkpoints.take_stall(), parts.records.cache_use
+    line |= parts.plan.dataset_shares(steps_of_line(config.stages, config.logging.interval, step))
     return line | ({"save_stall_s": stall} if stall else {}) | (cache.line() if cache else {})
 
 

@@ -146,6 +146,14 @@ class Catalog(_Sizes):
             return bool(self._stored.id_check[row] == catalog_files.id_check(window_id))
         return self.window_id[row] == window_id
 
+    def record_of(self, row: int) -> int:
+        """Index in the records of a row's window."""
+        return int(self.record[row])
+
+    def row_of(self, record: int) -> int:
+        """The row whose record this is."""
+        return int((self.record == record).argmax())
+
     def release(self) -> None:
         """Lets go of the memory of columns that lie in files; what is read again comes back."""
         if self._stored is not None:

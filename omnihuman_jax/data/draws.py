@@ -1,10 +1,11 @@
 """Draws: sample index -> active set, window, motion, reference. Every index is computed alone, from keys only.
 
 A stage's sample index is cut into blocks. A block holds exact numbers of every active set (stratified counts) in a
-keyed, evenly spread order. The draws of one active set are numbered without end, and a block owns a fixed stretch of
-these numbers, whatever came before. n windows eligible for the set make a pass of n draws: at n even places along all
-their hours, turned by an angle of the pass, and visited in the pass's own keyed order (`permutation.py`). So a window's
-chance is its duration, a pass draws it as often as its share says, rounded down or up, and no pass is ever computed.
+keyed, evenly spread order; of several data sets, each set's number is split over them by their weights. The draws of
+one active set from one data set are numbered without end, and a block owns a fixed stretch of these numbers, whatever
+came before. n windows eligible for the set make a pass of n draws: at n even places along all their hours, turned by an
+angle of the pass, and visited in the pass's own keyed order (`permutation.py`). So a window's chance is its duration, a
+pass draws it as often as its share says, rounded down or up, and no pass is ever computed.
 """
 
 import dataclasses
@@ -13,13 +14,15 @@ import numpy as np
 
 from omnihuman_jax.conditions import NUM_CONDITIONS, Condition
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.joined_catalog import JoinedCatalog
 from omnihuman_jax.data.permutation import GOLDEN, mixed, permuted
-from omnihuman_jax.data.window_index import ServingWindows, WindowIndex
-from omnihuman_jax.stages import NUM_SETS, SET_BITS, Stage
+from omnihuman_jax.data.stage_windows import StageWindows
+from omnihuman_jax.data.window_index import ServingWindows
+from omnihuman_jax.stages import NUM_SETS, Stage
 from omnihuman_jax.typing import MOTION_LATENTS
 
 # What a random number is for: one key each, so that no two uses share a stream.
-PURPOSE_COUNTS, PURPOSE_BLOCK, PURPOSE_PASS, PURPOSE_SHUFFLE = range(4)
+PURPOSE_COUNTS, PURPOSE_BLOCK, PURPOSE_PASS, PURPOSE_SHUFFLE, PURPOSE_DATASET = range(5)
 
 
 def random_bits(seed: int, purpose: int, stage: int, size: int, a: int = 0, b: int = 0) -> np.ndarray:
@@ -90,11 +93,13 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class _Asked:
-    """What consecutive samples ask for, before any window is looked up: active set, number of the draw among its set's
-    (in mode "keep", among all), random numbers in [0, 1) for motion and reference, block and its phase of motion.
+    """What consecutive samples ask for, before any window is looked up: active set, tape (set, data set; in mode "keep"
+    the set is 0) and number of the draw on it, random numbers in [0, 1) for motion and reference, block and its phase
+    of motion.
     """
 
     active: np.ndarray
+    tape: np.ndarray
     at: np.ndarray
     motion: np.ndarray
     other: np.ndarray
@@ -103,14 +108,27 @@ class _Asked:
 
 
 class StageDraws:
-    """The endless sequence of samples of one stage; `index` has the windows that it may draw."""
+    """The endless sequence of samples of one stage; `windows` has what it may draw."""
 
-    def __init__(self, catalog: Catalog, stage: Stage, stage_index: int, index: WindowIndex, seed: int, block: int):
+    def __init__(
+        self,
+        catalog: Catalog | JoinedCatalog,
+        stage: Stage,
+        stage_index: int,
+        windows: StageWindows,
+        seed: int,
+        block: int,
+    ):
         self._catalog, self._stage, self._number, self._seed, self._block = catalog, stage, stage_index, seed, block
-        keep = stage.mode == "keep"
         # The rate of an active set on the sample index; in mode "keep" all are drawn as one, under bitmask 0.
-        self._rate = np.eye(1, NUM_SETS)[0] if keep else stage.distribution()
-        self._serving = {int(bits): ServingWindows.of(index, int(bits)) for bits in SET_BITS[self._rate > 0]}
+        of_set = np.eye(1, NUM_SETS)[0] if stage.mode == "keep" else stage.distribution()
+        # A tape has the draws of an active set from a data set.
+        self._windows, self._shares = windows, windows.shares(stage)
+        self._rate = (of_set[:, None] * self._shares).ravel()
+        self._serving = {
+            int(tape): ServingWindows.of(windows.indices[tape % len(windows)], int(tape // len(windows)))
+            for tape in np.flatnonzero(self._rate > 0)
+        }
 
     def block(self, number: int, end: int | None = None) -> Draws:
         """The samples of block `number`; with `end`, the last block of a stage of `end` samples."""
@@ -123,10 +141,9 @@ class StageDraws:
         blocks = [self._asked(number, end) for number in range(first, -(-stop // self._block))]
         asked = _Asked(*(np.concatenate([getattr(b, f.name) for b in blocks]) for f in dataclasses.fields(_Asked)))
         row = np.empty(len(asked.at), np.int32)
-        tape = np.zeros(len(row), np.int32) if self._stage.mode == "keep" else asked.active
-        for bits, serving in self._serving.items():
-            mine = tape == bits
-            row[mine] = self._windows(bits, serving, asked.at[mine])
+        for tape, serving in self._serving.items():
+            mine = asked.tape == tape
+            row[mine] = self._drawn(tape, serving, asked.at[mine])
         # In mode "keep" `active` says which conditions stay if the window is eligible for them.
         active = asked.active & self._catalog.eligible[row] if self._stage.mode == "keep" else asked.active
         has_reference = active >> Condition.REFERENCE & 1 > 0
@@ -141,29 +158,46 @@ class StageDraws:
         noise = uniform(bits)
         order, motion, other = noise[: 3 * self._block].reshape(3, -1)[:, :size]
         phases, motion_phase = noise[-NUM_CONDITIONS - 4 : -4], noise[-1]
-        if self._stage.mode == "keep":
-            active, at = self._kept(number)[:size], start + np.arange(size) + 0.5
-        else:
-            counts = stratified_counts(self._stage, start, start + size, phases)
-            # Each set's samples are spread over the block, jittered: a part of a block comes close to the ratios, too.
-            sets = np.repeat(SET_BITS, counts)
-            number_in_set = np.arange(size) - np.repeat(np.cumsum(counts) - counts, counts)
-            spread = np.argsort((number_in_set + order) / counts[sets], kind="stable")
-            # A set's draws of the block, evenly over the stretch of numbers that is the block's by its rate.
-            rate = self._rate[sets]
-            at = (start * rate + (number_in_set + 0.5) / counts[sets] * (size * rate))[spread]
-            active = sets[spread].astype(np.int32)
-        return _Asked(active, at, motion, other, np.full(size, number), np.full(size, motion_phase))
+        keep = self._stage.mode == "keep"
+        of_set = size * np.eye(1, NUM_SETS, dtype=np.int64)[0]
+        counts = self._shared(
+            of_set if keep else stratified_counts(self._stage, start, start + size, phases), number
+        ).ravel()
+        # Each tape's samples are spread over the block, jittered: a part of a block comes close to the ratios, too.
+        tapes = np.repeat(np.arange(len(counts)), counts)
+        number_on_tape = np.arange(size) - np.repeat(np.cumsum(counts) - counts, counts)
+        spread = np.argsort((number_on_tape + order) / counts[tapes], kind="stable")
+        # A tape's draws of the block, evenly over the stretch of numbers that is the block's by its rate.
+        rate = self._rate[tapes]
+        at = (start * rate + (number_on_tape + 0.5) / counts[tapes] * (size * rate))[spread]
+        tape = tapes[spread]
+        active = self._kept(number)[:size] if keep else (tape // len(self._windows)).astype(np.int32)
+        return _Asked(active, tape, at, motion, other, np.full(size, number), np.full(size, motion_phase))
 
-    def _windows(self, bits: int, serving: ServingWindows, at: np.ndarray) -> np.ndarray:
-        """Catalog rows of an active set's draws by their numbers."""
-        turn, key = random_bits(self._seed, PURPOSE_PASS, self._number, 2, b=bits)
+    def _shared(self, counts: np.ndarray, number: int) -> np.ndarray:
+        """int64 [16, D]: a block's draws of each active set over the data sets, each share rounded down or up.
+
+        Systematic sampling: up with the probability of the fraction, and over the blocks about as often as that says.
+        """
+        if len(self._windows) == 1:
+            return counts[:, None]
+        turn = random_bits(self._seed, PURPOSE_DATASET, self._number, NUM_SETS)
+        phase = uniform(turn + np.full(NUM_SETS, number, np.uint64) * GOLDEN)
+        edges = np.floor(np.cumsum(self._shares, axis=1) * counts[:, None] + phase[:, None]).astype(np.int64)
+        edges[:, -1] = counts  # whatever the sum of the shares is rounded to
+        return np.diff(np.minimum(edges, counts[:, None]), axis=1, prepend=0)
+
+    def _drawn(self, tape: int, serving: ServingWindows, at: np.ndarray) -> np.ndarray:
+        """Catalog rows of a tape's draws by their numbers."""
+        bits, dataset = divmod(tape, len(self._windows))
+        turn, key = random_bits(self._seed, PURPOSE_PASS, self._number, 2, b=bits | dataset << NUM_CONDITIONS)
         number, place = np.divmod(np.floor(at).astype(np.int64), serving.windows)
         number = number.astype(np.uint64)
         stratum = permuted(place, serving.windows, mixed(key + number * GOLDEN))
         # Every pass is turned further, evenly over the passes: with fixed places some windows would never be drawn.
         along = (stratum + uniform(turn + number * GOLDEN)) * (serving.ticks / serving.windows)
-        return serving.rows_at(np.minimum(along.astype(np.int64), serving.ticks - 1))
+        rows = serving.rows_at(np.minimum(along.astype(np.int64), serving.ticks - 1))
+        return rows + np.int32(self._windows.first_rows[dataset])
 
     def _kept(self, number: int) -> np.ndarray:
         """Mode "keep": bits of the conditions that stay, each with the probability of its ratio."""

@@ -14,9 +14,10 @@ import grain
 import numpy as np
 
 from omnihuman_jax.conditions import Condition
+from omnihuman_jax.data.joined_catalog import JoinedCatalog
+from omnihuman_jax.data.joined_records import JoinedRecords, Records
 from omnihuman_jax.data.packing import PackInput, empty_batch, neighbours_of, pack_sequence
 from omnihuman_jax.data.plan import PlacedWindow, Plan
-from omnihuman_jax.data.record_source import RecordSource
 from omnihuman_jax.data.records import DatasetSpec, WindowRecord
 from omnihuman_jax.typing import PackedBatch, PackedShape
 
@@ -50,7 +51,7 @@ class _Batches:
     """Step -> (batch of this host, catalog rows that could not be read). A sequence to grain, a function to us."""
 
     plan: Plan
-    records: RecordSource
+    records: Records
     spec: DatasetSpec
     shape: PackedShape
     rows: range
@@ -70,13 +71,15 @@ class _Batches:
 
     def _window(self, placed: PlacedWindow, missing: list[int]) -> PackInput | None:
         catalog = self.plan.catalog
-        record = self.records[int(catalog.record[placed.row])]
+        index = catalog.record_of(placed.row)
+        record = self.records[index]
         if record is None:
             missing.append(placed.row)
             return None
         if not catalog.is_window(placed.row, record.window_id):
+            directory, own = self.records.locate(index)
             raise ValueError(
-                f"{self.records.directory}: record {catalog.record[placed.row]} is window "
+                f"{directory}: record {own} is window "
                 f"{record.window_id}, but the catalog says {catalog.window_id[placed.row]}: catalog and "
                 "records belong to different datasets; run `omnihuman encode` again"
             )
@@ -108,15 +111,10 @@ class Loader(Iterator[PackedBatch[np.ndarray]]):
         for row in missing:
             window = str(self._batches.plan.catalog.window_id[row])
             if window not in self.placeholders:
-                record = int(self._batches.plan.catalog.record[row])
-                reason = self._batches.records.unreadable.get(record, "unreadable")
-                logger.warning(
-                    "record %d (window %s) of %s is left out: %s",
-                    record,
-                    window,
-                    self._batches.records.directory,
-                    reason,
-                )
+                records, record = self._batches.records, self._batches.plan.catalog.record_of(row)
+                reason = records.unreadable.get(record, "unreadable")
+                directory, own = records.locate(record)
+                logger.warning("record %d (window %s) of %s is left out: %s", own, window, directory, reason)
             self.placeholders[window] += 1
         self.step += 1
         return batch
@@ -130,7 +128,7 @@ class Loader(Iterator[PackedBatch[np.ndarray]]):
 
 def make_loader(
     plan: Plan,
-    records: RecordSource,
+    records: Records,
     spec: DatasetSpec,
     shape: PackedShape,
     process_index: int,
@@ -158,7 +156,7 @@ def make_loader(
     return Loader(_Batches(plan, records, spec, shape, rows, start_step), read_threads)
 
 
-def _check_shape(plan: Plan, records: RecordSource, spec: DatasetSpec, shape: PackedShape) -> None:
+def _check_shape(plan: Plan, records: Records, spec: DatasetSpec, shape: PackedShape) -> None:
     """Everything that would otherwise only fail at some later window."""
     catalog, config = plan.catalog, plan.config
     expected: Mapping[str, tuple[int, int]] = {
@@ -175,11 +173,12 @@ def _check_shape(plan: Plan, records: RecordSource, spec: DatasetSpec, shape: Pa
     }
     if wrong := [f"{name} {has}, not {wants}" for name, (has, wants) in expected.items() if has != wants]:
         raise ValueError(f"the batch layout does not fit the plan and the dataset: {'; '.join(wrong)}")
-    if len(catalog) and catalog.record.max() >= len(records):
-        raise ValueError(
-            f"{records.directory}: the catalog names record {catalog.record.max()}, there are {len(records)}; "
-            "run `omnihuman encode` again"
-        )
+    if isinstance(records, JoinedRecords):
+        assert isinstance(catalog, JoinedCatalog)
+        records.covers(catalog)
+    else:
+        assert not isinstance(catalog, JoinedCatalog)
+        records.covers(catalog)
     neighbours = max(neighbours_of(shape.audio_tokens), neighbours_of(shape.pose_frames))
     if (taken := min(spec.margin, neighbours)) > config.margin:
         raise ValueError(

@@ -7,6 +7,7 @@ import numpy as np
 
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.joined_catalog import JoinedCatalog
 from omnihuman_jax.data.window_index import WindowIndex
 from omnihuman_jax.stages import CONTAINS, Stage
 from omnihuman_jax.typing import TEMPORAL_STRIDE
@@ -52,7 +53,7 @@ class PlanConfig:
 DEMANDS = ("latent_tokens", "text_tokens", "windows", "latent_frames", "frames")
 
 
-def demands(catalog: Catalog, config: PlanConfig, row: np.ndarray, active: np.ndarray) -> np.ndarray:
+def demands(catalog: Catalog | JoinedCatalog, config: PlanConfig, row: np.ndarray, active: np.ndarray) -> np.ndarray:
     """int64 [n, 5]: what windows with these active sets (bits) take of a sequence, in the order of `DEMANDS`."""
     on, numbers = CONTAINS[active], catalog.numbers(row)
     driven = on[:, Condition.AUDIO] | on[:, Condition.POSE]

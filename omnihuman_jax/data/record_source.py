@@ -5,10 +5,12 @@ storage and a word for what is damaged.
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.dataset_files import CachedRecords, cache_of, dataset_folder
 from omnihuman_jax.data.records import SPLIT, VERSION, DatasetSpec, WindowRecord, decode_record, features
 from omnihuman_jax.data.shard_cache import CacheUse, ChangedError
@@ -62,6 +64,18 @@ class RecordSource:
     def cache_use(self) -> CacheUse | None:
         """What was read from a bucket through the cache; None of a folder."""
         return self._cache.use if self._cache else None
+
+    def locate(self, index: int) -> tuple[Path, int]:
+        """The folder of the record's data set, and its index in it."""
+        return self.directory, index
+
+    def covers(self, catalog: Catalog) -> None:
+        """ValueError where the catalog names records that are not there."""
+        if len(catalog) and (last := int(catalog.record.max())) >= len(self):
+            raise ValueError(
+                f"{self.directory}: the catalog names record {last}, there are {len(self)}; run `omnihuman encode`"
+                " again"
+            )
 
     def __getitem__(self, index: int) -> WindowRecord | None:
         """The window at `index`; None if its bytes are damaged. IndexError outside of the dataset, StorageError without

@@ -13,8 +13,9 @@ from omnihuman_jax.data.bins import pack_prefix
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.draws import PURPOSE_SHUFFLE, Draws, StageDraws, random_bits
 from omnihuman_jax.data.equal_work import balanced_order, work_of
+from omnihuman_jax.data.joined_catalog import JoinedCatalog
 from omnihuman_jax.data.plan_config import PlanConfig, check_sizes, demands
-from omnihuman_jax.data.window_index import WindowIndex
+from omnihuman_jax.data.stage_windows import StageWindows
 from omnihuman_jax.stages import Stage
 
 # Shares that the calibration lets chunks skip: on average, and at worst where checked.
@@ -38,19 +39,20 @@ class StagePlan:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Catalog | JoinedCatalog,
         stage: Stage,
         number: int,
         first_step: int,
-        window_index: WindowIndex,
+        windows: StageWindows,
         config: PlanConfig,
         seed: int,
     ):
-        self.stage, self.number, self.first_step, self.window_index = stage, number, first_step, window_index
+        self.stage, self.number, self.first_step, self.windows = stage, number, first_step, windows
         self._catalog, self._config, self._seed = catalog, config, seed
-        stage.check(window_index.counts, window_index.hours)
-        check_sizes(catalog, stage, window_index, config)
-        self.draws = StageDraws(catalog, stage, number, window_index, seed, config.block)
+        windows.check(stage)
+        for part, index in zip(windows.catalogs, windows.indices):
+            check_sizes(part, stage, index, config)
+        self.draws = StageDraws(catalog, stage, number, windows, seed, config.block)
         self.num_chunks = -(-stage.steps // config.chunk_steps)
         self._per_chunk: int | None = None
         self._last: tuple[int, int, int | None] | None = None

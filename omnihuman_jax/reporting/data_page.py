@@ -119,6 +119,8 @@ def _dataset(dataset: Path) -> str:
     quality = summary.get("round_trip_psnr_db")
     notes = [f"{len(catalog)} windows of {clips} clips, {_hours(float(catalog.duration_s.sum()))} of windows"]
     notes += [f"{len(summary['shards'])} shards, {sum(s['bytes'] for s in summary['shards']) / 2**20:.1f} MiB"]
+    if {"dataset", "weight"} & summary.keys():
+        notes += [f"in a mix: {summary.get('dataset') or 'no name'}, weight {summary.get('weight', 1):g}"]
     notes += [f"round trip of the codec: {quality:.1f} dB"] if quality else []
     return _section(
         "Windows",

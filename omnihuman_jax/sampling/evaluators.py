@@ -18,7 +18,7 @@ from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.record_source import RecordSource
+from omnihuman_jax.data.joined_records import Records
 from omnihuman_jax.data.records import WindowRecord
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import condition_gain, mouth
@@ -41,7 +41,7 @@ _DRAWS = 500
 
 
 def evaluators(
-    run: trained_run.TrainedRun, catalog: Catalog, source: RecordSource, config: SamplesConfig, sampling: SamplingConfig
+    run: trained_run.TrainedRun, catalog: Catalog, source: Records, config: SamplesConfig, sampling: SamplingConfig
 ) -> list[Evaluator]:
     """All that the config asks for and the model and the data can give; a word on what they cannot."""
     found: list[Evaluator] = []
@@ -58,7 +58,7 @@ def evaluators(
 
 
 def gain_subjects(
-    catalog: Catalog, source: RecordSource, condition: Condition, config: SamplesConfig
+    catalog: Catalog, source: Records, condition: Condition, config: SamplesConfig
 ) -> list[tuple[WindowRecord, WindowRecord]]:
     """(window, a window of another clip whose condition drives it too), of one length; fixed for a data set."""
     _, rows = window_inputs.held_out(catalog, config.split, ConditionSet.of(condition, Condition.REFERENCE))

@@ -8,6 +8,7 @@ import numpy as np
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import window_index
 from omnihuman_jax.data.catalog import Catalog, has_catalog
+from omnihuman_jax.runtime.locations import StrPath, location
 from omnihuman_jax.sampling.trained_run import TrainedRun
 from omnihuman_jax.typing import FPS
 
@@ -29,14 +30,23 @@ def check_model(run: TrainedRun, active: ConditionSet) -> list[str]:
 
 def trained_windows(run: TrainedRun) -> np.ndarray:
     """int [n, 3]: (height, width, frames) of the windows that the stages up to the run's step draw, each once; none
-    where the dataset is not there.
+    where the datasets are not there.
     """
-    if not has_catalog(run.dataset):
-        return np.zeros((0, 3), int)
-    catalog, stages = Catalog.load(run.dataset), run.config.stages
+    stages, found = run.config.stages, [np.zeros((0, 3), int)]
     last, _ = stages.stage_at(min(max(0, run.step - 1), stages.total_steps - 1))
-    rows = np.unique(np.concatenate([window_index.build(catalog, stage).rows for stage in stages.rows[: last + 1]]))
-    return np.unique(np.stack([catalog.height[rows], catalog.width[rows], catalog.frames[rows]], axis=1), axis=0)
+    for dataset in _datasets(run):
+        if has_catalog(dataset):
+            catalog = Catalog.load(dataset)
+            indices = [window_index.build(catalog, stage) for stage in stages.rows[: last + 1]]
+            rows = np.unique(np.concatenate([index.rows for index in indices]))
+            found.append(np.stack([catalog.height[rows], catalog.width[rows], catalog.frames[rows]], axis=1))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _datasets(run: TrainedRun) -> list[StrPath]:
+    """All that the run drew from, unless it was opened with another one."""
+    paths = [row.path for row in run.config.data.rows]
+    return [*paths] if paths and run.dataset == location(paths[0]) else [run.dataset]
 
 
 def check_range(run: TrainedRun, size: tuple[int, int], frames: int) -> list[str]:

@@ -117,7 +117,7 @@ def open_run(
         directory=directory,
         config=config,
         spec=spec,
-        dataset=location(config.data.dataset if dataset is None else dataset),
+        dataset=location(config.data.first if dataset is None else dataset),
         mesh=created,
         params=params,
         weights=weights,

@@ -23,7 +23,7 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.config import ExperimentConfig, compute_dtype
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.record_source import RecordSource
+from omnihuman_jax.data.joined_records import Records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.models import mmdit
@@ -70,7 +70,7 @@ class TrainingSamples:
         ValueError, FileNotFoundError: one line that names the field and the cure.
     """
 
-    def __init__(self, run: trained_run.TrainedRun, config: SamplesConfig, folder: Path, source: RecordSource):
+    def __init__(self, run: trained_run.TrainedRun, config: SamplesConfig, folder: Path, source: Records):
         self.config, self._run, self._folder = config, run, folder / FOLDER
         sampling = sampling_of(run.config, config)
         catalog = Catalog.load(run.dataset)
@@ -145,7 +145,7 @@ class TrainingSamples:
 
 
 def open_training_samples(
-    config: ExperimentConfig, mesh: Mesh, places: Params, source: RecordSource, folder: Path
+    config: ExperimentConfig, mesh: Mesh, places: Params, source: Records, folder: Path
 ) -> TrainingSamples | None:
     """Of a run that is about to train on `mesh`, its weights placed as `places` says; None without
     `samples.interval`.
@@ -159,7 +159,7 @@ def open_training_samples(
         directory=folder,
         config=config,
         spec=spec,
-        dataset=location(config.data.dataset),
+        dataset=location(config.data.first),
         mesh=mesh,
         params=jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
@@ -189,7 +189,7 @@ def usable(run: trained_run.TrainedRun) -> ConditionSet:
 
 
 def window_subjects(
-    run: trained_run.TrainedRun, config: SamplesConfig, catalog: Catalog, source: RecordSource
+    run: trained_run.TrainedRun, config: SamplesConfig, catalog: Catalog, source: Records
 ) -> Iterator[FixedSample]:
     """Windows of the data set, under all that each is eligible for; held-out ones where there are any."""
     for needed in (usable(run), ConditionSet.of(Condition.REFERENCE)):

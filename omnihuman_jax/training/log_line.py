@@ -18,6 +18,12 @@ def is_logged(schedule: StageSchedule, interval: int, step: int) -> bool:
     return done % interval == 0 or done == schedule.starts[index] + stage.steps
 
 
+def steps_of_line(schedule: StageSchedule, interval: int, step: int) -> range:
+    """The steps (from 0) whose line is written after `step`: back to the interval's beginning, or the stage's."""
+    index, _ = schedule.stage_at(step)
+    return range(max(step - step % interval, schedule.starts[index]), step + 1)
+
+
 def log_line(schedule: StageSchedule, step: int, metrics: dict[str, Any], speed: Speed) -> dict[str, Any]:
     """The record of `step` (from 0) from its metrics on the host: see `summarise` and `Speed`."""
     _, stage = schedule.stage_at(step)

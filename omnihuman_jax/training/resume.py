@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 def open_parts(config: ExperimentConfig, run_dir: Path) -> Parts:
     """`assemble`, with patience for the data set's storage. RunEnded, for a restart, where it does not come back.
 
-    A data set that this run has opened before and that is not there any more is storage that is gone; otherwise the
-    path is wrong.
+    Data sets that this run has opened before and that are not there any more are storage that is gone; otherwise a path
+    is wrong.
     """
-    known = processes.gather(has_opened(run_dir, config.data.dataset))[0]
+    known = processes.gather(has_opened(run_dir, config))[0]
 
     def retry(what: str, look: Callable[[], Any]) -> Any:
         def tolerant() -> Any:
@@ -55,11 +55,13 @@ def open_parts(config: ExperimentConfig, run_dir: Path) -> Parts:
     return assemble(config, retry)
 
 
-def has_opened(run_dir: Path, dataset: str) -> bool:
-    """Whether this run, by its own config.json, which the first start writes once all is open, has had that data
-    set.
+def has_opened(run_dir: Path, config: ExperimentConfig) -> bool:
+    """Whether this run, by its own config.json, which the first start writes once all is open, has had these data
+    sets.
     """
-    return bool(dataset) and _stored_config(run_dir).get("data", {}).get("dataset") == dataset
+    data = _stored_config(run_dir).get("data", {})
+    stored = [row["path"] for row in data.get("datasets", ())] or [path for path in [data.get("dataset")] if path]
+    return bool(stored) and stored == [row.path for row in config.data.rows]
 
 
 def open_checkpoints(
@@ -234,7 +236,7 @@ def _changes(stored: RunRecord, features: Mapping[str, Any], record: RunRecord) 
         )
     elif stored.fingerprint != record.fingerprint:
         changes.append(
-            f"data plan (catalog, stages, sizes or seed): fingerprint {stored.fingerprint[:12]} ->"
+            f"data plan (catalogs and their weights, stages, sizes or seed): fingerprint {stored.fingerprint[:12]} ->"
             f" {record.fingerprint[:12]}"
         )
     return changes

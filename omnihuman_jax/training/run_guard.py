@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
+from omnihuman_jax.data.joined_records import Records
 from omnihuman_jax.data.plan import Plan
-from omnihuman_jax.data.record_source import RecordSource
 from omnihuman_jax.runtime import exit_codes, processes, storage
 from omnihuman_jax.runtime.incidents import Incidents, append_line, read_lines
 from omnihuman_jax.runtime.processes import RunEnded, StopRequest
@@ -86,7 +86,7 @@ class RunGuard:
         records: knows which of its records could not be read so far, and why.
     """
 
-    def __init__(self, watchdog: Watchdog, numbers: NumericsConfig, run_dir: Path, plan: Plan, records: RecordSource):
+    def __init__(self, watchdog: Watchdog, numbers: NumericsConfig, run_dir: Path, plan: Plan, records: Records):
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir, self._numbers, self._plan, self._records = run_dir, numbers, plan, records
         self.incidents = Incidents(run_dir)
@@ -182,11 +182,11 @@ class RunGuard:
 
     def _quarantine(self) -> None:
         """A line for each record that this process could not read, and no process of an earlier attempt."""
-        catalog = self._plan.catalog
-        for record in [record for record in list(self._records.unreadable) if record not in self._quarantined]:
+        catalog, unreadable = self._plan.catalog, dict(self._records.unreadable)
+        for record in [record for record in unreadable if record not in self._quarantined]:
             self._quarantined.add(record)
-            window = str(catalog.window_id[int((catalog.record == record).argmax())])
-            reason, process = self._records.unreadable[record], jax.process_index()
+            window = str(catalog.window_id[catalog.row_of(record)])
+            reason, process = unreadable[record], jax.process_index()
             append_line(
                 self.run_dir / QUARANTINE, {"record": record, "window": window, "reason": reason, "process": process}
             )

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.data_plan catalog --rows 15000000 --out runs/catalog_15m     # once
     python -m tests.benchmarks.data_plan cost --catalog runs/catalog_15m --steps 0,1000000
+    python -m tests.benchmarks.data_plan cost --catalog runs/catalog_a,runs/catalog_b    # two data sets, equal weights
     python -m tests.benchmarks.data_plan work --catalog runs/catalog_15m
     python -m tests.benchmarks.data_plan packing --catalog runs/catalog_15m
 
@@ -23,6 +24,7 @@ from omnihuman_jax.config import ExperimentConfig, load_config, planned_shape
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.equal_work import work_of
 from omnihuman_jax.data.plan import Plan, PlanConfig, demands
+from omnihuman_jax.data.weighted_datasets import WeightedDataset, load_catalog
 from omnihuman_jax.models import flops
 from omnihuman_jax.stages import paper_stages
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
@@ -73,7 +75,8 @@ def make_catalog(rows: int, out: str) -> None:
 def measure(catalog: str, step: int) -> None:
     """One line: what a process pays that starts at `step` of the pose stage."""
     imported = time.process_time()
-    table = Catalog.load(catalog)
+    folders = catalog.split(",")
+    table = load_catalog([WeightedDataset(path=path, name=f"{i}") for i, path in enumerate(folders)])
     loaded = time.process_time()
     plan = Plan(table, paper_stages(steps=(20_000, 20_000, 1_500_000)), large_plan(), seed=0)
     planned = time.process_time()
@@ -184,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("what", choices=("catalog", "cost", "measure", "work", "packing"))
     parser.add_argument("--rows", type=int, default=15_000_000)
     parser.add_argument("--out", default="runs/catalog")
-    parser.add_argument("--catalog", default="runs/catalog", help="folder with a catalog")
+    parser.add_argument("--catalog", default="runs/catalog", help="folder; of `cost`, several with commas")
     parser.add_argument("--steps", default="0,1000000", help="of `cost`: where a process starts")
     parser.add_argument("--demo", default="", help="of `work`: the demo's dataset, to be measured beside it")
     options = parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """One host of several, a process of its own: the sha256 of every array of its sequences, step by step, as JSON.
 
-python -m tests.data.one_host DATASET INDEX COUNT
+python -m tests.data.one_host DATASET[,DATASET] INDEX COUNT
 """
 
 import dataclasses
@@ -8,10 +8,10 @@ import hashlib
 import json
 import sys
 
-from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.joined_records import open_datasets
 from omnihuman_jax.data.pipeline import make_loader
 from omnihuman_jax.data.plan import Plan
-from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.data.weighted_datasets import WeightedDataset
 from omnihuman_jax.stages import Stage, StageSchedule
 from tests.data import synthetic
 
@@ -24,8 +24,9 @@ SCHEDULE = StageSchedule(
 def main(dataset: str, index: int, count: int) -> None:
     """Prints {"sums": [a step: {array: [a sequence: sha256]}], "placeholders": {window id: times}}."""
     config = synthetic.plan_config(sequences_per_step=8, chunk_steps=16)
-    records = open_records(dataset)
-    plan = Plan(Catalog.load(dataset), SCHEDULE, config, seed=11)
+    rows = [WeightedDataset(path=path, weight=1.0 + n) for n, path in enumerate(dataset.split(","))]
+    records, catalog = open_datasets(rows)
+    plan = Plan(catalog, SCHEDULE, config, seed=11)
     loader = make_loader(plan, records, records.spec, synthetic.shape(config), index, count, read_threads=2)
     sums = [
         {

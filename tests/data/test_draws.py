@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from omnihuman_jax.conditions import Condition
-from omnihuman_jax.data import window_index
 from omnihuman_jax.data.draws import StageDraws, random_bits, stratified_counts, uniform
+from omnihuman_jax.data.stage_windows import StageWindows
 from omnihuman_jax.stages import CONTAINS, Stage
 from tests.data import synthetic
 
@@ -19,7 +19,7 @@ def stage(**values) -> Stage:
 
 
 def draws(table, made: Stage, seed: int = 0, index: int = 0) -> StageDraws:
-    return StageDraws(table, made, index, window_index.build(table, made), seed, BLOCK)
+    return StageDraws(table, made, index, StageWindows.of(table, made), seed, BLOCK)
 
 
 @pytest.mark.parametrize("mode", ["product", "nested"])

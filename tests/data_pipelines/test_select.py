@@ -70,6 +70,8 @@ def test_the_funnel_is_the_sum_of_the_clips(table: Path, tmp_path: Path) -> None
         assert missing == len(clips) - len(mine)
     assert funnel["serves_none"] == sum(not clip.eligible for clip in clips) > 0
     assert {(clip.dataset, clip.weight) for clip in clips} == {("web", 0.5)}
+    head = json.loads((tmp_path / "sets" / "sets.json").read_text())
+    assert (head["dataset"], head["weight"]) == ("web", 0.5), "for encode.json and the report"
     for clip in clips[:50]:
         eligible, reasons = tag(clip.scores, Thresholds())
         assert clip.eligible == eligible and clip.reasons.keys() == reasons.keys()

@@ -190,7 +190,9 @@ def test_a_changed_dataset_is_refused_unless_accepted(copy: Path, dataset: Path,
     other = Path(shutil.copytree(dataset, tmp_path / "other"))
     catalog = Catalog.load(other)
     catalog.select(np.arange(len(catalog) - 1)).save(other)
-    with pytest.raises(ValueError, match=r"data plan \(catalog, stages, sizes or seed\): fingerprint"):
+    with pytest.raises(
+        ValueError, match=r"data plan \(catalogs and their weights, stages, sizes or seed\): fingerprint"
+    ):
         resume(copy, other)
     assert resume(copy, other, "--accept-changes") == 0
     assert resume(copy, Path(shutil.copytree(dataset, tmp_path / "moved"))) == 0  # the same data elsewhere

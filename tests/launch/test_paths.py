@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from launch import jobset, local, queued_resource, sbatch_lines, slurm
+from launch import jobset, local, places, queued_resource, sbatch_lines, slurm
+from launch.targets import TARGETS
+from omnihuman_jax.config import load_config
+from omnihuman_jax.data.weighted_datasets import WeightedDataset
 from tests.launch.specs import IMAGE, ON_SLURM, ON_TPU_VM, spec
 
 NAMES = [
@@ -196,3 +199,15 @@ def test_what_a_target_cannot_hand_on_is_refused_by_name() -> None:
 def test_a_plain_value_is_written_as_it_is() -> None:
     assert sbatch_lines.option("--time", "1-00:00:00") == "--time=1-00:00:00"
     assert sbatch_lines.option("--output", "/shared/my runs/x") == '--output="/shared/my runs/x"'
+
+
+def test_each_of_several_data_sets_has_to_be_where_the_trainer_sees_it() -> None:
+    made, target = spec(), TARGETS["jobset"]
+    config = load_config(made.config)
+    config.data.datasets = (WeightedDataset(path="/runs/talks"), WeightedDataset(path="gs://bucket/songs"))
+    places.check(made, target, config)
+    config.data.datasets[0].path = "/datta/talks"
+    with pytest.raises(
+        ValueError, match=r"data\.datasets\[0\]\.path of .*omnihuman_7b\.py '/datta/talks' is on none of"
+    ):
+        places.check(made, target, config)
