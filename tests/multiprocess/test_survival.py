@@ -45,7 +45,9 @@ def reached(jobs: list[subprocess.Popen], run: Path, step: int) -> None:
 
 
 def test_a_signal_to_one_and_a_failure_of_one_end_all(tmp_path: Path, dataset: Path) -> None:
-    jobs = runs.start_all(tmp_path, dataset, *OPTIONS)
+    # Nobody dies unheard here: what waits long for a core is not taken for dead.
+    patient = (*OPTIONS, "--heartbeat-s=60", "--config.watchdog.step_s=120")
+    jobs = runs.start_all(tmp_path, dataset, *patient)
     reached(jobs, tmp_path, 6)
     jobs[1].send_signal(signal.SIGTERM)
     begin = time.monotonic()
@@ -55,7 +57,7 @@ def test_a_signal_to_one_and_a_failure_of_one_end_all(tmp_path: Path, dataset: P
     assert all(f"stopped by a signal at step {stopped} of 400" in output for output in outputs)
     assert (tmp_path / "checkpoints" / str(stopped) / "manifest.json").exists()
     # The next attempt begins there, and process 0 learns from process 1 why it has to leave.
-    jobs = runs.start_all(tmp_path, dataset, *OPTIONS, faults={1: ("raise", 4)})
+    jobs = runs.start_all(tmp_path, dataset, *patient, faults={1: ("raise", 4)})
     codes, outputs = runs.outcomes(jobs)
     assert codes == [exit_codes.FAILURE] * 2
     assert "RuntimeError: planted at batch 4" in outputs[1] and "process 1 left with exit code 1" in outputs[0]
