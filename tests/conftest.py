@@ -3,10 +3,12 @@
 The environment is set before anything imports jax, and subprocesses of tests inherit it.
 """
 
+import contextlib
 import json
 import os
 import re
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,6 +91,18 @@ def _is_chosen(item: pytest.Item, choice: str) -> bool:
     index, count = map(int, match.groups())
     # By file: what the tests of a file share is made once.
     return slow and zlib.crc32(item.nodeid.split("::")[0].encode()) % count == index % count
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """A native library that asks for real-time scheduling gets it where the tests run as root, and then nobody else
+    gets a core: processes that other tests start look dead to one another.
+    """
+    if not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) not in (os.SCHED_FIFO, os.SCHED_RR):
+        return
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setscheduler(int(thread), os.SCHED_OTHER, os.sched_param(0))
+    warnings.warn(f"{item.nodeid} made its process a real-time one; it is an ordinary one again", stacklevel=1)
 
 
 def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:

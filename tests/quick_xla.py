@@ -5,6 +5,8 @@ Programs are slower without optimisation, and their last bits are others; the pa
 the same. What a test compares was compiled alike.
 """
 
+import contextlib
+from collections.abc import Iterator
 from importlib.metadata import version
 
 JAXLIB = tuple(int(part) for part in version("jaxlib").split(".")[:2])
@@ -15,3 +17,17 @@ if JAXLIB < (0, 11):
     OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
+
+
+@contextlib.contextmanager
+def compiled_quickly() -> Iterator[None]:
+    """The same for what this process compiles."""
+    import jax  # here: who starts trainings does not need it
+
+    name = "jax_disable_most_optimizations"
+    kept = getattr(jax.config, name)
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, kept)

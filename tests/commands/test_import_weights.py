@@ -107,7 +107,7 @@ def test_untrained_additions_change_nothing(imported):
     )
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_round_trip_is_bit_identical_and_loads_in_diffusers(original, tmp_path, dtype, measured):
     folder, back = tmp_path / "original", tmp_path / "back"
     model = HunyuanVideoTransformer3DModel.from_pretrained(original[1] / "transformer")
@@ -137,8 +137,15 @@ def stored_tensors(path: Path) -> tuple[dict, bytes]:
     return header, data[8 + length :]
 
 
-@pytest.mark.parametrize("form", export.FORMATS)
-@pytest.mark.parametrize("dtype", weights_export.DTYPES)
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [
+        ("torch", "fp32"),
+        ("diffusers", "bf16"),
+        pytest.param("torch", "bf16", marks=pytest.mark.slow),
+        pytest.param("diffusers", "fp32", marks=pytest.mark.slow),
+    ],
+)
 def test_additions_make_the_round_trip_too(imported, tmp_path, form, dtype):
     first, second = tmp_path / "first", tmp_path / "second"
     export.export_run(imported, first, form=form, dtype=dtype, max_shard_bytes=100_000)
@@ -306,7 +313,7 @@ def test_full_size_config_is_the_public_one():
     assert round(parameters / 1e9, 2) == 12.82
 
 
-@pytest.mark.parametrize("block_bytes", [1, 3000])
+@pytest.mark.parametrize("block_bytes", [pytest.param(1, marks=pytest.mark.slow), 3000])
 def test_blocks_of_any_size_fill_sharded_leaves_exactly(block_bytes):
     table = kt.key_table(BASE)
     tensors = {name: array.astype(ml_dtypes.bfloat16) for name, array in random_tensors(table).items()}

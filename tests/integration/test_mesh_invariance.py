@@ -58,7 +58,13 @@ def uncached(lowered: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "ways", [(1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2)], ids=lambda ways: "x".join(str(way) for way in ways)
+    "ways",
+    [
+        pytest.param((1, 8, 1, 1), marks=pytest.mark.slow),
+        (2, 2, 1, 2),
+        pytest.param((1, 2, 2, 2), marks=pytest.mark.slow),
+    ],
+    ids=lambda ways: "x".join(str(way) for way in ways),
 )
 def test_the_loss_of_every_window(
     ways: tuple[int, int, int, int], measured: Callable[[str, float, float], None]

@@ -304,6 +304,7 @@ def test_free_fields_do_not_change_what_is_computed(straight: Path) -> None:
     assert changed_fields(to_json(config), to_json(changed)) == []
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_resumed_run_compiles_is_answered(dataset: Path, tmp_path: Path) -> None:
     """The signal of a preemption that comes right after a restart; it once was never answered, nor was any later
     one.

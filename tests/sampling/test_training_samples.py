@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,17 @@ from omnihuman_jax.telemetry.goodput import read_goodput
 from omnihuman_jax.telemetry.metrics import LoggingConfig
 from omnihuman_jax.training.optimizer import EmaConfig, OptimizerConfig
 from omnihuman_jax.training.sample_budget import SampleBudget, SamplesConfig
+from tests import quick_xla
 from tests.data import synthetic
 from tests.sampling.tiny_run import TinyRun
 from tests.training import runs
 from tests.training.tiny import random_params
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly() -> Iterator[None]:
+    with quick_xla.compiled_quickly():
+        yield
 
 
 @pytest.fixture(scope="module")

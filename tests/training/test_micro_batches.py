@@ -1,6 +1,6 @@
 """A step in micro-batches is the step of the large batch: loss, gradients, windows' means, counters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,9 +11,16 @@ from omnihuman_jax import sharding
 from omnihuman_jax.training import micro_batches
 from omnihuman_jax.training.train_step import StepConfig, gradients
 from omnihuman_jax.typing import PackedBatch
+from tests import quick_xla
 from tests.training import tiny
 
 WAYS = sharding.MeshConfig(data=2, fsdp=1, context=2, tensor=2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly() -> Iterator[None]:
+    with quick_xla.compiled_quickly():
+        yield
 
 
 def computed(trainer: tiny.Trainer, num: int, batch: PackedBatch[np.ndarray]) -> Any:
