@@ -25,7 +25,7 @@ def compiled_quickly() -> Iterator[None]:
     import jax  # here: who starts trainings does not need it
 
     name = "jax_disable_most_optimizations"
-    kept = getattr(jax.config, name)
+    kept = jax.config.values[name]
     jax.config.update(name, True)
     try:
         yield
