@@ -118,6 +118,7 @@ def test_every_step_is_a_command_that_exists(tmp_path: Path) -> None:
     beside = {
         "demo",
         "theatre",
+        "ablate",
         "packing",
         "import",
         "submit",

@@ -32,7 +32,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reached(jobs: list[subprocess.Popen], run: Path, step: int) -> None:
     """Until `step` is logged and the checkpoint before it is complete."""
     complete = run / "checkpoints" / str(step // 5 * 5) / "manifest.json"
-    for _ in range(6000):
+    for _ in range(15_000):
         if (
             (run / "metrics.jsonl").exists()
             and any(line["step"] >= step for line in read_metrics(run))
