@@ -108,15 +108,9 @@ def forget() -> None:
 def _copies(process: int) -> "_Copies":
     """Those of this process; of a fork they are others'."""
     del process
-    given = os.environ.get(LIMIT_VARIABLE) or _LIMIT_GB
-    try:
-        limit = float(given)
-    except ValueError:
-        limit = 0.0
-    if not 0 < limit < float("inf"):
-        raise ValueError(f"{LIMIT_VARIABLE} is {given!r}; it must be a number of GB above 0")
+    limit = storage.cache_limit(LIMIT_VARIABLE, _LIMIT_GB)
     home = Path(os.environ.get(FOLDER_VARIABLE) or Path(tempfile.gettempdir()) / "omnihuman-videos").expanduser()
-    return _Copies(home, int(limit * 1e9))
+    return _Copies(home, limit)
 
 
 class _Copies:

@@ -18,6 +18,7 @@ import numpy as np
 from omnihuman_jax.data.shard_cache import CacheUse, ShardCache
 from omnihuman_jax.runtime import locations
 from omnihuman_jax.runtime.locations import StrPath
+from omnihuman_jax.runtime.storage import cache_limit
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "OMNIHUMAN_DATASET_CACHE", "OMNIHUMAN_DATASET_CACHE_GB"
 _FOLDER, _LIMIT_GB = "~/.cache/omnihuman_jax/datasets", "100"
@@ -48,14 +49,8 @@ def is_shard(name: str) -> bool:
 def cache_of(uri: str) -> ShardCache:
     """This process's view of the cache of a bucket's dataset."""
     folder = Path(os.environ.get(FOLDER_VARIABLE) or _FOLDER).expanduser()
-    given = os.environ.get(LIMIT_VARIABLE) or _LIMIT_GB
-    try:
-        limit = float(given)
-    except ValueError:
-        limit = 0.0
-    if not 0 < limit < float("inf"):
-        raise ValueError(f"{LIMIT_VARIABLE} is {given!r}; it must be a number of GB above 0")
-    return ShardCache(uri, folder, int(limit * 1e9), stays=lambda name: not is_shard(name))
+    limit = cache_limit(LIMIT_VARIABLE, _LIMIT_GB)
+    return ShardCache(uri, folder, limit, stays=lambda name: not is_shard(name))
 
 
 class CachedRecords:

@@ -8,6 +8,7 @@ identity a folder is neither written to nor read.
 import errno
 import json
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable
@@ -45,6 +46,20 @@ def cause(error: BaseException) -> str:
     line = (str(error).strip().splitlines() or [""])[0]
     # TensorStore names the file, which may be long, before it says what is wrong with it.
     return f"{type(error).__name__}: {line if len(line) <= 300 else f'{line[:180]} ... {line[-110:]}'}"
+
+
+def cache_limit(variable: str, default_gb: str) -> int:
+    """Bytes that a cache on local disk may take: GB in an environment variable, or the default; ValueError for what is
+    no number above 0.
+    """
+    given = os.environ.get(variable) or default_gb
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < float("inf"):
+        raise ValueError(f"{variable} is {given!r}; it must be a number of GB above 0")
+    return int(limit * 1e9)
 
 
 def has_no_room(reason: str) -> bool:
