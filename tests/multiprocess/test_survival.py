@@ -64,9 +64,11 @@ def test_a_signal_to_one_and_a_failure_of_one_end_all(tmp_path: Path, dataset: P
     assert read_metrics(tmp_path)[-1]["step"] >= stopped + 2
 
 
-FATES = {
-    "kill 1": (exit_codes.ABORTED, exit_codes.KILLED),
-    "kill 0": (exit_codes.KILLED, exit_codes.ABORTED),
+# The other one after a kill: JAX ends it at the missed heartbeats, or a collective with the dead fails before that.
+LOST_A_PEER = (exit_codes.ABORTED, exit_codes.FAILURE)
+FATES: dict[str, tuple[int | tuple[int, ...], int | tuple[int, ...]]] = {
+    "kill 1": (LOST_A_PEER, exit_codes.KILLED),
+    "kill 0": (exit_codes.KILLED, LOST_A_PEER),
     "stop 1": (exit_codes.ABORTED, exit_codes.KILLED),  # SIGSTOP: ended by the test once the other is gone
     "interrupt 1": (exit_codes.INTERRUPTED, exit_codes.INTERRUPTED),
     "sleep 1": (exit_codes.HANG, exit_codes.HANG),
@@ -91,7 +93,8 @@ def test_nobody_is_left_behind(tmp_path: Path, dataset: Path, fate: str) -> None
         jobs[1 - victim].wait(timeout=100)
         os.kill(jobs[victim].pid, signal.SIGKILL)
     codes, outputs = runs.outcomes(jobs, timeout=200)
-    assert tuple(codes) == FATES[fate], outputs
+    for code, expected in zip(codes, FATES[fate], strict=True):
+        assert code in (expected if isinstance(expected, tuple) else (expected,)), outputs
     if kind in SIGNALS:
         assert time.monotonic() - begin < 40
     if kind == "sleep":
