@@ -16,11 +16,14 @@ from typing import Any
 
 import pytest
 
+from tests import quick_xla
+
 # Fixtures of several rooms: a tiny trained run, made once a session.
 pytest_plugins = ("tests.sampling.fixtures",)
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_DEVICES = 8
+DEVICES_FLAG = "--xla_force_host_platform_device_count"
 
 # A skipped (or expectedly failing) test fails the run unless its reason matches one of these; each says why it may.
 ALLOWED_SKIPS: dict[str, str] = {
@@ -35,9 +38,11 @@ if "jax" in sys.modules:
         "jax was imported before tests/conftest.py could ask for 8 devices; start with `python -m pytest`"
     )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={NUM_DEVICES}".strip()
+# Programs of a test run once: compiled without optimisation they cost a quarter of the session less. An XLA_FLAGS that
+# names the devices is taken as it is (`make parity`: its figures are of optimised programs).
+if DEVICES_FLAG not in os.environ.get("XLA_FLAGS", ""):
+    flags = (os.environ.get("XLA_FLAGS", ""), quick_xla.FLAGS, f"{DEVICES_FLAG}={NUM_DEVICES}")
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
 # Trusted input: the cache lies in this checkout, and nobody else writes there, whatever the umask.
 _CACHE = ROOT / ".cache" / "jax"
 _CACHE.mkdir(parents=True, exist_ok=True)
@@ -94,8 +99,9 @@ def _is_chosen(item: pytest.Item, choice: str) -> bool:
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """A native library that asks for real-time scheduling gets it where the tests run as root, and then nobody else
-    gets a core: processes that other tests start look dead to one another.
+    """A native library that asks for real-time scheduling gets it where the tests run as root (libsvtav1 does, the
+    encoder of AVIF's test pictures), and then nobody else gets a core: processes that other tests start look dead to
+    one another.
     """
     if not hasattr(os, "sched_getscheduler") or os.sched_getscheduler(0) not in (os.SCHED_FIFO, os.SCHED_RR):
         return

@@ -111,6 +111,7 @@ def test_the_codec_check_tells_scores_that_the_encoding_moves(pairs, tmp_path):
     assert header.codec == "hevc"
 
 
+@pytest.mark.slow
 def test_windows_of_a_run_are_sampled_once(tiny: TinyRun, tmp_path, capsys):
     flags = ["--run", str(tiny.run), "--split", "train", "--windows", "2", "--steps", "2"]
     rows = suite(tmp_path, *flags)

@@ -306,6 +306,7 @@ def write_manifest(folder, talking, pose) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_manifest_makes_what_single_calls_make(tiny, run, talking, pose, tmp_path, capsys):
     rows = write_manifest(tmp_path, talking, pose)
     out = tmp_path / "made"

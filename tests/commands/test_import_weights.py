@@ -313,7 +313,8 @@ def test_full_size_config_is_the_public_one():
     assert round(parameters / 1e9, 2) == 12.82
 
 
-@pytest.mark.parametrize("block_bytes", [pytest.param(1, marks=pytest.mark.slow), 3000])
+@pytest.mark.slow
+@pytest.mark.parametrize("block_bytes", [1, 3000])
 def test_blocks_of_any_size_fill_sharded_leaves_exactly(block_bytes):
     table = kt.key_table(BASE)
     tensors = {name: array.astype(ml_dtypes.bfloat16) for name, array in random_tensors(table).items()}

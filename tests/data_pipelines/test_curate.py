@@ -227,6 +227,7 @@ def test_what_is_gone_stays_in_the_table_and_leaves_the_sets(curated: Curated, t
     assert jwp["eligible"] == ["text", "reference", "audio"] and jwp["reasons"]["pose"]["reason"] == "hands not seen"
 
 
+@pytest.mark.slow
 def test_a_second_folder_joins_the_first_and_copies_are_found(curated: Curated, tmp_path: Path) -> None:
     """Two folders in one table; the second has a copy of one of the first's videos under another name."""
     videos, out = tmp_path / "media", tmp_path / "clips"
@@ -339,6 +340,7 @@ def test_no_single_file_ends_a_run(sample_media: SampleMedia, tmp_path: Path, mo
     assert next(clip for clip in read_clips(tmp_path / "out") if "testMovie" in clip.video).caption == "erklärt"
 
 
+@pytest.mark.slow
 def test_a_part_that_kills_every_process_is_given_up(tmp_path: Path, sample_media: SampleMedia) -> None:
     """Before it reaches a row, say for want of memory: the others are finished, and the command says so."""
     for name in ("carphone_pristine", "jwpIntro"):
@@ -384,6 +386,7 @@ def test_a_changed_stage_and_those_after_it_are_made_again(
     assert [stage for stage in stage_parts.STAGES if after[stage] != before[stage]] == again
 
 
+@pytest.mark.slow
 def test_one_stage_more_opens_the_videos_for_that_stage_alone(
     curated: Curated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

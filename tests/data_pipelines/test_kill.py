@@ -133,6 +133,7 @@ def arguments(root: Path, out: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_shards_are_the_same_whoever_makes_them(clips: Path, tmp_path: Path) -> None:
     """Alone; and by three in turn, each of which leaves the last to the next, joined by a fourth."""
     encode(clips / "clips", tmp_path / "alone" / "dataset", config(clips), Console(quiet=True))

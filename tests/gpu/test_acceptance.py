@@ -28,6 +28,7 @@ def test_every_check_in_its_tiny_form(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "FAILED" not in printed and "all within limits" in printed
 
 
+@pytest.mark.slow
 def test_the_quickest_check_and_those_that_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A check that is stopped, one that cannot run without a GPU, and one that has no time left: a row each."""
     assert acceptance.main(["--out", str(tmp_path), "--platform", "cpu", "--only", "attention"]) == 0

@@ -100,6 +100,7 @@ def test_kill_9_and_resume_is_bit_for_bit_the_undisturbed_run(tmp_path: Path, da
     )
 
 
+@pytest.mark.slow
 def test_sigterm_stops_with_a_checkpoint_and_resumes_the_same_way(
     tmp_path: Path, dataset: Path, straight: Path
 ) -> None:

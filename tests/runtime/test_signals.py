@@ -106,6 +106,7 @@ def test_a_resumed_run_answers_sigterm_while_it_compiles(stopped: Path, dataset:
     assert read_metrics(stopped)[-1]["step"] == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_answers_sigterm_after_its_first_step(stopped: Path, dataset: Path) -> None:
     process = runs.start(stopped, dataset, moment=("the first step", 3.0))
     runs.wait_until(process, "the first step")

@@ -99,6 +99,7 @@ def test_guidance_moves_the_sample_and_scale_one_does_not(run, windows):
     assert np.abs(joint - off).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_text_and_audio_guided_apart_by_one_scale_are_guided_together(run, windows):
     def sampled(**guidance: float) -> np.ndarray:
         config = SamplingConfig(num_steps=4, guidance=GuidanceConfig(**guidance))
@@ -112,6 +113,7 @@ def test_text_and_audio_guided_apart_by_one_scale_are_guided_together(run, windo
         assert np.abs(other - together).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_second_order_solver_remembers_across_chunks_of_steps(run, windows):
     def sampled(chunk: int) -> np.ndarray:
         sampler = make(run, windows[:1], dataclasses.replace(OFF, num_steps=10, solver="ab2"), batch=1)
@@ -164,6 +166,7 @@ def test_progress_adds_up_and_all_steps_are_one_program(run, windows, steps):
     assert sampler.chunk * sampler.num_chunks == steps and sampler.compilations() == 1
 
 
+@pytest.mark.slow
 def test_devices_that_share_a_sample_agree_with_one(tiny, run, windows):
     shared = trained_run.open_run(tiny.run, mesh=sharding.MeshConfig(data=1, fsdp=1, context=2, tensor=2))
     assert dict(shared.mesh.shape) == {"data": 1, "fsdp": 1, "context": 2, "tensor": 2}

@@ -98,6 +98,7 @@ def test_the_codec_is_the_trainers(pipeline, run, measured):
     measured("dct codec, PyTorch against JAX: frames", np.abs(pipeline.decode(ours) - frames).max(), 3e-6)
 
 
+@pytest.mark.slow
 def test_latents_of_a_ten_step_loop_from_files(pipeline, serving, run, tiny, talking, measured):
     """Image, sound, pose and prompt from files; the second segment starts from the first one's motion frames."""
     pose = tiny.clips / "poses" / "clip0.npz"
@@ -201,6 +202,7 @@ def test_a_prompt_is_cut_where_the_captions_of_the_data_were(serving, folder, ti
     np.testing.assert_allclose(tokens, expected[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_an_image_and_with_the_other_solver(folder, serving, run, tiny, talking, tmp_path):
     """No reference, the pose's shape; text and audio guided apart, second order: the same video again."""
     pose = tiny.clips / "poses" / "clip0.npz"
