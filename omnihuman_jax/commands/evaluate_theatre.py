@@ -14,8 +14,10 @@ from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_range, trained_run
 from omnihuman_jax.sampling.drift import measure_drift
 from omnihuman_jax.sampling.lip_sync import load_windows, measure_lip_sync
+from omnihuman_jax.typing import FPS
 
 RESULT_FILE = "lip_sync.json"
+SHOWN = 4  # examples in the moving picture
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argparse.Namespace) -> int:
-    """Measures, prints a table, writes lip_sync.json and lip_sync.png into --out."""
+    """Measures, prints a table, writes lip_sync.json, lip_sync.png and lip_sync.gif into --out."""
     if options.truth is None:
         raise ValueError("--suite theatre needs --truth, the folder `truth` that `omnihuman theatre` wrote")
     split = options.split or "unseen_face_and_speech"
@@ -53,7 +55,7 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
         print(f"warning: {warning}", file=sys.stderr)
     with progress_bar("share") as bar:
         task = bar.add_task("sampling", total=1.0)
-        result, sheets = measure_lip_sync(
+        result, examples = measure_lip_sync(
             run,
             run.dataset,
             options.truth,
@@ -78,7 +80,11 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
             )
             result["windows"] += chains
     options.out.mkdir(parents=True, exist_ok=True)
-    sheet.write_png(options.out / "lip_sync.png", sheet.stack_sheets(sheets))
+    drawn = [sheet.draw_rows(rows, title=window, columns=10) for window, rows in examples.items()]
+    sheet.write_png(options.out / "lip_sync.png", sheet.stack_sheets(drawn))
+    shapes = {window: rows["truth"].shape for window, rows in examples.items()}
+    alike = [rows for window, rows in examples.items() if shapes[window] == next(iter(shapes.values()))]
+    sheet.write_gif(options.out / "lip_sync.gif", alike[:SHOWN], FPS)
     files.write_text(options.out / RESULT_FILE, json.dumps(result, indent=2) + "\n")
     print_table(result)
     return 0

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of frames with their names, one picture."""
+"""Contact sheets: rows of frames with their names, one picture; and videos that play side by side."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -60,6 +60,50 @@ def draw_rows(rows: Mapping[str, np.ndarray], title: str = "", columns: int = 6,
             picture = Image.fromarray(frames[moment]).resize((zoom * width, zoom * height), Image.Resampling.NEAREST)
             sheet.paste(picture, (margin + column * (zoom * width + _GAP), y))
     return np.asarray(sheet)
+
+
+def side_by_side(examples: Sequence[Mapping[str, np.ndarray]], min_height: int = 96) -> np.ndarray:
+    """Videos that play at once, an example a row, its labels as columns: uint8 [T, H, W, 3].
+
+    Args:
+        examples: each label -> frames uint8 [T, h, w, 3]; the same labels in all, and one shape.
+        min_height: as for `draw_rows`.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    labels = list(examples[0])
+    shapes = {frames.shape for rows in examples for frames in rows.values()}
+    if len(shapes) != 1 or any(list(rows) != labels for rows in examples):
+        raise ValueError(f"videos side by side must have one shape and the same labels, not {sorted(shapes)}")
+    frames_total, height, width, _ = shapes.pop()
+    zoom = max(1, -(-min_height // height))
+    cell_y, cell_x, top = zoom * height + _GAP, zoom * width + _GAP, 24
+    paper = Image.new("RGB", (len(labels) * cell_x + _GAP, top + len(examples) * cell_y), _PAPER)
+    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(12)
+    for column, label in enumerate(labels):
+        draw.text((_GAP + column * cell_x, 5), label, fill=_INK, font=font)
+    played = np.repeat(np.asarray(paper)[None], frames_total, axis=0)
+    for row, rows in enumerate(examples):
+        for column, label in enumerate(labels):
+            y, x = top + row * cell_y, _GAP + column * cell_x
+            enlarged = rows[label].repeat(zoom, axis=1).repeat(zoom, axis=2)
+            played[:, y : y + zoom * height, x : x + zoom * width] = enlarged
+    return played
+
+
+def write_gif(path: str | os.PathLike[str], examples: Sequence[Mapping[str, np.ndarray]], fps: float) -> None:
+    """`side_by_side` as an endless GIF, written whole or not at all, in 255 colours, the same in all frames."""
+    from PIL import Image
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    played = side_by_side(examples)
+    palette = Image.fromarray(played[:: max(1, len(played) // 4)].reshape(-1, *played.shape[2:])).quantize(255)
+    pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in played]
+    with files.whole_file(path) as temporary:
+        pictures[0].save(
+            temporary, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0
+        )
 
 
 def stack_sheets(sheets: Sequence[np.ndarray]) -> np.ndarray:

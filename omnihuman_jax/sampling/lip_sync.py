@@ -25,7 +25,8 @@ from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.sampling import trained_run, window_inputs, wrists
 from omnihuman_jax.sampling.sampler import sampler_for
 
-DRIVINGS = ("own", "other", "none")
+LABELS = {"own": "own sound", "other": "another's sound", "none": "no sound"}
+DRIVINGS = tuple(LABELS)
 _NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO)
 
 
@@ -179,8 +180,10 @@ def measure_lip_sync(
     config: SamplingConfig | None = None,
     seed: int = 0,
     on_progress: Callable[[float], None] = lambda share: None,
-) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """(correlations with their intervals, the lag curve, plain values all; a contact sheet of some windows)."""
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """(correlations with their intervals, the lag curve, plain values all; the videos of some windows, window id ->
+    label -> uint8 [T, H, W, 3]: the truth, and each driving).
+    """
     config = config or run.config.sampling
     subjects = subjects_of(run, dataset, truth_dir, split, windows)
     pairs, round_trips, read = subjects.pairs, subjects.round_trips, subjects.read
@@ -221,7 +224,12 @@ def measure_lip_sync(
             for (window, _), read, moved in zip(pairs, found["own"], hands, strict=True)
         ],
     }
-    return result, [_rows(pairs[k][0], round_trips, pictures, k) for k in sheet.evenly(len(pairs), 6)]
+    examples = {}
+    for k in sheet.evenly(len(pairs), 6):
+        window = pairs[k][0]
+        rows = {"truth": round_trips[window.row]} | {LABELS[kind]: pictures[kind][k] for kind in DRIVINGS}
+        examples[window.record.window_id] = {label: sheet.to_uint8(video) for label, video in rows.items()}
+    return result, examples
 
 
 def _gesture_range(hands: Sequence[np.ndarray | None], people: Sequence[str]) -> dict[str, Any] | None:
@@ -254,11 +262,3 @@ def _readout(
         )
     crops = np.concatenate([mouth.crop(round_trips[w.row], measured.box_4) for w in others])
     return mouth.fit_readout(crops, np.concatenate([w.opening_T for w in others]))
-
-
-def _rows(
-    window: TruthWindow, round_trips: Mapping[int, np.ndarray], pictures: Mapping[str, list[np.ndarray]], index: int
-) -> np.ndarray:
-    rows = {"truth": round_trips[window.row]} | {f"{kind} sound": pictures[kind][index] for kind in DRIVINGS}
-    title = window.record.window_id
-    return sheet.draw_rows({name: sheet.to_uint8(video) for name, video in rows.items()}, title=title, columns=10)

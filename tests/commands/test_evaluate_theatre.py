@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines.puppet_theatre.truth import Truth
 from omnihuman_jax.commands import evaluate
@@ -106,6 +107,8 @@ def test_the_suite_writes_a_table_and_a_sheet(
     assert own == pytest.approx(result["correlation"]["own sound"]["value"])
     assert one["person"] != other["person"] and all(value > 0 for value in (*one["drift"], *other["drift"]))
     assert (tmp_path / "lip_sync.png").stat().st_size > 1000
+    with Image.open(tmp_path / "lip_sync.gif") as played:
+        assert played.n_frames > 1
     assert "own sound" in capsys.readouterr().out
 
 

@@ -41,3 +41,32 @@ def test_sheets_are_stacked_and_written(tmp_path):
     sheet.write_png(tmp_path / "new" / "sheet.png", tall)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "sheet.png")), tall)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["sheet.png"]
+
+
+def test_videos_play_side_by_side(tmp_path):
+    rng = np.random.default_rng(0)
+    examples = [
+        {
+            label: rng.integers(0, 2, (5, 1, 1, 3), np.uint8).repeat(16, 1).repeat(16, 2) * 255
+            for label in ("one", "two")
+        }
+        for _ in range(2)
+    ]
+    sheet.write_gif(tmp_path / "played.gif", examples, fps=25)
+    with Image.open(tmp_path / "played.gif") as gif:
+        assert gif.info["loop"] == 0
+        shown = {}
+        at = 0
+        for number in range(gif.n_frames):  # equal pictures in a row are one, shown longer
+            gif.seek(number)
+            shown[at] = np.asarray(gif.convert("RGB"))
+            at += gif.info["duration"]
+    assert at == 5 * 40
+    for begin, picture in shown.items():
+        for row, rows in enumerate(examples):
+            for column, label in enumerate(rows):
+                y, x = 24 + row * 100 + 48, 4 + column * 100 + 48
+                # A palette of 255: near colours are one.
+                np.testing.assert_allclose(picture[y, x], rows[label][begin // 40, 0, 0].astype(float), atol=6)
+    with pytest.raises(ValueError, match="same labels"):
+        sheet.write_gif(tmp_path / "no.gif", [examples[0], {"one": examples[1]["one"]}], fps=25)
