@@ -67,9 +67,9 @@ class Linear(nnx.Module):
 
     Nothing about its sharding is left to the partitioner. The kernel is gathered over the axes that `embed` stores it
     on (fully sharded data parallelism), inputs and outputs keep their batch rows where they are, and so, transposed, do
-    their gradients. Left alone, XLA (jax 0.10.2) may instead move an activation from [(data, fsdp), ..., -] to [data,
-    ..., fsdp]; where the mesh has data, fsdp and tensor > 1 that swaps rows of the batch without a word: wrong
-    gradients, no error.
+    their gradients. Left alone, XLA:CPU (JAX 0.10.2 and 0.12.0.1, `tests/integration/xla_faults.py`) may instead move
+    an activation from [(data, fsdp), ..., -] to [data, ..., fsdp]; where the mesh has data, fsdp and tensor > 1 that
+    swaps rows of the batch without a word: wrong gradients, no error.
     """
 
     def __init__(
