@@ -176,7 +176,7 @@ def measure(outcome: SampledSubject) -> dict[str, Any]:
     record, pictures = outcome.subject.record, outcome.pictures
     height, width = (SPATIAL_STRIDE * side for side in record.latents_FHWC.shape[1:3])
     mouth = outcome.subject.mouth_THW
-    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in record.window_id)
+    name = files.safe_name(record.window_id)
     return {
         "window_id": record.window_id,
         "clip_id": record.clip_id,
@@ -230,7 +230,7 @@ def write_results(out: Path, outcomes: Sequence[SampledSubject], result: Mapping
             for kind in rows
         }
         sheets.append(sheet.draw_rows(labels, title=f"{row['window_id']}, {row['frames']} frames"))
-        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in row["window_id"])
+        name = files.safe_name(row["window_id"])
         paths += [folder / f"{name}.png", folder / f"{name}.mp4"]
         sheet.write_png(paths[-2], sheets[-1])
         media_omnihuman.write_video(paths[-1], np.concatenate([videos[kind] for kind in rows], axis=2), FPS)

@@ -126,6 +126,18 @@ def is_incomplete(folder: Any) -> bool:
     return locations.is_remote(folder) and bool((folder / _INCOMPLETE).exists())
 
 
+def safe_name(text: str) -> str:
+    """`text` as the name of a file on any system and in any URL: ASCII letters, digits, `-`, `_` and `.` alone.
+
+    A text of at most 200 characters that is such a name already stays. Any other gets eight digits of its sha256 behind
+    it, so that two texts never share a file.
+    """
+    kept = "".join(c if (c.isascii() and c.isalnum()) or c in "-_." else "_" for c in text)
+    if kept == text and text.strip(".") and len(text) <= 200:
+        return text
+    return f"{kept[:100]}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
 def num_bytes(path: Any) -> int:
     """The size of a file, or of a bucket's object."""
     stat = path.stat()

@@ -126,7 +126,7 @@ def make_pairs(
     for slot, row in enumerate(choose_rows(catalog, split, drive, windows)):
         record = source[int(catalog.record[row])]
         if record is not None:
-            name = "".join(c if c.isalnum() or c in "-_." else "_" for c in record.window_id)
+            name = files.safe_name(record.window_id)
             start = int(catalog.start_frame[row])
             wave = sounds.of(record.clip_id, start, record.frames, SAMPLE_RATE_HZ) if sounds else None
             active = window_inputs.with_text(DRIVES[drive], record)

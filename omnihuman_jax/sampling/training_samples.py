@@ -210,7 +210,7 @@ def window_subjects(
             start = int(catalog.start_frame[row])
             wave = sounds.of(record.clip_id, start, record.frames, run.spec.sample_rate_hz)
         yield FixedSample(
-            name=file_name(record.window_id),
+            name=files.safe_name(record.window_id),
             window=window_inputs.driven_window(run.spec, record, active, 0),
             wave=wave,
             about={"window": record.window_id, "split": split, "driven_by": active.label},
@@ -236,7 +236,7 @@ def signal_subjects(
         window = signals.window(segment, None, run.spec.margin)
         arrays = {field.name: getattr(window, field.name) for field in dataclasses.fields(window)}
         yield FixedSample(
-            name=file_name(picture.stem),
+            name=files.safe_name(picture.stem),
             window=packing.PackInput(**arrays, active=signals.active),
             wave=signals.wave,
             about={"signal": picture.name, "driven_by": signals.active.label},
@@ -255,8 +255,3 @@ def request_of(picture: Path, run: trained_run.TrainedRun) -> driving.Request:
         pose=pose if Condition.POSE in allowed else None,
         text=text.read_text(encoding="utf-8").strip() if text else None,
     )
-
-
-def file_name(text: str) -> str:
-    """`text` with letters, digits, `-`, `_` and `.` alone."""
-    return "".join(c if (c.isascii() and c.isalnum()) or c in "-_." else "_" for c in text)

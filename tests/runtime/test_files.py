@@ -258,3 +258,12 @@ def test_a_folder_taken_away_by_a_killed_overwrite_comes_back(tmp_path: Path) ->
     with pytest.raises(FileExistsError), files.whole_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "old").read_text() == "old"
+
+
+def test_names_are_safe_and_never_shared() -> None:
+    for text in ("clip-000_1.a", "a" * 200):
+        assert files.safe_name(text) == text
+    texts = ["a/b", "a_b", "a:b", "\u00e4", "\u00f6", "", ".", "..", "a b", "a\nb", "x/" * 300, "a" * 201, "\udcff"]
+    names = [files.safe_name(text) for text in texts]
+    assert len(set(names)) == len(texts)
+    assert all(name.strip(".") and len(name) < 120 and name.isascii() and "/" not in name for name in names)
