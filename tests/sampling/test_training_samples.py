@@ -18,6 +18,7 @@ from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.models import mmdit
+from omnihuman_jax.runtime import files
 from omnihuman_jax.sampling import training_samples, window_inputs
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.stages import Stage, StageSchedule
@@ -30,6 +31,9 @@ from tests.data import synthetic
 from tests.sampling.tiny_run import TinyRun
 from tests.training import runs
 from tests.training.tiny import random_params
+
+# The files of the tiny run's windows.
+CLIPS = (files.safe_name("clip0/0"), files.safe_name("clip1/0"))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,13 +104,13 @@ def test_training_is_the_same_to_the_last_bit(pair: tuple[Path, Path]) -> None:
 def test_the_run_folder_has_every_round_with_its_sound(pair: tuple[Path, Path]) -> None:
     folder = pair[1] / training_samples.FOLDER
     about = json.loads((folder / "samples.json").read_text())
-    assert set(about) == {"clip0_0", "clip1_0", "face"} and about["face"]["driven_by"] == "reference+audio"
-    assert about["clip0_0"]["split"] == "train"
+    assert set(about) == {*CLIPS, "face"} and about["face"]["driven_by"] == "reference+audio"
+    assert about[CLIPS[0]]["split"] == "train"
     rounds = sorted(path.name for path in folder.glob("step_*"))
     assert rounds == [f"step_{step:08d}" for step in (0, 2, 4, 6)]
     for name in rounds:
-        files = sorted(path.name for path in (folder / name).iterdir())
-        assert files == sorted(f"{subject}.{kind}" for subject in about for kind in ("mp4", "png"))
+        written = sorted(path.name for path in (folder / name).iterdir())
+        assert written == sorted(f"{subject}.{kind}" for subject in about for kind in ("mp4", "png"))
     probe = media_omnihuman.probe(folder / rounds[-1] / "face.mp4")
     assert (probe.frames, probe.audio_rate) == (9, 16_000)
     wave = media_omnihuman.read_audio(folder / rounds[-1] / "face.mp4")
@@ -148,12 +152,12 @@ def test_one_program_and_the_same_numbers_for_the_same_weights(
     assert first == third != second
     assert samples.sampler is not None and samples.sampler.compilations() == 1
     assert [evaluator.compilations() for evaluator in samples.evaluators] == [1, 1]
-    assert shown == [(step, name) for step in range(4) for name in ("clip0_0", "clip1_0")]
-    before, again = ((tmp_path / f"step_{step:08d}" / "clip0_0.png").read_bytes() for step in (1, 3))
+    assert shown == [(step, name) for step in range(4) for name in CLIPS]
+    before, again = ((tmp_path / f"step_{step:08d}" / f"{CLIPS[0]}.png").read_bytes() for step in (1, 3))
     assert before == again
 
     # A folder that cannot be written: one warning, and numbers all the same.
-    samples._folder = tmp_path / "step_00000001" / "clip0_0.png"
+    samples._folder = tmp_path / "step_00000001" / f"{CLIPS[0]}.png"
     with caplog.at_level(logging.WARNING):
         assert samples(params, 4, show) == samples(params, 5, show) == first
     assert caplog.text.count("are not written") == 1
