@@ -25,7 +25,9 @@ from omnihuman_jax.data.stage_windows import StageWindows
 from omnihuman_jax.stages import CONTAINS, NUM_SETS, FeasibilityReport, StageSchedule
 from omnihuman_jax.typing import MOTION_LATENTS
 
-VERSION = 2  # of the plan's algorithm: part of the fingerprint. 1 sorted all windows anew for every pass
+# Of the plan's algorithm: part of the fingerprint. 1 sorted all windows anew for every pass; 2 left sequences as they
+# were packed, unequal in work.
+VERSION = 3
 _SETS = [ConditionSet(bits) for bits in range(NUM_SETS)]
 _CACHED_CHUNKS = 4
 _FILL_WARNING = 0.75
@@ -153,7 +155,7 @@ class Plan:
         }
 
     def fingerprint(self) -> str:
-        """VERSION, and the sha256 of everything that a batch depends on but the step: `2-<64 hex digits>`."""
+        """VERSION, and the sha256 of everything that a batch depends on but the step: `3-<64 hex digits>`."""
         parts = [self.seed, dataclasses.asdict(self.config), dataclasses.asdict(self.schedule)]
         content = self.catalog.fingerprint() + json.dumps(parts, sort_keys=True)
         return f"{VERSION}-{hashlib.sha256(content.encode()).hexdigest()}"

@@ -12,6 +12,7 @@ import numpy as np
 from omnihuman_jax.data.bins import pack_prefix
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.draws import PURPOSE_SHUFFLE, Draws, StageDraws, random_bits
+from omnihuman_jax.data.equal_bins import even_out
 from omnihuman_jax.data.equal_work import balanced_order, work_of
 from omnihuman_jax.data.joined_catalog import JoinedCatalog
 from omnihuman_jax.data.plan_config import PlanConfig, check_sizes, demands
@@ -151,7 +152,10 @@ class StagePlan:
         draws = self.draws.range(start, stop, end)
         demand = self.demands(draws)
         fit, assigned = self._pack(demand, num_steps)
-        sequence = self._places(number, num_steps, assigned, work_of(demand[:fit]))[assigned]
+        demand, bins = demand[:fit], num_steps * config.sequences_per_step
+        work = work_of(demand)
+        assigned = even_out(demand, config.capacity, assigned, bins, work)
+        sequence = self._places(number, num_steps, assigned, work)[assigned]
         order = np.argsort(sequence, kind="stable")
         first = self.first_step + number * config.chunk_steps
         return Chunk(draws.take(order), sequence[order], len(draws), first, num_steps)

@@ -32,6 +32,7 @@ from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
 # [D] As in `omnihuman packing`: frames -> share, (height, width) in pixels -> share; then eligible sets -> share.
 FRAMES = {1: 0.15, 25: 0.30, 49: 0.30, 77: 0.25}
 SIZES = {(480, 832): 0.35, (832, 480): 0.35, (624, 624): 0.15, (320, 576): 0.15}
+EIGHT_WINDOWS = 188_416  # tokens of about eight mean windows
 ELIGIBLE = {
     (): 0.02,
     ("text",): 0.08,
@@ -152,17 +153,24 @@ def sequence_flops(config: ExperimentConfig, plan: Plan, steps: Sequence[int]) -
     return rest + joint * work / length**2
 
 
-def work_table(config_file: str, catalog: Catalog, steps: int, groups: Sequence[int]) -> None:
-    """Rows of the table: each number of data groups, sequences in a random order and in the plan's."""
+def work_table(
+    config_file: str, catalog: Catalog, steps: int, groups: Sequence[int], latent_tokens: int | None = None
+) -> None:
+    """Rows of the table: each number of data groups, sequences in a random order and in the plan's; with
+    `latent_tokens`, of sequences of that length instead of the config's.
+    """
     config = load_config(config_file)
+    if latent_tokens:
+        config.data.plan = large_plan(latent_tokens)
     plan = Plan(catalog, config.stages, config.data.plan, config.seed)
     first, last = config.stages.starts[-1], config.stages.total_steps
+    label = f"{config.name}, {config.data.plan.latent_tokens:,}"
     found = sequence_flops(config, plan, range(first, min(first + steps, last)))
     order = np.random.default_rng(0).permuted(np.tile(np.arange(found.shape[1]), (len(found), 1)), axis=1)
     for count in groups:
         for name, sequences in (("random", np.take_along_axis(found, order, axis=1)), ("the plan's", found)):
             spread = Spread.of(sequences.reshape(len(found), count, -1).sum(axis=2))
-            print(f"| {config.name} | {count} | {found.shape[1] // count} | {name} | {spread} |", flush=True)
+            print(f"| {label} | {count} | {found.shape[1] // count} | {name} | {spread} |", flush=True)
 
 
 def packing_table(catalog: Catalog) -> None:
@@ -170,7 +178,7 @@ def packing_table(catalog: Catalog) -> None:
     print("| sequences a step | tokens | stage | windows a sequence | fill | skipped | largest error of a ratio |")
     print("|---|---|---|---|---|---|---|")
     for sequences in (8, 64, 256):
-        config = dataclasses.replace(large_plan(188_416), sequences_per_step=sequences)
+        config = dataclasses.replace(large_plan(EIGHT_WINDOWS), sequences_per_step=sequences)
         plan = Plan(catalog, paper_stages(steps=10_000), config, seed=0)
         for report in plan.report(max_chunks=4):
             windows = report.windows / report.steps / sequences
@@ -205,11 +213,13 @@ def main(argv: Sequence[str]) -> int:
     elif options.what == "packing":
         packing_table(Catalog.load(options.catalog))
     else:
-        print("| plan | data groups | sequences each | order | spread, mean | 99 % | worst | wait |")
+        print("| plan, tokens a sequence | data groups | sequences each | order | spread, mean | 99 % | worst | wait |")
         print("|---|---|---|---|---|---|---|---|")
         catalog = Catalog.load(options.catalog)
         for config in ("configs/omnihuman_7b.py", "configs/omnihuman_13b.py"):
             work_table(config, catalog, 1000, (16, 32, 64, 128, 256))
+        for tokens in (EIGHT_WINDOWS * 5 // 8, EIGHT_WINDOWS):
+            work_table("configs/omnihuman_7b.py", catalog, 1000, (32, 64, 128, 256), tokens)
         if options.demo:
             work_table("configs/demo.py", Catalog.load(options.demo), 1000, (2, 4, 8))
     return 0

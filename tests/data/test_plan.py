@@ -63,7 +63,7 @@ def test_the_seed_changes_the_batches_and_the_fingerprint(plan, batches):
 
 
 def test_a_fingerprint_says_the_version_of_the_plan(plan):
-    assert version_of(plan.fingerprint()) == VERSION == 2
+    assert version_of(plan.fingerprint()) == VERSION == 3
     assert version_of("ab" * 32) == 1  # as the first version left it in checkpoints
 
 
