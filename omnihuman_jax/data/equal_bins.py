@@ -9,18 +9,20 @@ import itertools
 
 import numpy as np
 
-_ITEMS, _MOVED = 6, 2  # items of a bin that may be exchanged; how many of them at once
+_ITEMS = 6  # of a bin, that may be exchanged
 _FEWEST = 4  # items a bin, on average, from which on exchanges are found that fit
 _CYCLES, _WORTH = 8, 0.85  # of four rounds, at most; they go on while one leaves no more than this of the deviation
-_NEARLY = 0.02  # of the mean: bins that are no further apart are left alone
-_BLOCK = 2048  # pairs of bins that are compared at once: what bounds the memory
-_CHOICES = np.asarray(
-    [
-        [item in chosen for item in range(_ITEMS)]
-        for k in range(_MOVED + 1)
-        for chosen in itertools.combinations(range(_ITEMS), k)
-    ]
-)
+_BLOCK = 1024  # pairs of bins that are compared at once: what bounds the memory
+
+
+def _choices(most: int) -> np.ndarray:
+    """int64 [choices, _ITEMS], 0 or 1: every way to take up to `most` items."""
+    ways = (chosen for k in range(most + 1) for chosen in itertools.combinations(range(_ITEMS), k))
+    return np.asarray([[item in chosen for item in range(_ITEMS)] for chosen in ways], np.int64)
+
+
+# Of bins whose work is further apart than this share of the mean. The second is for the few that the first leaves.
+_OFTEN, _SELDOM = (0.02, _choices(2)), (0.05, _choices(3))
 
 
 def even_out(demand: np.ndarray, capacity: np.ndarray, assigned: np.ndarray, bins: int, work: np.ndarray) -> np.ndarray:
@@ -34,10 +36,12 @@ def even_out(demand: np.ndarray, capacity: np.ndarray, assigned: np.ndarray, bin
     table = _Table(demand, capacity, assigned, bins, work)
     for _ in range(_CYCLES):
         before = table.work.std()
-        for number in range(4):
-            table.round(number)
+        for turn in range(4):
+            table.round(turn / 4, *_OFTEN)
         if not table.work.std() < _WORTH * before:
             break
+    for turn in range(8):
+        table.round(turn / 8, *_SELDOM)
     return table.assigned
 
 
@@ -53,16 +57,19 @@ class _Table:
         self.left = capacity - np.stack(used, axis=1).astype(np.int64)
         self.work = np.bincount(assigned, work, bins).astype(np.int64)
 
-    def round(self, number: int) -> None:
-        """The heaviest bins exchange with the lightest, or, so that a bin meets others, with those further round."""
+    def round(self, turn: float, nearly: float, choices: np.ndarray) -> None:
+        """The heaviest bins exchange with the lightest, or, to meet others, with those a share `turn` further round.
+
+        nearly: share of the mean; pairs that are no further apart are left alone. choices: as `_choices`.
+        """
         half = len(self.work) // 2
         order = np.argsort(self.work, kind="stable")
-        heavy, light = order[::-1][:half], np.roll(order[:half], half * number // 4)
-        apart = self.work[heavy] - self.work[light] > _NEARLY * self.work.mean()
+        heavy, light = order[::-1][:half], np.roll(order[:half], int(half * turn))
+        apart = self.work[heavy] - self.work[light] > nearly * self.work.mean()
         heavy, light = heavy[apart], light[apart]
         items = self._candidates()
         for first in range(0, len(heavy), _BLOCK):
-            self._exchange(heavy[first : first + _BLOCK], light[first : first + _BLOCK], items)
+            self._exchange(heavy[first : first + _BLOCK], light[first : first + _BLOCK], items, choices)
 
     def _candidates(self) -> np.ndarray:
         """int64 [bins, _ITEMS]: items of each bin, evenly from its largest to its smallest; -1 where it has fewer."""
@@ -74,24 +81,22 @@ class _Table:
         rank = np.where(rank < count, edges[:-1, None] + rank, -1)
         return np.where(rank >= 0, order[rank], -1) if len(order) else rank
 
-    def _exchange(self, heavy: np.ndarray, light: np.ndarray, items: np.ndarray) -> None:
+    def _exchange(self, heavy: np.ndarray, light: np.ndarray, items: np.ndarray, choices: np.ndarray) -> None:
         """Pairs of bins [p] exchange what leaves them most alike in work."""
         ours, theirs = items[heavy], items[light]
         size = self.demand[:, self.scarce]
-        grows = _sums(size, theirs)[:, None, :] - _sums(size, ours)[:, :, None]
+        grows = _sums(size, theirs, choices)[:, None, :] - _sums(size, ours, choices)[:, :, None]
+        gains = _sums(self.item_work, theirs, choices)[:, None, :] - _sums(self.item_work, ours, choices)[:, :, None]
         apart = self.work[heavy] - self.work[light]
-        left = np.abs(
-            apart[:, None, None]
-            - 2 * (_sums(self.item_work, ours)[:, :, None] - _sums(self.item_work, theirs)[:, None, :])
-        )
+        left = np.abs(apart[:, None, None] + 2 * gains)
         left[grows > self.left[heavy, self.scarce][:, None, None]] = np.iinfo(np.int64).max
         left[-grows > self.left[light, self.scarce][:, None, None]] = np.iinfo(np.int64).max
         left = left.reshape(len(heavy), -1)
         best = left.argmin(axis=1)
         rows = np.flatnonzero(left[np.arange(len(heavy)), best] < apart)
         give, take = (
-            np.where(_CHOICES[choice], own[rows], -1)
-            for choice, own in zip(np.divmod(best[rows], len(_CHOICES)), (ours, theirs))
+            np.where(choices[choice] > 0, own[rows], -1)
+            for choice, own in zip(np.divmod(best[rows], len(choices)), (ours, theirs))
         )
         # The other dims are seldom in the way: they are looked at for the best exchange alone.
         grows_PD = self._demand(take) - self._demand(give)
@@ -114,6 +119,6 @@ class _Table:
         self.work[target] += work
 
 
-def _sums(of_item: np.ndarray, items: np.ndarray) -> np.ndarray:
+def _sums(of_item: np.ndarray, items: np.ndarray, choices: np.ndarray) -> np.ndarray:
     """int64 [p, choices]: sums over every choice of the items [p, _ITEMS] of each row."""
-    return np.where(items >= 0, of_item[items], 0) @ _CHOICES.T.astype(np.int64)
+    return np.where(items >= 0, of_item[items], 0) @ choices.T
