@@ -11,7 +11,8 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codec
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _MAX_BYTES = 1 << 20
 # Not white space, no character of any text: what has one is of another encoding, or none.
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+_LOST = "\ufffd"  # what some program before us wrote in place of a letter that it could not read
 
 
 class CaptionError(ValueError):
@@ -100,4 +101,6 @@ def _strictly(data: bytes, encoding: str) -> str:
         raise UnicodeError(f"byte 0x{byte} at {error.start} does not decode") from None
     if control := _CONTROL.search(text):
         raise UnicodeError(f"a control character U+{ord(control[0]):04X} at {control.start()}")
+    if _LOST in text:
+        raise UnicodeError(f"a letter that was lost before, U+FFFD, at {text.index(_LOST)}")
     return text.removeprefix("\ufeff")

@@ -16,7 +16,7 @@ SIDECAR = ".txt"
 # Why a file or folder is passed over; the first is what no person put there.
 SYSTEM = "hidden and system files"
 OTHER_TYPE = "files of other types"
-LINKED_FOLDER = "linked folders, which are not followed"
+LINKED_FOLDER = "linked folders, which are not followed (curate each as another --source into the same --out)"
 BROKEN_LINK = "links to nothing"
 NO_FILE = "neither files nor folders"
 UNREADABLE = "folders that cannot be read"

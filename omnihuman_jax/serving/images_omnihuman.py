@@ -35,8 +35,11 @@ def read(path: str | os.PathLike[str]) -> np.ndarray | None:
     Raises:
         MediaError: broken off, too large, or of a kind whose colours are not stated.
     """
-    with open(path, "rb") as file:
-        head = file.read(64)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+    except PermissionError as error:
+        raise MediaError(f"{path}: not a readable image ({error.strerror}); give it read permission") from error
     _register_heif(head, path)
     with _named(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures, and of odd tags
@@ -90,8 +93,17 @@ def _check(picture: Image.Image, path: str | os.PathLike[str]) -> None:
 def _load_whole(picture: Image.Image, path: str | os.PathLike[str]) -> None:
     """Decodes the picture; a JPEG whose end is missing is one that broke off, however much of it was filled up."""
     picture.load()
-    if picture.format in ("JPEG", "MPO") and b"\xff\xd9" not in Path(path).read_bytes():
+    if picture.format in ("JPEG", "MPO") and not _has_end(Path(path).read_bytes()):
         raise MediaError(f"{path}: the JPEG breaks off (it has no end marker); download it again")
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Whether an end marker follows the picture's own data; thumbnails in the segments before it have their own."""
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != b"\xda":
+        fill = jpeg[at + 1 : at + 2] == b"\xff"
+        at += 1 if fill else 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return b"\xff\xd9" in jpeg[at:]
 
 
 def _displayed(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
@@ -100,7 +112,9 @@ def _displayed(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarray
     transparent = picture.has_transparency_data
     picture = ImageOps.exif_transpose(picture)
     alpha = None
-    if transparent:
+    if transparent and picture.mode.startswith("I;16"):  # one of its greys; Pillow would clip the others
+        alpha = np.where(np.asarray(picture) == picture.info["transparency"], 0, 255).astype(np.uint8)[..., None]
+    elif transparent:
         picture = picture.convert("RGBA")
         alpha = np.asarray(picture.getchannel("A"))[..., None]
         picture = picture.convert("RGB")

@@ -36,7 +36,7 @@ else:  # in an exported folder the files lie beside each other
 
 # As in typing.py, which is not imported here: exports carry this file as `media_omnihuman.py`.
 FPS, SAMPLE_RATE_HZ = 25, 16_000
-READER_VERSION = 2
+READER_VERSION = 3
 """Goes into the keys of whatever was made from what the reader gives. Raise it with any change of a pixel or a sample
 that a file gives, of which files are refused, or of what the scan of a file says."""
 

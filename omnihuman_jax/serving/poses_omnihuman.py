@@ -7,6 +7,7 @@ import numpy as np
 
 # Further from the picture than any display is wide: no pixel, but a wrong unit or a damaged file.
 _MAX_PIXELS = 1 << 16
+_FPS = 25.0
 
 
 def wrong_keypoint(keypoints_TJ3: np.ndarray) -> str:
@@ -27,7 +28,7 @@ def wrong_keypoint(keypoints_TJ3: np.ndarray) -> str:
 
 def read_keypoints(path: Path) -> tuple[np.ndarray, int, int]:
     """(keypoints [T, J, 3] float32 in pixels at 25 fps, height, width of their pictures) of a .npz with
-    keypoints_TJ3, height and width, such as `omnihuman data pose` writes.
+    keypoints_TJ3, height and width, such as `omnihuman data pose` writes; if it has fps, that must be 25.
     """
     if path.suffix != ".npz":
         raise ValueError(
@@ -35,18 +36,25 @@ def read_keypoints(path: Path) -> tuple[np.ndarray, int, int]:
         )
     try:
         with np.load(path, allow_pickle=False) as stored:
-            keypoints = stored["keypoints_TJ3"].astype(np.float32)
+            given = stored["keypoints_TJ3"]
             size = (int(stored["height"]), int(stored["width"]))
-    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            fps = float(stored["fps"]) if "fps" in stored else _FPS
+    except (KeyError, OSError, ValueError, TypeError, OverflowError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path}: no keypoints with height and width ({error}); write them with `omnihuman data pose`"
         ) from error
-    if keypoints.ndim != 3 or keypoints.shape[2] != 3:
-        raise ValueError(f"{path}: keypoints {list(keypoints.shape)}, expected [T, J, 3]; run curate again")
+    if given.ndim != 3 or given.shape[2] != 3 or given.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{path}: keypoints {given.dtype} {list(given.shape)}, expected numbers [T, J, 3]; run curate again"
+        )
+    if fps != _FPS:
+        raise ValueError(f"{path}: fps is {fps:g}; keypoints must be at {_FPS:g} a second: resample them")
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is refused
+        keypoints = given.astype(np.float32)
     if not len(keypoints):
         raise ValueError(f"{path}: keypoints of no frame; run curate again")
     if wrong := wrong_keypoint(keypoints):
         raise ValueError(f"{path}: {wrong}; run curate again")
-    if min(size) < 1:
-        raise ValueError(f"{path}: height and width {size} must be at least 1 pixel")
+    if min(size) < 1 or max(size) > _MAX_PIXELS:
+        raise ValueError(f"{path}: height and width {size} must be 1 to {_MAX_PIXELS} pixels")
     return keypoints, *size

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import av
 import numpy as np
@@ -32,6 +32,8 @@ MAX_AMPLITUDE = 16.0
 _MAX_HOLE_S, _MAX_S = 600.0, 24 * 3600.0
 # Decoded before what is asked: codecs remember that much (Opus 80 ms, MP3 its bit reservoir), the resampler a little.
 _LEAD_S, _FILTER_S = 0.6, 0.02
+# Of the length that a wav states: how much may be missing, and from where on it is none.
+_PADDING_BYTES, _LENGTH_UNKNOWN = 1024, 0x7FFF_0000
 # Containers in which a jump by time lands where it says; in others the packets before it are read, not decoded.
 _SEEKABLE = frozenset({"mov", "matroska", "mpegts", "avi", "asf", "flv"})
 
@@ -185,17 +187,33 @@ _Source = Callable[[int], Iterator[_Piece]]
 
 
 def _sound_file(path: str | os.PathLike[str]) -> soundfile.SoundFile | None:
-    """A file of sound alone; None where libsndfile does not read it: a video in an .ogg, a damaged file."""
+    """A file of sound alone; None where libsndfile does not read it: a video in an .ogg, a damaged file.
+
+    Raises:
+        MediaError: a wav or aiff that is shorter than it says.
+    """
     if Path(path).suffix.lower() not in SOUND_SUFFIXES or not Path(path).is_file():
         return None
+    _check_whole(path)
     try:
         file = soundfile.SoundFile(os.fsencode(path))
     except (soundfile.SoundFileError, OSError):
         return None
-    if file.frames > 0 and 0 < file.channels <= 64:
+    if file.frames > 0 and 0 < file.channels <= 64 and file.seekable():  # GSM 6.10 can only be read to the end
         return file
     file.close()
     return None
+
+
+def _check_whole(path: str | os.PathLike[str]) -> None:
+    """MediaError for a wav or aiff of which more is missing than padding: a download that broke off."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+    order: Literal["little", "big"] = "little" if head[:4] == b"RIFF" else "big"
+    stated, size = 8 + int.from_bytes(head[4:], order), os.path.getsize(path)
+    # A recording whose length was not known when its head was written states one near the largest there is.
+    if head[:4] in (b"RIFF", b"FORM") and size + _PADDING_BYTES < stated < _LENGTH_UNKNOWN:
+        raise MediaError(f"{path}: truncated: {size} of {stated} bytes are there; copy or download it again")
 
 
 def _file_pieces(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> _Source:

@@ -25,7 +25,9 @@ _FORWARD_S = 10.0
 _SAME_LEAP_S = 1.0
 _TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT
 # Demuxers that open other files than the one they are given.
-_PLAYLISTS = frozenset({"hls", "concat", "dash", "image2", "imf", "sdp", "rtsp", "webm_dash_manifest", "applehttp"})
+_PLAYLISTS = frozenset({"hls", "concat", "dash", "imf", "sdp", "rtsp", "webm_dash_manifest", "applehttp"})
+# What FFmpeg takes a file for that is called like a picture and is none; it would read numbered files.
+_BY_NAME_ALONE = "image2"
 _SIDE_TRACKS = (
     Disposition.hearing_impaired
     | Disposition.visual_impaired
@@ -91,12 +93,15 @@ def opened(path: str | os.PathLike[str], kind: str) -> Iterator[av.container.Inp
     try:
         with contextlib.ExitStack() as stack:
             container = stack.enter_context(_open(path, stack))
+            if container.format.name == _BY_NAME_ALONE:
+                raise MediaError(f"{path}: not a readable {kind} (of no known kind); re-encode it, or take it out")
             if set(container.format.name.split(",")) & _PLAYLISTS:
                 raise MediaError(f"{path}: a list of other files ({container.format.name}); give the {kind} itself")
             yield container
     except (av.error.FFmpegError, UnicodeError, OverflowError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise MediaError(f"{path}: not a readable {kind} ({reason}); re-encode it, or take it out") from error
+        cure = "give it read permission" if isinstance(error, PermissionError) else "re-encode it"
+        raise MediaError(f"{path}: not a readable {kind} ({reason}); {cure}, or take it out") from error
 
 
 def _open(path: str | os.PathLike[str], stack: contextlib.ExitStack) -> av.container.InputContainer:
@@ -232,9 +237,12 @@ def measure(path: str) -> dict[int, Measured]:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class _Recording:
-    """The packets between two leaps of a track's clock; `leap_s` is the one at its beginning."""
+    """The packets between two leaps of a track's clock; `leap_s` is the one at its beginning, `last_s` the time of the
+    one that is shown last.
+    """
 
     start_s: float
+    last_s: float
     end_s: float
     leap_s: float
 
@@ -271,20 +279,22 @@ class _Tally:
         leap = self._clock.leap(packet)
         time_s = at * self._base
         if leap or not self._parts:
-            self._parts.append(_Recording(start_s=time_s, end_s=time_s, leap_s=leap))
+            self._parts.append(_Recording(start_s=time_s, last_s=time_s, end_s=time_s, leap_s=leap))
             self.leaps += [leap] if leap else []
         part = self._parts[-1]
         part.start_s = min(part.start_s, time_s)
-        # A packet that does not say how long it is ends where the next one begins, the last one a mean step later.
-        part.end_s = max(part.end_s, time_s + (packet.duration or 0) * self._base)
-        self._ends_open = not packet.duration
+        # How long the others are does not count: an mp4 tells the time to the packet that is decoded next, and behind a
+        # pause that is not the one shown next. A last one that does not say it is a mean step long.
+        if time_s >= part.last_s:
+            part.last_s, part.end_s = time_s, time_s + (packet.duration or 0) * self._base
+            self._ends_open = not packet.duration
 
     def recordings(self, pauses: bool) -> list[_Recording]:
         """Those that leaps back divide; those that leaps forward divide as well unless they are `pauses`."""
         parts: list[_Recording] = []
         for part in self._parts:
             if parts and pauses and part.leap_s > 0:
-                parts[-1].end_s = max(parts[-1].end_s, part.end_s)
+                parts[-1].last_s, parts[-1].end_s = part.last_s, part.end_s
             else:
                 parts.append(dataclasses.replace(part))
         if self._ends_open and self.packets > len(parts):

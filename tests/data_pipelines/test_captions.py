@@ -30,6 +30,7 @@ def test_utf8_and_marked_utf16_are_read(data: bytes, tmp_path: Path) -> None:
     "erkl".encode("utf-16-le"), "erkl\u00e4rt".encode("utf-16-be"), TEXT.encode("utf-32"), b"a\x00b", b"a\x1b[31mb",
     codecs.BOM_UTF16_LE + b"abc", codecs.BOM_UTF16_LE + b"\x00\xd8a\x00", b"\xef\xbb\xbfcaf\xe9", b"\xed\xa0\x80",
     "\u65e5\u672c".encode("iso2022_jp"), b"\x00" * 4096,
+    "caf\ufffd".encode(), "caf\ufffd".encode("utf-16"), b"\xef\xbf\xbf",
 ])  # fmt: skip
 def test_anything_else_is_refused_by_name_with_the_cure(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(CaptionError, match=r"^a\.txt: .*save it as UTF-8"):

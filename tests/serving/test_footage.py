@@ -71,6 +71,26 @@ def test_time(tmp_path: Path, kind: Format, timing: Timing) -> None:
     assert timing.variable or probe.fps == pytest.approx(25, abs=1)
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_pause_of_the_pictures(tmp_path: Path, suffix: str) -> None:
+    """A screen recording holds a picture for 9 s: an mp4 says so of the packet that is decoded next, which is another
+    one than is shown next.
+    """
+    kind = FORMATS["mp4 h264 aac" if suffix == "mp4" else "mkv h264 opus"]
+    begin = maker.scene()
+    sound = np.zeros(round(10.2 * kind.rate), np.float32)
+    for at_s in (0, 9):
+        sound[at_s * kind.rate :][: round(1.2 * kind.rate)] = maker.clicks(1.2, kind.rate)
+    pictures = [*begin, *((9 + t, p) for t, p in begin)]
+    path = maker.write(tmp_path / f"v.{suffix}", kind, pictures, sound, encoder={"bf": "3"})
+    frames, heard = media_omnihuman.read_video(path), media_omnihuman.read_audio(path)
+    assert heard is not None and abs(len(frames) - 255) <= 1 and abs(heard.size - 255 * 640) <= 640
+    assert media_omnihuman.probe(path).duration_s == pytest.approx(10.2, abs=0.05)
+    wanted = [*maker.FLASHES_S, *(9 + f for f in maker.FLASHES_S)]
+    np.testing.assert_allclose(maker.flash_times(frames), wanted, atol=0.045)
+    np.testing.assert_allclose(maker.click_times(heard), wanted, atol=0.04)
+
+
 def is_the_card(frame: np.ndarray, size: tuple[int, int] = (HEIGHT, WIDTH)) -> None:
     """The grey card, with its red field in the upper left."""
     assert frame.shape == (*size, 3)

@@ -1,6 +1,8 @@
 """Picture files as cameras, phones and editors write them, each checked by what is seen."""
 
+import io
 import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -79,6 +81,43 @@ def test_downloads_that_broke_off(tmp_path: Path, suffix: str) -> None:
             media_omnihuman.read_image(path)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_picture(tmp_path: Path, progressive: bool) -> None:
+    """A camera's JPEG has a whole one in its head; the rest of a broken download may be zeros."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8))
+    thumbnail = io.BytesIO()
+    noise.resize((40, 40)).save(thumbnail, "jpeg")
+    path = tmp_path / "half.jpg"
+    noise.save(path, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0" + thumbnail.getvalue(), progressive=progressive)
+    whole = path.read_bytes()
+    media_omnihuman.read_image(path)
+    for share in (0.5, 0.9):
+        at = int(share * len(whole))
+        path.write_bytes(whole[:at] + bytes(len(whole) - at))
+        with pytest.raises(MediaError, match=r"half\.jpg: "):
+            media_omnihuman.read_image(path)
+
+
+def test_a_deep_grey_that_is_transparent(tmp_path: Path) -> None:
+    """A 16-bit PNG that names one grey (chunk tRNS): white there, and the other greys are kept."""
+    deep = np.full((32, 32), 120 * 257, np.uint16)
+    deep[8:] = 7
+    Image.fromarray(deep).save(tmp_path / "p.png")
+    raw = (tmp_path / "p.png").read_bytes()
+    chunk, at = b"tRNS" + struct.pack(">H", 7), raw.index(b"IDAT") - 4
+    framed = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "p.png").write_bytes(raw[:at] + framed + raw[at:])
+    got = media_omnihuman.read_image(tmp_path / "p.png")
+    assert np.abs(got[:8].astype(int) - 120).max() <= 1 and got[8:].min() == 255
+
+
+def test_a_page_of_a_web_server_under_a_pictures_name(tmp_path: Path) -> None:
+    for suffix in ("jpg", "png", "webp"):
+        (tmp_path / f"p.{suffix}").write_text("<!doctype html><title>403 Forbidden</title>")
+        with pytest.raises(MediaError, match=r"p\.\w+: not a readable"):
+            media_omnihuman.read_image(tmp_path / f"p.{suffix}")
+
+
 def test_colour_profiles_and_depths(tmp_path: Path) -> None:
     """Deep greys are scaled, not clipped; a picture in another colour space is brought to sRGB."""
     deep = np.full((32, 32), 120 * 257, np.uint16)
@@ -122,8 +161,6 @@ def test_a_screenshot_in_high_dynamic_range(tmp_path: Path) -> None:
     Image.fromarray(np.full((16, 16, 3), round(255 * pq(0.18 * 203)), np.uint8)).save(tmp_path / "p.png")
     raw = (tmp_path / "p.png").read_bytes()
     chunk = b"cICP" + bytes((9, 16, 0, 1))
-    import zlib
-
     at = raw.index(b"IDAT") - 4
     (tmp_path / "p.png").write_bytes(
         raw[:at] + struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + raw[at:]

@@ -42,5 +42,26 @@ def test_the_first_wrong_one_is_named(column: int, value: float, message: str, t
 def test_no_frames_and_no_picture_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.npz: keypoints of no frame"):
         read_keypoints(write(tmp_path / "a.npz", np.zeros((0, 5, 3), np.float32)))
-    with pytest.raises(ValueError, match=r"a\.npz: height and width \(0, 128\) must be at least 1"):
+    with pytest.raises(ValueError, match=r"a\.npz: height and width \(0, 128\) must be 1 to 65536"):
         read_keypoints(write(tmp_path / "a.npz", np.zeros((1, 5, 3), np.float32), (0, 128)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"height": np.inf}, "no keypoints with height and width"),
+        ({"height": np.array([1, 2])}, "no keypoints with height and width"),
+        ({"height": 2**62}, "must be 1 to 65536"),
+        ({"keypoints_TJ3": np.ones((1, 5, 3), complex)}, "complex128"),
+        ({"keypoints_TJ3": np.full((1, 5, 3), 1e300)}, "is inf"),
+        ({"keypoints_TJ3": np.array("abc")}, "expected numbers"),
+        ({"fps": 30.0}, "fps is 30; keypoints must be at 25"),
+    ],
+)
+def test_other_kinds_of_numbers_are_refused_by_name(changed: dict, message: str, tmp_path: Path) -> None:
+    right = {"keypoints_TJ3": np.ones((1, 5, 3), np.float32), "height": 96, "width": 128, "fps": 25}
+    np.savez(tmp_path / "a.npz", **right)
+    read_keypoints(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", **(right | changed))
+    with pytest.raises(ValueError, match=rf"a\.npz: .*{message}"):
+        read_keypoints(tmp_path / "a.npz")
