@@ -10,7 +10,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from data_pipelines.curate import source_list
 from data_pipelines.curate.clips import Clip, Landmarks
-from data_pipelines.curate.stage_parts import CLIP, GROUPS, Table, read_record
+from data_pipelines.curate.file_stages import BY_PREVIEW
+from data_pipelines.curate.stage_parts import GROUPS, STAGES, Table, clip_rows, read_record
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.locations import local
@@ -27,7 +28,7 @@ from omnihuman_jax.typing import FPS
 
 SETS_FILE = "sets.json"
 ROWS_FILE = "sets.parquet"
-SETS_FORMAT = 1
+SETS_FORMAT = 2
 # Where `curate` puts the sets that it makes itself, below the table.
 OWN_SETS = "sets"
 _WORD = pa.dictionary(pa.int8(), pa.string())
@@ -105,16 +106,20 @@ def read_clips_of(sets: Path, index: int) -> list[Clip]:
     number = int(list(head["parts"])[index])
     listed = {row["source"]: row for row in source_list.listed_in(table, number)}
     chosen = _rows(sets, index)
-    scanned = [row for row in table.read("scan", number).to_pylist() if row["kind"] == CLIP]
-    looked, listened = (table.read(stage, number).to_pylist() for stage in ("look", "listen"))
-    if not len(chosen) == len(scanned) == len(looked) == len(listened):
+    scanned = clip_rows(table.read("scan", number))
+    scored = [table.read(stage, number).to_pylist() for stage in STAGES[1:]]
+    if any(len(rows) != len(chosen) for rows in (scanned, *scored)):
         raise ValueError(f"{sets}: part {number} of its table was made again; run `omnihuman select` again")
-    rows = enumerate(zip(chosen, scanned, looked, listened, strict=True))
+    rows = enumerate(zip(chosen, scanned, *scored, strict=True))
     return [
-        _clip(number, record, mine, listed.get(scan["source"]), scan, {**look, **listen}, head)
-        for record, (mine, scan, look, listen) in rows
+        _clip(number, record, mine, listed.get(scan["source"]), scan, _joined(own), head)
+        for record, (mine, scan, *own) in rows
         if mine["left_out"] is None
     ]
+
+
+def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for row in rows for name, value in row.items()}
 
 
 def _rows(sets: Path, index: int) -> list[dict[str, Any]]:
@@ -139,7 +144,7 @@ def _clip(
         raise ValueError(
             f"clip {scored['clip_id']} is not in the table's source any more; run `omnihuman select` again"
         )
-    own = scan_scores(scan)
+    own = {**scan_scores(scan), "looked_at": float(scored["landmarks_why"] != BY_PREVIEW)}
     scores = own | {n: scored[n] for names in GROUPS.values() for n in names if scored[n] is not None}
     reasons = {
         c.label: {
@@ -186,10 +191,15 @@ def scan_scores(scan: Mapping[str, Any]) -> dict[str, float]:
 
 
 def load_landmarks(folder: str | os.PathLike[str], clip: Clip) -> Landmarks:
-    """The landmarks of a clip of the sets in `folder`; ValueError unless there is one row a frame."""
+    """The landmarks of a clip of the sets in `folder`; ValueError unless they were computed, one row a frame."""
     sets = find_sets(folder)
     path = Table(folder=table_folder(sets), keys=read_head(sets)["stages"]).landmarks(clip.part)
     where = f"{path}: record {clip.record}"
+    if not clip.scores.get("looked_at", 1.0):
+        raise ValueError(
+            f"clip {clip.clip_id} ({clip.label}) has no landmarks, as its preview shows too little of a person; run"
+            f" `omnihuman curate --source SOURCE --out {table_folder(sets)} --loosest FILE` with lower thresholds"
+        )
     landmarks = Landmarks.from_arrays(read_record(path, clip.record), where)
     if (rows := landmarks.keypoints_TJ3.shape[0]) != clip.frames:
         raise ValueError(f"{where}: {rows} rows for a clip of {clip.frames} frames; run curate again")

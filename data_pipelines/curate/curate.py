@@ -1,9 +1,10 @@
 """`omnihuman curate`: from videos to a TABLE of clips with scores, and SETS that say what each clip can train.
 
-    scan      header, damage, shots -> frame ranges       a video at a time
-    look      pictures, landmarks -> raw scores           a clip at a time
-    listen    sound -> raw scores                         a clip at a time
-    select    scores -> eligible set and reasons          always made again; opens no video
+    scan      header, damage, shots -> frame ranges              a video at a time
+    preview   pictures, a person on some of them -> raw scores   a clip at a time
+    look      landmarks -> raw scores                            a clip whose preview could be of use, at a time
+    listen    sound -> raw scores                                a clip at a time
+    select    scores -> eligible set and reasons                 always made again; opens no video
 
 Nothing is thrown away without a reason written on it: a video, clip or caption that cannot be read is a dead letter
 with its stage, a file that is no video is in the funnel's `passed_over`, a shot that is too short in `dropped`, and a
@@ -31,7 +32,8 @@ from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
 from data_pipelines.curate.funnel import FUNNEL_FILE, funnel_table, left_out_lines
 from data_pipelines.curate.part_work import PartTask
-from data_pipelines.curate.selection import select
+from data_pipelines.curate.reach import looser_fields, looser_of
+from data_pipelines.curate.selection import read_thresholds, select
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.source_list import ListedVideo
 from data_pipelines.curate.stage_parts import TABLE_FILE, Table
@@ -50,6 +52,9 @@ ENGINES = ("local", "ray")
 class CurateConfig:
     """What curate does. `max_seconds_per_video` reads only the beginning of long videos; None reads all of them.
 
+    loosest: the loosest thresholds that anybody means to select with: clips that could not be eligible by them for what
+        asks for landmarks get none (`reach.py`); None: those of the table that is there, or the defaults, and
+        `thresholds`.
     caption_encoding: of captions that are neither UTF-8 nor marked as UTF-16; "": there are none.
     strict: refuse a video of which something would have to be undone (docs/footage.md) instead of undoing it.
     part_videos: videos a part of the table, at most: what is lost when a process is killed.
@@ -58,6 +63,7 @@ class CurateConfig:
 
     shots: ShotConfig = dataclasses.field(default_factory=ShotConfig)
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
+    loosest: Thresholds | None = None
     default_caption: str = "A video."
     caption_encoding: str = ""
     max_seconds_per_video: float | None = None
@@ -69,6 +75,14 @@ class CurateConfig:
         check_finite(self)
         self.shots.validate()
         self.thresholds.validate()
+        if self.loosest is not None:
+            self.loosest.validate()
+            if looser := looser_fields(self.thresholds, self.loosest):
+                name = looser[0]
+                raise ValueError(
+                    f"loosest: {name} {getattr(self.loosest, name)} must not be stricter than that of `thresholds`,"
+                    f" {getattr(self.thresholds, name)}"
+                )
         for name in ("workers", "part_videos"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -120,18 +134,19 @@ def curate(
     config, engine = config or CurateConfig(), engine or Engine()
     config.validate()
     options = config.scan_options
-    table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options))
+    loosest = config.loosest or looser_of(_stored_loosest(table_dir), config.thresholds)
+    table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options), loosest=loosest)
     captioning = CaptionOptions(default=config.default_caption, encoding=config.caption_encoding)
     videos = source_list.look_up(table, source, captioning, config.part_videos)
     table.save(options=dataclasses.asdict(options))
-    tasks = _tasks(table, videos, options)
+    everything = tasks = _tasks(table, videos, options, loosest)
     if engine.share is not None:
         tasks = engine.share.of(tasks)  # of all parts: what is missing differs from one worker's start to the next's
     if engine.retry_dead:
         for task in tasks:
             part_work.forget_dead(task)
-    part_work.forget_notes(table)
-    tasks = [task for task in tasks if table.missing(task.number)]
+    part_work.forget_notes(everything)
+    tasks = [task for task in tasks if part_work.to_make(task)]
     computed, left = _run(engine, config.workers, tasks, progress)
     if left:
         raise ChildProcessError(
@@ -139,14 +154,24 @@ def curate(
             " the same command goes on from here"
         )
     if engine.share is not None:
-        unfinished = sum(bool(table.missing(number)) for number in {video.part for video in videos})
+        unfinished = sum(bool(part_work.to_make(task)) for task in everything)
         return {"unfinished_parts": unfinished, "computed": computed}
     sets = Path(table_dir) / OWN_SETS
     funnel = select(table_dir, config.thresholds, sets, progress=progress)
     return {**funnel, "computed": computed}
 
 
-def _tasks(table: Table, videos: Sequence[ListedVideo], options: ScanOptions) -> list[PartTask]:
+def _stored_loosest(table_dir: str | os.PathLike[str]) -> Thresholds:
+    """Of the table that is there, if it says; the defaults."""
+    path = Path(table_dir) / TABLE_FILE
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return Thresholds(**stored["loosest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return Thresholds()
+
+
+def _tasks(table: Table, videos: Sequence[ListedVideo], options: ScanOptions, loosest: Thresholds) -> list[PartTask]:
     """A task a part that has videos of this source, whether it is done or not."""
     paths: dict[int, dict[str, str]] = collections.defaultdict(dict)
     for video in videos:
@@ -160,6 +185,7 @@ def _tasks(table: Table, videos: Sequence[ListedVideo], options: ScanOptions) ->
             number=number,
             keys=table.keys,
             options=options,
+            loosest=loosest,
             sources=tuple(sources[number]),
             paths=paths[number],
         )
@@ -237,8 +263,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         type=local,
-        help="JSON file: shots, thresholds, default_caption, caption_encoding, max_seconds_per_video, part_videos,"
-        " workers",
+        help="JSON file: shots, thresholds, loosest, default_caption, caption_encoding, max_seconds_per_video,"
+        " part_videos, workers",
+    )
+    parser.add_argument(
+        "--loosest",
+        type=local,
+        metavar="FILE",
+        help="YAML or JSON, as for `omnihuman select --thresholds`: the loosest that will be selected with; clips whose"
+        " 5 fps preview is out of their reach get no landmarks (default: those of the table, or the defaults)",
     )
     parser.add_argument(
         "--max-seconds-per-video", type=float, help="read at most this many seconds of each video, from its beginning"
@@ -283,6 +316,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):  # fmt: skip
         if getattr(arguments, name) is not None:
             setattr(config, name, getattr(arguments, name))
+    if arguments.loosest:
+        config.loosest = read_thresholds(arguments.loosest)
     engine = Engine(
         name=arguments.engine, address=arguments.address, share=arguments.worker, retry_dead=arguments.retry_dead
     )

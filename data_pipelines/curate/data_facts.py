@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
-from data_pipelines.curate import source_list
+from data_pipelines.curate import source_list, stage_parts
 from data_pipelines.curate.clip_sets import find_sets, read_head, table_folder
 from data_pipelines.curate.funnel import FUNNEL_FILE
-from data_pipelines.curate.selection import clip_scores
-from data_pipelines.curate.stage_parts import CLIP, Table, read_record
+from data_pipelines.curate.score_columns import read_scores
+from data_pipelines.curate.stage_parts import Table, read_record
 from data_pipelines.curate.tagging import CHECKS, SCORES, Check
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import FPS
@@ -75,10 +74,8 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _part_scores(table: Table, number: int) -> dict[str, np.ndarray]:
-    scanned = table.read("scan", number)
-    clips = scanned.filter(pc.equal(scanned["kind"], CLIP))
-    scores = clip_scores(clips, table.read("look", number), table.read("listen", number))
-    rows = np.arange(len(clips))
+    scores = read_scores(table, number)
+    rows = np.arange(len(scores["seconds"]))
     return {**scores, "part": np.full(len(rows), number), "row": rows}
 
 
@@ -116,9 +113,9 @@ def _nearest(check: Check, limit: float, scores: dict[str, np.ndarray], table: T
 
 
 def _shown(table: Table, number: int, row: int) -> dict[str, str]:
-    scan = [one for one in table.read("scan", number).to_pylist() if one["kind"] == CLIP][row]
+    scan = stage_parts.clip_rows(table.read("scan", number))[row]
     names = {one["source"]: one["name"] for one in source_list.listed_in(table, number)}
-    thumbnail = read_record(table.landmarks(number), row).get("thumbnail")
+    thumbnail = read_record(table.thumbnails(number), row).get("thumbnail")
     data = "" if thumbnail is None else base64.b64encode(thumbnail.tobytes()).decode("ascii")
     begin, end = scan["start_frame"] / FPS, scan["end_frame"] / FPS
     return {"label": f"{names.get(scan['source'], '?')} {begin:.1f}-{end:.1f} s", "thumbnail": data}

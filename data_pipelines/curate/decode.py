@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from omnihuman_jax.serving import media_omnihuman, streams_omnihuman
+from omnihuman_jax.serving import frames_omnihuman, media_omnihuman, streams_omnihuman
 from omnihuman_jax.serving.frames_omnihuman import Look, findings
 from omnihuman_jax.serving.streams_omnihuman import MediaError
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
+
+# Pictures are scored with so many lines at most: more cost time, and the networks see no more of them.
+MAX_LINES = 720
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +65,35 @@ def refusal(video: Video) -> str:
     return f"refused by --strict: {', '.join(undone)}; convert it, or leave --strict out" if undone else ""
 
 
+def scored_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) that pictures of this size are scored in: their own, or the shorter side brought to
+    `MAX_LINES`.
+    """
+    lines = min(height, width)
+    if lines <= MAX_LINES:
+        return height, width
+    return 2 * round(height * MAX_LINES / lines / 2), 2 * round(width * MAX_LINES / lines / 2)
+
+
+def scored_frames(
+    path: str | os.PathLike[str], start_frame: int, end_frame: int, height: int, width: int
+) -> Iterator[np.ndarray]:
+    """RGB uint8 [H, W, 3], one a frame of the 25 fps grid, of pictures of `height` and `width`: as they are, or brought
+    down to `MAX_LINES`.
+    """
+    size = scored_size(height, width)
+    return media_omnihuman.iter_video(
+        path,
+        fps=FPS,
+        size=size,
+        start_s=start_frame / FPS,
+        duration_s=(end_frame - start_frame) / FPS,
+        scaling=frames_omnihuman.SCALING if size == (height, width) else frames_omnihuman.AVERAGING,
+    )
+
+
 def clip_frames(path: str | os.PathLike[str], start_frame: int, end_frame: int) -> Iterator[np.ndarray]:
-    """RGB uint8 [H, W, 3], one a frame of the 25 fps grid."""
+    """RGB uint8 [H, W, 3], one a frame of the 25 fps grid, as large as it is displayed."""
     return media_omnihuman.iter_video(
         path, fps=FPS, start_s=start_frame / FPS, duration_s=(end_frame - start_frame) / FPS
     )

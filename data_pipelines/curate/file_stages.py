@@ -1,18 +1,25 @@
 """The stages that look into a file, as functions that know no engine and no table: a file in, rows out.
 
     scan     a video  -> its header, damage and shots: the clips              decodes thumbnails
-    look     a clip   -> scores of its pictures; landmarks and a thumbnail    decodes pictures, once
+    preview  a clip   -> scores of its pictures, of the person on every       decodes pictures, 720 lines at most
+                         fifth of them, and a thumbnail
+    look     a clip   -> landmarks of every frame, and their scores           decodes pictures, 720 lines at most
     listen   a clip   -> loudness, speech, and whether the lips follow it     decodes sound
 
+`look` costs the most by far, so only clips whose preview could reach a condition that asks for landmarks get there
+(`reach.py`).
+
 A stage has a key: a hash of everything that its rows depend on (the reader's version and code, the networks' files,
-every option, the key of the stage before). Its short form names the folder of the stage's columns, so that a changed
-stage begins an empty folder beside the old one, and so do those after it.
+every option, the key of the stage that it reads). Its short form names the folder of the stage's columns, so that a
+changed stage begins an empty folder beside the old one, and so do those that read it. What `preview` says chooses the
+rows of `look` and changes none of them: it is not in the key of `look`, but beside its rows (`reach.Reach`).
 
 Whatever goes wrong with a file is a row for that file, a dead letter.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -20,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate import decode, landmarks, lipsync, network_files, scores, shots
+from data_pipelines.curate import decode, landmarks, lipsync, network_files, picture_scores, scores, shots
 from data_pipelines.curate.clips import Landmarks
 from data_pipelines.curate.code_digest import code_digest
 from data_pipelines.curate.decode import Video
@@ -32,20 +39,27 @@ from omnihuman_jax.serving.media_omnihuman import READER_VERSION, MediaError
 from omnihuman_jax.typing import FPS
 
 # Changes of what a stage finds, beside the reader's own; part of its key.
-VERSION = 3
+VERSION = 4
 # A file of which so much less can be decoded than its packets say is damaged.
 _MIN_DECODED_SHARE = 0.9
 _THUMBNAIL_LINES = 96
+# The person is previewed on every fifth frame of 25 a second.
+PREVIEW_EVERY = 5
 
 PICTURE_SCORES = ("sharpness", "brightness", "motion", "frozen_share")
 LANDMARK_SCORES = (
     "pose_share", "body_confidence", "face_share", "face_px", "faces_share", "hand_share", "left_hand_share",
     "right_hand_share", "hand_confidence",
 )  # fmt: skip
+# Of the scores of landmarks those that a preview has too; it looks for no hands.
+PREVIEWED = ("pose_share", "body_confidence", "face_share", "face_px", "faces_share")
+PREVIEW_SCORES = tuple(f"preview_{name}" for name in PREVIEWED)
 SOUND_SCORES = ("loudness_dbfs", "peak_dbfs")
 LIP_SYNC_SCORES = ("speech_share", "lip_sync_confidence", "lip_sync_offset_s", "lip_sync_match")
 NO_TRACK = "not computed: no audio track"
 SILENT = "not computed: silent"
+# Of landmarks, and of what is made of them: the preview is out of reach of every condition that asks for them.
+BY_PREVIEW = "not computed: preview"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,24 +98,47 @@ def scan(path: str, options: ScanOptions) -> Scan:
     return Scan(video=video, ranges=tuple(ranges), too_short=tuple(short))
 
 
-def look(path: str, start_frame: int, end_frame: int) -> tuple[dict[str, float], Landmarks, bytes]:
-    """Decodes a clip's pictures once: (scores of pictures and landmarks, landmarks, a thumbnail as JPEG)."""
-    meter, middle = scores.PictureMeter(), _Middle((end_frame - start_frame) // 2)
-    frames = middle.watch(decode.clip_frames(path, start_frame, end_frame))
-    found = landmarks.extract_landmarks(meter.watch(frames))
-    if len(found.face_T) != end_frame - start_frame:
-        raise MediaError(f"{path}: {len(found.face_T)} of {end_frame - start_frame} frames decoded; re-encode it")
-    return _finite(path, {**meter.scores(), **scores.landmark_scores(found)}), found, middle.jpeg()
+def preview(path: str, start_frame: int, end_frame: int, height: int, width: int) -> tuple[dict[str, float], bytes]:
+    """Decodes a clip's pictures: (scores of all of them and of the person on every fifth, a thumbnail as JPEG).
+
+    height, width: displayed pixels, the unit of `preview_face_px`.
+    """
+    meter, middle = picture_scores.PictureMeter(), _Middle((end_frame - start_frame) // 2)
+    frames = decode.scored_frames(path, start_frame, end_frame, height, width)
+    watched = meter.watch(middle.watch(frames))
+    some = itertools.islice(watched, 0, None, PREVIEW_EVERY)  # takes all, gives some
+    found = landmarks.extract_landmarks(some, (height, width), hands=False)
+    _check_whole(path, meter.frames, end_frame - start_frame)
+    person = scores.landmark_scores(found)
+    previewed = {f"preview_{name}": person[name] for name in PREVIEWED}
+    return _finite(path, {**meter.scores(), **previewed}), middle.jpeg()
 
 
-def listen(path: str, start_frame: int, end_frame: int, aperture_T: np.ndarray, has_audio: bool) -> dict[str, Any]:
-    """Scores of a clip's sound; `lip_sync_why` where there is nothing to judge."""
+def look(path: str, start_frame: int, end_frame: int, height: int, width: int) -> tuple[dict[str, float], Landmarks]:
+    """(scores, landmarks) of all frames of a clip, in displayed pixels of a picture of `height` and `width`."""
+    frames = decode.scored_frames(path, start_frame, end_frame, height, width)
+    found = landmarks.extract_landmarks(frames, (height, width))
+    _check_whole(path, len(found.face_T), end_frame - start_frame)
+    return _finite(path, scores.landmark_scores(found)), found
+
+
+def _check_whole(path: str, frames: int, expected: int) -> None:
+    if frames != expected:
+        raise MediaError(f"{path}: {frames} of {expected} frames decoded; re-encode it")
+
+
+def listen(
+    path: str, start_frame: int, end_frame: int, aperture_T: np.ndarray | None, has_audio: bool
+) -> dict[str, Any]:
+    """Scores of a clip's sound; `lip_sync_why` where there is nothing to judge. aperture_T: None without landmarks."""
     wave = decode.clip_audio(path, start_frame, end_frame) if has_audio else None
     found: dict[str, Any] = {**scores.sound_scores(wave)}
     if wave is None:
         found["lip_sync_why"] = NO_TRACK
     elif found["peak_dbfs"] <= scores.SILENCE_DBFS:
         found["lip_sync_why"] = SILENT
+    elif aperture_T is None:
+        found["lip_sync_why"] = BY_PREVIEW
     else:
         found |= lipsync.lip_sync_scores(aperture_T, wave)
     _finite(path, {name: value for name, value in found.items() if name != "lip_sync_why"})
@@ -138,11 +175,17 @@ class _Middle:
 
 
 def stage_keys(options: ScanOptions) -> dict[str, str]:
-    """Stage -> sha256 of all that its rows depend on but the files themselves; scan first."""
+    """Stage -> sha256 of all that its rows depend on but the files themselves; in the order of the stages."""
     reader = [READER_VERSION, VERSION]
     scanned = _key(
         reader=[*reader, code_digest((decode, media_omnihuman, shots), _is_ours)],
         options=dataclasses.asdict(options),
+    )
+    previewed = _key(
+        before=scanned,
+        reader=[*reader, code_digest((decode, media_omnihuman, landmarks, picture_scores, scores), _is_ours)],
+        versions=[landmarks.VERSION, picture_scores.VERSION, scores.VERSION, PREVIEW_EVERY],
+        networks=_networks("mediapipe"),
     )
     looked = _key(
         before=scanned,
@@ -156,7 +199,7 @@ def stage_keys(options: ScanOptions) -> dict[str, str]:
         versions=[lipsync.VERSION, scores.VERSION],
         networks=_networks("hama"),
     )
-    return {"scan": scanned, "look": looked, "listen": listened}
+    return {"scan": scanned, "preview": previewed, "look": looked, "listen": listened}
 
 
 def _is_ours(module: str) -> bool:

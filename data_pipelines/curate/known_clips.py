@@ -26,12 +26,13 @@ def write_clips(
 ) -> None:
     """Writes a table of one part with these clips, in their order, and sets of it with the tags that they have."""
     table, rows = Table(folder=Path(folder), keys=_KEYS), []
-    with RecordWriter(table.landmarks(_PART)) as records:
+    with RecordWriter(table.landmarks(_PART)) as records, RecordWriter(table.thumbnails(_PART)) as thumbnails:
         for clip, landmarks in clips:
+            thumbnails.write({})
             records.write(landmarks.arrays() if isinstance(landmarks, Landmarks) else landmarks)
             rows.append(clip)
     stage_parts.write_part(table.part("scan", _PART), [_scan_row(clip) for clip in rows], SCHEMAS["scan"])
-    for stage in ("look", "listen"):
+    for stage in stage_parts.STAGES[1:]:
         names = {field.name for field in SCHEMAS[stage]}
         scored = [{"clip_id": c.clip_id, **{n: v for n, v in c.scores.items() if n in names}} for c in rows]
         stage_parts.write_part(table.part(stage, _PART), scored, SCHEMAS[stage])

@@ -39,8 +39,14 @@ class _Face:
         return np.concatenate([self.points_K2.min(0), self.points_K2.max(0)])
 
 
-def extract_landmarks(frames: Iterable[np.ndarray]) -> Landmarks:
+def extract_landmarks(
+    frames: Iterable[np.ndarray], size: tuple[int, int] | None = None, *, hands: bool = True
+) -> Landmarks:
     """The landmarks of consecutive RGB uint8 frames [H, W, 3] of one shot (the networks track from frame to frame).
+
+    Args:
+        size: (height, width) in whose pixels points are given; None: the frames' own.
+        hands: without, none are looked for.
 
     Raises:
         ValueError: there are no frames.
@@ -49,13 +55,13 @@ def extract_landmarks(frames: Iterable[np.ndarray]) -> Landmarks:
     keypoints: list[np.ndarray] = []
     faces: list[_Face | None] = []
     counts: list[int] = []
-    with quiet_stderr(), _Networks() as networks:
+    with quiet_stderr(), _Networks(hands=hands) as networks:
         previous: np.ndarray | None = None
         for frame in frames:
-            height, width = frame.shape[:2]
+            height, width = size or frame.shape[:2]
             scale = np.array([width, height], np.float32)
             body_J3 = _body(networks.pose.process(frame), scale)
-            keypoints.append(_with_hands(body_J3, networks.hands.process(frame), scale))
+            keypoints.append(_with_hands(body_J3, networks.hands.process(frame), scale) if networks.hands else body_J3)
             found = [
                 _Face(np.array([(p.x, p.y) for p in face.landmark], np.float32) * scale)
                 for face in networks.face.process(frame).multi_face_landmarks or ()
@@ -89,6 +95,9 @@ def quiet_stderr() -> Iterator[None]:
 class _Networks:
     """The three networks, open for one shot: each keeps track of what it saw on the frame before."""
 
+    def __init__(self, *, hands: bool) -> None:
+        self._with_hands = hands
+
     def __enter__(self) -> "_Networks":
         try:
             from mediapipe.python.solutions import face_mesh, hands, pose
@@ -99,12 +108,13 @@ class _Networks:
             ) from error
         self.pose: Any = pose.Pose(model_complexity=1)
         self.face: Any = face_mesh.FaceMesh(max_num_faces=_MAX_FACES, refine_landmarks=True)
-        self.hands: Any = hands.Hands(max_num_hands=2, model_complexity=1)
+        self.hands: Any = hands.Hands(max_num_hands=2, model_complexity=1) if self._with_hands else None
         return self
 
     def __exit__(self, *exception: object) -> None:
         for network in (self.pose, self.face, self.hands):
-            network.close()
+            if network is not None:
+                network.close()
 
 
 def _inside(points: np.ndarray) -> np.ndarray:

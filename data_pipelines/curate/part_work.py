@@ -1,7 +1,8 @@
 """A part of the table, made: the unit of work, retry and recovery of every engine.
 
 `work` makes the stages that a part lacks, in order. It is a function of its task alone, and a part that it is killed in
-is the same part when it is made again.
+is the same part when it is made again. Where thresholds are looser than those by which the part's clips were chosen for
+landmarks, the clips that they let through are made, and the other rows are copied (`reach.py`).
 
 A row that kills the process that works on it (a decoder's crash, the kernel's answer to a full memory) would do so for
 ever: `work` notes which row it is at, and `blame`, called by the engine that saw the process die, counts it. After
@@ -13,20 +14,24 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.curate import file_stages, stage_parts, video_files
-from data_pipelines.curate.file_stages import DeadLetter, ScanOptions
+from data_pipelines.curate.file_stages import BY_PREVIEW, DeadLetter, ScanOptions
+from data_pipelines.curate.reach import Reach, looser_of, within_reach
+from data_pipelines.curate.score_columns import known_scores
 from data_pipelines.curate.stage_parts import CLIP, DEAD, SCHEMAS, SHORT, RecordWriter, Table, clip_id
+from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.curate.video_files import Address
 from omnihuman_jax.runtime import files
 from omnihuman_jax.serving.media_omnihuman import MediaError
 from omnihuman_jax.serving.poses_omnihuman import wrong_keypoint
 
+UNREADABLE = "not computed: its pictures cannot be read"
 DIED = "the process that worked on it died (a crash in a decoder, or out of memory); re-encode it, or take it out"
 MAX_DEATHS = 2
 # Of an error that is not the file's own fault.
@@ -35,20 +40,27 @@ _TRIES = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartTask:
-    """What `work` is given. paths: source -> where it lies (`video_files.Address`), of the part's videos that are
-    there.
+    """What `work` is given.
+
+    loosest: thresholds; clips that could reach what asks for landmarks by these get them.
+    paths: source -> where it lies (`video_files.Address`), of the part's videos that are there.
     """
 
     table: str
     number: int
     keys: Mapping[str, str]
     options: ScanOptions
+    loosest: Thresholds
     sources: tuple[str, ...]
     paths: Mapping[str, str]
 
     @property
     def opened(self) -> Table:
         return Table(folder=Path(self.table), keys=self.keys)
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(loosest=self.loosest, preview=self.keys["preview"])
 
 
 def work(task: PartTask) -> dict[str, int]:
@@ -61,19 +73,52 @@ def work(task: PartTask) -> dict[str, int]:
 
 def _work(task: PartTask) -> dict[str, int]:
     table, made = task.opened, dict[str, int]()
-    make = {"scan": _scan, "look": _look, "listen": _listen}
-    for stage in table.missing(task.number):
-        stage_parts.sweep(table.part(stage, task.number))
-        stage_parts.sweep(table.landmarks(task.number))
-        rows = make[stage](task, table)
-        stage_parts.write_part(table.part(stage, task.number), rows, SCHEMAS[stage])
+    make = {"scan": _scan, "preview": _preview, "look": _look, "listen": _listen}
+    for stage in to_make(task):
+        part = table.part(stage, task.number)
+        for file in (part, part.with_suffix(stage_parts.RECORDS_SUFFIX)):
+            stage_parts.sweep(file)
+        kept = table.read(stage, task.number).to_pylist() if part.is_file() else None
+        rows, count = make[stage](task, table, kept)
+        stage_parts.write_part(part, rows, SCHEMAS[stage], _chosen_by(task, table, stage))
         for file in _notes(table, stage, task.number):
             file.unlink(missing_ok=True)
-        made[stage] = len(rows)
+        made[stage] = count
     return made
 
 
-def _scan(task: PartTask, table: Table) -> list[dict[str, Any]]:
+def to_make(task: PartTask) -> list[str]:
+    """The stages that the part lacks, or in which clips are without landmarks that could now be of use; in order."""
+    table, number = task.opened, task.number
+    stages = table.missing(number)
+    chosen_by = task.reach.to_json()
+    if "look" not in stages:
+        chosen_by = stage_parts.stated_reach(table.part("look", number))
+        if not chosen_by or not Reach.from_json(chosen_by).covers(task.reach):
+            stages += ["look", "listen"]
+    if "listen" not in stages and stage_parts.stated_reach(table.part("listen", number)) != chosen_by:
+        stages += ["listen"]
+    return [stage for stage in stage_parts.STAGES if stage in stages]
+
+
+def _chosen_by(task: PartTask, table: Table, stage: str) -> str:
+    """What a part that is made now says of its rows: also what it said before, as those rows stay."""
+    if stage == "listen":
+        return stage_parts.stated_reach(table.part("look", task.number))
+    if stage != "look":
+        return ""
+    part = table.part("look", task.number)
+    before = stage_parts.stated_reach(part) if part.is_file() else ""
+    loosest = looser_of(Reach.from_json(before).loosest, task.loosest) if before else task.loosest
+    return dataclasses.replace(task.reach, loosest=loosest).to_json()
+
+
+# What makes a stage: (task, table, the rows that are there and to be kept) -> (rows, how many are new).
+_Kept = list[dict[str, Any]] | None
+_Made = tuple[list[dict[str, Any]], int]
+
+
+def _scan(task: PartTask, table: Table, kept: _Kept) -> _Made:
     rows: list[dict[str, Any]] = []
     for source in task.sources:
         path = task.paths.get(source, "")
@@ -87,46 +132,96 @@ def _scan(task: PartTask, table: Table) -> list[dict[str, Any]]:
         # A video of which nothing is left says so with a shot of no frames.
         for kind, start, end in sorted(ranges, key=lambda r: r[1:]) or [(SHORT, 0, 0)]:
             rows.append({**facts, "kind": kind, "start_frame": start, "end_frame": end})
-    return rows
+    return rows, len(rows)
 
 
-def _look(task: PartTask, table: Table) -> list[dict[str, Any]]:
+def _preview(task: PartTask, table: Table, kept: _Kept) -> _Made:
     rows = []
-    with RecordWriter(table.landmarks(task.number)) as records:
+    with RecordWriter(table.thumbnails(task.number)) as records:
         for clip in stage_parts.clip_rows(table.read("scan", task.number)):
-            name = clip_id(clip["sha256"], clip["start_frame"], clip["end_frame"])
-            path, frames = task.paths.get(clip["source"], ""), {k: clip[k] for k in ("start_frame", "end_frame")}
-            found = _tried(task, table, "look", name, path, functools.partial(file_stages.look, **frames))
+            name, path = _name(clip), task.paths.get(clip["source"], "")
+            found = _tried(task, table, "preview", name, path, functools.partial(file_stages.preview, **_place(clip)))
             if isinstance(found, DeadLetter):
                 why = f"failed: {found.reason}"
-                rows.append({"clip_id": name, "pictures_why": why, "landmarks_why": why, **dataclasses.asdict(found)})
+                rows.append({"clip_id": name, "pictures_why": why, "preview_why": why, **dataclasses.asdict(found)})
                 records.write({})
                 continue
-            scores, landmarks, thumbnail = found
-            assert not wrong_keypoint(landmarks.keypoints_TJ3)
-            records.write({**landmarks.arrays(), "thumbnail": np.frombuffer(thumbnail, np.uint8)})
+            scores, thumbnail = found
+            records.write({"thumbnail": np.frombuffer(thumbnail, np.uint8)})
             rows.append({"clip_id": name, **scores})
-    return rows
+    return rows, len(rows)
 
 
-def _listen(task: PartTask, table: Table) -> list[dict[str, Any]]:
+def _look(task: PartTask, table: Table, kept: _Kept) -> _Made:
+    """Computes what is within reach, and keeps what was."""
+    scanned, previewed = (table.read(stage, task.number) for stage in ("scan", "preview"))
+    unreadable = previewed["preview_why"].to_pylist()
+    loosest = Reach.from_json(_chosen_by(task, table, "look")).loosest
+    chosen = within_reach(known_scores(stage_parts.clips_of(scanned), previewed), loosest)
+    whys = [UNREADABLE if bad else None if now else BY_PREVIEW for bad, now in zip(unreadable, chosen, strict=True)]
+    stays = [_stays(row["landmarks_why"], why) for row, why in zip(kept or [], whys, strict=False)]
+    if kept and all(stays):
+        return kept, 0
     rows = []
+    landmarks = table.landmarks(task.number)
+    with RecordWriter(landmarks) as records:
+        for index, clip in enumerate(stage_parts.clip_rows(scanned)):
+            name, path = _name(clip), task.paths.get(clip["source"], "")
+            if kept and stays[index]:
+                records.copy(landmarks, index)
+                rows.append(kept[index])
+                continue
+            if whys[index]:
+                rows.append({"clip_id": name, "landmarks_why": whys[index]})
+                records.write({})
+                continue
+            found = _tried(task, table, "look", name, path, functools.partial(file_stages.look, **_place(clip)))
+            if isinstance(found, DeadLetter):
+                rows.append({"clip_id": name, "landmarks_why": f"failed: {found.reason}", **dataclasses.asdict(found)})
+                records.write({})
+                continue
+            scores, points = found
+            assert not wrong_keypoint(points.keypoints_TJ3)
+            records.write(points.arrays())
+            rows.append({"clip_id": name, **scores})
+    return rows, len(rows) - sum(stays)
+
+
+def _listen(task: PartTask, table: Table, kept: _Kept) -> _Made:
+    rows, new = [], 0
     looked = table.read("look", task.number, ["clip_id", "landmarks_why"]).to_pylist()
     for index, clip in enumerate(stage_parts.clip_rows(table.read("scan", task.number))):
         name, path = looked[index]["clip_id"], task.paths.get(clip["source"], "")
-        if looked[index]["landmarks_why"]:
-            why = "not computed: its pictures cannot be read"
-            rows.append({"clip_id": name, "sound_why": why, "lip_sync_why": why})
+        without = looked[index]["landmarks_why"]
+        if kept and _stays(kept[index]["lip_sync_why"], without):
+            rows.append(kept[index])
             continue
-        aperture_T = stage_parts.read_record(table.landmarks(task.number), index)["aperture_T"]
+        new += 1
+        if without and without != BY_PREVIEW:
+            rows.append({"clip_id": name, "sound_why": UNREADABLE, "lip_sync_why": UNREADABLE})
+            continue
+        record = {} if without else stage_parts.read_record(table.landmarks(task.number), index)
         question = {name: clip[name] for name in ("start_frame", "end_frame", "has_audio")}
-        listen = functools.partial(file_stages.listen, aperture_T=aperture_T, **question)
+        listen = functools.partial(file_stages.listen, aperture_T=record.get("aperture_T"), **question)
         found = _tried(task, table, "listen", name, path, listen)
         if isinstance(found, DeadLetter):
             why = f"failed: {found.reason}"
             found = {"sound_why": why, "lip_sync_why": why, **dataclasses.asdict(found)}
         rows.append({"clip_id": name, **found})
-    return rows
+    return rows, new
+
+
+def _stays(why: str | None, now: str | None) -> bool:
+    """Whether a row that says `why` its landmarks, or what is made of them, are not there would be none other now."""
+    return why not in (BY_PREVIEW, UNREADABLE) or why == now
+
+
+def _name(clip: Mapping[str, Any]) -> str:
+    return clip_id(clip["sha256"], clip["start_frame"], clip["end_frame"])
+
+
+def _place(clip: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: clip[name] for name in ("start_frame", "end_frame", "height", "width")}
 
 
 def _tried(
@@ -160,7 +255,7 @@ def blame(task: PartTask) -> bool:
     another try. For the engine, which alone knows that the process died and nobody ended the run.
     """
     table = task.opened
-    for stage in table.missing(task.number)[:1]:
+    for stage in to_make(task)[:1]:
         at, deaths = _notes(table, stage, task.number)
         if at.is_file():
             counted = _deaths(deaths)
@@ -171,12 +266,14 @@ def blame(task: PartTask) -> bool:
     return False
 
 
-def forget_notes(table: Table) -> None:
-    """Removes the notes of parts that are done: of a process that was killed after its part and before them."""
-    for stage in stage_parts.STAGES:
-        for note in table.stage_folder(stage).glob(".part-*.*"):
+def forget_notes(tasks: Sequence[PartTask]) -> None:
+    """Removes the notes of what is done: of a process that was killed after its part and before them."""
+    by_number = {task.number: task for task in tasks}
+    for stage in stage_parts.STAGES if tasks else ():
+        for note in tasks[0].opened.stage_folder(stage).glob(".part-*.*"):
             match = re.fullmatch(r"\.part-(\d+)\.(at|deaths)", note.name)
-            if match and table.part(stage, int(match[1])).is_file():
+            task = by_number.get(int(match[1])) if match else None
+            if task and stage not in to_make(task):
                 note.unlink(missing_ok=True)
 
 

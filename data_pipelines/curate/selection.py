@@ -8,6 +8,7 @@ would give, in the same pass.
 import argparse
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -26,8 +27,11 @@ from rich.progress import Progress
 from data_pipelines.curate import source_list, stage_parts
 from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_FILE, SETS_FORMAT, SETS_SCHEMA
 from data_pipelines.curate.clips import write_text
+from data_pipelines.curate.file_stages import BY_PREVIEW
 from data_pipelines.curate.funnel import FUNNEL_FILE, Funnel, funnel_table, left_out_lines
-from data_pipelines.curate.stage_parts import CLIP, DEAD, SCHEMAS, SHORT, Table
+from data_pipelines.curate.reach import looser_fields, looser_of, within_reach
+from data_pipelines.curate.score_columns import KNOWN_COLUMNS, all_scores, is_word
+from data_pipelines.curate.stage_parts import DEAD, SCHEMAS, SHORT, STAGES, Table, clips_of
 from data_pipelines.curate.tagging import CHECKS, PASSED, SCORES, Tags, Thresholds, tag_all
 from data_pipelines.curate.threshold_sweep import ThresholdSweep
 from omnihuman_jax.conditions import Condition
@@ -35,7 +39,6 @@ from omnihuman_jax.plain_values import check_finite, structure
 from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
-from omnihuman_jax.typing import FPS
 
 # Why a clip is not in the sets at all.
 DUPLICATE = "the same content as an earlier clip"
@@ -44,19 +47,25 @@ GONE = "not in the source any more"
 NO_CAPTION = "its caption cannot be read"
 _WHYS = (DUPLICATE, UNREADABLE, GONE, NO_CAPTION)
 _IN = -1
+# Parts that an error names.
+_LISTED = 8
+# Beside a clip for which something was left out by its preview.
+_LACKING = ("landmarks_why", "lip_sync_why")
 _SCAN_COLUMNS = ["source", "kind", "sha256", "start_frame", "end_frame", "height", "width", "source_fps",
                  "bits_per_pixel", "has_audio"]  # fmt: skip
 
 
 _COLUMNS = {
-    stage: [name for name in SCORES if name in SCHEMAS[stage].names] + ["reason"] for stage in ("look", "listen")
+    stage: [name for name in SCHEMAS[stage].names if name in (*SCORES, *KNOWN_COLUMNS["preview"], "reason", *_LACKING)]
+    for stage in STAGES[1:]
 }
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class PartTags:
     """A part's clips: tags, the scores that failed (float32 [n, 4]), why a clip is left out (an index of `_WHYS`, or
-    `_IN`), the hash of its content, its group of duplicates.
+    `_IN`), the hash of its content, its group of duplicates. unlooked: clips without landmarks that could now be of
+    use.
     """
 
     number: int
@@ -66,6 +75,7 @@ class PartTags:
     content: np.ndarray
     seconds: np.ndarray
     dedup_group: np.ndarray
+    unlooked: int
 
 
 def select(
@@ -85,7 +95,8 @@ def select(
         sweeps: filled with what each of their values would give.
 
     Raises:
-        FileNotFoundError, ValueError: no table, no finished part, wrong thresholds, or `out_dir` is something else.
+        FileNotFoundError, ValueError: no table, no finished part, wrong thresholds, `out_dir` is something else, or
+            clips that could be of use by these thresholds have no landmarks, as the table's were stricter.
     """
     thresholds.validate()
     check_finite(weight, "--weight")
@@ -100,11 +111,13 @@ def select(
         raise ValueError(f"{table_dir}: none of its {len(numbers)} parts is finished; run curate again")
     funnel = Funnel(source_list.read_passed_over(table))
     bar = progress.add_task("select", total=len(done)) if progress else None
+    asked = functools.reduce(looser_of, (sweep.loosest(thresholds) for sweep in sweeps), thresholds)
     parts = []
     for number in done:
-        parts.append(_tag_part(table, number, listing, thresholds, sweeps, funnel))
+        parts.append(_tag_part(table, number, listing, thresholds, asked, sweeps, funnel))
         if progress and bar is not None:
             progress.advance(bar)
+    _check_looked_at(table, parts, asked)
     _mark_duplicates(parts)
     _write_rows(out, parts, dataset, weight)
     for part in parts:
@@ -182,27 +195,33 @@ def _tag_part(
     number: int,
     listing: _Listing,
     thresholds: Thresholds,
+    asked: Thresholds,
     sweeps: Sequence[ThresholdSweep],
     funnel: Funnel,
 ) -> PartTags:
     scanned = table.read("scan", number, _SCAN_COLUMNS)
     sources, unread = listing.of(number)
-    is_clip = pc.equal(scanned["kind"], CLIP)
-    clips = scanned.filter(is_clip)
-    looked, listened = (table.read(stage, number, columns) for stage, columns in _COLUMNS.items())
-    if not len(clips) == len(looked) == len(listened):
-        raise ValueError(
-            f"{table.part('look', number)}: {len(looked)} rows for {len(clips)} clips; delete it and run curate again"
-        )
-    scores = clip_scores(clips, looked, listened)
+    clips = clips_of(scanned)
+    scored = {stage: table.read(stage, number, columns) for stage, columns in _COLUMNS.items()}
+    for stage, rows in scored.items():
+        if len(rows) != len(clips):
+            raise ValueError(
+                f"{table.part(stage, number)}: {len(rows)} rows for {len(clips)} clips; delete it and run curate again"
+            )
+    scores = all_scores(clips, *scored.values())
     tags = tag_all(scores, thresholds)
     left_out = np.full(len(clips), _IN, np.int8)
-    left_out[pc.is_valid(looked["reason"]).to_numpy()] = _WHYS.index(UNREADABLE)
+    for stage in ("preview", "look"):
+        left_out[pc.is_valid(scored[stage]["reason"]).to_numpy()] = _WHYS.index(UNREADABLE)
     left_out[_is_in(clips["source"], unread)] = _WHYS.index(NO_CAPTION)
     left_out[~_is_in(clips["source"], sources)] = _WHYS.index(GONE)
     for sweep in sweeps:
         sweep.add(scores, thresholds, left_out == _IN)
-    has_letters = any(one["reason"].null_count < len(one) for one in (looked, listened))
+    has_letters = any(rows["reason"].null_count < len(rows) for rows in scored.values())
+    unlooked = is_word(scored["look"]["landmarks_why"], BY_PREVIEW)
+    unlooked |= is_word(scored["listen"]["lip_sync_why"], BY_PREVIEW)
+    if unlooked.any():
+        unlooked &= within_reach(scores, asked) & (left_out == _IN)
     _tell(funnel, table, number, scanned, listing, has_letters=has_letters)
     return PartTags(
         number=number,
@@ -212,6 +231,23 @@ def _tag_part(
         content=_content(clips),
         seconds=scores["seconds"],
         dedup_group=np.full(len(clips), -1, np.int32),
+        unlooked=int(unlooked.sum()),
+    )
+
+
+def _check_looked_at(table: Table, parts: Sequence[PartTags], asked: Thresholds) -> None:
+    """ValueError where clips have no landmarks that could reach what asks for them: in which parts, and the cure."""
+    lacking = [part for part in parts if part.unlooked]
+    if not lacking:
+        return
+    names = ", ".join(str(part.number) for part in lacking[:_LISTED])
+    names += f" and {len(lacking) - _LISTED} more" if len(lacking) > _LISTED else ""
+    looser = looser_fields(asked, table.loosest) if table.loosest else []
+    why = f" ({', '.join(looser)} are looser than what it was curated with)" if looser else ""
+    raise ValueError(
+        f"{table.folder}: {sum(part.unlooked for part in lacking)} clips that these thresholds could let through have"
+        f" no landmarks{why}; the stages look and listen of the parts {names} are to be run: write these"
+        f" thresholds to a file, and run `omnihuman curate --source SOURCE --out {table.folder} --loosest FILE`"
     )
 
 
@@ -220,21 +256,6 @@ def _is_in(values: pa.ChunkedArray, wanted: pa.Array) -> np.ndarray:
     words = values.combine_chunks()
     known = pc.is_in(words.dictionary, value_set=wanted.cast(pa.string())).to_numpy(zero_copy_only=False)
     return known[words.indices.to_numpy()] if len(words) else np.zeros(0, bool)
-
-
-def clip_scores(clips: pa.Table, looked: pa.Table, listened: pa.Table) -> dict[str, np.ndarray]:
-    """Score -> float64 [n], NaN where it was not computed."""
-    frames = clips["end_frame"].to_numpy() - clips["start_frame"].to_numpy()
-    scores = {
-        "seconds": frames / FPS,
-        "short_side_px": np.minimum(clips["height"].to_numpy(), clips["width"].to_numpy()).astype(np.float64),
-        "audio_tracks": clips["has_audio"].to_numpy().astype(np.float64),
-    }
-    for name in SCORES:
-        if name not in scores:
-            columns = next(part for part in (clips, looked, listened) if name in part.column_names)
-            scores[name] = columns[name].to_numpy()
-    return scores
 
 
 def _failed_scores(tags: Tags, scores: Mapping[str, np.ndarray]) -> np.ndarray:

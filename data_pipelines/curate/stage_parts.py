@@ -4,10 +4,13 @@
     listings/<source>.parquet                       what lay in a source at the last look: where, captions, splits
     sources/added-00000.parquet                     which videos each part has; a file for all that came together
     scan@3f2a9c11d0b4/part-00007.parquet            a row a clip, a row a shot that is too short, a row a dead video
-    look@.../part-00007.parquet, .array_record      a row a clip: scores; a record a clip: landmarks and a thumbnail
+    preview@.../part-00007.parquet, .array_record   a row a clip: scores; a record a clip: a thumbnail
+    look@.../part-00007.parquet, .array_record      a row a clip: scores; a record a clip: landmarks, where computed
     listen@.../part-00007.parquet                   a row a clip: scores
 
-A part that is there is whole, and done; one that is not is work. There is no other state, and no file a clip.
+A part that is there is whole, and done; one that is not is work. There is no other state, and no file a clip. Parts of
+`look` and `listen` say beside their rows by what those with landmarks were chosen (`reach.Reach`): by looser thresholds
+they are work once more, for the rows that these let through.
 """
 
 import dataclasses
@@ -20,17 +23,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipelines.curate import file_stages
+from data_pipelines.curate.tagging import Thresholds
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
 
 FORMAT = 1
 TABLE_FILE = "table.json"
-STAGES = ("scan", "look", "listen")
+STAGES = ("scan", "preview", "look", "listen")
 CLIP, SHORT, DEAD = "clip", "short", "dead"
+RECORDS_SUFFIX = ".array_record"
 _KEY_DIGITS = 12
+_REACH = b"reach"
 # Small next to pixels, and read often by few.
 _RECORD_OPTIONS = "group_size:1,zstd:3"
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -62,12 +69,14 @@ def _scored(scores: Sequence[str], groups: Sequence[str]) -> list[pa.Field]:
 
 SCHEMAS = {
     "scan": _SCAN,
-    "look": pa.schema(_scored([*file_stages.PICTURE_SCORES, *file_stages.LANDMARK_SCORES], ["pictures", "landmarks"])),
+    "preview": pa.schema(_scored([*file_stages.PICTURE_SCORES, *file_stages.PREVIEW_SCORES], ["pictures", "preview"])),
+    "look": pa.schema(_scored(file_stages.LANDMARK_SCORES, ["landmarks"])),
     "listen": pa.schema(_scored([*file_stages.SOUND_SCORES, *file_stages.LIP_SYNC_SCORES], ["sound", "lip_sync"])),
 }
 # Group of scores -> its scores: each has a value, or the group's `_why` says "not computed: why" or "failed: why".
 GROUPS = {
     "pictures": file_stages.PICTURE_SCORES,
+    "preview": file_stages.PREVIEW_SCORES,
     "landmarks": file_stages.LANDMARK_SCORES,
     "sound": file_stages.SOUND_SCORES,
     "lip_sync": file_stages.LIP_SYNC_SCORES,
@@ -81,10 +90,14 @@ def clip_id(sha256: str, start_frame: int, end_frame: int) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """The folder of a table, and the stages' keys that are read and written (stage -> key)."""
+    """The folder of a table, and the stages' keys that are read and written (stage -> key).
+
+    loosest: thresholds by which the last `curate` chose the clips with landmarks; None where nobody chose.
+    """
 
     folder: Path
     keys: Mapping[str, str]
+    loosest: Thresholds | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> "Table":
@@ -99,23 +112,30 @@ class Table:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             version, keys = stored["format"], dict(stored["stages"])
+            loosest = Thresholds(**stored["loosest"]) if "loosest" in stored else None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not the head of a table ({error}); run curate again") from None
         if version != FORMAT:
             raise ValueError(f"{path}: format {version}, this version reads {FORMAT}; curate into another folder")
-        return cls(folder=Path(folder), keys=keys)
+        if lacking := [stage for stage in STAGES if stage not in keys]:
+            raise ValueError(f"{path}: lacks the stages {', '.join(lacking)} of this version; run curate again")
+        return cls(folder=Path(folder), keys=keys, loosest=loosest)
 
     def save(self, **facts: Any) -> None:
         """Writes the head, which makes the folder a table."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"format": FORMAT, "stages": dict(self.keys), **facts}, indent=1)
+        chosen = {"loosest": dataclasses.asdict(self.loosest)} if self.loosest else {}
+        text = json.dumps({"format": FORMAT, "stages": dict(self.keys), **chosen, **facts}, indent=1)
         files.write_text(self.folder / TABLE_FILE, text + "\n")
 
     def part(self, stage: str, number: int) -> Path:
         return self.stage_folder(stage) / f"part-{number:05d}.parquet"
 
+    def thumbnails(self, number: int) -> Path:
+        return self.part("preview", number).with_suffix(RECORDS_SUFFIX)
+
     def landmarks(self, number: int) -> Path:
-        return self.stage_folder("look") / f"part-{number:05d}.array_record"
+        return self.part("look", number).with_suffix(RECORDS_SUFFIX)
 
     def stage_folder(self, stage: str) -> Path:
         return self.folder / f"{stage}@{self.keys[stage][:_KEY_DIGITS]}"
@@ -149,10 +169,19 @@ def read_part(path: Path, columns: Sequence[str] | None = None, filters: Any = N
         raise ValueError(f"{path}: not a readable part ({why}); delete it and run curate again") from None
 
 
-def write_part(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Writes rows whole or not at all; what a row does not say is null."""
+def write_part(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, reach: str = "") -> None:
+    """Writes rows whole or not at all; what a row does not say is null. reach: `stated_reach` of the part."""
     columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
-    write_columns(path, pa.table(columns, schema=schema))
+    write_columns(path, pa.table(columns, schema=schema.with_metadata({_REACH: reach}) if reach else schema))
+
+
+def stated_reach(path: Path) -> str:
+    """By what the rows of a part with landmarks were chosen (`reach.Reach.to_json`); "" if it does not say."""
+    try:
+        return (pq.read_schema(path).metadata or {}).get(_REACH, b"").decode()
+    except (pa.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a readable part ({why}); delete it and run curate again") from None
 
 
 def write_columns(path: Path, columns: pa.Table) -> None:
@@ -185,6 +214,10 @@ class RecordWriter:
 
         self._writer.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
+    def copy(self, path: Path, index: int) -> None:
+        """Writes record `index` of another file, which `read_record` would read."""
+        self._writer.write(_read_bytes(path, index))
+
     def __exit__(self, *exception: Any) -> bool | None:
         self._writer.close()
         return self._whole.__exit__(*exception)
@@ -192,27 +225,44 @@ class RecordWriter:
 
 def read_record(path: Path, index: int) -> dict[str, np.ndarray]:
     """Arrays by name of record `index`; FileNotFoundError, or ValueError for what is damaged."""
-    from array_record.python.array_record_module import ArrayRecordReader
     from safetensors import SafetensorError
     from safetensors.numpy import load
+
+    try:
+        return load(_read_bytes(path, index))
+    except SafetensorError as error:
+        raise _damaged(path, index, error) from error
+
+
+def _read_bytes(path: Path, index: int) -> bytes:
+    from array_record.python.array_record_module import ArrayRecordReader
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no landmarks; run curate again")
     try:
         reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
         try:
-            return load(reader.read([index])[0])
+            return bytes(reader.read([index])[0])
         finally:
             reader.close()
-    except (RuntimeError, IndexError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"{path}: record {index} is not the landmarks of a clip ({error}); delete it and run curate again"
-        ) from error
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise _damaged(path, index, error) from error
+
+
+def _damaged(path: Path, index: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path}: record {index} is not the landmarks of a clip ({error}); delete it and run curate again"
+    )
+
+
+def clips_of(scanned: pa.Table) -> pa.Table:
+    """Of rows of `scan` those of clips."""
+    return scanned.filter(pc.equal(scanned["kind"], CLIP))
 
 
 def clip_rows(scanned: pa.Table) -> list[dict[str, Any]]:
-    """The rows of clips of a part, in order: row i is row i of `look` and of `listen`."""
-    return [row for row in scanned.to_pylist() if row["kind"] == CLIP]
+    """The rows of clips of a part, in order: row i is row i of the stages after `scan`."""
+    return list(clips_of(scanned).to_pylist())
 
 
 def letters_of(table: Table, number: int) -> Iterator[dict[str, Any]]:

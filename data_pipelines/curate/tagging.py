@@ -65,7 +65,7 @@ class Thresholds:
             value = getattr(self, field.name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
                 raise ValueError(f"thresholds: {field.name} must be a finite number, not {value!r}")
-            low, high = next((limits for end, limits in _LIMITS.items() if field.name.endswith(end)), (0, math.inf))
+            low, high = _limits(field.name)
             if not low <= value <= high:
                 allowed = f"in [{low}, {high}]" if math.isfinite(high) else f"at least {low}"
                 raise ValueError(f"thresholds: {field.name} must be {allowed}, not {value}")
@@ -73,6 +73,10 @@ class Thresholds:
             low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
             if low > high:
                 raise ValueError(f"thresholds: min_{name} {low} must not be above max_{name} {high}")
+
+
+def _limits(name: str) -> tuple[float, float]:
+    return next((limits for end, limits in _LIMITS.items() if name.endswith(end)), (0, math.inf))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,14 +101,27 @@ class Check:
         """The score as it is compared: an offset's size."""
         return np.abs(value) if self.score == "lip_sync_offset_s" else value
 
+    @property
+    def is_upper(self) -> bool:
+        return isinstance(self.threshold, str) and self.threshold.startswith("max_")
+
+    def asks(self, thresholds: Thresholds) -> bool:
+        """Whether anything can fail: the least lower bound (a share of 0) asks for nothing, not even for the score."""
+        return (
+            not isinstance(self.threshold, str) or self.is_upper or self.limit(thresholds) > _limits(self.threshold)[0]
+        )
+
     def failed(self, value: np.ndarray, thresholds: Thresholds) -> np.ndarray:
         """Bool [n]; a score that was not computed (NaN) fails."""
         value, limit = self.seen(value), self.limit(thresholds)
-        if isinstance(self.threshold, str) and self.threshold.startswith("max_"):
+        if not self.asks(thresholds):
+            return np.zeros(len(value), bool)
+        if self.is_upper:
             return ~(value <= limit)
         return ~(value >= limit) & (value != 0) if self.unknown_passes else ~(value >= limit)
 
 
+NOT_LOOKED_AT = "the preview shows too little of a person"
 _REF, _AUDIO, _POSE = Condition.REFERENCE, Condition.AUDIO, Condition.POSE
 # In this order, cheap and telling ones first: the first that fails is the reason that a clip gets.
 CHECKS = (
@@ -122,12 +139,14 @@ CHECKS = (
     Check("no audio track", "audio_tracks", 1, _AUDIO),
     Check("silent", "loudness_dbfs", "min_loudness_dbfs", _AUDIO),
     Check("too short to judge lip-sync", "seconds", "min_audio_s", _AUDIO),
+    Check(NOT_LOOKED_AT, "looked_at", 1, _AUDIO),
     Check("too little speech", "speech_share", "min_speech_share", _AUDIO),
     Check("face not seen throughout", "face_share", "min_audio_face_share", _AUDIO),
     Check("face too small", "face_px", "min_face_px", _AUDIO),
     Check("more than one face", "faces_share", "max_faces_share", _AUDIO),
     Check("lips do not follow the sound (phone proxy)", "lip_sync_confidence", "min_lip_sync_confidence", _AUDIO),
     Check("sound and lips apart (phone proxy)", "lip_sync_offset_s", "max_lip_sync_offset_s", _AUDIO),
+    Check(NOT_LOOKED_AT, "looked_at", 1, _POSE),
     Check("body not seen throughout", "pose_share", "min_pose_share", _POSE),
     Check("face not seen", "face_share", "min_pose_face_share", _POSE),
     Check("body seen unclearly", "body_confidence", "min_body_confidence", _POSE),

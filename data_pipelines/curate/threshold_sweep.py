@@ -41,6 +41,11 @@ class ThresholdSweep:
         size = (count, len(Condition))
         return cls(name, values, np.zeros(size, np.int64), np.zeros(size))
 
+    def loosest(self, thresholds: Thresholds) -> Thresholds:
+        """The thresholds with the value of the sweep that lets most through."""
+        value = max(self.values) if self.name.startswith("max_") else min(self.values)
+        return dataclasses.replace(thresholds, **{self.name: value})
+
     def add(self, scores: Mapping[str, np.ndarray], thresholds: Thresholds, counted: np.ndarray) -> None:
         """Counts the clips of a part: `scores` as `tag_all` takes them, `counted` bool [n]."""
         seconds = scores["seconds"]

@@ -2,8 +2,10 @@
 landmarks by style and framing.
 
     omnihuman theatre --out runs/faults --hours 0.65 --seed 0 --programme faults
-    omnihuman curate --source runs/faults/videos --out runs/faults/curated
+    omnihuman curate --source runs/faults/videos --out runs/faults/curated --loosest everybody.yaml
     python -m data_pipelines.puppet_theatre.against_truth --theatre runs/faults --curated runs/faults/curated
+
+everybody.yaml has 0 for min_pose_share, min_pose_face_share and min_body_confidence, so that all clips get landmarks.
 """
 
 import argparse

@@ -225,6 +225,7 @@ def iter_video(
     start_s: float = 0.0,
     duration_s: float | None = None,
     watch: Callable[[Shown], None] = lambda shown: None,
+    scaling: int = gate.SCALING,
 ) -> Iterator[np.ndarray]:
     """`media_omnihuman.iter_video`."""
     if not 0 < fps < float("inf") or not start_s >= 0 or not (duration_s is None or duration_s > 0):
@@ -243,7 +244,7 @@ def iter_video(
         while emitted < at_most and start_s + emitted / fps <= time_s:
             if picture is None:
                 watch(previous)
-                picture = gate.to_rgb(previous.frame, previous.look, path, size or canvas, canvas)
+                picture = gate.to_rgb(previous.frame, previous.look, path, size or canvas, canvas, scaling)
             yield picture
             emitted += 1
 

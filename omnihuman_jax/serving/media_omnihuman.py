@@ -116,19 +116,20 @@ def iter_video(
     start_s: float = 0.0,
     duration_s: float | None = None,
     watch: Callable[[footage.Shown], None] = lambda shown: None,
+    scaling: int = gate.SCALING,
 ) -> Iterator[np.ndarray]:
     """Yields the frames of a video resampled to `fps`, RGB uint8 [H, W, 3], without holding more than two.
 
     Frame i is the source picture nearest in time to start_s + i / fps, counted from the file's first picture: no drift
     and no bias against the sound whatever the source's frame rate. A video of duration d gives floor(d * fps) frames,
     one at least. `size` is (height, width). A picture that is given several times is one array, not to be written to.
-    `watch` hears of each source picture that is given, before it is.
+    `watch` hears of each source picture that is given, before it is. `scaling` is one of `frames_omnihuman`'s.
 
     Raises:
         MediaError: not readable, damaged within the asked range, start_s lies past the end, or its pictures cannot be
             shown as a player shows them.
     """
-    return footage.iter_video(path, fps, size, start_s, duration_s, watch)
+    return footage.iter_video(path, fps, size, start_s, duration_s, watch, scaling)
 
 
 def read_video(

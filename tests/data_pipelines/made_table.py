@@ -30,16 +30,19 @@ def write(folder: Path, *, parts: int, videos: int, clips: int, seed: int = 0) -
             "bits_per_pixel": rng.random(count) * 0.1,
             "has_audio": rng.random(count) < 0.8,
         }
-        look = {
+        preview = {
             "sharpness": rng.gamma(2, 60, count),
             "brightness": rng.random(count) * 255,
             "motion": rng.random(count),
         }
-        look |= {"frozen_share": rng.random(count) * 0.3, **{name: rng.random(count) for name in GROUPS["landmarks"]}}
+        look = {name: rng.random(count) for name in GROUPS["landmarks"]}
+        preview["frozen_share"] = rng.random(count) * 0.3
+        preview |= {name: look[name.removeprefix("preview_")] for name in GROUPS["preview"]}
         listen = {name: rng.random(count) for name in GROUPS["lip_sync"]}
         listen |= {"loudness_dbfs": -70 * rng.random(count), "peak_dbfs": -rng.random(count)}
         ids = {"clip_id": pa.DictionaryArray.from_arrays(pa.array(video), pa.array(hashes)).cast(pa.string())}
-        for stage, columns in (("scan", scan), ("look", {**ids, **look}), ("listen", {**ids, **listen})):
+        scored = {"preview": preview, "look": look, "listen": listen}
+        for stage, columns in (("scan", scan), *((stage, {**ids, **own}) for stage, own in scored.items())):
             stage_parts.write_columns(table.part(stage, number), _filled(columns, SCHEMAS[stage], count))
         row = {"part": number, "path": "gone.mp4", "caption": "a", "caption_source": "sidecar", "caption_error": ""}
         named = [{**row, "split": "train", "source": source, "name": f"{source}.mp4"} for source in sources]

@@ -19,6 +19,7 @@ from data_pipelines.curate import (
     lipsync,
     network_files,
     part_work,
+    picture_scores,
     shots,
     source_list,
     stage_parts,
@@ -111,6 +112,7 @@ def test_funnel_accounts_for_every_video(curated: Curated) -> None:
         "videos": 8,
         "clips": clips,
         "scan": clips + len(funnel["quarantine"]) + len(funnel["dropped"]),
+        "preview": clips,
         "look": clips,
         "listen": clips,
     }
@@ -125,7 +127,9 @@ def test_captions_come_from_the_sidecar_or_the_stated_default(curated: Curated) 
 
 
 def test_landmarks_lie_on_the_person_frame_by_frame(curated: Curated) -> None:
-    for clip in curated.clips.values():
+    looked_at = [clip for clip in curated.clips.values() if clip.scores["looked_at"]]
+    assert {clip.video for clip in curated.clips.values()} - {clip.video for clip in looked_at} == {"nested/bikes.mp4"}
+    for clip in looked_at:
         found = load_landmarks(curated.out, clip)
         frames = media_omnihuman.read_video(
             clip.video_path(table_folder(curated.out)), start_s=clip.start_s, duration_s=clip.seconds
@@ -188,7 +192,7 @@ def test_a_second_run_does_nothing_and_a_part_that_is_gone_is_made_again(curated
         return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
     before, stamps = bytes_of(curated.out), {p: p.stat().st_mtime_ns for p in curated.out.glob("*@*/*")}
-    assert len(stamps) == 8 * 4 and not any(path.name.startswith(".") for path in before)
+    assert len(stamps) == 8 * 6 and not any(path.name.startswith(".") for path in before)
     again = curate(curated.videos, curated.out, curated.config)
     assert again["computed"] == {"videos": 0, "clips": 0}
     assert {p: p.stat().st_mtime_ns for p in curated.out.glob("*@*/*")} == stamps
@@ -283,7 +287,7 @@ def test_results_name_no_place_of_the_machine_and_can_be_moved(curated: Curated,
 def test_a_clip_that_cannot_be_decoded_is_refused(curated: Curated) -> None:
     clip = of_video(curated, "carphone_pristine")[0]
     with pytest.raises(media_omnihuman.MediaError, match="10 of 50 frames decoded; re-encode it"):
-        file_stages.look(str(clip.video_path(curated.out)), 90, 140)
+        file_stages.look(str(clip.video_path(curated.out)), 90, 140, clip.height, clip.width)
 
 
 def work_with_faults(task: PartTask) -> dict[str, int]:
@@ -297,10 +301,10 @@ def work_with_faults(task: PartTask) -> dict[str, int]:
             os.kill(os.getpid(), signal.SIGKILL)
         return scan(path, options)
 
-    def fails(path: str, **frames: int) -> Any:
+    def fails(path: str, **place: int) -> Any:
         if "jwpIntro" in path:
             raise RuntimeError("CUDA error\x1b[2J in (1, 2)")
-        return look(path, **frames)
+        return look(path, **place)
 
     file_stages.scan, file_stages.look = dies, fails
     try:
@@ -361,9 +365,10 @@ def work_or_die(task: PartTask) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("changed", "again"),
     [
-        ("reader", ["scan", "look", "listen"]),
-        ("shots", ["scan", "look", "listen"]),
-        ("landmarks", ["look", "listen"]),
+        ("reader", ["scan", "preview", "look", "listen"]),
+        ("shots", ["scan", "preview", "look", "listen"]),
+        ("landmarks", ["preview", "look", "listen"]),
+        ("picture_scores", ["preview"]),
         ("hama/assets/asr_waveform.hama", ["listen"]),
         ("lipsync", ["listen"]),
         ("nothing", []),
@@ -380,8 +385,9 @@ def test_a_changed_stage_and_those_after_it_are_made_again(
     elif changed.startswith("hama"):
         hashes = {**network_files.network_sha256(), changed: "0"}
         monkeypatch.setattr(network_files, "network_sha256", lambda: hashes)
-    elif changed in ("landmarks", "lipsync"):
-        monkeypatch.setattr({"landmarks": landmarks, "lipsync": lipsync}[changed], "VERSION", 99)
+    elif changed != "nothing":
+        modules = {"landmarks": landmarks, "lipsync": lipsync, "picture_scores": picture_scores}
+        monkeypatch.setattr(modules[changed], "VERSION", 99)
     after = file_stages.stage_keys(options)
     assert [stage for stage in stage_parts.STAGES if after[stage] != before[stage]] == again
 
@@ -397,7 +403,7 @@ def test_one_stage_more_opens_the_videos_for_that_stage_alone(
     shutil.copyfile(videos / "nested" / "jwpIntro.mp4", videos / "new.mp4")
     clips = curated.funnel["clips"]
     grown = curate(videos, out, curated.config)
-    assert grown["computed"] == {"videos": 1, "clips": 1, "scan": 1, "look": 1, "listen": 1}
+    assert grown["computed"] == {"videos": 1, "clips": 1, "scan": 1, "preview": 1, "look": 1, "listen": 1}
     monkeypatch.setattr(lipsync, "VERSION", 99)
     heard = curate(videos, out, curated.config)
     assert heard["computed"] == {"videos": 0, "clips": 0, "listen": clips + 1}

@@ -77,7 +77,7 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     log = table.parent / "log"
     finish(start(["curate", "--source", str(table.parent / "media"), "--out", str(table)], log), log)
     found = digests(table)
-    assert sum("@" in name for name in found) == 8 * 4
+    assert sum("@" in name for name in found) == 8 * 6
     return found
 
 

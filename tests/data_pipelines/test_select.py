@@ -55,6 +55,8 @@ def _passes(score: float, limit: float, check: object) -> bool:
     score = abs(score) if check.score == "lip_sync_offset_s" else score  # type: ignore[attr-defined]
     if check.unknown_passes and score == 0:  # type: ignore[attr-defined]
         return True
+    if str(check.threshold).startswith("min_") and limit == 0:  # type: ignore[attr-defined]
+        return True  # a share of 0 is asked for: not even the score is
     return score <= limit if str(check.threshold).startswith("max_") else score >= limit  # type: ignore[attr-defined]
 
 

@@ -22,6 +22,7 @@ from data_pipelines.curate.curate import CurateConfig, Engine, curate
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions, Found
 from data_pipelines.curate.stage_parts import Table
+from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.curate.video_files import Address
 from omnihuman_jax.runtime import files
 from omnihuman_jax.serving import media_omnihuman
@@ -99,11 +100,11 @@ def tabled(source: str | Path, folder: Path, *, whole: bool = False) -> Table:
     table = Table(folder=folder, keys=file_stages.stage_keys(options))
     videos = source_list.look_up(table, source, OPTIONS)
     table.save()
-    for task in curate_module._tasks(table, videos, options):
+    for task in curate_module._tasks(table, videos, options, Thresholds()):
         if whole:
             part_work.work(task)
         elif not table.part("scan", task.number).is_file():
-            scanned = part_work._scan(task, table)
+            scanned, _ = part_work._scan(task, table, None)
             stage_parts.write_part(table.part("scan", task.number), scanned, stage_parts.SCHEMAS["scan"])
     return table
 
@@ -113,7 +114,7 @@ def rows(table: Table) -> list[dict[str, Any]]:
     found = []
     for number in sorted({row["part"] for row in source_list.read_sources(table)}):
         scanned = stage_parts.clip_rows(table.read("scan", number))
-        stages = [stage for stage in ("look", "listen") if table.part(stage, number).is_file()]
+        stages = [stage for stage in stage_parts.STAGES[1:] if table.part(stage, number).is_file()]
         others = [table.read(stage, number).to_pylist() for stage in stages] or [[{}] * len(scanned)]
         for scan, *scored in zip(scanned, *others, strict=True):
             facts = {name: value for name, value in scan.items() if name != "source"}
