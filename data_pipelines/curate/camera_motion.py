@@ -4,6 +4,9 @@ agrees with (a pan, a zoom, a roll, a hand that shakes), and what is left of it.
 
 import numpy as np
 
+# Changes of what is computed; part of the key under which results are kept.
+VERSION = 1
+
 # Every how many pixels the flow is looked at, how often the fit is repeated, and from how far off (in pixels) a vector
 # no longer counts much: what moves by itself shall not pull the camera along.
 _STEP = 4

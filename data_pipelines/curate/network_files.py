@@ -1,5 +1,8 @@
 """Which weights the networks of the stages have: part of the keys of what they found. Most come with an installed
-package; some are files of packages that are not installed (they would bring a second OpenCV), fetched into the cache.
+package; some are files of packages that are not installed (they would bring a second OpenCV), fetched into the cache by
+the first `curate`, or before it, for a machine without network:
+
+    python -m data_pipelines.curate.network_files
 """
 
 import functools
@@ -100,5 +103,15 @@ def fetch_all() -> None:
         fetched(_name(file))
 
 
+def main() -> None:
+    """Fetches all of them, and says where they are."""
+    for file in FETCHED:
+        print(fetched(_name(file)))
+
+
 def _name(file: PackagedFile) -> str:
     return PurePosixPath(file.to).relative_to(_FOLDER).as_posix()
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate import file_stages, stage_parts, video_files
+from data_pipelines.curate import file_stages, network_files, stage_parts, video_files
+from data_pipelines.curate.clip_networks import ClipNetwork
 from data_pipelines.curate.file_stages import BY_PREVIEW, DeadLetter, ScanOptions
 from data_pipelines.curate.reach import Reach, looser_of, within_reach
 from data_pipelines.curate.score_columns import known_scores
@@ -44,6 +45,7 @@ class PartTask:
 
     loosest: thresholds; clips that could reach what asks for landmarks by these get them.
     paths: source -> where it lies (`video_files.Address`), of the part's videos that are there.
+    networks: name of a score -> what gives it, of those that were given.
     """
 
     table: str
@@ -53,6 +55,7 @@ class PartTask:
     loosest: Thresholds
     sources: tuple[str, ...]
     paths: Mapping[str, str]
+    networks: Mapping[str, ClipNetwork] = dataclasses.field(default_factory=dict)
 
     @property
     def opened(self) -> Table:
@@ -136,14 +139,16 @@ def _scan(task: PartTask, table: Table, kept: _Kept) -> _Made:
 
 
 def _preview(task: PartTask, table: Table, kept: _Kept) -> _Made:
+    network_files.fetch_all()  # an index that does not answer is no fault of any clip
     rows = []
     with RecordWriter(table.thumbnails(task.number)) as records:
         for clip in stage_parts.clip_rows(table.read("scan", task.number)):
             name, path = _name(clip), task.paths.get(clip["source"], "")
-            found = _tried(task, table, "preview", name, path, functools.partial(file_stages.preview, **_place(clip)))
+            preview = functools.partial(file_stages.preview, **_place(clip), networks=task.networks)
+            found = _tried(task, table, "preview", name, path, preview)
             if isinstance(found, DeadLetter):
-                why = f"failed: {found.reason}"
-                rows.append({"clip_id": name, "pictures_why": why, "preview_why": why, **dataclasses.asdict(found)})
+                whys = {f"{group}_why": f"failed: {found.reason}" for group in stage_parts.PREVIEW_GROUPS}
+                rows.append({"clip_id": name, **whys, **dataclasses.asdict(found)})
                 records.write({})
                 continue
             scores, thumbnail = found

@@ -3,6 +3,7 @@
 sharpness      variance of the Laplacian of the luma, at most 360 lines high
 brightness     mean luma, 0..255
 motion         mean optical flow, in picture heights a second
+camera_motion  mean of what of it the camera makes (`camera_motion.py`);  subject_motion mean of the rest
 frozen_share   share of frames that repeat the one before
 """
 
@@ -10,10 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data_pipelines.curate.camera_motion import split_motion
 from omnihuman_jax.typing import FPS
 
 # Changes of what is computed; part of the key under which results are kept.
-VERSION = 1
+VERSION = 2
 
 _SHARPNESS_LINES = 360
 _FLOW_LINES = 90
@@ -33,6 +35,7 @@ class PictureMeter:
         self._sharpness: list[float] = []
         self._brightness: list[float] = []
         self._flow: list[float] = []
+        self._split: list[tuple[float, float]] = []
         self._before: np.ndarray | None = None
         self._sampled: np.ndarray | None = None
 
@@ -58,14 +61,20 @@ class PictureMeter:
                 self._flow.append(
                     float(np.linalg.norm(flow, axis=-1).mean()) / thumbnail.shape[0] * FPS / _SAMPLE_EVERY
                 )
+                camera, subject = split_motion(flow)
+                per_s = FPS / _SAMPLE_EVERY / thumbnail.shape[0]
+                self._split.append((camera * per_s, subject * per_s))
             self._sampled = thumbnail
         self.frames += 1
 
     def scores(self) -> dict[str, float]:
+        camera, subject = (float(value) for value in np.mean(self._split or [(0.0, 0.0)], axis=0))
         return {
             "sharpness": float(np.median(self._sharpness)),
             "brightness": float(np.mean(self._brightness)),
             "motion": float(np.mean(self._flow)) if self._flow else 0.0,
+            "camera_motion": camera,
+            "subject_motion": subject,
             "frozen_share": self._frozen / max(1, self.frames - 1),
         }
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from data_pipelines.curate.file_stages import LANDMARK_SCORES, PICTURE_SCORES, PREVIEWED
+from data_pipelines.curate.file_stages import KNOWN_SCORES, LANDMARK_SCORES, PREVIEWED
 from data_pipelines.curate.tagging import CHECKS, Check, Thresholds
 from omnihuman_jax.conditions import Condition
 
@@ -22,7 +22,7 @@ VERSION = 1
 _SLACK = {"face_share": 0.3, "faces_share": 0.3, "pose_share": 0.3, "body_confidence": 0.15}
 _SLACK_OF_WIDTH = 0.25
 _LANDMARKS = {"looked_at", *LANDMARK_SCORES}
-_KNOWN = {"seconds", "short_side_px", "source_fps", "bits_per_pixel", "audio_tracks", *PICTURE_SCORES}
+_KNOWN = {"seconds", "short_side_px", "source_fps", "bits_per_pixel", "audio_tracks", *KNOWN_SCORES}
 
 
 def within_reach(scores: Mapping[str, np.ndarray], loosest: Thresholds) -> np.ndarray:

@@ -4,14 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.curate.file_stages import BY_PREVIEW, PICTURE_SCORES, PREVIEW_SCORES
+from data_pipelines.curate.file_stages import BY_PREVIEW, KNOWN_SCORES, PREVIEW_SCORES
 from data_pipelines.curate.stage_parts import Table, clips_of
 from data_pipelines.curate.tagging import SCORES
 from omnihuman_jax.typing import FPS
 
 # What `scan` knows of a clip, and columns that are read for `all_scores`: stage -> names.
 _OF_SCAN = ("start_frame", "end_frame", "height", "width", "source_fps", "bits_per_pixel", "has_audio")
-KNOWN_COLUMNS = {"scan": ("kind", *_OF_SCAN), "preview": (*PICTURE_SCORES, *PREVIEW_SCORES)}
+KNOWN_COLUMNS = {"scan": ("kind", *_OF_SCAN), "preview": (*KNOWN_SCORES, *PREVIEW_SCORES)}
 
 
 def known_scores(clips: pa.Table, previewed: pa.Table) -> dict[str, np.ndarray]:

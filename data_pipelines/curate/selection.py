@@ -330,8 +330,11 @@ def _rows(part: PartTags, dataset: str, weight: float) -> pa.Table:
 
 def _words(codes: np.ndarray, words: Sequence[str]) -> pa.Array:
     """A column of words; null where the code is negative."""
+    # Each word once: pyarrow writes memory that nobody set into the file of a dictionary that has one twice.
+    unique = list(dict.fromkeys(words))
+    places = np.array([unique.index(word) for word in words], np.int8)
     return pa.DictionaryArray.from_arrays(
-        pa.array(codes, pa.int8(), mask=codes < 0), pa.array(list(words), pa.string())
+        pa.array(places[codes], pa.int8(), mask=codes < 0), pa.array(unique, pa.string())
     )
 
 

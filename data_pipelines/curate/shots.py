@@ -3,9 +3,12 @@
 import dataclasses
 import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.curate import shot_network
+from data_pipelines.curate.shot_network import ShotNetwork, cuts_of
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.frames_omnihuman import Look
 from omnihuman_jax.typing import FPS
@@ -24,6 +27,7 @@ class ShotConfig:
         too.
     trim_frames: frames left out on both sides of a cut, where the encoder still mends the picture.
     min_s, max_s: shorter shots are dropped, longer ones cut into equal parts.
+    network: path of a network in ONNX that finds cuts and dissolves (`shot_network.py`); "": by the changes.
     """
 
     min_change: float = 15.0
@@ -31,6 +35,7 @@ class ShotConfig:
     trim_frames: int = 1
     min_s: float = 1.0
     max_s: float = 20.0
+    network: str = ""
 
     def validate(self) -> None:
         if not 0 < self.min_s <= self.max_s:
@@ -50,17 +55,20 @@ class Watched:
     changes   float32 [T - 1]: how much each frame differs from the one before, mean grey levels of 255
     reshaped  frames from which on the pictures have another size or orientation: each begins a shot
     looks     what the pictures say of themselves, each once
+    cuts      frames that begin a new shot, by a network; None without one
     """
 
     changes: np.ndarray
     reshaped: tuple[int, ...]
     looks: tuple[Look, ...]
+    cuts: list[int] | None = None
 
 
-def watch(path: str | os.PathLike[str], max_seconds: float | None = None) -> Watched:
+def watch(path: str | os.PathLike[str], max_seconds: float | None = None, network: str = "") -> Watched:
     """Decodes the whole video once (or its first `max_seconds`), so that damage anywhere in it comes to light here.
-    Holds two thumbnails.
+    Holds two thumbnails, and a window of them for a network (`ShotConfig.network`).
     """
+    cutter = ShotNetwork(Path(network)) if network else None
     changes: list[float] = []
     reshaped: list[int] = []
     looks: dict[Look, None] = {}
@@ -74,13 +82,27 @@ def watch(path: str | os.PathLike[str], max_seconds: float | None = None) -> Wat
         if before is not None:
             changes.append(float(np.abs(picture - before).mean()))
         before = picture
+        if cutter is not None:
+            cutter.add(_resized(frame))
         for look in shown:
             looks.setdefault(look)
             if shape is not None and look.shape != shape:
                 reshaped.append(len(changes))
             shape = look.shape
         shown.clear()
-    return Watched(changes=np.asarray(changes, np.float32), reshaped=tuple(reshaped), looks=tuple(looks))
+    return Watched(
+        changes=np.asarray(changes, np.float32),
+        reshaped=tuple(reshaped),
+        looks=tuple(looks),
+        cuts=None if cutter is None else cuts_of(cutter.probabilities()),
+    )
+
+
+def _resized(thumbnail: np.ndarray) -> np.ndarray:
+    """The thumbnail in the size that the network knows."""
+    import cv2  # comes with MediaPipe in the curation extra
+
+    return cv2.resize(thumbnail, shot_network.THUMBNAIL[::-1], interpolation=cv2.INTER_AREA)
 
 
 def frame_changes(path: str | os.PathLike[str], max_seconds: float | None = None) -> np.ndarray:

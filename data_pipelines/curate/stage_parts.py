@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipelines.curate import file_stages
+from data_pipelines.curate import clip_networks, file_stages
 from data_pipelines.curate.tagging import Thresholds
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
@@ -67,15 +67,18 @@ def _scored(scores: Sequence[str], groups: Sequence[str]) -> list[pa.Field]:
     return [pa.field("clip_id", pa.string()), *(pa.field(name, pa.float64()) for name in scores), *whys, *_DEAD_LETTER]
 
 
+PREVIEW_GROUPS = ("pictures", "brisque", *clip_networks.NAMES, "preview")
 SCHEMAS = {
     "scan": _SCAN,
-    "preview": pa.schema(_scored([*file_stages.PICTURE_SCORES, *file_stages.PREVIEW_SCORES], ["pictures", "preview"])),
+    "preview": pa.schema(_scored([*file_stages.KNOWN_SCORES, *file_stages.PREVIEW_SCORES], PREVIEW_GROUPS)),
     "look": pa.schema(_scored(file_stages.LANDMARK_SCORES, ["landmarks"])),
     "listen": pa.schema(_scored([*file_stages.SOUND_SCORES, *file_stages.LIP_SYNC_SCORES], ["sound", "lip_sync"])),
 }
 # Group of scores -> its scores: each has a value, or the group's `_why` says "not computed: why" or "failed: why".
 GROUPS = {
     "pictures": file_stages.PICTURE_SCORES,
+    "brisque": file_stages.BRISQUE_SCORES,
+    **{name: (name,) for name in clip_networks.NAMES},
     "preview": file_stages.PREVIEW_SCORES,
     "landmarks": file_stages.LANDMARK_SCORES,
     "sound": file_stages.SOUND_SCORES,

@@ -27,10 +27,10 @@ _BLACK, _WHITE = 4, 251
 
 
 class Stills:
-    """Keeps `STILLS` frames of a clip that passes through, evenly spaced (of 90: the 15th, 45th and 75th)."""
+    """Keeps some frames of a clip that passes through, evenly spaced (three of 90: the 15th, 45th and 75th)."""
 
-    def __init__(self, frames: int) -> None:
-        self._wanted = {(2 * n + 1) * frames // (2 * STILLS) for n in range(STILLS)}
+    def __init__(self, frames: int, count: int = STILLS) -> None:
+        self._wanted = {(2 * n + 1) * frames // (2 * count) for n in range(count)}
         self.kept: list[np.ndarray] = []
 
     def watch(self, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -39,9 +39,6 @@ class Stills:
             if number in self._wanted:
                 self.kept.append(frame)
             yield frame
-
-    def scores(self) -> dict[str, float]:
-        return still_scores(self.kept)
 
 
 def still_scores(frames: Sequence[np.ndarray]) -> dict[str, float]:

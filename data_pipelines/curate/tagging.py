@@ -19,6 +19,8 @@ _LIMITS = {
     "body_confidence": (0, 1),
     "lip_sync_confidence": (0, 2),
     "_brightness": (0, 255),
+    "_brisque": (0, 1000),
+    "_camera_motion": (0, 100),
     "_dbfs": (-120, 0),
 }
 
@@ -41,12 +43,24 @@ class Thresholds:
     min_motion: float = 0.001
     max_motion: float = 1.0
     max_frozen_share: float = 0.6
+    # These ask for nothing unless they are set: docs/data.md says what for large corpora.
+    max_letterbox_share: float = 1.0
+    max_pillarbox_share: float = 1.0
+    max_dark_share: float = 1.0
+    max_bright_share: float = 1.0
+    max_text_area_share: float = 1.0
+    max_brisque: float = 1000
+    max_camera_motion: float = 100
+    min_subject_motion: float = 0.0
+    min_aesthetic: float = 0.0
+    min_technical: float = 0.0
     # Reference: a window of a second leaves other frames of the clip to be the reference.
     min_reference_s: float = 1.0
     min_reference_face_share: float = 0.0
     # Audio: speech that the one visible face says.
     min_loudness_dbfs: float = -60
     min_speech_share: float = 0.2
+    min_voice_share: float = 0.0
     min_audio_s: float = 5
     min_audio_face_share: float = 0.95
     min_face_px: float = 48
@@ -106,10 +120,13 @@ class Check:
         return isinstance(self.threshold, str) and self.threshold.startswith("max_")
 
     def asks(self, thresholds: Thresholds) -> bool:
-        """Whether anything can fail: the least lower bound (a share of 0) asks for nothing, not even for the score."""
-        return (
-            not isinstance(self.threshold, str) or self.is_upper or self.limit(thresholds) > _limits(self.threshold)[0]
-        )
+        """Whether anything can fail: the least lower bound (a share of 0) and the highest upper bound (a share of 1)
+        ask for nothing, not even for the score.
+        """
+        if not isinstance(self.threshold, str):
+            return True
+        low, high = _limits(self.threshold)
+        return self.limit(thresholds) < high if self.is_upper else self.limit(thresholds) > low
 
     def failed(self, value: np.ndarray, thresholds: Thresholds) -> np.ndarray:
         """Bool [n]; a score that was not computed (NaN) fails."""
@@ -134,12 +151,23 @@ CHECKS = (
     Check("hardly any motion", "motion", "min_motion"),
     Check("too much motion", "motion", "max_motion"),
     Check("frozen picture", "frozen_share", "max_frozen_share"),
+    Check("black bars at the top and bottom", "letterbox_share", "max_letterbox_share"),
+    Check("black bars at the sides", "pillarbox_share", "max_pillarbox_share"),
+    Check("underexposed", "dark_share", "max_dark_share"),
+    Check("overexposed", "bright_share", "max_bright_share"),
+    Check("text in the picture", "text_area_share", "max_text_area_share"),
+    Check("spoilt picture (BRISQUE)", "brisque", "max_brisque"),
+    Check("the camera moves too much", "camera_motion", "max_camera_motion"),
+    Check("nothing moves but the camera", "subject_motion", "min_subject_motion"),
+    Check("low aesthetic score", "aesthetic", "min_aesthetic"),
+    Check("low technical score", "technical", "min_technical"),
     Check("too short for a reference outside the window", "seconds", "min_reference_s", _REF),
     Check("no face to refer to", "face_share", "min_reference_face_share", _REF),
     Check("no audio track", "audio_tracks", 1, _AUDIO),
     Check("silent", "loudness_dbfs", "min_loudness_dbfs", _AUDIO),
     Check("too short to judge lip-sync", "seconds", "min_audio_s", _AUDIO),
     Check(NOT_LOOKED_AT, "looked_at", 1, _AUDIO),
+    Check("too little voice", "voice_share", "min_voice_share", _AUDIO),
     Check("too little speech", "speech_share", "min_speech_share", _AUDIO),
     Check("face not seen throughout", "face_share", "min_audio_face_share", _AUDIO),
     Check("face too small", "face_px", "min_face_px", _AUDIO),

@@ -163,7 +163,7 @@ def test_points_are_in_pixels_of_the_whole_picture(sample_media: SampleMedia, tm
 
 def columns(**scores: float) -> dict[str, np.ndarray]:
     """One clip that passes everything, but for these scores."""
-    good = dict.fromkeys((*SCORES, *file_stages.PICTURE_SCORES), 0.5)
+    good = dict.fromkeys((*SCORES, *file_stages.KNOWN_SCORES), 0.5)
     good |= dict.fromkeys(file_stages.PREVIEW_SCORES, 1.0)
     good |= {"seconds": 8, "short_side_px": 480, "source_fps": 25, "bits_per_pixel": 0.1, "sharpness": 100}
     good |= {"brightness": 120, "audio_tracks": 1, "preview_face_px": 100, "preview_faces_share": 0}

@@ -6,9 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines.curate import clip_networks
+from data_pipelines.curate import clip_networks, decode, file_stages
 from data_pipelines.curate.clip_networks import ClipNetwork, View
+from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.shot_network import ShotNetwork, cuts_of
+from data_pipelines.curate.shots import ShotConfig
+from data_pipelines.sample_media import SampleMedia
+from omnihuman_jax.serving import media_omnihuman
 from tests.data_pipelines.onnx_models import jump_network, mean_of_all, patch_network
 
 
@@ -107,3 +111,39 @@ def test_a_dissolve_is_a_shot_of_its_own() -> None:
 def test_another_network_is_no_shot_network(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a shot network has one, \[1, 100, 27, 48, 3\]"):
         ShotNetwork(mean_of_all(tmp_path / "net.onnx", ["N", 3, 224, 224]))
+
+
+def test_a_given_network_scores_clips_and_is_in_the_key_of_the_preview_alone(
+    sample_media: SampleMedia, tmp_path: Path
+) -> None:
+    path = str(sample_media.videos / "carphone_pristine.mp4")
+    networks = {
+        "aesthetic": ClipNetwork.load(str(mean_of_all(tmp_path / "net.onnx", ["N", 3, 224, 224], {"frames": 2})))
+    }
+    row, _ = file_stages.preview(path, 0, 10, 144, 192, networks)
+    frames = list(decode.scored_frames(path, 0, 10, 144, 192))
+    assert row["aesthetic"] == networks["aesthetic"].score([frames[2], frames[7]])
+    assert row["technical_why"] == file_stages.NO_NETWORK and "technical" not in row and "aesthetic_why" not in row
+    assert set(row) - {"technical_why"} == {*file_stages.KNOWN_SCORES, *file_stages.PREVIEW_SCORES} - {"technical"}
+    without, given = (file_stages.stage_keys(ScanOptions(), given) for given in ({}, networks))
+    assert [stage for stage in without if without[stage] != given[stage]] == ["preview"]
+
+
+def test_a_shot_network_cuts_in_place_of_the_thumbnails_and_is_known_by_its_bytes(tmp_path: Path) -> None:
+    levels = np.repeat(np.array([60, 90, 60], np.uint8), [30, 40, 35])
+    video = np.broadcast_to(levels[:, None, None, None], (105, 64, 96, 3))
+    media_omnihuman.write_video(tmp_path / "video.mp4", video)
+    (tmp_path / "other").mkdir()
+    network = jump_network(tmp_path / "shots.onnx")
+    copied = jump_network(tmp_path / "other" / "renamed.onnx")
+    by_network, by_copy = (
+        ScanOptions(shots=ShotConfig(network=str(path), min_change=99)) for path in (network, copied)
+    )
+    found = file_stages.scan(str(tmp_path / "video.mp4"), by_network)
+    assert found.ranges == ((0, 29), (31, 69), (71, 105))
+    assert file_stages.scan(str(tmp_path / "video.mp4"), ScanOptions(shots=ShotConfig(min_change=99))).ranges == (
+        (0, 105),
+    )
+    assert file_stages.stage_keys(by_network) == file_stages.stage_keys(by_copy)
+    assert file_stages.stage_keys(by_network)["scan"] != file_stages.stage_keys(ScanOptions())["scan"]
+    assert str(tmp_path) not in str(by_network.stated())

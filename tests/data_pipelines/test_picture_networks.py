@@ -77,7 +77,7 @@ def test_bars_are_counted_through_a_codec(carphone: np.ndarray, tmp_path: Path) 
     media_omnihuman.write_video(tmp_path / "boxed.mp4", boxed)
     keeper = stills.Stills(50)
     assert len(list(keeper.watch(media_omnihuman.iter_video(tmp_path / "boxed.mp4")))) == 50 and len(keeper.kept) == 3
-    found = keeper.scores()
+    found = stills.still_scores(keeper.kept)
     assert found["letterbox_share"] == pytest.approx(40 / 144, abs=0.01)
     assert found["pillarbox_share"] == pytest.approx(12 / 192, abs=0.01)
     assert found["dark_share"] < 0.02  # of what is between the bars

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.curate import stage_parts
 from data_pipelines.curate.clip_sets import read_clips
-from data_pipelines.curate.selection import main, read_thresholds, select
+from data_pipelines.curate.selection import _words, main, read_thresholds, select
 from data_pipelines.curate.tagging import CHECKS, SCORES, Thresholds, tag, tag_all
 from data_pipelines.curate.threshold_sweep import ThresholdSweep
 from omnihuman_jax.conditions import Condition
@@ -23,10 +23,21 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_columns_are_tagged_as_rows_are() -> None:
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        Thresholds(),
+        Thresholds(
+            max_letterbox_share=0.1, max_pillarbox_share=0.2, max_dark_share=0.5, max_bright_share=0.6,
+            min_voice_share=0.2, max_text_area_share=0.1, max_brisque=60, max_camera_motion=0.3,
+            min_subject_motion=0.01, min_aesthetic=4, min_technical=0.3,
+        ),
+    ],
+    ids=["defaults", "strict"],
+)  # fmt: skip
+def test_columns_are_tagged_as_rows_are(thresholds: Thresholds) -> None:
     """The rule once more, in words of one row: the first check in the order of `CHECKS` that a score does not pass."""
     rng = np.random.default_rng(0)
-    thresholds = Thresholds()
     limits = {name: [c.limit(thresholds) for c in CHECKS if c.score == name] for name in SCORES}
     columns = {}
     for name in SCORES:
@@ -51,12 +62,20 @@ def test_columns_are_tagged_as_rows_are() -> None:
         assert set(eligible) | set(reasons) == {c.label for c in Condition}
 
 
+# Upper bounds at which all passes, known or not.
+WHOLE = {"max_brisque": 1000, "max_camera_motion": 100} | dict.fromkeys(
+    ("max_letterbox_share", "max_pillarbox_share", "max_dark_share", "max_bright_share", "max_text_area_share"), 1
+)
+
+
 def _passes(score: float, limit: float, check: object) -> bool:
     score = abs(score) if check.score == "lip_sync_offset_s" else score  # type: ignore[attr-defined]
     if check.unknown_passes and score == 0:  # type: ignore[attr-defined]
         return True
     if str(check.threshold).startswith("min_") and limit == 0:  # type: ignore[attr-defined]
         return True  # a share of 0 is asked for: not even the score is
+    if WHOLE.get(str(check.threshold)) == limit:  # type: ignore[attr-defined]
+        return True  # the whole range is allowed
     return score <= limit if str(check.threshold).startswith("max_") else score >= limit  # type: ignore[attr-defined]
 
 
@@ -152,3 +171,8 @@ def test_a_million_clips_are_quick_and_small(tmp_path: Path) -> None:
     funnel = select(tmp_path / "table", Thresholds(), tmp_path / "sets")
     assert funnel["clips"] == 1_000_000 and time.process_time() - begin < 15
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20
+
+
+def test_a_word_that_two_checks_share_is_one_word() -> None:
+    words = _words(np.array([0, -1, 2, 1], np.int8), ("a", "b", "a"))
+    assert words.to_pylist() == ["a", None, "a", "b"] and words.dictionary.to_pylist() == ["a", "b"]
