@@ -67,7 +67,7 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
         "histograms": [_histogram(name, scores[name], limits) for name in SCORES if np.isfinite(scores[name]).any()],
         "nearest": [
             _nearest(check, limit, scores, table)
-            for check in CHECKS
+            for check in {check.reason: check for check in CHECKS}.values()  # two conditions may share one
             if (limit := limits[check.reason]) is not None and np.isfinite(scores[check.score]).any()
         ],
     }

@@ -18,9 +18,8 @@ from omnihuman_jax.conditions import Condition
 
 # Changes of the rule, its slack too.
 VERSION = 1
-# How far a full score may be from its preview, for better; a width in shares of itself. Measured: docs/data.md.
-_SLACK = {"face_share": 0.3, "faces_share": 0.3, "pose_share": 0.3, "body_confidence": 0.15}
-_SLACK_OF_WIDTH = 0.25
+# How much better a full score may be than its preview: shares and confidences, and a width in shares of itself.
+_SLACK, _SLACK_OF_WIDTH = 0.3, 0.25
 _LANDMARKS = {"looked_at", *LANDMARK_SCORES}
 _KNOWN = {"seconds", "short_side_px", "source_fps", "bits_per_pixel", "audio_tracks", *KNOWN_SCORES}
 
@@ -47,8 +46,7 @@ def _fails_surely(check: Check, scores: Mapping[str, np.ndarray], loosest: Thres
         seen = scores[f"preview_{check.score}"]
         if check.score == "face_px":
             return check.failed(seen * (1 + _SLACK_OF_WIDTH), loosest)
-        slack = -_SLACK[check.score] if check.is_upper else _SLACK[check.score]
-        return check.failed(seen + slack, loosest)
+        return check.failed(seen - _SLACK if check.is_upper else seen + _SLACK, loosest)
     return np.zeros(len(scores["seconds"]), bool)
 
 
@@ -94,7 +92,8 @@ class Reach:
     @classmethod
     def from_json(cls, text: str) -> "Reach":
         stored = json.loads(text)
-        return cls(loosest=Thresholds(**stored["loosest"]), preview=stored["preview"], version=stored["version"])
+        known = {name: value for name, value in stored["loosest"].items() if name in _names()}
+        return cls(loosest=Thresholds(**known), preview=stored["preview"], version=stored["version"])
 
     def covers(self, asked: "Reach") -> bool:
         """Whether every clip that `asked` chooses was chosen."""
