@@ -34,7 +34,7 @@ from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
 from data_pipelines.curate.funnel import FUNNEL_FILE, funnel_table, left_out_lines
 from data_pipelines.curate.part_work import PartTask
-from data_pipelines.curate.reach import looser_fields, looser_of
+from data_pipelines.curate.reach import looser_fields, looser_of, stricter_of
 from data_pipelines.curate.selection import read_thresholds, select
 from data_pipelines.curate.shot_network import ShotNetwork
 from data_pipelines.curate.shots import ShotConfig
@@ -349,6 +349,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config.shots.network = os.path.abspath(arguments.shot_network)
     if arguments.loosest:
         config.loosest = read_thresholds(arguments.loosest)
+        if not arguments.config:  # nobody asked for sets that are looser
+            config.thresholds = stricter_of(config.thresholds, config.loosest)
     engine = Engine(
         name=arguments.engine, address=arguments.address, share=arguments.worker, retry_dead=arguments.retry_dead
     )

@@ -64,6 +64,12 @@ def looser_of(one: Thresholds, other: Thresholds) -> Thresholds:
     return Thresholds(**{name: pick[name](getattr(one, name), getattr(other, name)) for name in pick})
 
 
+def stricter_of(one: Thresholds, other: Thresholds) -> Thresholds:
+    """Of each threshold the stricter one."""
+    pick = {name: min if name.startswith("max_") else max for name in _names()}
+    return Thresholds(**{name: pick[name](getattr(one, name), getattr(other, name)) for name in pick})
+
+
 def looser_fields(asked: Thresholds, than: Thresholds) -> list[str]:
     """The thresholds of the rule that are looser in `asked`."""
     both = looser_of(asked, than)

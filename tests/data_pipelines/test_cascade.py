@@ -18,7 +18,7 @@ from data_pipelines.curate.curate import CurateConfig
 from data_pipelines.curate.data_facts import read_facts
 from data_pipelines.curate.file_stages import BY_PREVIEW, ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
-from data_pipelines.curate.reach import Reach, looser_fields, looser_of, within_reach
+from data_pipelines.curate.reach import Reach, looser_fields, looser_of, stricter_of, within_reach
 from data_pipelines.curate.selection import select
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import NOT_LOOKED_AT, SCORES, Thresholds
@@ -202,6 +202,8 @@ def test_the_loosest_of_a_table_only_ever_grow() -> None:
     one, other = Thresholds(min_pose_share=0.5), Thresholds(min_pose_face_share=0.3, max_faces_share=0.5)
     both = looser_of(one, other)
     assert (both.min_pose_share, both.min_pose_face_share, both.max_faces_share) == (0.5, 0.3, 0.5)
+    strict = stricter_of(one, other)
+    assert (strict.min_pose_share, strict.min_pose_face_share, strict.max_faces_share) == (0.8, 0.5, 0.1)
     assert set(looser_fields(both, one)) == {"min_pose_face_share", "max_faces_share"}
     reach = Reach(loosest=both, preview="key")
     assert Reach.from_json(reach.to_json()).covers(Reach(loosest=one, preview="key"))
