@@ -94,6 +94,8 @@ class Landmarks:
     aperture_T     float32, gap between the inner lips over the height of the face; NaN without a face
     face_T         bool, a face was found: where false, lips and boxes are zero
     faces_T        int32, how many faces were found (two at most are looked for)
+    track_box_TN4  float32, x0, y0, x1, y1 of each of N faces that were followed (`face_tracks.py`), 0 where not seen
+    track_aperture_TN  float32, as `aperture_T`, of each of them
     """
 
     keypoints_TJ3: np.ndarray
@@ -103,6 +105,8 @@ class Landmarks:
     aperture_T: np.ndarray
     face_T: np.ndarray
     faces_T: np.ndarray
+    track_box_TN4: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0, 4), np.float32))
+    track_aperture_TN: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -111,7 +115,8 @@ class Landmarks:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], where: str) -> "Landmarks":
         """ValueError, which begins with `where`, if they are not what `arrays` gives."""
         try:
-            landmarks = cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+            names = [f.name for f in dataclasses.fields(cls) if f.name in arrays or not f.name.startswith("track_")]
+            landmarks = cls(**{name: arrays[name] for name in names})
         except KeyError as error:
             raise ValueError(f"{where}: no landmarks there ({error} is missing); run curate again") from error
         if landmarks.keypoints_TJ3.ndim != 3 or landmarks.keypoints_TJ3.shape[1:] != (NUM_KEYPOINTS, 3):

@@ -34,6 +34,7 @@ from data_pipelines.curate import (
     camera_motion,
     clip_networks,
     decode,
+    face_tracks,
     landmarks,
     lipsync,
     network_files,
@@ -73,13 +74,16 @@ BRISQUE_SCORES = ("brisque",)
 KNOWN_SCORES = (*PICTURE_SCORES, *BRISQUE_SCORES, *clip_networks.NAMES)
 LANDMARK_SCORES = (
     "pose_share", "body_confidence", "face_share", "face_px", "faces_share", "hand_share", "left_hand_share",
-    "right_hand_share", "hand_confidence",
+    "right_hand_share", "hand_confidence", "face_tracks",
 )  # fmt: skip
 # Of the scores of landmarks those that a preview has too; it looks for no hands.
 PREVIEWED = ("pose_share", "body_confidence", "face_share", "face_px", "faces_share")
 PREVIEW_SCORES = tuple(f"preview_{name}" for name in PREVIEWED)
 SOUND_SCORES = ("loudness_dbfs", "peak_dbfs", "voice_share")
-LIP_SYNC_SCORES = ("speech_share", "lip_sync_confidence", "lip_sync_offset_s", "lip_sync_match")
+LIP_SYNC_SCORES = (
+    "speech_share", "lip_sync_confidence", "lip_sync_offset_s", "lip_sync_match", "active_track",
+    "active_lip_sync_confidence", "active_lip_sync_offset_s", "active_lead",
+)  # fmt: skip
 NO_TRACK = "not computed: no audio track"
 SILENT = "not computed: silent"
 ONE_COLOUR = "not computed: a picture of one colour, or too small"
@@ -177,9 +181,17 @@ def _check_whole(path: str, frames: int, expected: int) -> None:
 
 
 def listen(
-    path: str, start_frame: int, end_frame: int, aperture_T: np.ndarray | None, has_audio: bool
+    path: str,
+    start_frame: int,
+    end_frame: int,
+    aperture_T: np.ndarray | None,
+    has_audio: bool,
+    track_aperture_TN: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Scores of a clip's sound; `lip_sync_why` where there is nothing to judge. aperture_T: None without landmarks."""
+    """Scores of a clip's sound; `lip_sync_why` where there is nothing to judge.
+
+    aperture_T, track_aperture_TN: of `Landmarks`; None without them.
+    """
     wave = decode.clip_audio(path, start_frame, end_frame) if has_audio else None
     found: dict[str, Any] = {
         **scores.sound_scores(wave),
@@ -192,7 +204,7 @@ def listen(
     elif aperture_T is None:
         found["lip_sync_why"] = BY_PREVIEW
     else:
-        found |= lipsync.lip_sync_scores(aperture_T, wave)
+        found |= lipsync.lip_sync_scores(aperture_T, wave, track_aperture_TN)
     _finite(path, {name: value for name, value in found.items() if name != "lip_sync_why"})
     return found
 
@@ -236,18 +248,25 @@ def stage_keys(
         options=options.stated(),
         versions=[shot_network.VERSION],
     )
+    of_faces = (face_tracks, landmarks)
     of_pictures = (picture_scores, camera_motion, stills, brisque, text_overlay, clip_networks)
     previewed = _key(
         before=scanned,
-        reader=[*reader, code_digest((decode, media_omnihuman, landmarks, scores, *of_pictures), _is_ours)],
-        versions=[landmarks.VERSION, scores.VERSION, PREVIEW_EVERY, *(module.VERSION for module in of_pictures)],
+        reader=[*reader, code_digest((decode, media_omnihuman, *of_faces, scores, *of_pictures), _is_ours)],
+        versions=[
+            face_tracks.VERSION,
+            landmarks.VERSION,
+            scores.VERSION,
+            PREVIEW_EVERY,
+            *(module.VERSION for module in of_pictures),
+        ],
         networks={**_networks("mediapipe"), **_networks("rapidocr"), **_networks("brisque")},
         given={name: network.digest for name, network in networks.items()},
     )
     looked = _key(
         before=scanned,
-        reader=[*reader, code_digest((decode, media_omnihuman, landmarks, scores), _is_ours)],
-        versions=[landmarks.VERSION, scores.VERSION],
+        reader=[*reader, code_digest((decode, media_omnihuman, *of_faces, scores), _is_ours)],
+        versions=[face_tracks.VERSION, landmarks.VERSION, scores.VERSION],
         networks=_networks("mediapipe"),
     )
     listened = _key(

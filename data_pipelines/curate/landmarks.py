@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.curate.clips import Landmarks
+from data_pipelines.curate.face_tracks import longest_tracks
 from omnihuman_jax.data.keypoints import BODY, INDEX, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND
 
 # Changes of what is computed; part of the key under which results are kept.
-VERSION = 1
+VERSION = 2
 
 # The 40 points of the lips in MediaPipe's 478-point face mesh: outer upper, outer lower, inner upper, inner lower.
 LIPS = (
@@ -38,6 +39,13 @@ class _Face:
     def box(self) -> np.ndarray:
         return np.concatenate([self.points_K2.min(0), self.points_K2.max(0)])
 
+    @property
+    def aperture(self) -> float:
+        """The gap between the inner lips over the height of the face."""
+        points = self.points_K2
+        gap = np.linalg.norm(points[_INNER_UPPER] - points[_INNER_LOWER])
+        return float(gap / max(1e-6, float(np.linalg.norm(points[_FOREHEAD] - points[_CHIN]))))
+
 
 def extract_landmarks(
     frames: Iterable[np.ndarray], size: tuple[int, int] | None = None, *, hands: bool = True
@@ -54,7 +62,7 @@ def extract_landmarks(
     """
     keypoints: list[np.ndarray] = []
     faces: list[_Face | None] = []
-    counts: list[int] = []
+    everybody: list[list[_Face]] = []
     with quiet_stderr(), _Networks(hands=hands) as networks:
         previous: np.ndarray | None = None
         for frame in frames:
@@ -66,13 +74,13 @@ def extract_landmarks(
                 _Face(np.array([(p.x, p.y) for p in face.landmark], np.float32) * scale)
                 for face in networks.face.process(frame).multi_face_landmarks or ()
             ]
-            counts.append(len(found))
+            everybody.append(found)
             face = _same_face(found, previous)
             previous = face.box if face else previous
             faces.append(face)
     if not keypoints:
         raise ValueError("no frames to find landmarks in")
-    return _assemble(np.stack(keypoints), faces, counts)
+    return _assemble(np.stack(keypoints), faces, everybody)
 
 
 @contextlib.contextmanager
@@ -184,7 +192,7 @@ def _same_face(found: list[_Face], previous: np.ndarray | None) -> _Face | None:
     return min(found, key=lambda face: float(np.abs(face.box - previous).sum()))
 
 
-def _assemble(keypoints_TJ3: np.ndarray, faces: list[_Face | None], counts: list[int]) -> Landmarks:
+def _assemble(keypoints_TJ3: np.ndarray, faces: list[_Face | None], everybody: list[list[_Face]]) -> Landmarks:
     frames = len(faces)
     lips_TK2 = np.zeros((frames, len(LIPS), 2), np.float32)
     mouth_T4, face_T4 = np.zeros((frames, 4), np.float32), np.zeros((frames, 4), np.float32)
@@ -198,8 +206,9 @@ def _assemble(keypoints_TJ3: np.ndarray, faces: list[_Face | None], counts: list
         margin = 0.5 * max(float(high[1] - low[1]), 0.25 * float(high[0] - low[0]))
         mouth_T4[t] = np.concatenate([low - margin, high + margin])
         face_T4[t] = face.box
-        gap = np.linalg.norm(points[_INNER_UPPER] - points[_INNER_LOWER])
-        aperture_T[t] = gap / max(1e-6, float(np.linalg.norm(points[_FOREHEAD] - points[_CHIN])))
+        aperture_T[t] = face.aperture
+    boxes = [np.array([face.box for face in found], np.float32).reshape(-1, 4) for found in everybody]
+    box_TN4, aperture_TN = longest_tracks(boxes, [[face.aperture for face in found] for found in everybody])
     return Landmarks(
         keypoints_TJ3=keypoints_TJ3.astype(np.float32),
         lips_TK2=lips_TK2,
@@ -207,5 +216,7 @@ def _assemble(keypoints_TJ3: np.ndarray, faces: list[_Face | None], counts: list
         face_box_T4=face_T4,
         aperture_T=aperture_T,
         face_T=np.array([face is not None for face in faces]),
-        faces_T=np.array(counts, np.int32),
+        faces_T=np.array([len(found) for found in everybody], np.int32),
+        track_box_TN4=box_TN4,
+        track_aperture_TN=aperture_TN,
     )

@@ -16,7 +16,7 @@ import numpy as np
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
 # Changes of what is computed; part of the key under which results are kept.
-VERSION = 1
+VERSION = 2
 
 MAX_LAG_FRAMES = FPS
 MIN_FRAMES = 3 * FPS
@@ -83,25 +83,44 @@ def match_by_lag(aperture_T: np.ndarray, openness: np.ndarray) -> np.ndarray:
     return np.asarray(matches)
 
 
-def lip_sync_scores(aperture_T: np.ndarray, wave: np.ndarray) -> dict[str, float]:
+def lip_sync_scores(
+    aperture_T: np.ndarray, wave: np.ndarray, track_aperture_TN: np.ndarray | None = None
+) -> dict[str, float]:
     """speech_share, lip_sync_confidence, lip_sync_offset_s (the sound is late if positive) and lip_sync_match (its
-    correlation).
+    correlation); and with the lips of N tracks of faces those of `active_track`.
 
     A clip shorter than 3 s or without speech gets confidence 0: too little to tell.
     """
     spoken = phones(wave)
-    seconds = aperture_T.size / FPS
-    speech_share = sum(end - start for _, start, end in spoken) / seconds
-    scores = {
-        "speech_share": float(min(1.0, speech_share)),
-        "lip_sync_confidence": 0.0,
-        "lip_sync_offset_s": 0.0,
-        "lip_sync_match": 0.0,
-    }
-    if aperture_T.size >= MIN_FRAMES and spoken:
-        matches = match_by_lag(aperture_T, expected_openness(spoken, seconds))
-        best = int(matches.argmax())
-        scores["lip_sync_confidence"] = float(matches[best] - np.median(matches))
-        scores["lip_sync_offset_s"] = (best - MAX_LAG_FRAMES) / FPS
-        scores["lip_sync_match"] = float(matches[best])
+    speech_share = sum(end - start for _, start, end in spoken) / (aperture_T.size / FPS)
+    scores = {"speech_share": float(min(1.0, speech_share))}
+    scores |= dict(
+        zip(("lip_sync_confidence", "lip_sync_offset_s", "lip_sync_match"), _match(aperture_T, spoken), strict=True)
+    )
+    if track_aperture_TN is not None:
+        scores |= active_track(track_aperture_TN, spoken)
     return scores
+
+
+def active_track(aperture_TN: np.ndarray, spoken: list[tuple[str, float, float]]) -> dict[str, float]:
+    """Which of N tracks of faces speaks: active_track (its number, -1 for none), active_lip_sync_confidence,
+    active_lip_sync_offset_s, and active_lead, its confidence less that of the best other (0 where there is no other).
+    """
+    found = [_match(aperture_T, spoken) for aperture_T in aperture_TN.T]
+    order = sorted(range(len(found)), key=lambda track: (-found[track][0], track))
+    best = found[order[0]] if order else (0.0, 0.0, 0.0)
+    return {
+        "active_track": float(order[0]) if best[0] > 0 else -1.0,
+        "active_lip_sync_confidence": best[0],
+        "active_lip_sync_offset_s": best[1],
+        "active_lead": best[0] - found[order[1]][0] if len(order) > 1 else 0.0,
+    }
+
+
+def _match(aperture_T: np.ndarray, spoken: list[tuple[str, float, float]]) -> tuple[float, float, float]:
+    """(confidence, offset in seconds, correlation at the offset)."""
+    if aperture_T.size < MIN_FRAMES or not spoken:
+        return 0.0, 0.0, 0.0
+    matches = match_by_lag(aperture_T, expected_openness(spoken, aperture_T.size / FPS))
+    best = int(matches.argmax())
+    return float(matches[best] - np.median(matches)), (best - MAX_LAG_FRAMES) / FPS, float(matches[best])

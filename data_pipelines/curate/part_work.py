@@ -207,7 +207,8 @@ def _listen(task: PartTask, table: Table, kept: _Kept) -> _Made:
             continue
         record = {} if without else stage_parts.read_record(table.landmarks(task.number), index)
         question = {name: clip[name] for name in ("start_frame", "end_frame", "has_audio")}
-        listen = functools.partial(file_stages.listen, aperture_T=record.get("aperture_T"), **question)
+        lips: dict[str, Any] = {name: record.get(name) for name in ("aperture_T", "track_aperture_TN")}
+        listen = functools.partial(file_stages.listen, **lips, **question)
         found = _tried(task, table, "listen", name, path, listen)
         if isinstance(found, DeadLetter):
             why = f"failed: {found.reason}"

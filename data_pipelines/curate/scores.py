@@ -4,6 +4,7 @@ Landmarks   pose_share         share of frames with at least `MIN_POINTS` keypoi
             body_confidence    mean confidence of the keypoints of head and shoulders
             face_share         share of frames with a face;  face_px its median width;  faces_share share with more than
             one
+            face_tracks        how many faces are followed through a fifth of the frames or more; two at most are
             hand_share         share of frames with a hand;  left_hand_share, right_hand_share
             hand_confidence    mean confidence of the hand keypoints on the frames with a hand
 Sound       loudness_dbfs      root mean square, -120 for digital silence or no track;  peak_dbfs
@@ -15,11 +16,12 @@ from data_pipelines.curate.clips import Landmarks
 from omnihuman_jax.data.keypoints import INDEX, LEFT_HAND, RIGHT_HAND
 
 # Changes of what is computed; part of the key under which results are kept.
-VERSION = 1
+VERSION = 2
 
 SILENCE_DBFS = -120.0
 MIN_POINTS = 8
 MIN_CONFIDENCE = 0.5
+_TRACK_SHARE = 0.2
 
 
 def landmark_scores(landmarks: Landmarks) -> dict[str, float]:
@@ -30,6 +32,7 @@ def landmark_scores(landmarks: Landmarks) -> dict[str, float]:
     right_T = (confidence_TJ[:, RIGHT_HAND] > 0).any(-1)
     hands = [confidence_TJ[left_T, LEFT_HAND].ravel(), confidence_TJ[right_T, RIGHT_HAND].ravel()]
     hand_confidence = np.concatenate(hands)
+    followed = np.isfinite(landmarks.track_aperture_TN)
     widths = (landmarks.face_box_T4[:, 2] - landmarks.face_box_T4[:, 0])[landmarks.face_T]
     return {
         "pose_share": float(((confidence_TJ >= MIN_CONFIDENCE).sum(-1) >= MIN_POINTS).mean()),
@@ -41,6 +44,7 @@ def landmark_scores(landmarks: Landmarks) -> dict[str, float]:
         "left_hand_share": float(left_T.mean()),
         "right_hand_share": float(right_T.mean()),
         "hand_confidence": float(hand_confidence.mean()) if hand_confidence.size else 0.0,
+        "face_tracks": float((followed.mean(0) >= _TRACK_SHARE).sum()) if followed.size else 0.0,
     }
 
 

@@ -175,6 +175,16 @@ def test_lips_follow_their_own_sound_and_no_other(curated: Curated) -> None:
                 assert "audio" in eligible and abs(scores["lip_sync_offset_s"]) <= 0.16
             else:
                 assert "phone proxy" in reasons["audio"]["reason"]
+    # Both faces beside each other: it is the own one's that speaks.
+    lips = {name: load_landmarks(curated.out, clips[name]).aperture_T for name in ("jwpIntro", "testMovie")}
+    both = np.stack([track[: min(map(len, lips.values()))] for track in lips.values()], axis=1)
+    for track, name in enumerate(lips):
+        wave = media_omnihuman.read_audio(clips[name].video_path(curated.out), duration_s=len(both) / 25, required=True)
+        assert wave is not None
+        speaks = lipsync.active_track(both, lipsync.phones(wave))
+        assert speaks["active_track"] == track and speaks["active_lead"] > 0.05, (name, speaks)
+        assert clips[name].scores["active_track"] == 0 and clips[name].scores["face_tracks"] == 1
+        assert clips[name].scores["active_lip_sync_confidence"] == clips[name].scores["lip_sync_confidence"]
     # The same sound half a second late: found, and refused for it.
     aperture, wave = (
         load_landmarks(curated.out, clips["jwpIntro"]).aperture_T,

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
+from data_pipelines.curate import scores
 from data_pipelines.curate.face_tracks import longest_tracks, number_faces, overlap
+from data_pipelines.curate.landmarks import extract_landmarks
+from data_pipelines.sample_media import SampleMedia
+from omnihuman_jax.serving import media_omnihuman
 
 
 def box(x: float, y: float = 0.0, side: float = 20.0) -> np.ndarray:
@@ -40,3 +44,17 @@ def test_the_longest_two_are_kept_with_their_lips() -> None:
     assert np.allclose(aperture_TN[1:, 0], 0.2) and np.allclose(aperture_TN[:6, 1], 0.1)
     none = longest_tracks([np.zeros((0, 4), np.float32)] * 3, [[]] * 3)
     assert none[0].shape == (3, 0, 4) and none[1].shape == (3, 0)
+
+
+def test_both_faces_of_a_picture_are_followed(sample_media: SampleMedia) -> None:
+    sides = [
+        media_omnihuman.read_video(sample_media.videos / f"{name}.mp4", size=(240, 320), duration_s=0.4)[:9]
+        for name in ("jwpIntro", "testMovie")
+    ]
+    found = extract_landmarks(iter(np.concatenate(sides, axis=2)), hands=False)
+    x = found.track_box_TN4[..., 0]
+    assert found.track_aperture_TN.shape == (9, 2) and np.isfinite(found.track_aperture_TN).all()
+    assert sorted((x > 320).all(0).tolist()) == [False, True] and sorted((x < 320).all(0).tolist()) == [False, True]
+    followed = int(np.abs(found.track_box_TN4[0] - found.face_box_T4[0]).sum(-1).argmin())
+    assert np.array_equal(found.track_aperture_TN[:, followed], found.aperture_T)  # the face of the other landmarks
+    assert scores.landmark_scores(found)["face_tracks"] == 2
