@@ -15,7 +15,7 @@ from data_pipelines.curate.clip_sets import find_sets, read_head, table_folder
 from data_pipelines.curate.funnel import FUNNEL_FILE
 from data_pipelines.curate.score_columns import read_scores
 from data_pipelines.curate.stage_parts import Table, read_record
-from data_pipelines.curate.tagging import CHECKS, SCORES, Check
+from data_pipelines.curate.tagging import CHECKS, SCORES, Check, Thresholds
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import FPS
 
@@ -59,7 +59,8 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
     chosen = [numbers[i] for i in np.unique(np.linspace(0, len(numbers) - 1, _MAX_PARTS).astype(int))]
     columns = [_part_scores(table, number) for number in chosen]
     scores = {name: np.concatenate([part[name] for part in columns]) for name in (*SCORES, "part", "row")}
-    limits = {check.reason: head["checks"].get(check.reason) for check in CHECKS}
+    thresholds = Thresholds(**head["thresholds"])
+    limits = {c.reason: head["checks"].get(c.reason) for c in CHECKS if c.asks(thresholds)}
     funnel = sets / FUNNEL_FILE
     return {
         **facts,
@@ -68,7 +69,7 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
         "nearest": [
             _nearest(check, limit, scores, table)
             for check in {check.reason: check for check in CHECKS}.values()  # two conditions may share one
-            if (limit := limits[check.reason]) is not None and np.isfinite(scores[check.score]).any()
+            if (limit := limits.get(check.reason)) is not None and np.isfinite(scores[check.score]).any()
         ],
     }
 
@@ -82,7 +83,9 @@ def _part_scores(table: Table, number: int) -> dict[str, np.ndarray]:
 def _histogram(name: str, values: np.ndarray, limits: dict[str, float | None]) -> dict[str, Any]:
     values = values[np.isfinite(values)]
     marks = [
-        (check.reason, limit) for check in CHECKS if check.score == name and (limit := limits[check.reason]) is not None
+        (check.reason, limit)
+        for check in CHECKS
+        if check.score == name and (limit := limits.get(check.reason)) is not None
     ]
     low, high = (float(value) for value in np.percentile(values, [0.5, 99.5]))
     # A threshold near the scores is in the picture.

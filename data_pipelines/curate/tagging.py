@@ -200,6 +200,8 @@ def tag_all(scores: Mapping[str, np.ndarray], thresholds: Thresholds) -> Tags:
     failed = np.full((count, len(Condition)), PASSED, np.int8)
     for index in reversed(range(len(CHECKS))):
         check = CHECKS[index]
+        if not check.asks(thresholds):
+            continue
         rows = check.failed(scores[check.score], thresholds)
         failed[rows, slice(None) if check.of is None else check.of] = index
     bits = np.zeros(count, np.uint8)

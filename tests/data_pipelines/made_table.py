@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.curate import source_list, stage_parts
+from data_pipelines.curate.file_stages import KNOWN_SCORES
 from data_pipelines.curate.stage_parts import GROUPS, SCHEMAS, STAGES, Table
 
 
@@ -41,6 +42,8 @@ def write(folder: Path, *, parts: int, videos: int, clips: int, seed: int = 0) -
         listen = {name: rng.random(count) for name in GROUPS["lip_sync"]}
         listen |= {"loudness_dbfs": -70 * rng.random(count), "peak_dbfs": -rng.random(count)}
         ids = {"clip_id": pa.DictionaryArray.from_arrays(pa.array(video), pa.array(hashes)).cast(pa.string())}
+        preview |= {name: rng.random(count) for name in KNOWN_SCORES if name not in preview}
+        listen["voice_share"] = rng.random(count)
         scored = {"preview": preview, "look": look, "listen": listen}
         for stage, columns in (("scan", scan), *((stage, {**ids, **own}) for stage, own in scored.items())):
             stage_parts.write_columns(table.part(stage, number), _filled(columns, SCHEMAS[stage], count))

@@ -88,7 +88,8 @@ def test_who_is_not_in_the_preview_is_not_looked_at_and_the_row_says_so(curated:
     ):
         load_landmarks(tmp_path / "sets", clips["bikes.mp4"])
     facts = read_facts(tmp_path / "sets")
-    assert {"face_share", "looked_at"} <= {one["score"] for one in facts["histograms"]}
+    assert {"face_share", "looked_at", "text_area_share"} <= {one["score"] for one in facts["histograms"]}
+    assert "text in the picture" not in {one["reason"] for one in facts["nearest"]}  # nobody asks
     assert all(clip["thumbnail"] for one in facts["nearest"] for clip in one["clips"])
 
 
