@@ -26,6 +26,8 @@ USER_ERRORS = (
     ConnectionError,
     ChildProcessError,
 )
+# Their errors are of no class that Python has.
+_STORAGE_CLIENTS = frozenset({"gcsfs", "aiohttp", "botocore", "aiobotocore"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +230,11 @@ def _one_line(error: BaseException) -> str:
     return file_names.printable(text) or type(error).__name__
 
 
+def _is_of_storage(error: Exception) -> bool:
+    """Whether a bucket's server, or the way to it, is to blame; its client has tried several times by then."""
+    return isinstance(error, TimeoutError) or type(error).__module__.split(".")[0] in _STORAGE_CLIENTS
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code, or 2 after a one-line user error."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -257,6 +264,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"omnihuman {options.command}: interrupted", file=sys.stderr)
         return exit_codes.INTERRUPTED
+    except Exception as error:
+        if options.debug or not _is_of_storage(error):
+            raise
+        why = f"{type(error).__name__}: {_one_line(error)}".removesuffix(f": {type(error).__name__}")
+        print(f"omnihuman {options.command}: storage does not answer ({why}); try again", file=sys.stderr)
+        return exit_codes.RETRY
 
 
 def entry_point() -> None:

@@ -4,7 +4,9 @@
 """
 
 import argparse
+import functools
 import importlib.util
+import logging
 import os
 import re
 from pathlib import Path
@@ -27,9 +29,9 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 # fsspec keeps listings for ever: those of a bucket would lack what TensorStore or another process has written since.
 for _scheme in PACKAGES:
     fsspec.config.conf.setdefault(_scheme, {})["use_listings_cache"] = False
-# gcsfs would wait for ever for a server that does not answer; s3fs gives up after a minute by itself.
+# s3fs gives up after a minute by itself, or sooner, and asks again.
 REQUEST_TIMEOUT_S = float(os.environ.get("OMNIHUMAN_REQUEST_TIMEOUT_S", "300"))
-fsspec.config.conf["gs"]["requests_timeout"] = REQUEST_TIMEOUT_S
+fsspec.config.conf["s3"]["config_kwargs"] = {"read_timeout": min(60.0, REQUEST_TIMEOUT_S)}
 
 
 class LocationError(argparse.ArgumentTypeError, ValueError):
@@ -56,7 +58,22 @@ def location(text: StrPath) -> Location:
             f"{os.fspath(text)} needs the package {PACKAGES[kind]}; install it with"
             f" `pip install 'omnihuman-jax[{_EXTRAS[kind]}]'`"
         )
+    if kind == "gs":
+        _limit_silence()
     return epath.Path(text)
+
+
+@functools.cache
+def _limit_silence() -> None:
+    """gcsfs would wait for ever for a server that does not answer. What is given as plain seconds is for the whole
+    transfer, and its end is not tried again; silence of a socket is.
+    """
+    from aiohttp import ClientTimeout
+
+    silence = ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=REQUEST_TIMEOUT_S)
+    fsspec.config.conf["gs"]["requests_timeout"] = silence
+    # It prints a stack for an error that it raises as well.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def local(text: StrPath, what: str = "") -> Path:

@@ -5,6 +5,7 @@ import dataclasses
 import http.client
 import http.server
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 BUCKET = "my-runs"
+Fault = int | str | Callable[[bytes], bytes] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,11 +116,12 @@ class Proxy:
     """Passes requests on; `faults` says which are answered otherwise.
 
     faults: asked for each request with (method, path, how many came before it): None to pass it on, a status to answer
-        with, `"cut"` to send half of the body, `"silence"` to answer nothing until the client gives up.
+        with, `"cut"` to send half of the body, `"silence"` to answer nothing until the client gives up, a function to
+        send what it makes of the body.
     """
 
     def __init__(self, port: int) -> None:
-        self.faults: Callable[[str, str, int], int | str | None] = lambda method, path, number: None
+        self.faults: Callable[[str, str, int], Fault] = lambda method, path, number: None
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -137,6 +140,7 @@ class Proxy:
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # a client that hung up
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -152,7 +156,9 @@ def _answer(proxy: Proxy, handler: http.server.BaseHTTPRequestHandler, port: int
         fault = proxy.faults(handler.command, handler.path, len(proxy.requests))
         proxy.requests.append((handler.command, handler.path))
     if fault == "silence":
-        proxy.closing.wait(600)
+        # Until the client hangs up, or the test is over.
+        while not proxy.closing.is_set() and not _is_gone(handler.connection):
+            time.sleep(0.05)
         handler.close_connection = True
         return
     if isinstance(fault, int):
@@ -161,13 +167,21 @@ def _answer(proxy: Proxy, handler: http.server.BaseHTTPRequestHandler, port: int
     headers = {name: value for name, value in handler.headers.items() if name.lower() != "transfer-encoding"}
     connection.request(handler.command, handler.path, body, headers | {"Content-Length": str(len(body))})
     answer = connection.getresponse()
-    data = answer.read()
+    data = fault(answer.read()) if callable(fault) else answer.read()
     connection.close()
     found = {
         name: value for name, value in answer.getheaders() if name.lower() not in ("transfer-encoding", "connection")
     }
     _send(handler, answer.status, found, data, cut=fault == "cut", head=handler.command == "HEAD")
     return None
+
+
+def _is_gone(connection: socket.socket) -> bool:
+    readable, _, _ = select.select([connection], [], [], 0)
+    try:
+        return bool(readable) and not connection.recv(1, socket.MSG_PEEK)
+    except OSError:
+        return True
 
 
 def _body(handler: http.server.BaseHTTPRequestHandler) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from omnihuman_jax.checkpoint.folder import checkpoint_directory
+from omnihuman_jax.runtime import exit_codes
 from omnihuman_jax.runtime.bucket_folder import copy_of
 from omnihuman_jax.telemetry.metrics import read_metrics
 from tests import quick_xla
@@ -252,7 +253,7 @@ print(json.dumps([digest.hexdigest(), use and [use.hits, use.fetched, use.fetche
 
 
 def test_a_dataset_in_a_bucket_is_the_one_on_a_disk(server: Server, tmp_path: Path) -> None:
-    """Through a cache that cannot hold it, with answers that are cut, refused and slow in coming."""
+    """Through a cache that cannot hold it, with answers that are cut, refused, and never come."""
     dataset = runs.write_dataset(tmp_path / "dataset", shards=6)
     uri, cache = f"{server.bucket}/data/two", tmp_path / "cache"
     upload(server, dataset, uri)
@@ -262,14 +263,18 @@ def test_a_dataset_in_a_bucket_is_the_one_on_a_disk(server: Server, tmp_path: Pa
     assert len(sizes) == 6
 
     def read_all(where: str) -> list[Any]:
-        limits = {"OMNIHUMAN_DATASET_CACHE": str(cache), "OMNIHUMAN_DATASET_CACHE_GB": str(room / 1e9)}
+        limits = {
+            "OMNIHUMAN_DATASET_CACHE": str(cache),
+            "OMNIHUMAN_DATASET_CACHE_GB": str(room / 1e9),
+            "OMNIHUMAN_REQUEST_TIMEOUT_S": "1",
+        }
         done = subprocess.run(
             [sys.executable, "-c", READER, where], env=os.environ | server.environment | limits, capture_output=True,
             text=True, timeout=300, check=True,
         )  # fmt: skip
         return list(json.loads(done.stdout.splitlines()[-1]))
 
-    bad = iter([503, "cut", 429] * 4)
+    bad = iter(["silence", *[503, "cut", 429] * 4])
     server.proxy.faults = lambda method, path, number: (
         next(bad, None) if method == "GET" and "array_record" in path and number % 3 == 0 else None
     )
@@ -279,6 +284,60 @@ def test_a_dataset_in_a_bucket_is_the_one_on_a_disk(server: Server, tmp_path: Pa
     assert fetched > len(sizes) and hits > 0
     kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file() and not path.name.startswith("."))
     assert kept <= room
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_is_one_line(server: Server, tmp_path: Path) -> None:
+    """Asked often enough, then told apart from a mistake of the user's by its exit code."""
+    server.proxy.faults = lambda method, path, number: "silence"
+    argv = ["plan", "--config", str(runs.CONFIG), f"--config.data.dataset={server.bucket}/data/none"]
+    done = subprocess.run(
+        [sys.executable, "-m", "omnihuman_jax.cli", *argv],
+        env=os.environ | server.environment | {"OMNIHUMAN_REQUEST_TIMEOUT_S": "0.3"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == exit_codes.RETRY, done.stderr
+    assert "omnihuman plan: storage does not answer (" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and len(server.proxy.requests) >= 4
+
+
+def without(part: str) -> Callable[[bytes], bytes]:
+    """A listing of GCS as it was before what has `part` in its name was there."""
+
+    def of(body: bytes) -> bytes:
+        told = json.loads(body)
+        told["items"] = [item for item in told.get("items", []) if part not in item["name"]]
+        told["prefixes"] = [prefix for prefix in told.get("prefixes", []) if part not in prefix]
+        return json.dumps(told).encode()
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["gs"], indirect=True)  # with s3:// no run begins: test_locations
+def test_a_listing_that_lags(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run is not told of its newest checkpoint: it goes on from the one before, saves that step again, and
+    ends with the same bits.
+    """
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    dataset, interval = runs.write_dataset(tmp_path / "dataset"), "--config.checkpoint.interval=3"
+    runs.train(tmp_path / "disk", dataset, interval)
+    uri = f"{server.bucket}/runs/lags"
+    runs.train(uri, dataset, interval, "--stop-after=6")
+    assert read(server, f"{uri}/checkpoints/6/manifest.json")
+
+    def lags(method: str, path: str, number: int) -> Callable[[bytes], bytes] | None:
+        return without("lags/checkpoints/6") if method == "GET" and path.partition("?")[0].endswith("/o") else None
+
+    server.proxy.faults = lags
+    output = runs.train(uri, dataset, interval)
+    assert "step 3 of 12" in output, output
+    server.proxy.faults = lambda method, path, number: None
+    found = sums(read(server, f"{uri}/checkpoints/12/_CHECKPOINT_METADATA").decode())
+    assert found == sums((tmp_path / "disk" / "checkpoints" / "12" / "_CHECKPOINT_METADATA").read_text())
+    logged = {line["step"]: line for line in runs.records(copy_of(uri))}
+    assert logged == {line["step"]: line for line in runs.records(tmp_path / "disk")}
 
 
 @pytest.mark.slow
