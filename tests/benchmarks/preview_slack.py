@@ -80,7 +80,10 @@ def main(argv: Sequence[str]) -> None:
             for _, clip in spoilt(frames, rng):
                 full, preview = seen(clip), seen(clip[::PREVIEW_EVERY])
                 for name, values in above.items():
-                    values.append(full[name] - preview[name])
+                    if name != "face_px":
+                        values.append(full[name] - preview[name])
+                    elif full[name] and preview[name]:  # in shares of itself
+                        values.append(full[name] / preview[name] - 1)
                 count += 1
                 useful, looked_at = useful + is_of_use(full), looked_at + is_looked_at(preview)
                 lost += is_of_use(full) and not is_looked_at(preview)
