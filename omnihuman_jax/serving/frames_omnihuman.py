@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 from av.filter import Graph
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 if TYPE_CHECKING or __package__:
@@ -48,6 +49,8 @@ _WHITE_16 = 255 * 256
 SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 # Means of the pixels that one stands for: for pictures that are only brought down, at two thirds of the cost.
 AVERAGING = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# More of them are started anew for each picture, and cost twice what they save.
+_THREADS = 1
 # Of a track matrix: off-diagonal over diagonal, beyond which the picture is turned by no quarter.
 _SKEW = 0.02
 _GRAPH_BASE = Fraction(1, 1000)
@@ -131,7 +134,9 @@ def look_at(frame: av.VideoFrame, pixel_aspect: Fraction | None) -> Look:
 
 def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool, bool]:
     """(transposed, flip_x, flip_y, upright) of a picture's display matrix, if it has one."""
-    sides: Any = frame.side_data  # PyAV types it as the mapping that it also is
+    # Not `frame.side_data`: what that gives is kept in the frame and keeps the frame, so that pictures would stay in
+    # memory until the garbage collector comes by.
+    sides: Any = SideDataContainer(frame)  # PyAV types it as the mapping that it also is
     matrix = next((bytes(side) for side in sides if side.type.name == "DISPLAYMATRIX"), b"")
     if len(matrix) < 36:
         return False, False, False, True

@@ -71,26 +71,28 @@ def read_audio(
         if required:
             raise MediaError(f"{path}: has no audio track; give a wav, mp3, flac or a video with sound")
         return None
-    origin_s, end_s = _pictures_clock(path)
-    if duration_s is None and end_s is not None:
+    film = _film(path)
+    if duration_s is None and film is not None:
+        end_s = streams.measure(path)[film].end_s - _origin_s(path, film)
         duration_s = max(0.0, end_s - start_s)
         if duration_s > _MAX_S:
             raise MediaError(f"{path}: is {duration_s / 3600:.0f} hours long by its timestamps; re-encode it")
-    origin_s = heard.begin_s if origin_s is None else origin_s
+    origin_s = heard.begin_s if film is None else _origin_s(path, film)
     return _cut(_track_pieces(path, heard, origin_s), heard.rate, sample_rate, start_s, duration_s, path)
 
 
-def _pictures_clock(path: str | os.PathLike[str]) -> tuple[float | None, float | None]:
-    """(time of the first picture on the file's clock, seconds from there to the end of the last); None without."""
+def _film(path: str | os.PathLike[str]) -> int | None:
+    """The track whose pictures the sound goes with; None without."""
     choice = streams.choose(path)
-    if choice.video is None or choice.still:
-        return None, None
-    measured = streams.measure(path)[choice.video]
+    return None if choice.still else choice.video
+
+
+def _origin_s(path: str | os.PathLike[str], film: int) -> float:
+    """Time of the first picture on the file's clock. It is decoded: to measure is to read the whole file."""
     try:
-        origin_s = footage.opening(path).origin_s
+        return footage.opening(path).origin_s
     except MediaError:  # pictures that nobody can see; the sound is good all the same
-        origin_s = measured.start_s
-    return origin_s, measured.end_s - origin_s
+        return streams.measure(path)[film].start_s
 
 
 def _cut(

@@ -1,6 +1,7 @@
 """Formats x properties, each cell read back and checked by what is seen and heard: docs/footage.md is its table."""
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -552,6 +553,30 @@ def test_what_is_decoded_follows_what_is_asked(tmp_path: Path, monkeypatch: pyte
     )
     media_omnihuman.read_audio(path, start_s=40.0, duration_s=1.0)
     assert 48_000 <= sum(decoded) <= 2.5 * 48_000
+
+
+def test_no_more_than_two_pictures_are_held(tmp_path: Path) -> None:
+    """Also where the garbage collector does not come by: a picture of a large video is many megabytes."""
+    path = maker.write(tmp_path / "v.mp4", MP4, maker.scene(seconds=4.0))
+    gc.collect()
+    gc.disable()
+    try:
+        most = 0
+        for number, _ in enumerate(media_omnihuman.iter_video(path)):
+            if number % 25 == 24:
+                most = max(most, sum(isinstance(one, av.VideoFrame) for one in gc.get_objects()))
+    finally:
+        gc.enable()
+    assert 1 <= most <= 8
+
+
+def test_two_seconds_of_sound_do_not_measure_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To measure is to read all its packets: 1.5 GB of a video of three hours."""
+    path = maker.write(tmp_path / "v.mp4", MP4, maker.scene(), maker.clicks(1.2, 48_000))
+    monkeypatch.setattr(streams_omnihuman, "measure", lambda path: pytest.fail("measured"))
+    heard = media_omnihuman.read_audio(path, start_s=0.3, duration_s=0.5)
+    assert heard is not None and heard.size == RATE // 2
+    assert len(media_omnihuman.read_video(path, start_s=0.3, duration_s=0.5)) == 12
 
 
 def test_sound_that_is_not_finite_or_far_too_loud_is_refused(tmp_path: Path) -> None:
