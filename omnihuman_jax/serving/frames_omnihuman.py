@@ -54,6 +54,7 @@ _THREADS = 1
 # Of a track matrix: off-diagonal over diagonal, beyond which the picture is turned by no quarter.
 _SKEW = 0.02
 _GRAPH_BASE = Fraction(1, 1000)
+_SIDES: Any = SideDataContainer  # PyAV types it as a mapping without a constructor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +137,7 @@ def _orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool, bool]:
     """(transposed, flip_x, flip_y, upright) of a picture's display matrix, if it has one."""
     # Not `frame.side_data`: what that gives is kept in the frame and keeps the frame, so that pictures would stay in
     # memory until the garbage collector comes by.
-    sides: Any = SideDataContainer(frame)  # PyAV types it as the mapping that it also is
+    sides: Any = _SIDES(frame)
     matrix = next((bytes(side) for side in sides if side.type.name == "DISPLAYMATRIX"), b"")
     if len(matrix) < 36:
         return False, False, False, True
