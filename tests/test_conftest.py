@@ -64,7 +64,7 @@ def test_an_allowed_reason_passes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind", ["call", "module"])
+@pytest.mark.parametrize("kind", [pytest.param("call", marks=pytest.mark.slow), "module"])
 def test_two_workers_keep_the_promises(tmp_path: Path, kind: str) -> None:
     """pytest-xdist: skips fail the run, and figures are printed, whichever process met them."""
     figures = "def test_figure(measured):\n    measured('a claim', 0.5, 1.0)\n"

@@ -89,6 +89,7 @@ def test_without_an_image_the_person_is_made_up(run, talking, pose, tmp_path, dr
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_is_far_from_the_data_is_said(run, talking, tmp_path, capsys):
     def hears(size: tuple[int, int], frames: int) -> str:
         config = dataclasses.replace(QUICK, segment_frames=frames, num_steps=1)
@@ -123,6 +124,7 @@ def run_of_a_vae(tiny, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_decoded_by_the_autoencoder_that_encoded_its_data(run_of_a_vae, talking, tmp_path):
     """Found where it was, or where --codec says that it is now; its weights are looked at."""
     moved = shutil.copytree(run_of_a_vae / "vae", tmp_path / "moved")
@@ -170,6 +172,7 @@ def test_a_segment_has_its_own_rows_with_real_margins_and_none_beyond_the_ends(r
         np.testing.assert_array_equal(window.audio_TE[~real], 0)
 
 
+@pytest.mark.slow
 def test_same_seed_same_video_and_flags_reach_the_sampler(tiny, talking, tmp_path, capsys):
     def make(name: str, *flags: str) -> np.ndarray:
         out = tmp_path / f"{name}.mp4"

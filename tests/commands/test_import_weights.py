@@ -107,7 +107,8 @@ def test_untrained_additions_change_nothing(imported):
     )
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_round_trip_is_bit_identical_and_loads_in_diffusers(original, tmp_path, dtype, measured):
     folder, back = tmp_path / "original", tmp_path / "back"
     model = HunyuanVideoTransformer3DModel.from_pretrained(original[1] / "transformer")

@@ -153,6 +153,7 @@ def test_landmarks_lie_on_the_person_frame_by_frame(curated: Curated) -> None:
     assert seen.mean() > 0.5 and not hand[~seen].any()
 
 
+@pytest.mark.slow
 def test_lips_follow_their_own_sound_and_no_other(curated: Curated) -> None:
     clips = {name: of_video(curated, name)[0] for name in ("jwpIntro", "testMovie", "carphone_pristine")}
     thresholds = Thresholds()
@@ -420,6 +421,7 @@ def test_one_stage_more_opens_the_videos_for_that_stage_alone(
     assert len(list(out.glob("listen@*"))) == 2 and len(list(out.glob("look@*"))) == 1
 
 
+@pytest.mark.slow
 def test_names_of_the_footage_do_nothing_in_the_terminal(
     sample_media: SampleMedia, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_demos_training_in_a_file_is_lines(
     assert len(rest) == 7  # parameters, first step, two stages, three saves
 
 
+@pytest.mark.slow
 def test_json_is_one_object_a_line(tmp_path: Path, damaged: Path) -> None:
     run = tmp_path / "run"
     printed = runs.train(run, damaged, "--log-format=json", SAVES).splitlines()

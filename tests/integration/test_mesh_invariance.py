@@ -103,6 +103,7 @@ def largest_error(found: Any, expected: Any) -> float:
     return error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "ways"),
     [

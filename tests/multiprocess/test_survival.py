@@ -44,6 +44,7 @@ def reached(jobs: list[subprocess.Popen], run: Path, step: int) -> None:
     raise AssertionError(f"step {step} was not reached")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_and_a_failure_of_one_end_all(tmp_path: Path, dataset: Path) -> None:
     # Nobody dies unheard here: what waits long for a core is not taken for dead.
     patient = (*OPTIONS, "--heartbeat-s=60", "--config.watchdog.step_s=120")

@@ -19,7 +19,7 @@ ODD = {
 TILES = {"tile_height": 32, "tile_width": 48, "stride_height": 24, "stride_width": 32}
 
 
-@pytest.mark.parametrize(("frames", "height", "width"), [(13, 24, 16), (1, 8, 40)])
+@pytest.mark.parametrize(("frames", "height", "width"), [pytest.param(13, 24, 16, marks=pytest.mark.slow), (1, 8, 40)])
 def test_whole(tmp_path, measured, frames, height, width):
     model = vae_cases.oracle("wan", ODD)
     codec = vae_cases.ours(model, tmp_path)

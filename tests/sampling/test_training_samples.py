@@ -92,6 +92,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tiny: TinyRun, signals: Path)
     return root / "plain", root / "seen"
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_last_bit(pair: tuple[Path, Path]) -> None:
     plain, seen = (runs.records(run) for run in pair)
     assert len(plain) == 6 and all(np.isfinite(line["loss"]) for line in plain)
@@ -101,6 +102,7 @@ def test_training_is_the_same_to_the_last_bit(pair: tuple[Path, Path]) -> None:
     assert [{k: v for k, v in line.items() if not k.startswith(("gain/", "harm/"))} for line in seen] == plain
 
 
+@pytest.mark.slow
 def test_the_run_folder_has_every_round_with_its_sound(pair: tuple[Path, Path]) -> None:
     folder = pair[1] / training_samples.FOLDER
     about = json.loads((folder / "samples.json").read_text())
@@ -119,6 +121,7 @@ def test_the_run_folder_has_every_round_with_its_sound(pair: tuple[Path, Path]) 
     assert first != last, "the averaged weights have moved"
 
 
+@pytest.mark.slow
 def test_rounds_are_counted(pair: tuple[Path, Path]) -> None:
     plain, seen = (read_goodput(run) for run in pair)
     assert plain.seconds["samples"] == 0.0 < seen.seconds["samples"]
@@ -139,6 +142,7 @@ def opened(tiny: TinyRun, **changes: Any) -> tuple[training_samples.TrainingSamp
     return samples, params
 
 
+@pytest.mark.slow
 def test_one_program_and_the_same_numbers_for_the_same_weights(
     tiny: TinyRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

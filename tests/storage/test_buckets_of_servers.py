@@ -135,7 +135,7 @@ def listing(server: Server, uri: str) -> list[str]:
     return sorted(line.lstrip("/") for line in done.stdout.splitlines() if line)
 
 
-@pytest.mark.parametrize("server", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.slow
 def test_an_export_goes_to_a_bucket_whole_and_comes_back_bit_for_bit(
     server: Server, run: Path, exported: Path, tmp_path: Path
 ) -> None:

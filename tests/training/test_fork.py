@@ -24,6 +24,10 @@ EVERY = ("--config.mesh.tensor=2", "--config.checkpoint.interval=5", "--config.s
 OTHER_RATIOS = ("--config.stages.rows[1].audio=0.1", "--config.stages.rows[1].pose=0.0")
 
 
+# What is forked is a whole run: all of them wait for it.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs.write_dataset(tmp_path_factory.mktemp("data") / "dataset")
@@ -72,7 +76,6 @@ def test_with_nothing_changed_it_is_the_run_that_it_was_forked_from(
     assert (event["run"], event["step"]) == (str(straight), STEP)
 
 
-@pytest.mark.slow
 def test_stopped_and_continued_a_fork_has_the_bits_of_one_that_was_not(
     arm: Path, straight: Path, dataset: Path, tmp_path: Path
 ) -> None:
@@ -158,7 +161,6 @@ def test_a_fork_need_not_have_saved_what_came_before_it(tmp_path: Path) -> None:
     assert Rollbacks(tmp_path).begun_anew_at(800) == 815 and Rollbacks(tmp_path).begun_anew_at() == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("after", [6, 8])  # before its first checkpoint, and after one
 def test_killed_and_started_again_it_has_the_same_bits(
     after: int, straight: Path, dataset: Path, tmp_path: Path

@@ -36,6 +36,7 @@ def computed(trainer: tiny.Trainer, num: int, batch: PackedBatch[np.ndarray]) ->
         return jax.device_get(jax.jit(run)(params, trainer.place(batch)))
 
 
+@pytest.mark.slow
 def test_gradients_of_four_parts_are_those_of_the_whole(measured: Callable[[str, float, float], None]) -> None:
     trainer = tiny.Trainer(WAYS)
     # Rows of very different numbers of noisy tokens, two of them without any: a mean of means would be another number.
