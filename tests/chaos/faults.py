@@ -60,20 +60,19 @@ class Fault:
         return self.kind in EARLY
 
 
-def newest_whole(checkpoints: Path) -> int:
+def newest_whole(checkpoints: Path | epath.Path) -> int:
     """The newest step that is complete and as its manifest says, 0 if there is none: where a run has to go on."""
     steps = [int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()] if checkpoints.is_dir() else []
     return max((step for step in steps if not manifest.damage(epath.Path(checkpoints / str(step)))), default=0)
 
 
-def damage_newest(checkpoints: Path, kind: str, rng: random.Random) -> None:
+def damage_newest(checkpoints: Path | epath.Path, kind: str, rng: random.Random) -> None:
     """Cuts a data file of the newest whole step short, or flips one bit of it."""
     step = newest_whole(checkpoints)
     # Data, not JSON: a bit flip there is what nobody else notices.
-    files = [
-        path for path in sorted((checkpoints / str(step)).rglob("d/*")) if path.is_file() and path.stat().st_size > 64
-    ]
-    path = rng.choice(files)
+    folder = epath.Path(checkpoints / str(step))
+    sizes = manifest.files_of(folder)
+    path = folder / rng.choice([name for name, size in sizes.items() if Path(name).parent.name == "d" and size > 64])
     data = bytearray(path.read_bytes())
     if kind == TRUNCATE:
         data = data[: rng.randrange(len(data))]
@@ -90,7 +89,7 @@ def strike(pid: int, kind: str) -> None:
         os.kill(pid, number)
 
 
-def is_saving(checkpoints: Path) -> bool:
+def is_saving(checkpoints: Path | epath.Path) -> bool:
     """Whether a step is being written: Orbax's temporary folder is there, or a folder without its manifest."""
     if not checkpoints.is_dir():
         return False

@@ -1,6 +1,7 @@
 """Chaos: real training jobs, struck at random moments, that have to end with the bits of a run that nobody touched.
 
     python -m tests.chaos.run --faults 30            # what `make chaos` runs
+    python -m tests.chaos.run --faults 6 --bucket    # with the checkpoints in a GCS server
 
 Each run is a job of real processes under the launcher's own restart rule (`launch/local.py`), on a dataset with a
 corrupt record and one that is not finite; each of its attempts is struck by one fault. Its last checkpoint, every array
@@ -11,6 +12,7 @@ order: there the state must be restored as it was saved (the trainer checks its 
 """
 
 import argparse
+import os
 import random
 import shutil
 import statistics
@@ -25,8 +27,10 @@ from omnihuman_jax.telemetry.goodput import read_goodput
 from tests.chaos import faults, page
 from tests.chaos.faults import Fault
 from tests.chaos.trial import INTERVAL, STEPS, Trial, write_dataset
+from tests.storage import servers
 
 PER_RUN = 5
+_NO_FULL_DISK = "that needs a file system of its own, and root to mount it"
 
 
 def plan_faults(count: int, rng: random.Random) -> list[list[Fault]]:
@@ -93,8 +97,8 @@ def check(trial: Trial, reference: Trial) -> list[str]:
     return wrong
 
 
-def table(trials: list[Trial], seconds: float) -> str:
-    """The page's section: a row a kind."""
+def table(trials: list[Trial], seconds: float, no_full_disk: str = _NO_FULL_DISK) -> str:
+    """The page's section: a row a kind; `no_full_disk` says why none of them was a full disk."""
     done = [fault for trial in trials for fault in trial.plan]
     counts = " and ".join(str(count) for count in sorted({trial.processes for trial in trials}))
     lines = [
@@ -121,7 +125,7 @@ def table(trials: list[Trial], seconds: float) -> str:
             f"| {len(recovered)} of {len(rows)} |"
         )
     if done and not any(fault.kind == faults.DISK_FULL for fault in done):
-        lines += ["", f"No {faults.DISK_FULL}: that needs a file system of its own, and root to mount it."]
+        lines += ["", f"No {faults.DISK_FULL}: {no_full_disk}."]
     goodput = [read_goodput(trial.run) for trial in trials]
     share = sum(g.seconds["productive"] for g in goodput) / max(sum(g.wall for g in goodput), 1e-9)
     lines += ["", f"Goodput over all of it (`omnihuman goodput`): {share:.0%}; restarts dominate runs of a minute."]
@@ -142,8 +146,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="work there and leave everything; else in a temporary folder"
     )
+    parser.add_argument(
+        "--bucket",
+        action="store_true",
+        help="checkpoints go to a GCS server that this starts (fake-gcs-server), not to a disk",
+    )
     parser.add_argument("--write", action="store_true", help=f"put the table into docs/{page.PAGE.name}")
     options = parser.parse_args(argv)
+    if not options.bucket:
+        return _strike(options, "")
+    with tempfile.TemporaryDirectory() as logs, servers.gcs(Path(logs)) as server:
+        os.environ.update(server.environment)
+        return _strike(options, f"{server.bucket}/chaos")
+
+
+def _strike(options: argparse.Namespace, bucket: str) -> int:
+    """All of it; the exit code."""
     rng, began = random.Random(options.seed), time.time()
     counts = [int(part) for part in options.processes.split(",")]
     work = options.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -157,7 +175,7 @@ def main(argv: list[str]) -> int:
     with progress_bar(stays=True) as bar:
         task = bar.add_task("undisturbed runs", total=len(counts) + sum(len(row) for _, row in rows))
         for count in dict.fromkeys(count for count, _ in rows):
-            references[count] = Trial(work / f"reference-{count}", dataset, count, [], cache, 0)
+            references[count] = Trial(work / f"reference-{count}", dataset, count, [], cache, 0, bucket)
             code = references[count].execute().code
             if code:
                 print(f"the undisturbed run on {count} processes ended with code {code}; see {work}", file=sys.stderr)
@@ -165,16 +183,16 @@ def main(argv: list[str]) -> int:
             bar.advance(task)
         for index, (count, row) in enumerate(rows):
             bar.update(task, description=f"run {index + 1} of {len(rows)}, {count} processes")
-            trial = Trial(work / f"run-{index}", dataset, count, row, cache, options.seed + index)
+            trial = Trial(work / f"run-{index}", dataset, count, row, cache, options.seed + index, bucket)
             code = trial.execute().code
             wrong = check(trial, references[count]) if code == 0 else [f"ended with code {code}"]
             failed += [f"run {index}: {line}; see {trial.run}" for line in wrong]
             trials.append(trial)
             bar.advance(task, len(row))
-    text = table(trials, time.time() - began)
+    text = table(trials, time.time() - began, "a bucket has no end" if bucket else _NO_FULL_DISK)
     print(text)
     if options.write and not failed:
-        page.write("chaos", text)
+        page.write("chaos in a bucket" if bucket else "chaos", text)
     print("\n".join(failed) if failed else "every run ended with the bits of the undisturbed one")
     if failed:
         print(f"what they left: {work}", file=sys.stderr)

@@ -52,7 +52,7 @@ def test_where_no_disk_can_be_filled_other_faults_strike_loudly(
 ) -> None:
     plan = [Fault(kind=kind, step=7, rank=0) for kind in (faults.DISK_FULL, faults.KILL, faults.DISK_FULL)]
     trial = Trial(tmp_path, tmp_path, 2, plan, tmp_path, 0)
-    trial.do_without_a_disk()
+    trial.do_without_a_disk("no disk")
     assert len(trial.plan) == 3 and faults.DISK_FULL not in {fault.kind for fault in trial.plan}
     assert capsys.readouterr().err.count("NO FULL DISK") == 2
     monkeypatch.setattr(

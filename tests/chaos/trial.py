@@ -1,5 +1,6 @@
 """One run under the launcher's restart rule, struck by one fault an attempt; what it did, and what it ended with."""
 
+import contextlib
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import numpy as np
 
 from launch.local import Event, LocalJob, LocalProcesses, Outcome
 from launch.local_state import log_path
+from omnihuman_jax.runtime.locations import Location, is_remote, location
 from omnihuman_jax.telemetry.metrics import read_metrics
 from tests import quick_xla
 from tests.chaos import faults
@@ -25,6 +27,7 @@ STEPS, INTERVAL, DEVICES = 60, 5, 4
 HEARTBEAT_S, WATCHDOG_S, HOLD_S = 10, 60, 60
 CORRUPT_ROW = 18
 DISK_MB = 48
+_NO_DISK = "a file system of its own could not be mounted (that needs root)"
 
 
 def write_dataset(folder: Path) -> Path:
@@ -42,11 +45,15 @@ class Trial:
     run, dataset: folders.
     processes: of the job; `faults` strike one an attempt, in order.
     cache: of compiled programs, so that a restart compiles nothing.
+    bucket: URI below which the checkpoints go; "": to a disk.
     """
 
-    def __init__(self, run: Path, dataset: Path, processes: int, plan: list[Fault], cache: Path, seed: int):
+    def __init__(
+        self, run: Path, dataset: Path, processes: int, plan: list[Fault], cache: Path, seed: int, bucket: str = ""
+    ):
         self.run, self.dataset, self.processes, self.plan, self.cache = run, dataset, processes, plan, cache
-        self.checkpoints = run / "disk" / "checkpoints"
+        self.home: Location = location(f"{bucket}/{run.name}") if bucket else run / "disk"
+        self.checkpoints = self.home / "checkpoints"
         self._rng = random.Random(seed)
         self._current: Fault | None = None
         self._switched = False
@@ -58,9 +65,10 @@ class Trial:
 
     def execute(self) -> Outcome:
         """Until the run is done; the faults know then what came of them."""
-        with faults.small_disk(self.run / "disk", DISK_MB) as own_disk:
+        in_a_bucket = is_remote(self.home)
+        with contextlib.nullcontext() if in_a_bucket else faults.small_disk(self.run / "disk", DISK_MB) as own_disk:
             if not own_disk:
-                self.do_without_a_disk()
+                self.do_without_a_disk("a bucket is never full" if in_a_bucket else _NO_DISK)
             self._left = list(self.plan)
             job_spec = spec(
                 {
@@ -100,19 +108,18 @@ class Trial:
                 self.arrays = self._final()
             return outcome
 
-    def do_without_a_disk(self) -> None:
+    def do_without_a_disk(self, why: str) -> None:
         """Other faults in place of full disks, where there is no disk that may be filled; said loudly."""
         others = [kind for kind in faults.KINDS if kind != faults.DISK_FULL and kind not in faults.EARLY]
         for fault in [fault for fault in self.plan if fault.kind == faults.DISK_FULL]:
             fault.kind = self._rng.choice(others)
             print(
-                f"{self.run}: NO FULL DISK: a file system of its own could not be mounted (that needs root); "
-                f"in its place: {fault.kind}",
+                f"{self.run}: NO FULL DISK: {why}; in its place: {fault.kind}",
                 file=sys.stderr,
             )
 
     def _final(self) -> dict[str, np.ndarray]:
-        return runs.checkpoint(self.run / "disk", STEPS)
+        return runs.checkpoint(self.home, STEPS)
 
     def losses(self) -> dict[int, float]:
         return {line["step"]: float(line["loss"]) for line in read_metrics(self.run)}
