@@ -107,7 +107,8 @@ class ConditionGain:
         self._rows = -(-min(config.batch, len(subjects)) // ways) * ways
         shardings = sharding.batch_shardings(run.mesh, shape, self._rows)
         self._batches = {kind: list(self._packed(own, shape, shardings)) for kind, own in windows.items()}
-        self._key = jax.random.key(config.seed)
+        # Plain numbers: a key made under one mesh is refused under another by JAX 0.10.
+        self._key_data = np.asarray(jax.random.key_data(jax.random.key(config.seed)))
         replicated = NamedSharding(run.mesh, PartitionSpec())
         places = jax.tree.map(lambda leaf: leaf.sharding, run.params)
         self._losses: Any = jax.jit(
@@ -122,7 +123,7 @@ class ConditionGain:
             batch = packing.pack_batch([[window] for window in part], shape)
             yield jax.device_put(batch, shardings)
 
-    def _window_losses(self, params: Params, batch: Batch, t: jax.Array, key: jax.Array) -> jax.Array:
+    def _window_losses(self, params: Params, batch: Batch, t: jax.Array, key_data: jax.Array) -> jax.Array:
         config = self._run.config
 
         def velocity(tokens_BLC: Array, t_BG: Array, batch: Batch) -> Array:
@@ -136,7 +137,7 @@ class ConditionGain:
                 dtype=self._run.dtype,
             )
 
-        return condition_gain.window_losses(velocity, batch, t, key)[:, 0]
+        return condition_gain.window_losses(velocity, batch, t, jax.random.wrap_key_data(key_data))[:, 0]
 
     def __call__(self, params: Params) -> dict[str, float]:
         """See `Evaluator`."""
@@ -145,7 +146,7 @@ class ConditionGain:
             for kind, batches in self._batches.items():
                 of_times = [
                     np.concatenate(
-                        [np.asarray(self._losses(params, batch, np.float32(t), self._key)) for batch in batches]
+                        [np.asarray(self._losses(params, batch, np.float32(t), self._key_data)) for batch in batches]
                     )
                     for t in condition_gain.TIMES
                 ]
