@@ -145,7 +145,7 @@ def batch_of(config: ExperimentConfig, parts: assembly.StepParts, seed: int = 0)
         keypoints_valid_T=np.ones(rows, bool),
         margin=margin,
     )
-    return jax.device_put(packing.stack_sequences([packing.pack_sequence([window], shape)]), parts.batch_shardings)
+    return jax.device_put(packing.pack_batch([[window]], shape), parts.batch_shardings)
 
 
 def trained(config: ExperimentConfig, steps: int) -> tuple[np.ndarray, list[float], int]:

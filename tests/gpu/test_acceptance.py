@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
-from tests.gpu import acceptance
+from omnihuman_jax import assembly, sharding
+from omnihuman_jax.config import planned_shape
+from tests.gpu import acceptance, checks
 from tests.gpu.checks import CHECKS
 from tests.gpu.results import Row
 
@@ -13,6 +16,14 @@ from tests.gpu.results import Row
 def test_the_limits_are_of_the_checks_and_fit() -> None:
     assert set(acceptance.LIMITS) == set(CHECKS)
     assert acceptance.TOTAL_S < 600
+
+
+@pytest.mark.parametrize("size", ["tiny", "full"])
+def test_the_batch_of_the_train_step_fills_its_sequence(size: str) -> None:
+    config = checks.config_of(size)
+    mesh = sharding.create_mesh(config.mesh, jax.devices()[:1])
+    batch = checks.batch_of(config, assembly.assemble_step(config, mesh, planned_shape(config)))
+    assert (batch.segment_ids_BL > 0).mean() > 0.7
 
 
 @pytest.mark.slow
