@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.metadata
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -238,6 +239,8 @@ def _is_of_storage(error: Exception) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; its exit code, or 2 after a one-line user error."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # It logs a stack for an error that it raises as well. A run's log has it, at debug (`run_log.set_up`).
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     if not argv:
         _parser().print_help(sys.stderr)
         return exit_codes.USER_ERROR

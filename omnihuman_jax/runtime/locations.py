@@ -6,7 +6,6 @@
 import argparse
 import functools
 import importlib.util
-import logging
 import os
 import re
 from pathlib import Path
@@ -72,8 +71,6 @@ def _limit_silence() -> None:
 
     silence = ClientTimeout(total=None, sock_connect=REQUEST_TIMEOUT_S, sock_read=REQUEST_TIMEOUT_S)
     fsspec.config.conf["gs"]["requests_timeout"] = silence
-    # It prints a stack for an error that it raises as well.
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 def local(text: StrPath, what: str = "") -> Path:

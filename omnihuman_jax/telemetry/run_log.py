@@ -52,6 +52,7 @@ def set_up(form: str = "text", level: str = "info", process: int | None = None) 
     handler.addFilter(_Noise(getattr(logging, level.upper()), keeps_incidents=form == "json"))
     # By force: a library that is imported before may have set the root logger up, at its own level.
     logging.basicConfig(level=getattr(logging, level.upper()), handlers=[handler], force=True)
+    logging.getLogger("gcsfs").setLevel(logging.NOTSET)  # a command without a log keeps it quiet
     logging.captureWarnings(True)
 
 

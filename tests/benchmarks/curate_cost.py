@@ -70,18 +70,28 @@ class Meter:
         return "\n".join(["| part | CPU s a minute |", "|---|---|", *rows])
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """Which videos are measured, at which size."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", required=True, type=Path, help="folder of .mp4")
     parser.add_argument("--names", default="", help="only these, by commas")
     parser.add_argument("--lines", type=int, default=0, help="bring them to so many lines")
+    return parser
+
+
+def chosen(options: argparse.Namespace, folder: Path) -> list[Path]:
+    """The videos, or copies in `folder` of the size that is asked for."""
+    names = options.names.split(",") if options.names else [path.stem for path in sorted(options.videos.glob("*.mp4"))]
+    paths = [options.videos / f"{name}.mp4" for name in names]
+    return [scaled(path, options.lines, folder) for path in paths] if options.lines else paths
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = arguments(__doc__)
     parser.add_argument("--past", type=float, default=0.3, help="share of clips past the preview")
     options = parser.parse_args(argv)
-    names = options.names.split(",") if options.names else [path.stem for path in sorted(options.videos.glob("*.mp4"))]
     with tempfile.TemporaryDirectory() as folder:
-        paths = [options.videos / f"{name}.mp4" for name in names]
-        if options.lines:
-            paths = [scaled(path, options.lines, Path(folder)) for path in paths]
+        paths = chosen(options, Path(folder))
         Meter().watch(str(paths[0]), 1.2)  # loads the networks
         meter = Meter()
         for path in paths:

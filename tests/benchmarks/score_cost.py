@@ -6,7 +6,6 @@
 Clips are cut as `curate` cuts them; what is done for three stills of a clip costs a minute of long clips less.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from data_pipelines.curate.camera_motion import split_motion
 from data_pipelines.curate.text_overlay import text_area_share
 from data_pipelines.curate.voice import voice_share
 from omnihuman_jax.typing import FPS
-from tests.benchmarks.curate_cost import scaled
+from tests.benchmarks.curate_cost import arguments, chosen
 
 
 class Meter:
@@ -66,16 +65,9 @@ def _flows(frames: Any) -> Any:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", required=True, type=Path, help="folder of .mp4")
-    parser.add_argument("--names", default="", help="only these, by commas")
-    parser.add_argument("--lines", type=int, default=0, help="bring them to so many lines")
-    options = parser.parse_args(argv)
-    names = options.names.split(",") if options.names else [path.stem for path in sorted(options.videos.glob("*.mp4"))]
+    options = arguments(__doc__).parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        paths = [options.videos / f"{name}.mp4" for name in names]
-        if options.lines:
-            paths = [scaled(path, options.lines, Path(folder)) for path in paths]
+        paths = chosen(options, Path(folder))
         Meter().watch(str(paths[0]))  # loads the networks
         meter = Meter()
         for path in paths:

@@ -17,8 +17,6 @@ from omnihuman_jax.runtime import processes
 from omnihuman_jax.runtime.incidents import Incidents
 from omnihuman_jax.telemetry import interval_line, run_log
 
-LIBRARIES = ("absl", "orbax", "orbax.checkpoint", "gcsfs", "jax", "jax._src.xla_bridge")
-
 
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Callable[[], list[str]]]]:
@@ -26,10 +24,6 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Callable[
     root = logging.getLogger()
     before = root.level, root.handlers[:]
     out = io.StringIO()
-    # What ran before in this process may have told a library to be quiet.
-    levels = {name: logging.getLogger(name).level for name in LIBRARIES}
-    for name in LIBRARIES:
-        logging.getLogger(name).setLevel(logging.NOTSET)
 
     def begin(*args: object, **kwargs: object) -> Callable[[], list[str]]:
         monkeypatch.setattr(sys, "stdout", out)
@@ -42,8 +36,6 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Callable[
     logging.captureWarnings(False)
     root.handlers[:] = before[1]
     root.setLevel(before[0])
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
 
 
 def test_what_a_line_quotes_does_nothing(printed: Callable[..., Callable[[], list[str]]]) -> None:
