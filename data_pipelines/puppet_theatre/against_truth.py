@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import shares
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.puppet_theatre.truth import Truth
+from data_pipelines.shares import Share
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.keypoints import BODY, LEFT_HAND, RIGHT_HAND
 from omnihuman_jax.runtime.locations import local
@@ -28,30 +30,6 @@ from omnihuman_jax.runtime.locations import local
 SCORED = (Condition.AUDIO, Condition.POSE)
 _MOVES = 0.2  # of the opening's 0..1
 _SEEN = 0.5  # a point of the body with this confidence counts as found
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Share:
-    """`hits` of `total`, with Wilson's 95 % interval."""
-
-    hits: int
-    total: int
-
-    @property
-    def value(self) -> float:
-        return self.hits / self.total if self.total else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        if not self.total:
-            return 0.0, 1.0
-        z, n, p = 1.96, self.total, self.value
-        centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.hits}/{self.total} = {self.value:.2f} [{low:.2f}, {high:.2f}]" if self.total else "-"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,10 +57,8 @@ def judge(clips: Iterable[Clip], truth_dir: Path) -> Iterator[Judged]:
 
 def precision_and_recall(judged: Sequence[Judged], condition: Condition) -> tuple[Share, Share]:
     """Of the clips that have the tag, those that should; of those that should, those that have it."""
-    given = [j for j in judged if condition.label in j.clip.eligible]
-    due = [j for j in judged if condition.label in j.right]
-    both = sum(condition.label in j.right for j in given)
-    return Share(both, len(given)), Share(both, len(due))
+    given = [condition.label in j.clip.eligible for j in judged]
+    return shares.precision_and_recall(given, [condition.label in j.right for j in judged])
 
 
 def right_by_fault(judged: Sequence[Judged], condition: Condition) -> dict[str, Share]:

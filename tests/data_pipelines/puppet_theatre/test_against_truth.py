@@ -50,12 +50,6 @@ def test_wrong_tags_and_points_cost(tiny_theatre: Path) -> None:
     assert seen.face == pytest.approx(0.5, abs=0.05)
 
 
-def test_wilsons_interval() -> None:
-    """The textbook's: 8 of 10 is 0.49 to 0.94; none of none is everything."""
-    assert against_truth.Share(8, 10).interval == pytest.approx((0.490, 0.943), abs=0.001)
-    assert against_truth.Share(0, 0).interval == (0.0, 1.0) and str(against_truth.Share(0, 0)) == "-"
-
-
 def test_the_tables_name_every_fault(tiny_theatre: Path) -> None:
     text = against_truth.tables(tiny_theatre, tiny_theatre / "clips")
     faults = {j.fault for j in against_truth.judge(read_clips(tiny_theatre / "clips"), tiny_theatre / "truth")}
