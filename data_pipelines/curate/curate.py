@@ -262,7 +262,8 @@ def _parser() -> argparse.ArgumentParser:
   omnihuman curate --source 'gs://raw/talks/**' --out runs/mine/clips
   omnihuman curate --source 's3://raw/talks/*.mp4' --out runs/mine/clips
   omnihuman curate --source list.parquet --out runs/mine/clips
-  omnihuman curate --source 'tars/*.tar' --out runs/mine/clips""",
+  omnihuman curate --source 'tars/*.tar' --out runs/mine/clips
+  omnihuman curate --source tfds:talks/1.0.0 --out runs/mine/clips""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -272,7 +273,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="folder of videos, searched recursively, gs://BUCKET/PREFIX/** or s3://...; NAME.txt: caption of NAME.mp4"
         " (UTF-8, or UTF-16 with its mark); splits.json: what is held out. LIST.parquet: columns path (or uri),"
-        " caption, split. tars/*.tar: members NAME.mp4 and NAME.txt or NAME.json",
+        " caption, split. tars/*.tar: members NAME.mp4 and NAME.txt or NAME.json. tfds:DIR: feature"
+        " video or mp4 of bytes",
     )
     parser.add_argument(
         "--out", required=True, type=local, metavar="TABLE", help=f"folder of the table; its sets are in {OWN_SETS}/"

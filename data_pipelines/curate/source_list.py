@@ -23,6 +23,7 @@ from data_pipelines.curate import (
     parquet_source,
     stage_parts,
     tar_source,
+    tfds_source,
     video_files,
 )
 from data_pipelines.curate.found_videos import CaptionOptions, Found, FoundVideo
@@ -93,9 +94,7 @@ def look_up(
         )
         for name, video in found.videos.items()
     ]
-    place = os.fspath(source)
-    shown = place if is_remote(place) else os.path.relpath(place, table.folder)
-    write_listing(table, shown, videos, found.passed_over)
+    write_listing(table, _shown(os.fspath(source), table), videos, found.passed_over)
     return videos
 
 
@@ -108,9 +107,12 @@ def find(
     gs://BUCKET/PREFIX, .../**       all below a prefix of a bucket, or what a pattern fits; s3:// too
     LIST.parquet                     a list of paths and URIs; of a disk or a bucket
     tars/*.tar                       archives as WebDataset has them; of a disk or a bucket
+    tfds:DIR                         a data set of tensorflow-datasets; of a disk or a bucket
     """
     place = check_source(source)
-    if place.endswith(parquet_source.SUFFIX):
+    if place.startswith(tfds_source.PREFIX):
+        found = tfds_source.find(place, options)
+    elif place.endswith(parquet_source.SUFFIX):
         found = parquet_source.find(place, options)
     elif place.endswith(tar_source.SUFFIX) and not os.path.isdir(place):
         found = tar_source.find(place, options)
@@ -121,17 +123,19 @@ def find(
     return found
 
 
+def _shown(place: str, table: Table) -> str:
+    """A source as its listing calls it: a path is relative to the table's folder."""
+    prefix = tfds_source.PREFIX if place.startswith(tfds_source.PREFIX) else ""
+    bare = place.removeprefix(prefix)
+    return place if is_remote(bare) else prefix + os.path.relpath(bare, table.folder)
+
+
 def check_source(text: str | os.PathLike[str]) -> str:
     """The text of a source, for a command line as well; LocationError (a ValueError) for one that nothing reads."""
     place = os.fspath(text)
-    if place.startswith("tfds:"):
-        raise LocationError(
-            f"{place}: data sets of tensorflow-datasets are not read: they have no one way to hold an encoded video;"
-            " write the videos as tars/*.tar, or list their files in a .parquet"
-        )
     if place.endswith(_COMPRESSED):
         raise LocationError(f"{place}: a compressed archive cannot be read from its middle; decompress it to .tar")
-    location(place)
+    location(place.removeprefix(tfds_source.PREFIX))
     return place
 
 

@@ -1,10 +1,11 @@
-"""The file of a listed video on this machine: where it lies, or a copy of what lies in a bucket or in an archive.
+"""The file of a listed video on this machine: where it lies, or a copy of what lies in a bucket, archive or shard.
 
 A listing says where a video is, in text:
 
     ../media/a.mp4                      a path, from the table's folder
     gs://BUCKET/a.mp4                   an object
     tar:512:1048576:../tars/00.tar      the bytes of a member: where they begin and how many; a path or an object
+    record:17:video:../set/x-train...   what a feature holds in a record of an ArrayRecord shard; a path or an object
     bad:REASON                          nowhere: the source itself says nothing that could be opened
 
 Copies lie in a folder of the process while it works on them; what was not used for longest goes when room is needed.
@@ -34,6 +35,7 @@ from typing import Any, BinaryIO
 
 import fsspec.core
 
+from data_pipelines.curate import tfds_records
 from omnihuman_jax.runtime import file_names, files, storage
 from omnihuman_jax.runtime.locations import is_remote, location
 from omnihuman_jax.serving.media_omnihuman import MediaError
@@ -46,18 +48,21 @@ _BLOCK_BYTES = 1 << 24
 # Storage that does not answer is asked again, after doubling pauses.
 _RETRIES, _DELAY_S = 6, 1.0
 _MEMBER = re.compile(r"tar:(\d+):(\d+):(.*)", re.DOTALL)
+_RECORD = re.compile(r"record:(\d+):([^:]+):(.*)", re.DOTALL)
 _BAD = "bad:"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Address:
-    """Where a video is. place: path or URI of its file, or of its archive; offset, size: of a member; problem: why
-    there is nothing to open.
+    """Where a video is. place: path or URI of its file, or of its archive or shard; offset, size: of a member; record,
+    feature: of a shard; problem: why there is nothing to open.
     """
 
     place: str = ""
     offset: int = -1
     size: int = -1
+    record: int = -1
+    feature: str = ""
     problem: str = ""
 
     def text(self, table: str | os.PathLike[str]) -> str:
@@ -65,8 +70,11 @@ class Address:
         if self.problem:
             return _BAD + file_names.plain(self.problem)
         place = self.place if is_remote(self.place) else os.path.relpath(self.place, table)
-        member = f"tar:{self.offset}:{self.size}:" if self.offset >= 0 else ""
-        return file_names.plain(member + place)
+        if self.offset >= 0:
+            place = f"tar:{self.offset}:{self.size}:{place}"
+        elif self.record >= 0:
+            place = f"record:{self.record}:{self.feature}:{place}"
+        return file_names.plain(place)
 
     @classmethod
     def parse(cls, text: str, table: str | os.PathLike[str]) -> "Address":
@@ -74,22 +82,30 @@ class Address:
         raw = file_names.raw(text)
         if raw.startswith(_BAD):
             return cls(problem=raw.removeprefix(_BAD))
-        member = _MEMBER.fullmatch(raw)
-        place = member[3] if member else raw
+        member, record = _MEMBER.fullmatch(raw), _RECORD.fullmatch(raw)
+        place = member[3] if member else record[3] if record else raw
         place = place if is_remote(place) else os.path.normpath(os.path.join(table, place))
-        return cls(place=place, offset=int(member[1]), size=int(member[2])) if member else cls(place=place)
+        if member:
+            return cls(place=place, offset=int(member[1]), size=int(member[2]))
+        return cls(place=place, record=int(record[1]), feature=record[2]) if record else cls(place=place)
 
     @property
     def is_file(self) -> bool:
         """Whether it is a file of this machine as it is."""
-        return not self.problem and self.offset < 0 and not is_remote(self.place)
+        return not (self.problem or self.is_inside or is_remote(self.place))
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is a part of a file: a member of an archive, or a record of a shard."""
+        return self.offset >= 0 or self.record >= 0
 
 
 def local_file(address: Address) -> Path:
     """The video as a file: itself, or a copy, which stays until this process needs the room for others.
 
     Raises:
-        MediaError: the source says nothing that could be opened, or an archive ends in the middle of the video.
+        MediaError: the source says nothing that could be opened, an archive ends in the middle of the video, or its
+            record is damaged.
         FileNotFoundError, PermissionError: no such object, or none that may be read.
         OSError: storage does not answer after many tries, or there is no room.
     """
@@ -130,7 +146,7 @@ class _Copies:
 
     def path(self, address: Address) -> Path:
         name = hashlib.sha256(repr(address).encode("utf-8", "surrogatepass")).hexdigest()[:24]
-        suffix = "" if address.offset >= 0 else Path(address.place).suffix
+        suffix = "" if address.is_inside else Path(address.place).suffix
         target = self._folder / f"{name}{suffix}"
         if (size := self._sizes.pop(target, None)) is None:
             size = _patiently(address, lambda: self._fetch(address, target))
@@ -145,6 +161,12 @@ class _Copies:
 
     def _fetch(self, address: Address, target: Path) -> int:
         with files.whole_file(target) as temporary, temporary.open("wb") as file:
+            if address.record >= 0:
+                shard = local_file(Address(place=address.place))
+                data = tfds_records.read_feature(shard, address.record, address.feature)
+                self._make_room(address, len(data))
+                file.write(data)
+                return len(data)
             if address.offset >= 0:
                 self._make_room(address, address.size)
                 _copy_member(address, file)

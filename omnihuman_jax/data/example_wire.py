@@ -31,6 +31,27 @@ def parse_example(data: bytes) -> dict[str, memoryview | int]:
     return result
 
 
+def feature_bytes(data: bytes, name: str) -> memoryview | None:
+    """The bytes of the feature `name`, whatever the others hold; None if it is not there or has no value.
+
+    ValueError where the bytes are no tf.train.Example, or the feature holds numbers or more than one value.
+    """
+    try:
+        for features in _fields(memoryview(data), 1):
+            for entry in _fields(features, 1):
+                _, key, at = _next_bytes(entry, 0)
+                if str(key, "utf-8") == name:
+                    _, feature, _ = _next_bytes(entry, at)
+                    kind, values, _ = _next_bytes(feature, 0) if len(feature) else (1, feature, 0)
+                    value = _value(kind, values) if len(values) else None
+                    if isinstance(value, int):
+                        raise ValueError(f"the feature {name} holds a number")
+                    return value
+    except IndexError as error:  # cut short
+        raise ValueError(f"not a tf.train.Example: {error}") from None
+    return None
+
+
 def _value(kind: int, values: memoryview) -> memoryview | int:
     """The one value of a list; `kind` is the Feature's field."""
     _, value, end = _next(values, 0)

@@ -81,6 +81,50 @@ def listed(media: Path, place: Path, prefix: str = "") -> str:
     return str(place)
 
 
+def as_tfds(folder: Path, splits: dict[str, list[dict[str, Any]]], features: Any) -> str:
+    """A data set of tensorflow-datasets, a shard a split."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core import example_serializer
+
+    folder.mkdir(parents=True)
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    template = {"data_dir": str(folder), "dataset_name": "talks", "filetype_suffix": "array_record"}
+    infos = []
+    for name, records in splits.items():
+        data = [serializer.serialize_example(features.encode_example(record)) for record in records]
+        writer = ArrayRecordWriter(
+            str(folder / f"talks-{name}.array_record-00000-of-00001"), "group_size:1,uncompressed"
+        )
+        for one in data:
+            writer.write(one)
+        writer.close()
+        infos.append(
+            tfds.core.SplitInfo(
+                name=name,
+                shard_lengths=[len(data)],
+                num_bytes=sum(map(len, data)),
+                filename_template=tfds.core.ShardedFileTemplate(split=name, **template),
+            )
+        )
+    tfds.folder_dataset.write_metadata(data_dir=str(folder), features=features, split_infos=infos, check_data=False)
+    return f"tfds:{folder}"
+
+
+def tfds_of(media: Path, folder: Path) -> str:
+    """The footage as a data set that has other features too."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict({
+        "video": tfds.features.Tensor(shape=(), dtype=np.object_),
+        "caption": tfds.features.Text(),
+        "ages": tfds.features.Sequence(np.float32),
+    })  # fmt: skip
+    said = {"video": (media / "talks/a.mp4").read_bytes(), "caption": "a person\nspeaks", "ages": [20.0, 30.0]}
+    silent = {"video": (media / "b é.mp4").read_bytes(), "caption": "", "ages": []}
+    return as_tfds(folder, {"held": [said], "train": [silent]}, features)
+
+
 def find(source: str | Path) -> Found:
     return source_list.find(source, OPTIONS)
 
@@ -171,6 +215,8 @@ def test_the_parts_of_an_archive_are_found_where_the_table_lies_now(media: Path,
         Address(place="gs://b/tar:1:2:x é.mp4"),
         Address(place="/x/tar:1:2:y", offset=512, size=7),
         Address(place="s3://b/00.tar", offset=0, size=0),
+        Address(place="/x/set-train.array_record-00000-of-00001", record=17, feature="video"),
+        Address(place="gs://b/record:1:video:x", record=0, feature="mp4"),
         Address(problem="row 3: none\\x"),
     ],
 )
@@ -246,7 +292,8 @@ def test_sources_that_are_none_are_refused_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "none.parquet", FileNotFoundError, "no such list"),
         (tmp_path / "*.tar", FileNotFoundError, "no such archive"),
         (tmp_path / "nothing", FileNotFoundError, "no such folder"),
-        ("tfds:/data/set", ValueError, "are not read"),
+        (f"tfds:{tmp_path}/none", FileNotFoundError, "no data set of tensorflow-datasets"),
+        ("tfds:gs:/bucket/x", ValueError, "write gs://BUCKET/PATH"),
         ("gs://bucket/a/*.tar.gz", ValueError, "decompress it"),
         ("http://x/y", ValueError, "http:// is not supported"),
         ("gs:/bucket/x", ValueError, "write gs://BUCKET/PATH"),
@@ -257,6 +304,64 @@ def test_sources_that_are_none_are_refused_in_one_line(tmp_path: Path) -> None:
     write_tar(tmp_path / "empty.tar", {"a.pdf": b"x"})
     with pytest.raises(ValueError, match="no videos in it"):
         find(tmp_path / "empty.tar")
+
+
+def test_a_data_set_of_tfds_gives_the_clips_of_the_folder(media: Path, of_folder: Table, tmp_path: Path) -> None:
+    source = tfds_of(media, tmp_path / "set")
+    found = find(source)
+    names = [f"{split}/talks-{split}.array_record-00000-of-00001/000000" for split in ("held", "train")]
+    assert list(found.videos) == names
+    assert facts(found, tmp_path) == facts(find(media), tmp_path)
+    assert rows(tabled(source, tmp_path / "table")) == rows(of_folder)
+
+
+def test_damaged_records_of_tfds_are_dead_letters(media: Path, of_folder: Table, tmp_path: Path) -> None:
+    """A record without its video, one of flipped bytes, a shard that is cut, one that is gone; the rest is read."""
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict({"mp4": tfds.features.Text()})
+    whole = {"mp4": (media / "talks/a.mp4").read_bytes()}
+    splits = {"a": [whole, {"mp4": b""}], "b": [whole, whole], "c": [whole], "d": [whole]}
+    source = as_tfds(tmp_path / "set", splits, features)
+    shard = {split: next((tmp_path / "set").glob(f"talks-{split}.*")) for split in splits}
+    data = bytearray(shard["b"].read_bytes())
+    middle = data.rindex(whole["mp4"][-64:])
+    data[middle : middle + 8] = b"flipped!"
+    shard["b"].write_bytes(data)
+    shard["c"].write_bytes(shard["c"].read_bytes()[:-1000])
+    shard["d"].unlink()
+    table = tabled(source, tmp_path / "table")
+    reasons = {name.partition("/")[0] + name[-2:]: row["reason"] for name, row in dead(table).items()}
+    assert set(reasons) == {"a01", "b01", "c01", "d01"}
+    assert "nothing in the feature mp4" in reasons["a01"] and "record 1" in reasons["b01"]
+    assert "is cut" in reasons["c01"] and "No such file" in reasons["d01"]
+    # The same bytes twice are the same clips.
+    assert {row["clip_id"] for row in rows(table)} < {row["clip_id"] for row in rows(of_folder)}
+
+
+def test_data_sets_of_tfds_without_encoded_videos_are_refused(tmp_path: Path) -> None:
+    """Decoded pictures, which TensorFlow alone takes apart; no feature of a name that we know; another file format."""
+    import tensorflow_datasets as tfds
+
+    labels = as_tfds(tmp_path / "labels", {"train": []}, tfds.features.FeaturesDict({"label": tfds.features.Text()}))
+    with pytest.raises(ValueError, match=r"no feature `video` or `mp4` of bytes.*it has label"):
+        find(labels)
+    features = tfds.features.FeaturesDict({"video": tfds.features.Text()})
+    as_video = (
+        'text_feature.Text",\n                "text": {}',
+        'video_feature.Video", "video": {"shape": {"dimensions": ["-1", "4", "4", "3"]}, "dtype": "uint8"}',
+    )
+    for name, file, old, new, words in (
+        ("frames", "features.json", *as_video, "decoded pictures without sound"),
+        ("tfrecord", "dataset_info.json", '"array_record"', '"tfrecord"', "in tfrecord, which wants TensorFlow"),
+    ):
+        source = as_tfds(tmp_path / name, {"train": []}, features)
+        edited = (tmp_path / name / file).read_text().replace(old, new)
+        assert new in edited
+        (tmp_path / name / file).write_text(edited)
+        with pytest.raises(ValueError, match=words) as error:
+            find(source)
+        assert "\n" not in str(error.value)
 
 
 def test_copies_stay_below_their_limit_and_go_with_their_process(
@@ -309,7 +414,7 @@ def upload(server: Server, folder: Path, prefix: str) -> str:
 
 
 def test_a_bucket_gives_the_clips_of_the_folder(server: Server, media: Path, of_folder: Table, tmp_path: Path) -> None:
-    """Below a prefix, by a pattern, as archives in it, and as a list in it."""
+    """Below a prefix, by a pattern, as archives, as a list and as a data set in it."""
     uri = upload(server, media, "raw")
     found = find(f"{uri}/**")
     assert sorted(found.videos) == ["b é.mp4", "talks/a.mp4"]
@@ -326,7 +431,9 @@ def test_a_bucket_gives_the_clips_of_the_folder(server: Server, media: Path, of_
     (tmp_path / "lists").mkdir()
     listed(media, tmp_path / "lists" / "list.parquet")
     place = upload(server, tmp_path / "lists", "raw")
-    for number, source in enumerate((f"{uri}/**", f"{tars}/*.tar", f"{place}/list.parquet")):
+    tfds_of(media, tmp_path / "set")
+    data_set = f"tfds:{upload(server, tmp_path / 'set', 'set')}"
+    for number, source in enumerate((f"{uri}/**", f"{tars}/*.tar", f"{place}/list.parquet", data_set)):
         assert facts(find(source), tmp_path) == told
         assert rows(tabled(source, tmp_path / f"table{number}")) == rows(of_folder)
 
