@@ -13,7 +13,7 @@ from pathlib import Path
 from omnihuman_jax.reporting import filmstrip, sections
 from omnihuman_jax.reporting.run_folder import RunFolder, key_numbers, read_folder
 from omnihuman_jax.runtime import bucket_folder, files
-from omnihuman_jax.runtime.locations import StrPath, location
+from omnihuman_jax.runtime.locations import StrPath, local, location
 
 
 def page(folder: RunFolder) -> str:
@@ -60,7 +60,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="omnihuman report",
         description="One self-contained HTML page of a run: curves, ratios, funnel, evaluation, samples that play.",
-        epilog="example: omnihuman report --run runs/demo",
+        epilog="""examples:
+  omnihuman report --run runs/demo
+  omnihuman report --run runs/theatre/run --filmstrip runs/theatre/training.gif   # for a page of your own""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--run",
@@ -68,7 +71,17 @@ def main(argv: Sequence[str]) -> int:
         required=True,
         help="folder of a demo (with clips/, dataset/, run/ ...), or a run folder alone, which may be a bucket's",
     )
+    parser.add_argument(
+        "--filmstrip",
+        type=local,
+        metavar="FILE",
+        help="the samples that training made, over time, as one picture: FILE.png of middle frames, or FILE.gif, which"
+        " plays",
+    )
     options = parser.parse_args(list(argv))
     report = write_report(options.run)
     print(f"{report} ({report.stat().st_size / 2**20:.1f} MB): open it in a browser")
+    if options.filmstrip:
+        filmstrip.write_filmstrip(options.filmstrip, read_folder(bucket_folder.copy_of(options.run)))
+        print(f"{options.filmstrip} ({options.filmstrip.stat().st_size / 2**10:.0f} KB): the samples over time")
     return 0

@@ -4,9 +4,13 @@ import html
 import math
 from pathlib import Path
 
+import numpy as np
+
+from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.reporting import charts
 from omnihuman_jax.reporting.run_folder import RunFolder
 from omnihuman_jax.reporting.sections import data_uri, player, section, text
+from omnihuman_jax.serving import media_omnihuman
 
 # Pictures of a strip: the first and the last round, and some between.
 COLUMNS = 8
@@ -55,6 +59,39 @@ def filmstrip_section(folder: RunFolder) -> str:
         f'<div class="players">{players}</div>',
         emergence(folder),
     )
+
+
+def write_filmstrip(path: Path, folder: RunFolder) -> None:
+    """The samples over time as one picture, a row a window or signal and a column a round: PNG of the middle frames, or
+    GIF, in which they play.
+
+    Raises:
+        FileNotFoundError: the run has no samples.
+        ValueError: `path` is neither .png nor .gif, or the windows and signals are not of one size and length.
+    """
+    if path.suffix not in (".png", ".gif"):
+        raise ValueError(f"{path}: a filmstrip is written as .png (middle frames) or .gif (it plays)")
+    moves = path.suffix == ".gif"
+    kind = ".mp4" if moves else ".png"
+    shown = chosen([(step, found) for step, found in folder.rounds if any(found.glob(f"*{kind}"))])
+    if not shown:
+        raise FileNotFoundError(
+            f"{folder.root}: no samples of training in it; train with --config.samples.interval=STEPS"
+        )
+    in_all = set.intersection(*({file.stem for file in found.glob(f"*{kind}")} for _, found in shown))
+    rows = [
+        {f"step {step:,}": _frames(found / f"{name}{kind}", moves=moves) for step, found in shown}
+        for name in sorted(in_all)
+    ]
+    if moves:
+        sheet.write_gif(path, rows, media_omnihuman.FPS)
+    else:
+        sheet.write_png(path, sheet.side_by_side(rows)[0])
+
+
+def _frames(path: Path, *, moves: bool) -> np.ndarray:
+    """uint8 [T, H, W, 3]."""
+    return media_omnihuman.read_video(path) if moves else media_omnihuman.read_image(path)[None]
 
 
 def emergence(folder: RunFolder) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from omnihuman_jax.commands import report
 from omnihuman_jax.conditions import Condition, ConditionSet
@@ -335,3 +336,25 @@ def test_samples_of_training_are_a_filmstrip_over_time(tmp_path: Path) -> None:
     assert markup.count("<video") == 1 and "<b>a</b>, step 190" in markup
     assert "gain of audio" in markup and "gain of pose" not in markup and "0.100" in markup
     assert markup in report.page(read_folder(run))
+
+
+def test_a_filmstrip_is_a_picture_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    writer = MetricsWriter(run, step=0)
+    for line in metrics_lines():
+        writer.write(line)
+    writer.close()
+    with pytest.raises(FileNotFoundError, match=r"samples\.interval"):
+        filmstrip.write_filmstrip(tmp_path / "strip.png", read_folder(run))
+    for step in (0, 10, 20):
+        folder = run / "training_samples" / f"step_{step:08d}"
+        for name in "ab":
+            sheet.write_png(folder / f"{name}.png", moving_square(1, step)[0])
+            media_omnihuman.write_video(folder / f"{name}.mp4", moving_square(5, step), 25)
+    with pytest.raises(ValueError, match=r"as \.png .* or \.gif"):
+        filmstrip.write_filmstrip(tmp_path / "strip.jpg", read_folder(run))
+    assert report.main(["--run", str(run), "--filmstrip", str(tmp_path / "strip.gif")]) == 0
+    filmstrip.write_filmstrip(tmp_path / "strip.png", read_folder(run))
+    with Image.open(tmp_path / "strip.gif") as playing, Image.open(tmp_path / "strip.png") as still:
+        assert playing.n_frames == 5 and playing.size == still.size and still.width > still.height
+    assert "strip.gif" in capsys.readouterr().out
