@@ -108,7 +108,7 @@ GPU_MACHINES: dict[str, GpuMachine] = {
 }
 # An NVLink domain of GB200 and GB300 has so many nodes.
 NVLINK_NODES = 18
-TYPES = (*GENERATIONS, *GPU_MACHINES, "cpu")
+TYPES = (*TPU_NAMES, *GPU_MACHINES, "cpu")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,6 +162,11 @@ def machines(
     """
     if one_host and not (kind in ("v5e", "v6e") and topology == "2x4"):
         raise ValueError(f"accelerator.one_host is for v5e and v6e 2x4, whose 8 chips one machine has; not for {kind}")
+    if kind in GENERATIONS and kind not in TPU_NAMES:
+        raise ValueError(
+            f"accelerator.type {kind} is announced, and no cloud's name for it is known: nothing can be submitted;"
+            f" `omnihuman plan --topology {kind}:{GENERATIONS[kind].small[-1]} --estimate` plans it by formula"
+        )
     if kind not in TYPES:
         near = difflib.get_close_matches(kind, TYPES, 1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -64,6 +64,7 @@ def _runs(size: str) -> tuple[Run, ...]:
         Run(f"{size}_v5p-8x8x8", config, "v5p:8x8x8"),
         Run(f"{size}_v6e-16x16", config, "v6e:16x16"),
         Run(f"{size}_v6e-16x16x2", config, "v6e:16x16", 2),
+        Run(f"{size}_tpu7x-4x4x4", config, "tpu7x:4x4x4"),
     )
 
 
@@ -77,7 +78,8 @@ def _mesh(fsdp: int, context: int, remat: str, *more: str) -> tuple[str, ...]:
 
 
 FIT = (*_runs("13b"), *_runs("7b"))
-_THIRTEEN, _LESS = "configs/omnihuman_13b.py:720p", "--config.step.offload=moments_ema"
+_THIRTEEN, _SEVEN = "configs/omnihuman_13b.py:720p", "configs/omnihuman_7b.py:720p"
+_LESS = "--config.step.offload=moments_ema"
 # 64 chips as data 2 x fsdp 4 x context 8, so that no group of a weight's shards is a whole torus.
 WEAK = (
     Run("13b_v5p-4x4x4", _THIRTEEN, "v5p:4x4x4", 1, _mesh(4, 8, "attention")),
@@ -93,6 +95,9 @@ SMALLEST = (
     Run("13b_v6e-2x4", _THIRTEEN, "v6e:2x4", 1, _mesh(1, 8, "block_offload", _LESS)),
     Run("13b_v6e-4x4", _THIRTEEN, "v6e:4x4", 1, _mesh(2, 8, "block_offload")),
     Run("13b_tpu7x-2x2x1", _THIRTEEN, "tpu7x:2x2x1", 1, _mesh(1, 8, "block")),
+    Run("13b_tpu8t-2x2x1", _THIRTEEN, "tpu8t:2x2x1", 1, _mesh(1, 4, "block")),
+    Run("13b_tpu8i-4", _THIRTEEN, "tpu8i:4", 1, _mesh(1, 8, "block")),
+    Run("7b_tpu7x-2x2x1", _SEVEN, "tpu7x:2x2x1", 1, _mesh(1, 8, "block")),
 )
 # The layout that XLA gathers by all-reduces, beside WEAK[0].
 TORUS = Run("13b_v5p-4x4x4_whole-torus", _THIRTEEN, "v5p:4x4x4", 1, _mesh(8, 8, "attention"))
@@ -122,16 +127,33 @@ def result(run: Run) -> CostReport:
     return plan_scale.plan(config, topology, compile_step=False)
 
 
+def missing(run: Run) -> bool:
+    """Whether it could be compiled and is not."""
+    generation = run.topology.partition(":")[0]
+    return generation not in described_devices.FORMULA_ONLY and not (HERE / f"{run.name}.json").is_file()
+
+
 def how(plan: CostReport) -> str:
     """Where a row's numbers come from."""
     if plan.estimated:
-        return "formula"
+        return "formula, planned" if plan.topology.accelerator.planned else "formula"
     return "compiled" if not plan.costs.memory.needed else "refused by the compiler"
 
 
 def place(plan: CostReport) -> str:
     """`2 x v6e:16x16`."""
     return (f"{plan.topology.num_slices} x " if plan.topology.num_slices > 1 else "") + plan.topology.name
+
+
+def size(run: Run) -> str:
+    """`13 B`."""
+    return run.name.split("_")[0].upper().replace("B", " B")
+
+
+def chips(plan: CostReport) -> str:
+    """`64`; `64 (128 devices)` where a chip is several of JAX's."""
+    devices = f" ({plan.devices} devices)" if plan.devices != plan.topology.chips else ""
+    return f"{plan.topology.chips}{devices}"
 
 
 def layout(plan: CostReport) -> str:
@@ -148,14 +170,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def fit_table() -> Iterator[str]:
-    """Memory of the four topologies."""
+    """Memory of the pods' topologies."""
     rows = []
     for run in FIT:
         plan = result(run)
         m = plan.costs.memory
         rows.append([
-            run.name.split("_")[0].upper().replace("B", " B"), place(plan), str(plan.topology.chips), layout(plan),
-            plan.remat,
+            size(run), place(plan), chips(plan), layout(plan), plan.remat,
             f"{m.arguments / GIB:.1f}", f"{m.temporaries / GIB:.1f}", f"{m.peak / GIB:.1f} of {m.limit / GIB:.1f}",
             "yes" if m.fits else "**no**", f"{plan.costs.compile_s:.0f}" if plan.costs.compile_s else "-", how(plan),
         ])  # fmt: skip
@@ -165,9 +186,9 @@ def fit_table() -> Iterator[str]:
         "chips",
         "mesh",
         "remat",
-        "arguments GiB",
-        "temporaries GiB",
-        "peak GiB",
+        "arguments GiB a device",
+        "temporaries GiB a device",
+        "peak GiB a device",
         "fits",
         "compile s",
         "from",
@@ -185,7 +206,7 @@ def roofline_table() -> Iterator[str]:
             continue
         c = line.compute_s
         rows.append([
-            run.name.split("_")[0].upper().replace("B", " B"), place(plan), f"{plan.useful_flops:.2e}",
+            size(run), place(plan), f"{plan.useful_flops:.2e}",
             f"{plan.costs.flops / plan.useful_flops:.2f}", f"{c['attention_forward']:.1f}",
             f"{c['attention_backward']:.1f}",
             f"{c['matmul']:.1f}", f"{c['memory']:.1f}", f"{line.ici_s:.2f}", f"{line.dcn_s:.2f}",
@@ -317,18 +338,19 @@ def weak_table() -> Iterator[str]:
 
 
 def smallest_table() -> Iterator[str]:
-    """13 B, one clip a group."""
+    """One clip a group: 13 B on each generation; 7 B where it was compiled too."""
     rows = []
     for run in SMALLEST:
         plan = result(run)
         m, line = plan.costs.memory, plan.roofline
         offload = "moments and EMA offloaded, " if any("offload=moments" in x for x in run.overrides) else ""
         rows.append([
-            place(plan), str(plan.topology.chips), layout(plan), f"{offload}remat {plan.remat}",
+            size(run), place(plan), chips(plan), layout(plan), f"{offload}remat {plan.remat}",
             f"{m.peak / GIB:.1f} of {m.limit / GIB:.1f}", "yes" if m.fits else "**no**",
             f"{line.mfu:.1%}" if line else "-", how(plan),
         ])  # fmt: skip
-    yield from table(("topology", "chips", "mesh", "what is kept", "peak GiB a device", "fits", "MFU", "from"), rows)
+    head = ("model", "topology", "chips", "mesh", "what is kept", "peak GiB a device", "fits", "MFU", "from")
+    yield from table(head, rows)
 
 
 def best_table() -> Iterator[str]:
@@ -376,7 +398,7 @@ def highest_table() -> Iterator[str]:
 def rest_table() -> Iterator[str]:
     """Where the step's time goes that is not useful arithmetic at the peak."""
     rows = []
-    for run in FIT[:4]:
+    for run in FIT[:5]:
         plan = result(run)
         line = plan.roofline
         if line is None:
@@ -409,7 +431,8 @@ def hardware_table() -> Iterator[str]:
     """The accelerators, and where each's efficiencies come from."""
     rows = [
         [
-            row.name, f"{row.peak_flops / 1e12:.0f}", f"{row.hbm_bytes / GIB:.1f}", f"{row.hbm_bandwidth / 1e9:.0f}",
+            row.name + (" (planned)" if row.planned else ""),
+            f"{row.peak_flops / 1e12:.0f}", f"{row.hbm_bytes / GIB:.1f}", f"{row.hbm_bandwidth / 1e9:.0f}",
             f"{row.link_bandwidth / 1e9:.0f}" + (f" x {2 * row.torus_dims}" if row.torus_dims else ""),
             f"{row.dcn_bandwidth / 1e9:.1f}",
             " / ".join(f"{share:.0%}" for share in (
@@ -423,9 +446,10 @@ def hardware_table() -> Iterator[str]:
         "products / attention forward / backward",
     )  # fmt: skip
     yield from table(head, rows)
-    yield "\nWhere the efficiencies come from:\n"
+    yield "\nWhere the efficiencies come from, and of planned chips all figures:\n"
     for row in ACCELERATORS.values():
-        yield from textwrap.wrap(f"- **{row.name}**: {row.efficiencies.source}", 120, subsequent_indent="  ")
+        source = f"{row.source}; efficiencies: {row.efficiencies.source}" if row.planned else row.efficiencies.source
+        yield from textwrap.wrap(f"- **{row.name}**: {source}", 120, subsequent_indent="  ")
 
 
 TABLES = {
@@ -454,9 +478,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compile", nargs="*", metavar="NAME", help="compile these; without names, every missing one")
     options = parser.parse_args()
-    wanted = (
-        [] if options.compile is None else options.compile or [n for n in ALL if not (HERE / f"{n}.json").is_file()]
-    )
+    wanted = [] if options.compile is None else options.compile or [name for name, run in ALL.items() if missing(run)]
     if unknown := [name for name in wanted if name not in ALL]:
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(ALL)}")
     for number, name in enumerate(wanted, 1):

@@ -86,7 +86,9 @@ def plan(config: ExperimentConfig, topology: Topology, *, compile_step: bool = T
             config, topology, note=f"{note}; {lowered_for_cuda(config, topology)}" if compile_step else note
         )
     if not compile_step:
-        return _estimated(config, topology, note="not compiled: everything here is formula")
+        planned = f"; {topology.accelerator.name} is announced only: what is published of it, and assumptions"
+        note = "not compiled: everything here is formula" + (planned if topology.accelerator.planned else "")
+        return _estimated(config, topology, note=note)
     mesh = sharding.create_mesh(config.mesh, described_devices.describe(topology))
     parts = assembly.assemble_step(config, mesh, planned_shape(config))
     started = time.monotonic()

@@ -13,7 +13,11 @@ from omnihuman_jax.scale.hardware import Topology
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 # Generations whose programs cannot be compiled here, and why: their plans are formula alone.
-FORMULA_ONLY = {"v4": "a job sees chips, libtpu 0.0.52 describes their cores"}
+FORMULA_ONLY = {
+    "v4": "a job sees chips, libtpu 0.0.52 describes their cores",
+    "tpu8t": "it is announced, and libtpu 0.0.52 describes no slice of it",
+    "tpu8i": "it is announced, and libtpu 0.0.52 describes no slice of it",
+}
 
 
 def prepare() -> None:
@@ -46,6 +50,8 @@ def describe(topology: Topology) -> list[Any]:
     except ImportError as error:
         raise ValueError(f"{topology.name}: needs libtpu; pip install -e '.[topologies]'") from error
     except (JaxRuntimeError, RuntimeError) as error:
+        if reason := FORMULA_ONLY.get(topology.accelerator.name):
+            raise ValueError(f"{topology.name}: {reason}; use --estimate for the formula") from error
         text = str(error).splitlines()[0]
         hint = "; pip install libtpu" if "libtpu" in text.lower() else ""
         raise ValueError(f"libtpu cannot describe {topology.name}: {text}{hint}") from error

@@ -309,7 +309,13 @@ def _links(ways: int, inner: int, layout: StepLayout, topology: Topology) -> int
         )
         return interconnect.Path(devices=ways, hosts=min(hosts, ways))
     slices = max(1, ways * inner // per_slice)
-    rings, left, skip = [], ways // slices, inner
+    # The devices of a chip are each other's nearest.
+    a_chip = layout.devices // topology.chips
+    skipped = math.gcd(inner, a_chip)
+    on_chip = math.gcd(ways // slices, a_chip // skipped)
+    rings, left, skip = [], ways // slices // on_chip, inner // skipped
+    if not topology.accelerator.torus_dims:
+        return interconnect.Path(devices=ways, slices=slices, on_chip=on_chip, flat="ici")
     for dim, size in sorted(enumerate(topology.dims), key=lambda item: -item[1]):
         free = size
         if skip > 1:
@@ -319,4 +325,6 @@ def _links(ways: int, inner: int, layout: StepLayout, topology: Topology) -> int
         if taken > 1:
             rings.append((taken, taken == size and topology.has_wrap(dim)))
             left //= taken
-    return interconnect.Path(devices=ways, rings=tuple(rings) or ((2, False),), slices=slices)
+    if not rings and on_chip == 1:
+        rings = [(2, False)]
+    return interconnect.Path(devices=ways, rings=tuple(rings), slices=slices, on_chip=on_chip)

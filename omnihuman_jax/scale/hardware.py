@@ -38,8 +38,10 @@ class Accelerator:
     link_bandwidth: of one ICI link, one way (GPU: of all NVLinks of a GPU, one way). torus_dims: 2, 3; 0 for NVLink.
     wrap: a torus dim has its wrap-around links from this size on (ICI). dcn_bandwidth: of the data-centre network, a
         chip.
+    chip_bandwidth: between the devices of one chip, one way; 0: a chip is one device, or nobody says.
     host_bandwidth: between a chip and its host's memory, one way. chips_per_host: of a machine. host_ram_bytes: of a
     machine with so many chips; 0: unknown, it differs with who built the machine. efficiencies: see there.
+    planned: announced, and not to be had: what is published of it, and assumptions that `source` names.
     source: of the numbers.
     """
 
@@ -55,11 +57,15 @@ class Accelerator:
     host_bandwidth: float
     chips_per_host: int
     host_ram_bytes: int = 0
+    chip_bandwidth: float = 0.0
+    planned: bool = False
     efficiencies: Efficiencies
     source: str
 
 
 _SCALING_BOOK = "links, DCN and PCIe: jax-ml.github.io/scaling-book/tpus (2025); usable HBM: libtpu 0.0.52's own limit"
+_JAX_TABLE = "JAX 0.12.0.1's own table (jax.experimental.pallas.tpu, get_tpu_info_for_chip)"
+_EIGHTH = "cloud.google.com/blog, TPU 8t and TPU 8i technical deep dive (2026-04-22)"
 _UNMEASURED = "no public measurement found; assumed"
 
 _ROWS = (
@@ -112,13 +118,34 @@ _ROWS = (
         name="tpu7x", platform="tpu", peak_flops=2307e12, hbm_bytes=int(2 * 94.74 * GIB), hbm_bandwidth=7380e9,
         link_bandwidth=90e9,
         torus_dims=3, wrap=4, dcn_bandwidth=12.5e9, host_bandwidth=32e9, chips_per_host=4, host_ram_bytes=960 * GIB,
+        chip_bandwidth=540e9,
         efficiencies=Efficiencies(
             matmul=0.60, attention_forward=0.40, attention_backward=0.40,
             source=f"{_UNMEASURED}; for scale: MaxDiffusion trains Wan 2.2 14 B at 384 TFLOP/s a device (two a chip, "
             "1,153 at the peak: 33 %; it says 40 %) with kernels of its own (github.com/AI-Hypercomputer/maxdiffusion, "
             "pull request 487)",
         ),
-        source=f"docs.cloud.google.com/tpu/docs/tpu7x; {_SCALING_BOOK}",
+        source=f"docs.cloud.google.com/tpu/docs/tpu7x, between the two dies of a chip six links; {_SCALING_BOOK}",
+    ),
+    Accelerator(
+        name="tpu8t", platform="tpu", peak_flops=996e12, hbm_bytes=216 * 10**9, hbm_bandwidth=6528e9,
+        link_bandwidth=180e9,
+        torus_dims=3, wrap=4, dcn_bandwidth=50e9, host_bandwidth=32e9, chips_per_host=4, planned=True,
+        efficiencies=Efficiencies(
+            matmul=0.60, attention_forward=0.40, attention_backward=0.40, source=f"as tpu7x; {_UNMEASURED}",
+        ),
+        source=f"bfloat16 peak, one TensorCore a chip: {_JAX_TABLE}; memory: {_EIGHTH}, which also says: links twice "
+        "and DCN up to four times tpu7x's; slices, hosts and PCIe: assumed as tpu7x's",
+    ),
+    Accelerator(
+        name="tpu8i", platform="tpu", peak_flops=1101e12, hbm_bytes=288 * 10**9, hbm_bandwidth=8601e9,
+        link_bandwidth=1200e9,
+        torus_dims=0, wrap=0, dcn_bandwidth=12.5e9, host_bandwidth=32e9, chips_per_host=4, planned=True,
+        efficiencies=Efficiencies(
+            matmul=0.60, attention_forward=0.40, attention_backward=0.40, source=f"as tpu7x; {_UNMEASURED}",
+        ),
+        source=f"for serving; bfloat16 peak, two TensorCores a chip: {_JAX_TABLE}; memory: {_EIGHTH}; links: all of a "
+        "chip (19.2 Tbit/s both ways), of boards of four chips, the only slice here: no torus; DCN, PCIe: as tpu7x's",
     ),
     Accelerator(
         name="a100", platform="gpu", peak_flops=312e12, hbm_bytes=80 * 10**9, hbm_bandwidth=2039e9,
@@ -186,7 +213,7 @@ ACCELERATORS: dict[str, Accelerator] = {row.name: row for row in _ROWS}
 # JAX's names of devices -> row of the table. A name that is not here has no peak that we know: an H100 PCIe, say.
 _DEVICE_KINDS: dict[str, str] = {
     "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "tpu7x",
+    "TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "tpu7x", "TPU8t": "tpu8t", "TPU8i": "tpu8i",
     "NVIDIA A100-SXM4-80GB": "a100", "NVIDIA A100-SXM4-40GB": "a100", "NVIDIA H100 80GB HBM3": "h100",
     "NVIDIA H200": "h200", "NVIDIA B200": "b200", "NVIDIA GB200": "gb200", "NVIDIA GB300": "gb300",
 }  # fmt: skip
@@ -261,7 +288,7 @@ def parse_topology(text: str, num_slices: int = 1) -> Topology:
     if name not in ACCELERATORS:
         raise ValueError(f"topology {text!r}: unknown accelerator {name!r}; there are {', '.join(ACCELERATORS)}")
     accelerator = ACCELERATORS[name]
-    example = "64" if accelerator.platform == "gpu" else "x".join(["4"] * accelerator.torus_dims)
+    example = "64" if accelerator.platform == "gpu" else "x".join(["4"] * max(accelerator.torus_dims, 1))
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
         raise ValueError(f"topology {text!r}: write it like {name}:{example}")
     if num_slices < 1:

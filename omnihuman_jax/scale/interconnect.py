@@ -16,21 +16,27 @@ Coords = tuple[int, ...]
 class Path:
     """The links between the devices of one group.
 
-    rings: (devices along a torus dim, whether its ring is closed) of every dim that the group spans.
+    rings: (chips along a torus dim, whether its ring is closed) of every dim that the group spans.
     slices: how many slices it spans. hosts: on GPU, machines. devices: of the group.
+    on_chip: how many of the group share a chip, where a chip is several devices.
+    flat: without rings: `nvlink`, or `ici` where all chips of a slice are joined with each other.
     """
 
     devices: int
     rings: tuple[tuple[int, bool], ...] = ()
     slices: int = 1
     hosts: int = 1
+    on_chip: int = 1
+    flat: str = "nvlink"
 
     @property
     def network(self) -> str:
-        """`ici`, `nvlink` or `dcn`: the slowest link that it needs."""
+        """`ici`, `nvlink`, `chip` or `dcn`: the slowest link that it needs."""
         if self.slices > 1 or self.hosts > 1:
             return "dcn"
-        return "ici" if self.rings else "nvlink"
+        if self.rings:
+            return "ici"
+        return "chip" if self.devices == self.on_chip > 1 else self.flat
 
 
 def path_between(topology: Topology, members: Sequence[tuple[int, Coords]]) -> Path:
@@ -38,12 +44,13 @@ def path_between(topology: Topology, members: Sequence[tuple[int, Coords]]) -> P
     slices = len({at for at, _ in members})
     if topology.accelerator.platform == "gpu":
         return Path(devices=len(members), hosts=slices)
+    on_chip = len(members) // len(set(members))
     rings = []
     for dim, size in enumerate(topology.dims):
         found = len({coords[dim] for _, coords in members})
         if found > 1:
             rings.append((found, found == size and topology.has_wrap(dim)))
-    return Path(devices=len(members), rings=tuple(rings), slices=slices)
+    return Path(devices=len(members), rings=tuple(rings), slices=slices, on_chip=on_chip)
 
 
 def seconds(topology: Topology, kind: str, size: float, path: Path) -> float:
@@ -51,8 +58,13 @@ def seconds(topology: Topology, kind: str, size: float, path: Path) -> float:
     accelerator, n = topology.accelerator, path.devices
     if n <= 1 or not size:
         return 0.0
-    if path.network == "nvlink":
-        return _passes(kind) * size * _share(kind, n) / accelerator.link_bandwidth
+    # A chip's links serve all its devices: those of the group, and those of other groups that send at the same time.
+    a_chip = topology.devices // topology.chips
+    others = a_chip // path.on_chip
+    if path.network == "chip":
+        return _passes(kind) * size * _share(kind, n) / (accelerator.chip_bandwidth or accelerator.link_bandwidth)
+    if path.network != "dcn" and not path.rings:
+        return _passes(kind) * size * _share(kind, n) * others / accelerator.link_bandwidth
     if path.network == "dcn":
         across = max(path.slices, path.hosts)
         inner = n // across
@@ -63,11 +75,12 @@ def seconds(topology: Topology, kind: str, size: float, path: Path) -> float:
         return beyond + seconds(topology, kind, size, dataclasses.replace(path, devices=inner, slices=1, hosts=1))
     if kind == "all-to-all":
         # The narrowest cut, in the middle of the longest dim: half of all data crosses it, half of that each way.
-        return max(size * count / (8 if closed else 4) for count, closed in path.rings) / accelerator.link_bandwidth
+        widest = max(size * count / (8 if closed else 4) for count, closed in path.rings)
+        return widest * a_chip / accelerator.link_bandwidth
     if kind == "collective-permute":
-        return size / accelerator.link_bandwidth
+        return size * others / accelerator.link_bandwidth
     width = sum(2 if closed else 1 for _, closed in path.rings) * accelerator.link_bandwidth
-    return _passes(kind) * size * _share(kind, n) / width
+    return _passes(kind) * size * _share(kind, n) * others / width
 
 
 def sent_bytes(kind: str, size: float, devices: int) -> float:

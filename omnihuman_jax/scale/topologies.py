@@ -14,7 +14,7 @@ import re
 class TpuGeneration:
     """What differs between the generations as far as the shape of a slice goes.
 
-    name: ours and the cloud's: v4, v5e, v5p, v6e, tpu7x
+    name: ours and the cloud's: v4, v5e, v5p, v6e, tpu7x; tpu8t and tpu8i are announced
     small: topologies that are listed one by one; for 2D generations there are no others
     max_cubes: 3D: a larger slice is A x B x C, all multiples of 4, of at most so many 4x4x4 cubes; 0: none
     any_order: 3D: A <= B <= C is not asked for
@@ -49,6 +49,9 @@ GENERATIONS: dict[str, TpuGeneration] = {
             name_prefix="tpu7x",
             cores_in_name=True,
         ),
+        # Announced: a torus of 9,600 chips, and boards of four chips; what slices there will be is not.
+        TpuGeneration(name="tpu8t", small=("1x1x1", *_SOLID), max_cubes=150, name_prefix="tpu8t", cores_in_name=False),
+        TpuGeneration(name="tpu8i", small=("4",), devices_per_chip=2, name_prefix="tpu8i", cores_in_name=True),
     )
 }
 
@@ -91,7 +94,7 @@ def tpu_slice(generation: str, topology: str, *, one_host: bool = False) -> TpuS
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"TPU generation {generation!r} is unknown: it is one of {', '.join(GENERATIONS)}{hint}")
     kind = GENERATIONS[generation]
-    rank = 3 if kind.max_cubes else 2
+    rank = len(kind.small[0].split("x"))
     if topology in kind.small:
         return TpuSlice(generation=kind, topology=topology, one_host=one_host)
     listed = ", ".join(kind.small)

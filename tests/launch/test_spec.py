@@ -489,6 +489,12 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
         "is not a TPU, and queued resources serve TPUs only",
     ),
     (
+        "a TPU that is only announced",
+        "jobset",
+        changed({"accelerator": {"type": "tpu8t", "topology": "4x4x8"}}),
+        "tpu8t is announced, and no cloud's name for it is known: nothing can be submitted; `omnihuman plan",
+    ),
+    (
         "tpu7x as queued resource",
         "queued-resource",
         changed(ON_TPU_VM, {"accelerator": {"type": "tpu7x", "topology": "4x8x8"}}),

@@ -108,6 +108,38 @@ def test_where_the_members_of_a_group_lie() -> None:
     assert path_between(gpus, [(i // 8, (i,)) for i in range(16)]).network == "dcn"
 
 
+IRONWOOD = parse_topology("tpu7x:4x4x4")
+RING = ((4, True),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "expected"),
+    [
+        # 90e9 bytes/s a link, 540e9 between the two devices of a chip.
+        ("all-gather", Path(devices=2, on_chip=2), 0.5 / 6),
+        # A ring through both devices of each chip: a link carries what it would with one device a chip.
+        ("all-gather", Path(devices=8, on_chip=2, rings=RING), 7 / 8 / 2),
+        # One device of each chip: the other device's group is on the same links.
+        ("all-gather", Path(devices=4, rings=RING), 2 * 3 / 4 / 2),
+        ("collective-permute", Path(devices=4, rings=RING), 2.0),
+        # Twice the data of one device a chip crosses the middle, whosever it is.
+        ("all-to-all", Path(devices=8, on_chip=2, rings=RING), 1.0),
+        ("all-to-all", Path(devices=4, rings=RING), 1.0),
+    ],
+)
+def test_two_devices_of_a_chip_share_its_links(kind: str, path: Path, expected: float) -> None:
+    assert seconds(IRONWOOD, kind, 90e9, path) == pytest.approx(expected)
+
+
+def test_where_two_devices_of_a_chip_lie() -> None:
+    chip = [(0, (0, 0, 0))] * 2
+    assert path_between(IRONWOOD, chip) == Path(devices=2, on_chip=2)
+    assert path_between(IRONWOOD, chip).network == "chip"
+    line = path_between(IRONWOOD, [(0, (x, 0, 0)) for x in range(4) for _ in range(2)])
+    assert (line.devices, line.on_chip, line.rings, line.network) == (8, 2, RING, "ici")
+    assert path_between(IRONWOOD, [(0, (x, 0, 0)) for x in range(4)]).on_chip == 1
+
+
 def test_bytes_that_a_device_sends() -> None:
     assert interconnect.sent_bytes("all-reduce", 8, 4) == 12 and interconnect.sent_bytes("all-to-all", 8, 4) == 6
     assert interconnect.sent_bytes("collective-permute", 8, 4) == 8

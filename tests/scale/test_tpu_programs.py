@@ -37,6 +37,13 @@ def test_a_mesh_over_two_described_slices() -> None:
     ] + 4 * [{1}]
 
 
+@pytest.mark.parametrize("name", ["tpu8t:2x2x1", "tpu8i:4"])
+def test_what_is_planned_has_no_described_slice_yet(name: str) -> None:
+    """Once this fails, libtpu knows it: compile its rows of docs/scale.md."""
+    with pytest.raises(ValueError, match=r"it is announced, and libtpu .* describes no slice of it; use --estimate"):
+        described_devices.describe(parse_topology(name))
+
+
 def test_what_lies_in_the_hosts_memory_and_what_is_sent() -> None:
     devices = described_devices.describe(parse_topology("v5e:2x2", 2))
     trainer = tiny.Trainer(
