@@ -8,8 +8,10 @@ from pathlib import Path
 from omnihuman_jax.runtime import file_names
 
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+# Where a caption comes from.
+SIDECAR, BY_DEFAULT, BY_COMMAND = "sidecar", "default", "command"
 _UTF32_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
-_MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 20
 # Not white space, no character of any text: what has one is of another encoding, or none.
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 _LOST = "\ufffd"  # what some program before us wrote in place of a letter that it could not read
@@ -47,13 +49,13 @@ def caption_of(path: str | os.PathLike[str], default: str, encoding: str = "") -
     """
     sidecar = next((file for s in (".txt", ".TXT", ".Txt") if (file := Path(path).with_suffix(s)).is_file()), None)
     text = "" if sidecar is None else " ".join(_read(sidecar, encoding).split())
-    return (text, "sidecar") if text else (" ".join(default.split()), "default")
+    return (text, SIDECAR) if text else (" ".join(default.split()), BY_DEFAULT)
 
 
 def _read(sidecar: Path, encoding: str) -> str:
     name = file_names.plain(sidecar.name)
-    if sidecar.stat().st_size > _MAX_BYTES:
-        raise CaptionError(f"{name}: {sidecar.stat().st_size} bytes are no caption; at most {_MAX_BYTES}")
+    if sidecar.stat().st_size > MAX_BYTES:
+        raise CaptionError(f"{name}: {sidecar.stat().st_size} bytes are no caption; at most {MAX_BYTES}")
     try:
         data = sidecar.read_bytes()
         return decoded(data, encoding)
@@ -64,13 +66,13 @@ def _read(sidecar: Path, encoding: str) -> str:
 
 def caption_in(name: str, data: bytes | None, default: str, encoding: str = "") -> tuple[str, str]:
     """As `caption_of`, of the bytes of the sidecar `name`; None: there is none."""
-    if data is not None and len(data) > _MAX_BYTES:
-        raise CaptionError(f"{file_names.plain(name)}: {len(data)} bytes are no caption; at most {_MAX_BYTES}")
+    if data is not None and len(data) > MAX_BYTES:
+        raise CaptionError(f"{file_names.plain(name)}: {len(data)} bytes are no caption; at most {MAX_BYTES}")
     try:
         text = "" if data is None else " ".join(decoded(data, encoding).split())
     except UnicodeError as error:
         raise CaptionError(f"{file_names.plain(name)}: {error}") from error
-    return (text, "sidecar") if text else (" ".join(default.split()), "default")
+    return (text, SIDECAR) if text else (" ".join(default.split()), BY_DEFAULT)
 
 
 def decoded(data: bytes, encoding: str = "") -> str:

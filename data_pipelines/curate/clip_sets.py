@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.curate import source_list
+from data_pipelines.curate import captions, source_list
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.file_stages import BY_PREVIEW
 from data_pipelines.curate.stage_parts import GROUPS, STAGES, Table, clip_rows, read_record
@@ -108,14 +108,22 @@ def read_clips_of(sets: Path, index: int) -> list[Clip]:
     chosen = _rows(sets, index)
     scanned = clip_rows(table.read("scan", number))
     scored = [table.read(stage, number).to_pylist() for stage in STAGES[1:]]
-    if any(len(rows) != len(chosen) for rows in (scanned, *scored)):
+    told = _told(table, number, len(scanned))
+    if any(len(rows) != len(chosen) for rows in (scanned, *scored, told)):
         raise ValueError(f"{sets}: part {number} of its table was made again; run `omnihuman select` again")
-    rows = enumerate(zip(chosen, scanned, *scored, strict=True))
+    rows = enumerate(zip(chosen, scanned, told, *scored, strict=True))
     return [
-        _clip(number, record, mine, listed.get(scan["source"]), scan, _joined(own), head)
-        for record, (mine, scan, *own) in rows
+        _clip(number, record, mine, listed.get(scan["source"]), scan, _joined(own), head, said)
+        for record, (mine, scan, said, *own) in rows
         if mine["left_out"] is None
     ]
+
+
+def _told(table: Table, number: int, count: int) -> list[str | None]:
+    """What a command said of each clip of a part; None where it was not asked."""
+    if "caption" not in table.stages:
+        return [None] * count
+    return list(table.read("caption", number, ["caption"])["caption"].to_pylist())
 
 
 def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -139,11 +147,15 @@ def _clip(
     scan: Mapping[str, Any],
     scored: Mapping[str, Any],
     head: Mapping[str, Any],
+    said: str | None,
 ) -> Clip:
     if listed is None:
         raise ValueError(
             f"clip {scored['clip_id']} is not in the table's source any more; run `omnihuman select` again"
         )
+    caption, caption_source = listed["caption"], listed["caption_source"]
+    if said is not None and caption_source == captions.BY_DEFAULT:
+        caption, caption_source = said, captions.BY_COMMAND
     own = {**scan_scores(scan), "looked_at": float(scored["landmarks_why"] != BY_PREVIEW)}
     scores = own | {n: scored[n] for names in GROUPS.values() for n in names if scored[n] is not None}
     reasons = {
@@ -166,8 +178,8 @@ def _clip(
         height=scan["height"],
         width=scan["width"],
         has_audio=scan["has_audio"],
-        caption=listed["caption"],
-        caption_source=listed["caption_source"],
+        caption=caption,
+        caption_source=caption_source,
         scores=scores,
         eligible=tuple(c.label for c in Condition if mine["eligible"] >> c & 1),
         reasons=reasons,

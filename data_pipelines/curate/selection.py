@@ -24,7 +24,7 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
-from data_pipelines.curate import source_list, stage_parts
+from data_pipelines.curate import captions, source_list, stage_parts
 from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_FILE, SETS_FORMAT, SETS_SCHEMA
 from data_pipelines.curate.clips import write_text
 from data_pipelines.curate.file_stages import BY_PREVIEW
@@ -45,7 +45,8 @@ DUPLICATE = "the same content as an earlier clip"
 UNREADABLE = "cannot be read"
 GONE = "not in the source any more"
 NO_CAPTION = "its caption cannot be read"
-_WHYS = (DUPLICATE, UNREADABLE, GONE, NO_CAPTION)
+NOT_CAPTIONED = "the caption command failed"
+_WHYS = (DUPLICATE, UNREADABLE, GONE, NO_CAPTION, NOT_CAPTIONED)
 _IN = -1
 # Parts that an error names.
 _LISTED = 8
@@ -167,12 +168,13 @@ def write_head(
 
 
 class _Listing:
-    """Which sources lie somewhere now, and which have no readable caption, part by part."""
+    """Which sources lie somewhere now, and which have no readable caption, or none of their own, part by part."""
 
     def __init__(self, rows: pa.Table) -> None:
         self._parts = rows["part"].to_numpy()
         self._sources = rows["source"].combine_chunks()
         self._unread = pc.not_equal(rows["caption_error"].combine_chunks(), "")
+        self._uncaptioned = pc.equal(rows["caption_source"].combine_chunks(), captions.BY_DEFAULT)
         self._rows = rows
 
     def numbers(self) -> list[int]:
@@ -183,6 +185,11 @@ class _Listing:
         begin, end = np.searchsorted(self._parts, [number, number + 1])
         sources = self._sources.slice(begin, end - begin)
         return sources, sources.filter(self._unread.slice(begin, end - begin))
+
+    def uncaptioned(self, number: int) -> pa.Array:
+        """Sources of a part without a caption of their own."""
+        begin, end = np.searchsorted(self._parts, [number, number + 1])
+        return self._sources.slice(begin, end - begin).filter(self._uncaptioned.slice(begin, end - begin))
 
     def names(self, number: int) -> dict[str, dict[str, str]]:
         begin, end = np.searchsorted(self._parts, [number, number + 1])
@@ -203,7 +210,8 @@ def _tag_part(
     sources, unread = listing.of(number)
     clips = clips_of(scanned)
     scored = {stage: table.read(stage, number, columns) for stage, columns in _COLUMNS.items()}
-    for stage, rows in scored.items():
+    besides = {stage: table.read(stage, number, ["reason"]) for stage in table.stages if stage not in STAGES}
+    for stage, rows in (scored | besides).items():
         if len(rows) != len(clips):
             raise ValueError(
                 f"{table.part(stage, number)}: {len(rows)} rows for {len(clips)} clips; delete it and run curate again"
@@ -213,11 +221,14 @@ def _tag_part(
     left_out = np.full(len(clips), _IN, np.int8)
     for stage in ("preview", "look"):
         left_out[pc.is_valid(scored[stage]["reason"]).to_numpy()] = _WHYS.index(UNREADABLE)
+    if "caption" in besides:
+        failed = pc.is_valid(besides["caption"]["reason"]).to_numpy()
+        left_out[failed & _is_in(clips["source"], listing.uncaptioned(number))] = _WHYS.index(NOT_CAPTIONED)
     left_out[_is_in(clips["source"], unread)] = _WHYS.index(NO_CAPTION)
     left_out[~_is_in(clips["source"], sources)] = _WHYS.index(GONE)
     for sweep in sweeps:
         sweep.add(scores, thresholds, left_out == _IN)
-    has_letters = any(rows["reason"].null_count < len(rows) for rows in scored.values())
+    has_letters = any(rows["reason"].null_count < len(rows) for rows in (scored | besides).values())
     unlooked = is_word(scored["look"]["landmarks_why"], BY_PREVIEW)
     unlooked |= is_word(scored["listen"]["lip_sync_why"], BY_PREVIEW)
     if unlooked.any():

@@ -7,10 +7,12 @@
     preview@.../part-00007.parquet, .array_record   a row a clip: scores; a record a clip: a thumbnail
     look@.../part-00007.parquet, .array_record      a row a clip: scores; a record a clip: landmarks, where computed
     listen@.../part-00007.parquet                   a row a clip: scores
+    caption@.../part-00007.parquet                  a row a clip: what a caption command said, of a table with one
 
 A part that is there is whole, and done; one that is not is work. There is no other state, and no file a clip. Parts of
 `look` and `listen` say beside their rows by what those with landmarks were chosen (`reach.Reach`): by looser thresholds
-they are work once more, for the rows that these let through.
+they are work once more, for the rows that these let through. Parts of `caption` say which videos were passed over, as
+they had captions of their own.
 """
 
 import dataclasses
@@ -34,10 +36,12 @@ from omnihuman_jax.runtime.locations import local
 FORMAT = 1
 TABLE_FILE = "table.json"
 STAGES = ("scan", "preview", "look", "listen")
+# Stages that a table has if it was curated with what they need; after the others.
+OPTIONAL_STAGES = ("caption",)
 CLIP, SHORT, DEAD = "clip", "short", "dead"
 RECORDS_SUFFIX = ".array_record"
 _KEY_DIGITS = 12
-_REACH = b"reach"
+_CHOSEN_BY = b"reach"
 # Small next to pixels, and read often by few.
 _RECORD_OPTIONS = "group_size:1,zstd:3"
 _WORD = pa.dictionary(pa.int32(), pa.string())
@@ -73,6 +77,14 @@ SCHEMAS = {
     "preview": pa.schema(_scored([*file_stages.KNOWN_SCORES, *file_stages.PREVIEW_SCORES], PREVIEW_GROUPS)),
     "look": pa.schema(_scored(file_stages.LANDMARK_SCORES, ["landmarks"])),
     "listen": pa.schema(_scored([*file_stages.SOUND_SCORES, *file_stages.LIP_SYNC_SCORES], ["sound", "lip_sync"])),
+    "caption": pa.schema(
+        [
+            pa.field("clip_id", pa.string()),
+            pa.field("caption", pa.string()),
+            pa.field("caption_why", _WORD),
+            *_DEAD_LETTER,
+        ]
+    ),
 }
 # Group of scores -> its scores: each has a value, or the group's `_why` says "not computed: why" or "failed: why".
 GROUPS = {
@@ -143,9 +155,14 @@ class Table:
     def stage_folder(self, stage: str) -> Path:
         return self.folder / f"{stage}@{self.keys[stage][:_KEY_DIGITS]}"
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those that it has, in order."""
+        return (*STAGES, *(stage for stage in OPTIONAL_STAGES if stage in self.keys))
+
     def missing(self, number: int) -> list[str]:
         """The stages that part `number` lacks, in order."""
-        return [stage for stage in STAGES if not self.part(stage, number).is_file()]
+        return [stage for stage in self.stages if not self.part(stage, number).is_file()]
 
     def read(self, stage: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The columns of a part; an error names the file and the cure."""
@@ -172,16 +189,20 @@ def read_part(path: Path, columns: Sequence[str] | None = None, filters: Any = N
         raise ValueError(f"{path}: not a readable part ({why}); delete it and run curate again") from None
 
 
-def write_part(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, reach: str = "") -> None:
-    """Writes rows whole or not at all; what a row does not say is null. reach: `stated_reach` of the part."""
+def write_part(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, chosen_by: str = "") -> None:
+    """Writes rows whole or not at all; what a row does not say is null. chosen_by: `stated_choice` of the part."""
     columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
-    write_columns(path, pa.table(columns, schema=schema.with_metadata({_REACH: reach}) if reach else schema))
+    write_columns(
+        path, pa.table(columns, schema=schema.with_metadata({_CHOSEN_BY: chosen_by}) if chosen_by else schema)
+    )
 
 
-def stated_reach(path: Path) -> str:
-    """By what the rows of a part with landmarks were chosen (`reach.Reach.to_json`); "" if it does not say."""
+def stated_choice(path: Path) -> str:
+    """By what the rows of a part that something was computed for were chosen: of `look` and `listen` as
+    `reach.Reach.to_json` has it, of `caption` as `part_work` does; "" if it does not say.
+    """
     try:
-        return (pq.read_schema(path).metadata or {}).get(_REACH, b"").decode()
+        return (pq.read_schema(path).metadata or {}).get(_CHOSEN_BY, b"").decode()
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: not a readable part ({why}); delete it and run curate again") from None
@@ -275,6 +296,6 @@ def letters_of(table: Table, number: int) -> Iterator[dict[str, Any]]:
     for row in scanned:
         if row.pop("kind") == DEAD:
             yield {"stage": "scan", "clip_id": "", **row}
-    for stage in STAGES[1:]:
+    for stage in table.stages[1:]:
         rows = table.read(stage, number, ["clip_id", *(field.name for field in _DEAD_LETTER)]).to_pylist()
         yield from ({"stage": stage, "source": s, **row} for s, row in zip(clips, rows, strict=True) if row["reason"])

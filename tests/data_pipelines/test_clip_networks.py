@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.curate import clip_networks, decode, file_stages
+from data_pipelines.curate.adapters import NO_ADAPTERS, Adapters
 from data_pipelines.curate.clip_networks import ClipNetwork, View
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.shot_network import ShotNetwork, cuts_of
@@ -125,7 +126,9 @@ def test_a_given_network_scores_clips_and_is_in_the_key_of_the_preview_alone(
     assert row["aesthetic"] == networks["aesthetic"].score([frames[2], frames[7]])
     assert row["technical_why"] == file_stages.NO_NETWORK and "technical" not in row and "aesthetic_why" not in row
     assert set(row) - {"technical_why"} == {*file_stages.KNOWN_SCORES, *file_stages.PREVIEW_SCORES} - {"technical"}
-    without, given = (file_stages.stage_keys(ScanOptions(), given) for given in ({}, networks))
+    without, given = (
+        file_stages.stage_keys(ScanOptions(), given) for given in (NO_ADAPTERS, Adapters(scorers=networks))
+    )
     assert [stage for stage in without if without[stage] != given[stage]] == ["preview"]
 
 

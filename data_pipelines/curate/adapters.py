@@ -1,0 +1,79 @@
+"""What a user gives beside the packaged networks, or in their place: networks by path, and a program that captions."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+
+from data_pipelines.curate import clip_networks
+from data_pipelines.curate.caption_command import TIMEOUT_S, CaptionCommand
+from data_pipelines.curate.clip_networks import ClipNetwork
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Adapters:
+    """Looked at and found to be what they should be.
+
+    scorers: name of a score -> what gives it (`clip_networks.py`).
+    captions: what captions videos that have no caption (`caption_command.py`).
+    """
+
+    scorers: Mapping[str, ClipNetwork] = dataclasses.field(default_factory=dict)
+    captions: CaptionCommand | None = None
+
+
+NO_ADAPTERS = Adapters()
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class AdapterOptions:
+    """Paths of networks, and a command.
+
+    networks: name of a score -> path of the network that gives it.
+    caption_command: as for a shell, with `{video}` in it; "": none.
+    caption_timeout_s: after it a caption is given up.
+    """
+
+    networks: dict[str, str] = dataclasses.field(default_factory=dict)
+    caption_command: str = ""
+    caption_timeout_s: float = TIMEOUT_S
+
+    def load(self) -> Adapters:
+        """Raises:
+        FileNotFoundError, ValueError, ImportError: one of them is not there, or not what it should be.
+        """
+        command = self.caption_command
+        return Adapters(
+            scorers=clip_networks.load_all(self.networks),
+            captions=CaptionCommand.parse(command, self.caption_timeout_s) if command else None,
+        )
+
+    def take(self, arguments: argparse.Namespace) -> None:
+        """Of the command line, over what is there."""
+        self.networks = {**self.networks, **clip_networks.parse(arguments.network)}
+        for name in ("caption_command", "caption_timeout_s"):
+            if getattr(arguments, name) is not None:
+                setattr(self, name, getattr(arguments, name))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `AdapterOptions.take` reads."""
+    parser.add_argument(
+        "--network",
+        action="append",
+        default=[],
+        metavar="NAME=PATH.onnx",
+        help=f"a network that scores clips ({', '.join(clip_networks.NAMES)}); may be repeated; what it is shown is in"
+        " PATH.json (docs/data.md)",
+    )
+    parser.add_argument(
+        "--caption-command",
+        metavar="'CMD {video} ...'",
+        help="a program that prints the caption of a clip, for videos without one; {video}, {start_s} and {end_s} are"
+        " filled in, no shell is used (docs/data.md)",
+    )
+    parser.add_argument(
+        "--caption-timeout-s",
+        type=float,
+        metavar="S",
+        help=f"seconds after which a caption is given up (default {TIMEOUT_S:g})",
+    )
