@@ -21,7 +21,9 @@ from data_pipelines import shares
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.tagging import Thresholds
+from data_pipelines.puppet_theatre.faults import FAULTS
 from data_pipelines.puppet_theatre.truth import Truth
+from data_pipelines.puppet_theatre.voices import NEURAL
 from data_pipelines.shares import Share
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.keypoints import BODY, LEFT_HAND, RIGHT_HAND
@@ -29,6 +31,8 @@ from omnihuman_jax.runtime.locations import local
 
 SCORED = (Condition.AUDIO, Condition.POSE)
 _MOVES = 0.2  # of the opening's 0..1
+_HEADS = (0, 48, 64, 96, 160)  # pixels, of the face's height
+_DRAWS = 2000  # resamples of an interval
 _SEEN = 0.5  # a point of the body with this confidence counts as found
 
 
@@ -94,12 +98,19 @@ class SeenClip:
     head_px       height of the face
     """
 
-    group: str
+    style: str
+    framing: str
     face: float
     hands: float
     body: float
     aperture: float
     head_px: float
+
+    @property
+    def head(self) -> str:
+        """Which of `_HEADS` it is in."""
+        low = max(px for px in _HEADS if px <= self.head_px)
+        return f"head of {low} px or more" if low else f"head below {_HEADS[1]} px"
 
 
 def see(judged: Judged, found: Landmarks) -> SeenClip:
@@ -119,7 +130,8 @@ def see(judged: Judged, found: Landmarks) -> SeenClip:
     # A mouth that stays closed has nothing to correlate.
     moves = seen_T.sum() > 10 and np.ptp(truth.opening_T[part][seen_T]) > _MOVES and np.ptp(aperture_T) > 0
     return SeenClip(
-        group=f"{plan['style']}, {plan['framing']}",
+        style=plan["style"],
+        framing=plan["framing"],
         face=float(found.face_T.mean()),
         hands=_mean(np.concatenate(hands)),
         body=float(np.median(error_TJ[both_TJ])) / truth.facts["figure_px"] if both_TJ.any() else math.nan,
@@ -135,34 +147,57 @@ def _mean(values: np.ndarray) -> float:
 def tables(theatre: Path, curated: Path) -> str:
     """The tables of docs/theatre.md, in Markdown."""
     judged = list(judge(read_clips(curated), theatre / "truth"))
-    faults = collections.Counter(j.fault for j in judged)
-    lines = [f"{len(judged)} clips", "", "| condition | precision | recall |", "|---|---|---|"]
+    played = {path.stem for path in (theatre / "truth").glob("*.npz")}
+    lost = sorted(played - {Path(j.clip.video).stem for j in judged})
+    lines = [f"{len(judged)} clips of {len(played)} videos; of {len(lost)} videos no clip was made", ""]
+    if lost:
+        lines += [", ".join(lost), ""]
+    lines += _score_table(judged)
+    unspoilt = [j for j in judged if j.fault not in ("turned_away", "covered", "blur", "still", "second_face")]
+    return "\n".join([*lines, "", *_seen_table([see(j, load_landmarks(curated, j.clip)) for j in unspoilt])]) + "\n"
+
+
+def _score_table(judged: Sequence[Judged]) -> list[str]:
+    """Tags by condition, by planted fault, and by delay."""
+    groups = {
+        "clear faults, and none": [j for j in judged if FAULTS[j.fault].clear],
+        "all": judged,
+        "neural voice": [j for j in judged if j.truth.facts["plan"]["voice"] == NEURAL],
+        "recorded voices": [j for j in judged if j.truth.facts["plan"]["voice"] != NEURAL],
+    }
+    lines = ["| condition | over | precision | recall |", "|---|---|---|---|"]
     for condition in SCORED:
-        precision, recall = precision_and_recall(judged, condition)
-        lines.append(f"| {condition.label} | {precision} | {recall} |")
+        for name, own in groups.items():
+            precision, recall = precision_and_recall(own, condition)
+            lines.append(f"| {condition.label} | {name} | {precision} | {recall} |")
     right = {condition: right_by_fault(judged, condition) for condition in SCORED}
     lines += ["", "| planted | audio tag is right | pose tag is right |", "|---|---|---|"]
-    lines += [f"| {f} | {right[Condition.AUDIO][f]} | {right[Condition.POSE][f]} |" for f in sorted(faults)]
+    faults = sorted({j.fault for j in judged})
+    lines += [f"| {f} | {right[Condition.AUDIO][f]} | {right[Condition.POSE][f]} |" for f in faults]
     lines += ["", "| sound late by, ms | tagged for audio |", "|---|---|"]
-    lines += [f"| {delay} | {share} |" for delay, share in by_delay(judged).items()]
-    unspoilt = [j for j in judged if j.fault not in ("turned_away", "covered", "blur", "still", "second_face")]
-    lines += ["", *_seen_table([see(j, load_landmarks(curated, j.clip)) for j in unspoilt])]
-    return "\n".join(lines) + "\n"
+    return lines + [f"| {delay} | {share} |" for delay, share in by_delay(judged).items()]
 
 
 def _seen_table(clips: Sequence[SeenClip]) -> list[str]:
-    lines = [
-        "| style, framing | clips | head, px | face | hands | body error | aperture r |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for group in sorted({clip.group for clip in clips}):
-        own = [clip for clip in clips if clip.group == group]
-        head, face, hands, body, aperture = (
-            _mean(np.array([v for clip in own if not math.isnan(v := getattr(clip, name))]))
-            for name in ("head_px", "face", "hands", "body", "aperture")
-        )
-        lines.append(f"| {group} | {len(own)} | {head:.0f} | {face:.1%} | {hands:.0%} | {body:.1%} | {aperture:.2f} |")
+    lines = ["| clips of | n | head, px | face | hands | body error | aperture r |", "|---|---|---|---|---|---|---|"]
+    for subject in ("style", "framing", "head"):
+        for group in dict.fromkeys(getattr(clip, subject) for clip in sorted(clips, key=lambda clip: clip.head_px)):
+            own = [clip for clip in clips if getattr(clip, subject) == group]
+            shares = [_with_interval(own, name, "{:.1%}") for name in ("face", "hands", "body")]
+            head = np.median([clip.head_px for clip in own])
+            cells = [group, str(len(own)), f"{head:.0f}", *shares, _with_interval(own, "aperture", "{:.2f}")]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _with_interval(clips: Sequence[SeenClip], name: str, form: str) -> str:
+    """The mean over clips that have a number, and the 95 % interval of a bootstrap over them."""
+    values = np.array([value for clip in clips if not math.isnan(value := getattr(clip, name))])
+    if not values.size:
+        return "-"
+    means = np.random.default_rng(0).choice(values, (_DRAWS, values.size)).mean(1)
+    mean, low, high = (form.format(v) for v in (values.mean(), *np.percentile(means, [2.5, 97.5])))
+    return f"{mean} [{low}, {high}]"
 
 
 def main() -> None:

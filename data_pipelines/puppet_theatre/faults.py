@@ -10,11 +10,16 @@ _ALL = frozenset(Condition)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Fault:
-    """`spoils` the conditions that a clip with it is not eligible for, whatever else is right about it."""
+    """`spoils` the conditions that a clip with it is not eligible for, whatever else is right about it.
+
+    clear: whoever looks and listens says at once whether it is there. Of a delay that depends on how long it is, and of
+    half a line on which half: those are scored by a curve.
+    """
 
     name: str
     what: str
     spoils: frozenset[Condition] = frozenset()
+    clear: bool = True
 
 
 FAULTS: dict[str, Fault] = {
@@ -22,10 +27,17 @@ FAULTS: dict[str, Fault] = {
     for fault in (
         Fault(name="none", what="speech in sync with the mouth"),
         Fault(name="dubbed", what="the sound is another line", spoils=frozenset({_A})),
-        Fault(name="partly_dubbed", what="the second half of the sound is another line", spoils=frozenset({_A})),
-        Fault(name="late", what="the sound comes 0.28 to 0.8 s after the picture", spoils=frozenset({_A})),
-        Fault(name="early", what="the sound comes 0.28 to 0.8 s before the picture", spoils=frozenset({_A})),
-        Fault(name="slightly_late", what="the sound comes 0.08 to 0.2 s after the picture: allowed"),
+        Fault(
+            name="partly_dubbed",
+            what="the second half of the sound is another line",
+            spoils=frozenset({_A}),
+            clear=False,
+        ),
+        Fault(name="late", what="the sound comes 0.28 to 0.8 s after the picture", spoils=frozenset({_A}), clear=False),
+        Fault(
+            name="early", what="the sound comes 0.28 to 0.8 s before the picture", spoils=frozenset({_A}), clear=False
+        ),
+        Fault(name="slightly_late", what="the sound comes 0.08 to 0.2 s after the picture: allowed", clear=False),
         Fault(name="off_screen", what="someone else speaks, the mouth stays closed", spoils=frozenset({_A})),
         Fault(name="music", what="the mouth speaks, the sound is music", spoils=frozenset({_A})),
         Fault(name="silent", what="the mouth speaks, the sound track is silent", spoils=frozenset({_A})),

@@ -9,7 +9,9 @@ import pytest
 
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.curate import CurateConfig, curate
+from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.puppet_theatre import against_truth, programme
+from data_pipelines.puppet_theatre.faults import DELAYS, FAULTS
 from data_pipelines.puppet_theatre.theatre import TheatreConfig, theatre
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.keypoints import INDEX
@@ -53,7 +55,31 @@ def test_wrong_tags_and_points_cost(tiny_theatre: Path) -> None:
 def test_the_tables_name_every_fault(tiny_theatre: Path) -> None:
     text = against_truth.tables(tiny_theatre, tiny_theatre / "clips")
     faults = {j.fault for j in against_truth.judge(read_clips(tiny_theatre / "clips"), tiny_theatre / "truth")}
-    assert all(f"| {fault} |" in text for fault in faults) and "| audio |" in text
+    assert all(f"| {fault} |" in text for fault in faults) and "| audio | clear faults, and none |" in text
+    assert "of 0 videos no clip was made" in text
+
+
+def test_a_video_without_a_clip_is_told_of(tiny_theatre: Path, tmp_path: Path) -> None:
+    lost, *kept = [(clip, load_landmarks(tiny_theatre / "clips", clip)) for clip in read_clips(tiny_theatre / "clips")]
+    write_clips(tmp_path, [row for row in kept if row[0].video != lost[0].video])
+    text = against_truth.tables(tiny_theatre, tmp_path)
+    assert "of 1 videos no clip was made" in text and Path(lost[0].video).stem in text
+
+
+def test_delays_are_no_clear_faults() -> None:
+    """Whether a sound that comes late is wrong depends on how late: no yes or no is asked of it."""
+    unclear = {name for name, fault in FAULTS.items() if not fault.clear}
+    assert unclear == {*DELAYS, "partly_dubbed"}
+
+
+def test_a_head_is_in_the_group_of_its_height() -> None:
+    def of(head_px: float) -> str:
+        seen = against_truth.SeenClip("flat", "half", face=1, hands=1, body=0, aperture=1, head_px=head_px)
+        return seen.head
+
+    assert [of(35), of(48), of(95.9), of(300)] == [
+        "head below 48 px", "head of 48 px or more", "head of 64 px or more", "head of 160 px or more",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow
