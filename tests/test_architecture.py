@@ -40,6 +40,7 @@ HANDED_OVER = {
     ("omnihuman_jax.commands.plan_budget", "omnihuman_jax.commands.plan_scale"),
     ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_theatre"),
     ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_field"),
+    ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_gain"),
 }
 
 

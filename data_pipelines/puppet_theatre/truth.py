@@ -23,7 +23,7 @@ class Truth:
     keypoints_TJ3    float32, x, y, 1 of `data.keypoints.KEYPOINT_NAMES`; (0, 0, 0) where not in the picture
     mouth_box_T4     float32, x0, y0, x1, y1: as far as this mouth can reach;  face_box_T4 of the face
     faces_T          int32, faces that look out of the picture
-    gestures_TG      float32, the signals of `gestures.SIGNALS`
+    gestures_TG      float32, the signals of `gesture_law.SIGNALS`
     facts            plain values: the plan of the clip, colours, what is said, fault, eligible conditions
     """
 

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from omnihuman_jax.commands import evaluate_field, evaluate_theatre
+from omnihuman_jax.commands import evaluate_field, evaluate_gain, evaluate_theatre
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
@@ -384,8 +384,11 @@ def main(argv: Sequence[str]) -> int:
     )
     config = trained_run.sampling_config(run.config.sampling, options)
     suites: dict[str, Suite] = {
-        "training": _training_suite, "theatre": evaluate_theatre.run_suite, "field": evaluate_field.run_suite
-    }  # fmt: skip
+        "training": _training_suite,
+        "gain": evaluate_gain.run_suite,
+        "theatre": evaluate_theatre.run_suite,
+        "field": evaluate_field.run_suite,
+    }
     if options.suite != "all":
         return suites[options.suite](run, config, options)
     return _all_suites(suites, run, config, options)

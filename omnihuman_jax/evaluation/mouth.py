@@ -15,14 +15,16 @@ from omnihuman_jax.evaluation.bootstrap import Estimate, estimate
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Readout:
-    """Opening as a linear function of the pixels of one person's mouth."""
+    """Opening as a linear function of the pixels of one person's mouth; or K other things, each such a function of the
+    same pixels: then weights are [P, K] and offsets [K].
+    """
 
     mean_P: np.ndarray
     weights_P: np.ndarray
-    offset: float
+    offset: np.ndarray
 
     def __call__(self, crops_THW3: np.ndarray) -> np.ndarray:
-        """float64 [T] of crops as they were given to `fit_readout`."""
+        """float64 [T] or [T, K] of crops as they were given to `fit_readout`."""
         return (_flat(crops_THW3) - self.mean_P) @ self.weights_P + self.offset
 
 
@@ -31,7 +33,7 @@ def fit_readout(crops_THW3: np.ndarray, opening_T: np.ndarray, ridge: float = 30
 
     Args:
         crops_THW3: the mouth and the room that it moves in, in [-1, 1], all of one size.
-        opening_T: the truth of each.
+        opening_T: the truth of each; [T, K] for K things that are read off the same pixels.
         ridge: weight of the penalty, in the unit of summed squared pixels.
 
     Raises:
@@ -41,7 +43,7 @@ def fit_readout(crops_THW3: np.ndarray, opening_T: np.ndarray, ridge: float = 30
     opening_T = np.asarray(opening_T, np.float64)
     if len(pixels) != len(opening_T) or len(pixels) < 2:
         raise ValueError(f"a readout needs two frames or more, each with its opening: {len(pixels)}, {len(opening_T)}")
-    mean_P, offset = pixels.mean(0), float(opening_T.mean())
+    mean_P, offset = pixels.mean(0), opening_T.mean(0)
     centred_TP, target_T = pixels - mean_P, opening_T - offset
     # The dual form: as many unknowns as frames, whatever the size of the crop.
     gram_TT = centred_TP @ centred_TP.T + ridge * np.eye(len(pixels))
@@ -74,6 +76,11 @@ def moments(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         raise ValueError(f"a window's readout {a.shape} and its truth {b.shape} must be rows of one length")
     a, b = a - a.mean(), b - b.mean()
     return np.array([a @ b, a @ a, b @ b])
+
+
+def moments_of_all(a_TK: np.ndarray, b_TK: np.ndarray) -> np.ndarray:
+    """`moments` of K things that were read in a window, summed."""
+    return np.sum([moments(a, b) for a, b in zip(np.transpose(a_TK), np.transpose(b_TK), strict=True)], axis=0)
 
 
 def correlation_of(sums_3: np.ndarray) -> float:

@@ -1,25 +1,32 @@
-"""Does a long video keep its face? Chains of segments of the theatre's held-out clips, and how far the face's colours
-move away from the reference.
+"""What becomes of a long video? Chains of segments of the theatre's held-out clips: how far the colours of the
+face, and those beside the head, move away from the reference, and whether the mouth still follows the sound at the end.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.diffusion.solver import SamplingConfig
+from omnihuman_jax.evaluation import mouth
+from omnihuman_jax.evaluation.bootstrap import estimate
 from omnihuman_jax.sampling import trained_run, window_inputs
-from omnihuman_jax.sampling.lip_sync import TruthWindow
+from omnihuman_jax.sampling.lip_sync import TruthWindow, plain
 from omnihuman_jax.sampling.sampler import sampler_for
 from omnihuman_jax.serving.windows_omnihuman import MOTION_FRAMES
-from omnihuman_jax.typing import FPS, MOTION_LATENTS
+from omnihuman_jax.typing import FPS, MOTION_LATENTS, SPATIAL_STRIDE
 
 _CELLS = 4  # a side of the grid of mean colours
 EARLY_S, LATE_S = (2.0, 4.0), 2.0
-"""When a chain is looked at: from second 2 to 4, and over its last 2 seconds."""
+"""When a chain's colours are looked at: from second 2 to 4, and over its last 2 seconds."""
+MOUTH_S = 10.0
+"""Its mouth: over the first and the last so many seconds, but a third of it at most."""
+_HAIR = 0.3  # of the face's width: so far from it nothing of the head is left
+_NARROWEST = 2  # pixels; less beside the head tells nothing
 
 
 def measure_drift(
@@ -33,7 +40,8 @@ def measure_drift(
     seed: int = 0,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> list[dict[str, object]]:
-    """A row a chain: {window, person, drift: (distance late, distance early)}.
+    """A row a chain: {window, person, drift and background: (distance late, distance early), mouth_early and
+    mouth_late: `mouth.moments`}; background is None where the head fills the picture.
 
     Each chain shows the first window's reference, speaks with the sound of its clip's windows over and over, and hands
     its last 5 frames to the next segment. ValueError for a chain that is too short to be looked at.
@@ -46,11 +54,10 @@ def measure_drift(
     if seconds < EARLY_S[1] + LATE_S:
         raise ValueError(f"a chain of {seconds:g} s is too short: {EARLY_S[1] + LATE_S:g} s or more")
     chosen = [list(windows) for _, windows in sorted(clips.items())][:count]
-    firsts = [windows[0] for windows in chosen]
     # One program for all segments: where nothing was before, no latent is given.
     shape_of = [_segment(run, windows, 0, slot, None) for slot, windows in enumerate(chosen)]
     sampler = sampler_for(run, config or run.config.sampling, shape_of, batch)
-    frames = len(firsts[0].opening_T)
+    frames = len(chosen[0][0].opening_T)
     segments = -(-round(seconds * FPS) // (frames - MOTION_FRAMES))
     videos: list[list[np.ndarray]] = [[] for _ in chosen]
     for index in range(segments):
@@ -61,10 +68,7 @@ def measure_drift(
         latents = sampler.all_of(inputs, seed, lambda share: on_progress(share / segments))
         for video, latent in zip(videos, latents, strict=True):
             video.append(trained_run.decode_pictures(run, latent))
-    return [
-        {"window": window.record.window_id, "person": window.person, "drift": _distances(run, window, video)}
-        for window, video in zip(firsts, videos, strict=True)
-    ]
+    return [_row(run, windows, video) for windows, video in zip(chosen, videos, strict=True)]
 
 
 def _segment(
@@ -80,13 +84,83 @@ def _segment(
     return dataclasses.replace(window, latents_FHWC=latents, motion=True)
 
 
-def _distances(run: trained_run.TrainedRun, window: TruthWindow, video: Sequence[np.ndarray]) -> list[float]:
-    """Mean distance of the face's colours from the reference's: late, early."""
+def _row(run: trained_run.TrainedRun, windows: Sequence[TruthWindow], video: Sequence[np.ndarray]) -> dict[str, object]:
+    first = windows[0]
+    beside = beside_head(first)
+    early, late = _mouth(run, windows, video)
+    return {
+        "window": first.record.window_id,
+        "person": first.person,
+        "drift": _distances(run, first, video, [first.face_4]),
+        "background": _distances(run, first, video, beside) if beside else None,
+        "mouth_early": early.tolist(),
+        "mouth_late": late.tolist(),
+    }
+
+
+def _distances(
+    run: trained_run.TrainedRun, window: TruthWindow, video: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
+) -> list[float]:
+    """Mean distance of the boxes' colours from the reference's: late, early."""
     frames = np.concatenate([video[0], *(part[MOTION_FRAMES:] for part in video[1:])])
     reference = trained_run.decode_pictures(run, window.record.references_RHWC[0][None])[:1]
-    far_T = np.sqrt(np.mean((colours(frames, window.face_4) - colours(reference, window.face_4)) ** 2, axis=1))
+    apart = [colours(frames, box) - colours(reference, box) for box in boxes]
+    far_T = np.sqrt(np.mean(np.concatenate(apart, axis=1) ** 2, axis=1))
     early = far_T[round(EARLY_S[0] * FPS) : round(EARLY_S[1] * FPS)]
     return [float(far_T[-round(LATE_S * FPS) :].mean()), float(early.mean())]
+
+
+def beside_head(window: TruthWindow) -> list[np.ndarray]:
+    """The boxes left and right of the head, from the picture's top to the chin; those of some width."""
+    width = SPATIAL_STRIDE * window.record.latents_FHWC.shape[2]
+    x0, _, x1, chin = window.face_4
+    hair = _HAIR * (x1 - x0)
+    boxes = (np.array([0.0, 0.0, x0 - hair, chin]), np.array([x1 + hair, 0.0, width, chin]))
+    return [box for box in boxes if box[2] - box[0] >= _NARROWEST]
+
+
+def _mouth(
+    run: trained_run.TrainedRun, windows: Sequence[TruthWindow], video: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed `mouth.moments` of the segments of the first and of the last seconds; of each, the frames that it has to
+    itself.
+    """
+    box = windows[0].box_4
+    trips = [mouth.crop(trained_run.decode_pictures(run, w.record.latents_FHWC), box) for w in windows]
+    readout = mouth.fit_readout(np.concatenate(trips), np.concatenate([w.opening_T for w in windows]))
+    found = [
+        mouth.moments(readout(mouth.crop(part, box))[MOTION_FRAMES:], own.opening_T[MOTION_FRAMES:])
+        for part, own in zip(video, itertools.cycle(windows))
+    ]
+    seconds_each = (len(windows[0].opening_T) - MOTION_FRAMES) / FPS
+    looked_at = max(1, min(round(MOUTH_S / seconds_each), len(found) // 3))
+    return np.sum(found[:looked_at], axis=0), np.sum(found[-looked_at:], axis=0)
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the rows of `measure_drift`, plain values with their intervals: late over early distance of the face and of
+    what is beside it, and the mouth's correlation in the first and the last seconds, and the former less the latter.
+    """
+    people = [str(row["person"]) for row in rows]
+    both = np.array([[*row["mouth_early"], *row["mouth_late"]] for row in rows])
+    beside = [row for row in rows if row["background"] is not None]
+    return {
+        "face, late over early": plain(estimate(np.array([row["drift"] for row in rows]), people, _ratio)),
+        "beside the head, late over early": (
+            plain(estimate(np.array([row["background"] for row in beside]), [str(r["person"]) for r in beside], _ratio))
+            if beside
+            else None
+        ),
+        "mouth, first seconds": plain(estimate(both[:, :3], people, mouth.correlation_of)),
+        "mouth, last seconds": plain(estimate(both[:, 3:], people, mouth.correlation_of)),
+        "mouth, lost": plain(
+            estimate(both, people, lambda sums: mouth.correlation_of(sums[:3]) - mouth.correlation_of(sums[3:]))
+        ),
+    }
+
+
+def _ratio(sums_2: np.ndarray) -> float:
+    return float(sums_2[0] / sums_2[1]) if sums_2[1] > 0 else float("nan")
 
 
 def colours(pictures_THW3: np.ndarray, box_4: np.ndarray) -> np.ndarray:

@@ -139,8 +139,8 @@ class ConditionGain:
 
         return condition_gain.window_losses(velocity, batch, t, jax.random.wrap_key_data(key_data))[:, 0]
 
-    def __call__(self, params: Params) -> dict[str, float]:
-        """See `Evaluator`."""
+    def losses(self, params: Params) -> dict[str, np.ndarray]:
+        """The denoising loss of every window, [N] by `condition_gain.KINDS`: the mean over `condition_gain.TIMES`."""
         losses = {}
         with jax.set_mesh(self._run.mesh):
             for kind, batches in self._batches.items():
@@ -151,7 +151,11 @@ class ConditionGain:
                     for t in condition_gain.TIMES
                 ]
                 losses[kind] = np.mean(of_times, axis=0)[: len(self.people)]
-        found = condition_gain.gain(losses, self.people, draws=_DRAWS)
+        return losses
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """See `Evaluator`."""
+        found = condition_gain.gain(self.losses(params), self.people, draws=_DRAWS)
         label = self._condition.label
         return three(f"gain/{label}", found.own) | three(f"harm/{label}", found.harm_of_other)
 

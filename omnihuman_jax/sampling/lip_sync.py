@@ -22,7 +22,7 @@ from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import mouth, sheet
 from omnihuman_jax.evaluation.bootstrap import Estimate, estimate
 from omnihuman_jax.runtime.locations import Location
-from omnihuman_jax.sampling import trained_run, window_inputs, wrists
+from omnihuman_jax.sampling import joints, trained_run, window_inputs, wrists
 from omnihuman_jax.sampling.sampler import sampler_for
 
 LABELS = {"own": "own sound", "other": "another's sound", "none": "no sound"}
@@ -34,8 +34,8 @@ _NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO)
 class TruthWindow:
     """A window of the dataset, and what is true of it.
 
-    opening_T of the mouth; wrists_T4 as of `wrists.wrists_of`; box_4, what the mouth reaches, and face_4, where the
-    face is on average, x0, y0, x1, y1 in the window's pixels; person: whose it is.
+    opening_T of the mouth; wrists_T4 and arms_T4 as of `wrists.py`, joints_TK of `joints.joints_of`; box_4, what the
+    mouth reaches, and face_4, where the face is on average, x0, y0, x1, y1 in the window's pixels; person: whose it is.
     """
 
     row: int
@@ -44,22 +44,29 @@ class TruthWindow:
     start: int
     opening_T: np.ndarray
     wrists_T4: np.ndarray
+    arms_T4: np.ndarray
+    joints_TK: np.ndarray
     box_4: np.ndarray
     face_4: np.ndarray
     person: str
 
 
-def load_windows(dataset: Location, truth_dir: Path, split: str) -> dict[str, list[TruthWindow]]:
-    """All windows of a split with sound and a reference, of the longest length, by clip and in order.
+def load_windows(
+    dataset: Location, truth_dir: Path, split: str, needed: ConditionSet = _NEEDED
+) -> dict[str, list[TruthWindow]]:
+    """All windows of a split that are eligible for `needed` (a reference and audio), of the longest length, by clip and
+    in order.
 
     Raises:
         FileNotFoundError, ValueError: no such windows, or no truth of their clips.
     """
     catalog, source = Catalog.load(dataset), open_records(dataset)
-    rows = window_inputs.longest_rows(catalog, catalog.split == split, _NEEDED)
+    rows = window_inputs.longest_rows(catalog, catalog.split == split, needed)
     if not len(rows):
         known = ", ".join(sorted(set(catalog.split.tolist())))
-        raise ValueError(f"{dataset}: no window of split {split} has sound and a reference; its splits are {known}")
+        raise ValueError(
+            f"{dataset}: no window of split {split} is eligible for {needed.label}; its splits are {known}"
+        )
     clips: dict[str, list[TruthWindow]] = {}
     truths: dict[str, Truth] = {}
     for row in sorted(rows.tolist(), key=lambda r: (catalog.clip_id[r], int(catalog.start_frame[r]))):
@@ -80,6 +87,8 @@ def load_windows(dataset: Location, truth_dir: Path, split: str) -> dict[str, li
                 start=start,
                 opening_T=truth.opening_T[frames].astype(np.float64),
                 wrists_T4=wrists.wrists_of(truth, frames),
+                arms_T4=wrists.arms_of(truth, frames),
+                joints_TK=joints.joints_of(truth, frames),
                 box_4=_reach(truth.mouth_box_T4) * scale,
                 face_4=truth.face_box_T4.mean(0) * scale,
                 person=str(truth.facts["plan"]["person"]),
@@ -126,10 +135,11 @@ def driven(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Subjects:
-    """What is measured: windows, each with one of another clip; all windows of the clips, and all round trips by row; a
-    readout for each measured window.
+    """What is measured of a split: windows, each with one of another clip; all windows of the clips, and all round
+    trips by row; a readout for each measured window.
     """
 
+    split: str
     clips: Mapping[str, Sequence[TruthWindow]]
     pairs: Sequence[tuple[TruthWindow, TruthWindow]]
     round_trips: Mapping[int, np.ndarray]
@@ -166,16 +176,13 @@ def subjects_of(run: trained_run.TrainedRun, dataset: Location, truth_dir: Path,
         for window in clips[name]
     }
     readouts = [_readout(clips[w.clip], w, round_trips) for w, _ in pairs]
-    return Subjects(clips=clips, pairs=pairs, round_trips=round_trips, readouts=readouts)
+    return Subjects(split=split, clips=clips, pairs=pairs, round_trips=round_trips, readouts=readouts)
 
 
 def measure_lip_sync(
     run: trained_run.TrainedRun,
-    dataset: Location,
-    truth_dir: Path,
+    subjects: Subjects,
     *,
-    split: str,
-    windows: int = 48,
     batch: int = 16,
     config: SamplingConfig | None = None,
     seed: int = 0,
@@ -185,7 +192,6 @@ def measure_lip_sync(
     label -> uint8 [T, H, W, 3]: the truth, and each driving).
     """
     config = config or run.config.sampling
-    subjects = subjects_of(run, dataset, truth_dir, split, windows)
     pairs, round_trips, read = subjects.pairs, subjects.round_trips, subjects.read
     inputs = subjects.inputs(run, DRIVINGS)
     latents = sampler_for(run, config, inputs, batch).all_of(inputs, seed, on_progress)
@@ -203,16 +209,17 @@ def measure_lip_sync(
     }
     curve = mouth.lag_curve(found["own"], own)
     hands = subjects.gestures(pictures["own"])
+    still = subjects.gestures([round_trips[w.row] for w, _ in pairs])
     result = {
-        "split": split,
+        "split": subjects.split,
         "step": run.step,
         "weights": run.weights,
         "guidance": dataclasses.asdict(config.guidance),
         "sampling_steps": config.num_steps,
-        "correlation": {name: _plain(mouth.correlation_interval(a, b, people)) for name, (a, b) in estimates.items()},
+        "correlation": {name: plain(mouth.correlation_interval(a, b, people)) for name, (a, b) in estimates.items()},
         "lag_curve": {str(lag): None if math.isnan(value) else round(value, 4) for lag, value in curve.items()},
         "peak_lag_frames": mouth.peak_lag(curve),
-        "gesture_range": _gesture_range(hands, people),
+        "gesture_range": {"ceiling": _gesture_range(still, people), "own sound": _gesture_range(hands, people)},
         # What each window contributes under its own sound: (sum ab, sum aa, sum bb) of what was read and the truth.
         "windows": [
             {
@@ -237,10 +244,10 @@ def _gesture_range(hands: Sequence[np.ndarray | None], people: Sequence[str]) ->
     seen = [(rows, person) for rows, person in zip(hands, people, strict=True) if rows is not None]
     if not seen:
         return None
-    return _plain(estimate(np.array([rows for rows, _ in seen]), [person for _, person in seen], mouth.range_of))
+    return plain(estimate(np.array([rows for rows, _ in seen]), [person for _, person in seen], mouth.range_of))
 
 
-def _plain(found: Estimate) -> dict[str, Any]:
+def plain(found: Estimate) -> dict[str, Any]:
     """None for numbers that JSON does not have: a mouth that does not move at all."""
     return {k: None if math.isnan(v) else v for k, v in dataclasses.asdict(found).items()}
 

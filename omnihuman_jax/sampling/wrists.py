@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data_pipelines.puppet_theatre.gesture_law import SIGNALS
 from data_pipelines.puppet_theatre.truth import Truth
 from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
 from omnihuman_jax.evaluation import mouth
 
+_ARMS = [number for number, name in enumerate(SIGNALS) if name != "nod"]
 _WRISTS = [KEYPOINT_NAMES.index(name) for name in ("left_wrist", "right_wrist")]
 
 
@@ -20,6 +22,12 @@ def wrists_of(truth: Truth, frames: slice) -> np.ndarray:
     points_TJ3 = truth.keypoints_TJ3[frames][:, _WRISTS].astype(np.float64)
     places = points_TJ3[..., :2] / truth.facts["size_px"][0]
     return np.where(points_TJ3[..., 2:] > 0, places, np.nan).reshape(len(points_TJ3), -1)
+
+
+def arms_of(truth: Truth, frames: slice) -> np.ndarray:
+    """float64 [T, 4]: the gesture signals of the arms, of variance about 1; nan where that arm's wrist is not seen."""
+    seen_T4 = np.isfinite(wrists_of(truth, frames))[:, [0, 0, 2, 2]]
+    return np.where(seen_T4, truth.gestures_TG[frames][:, _ARMS].astype(np.float64), np.nan)
 
 
 def moments_of(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,24 @@ from data_pipelines.puppet_theatre.truth import Truth
 from omnihuman_jax.commands import evaluate
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
+from omnihuman_jax.data.keypoints import INDEX, NUM_KEYPOINTS
 from omnihuman_jax.evaluation import mouth
-from omnihuman_jax.sampling import drift, lip_sync, trained_run, wrists
+from omnihuman_jax.evaluation.joint_error import errors_of, mean_error
+from omnihuman_jax.sampling import drift, gesture_spread, joints, lip_sync, trained_run, wrists
 from tests.sampling.tiny_run import TinyRun
 
 SHOT, FRAMES = 5, 45  # the clip begins at this frame of its video
 
 
-def write_truth(folder: Path, name: str, height: int, width: int) -> Truth:
-    """The truth of a video twice as large as its windows, with a mouth in the lower half."""
+def write_truth(folder: Path, name: str, height: int, width: int, seen: Sequence[str] = ("nose",)) -> Truth:
+    """The truth of a video twice as large as its windows, with a mouth in the lower half, and points that wander."""
     random = np.random.default_rng(len(name) + height)
     box = np.tile(np.array([0.5 * width, height, 1.5 * width, 1.5 * height], np.float32), (FRAMES, 1))
     row = np.zeros(FRAMES, np.float32)
+    points = np.zeros((FRAMES, NUM_KEYPOINTS, 3), np.float32)
+    for point in seen:
+        points[:, INDEX[point], :2] = np.cumsum(random.normal(size=(FRAMES, 2)), axis=0) + height
+        points[:, INDEX[point], 2] = 1
     truth = Truth(
         opening_T=random.uniform(size=FRAMES).astype(np.float32),
         spread_T=row,
@@ -33,12 +39,17 @@ def write_truth(folder: Path, name: str, height: int, width: int) -> Truth:
         gap_T=row,
         width_T=row,
         mouth_seen_T=row == 0,
-        keypoints_TJ3=np.zeros((FRAMES, NUM_KEYPOINTS, 3), np.float32),
+        keypoints_TJ3=points,
         mouth_box_T4=box,
         face_box_T4=box,
         faces_T=np.ones(FRAMES, np.int32),
-        gestures_TG=np.zeros((FRAMES, 5), np.float32),
-        facts={"shots": [[0, SHOT], [SHOT, FRAMES]], "size_px": [2 * height, 2 * width], "plan": {"person": name}},
+        gestures_TG=random.normal(size=(FRAMES, 5)).astype(np.float32),
+        facts={
+            "shots": [[0, SHOT], [SHOT, FRAMES]],
+            "size_px": [2 * height, 2 * width],
+            "figure_px": 100.0,
+            "plan": {"person": name},
+        },
     )
     folder.mkdir(exist_ok=True)
     truth.save(folder / f"{name}.npz")
@@ -71,7 +82,7 @@ def test_windows_get_the_truth_of_their_own_frames(held_out: tuple[Path, Path]) 
             assert np.allclose(window.box_4, [width / 4, height / 2, 3 * width / 4, 3 * height / 4])
     for window, other in lip_sync.choose(clips, 4):
         assert window.clip != other.clip
-    with pytest.raises(ValueError, match="no window of split train has sound and a reference; its splits are unseen"):
+    with pytest.raises(ValueError, match=r"of split train is eligible for reference\+audio; its splits are unseen"):
         lip_sync.load_windows(*held_out, "train")
 
 
@@ -93,7 +104,7 @@ def test_the_suite_writes_a_table_and_a_sheet(
     dataset, truth = held_out
     argv = ["--run", str(tiny.run), "--dataset", str(dataset), "--out", str(tmp_path), "--suite", "theatre"]
     argv += ["--windows", "4", "--batch", "4", "--steps", "1", "--split", "unseen_face"]
-    argv += ["--chains", "2", "--chain-seconds", "6"]
+    argv += ["--chains", "2", "--chain-seconds", "6", "--pose-windows", "4", "--gesture-seeds", "2"]
     with pytest.raises(ValueError, match="needs --truth"):
         evaluate.main(argv)
     assert evaluate.main([*argv, "--truth", str(truth)]) == 0
@@ -106,6 +117,13 @@ def test_the_suite_writes_a_table_and_a_sheet(
     own = mouth.correlation_of(np.sum([row["mouth"] for row in windows], axis=0))
     assert own == pytest.approx(result["correlation"]["own sound"]["value"])
     assert one["person"] != other["person"] and all(value > 0 for value in (*one["drift"], *other["drift"]))
+    assert result["chains"]["face, late over early"]["people"] == 2
+    floor, *driven = result["joints"].values()  # this truth is of points that nobody drew
+    assert len(driven) == 3 and floor["error"]["value"] > 0
+    for driving in driven:
+        assert driving["error"]["windows"] == 4 and driving["error"]["value"] > 0
+        assert -1 <= driving["correlation"]["value"] <= 1
+    assert result["gesture_spread"] is None and result["gesture_range"] == {"ceiling": None, "own sound": None}
     assert (tmp_path / "lip_sync.png").stat().st_size > 1000
     with Image.open(tmp_path / "lip_sync.gif") as played:
         assert played.n_frames > 1
@@ -135,6 +153,79 @@ def test_how_far_wrists_move_is_read_from_the_pictures() -> None:
     hidden[3, :] = np.nan
     assert wrists.moments_of(others, video(moving), hidden) is None
     assert wrists.moments_of([], video(moving), truth(moving)) is None
+
+
+def test_joints_are_read_from_the_pictures() -> None:
+    """A bright point that stands three pixels aside is three pixels wrong, and still moves with the truth."""
+    xs = np.arange(24)[None, None, :, None]
+
+    def video(places: np.ndarray) -> np.ndarray:
+        return np.tile(np.exp(-((xs - places[:, None, None, None]) ** 2) / 18), (1, 8, 1, 3)).astype(np.float32)
+
+    def truth(places: np.ndarray) -> np.ndarray:
+        return np.stack([places / 24, np.full_like(places, 0.5), places * np.nan, places * np.nan], axis=1)
+
+    random = np.random.default_rng(0)
+    others = [(video(places), truth(places)) for places in random.uniform(4, 20, (8, 25))]
+    moving = 10 + 3 * np.sin(np.linspace(0, 9, 25))
+    found = joints.fit_joints(others, truth(moving))
+    assert found is not None and found.seen_K.tolist() == [True, True, False, False]
+    for aside in (0, 3):
+        read, true = found.read(video(moving + aside)), found.true(truth(moving))
+        assert mean_error(errors_of(read, true)) == pytest.approx(aside / 24, abs=0.01)
+        assert mouth.correlation_of(mouth.moments_of_all(read, true)) > 0.95
+    hidden = truth(moving)
+    hidden[3] = np.nan
+    assert joints.fit_joints(others, hidden) is None and joints.fit_joints([], truth(moving)) is None
+
+
+def test_how_much_seeds_differ_is_a_share_of_the_law(
+    tiny: TinyRun, held_out: tuple[Path, Path], run: trained_run.TrainedRun, tmp_path: Path
+) -> None:
+    dataset, _ = held_out
+    catalog = Catalog.load(dataset)
+    for name, row in (("clip0", 0), ("clip1", 2)):
+        write_truth(tmp_path, name, int(catalog.height[row]), int(catalog.width[row]), ("left_wrist",))
+    subjects = lip_sync.subjects_of(run, dataset, tmp_path, "unseen_face", 2)
+    config = dataclasses.replace(run.config.sampling, num_steps=1)
+    found = gesture_spread.measure_spread(run, subjects, seeds=3, config=config)
+    assert found is not None and found["seeds"] == 3 and found["spread"]["people"] == 2
+    assert found["spread"]["value"] > 0 and found["readout"]["value"] > 0
+    with pytest.raises(ValueError, match="--gesture-seeds 1: at least 2"):
+        gesture_spread.measure_spread(run, subjects, seeds=1, config=config)
+
+
+def test_what_is_beside_the_head(held_out: tuple[Path, Path]) -> None:
+    window = next(iter(lip_sync.load_windows(*held_out, "unseen_face").values()))[0]
+    narrow = dataclasses.replace(window, face_4=np.array([10.0, 4.0, 20.0, 18.0]))  # of 48 pixels
+    assert np.allclose(drift.beside_head(narrow), [[0, 0, 7, 18], [23, 0, 48, 18]])
+    assert drift.beside_head(dataclasses.replace(window, face_4=np.array([2.0, 0.0, 46.0, 30.0]))) == []
+
+
+def test_what_chains_lose_is_summed_up() -> None:
+    """A face that drifts by half, a mouth that follows at first and not at all in the end."""
+    row = {
+        "drift": [3.0, 2.0], "background": None, "mouth_early": [4.0, 4.0, 4.0], "mouth_late": [0.0, 4.0, 4.0],
+    }  # fmt: skip
+    found = drift.summarise([{**row, "person": "a"}, {**row, "person": "b"}])
+    values = {name: e and e["value"] for name, e in found.items()}
+    assert values == {
+        "face, late over early": 1.5, "beside the head, late over early": None,
+        "mouth, first seconds": 1.0, "mouth, last seconds": 0.0, "mouth, lost": 1.0,
+    }  # fmt: skip
+
+
+def test_the_suite_gain_needs_no_truth(tiny: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--run", str(tiny.run), "--out", str(tmp_path), "--suite", "gain", "--windows", "4", "--batch", "4"]
+    assert evaluate.main(argv) == 0
+    result = json.loads((tmp_path / "gain.json").read_text())
+    assert set(result["gain"]) == {"audio", "pose"} and result["split"] == {"audio": "train", "pose": "train"}
+    for gain in result["gain"].values():
+        assert gain["own"]["windows"] == 4 and gain["own"]["value"] < 1
+        assert gain["own"]["low"] <= gain["own"]["value"] <= gain["own"]["high"]
+    assert "its own takes off" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="split none"):
+        evaluate.main([*argv, "--split", "none"])
 
 
 def test_colours_are_of_the_face_alone() -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines.puppet_theatre.gestures import PROSODY_SHARE, gesture_signals, prosody
+from data_pipelines.puppet_theatre.gesture_law import PROSODY_SHARE, gesture_signals, prosody
 from data_pipelines.puppet_theatre.mouth_shapes import loudness, mouth_of_phones
 from data_pipelines.puppet_theatre.performance import Performance, perform
 from data_pipelines.puppet_theatre.programme import plan_clip
