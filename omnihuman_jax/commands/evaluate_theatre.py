@@ -20,6 +20,8 @@ from omnihuman_jax.sampling.pose_drive import measure_pose_drive
 from omnihuman_jax.typing import FPS
 
 RESULT_FILE = "lip_sync.json"
+KEPT = "theatre_samples"
+"""Folder of the samples: the same command goes on where it was broken off."""
 SHOWN = 4  # examples in the moving picture
 
 
@@ -67,6 +69,7 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
         print(f"warning: {warning}", file=sys.stderr)
     subjects = subjects_of(run, run.dataset, options.truth, split, options.windows)
     sampled: dict[str, Any] = {"batch": options.batch, "config": config, "seed": options.seed}
+    sampled["keep"] = options.out / KEPT
     with progress_bar("share") as bar:
 
         def task(what: str) -> Callable[[float], None]:

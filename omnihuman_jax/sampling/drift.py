@@ -5,6 +5,7 @@ face, and those beside the head, move away from the reference, and whether the m
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import mouth
 from omnihuman_jax.evaluation.bootstrap import estimate
 from omnihuman_jax.sampling import trained_run, window_inputs
+from omnihuman_jax.sampling.kept_samples import KeptSampler
 from omnihuman_jax.sampling.lip_sync import TruthWindow, plain
-from omnihuman_jax.sampling.sampler import sampler_for
 from omnihuman_jax.serving.windows_omnihuman import MOTION_FRAMES
 from omnihuman_jax.typing import FPS, MOTION_LATENTS, SPATIAL_STRIDE
 
@@ -38,6 +39,7 @@ def measure_drift(
     batch: int = 8,
     config: SamplingConfig | None = None,
     seed: int = 0,
+    keep: Path | None = None,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> list[dict[str, object]]:
     """A row a chain: {window, person, drift and background: (distance late, distance early), mouth_early and
@@ -56,7 +58,7 @@ def measure_drift(
     chosen = [list(windows) for _, windows in sorted(clips.items())][:count]
     # One program for all segments: where nothing was before, no latent is given.
     shape_of = [_segment(run, windows, 0, slot, None) for slot, windows in enumerate(chosen)]
-    sampler = sampler_for(run, config or run.config.sampling, shape_of, batch)
+    sampler = KeptSampler(run, config or run.config.sampling, shape_of, batch, keep)
     frames = len(chosen[0][0].opening_T)
     segments = -(-round(seconds * FPS) // (frames - MOTION_FRAMES))
     videos: list[list[np.ndarray]] = [[] for _ in chosen]

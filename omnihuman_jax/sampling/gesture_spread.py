@@ -6,6 +6,7 @@ differ at all. The signals are read from the pixels like the mouth (`evaluation/
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import mouth, spread
 from omnihuman_jax.evaluation.bootstrap import estimate
 from omnihuman_jax.sampling import lip_sync, trained_run
-from omnihuman_jax.sampling.sampler import sampler_for
+from omnihuman_jax.sampling.kept_samples import KeptSampler
 
 _LAW = float(np.sqrt(1 - PROSODY_SHARE))
 
@@ -28,6 +29,7 @@ def measure_spread(
     batch: int = 16,
     config: SamplingConfig | None = None,
     seed: int = 0,
+    keep: Path | None = None,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any] | None:
     """Plain values: `spread`, the standard deviation over seeds as a share of the law's, with its interval; `readout`,
@@ -42,7 +44,7 @@ def measure_spread(
         return None
     whole = subjects.inputs(run, ("own",))
     inputs = [whole[slot] for slot, _, _ in readable]
-    sampler = sampler_for(run, config or run.config.sampling, inputs, batch)
+    sampler = KeptSampler(run, config or run.config.sampling, inputs, batch, keep)
     read: list[list[np.ndarray]] = [[] for _ in readable]
     for number in range(seeds):
         latents = sampler.all_of(inputs, seed + number, lambda share: on_progress(share / seeds))

@@ -23,7 +23,7 @@ from omnihuman_jax.evaluation import mouth, sheet
 from omnihuman_jax.evaluation.bootstrap import Estimate, estimate
 from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.sampling import joints, trained_run, window_inputs, wrists
-from omnihuman_jax.sampling.sampler import sampler_for
+from omnihuman_jax.sampling.kept_samples import KeptSampler
 
 LABELS = {"own": "own sound", "other": "another's sound", "none": "no sound"}
 DRIVINGS = tuple(LABELS)
@@ -186,6 +186,7 @@ def measure_lip_sync(
     batch: int = 16,
     config: SamplingConfig | None = None,
     seed: int = 0,
+    keep: Path | None = None,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     """(correlations with their intervals, the lag curve, plain values all; the videos of some windows, window id ->
@@ -194,7 +195,7 @@ def measure_lip_sync(
     config = config or run.config.sampling
     pairs, round_trips, read = subjects.pairs, subjects.round_trips, subjects.read
     inputs = subjects.inputs(run, DRIVINGS)
-    latents = sampler_for(run, config, inputs, batch).all_of(inputs, seed, on_progress)
+    latents = KeptSampler(run, config, inputs, batch, keep).all_of(inputs, seed, on_progress)
     videos = [trained_run.decode_pictures(run, latent) for latent in latents]
     pictures = {kind: videos[i * len(pairs) : (i + 1) * len(pairs)] for i, kind in enumerate(DRIVINGS)}
     found = {kind: read(pictures[kind]) for kind in DRIVINGS}

@@ -18,8 +18,8 @@ from omnihuman_jax.evaluation import joint_error, mouth
 from omnihuman_jax.evaluation.bootstrap import estimate
 from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.sampling import joints, lip_sync, trained_run, window_inputs
+from omnihuman_jax.sampling.kept_samples import KeptSampler
 from omnihuman_jax.sampling.lip_sync import TruthWindow
-from omnihuman_jax.sampling.sampler import sampler_for
 
 DRIVINGS = ("own pose", "another clip's pose", "no pose")
 FLOOR = "floor: the codec's round trip"
@@ -36,6 +36,7 @@ def measure_pose_drive(
     batch: int = 16,
     config: SamplingConfig | None = None,
     seed: int = 0,
+    keep: Path | None = None,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
     """Plain values by driving: `error`, the mean distance of joints in heights of the figure, and `correlation`, of the
@@ -51,7 +52,7 @@ def measure_pose_drive(
     if not measured:
         raise ValueError(f"{dataset}: in no window of split {split} a joint is to be seen throughout")
     inputs = [one.driven(run, kind, slot) for kind in DRIVINGS for slot, one in enumerate(measured)]
-    latents = sampler_for(run, config or run.config.sampling, inputs, batch).all_of(inputs, seed, on_progress)
+    latents = KeptSampler(run, config or run.config.sampling, inputs, batch, keep).all_of(inputs, seed, on_progress)
     videos = [trained_run.decode_pictures(run, latent) for latent in latents]
     found = {FLOOR: [one.round_trip for one in measured]}
     found |= {kind: videos[i * len(measured) : (i + 1) * len(measured)] for i, kind in enumerate(DRIVINGS)}

@@ -18,6 +18,7 @@ from omnihuman_jax.data.keypoints import INDEX, NUM_KEYPOINTS
 from omnihuman_jax.evaluation import mouth
 from omnihuman_jax.evaluation.joint_error import errors_of, mean_error
 from omnihuman_jax.sampling import drift, gesture_spread, joints, lip_sync, trained_run, wrists
+from omnihuman_jax.sampling.sampler import Sampler
 from tests.sampling.tiny_run import TinyRun
 
 SHOT, FRAMES = 5, 45  # the clip begins at this frame of its video
@@ -98,8 +99,12 @@ def test_only_the_sound_differs(held_out: tuple[Path, Path], run: trained_run.Tr
         assert np.array_equal(inputs.reference_HWC, window.record.references_RHWC[0])
 
 
-def test_the_suite_writes_a_table_and_a_sheet(
-    tiny: TinyRun, held_out: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_suite_writes_a_table_and_a_sheet_and_goes_on(
+    tiny: TinyRun,
+    held_out: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dataset, truth = held_out
     argv = ["--run", str(tiny.run), "--dataset", str(dataset), "--out", str(tmp_path), "--suite", "theatre"]
@@ -128,6 +133,19 @@ def test_the_suite_writes_a_table_and_a_sheet(
     with Image.open(tmp_path / "lip_sync.gif") as played:
         assert played.n_frames > 1
     assert "own sound" in capsys.readouterr().out
+
+    # Again: nothing is sampled, all is as it was. One sample was lost half written.
+    kept = sorted((tmp_path / "theatre_samples").iterdir())
+    lost, before = kept[0], kept[0].read_bytes()
+    lost.write_bytes(before[:100])
+    calls = []
+    call = Sampler.__call__
+    monkeypatch.setattr(
+        Sampler, "__call__", lambda self, windows, *more: calls.append(len(windows)) or call(self, windows, *more)
+    )
+    assert evaluate.main([*argv, "--truth", str(truth)]) == 0
+    assert calls == [1] and sorted((tmp_path / "theatre_samples").iterdir()) == kept
+    assert json.loads((tmp_path / "lip_sync.json").read_text()) == result
 
 
 def test_how_far_wrists_move_is_read_from_the_pictures() -> None:
