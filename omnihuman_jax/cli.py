@@ -146,7 +146,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         module="omnihuman_jax.commands.evaluate",
-        help="do the conditions drive the output? samples of training windows against the truth",
+        help="do the conditions drive the output? samples of held-out windows against the truth",
         example="omnihuman evaluate --run runs/mine/run --clips runs/mine/clips --out runs/mine",
     ),
     "ablate": Command(

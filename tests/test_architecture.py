@@ -41,6 +41,7 @@ HANDED_OVER = {
     ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_theatre"),
     ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_field"),
     ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_gain"),
+    ("omnihuman_jax.commands.evaluate", "omnihuman_jax.commands.evaluate_psnr"),
 }
 
 

@@ -28,10 +28,10 @@ SHOWN = 4  # examples in the moving picture
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite",
-        choices=("training", "gain", "theatre", "field", "all"),
-        default="training",
+        choices=("psnr", "gain", "theatre", "field", "all"),
+        default="psnr",
         help=(
-            "what is measured: PSNR on training windows (default), what audio and pose take off the denoising loss,"
+            "what is measured: PSNR against the windows (default), what audio and pose take off the denoising loss,"
             " lip-sync on the theatre's held-out windows, the field's measures on held-out windows or pairs of videos,"
             " or all of them"
         ),
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--split",
-        help="which windows (suite theatre: unseen_face_and_speech; suite field: held_out, all that are not train)",
+        help="which windows (suite theatre: unseen_face_and_speech; others: held_out, all that are not train)",
     )
     parser.add_argument(
         "--chains", type=int, default=0, metavar="N",

@@ -288,10 +288,10 @@ def evaluation_section(folder: RunFolder) -> str:
     head = [("window", ""), *((title, "n") for _, title in KINDS), ("mouth: own", "n"), ("mouth: another's audio", "n")]
     parts = [
         (
-            "<p>Training windows, sampled with their own pose and audio, with another clip's pose, and with another"
-            " clip's audio, all from the same noise. PSNR in dB against the truth: the codec's own round trip of the"
-            " frames. It shows that the conditions drive what was trained on. It says nothing about people or voices"
-            " that were not.</p>"
+            f"<p>Windows of split {html.escape(result.get('split', 'train'))}, sampled with their own pose and audio,"
+            " with another clip's pose, and with another clip's audio, all from the same noise. PSNR in dB against the"
+            " truth: the codec's own round trip of the frames. Of windows that were trained on, it shows that the"
+            " conditions drive what was learnt, and says nothing about people or voices that were not.</p>"
         ),
         _table(head, [*rows, means]),
         f'<p class="note">Step {result["step"]}, {html.escape(result["weights"])} weights, {result["sampling_steps"]}'

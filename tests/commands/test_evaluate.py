@@ -1,4 +1,4 @@
-"""`omnihuman evaluate`: which windows, driven by what, compared with what."""
+"""`omnihuman evaluate --suite psnr`: which windows, driven by what, compared with what."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omnihuman_jax.commands import evaluate
+from omnihuman_jax.commands import evaluate, evaluate_psnr
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.record_source import open_records
@@ -69,20 +69,24 @@ def test_numbers_are_those_of_the_codecs_own_round_trip(result, run):
     assert found["gain_over_still_db"] == pytest.approx(mean("psnr", "sample") - mean("psnr", "still"))
     assert found["worse_with_other_pose_db"] == pytest.approx(mean("psnr", "sample") - mean("psnr", "other_pose"))
     assert found["worse_with_other_audio_mouth_db"] == pytest.approx(lost)
+    for name, interval in found["intervals"].items():
+        assert interval["value"] == found[name] and interval["low"] <= found[name] <= interval["high"]
+        assert (interval["windows"], interval["people"]) == (3, 2)
+    assert found["split"] == "train"
 
 
 def test_without_clips_only_whole_frames_are_measured(tiny, run, tmp_path):
-    result = evaluate.evaluate(
+    result = evaluate_psnr.evaluate(
         run, tmp_path, config=dataclasses.replace(run.config.sampling, num_steps=1), windows=1, batch=3
     )
     assert result["worse_with_other_audio_mouth_db"] is None and result["windows"][0]["psnr_mouth"] is None
-    evaluate.print_table(result)
+    evaluate_psnr.print_table(result)
 
 
 def test_only_the_named_signal_comes_from_the_other_clip(run):
     source = open_records(run.dataset)
-    subject = evaluate.Subject(record=source[0], other=source[2], mouth_THW=None)
-    inputs = {kind: evaluate.driven_by(subject, kind, 5, run) for kind in evaluate.SAMPLED}
+    subject = evaluate_psnr.Subject(record=source[0], other=source[2], mouth_THW=None)
+    inputs = {kind: evaluate_psnr.driven_by(subject, kind, 5, run) for kind in evaluate_psnr.SAMPLED}
     own, pose, audio = (inputs[kind] for kind in ("sample", "other_pose", "other_audio"))
     assert own.active == ConditionSet.of(*Condition) and not own.latents_FHWC.any() and own.slot == 5
     np.testing.assert_array_equal(own.keypoints_TJ3, source[0].keypoints_TJ3)
@@ -94,8 +98,8 @@ def test_only_the_named_signal_comes_from_the_other_clip(run):
     np.testing.assert_allclose(
         pose.keypoints_TJ3, source[2].keypoints_TJ3 * np.float32([48 / 32, 32 / 48, 1]), rtol=1e-6
     )
-    text_off = dataclasses.replace(source[0], eligible=evaluate.NEEDED.bits)
-    silent = evaluate.driven_by(dataclasses.replace(subject, record=text_off), "sample", 0, run)
+    text_off = dataclasses.replace(source[0], eligible=evaluate_psnr.NEEDED.bits)
+    silent = evaluate_psnr.driven_by(dataclasses.replace(subject, record=text_off), "sample", 0, run)
     assert Condition.TEXT not in silent.active
     np.testing.assert_array_equal(silent.text_SE, run.spec.empty_text_SE)
 
@@ -119,27 +123,45 @@ def test_windows_are_the_longest_spread_over_clips_and_time():
     clips = ["a"] * 5 + ["b"] * 3 + ["c"] * 2
     frames = [25, 25, 25, 25, 25, 25, 25, 17, 25, 25]
     eligible = [everything] * 8 + [no_pose] * 2
-    chosen, partners = evaluate.choose_windows(catalog_of(clips, frames, eligible), 4)
+    split, chosen, partners = evaluate_psnr.choose_windows(catalog_of(clips, frames, eligible), 4)
+    assert split == "train"
     assert chosen == [0, 5, 4, 6]
     assert [clips[i] for i in partners] == ["b", "a", "b", "a"]
-    assert evaluate.choose_windows(catalog_of(clips, frames, eligible), 50)[0] == [0, 5, 1, 6, 2, 3, 4]
+    assert evaluate_psnr.choose_windows(catalog_of(clips, frames, eligible), 50)[1] == [0, 5, 1, 6, 2, 3, 4]
+
+
+def test_held_out_windows_come_first():
+    """Where two clips of them are there; what was trained on is asked for by name."""
+    catalog = catalog_of(["a", "b", "c", "d"], [25] * 4, [15] * 4)
+    for splits, expected in (
+        (["train", "train", "unseen_face", "unseen_speech"], ("held_out", {2, 3})),
+        (["train", "train", "train", "unseen_face"], ("train", {0, 1, 2})),
+    ):
+        held = dataclasses.replace(catalog, split=np.array(splits, object))
+        split, chosen, partners = evaluate_psnr.choose_windows(held, 4)
+        assert (split, set(chosen)) == expected and set(partners) <= expected[1]
+    assert evaluate_psnr.choose_windows(held, 4, "train")[0] == "train"
+    with pytest.raises(
+        ValueError, match=r"split unseen_face .* 1 such windows in 1 clips \(its splits: train, unseen_f"
+    ):
+        evaluate_psnr.choose_windows(held, 4, "unseen_face")
 
 
 def test_too_little_data_is_an_error_with_the_numbers():
     for clips, frames in ((["a", "a"], [25, 25]), (["a", "b"], [25, 17]), (["a", "b"], [1, 1])):
         with pytest.raises(ValueError, match=r"windows of 2 clips.*2 such windows in [12] clips"):
-            evaluate.choose_windows(catalog_of(clips, frames, [15, 15]), 4)
+            evaluate_psnr.choose_windows(catalog_of(clips, frames, [15, 15]), 4)
     with pytest.raises(ValueError, match="0 such windows in 0 clips"):
-        evaluate.choose_windows(catalog_of(["a", "b"], [25, 25], [7, 7]), 4)
+        evaluate_psnr.choose_windows(catalog_of(["a", "b"], [25, 25], [7, 7]), 4)
 
 
 def test_wrong_input_is_one_line(tiny, run, tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
-        evaluate.evaluate(run, tmp_path, windows=0)
+        evaluate_psnr.evaluate(run, tmp_path, windows=0)
     with pytest.raises(FileNotFoundError, match="curate"):
-        evaluate.evaluate(run, tmp_path, clips=tmp_path)
+        evaluate_psnr.evaluate(run, tmp_path, clips=tmp_path)
     with pytest.raises(FileNotFoundError, match="no dataset here"):
         evaluate.main(["--run", str(tiny.run), "--dataset", str(tmp_path), "--out", str(tmp_path)])
     model = dataclasses.replace(run.config.model, pose=None)
     with pytest.raises(ValueError, match="no pose input"):
-        evaluate.evaluate(dataclasses.replace(run, config=dataclasses.replace(run.config, model=model)), tmp_path)
+        evaluate_psnr.evaluate(dataclasses.replace(run, config=dataclasses.replace(run.config, model=model)), tmp_path)
