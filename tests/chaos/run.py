@@ -18,7 +18,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from omnihuman_jax.runtime.incidents import read_lines
@@ -144,8 +143,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of moments, ranks and order (%(default)s)")
     parser.add_argument("--processes", default="2,4", help="the runs take turns with these (%(default)s)")
     parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="work there and leave everything; else in a temporary folder"
-    )
+        "--keep", type=Path, metavar="DIR",
+        help="work there, go on there with the runs that are not finished, and leave everything; else in a temporary "
+        "folder",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runs", type=int, default=999, metavar="N", help="run at most N of the runs now; with --keep the next start "
+        "goes on",
+    )  # fmt: skip
     parser.add_argument(
         "--bucket",
         action="store_true",
@@ -162,34 +167,47 @@ def main(argv: list[str]) -> int:
 
 def _strike(options: argparse.Namespace, bucket: str) -> int:
     """All of it; the exit code."""
-    rng, began = random.Random(options.seed), time.time()
+    rng = random.Random(options.seed)
     counts = [int(part) for part in options.processes.split(",")]
     work = options.keep or Path(tempfile.mkdtemp(prefix="chaos-"))
     work.mkdir(parents=True, exist_ok=True)
-    dataset, cache = write_dataset(work / "dataset"), work / "cache"
+    dataset, cache = work / "dataset", work / "cache"
+    if not dataset.exists():
+        write_dataset(dataset)
     rows = [(counts[i % len(counts)], row) for i, row in enumerate(plan_faults(options.faults, rng))]
     if len(counts) > 1:
         rows.append((counts[0], [Fault(kind=faults.PROCESSES, step=2 * INTERVAL + rng.randint(1, 20), rank=0)]))
     references: dict[int, Trial] = {}
-    trials, failed = [], []
+    trials, failed, left = [], [], options.runs
     with progress_bar(stays=True) as bar:
         task = bar.add_task("undisturbed runs", total=len(counts) + sum(len(row) for _, row in rows))
         for count in dict.fromkeys(count for count, _ in rows):
-            references[count] = Trial(work / f"reference-{count}", dataset, count, [], cache, 0, bucket)
-            code = references[count].execute().code
-            if code:
-                print(f"the undisturbed run on {count} processes ended with code {code}; see {work}", file=sys.stderr)
-                return 1
+            reference = references[count] = Trial(work / f"reference-{count}", dataset, count, [], cache, 0, bucket)
+            if reference.finished_before() is None:
+                code = reference.execute().code
+                if code:
+                    print(f"the undisturbed run on {count} processes ended with code {code}", file=sys.stderr)
+                    return 1
+                reference.keep([])
             bar.advance(task)
         for index, (count, row) in enumerate(rows):
             bar.update(task, description=f"run {index + 1} of {len(rows)}, {count} processes")
             trial = Trial(work / f"run-{index}", dataset, count, row, cache, options.seed + index, bucket)
-            code = trial.execute().code
-            wrong = check(trial, references[count]) if code == 0 else [f"ended with code {code}"]
+            wrong = trial.finished_before()
+            if wrong is None:
+                if left == 0:
+                    print(f"{len(trials)} of {len(rows)} runs are done, {len(failed)} things wrong; {work} has them")
+                    return 1 if failed else 0
+                left -= 1
+                code = trial.execute().code
+                wrong = check(trial, references[count]) if code == 0 else [f"ended with code {code}"]
+                if code == 0:
+                    trial.keep(wrong)
             failed += [f"run {index}: {line}; see {trial.run}" for line in wrong]
             trials.append(trial)
             bar.advance(task, len(row))
-    text = table(trials, time.time() - began, "a bucket has no end" if bucket else _NO_FULL_DISK)
+    seconds = sum(trial.seconds for trial in (*references.values(), *trials))
+    text = table(trials, seconds, "a bucket has no end" if bucket else _NO_FULL_DISK)
     print(text)
     if options.write and not failed:
         page.write("chaos in a bucket" if bucket else "chaos", text)

@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C at every moment of a run's life: what came of each, and the bits that the run ended with.
 
     python -m tests.chaos.signals --processes 1,2,4 --write
+    python -m tests.chaos.signals --processes 4 --senders "Ctrl-C to one" --keep DIR    # one lane
 
 A lane is one way to be stopped (SIGTERM to one process, Ctrl-C to all as a terminal does, Ctrl-C to one) on one number
 of processes. Its first run is stopped at each moment in turn, fresh until it has a step, resumed from then on, by the
@@ -257,8 +258,8 @@ def _row(moment: str, rows: list[Stop], counts: list[int]) -> str:
     return f"| {moment} | {fresh} | {len(rows) - fresh} | {codes} | {times} | {saved} |"
 
 
-def run_lanes(work: Path, counts: list[int]) -> tuple[list[Stop], list[str]]:
-    """All of them; what `work` has of them already is not run again."""
+def run_lanes(work: Path, counts: list[int], senders: tuple[Sender, ...] = SENDERS) -> tuple[list[Stop], list[str]]:
+    """A lane for each count and sender; what `work` has of them already is not run again."""
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(work / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     dataset, stops, found = work / "dataset", [], []
     if not dataset.exists():
@@ -267,7 +268,8 @@ def run_lanes(work: Path, counts: list[int]) -> tuple[list[Stop], list[str]]:
         reference = work / f"reference-{count}"
         if faults.newest_whole(reference / "checkpoints") < STEPS:
             undisturbed(reference, dataset, count)
-        for sender in SENDERS if count > 1 else SENDERS[:2]:
+        # One process is all of them.
+        for sender in senders if count > 1 else [sender for sender in senders if sender != SENDERS[2]]:
             lane = Lane(work / f"{count}-{sender.name.replace(' ', '-')}", dataset, sender, count, reference)
             lane.execute()
             stops, found = stops + lane.stops, found + lane.wrong
@@ -278,12 +280,22 @@ def run_lanes(work: Path, counts: list[int]) -> tuple[list[Stop], list[str]]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", default="1,2,4", help="of the jobs (%(default)s)")
+    parser.add_argument(
+        "--senders",
+        default=",".join(sender.name for sender in SENDERS),
+        metavar="NAMES",
+        help="who stops (%(default)s)",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work there, go on there, and leave everything")
     parser.add_argument("--write", action="store_true", help=f"put the table into docs/{page.PAGE.name}")
     options = parser.parse_args(argv)
+    chosen = options.senders.split(",")
+    if unknown := set(chosen) - {sender.name for sender in SENDERS}:
+        parser.error(f"--senders {', '.join(unknown)}: take of {', '.join(sender.name for sender in SENDERS)}")
     work = options.keep or Path(tempfile.mkdtemp(prefix="signals-"))
     work.mkdir(parents=True, exist_ok=True)
-    stops, found = run_lanes(work.resolve(), [int(part) for part in options.processes.split(",")])
+    counts = [int(part) for part in options.processes.split(",")]
+    stops, found = run_lanes(work.resolve(), counts, tuple(sender for sender in SENDERS if sender.name in chosen))
     print(text := table(stops))
     if options.write and not found:
         page.write("signals", text)

@@ -61,6 +61,25 @@ def test_where_no_disk_can_be_filled_other_faults_strike_loudly(
     assert f"No {faults.DISK_FULL}" in run.table([trial], 60)
 
 
+def test_a_finished_run_is_not_run_again_and_a_broken_off_one_from_its_start(tmp_path: Path) -> None:
+    import numpy as np
+
+    def trial(name: str, *plan: Fault) -> Trial:
+        return Trial(tmp_path / name, tmp_path, 2, list(plan), tmp_path, 0)
+
+    done = trial("done", Fault(kind=faults.KILL, step=7, rank=0, struck=1.5, codes=[137, 134]))
+    assert done.finished_before() is None
+    done.run.mkdir()
+    done.arrays, done.seconds = {"params/w": np.arange(3, dtype=np.float32)}, 2.5
+    done.keep(["lost a step"])
+    again = trial("done", Fault(kind=faults.KILL, step=7, rank=0))
+    assert again.finished_before() == ["lost a step"]
+    assert again.plan == done.plan and again.seconds == 2.5
+    assert again.arrays["params/w"].tobytes() == done.arrays["params/w"].tobytes()
+    (tmp_path / "half" / "launch").mkdir(parents=True)
+    assert trial("half").finished_before() is None and not (tmp_path / "half").exists()
+
+
 @pytest.mark.slow
 def test_a_struck_run_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset")

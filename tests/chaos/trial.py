@@ -1,10 +1,12 @@
 """One run under the launcher's restart rule, struck by one fault an attempt; what it did, and what it ended with."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
 import re
+import shutil
 import sys
 import threading
 import time
@@ -60,6 +62,7 @@ class Trial:
         # Those that no step has followed yet: more than one, where the next strikes before it.
         self._recovering: list[Fault] = []
         self._first_attempt: int | None = None
+        self.seconds = 0.0
         self._over = threading.Event()
         self._job: LocalJob | None = None
 
@@ -99,14 +102,38 @@ class Trial:
             )
             watcher = threading.Thread(target=self._watch, daemon=True)
             watcher.start()
+            began = time.time()
             try:
                 outcome = job.run()
             finally:
                 self._over.set()
                 watcher.join()
+                self.seconds = time.time() - began
             if outcome.code == 0:
                 self.arrays = self._final()
             return outcome
+
+    def finished_before(self) -> list[str] | None:
+        """What was wrong with it, where an earlier start finished it: its faults and arrays are as they were then.
+
+        None where it has to be executed; what a start that was broken off left of it is removed.
+        """
+        if not (self.run / "trial.json").exists():
+            if self.run.exists():
+                shutil.rmtree(self.run)
+            return None
+        kept = json.loads((self.run / "trial.json").read_text())
+        self.plan = [Fault(**row) for row in kept["faults"]]
+        self.seconds = kept["seconds"]
+        with np.load(self.run / "arrays.npz") as arrays:
+            self.arrays = dict(arrays)
+        return kept["wrong"]
+
+    def keep(self, wrong: list[str]) -> None:
+        """For `finished_before`, once it has run to its end."""
+        np.savez(self.run / "arrays.npz", **self.arrays)
+        kept = {"faults": [dataclasses.asdict(fault) for fault in self.plan], "wrong": wrong, "seconds": self.seconds}
+        (self.run / "trial.json").write_text(json.dumps(kept))
 
     def do_without_a_disk(self, why: str) -> None:
         """Other faults in place of full disks, where there is no disk that may be filled; said loudly."""
