@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 import fsspec.core
 
 from data_pipelines.curate import tfds_records
-from omnihuman_jax.runtime import file_names, files, storage
+from omnihuman_jax.runtime import file_names, files, storage, variables
 from omnihuman_jax.runtime.locations import is_remote, location
 from omnihuman_jax.serving.media_omnihuman import MediaError
 
@@ -125,7 +125,7 @@ def _copies(process: int) -> "_Copies":
     """Those of this process; of a fork they are others'."""
     del process
     limit = storage.cache_limit(LIMIT_VARIABLE, _LIMIT_GB)
-    home = Path(os.environ.get(FOLDER_VARIABLE) or Path(tempfile.gettempdir()) / "omnihuman-videos").expanduser()
+    home = variables.folder(FOLDER_VARIABLE, Path(tempfile.gettempdir()) / "omnihuman-videos")
     return _Copies(home, limit)
 
 

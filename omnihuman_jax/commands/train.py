@@ -88,6 +88,7 @@ def train(
         watchdog = Watchdog(config.watchdog, run_dir / f"stacks-{processes.own_index()}.txt")
         stack.callback(watchdog.stop)
         processes.set_barrier_timeout(config.watchdog.longest_s)
+        processes.start_devices()
         parts = open_parts(config, run_dir)
         record = RunRecord(
             config=to_json(config),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from omnihuman_jax.data.shard_cache import CacheUse, ShardCache
-from omnihuman_jax.runtime import locations
+from omnihuman_jax.runtime import locations, variables
 from omnihuman_jax.runtime.locations import StrPath
 from omnihuman_jax.runtime.storage import cache_limit
 
@@ -48,7 +48,7 @@ def is_shard(name: str) -> bool:
 @functools.cache
 def cache_of(uri: str) -> ShardCache:
     """This process's view of the cache of a bucket's dataset."""
-    folder = Path(os.environ.get(FOLDER_VARIABLE) or _FOLDER).expanduser()
+    folder = variables.folder(FOLDER_VARIABLE, _FOLDER)
     limit = cache_limit(LIMIT_VARIABLE, _LIMIT_GB)
     return ShardCache(uri, folder, limit, stays=lambda name: not is_shard(name))
 

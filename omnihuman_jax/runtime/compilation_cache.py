@@ -11,6 +11,8 @@ from pathlib import Path
 
 import jax
 
+from omnihuman_jax.runtime import locations
+
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -27,7 +29,7 @@ def use(folder: str | None) -> str | None:
     chosen = folder or os.environ.get(VARIABLE)
     if not chosen:
         return None
-    if "://" not in chosen:
+    if not locations.check_scheme(chosen, "the compilation cache"):
         path = Path(chosen)
         if not path.exists():
             path.mkdir(parents=True, mode=0o700)

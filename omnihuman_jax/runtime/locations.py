@@ -14,6 +14,8 @@ from typing import TypeAlias
 import fsspec.config
 from etils import epath
 
+from omnihuman_jax.runtime import variables
+
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 """Scheme -> the package that reads it, an extra of this one: `omnihuman-jax[gcs]`, `omnihuman-jax[s3]`."""
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
@@ -29,7 +31,7 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 for _scheme in PACKAGES:
     fsspec.config.conf.setdefault(_scheme, {})["use_listings_cache"] = False
 # s3fs gives up after a minute by itself, or sooner, and asks again.
-REQUEST_TIMEOUT_S = float(os.environ.get("OMNIHUMAN_REQUEST_TIMEOUT_S", "300"))
+REQUEST_TIMEOUT_S = variables.number("OMNIHUMAN_REQUEST_TIMEOUT_S", 300.0, "seconds")
 fsspec.config.conf["s3"]["config_kwargs"] = {"read_timeout": min(60.0, REQUEST_TIMEOUT_S)}
 
 
@@ -58,8 +60,19 @@ def location(text: StrPath) -> Location:
             f" `pip install 'omnihuman-jax[{_EXTRAS[kind]}]'`"
         )
     if kind == "gs":
+        _check_credentials()
         _limit_silence()
     return epath.Path(text)
+
+
+def _check_credentials() -> None:
+    """gcsfs would pass over a file that is not there and ask other places, for minutes, before it fails."""
+    named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if named and "STORAGE_EMULATOR_HOST" not in os.environ and not os.path.isfile(named):
+        raise LocationError(
+            f"GOOGLE_APPLICATION_CREDENTIALS is {named!r}, and no file is there; mount the key there, or unset it where"
+            " the machine has an account of its own"
+        )
 
 
 @functools.cache

@@ -21,7 +21,7 @@ import jax
 from jax._src import distributed, xla_bridge
 from jax.experimental import multihost_utils
 
-from omnihuman_jax.runtime import platform_flags, signals
+from omnihuman_jax.runtime import platform_flags, signals, variables
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,8 @@ def join(
         False where JAX is in use already (a notebook, a test): that program keeps its signals and its way out.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    count = num_processes or int(os.environ.get("JAX_NUM_PROCESSES", "0"))
-    index = process_id if process_id is not None else os.environ.get("JAX_PROCESS_ID")
+    count = num_processes or variables.whole("JAX_NUM_PROCESSES", 0)
+    index = process_id if process_id is not None else variables.whole("JAX_PROCESS_ID", -1)
     times: dict[str, Any] = {
         "initialization_timeout": timeout_s,
         "heartbeat_timeout_seconds": heartbeat_s,
@@ -86,8 +86,7 @@ def join(
         jax.distributed.initialize(local_device_ids=platform_flags.slurm_device_ids(os.environ), **times)
         _listen_for_all(signals.current())
         return True
-    if coordinator is not None and (not count or index is None):
-        raise ValueError(f"coordinator {coordinator} is given: --num-processes and --process-id are needed too")
+    _check_job(coordinator, count, index)
     if coordinator is None or count == 1:
         if xla_bridge.backends_are_initialized():
             if (listener := signals.current()) is not None:
@@ -99,9 +98,40 @@ def join(
     if coordinator is None:
         coordinator, count, index = f"127.0.0.1:{_free_port()}", 1, 0
         times["coordinator_bind_address"] = coordinator
-    jax.distributed.initialize(coordinator, count, int(index or 0), cluster_detection_method="deactivate", **times)
+    jax.distributed.initialize(coordinator, count, index, cluster_detection_method="deactivate", **times)
     _listen_for_all(signals.current())
     return True
+
+
+def _check_job(coordinator: str | None, count: int, index: int) -> None:
+    """ValueError unless these name a job and one of its processes, or nothing; -1: no index is given."""
+    if coordinator is None:
+        if count > 1:
+            raise ValueError(
+                f"{count} processes are asked for and no coordinator: give --coordinator HOST:PORT (or"
+                " JAX_COORDINATOR_ADDRESS), or --distributed where JAX finds its peers itself"
+            )
+        return
+    if not count or index < 0:
+        raise ValueError(f"coordinator {coordinator} is given: --num-processes and --process-id are needed too")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"coordinator {coordinator!r} must be HOST:PORT of process 0, such as 10.0.0.1:8476")
+    if index >= count:
+        raise ValueError(f"process {index} of {count}: --process-id (JAX_PROCESS_ID) must be in 0..{count - 1}")
+
+
+def start_devices() -> None:
+    """ValueError where JAX_PLATFORMS names what this environment's JAX cannot have; other failures may pass."""
+    try:
+        jax.local_devices()
+    except RuntimeError as error:
+        if "is not in the list of known backends" not in str(error):
+            raise
+        asked, reason = os.environ.get("JAX_PLATFORMS", ""), str(error).split(": ", 1)[-1].split(". (")[0]
+        raise ValueError(
+            f"JAX_PLATFORMS is {asked!r}: {reason}; unset it, or install the package of that platform"
+        ) from None
 
 
 def _free_port() -> int:
@@ -316,6 +346,8 @@ def follow(poll_s: float = 1.0) -> None:
                 logger.error(
                     "process %s left with exit code %d (%s); so does this one", key.removeprefix(_LEFT), code, reason
                 )
+                if distributed.global_state.process_id == 0:
+                    time.sleep(LINGER_S)  # the others still have to read it, from the service that ends with this one
                 signals.exit_now(code)
 
     threading.Thread(target=watch, name="omnihuman-follow", daemon=True).start()

@@ -8,7 +8,6 @@ identity a folder is neither written to nor read.
 import errno
 import json
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import TypeVar
 
 from etils import epath
 
-from omnihuman_jax.runtime import exit_codes, files, processes
+from omnihuman_jax.runtime import exit_codes, files, processes, variables
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +51,7 @@ def cache_limit(variable: str, default_gb: str) -> int:
     """Bytes that a cache on local disk may take: GB in an environment variable, or the default; ValueError for what is
     no number above 0.
     """
-    given = os.environ.get(variable) or default_gb
-    try:
-        limit = float(given)
-    except ValueError:
-        limit = 0.0
-    if not 0 < limit < float("inf"):
-        raise ValueError(f"{variable} is {given!r}; it must be a number of GB above 0")
-    return int(limit * 1e9)
+    return int(variables.number(variable, float(default_gb), "GB") * 1e9)
 
 
 def has_no_room(reason: str) -> bool:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import jax
 import jax.monitoring
 
-from omnihuman_jax.runtime import exit_codes, processes
+from omnihuman_jax.runtime import exit_codes, processes, variables
 from omnihuman_jax.runtime.incidents import append_line, read_lines
 
 FOLDER = "events"
@@ -59,7 +59,7 @@ class EventLog:
             {
                 "event": "start", "t": _process_start(), "process": jax.process_index(),
                 "processes": jax.process_count(),
-                "devices": jax.device_count(), "restart": int(os.environ.get("RESTART_ATTEMPT", attempt)),
+                "devices": jax.device_count(), "restart": variables.whole("RESTART_ATTEMPT", attempt),
             }
         )  # fmt: skip
         jax.monitoring.register_event_duration_secs_listener(self._heard)

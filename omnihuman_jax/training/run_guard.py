@@ -229,7 +229,7 @@ def exit_with_code(command: str) -> Iterator[None]:
         code = exit_codes.of_error(error)
         reason = " ".join(str(error).split()) or type(error).__name__
         if code == exit_codes.USER_ERROR:
-            if jax.process_count() == 1:
+            if processes.own_count() == 1:  # JAX may have no device to ask
                 jax.distributed.shutdown()
                 raise  # nobody waits; the command line prints its one line
             logger.error("%s: %s", command, reason)

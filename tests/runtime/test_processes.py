@@ -1,5 +1,10 @@
 """How long processes wait for one another."""
 
+import json
+import queue
+import threading
+import time
+import types
 from typing import Any
 
 import jax
@@ -47,3 +52,24 @@ def test_nobody_is_given_up_before_his_own_watchdog_would(monkeypatch: pytest.Mo
         >= WatchdogConfig().restore_s
     )
     assert WatchdogConfig(save_s=0).longest_s > 7 * 86400  # no limit
+
+
+def test_process_0_stays_until_the_others_have_read_why_one_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its service ends with it: who has not read by then is ended by JAX, with 134 in place of the one's own code."""
+    service, left = Service(), queue.SimpleQueue()
+    service.stored = {f"{processes._LEFT}2": json.dumps([130, "Ctrl-C"])}
+
+    def exit_now(code: int) -> None:
+        left.put((code, time.monotonic()))
+        threading.Event().wait()  # as a thread that is gone
+
+    monkeypatch.setattr(processes, "_client", lambda: service)
+    monkeypatch.setattr(processes.signals, "exit_now", exit_now)
+    monkeypatch.setattr(processes, "LINGER_S", 0.5)
+    for index in (1, 0):
+        state = types.SimpleNamespace(process_id=index, num_processes=3)
+        monkeypatch.setattr(processes.distributed, "global_state", state)
+        begin = time.monotonic()
+        processes.follow(0.01)
+        code, end = left.get(timeout=30)
+        assert code == 130 and (end - begin >= 0.5) == (index == 0)
