@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCK = constraints/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 PACKAGES := setup.py $(wildcard constraints/py*.txt)
 
-.PHONY: interpreter trackers gpu slurm chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: interpreter corpus trackers gpu slurm chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -99,6 +99,12 @@ test-slow: $(VENV)/.torch  ## the heavier proofs alone; SLOW=K/N runs a part of 
 	@status=0; $(PYTEST) --slow=$(SLOW) || status=$$?
 	# 5: this part has no test.
 	[ $$status -eq 0 ] || [ $$status -eq 5 ] || exit $$status
+
+CORPUS ?= runs/corpus
+corpus: $(VENV)/.dev  ## curate on 240 videos with planted faults, made of real clips: tables of what it finds (docs/data.md)
+	@$(BIN)/python -m tests.data_pipelines.corpus.make --out $(CORPUS)
+	$(BIN)/omnihuman curate --source $(CORPUS)/videos --out $(CORPUS)/table
+	$(BIN)/python -m tests.data_pipelines.corpus.score --corpus $(CORPUS) --table $(CORPUS)/table
 
 slurm: $(VENV)/.torch  ## `omnihuman submit` on a real SLURM of two nodes on this machine (15 minutes; says what to install)
 	@$(BIN)/python -m pytest --slow=slurm tests/slurm

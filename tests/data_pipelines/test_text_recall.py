@@ -4,15 +4,14 @@ nothing was tuned on.
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines import sample_media
 from data_pipelines.curate.text_overlay import text_area_share
 from data_pipelines.sample_media import PackagedFile
 from omnihuman_jax.serving import media_omnihuman
+from tests.data_pipelines.written_text import KINDS, written
 
 # Beside the clips of the sample media, in the same packages.
 CLIPS = tuple(
@@ -44,32 +43,6 @@ FRAMES = 8
 FOUND = 0.003
 
 
-def written(frame: np.ndarray, kind: str) -> np.ndarray:
-    """The frame with a text of this kind, in a size that broadcasters use."""
-    height, width = frame.shape[:2]
-    layer = Image.new("RGBA", (width, height))
-    draw = ImageDraw.Draw(layer)
-
-    def write(x: float, y: float, text: str, lines: int, font: str = "DejaVuSans-Bold", **how: object) -> None:
-        path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
-        fitted = ImageFont.truetype(path, max(9, height // lines))
-        draw.text((width * x, height * y), text, font=fitted, **how)  # type: ignore[arg-type]
-
-    if kind == "subtitle":
-        white_on_black = {"fill": (255, 255, 255, 255), "stroke_width": 1, "stroke_fill": (0, 0, 0, 255)}
-        write(0.5, 0.9, "I never said that to him", 18, anchor="mm", **white_on_black)
-    elif kind == "two lines":
-        for y, text in ((0.82, "and when we came home"), (0.92, "nobody was there, of course")):
-            write(0.5, y, text, 20, "DejaVuSerif", fill=(255, 255, 0, 255), anchor="mm")
-    elif kind == "watermark":
-        write(0.8, 0.1, "STUDIO 7", 22, "DejaVuSans", fill=(255, 255, 255, 110), anchor="mm")
-    else:
-        draw.rectangle((0, height * 0.8, width, height * 0.95), fill=(200, 0, 0, 255))
-        write(0.03, 0.875, "LIVE  Markets fall for a third day", 16, fill=(255, 255, 255, 255), anchor="lm")
-    whole = Image.alpha_composite(Image.fromarray(frame).convert("RGBA"), layer)
-    return np.asarray(whole.convert("RGB"))
-
-
 @pytest.mark.slow
 def test_written_text_is_found_and_little_else() -> None:
     cache = sample_media.cache_folder()
@@ -80,10 +53,7 @@ def test_written_text_is_found_and_little_else() -> None:
     for clip in CLIPS:
         video = media_omnihuman.read_video(cache / clip.to, duration_s=6)
         frames += [video[at] for at in np.linspace(2, len(video) - 3, FRAMES).astype(int)]
-    shares = {
-        kind: np.array([text_area_share([written(frame, kind)]) for frame in frames])
-        for kind in ("subtitle", "two lines", "watermark", "banner")
-    }
+    shares = {kind: np.array([text_area_share([written(frame, kind)]) for frame in frames]) for kind in KINDS}
     found = {kind: int((values > FOUND).sum()) for kind, values in shares.items()}
     false = sum(text_area_share([frame]) > FOUND for frame in frames)
     medians = {kind: round(float(np.median(values)), 3) for kind, values in shares.items()}
