@@ -30,6 +30,7 @@ from omnihuman_jax.data.keypoints import BODY, LEFT_HAND, RIGHT_HAND
 from omnihuman_jax.runtime.locations import local
 
 SCORED = (Condition.AUDIO, Condition.POSE)
+TAGGED = "nothing against it"
 _MOVES = 0.2  # of the opening's 0..1
 _HEADS = (0, 48, 64, 96, 160)  # pixels, of the face's height
 _DRAWS = 2000  # resamples of an interval
@@ -71,6 +72,17 @@ def right_by_fault(judged: Sequence[Judged], condition: Condition) -> dict[str, 
     for j in judged:
         hits[j.fault].append((condition.label in j.clip.eligible) == (condition.label in j.right))
     return {fault: Share(sum(found), len(found)) for fault, found in sorted(hits.items())}
+
+
+def wrong_tags(judged: Sequence[Judged], condition: Condition) -> dict[tuple[str, str], list[str]]:
+    """(fault, what curate said) -> videos of the clips whose tag for `condition` is wrong."""
+    found: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    for j in judged:
+        given, due = condition.label in j.clip.eligible, condition.label in j.right
+        if given != due:
+            said = TAGGED if given else str(j.clip.reasons[condition.label]["reason"])
+            found[j.fault, said].append(Path(j.clip.video).stem)
+    return dict(sorted(found.items()))
 
 
 def by_delay(judged: Sequence[Judged]) -> dict[int, Share]:
@@ -174,6 +186,10 @@ def _score_table(judged: Sequence[Judged]) -> list[str]:
     lines += ["", "| planted | audio tag is right | pose tag is right |", "|---|---|---|"]
     faults = sorted({j.fault for j in judged})
     lines += [f"| {f} | {right[Condition.AUDIO][f]} | {right[Condition.POSE][f]} |" for f in faults]
+    lines += ["", "| planted | wrong tag | what curate said | clips | for one |", "|---|---|---|---|---|"]
+    for condition in SCORED:
+        for (fault, said), videos in wrong_tags(judged, condition).items():
+            lines.append(f"| {fault} | {condition.label} | {said} | {len(videos)} | {videos[0]} |")
     lines += ["", "| sound late by, ms | tagged for audio |", "|---|---|"]
     return lines + [f"| {delay} | {share} |" for delay, share in by_delay(judged).items()]
 

@@ -43,6 +43,8 @@ def test_wrong_tags_and_points_cost(tiny_theatre: Path) -> None:
     precision, recall = against_truth.precision_and_recall(judged, Condition.AUDIO)
     assert (precision.hits, precision.total, recall.total) == (0, len(clips), 0)  # all are shorter than five seconds
     assert all(share.hits == 0 for share in against_truth.right_by_fault(judged, Condition.AUDIO).values())
+    wrong = against_truth.wrong_tags(judged, Condition.AUDIO)
+    assert {said for _, said in wrong} == {against_truth.TAGGED} and sum(map(len, wrong.values())) == len(clips)
     found = load_landmarks(tiny_theatre / "clips", first)
     moved = found.keypoints_TJ3.copy()
     moved[:, : INDEX["left_hip"], :2] += [3, 4]
@@ -50,6 +52,15 @@ def test_wrong_tags_and_points_cost(tiny_theatre: Path) -> None:
     seen = against_truth.see(judged[0], wrong)
     assert seen.body == pytest.approx(5 / judged[0].truth.facts["figure_px"], rel=1e-3)
     assert seen.face == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_missing_tag_is_told_with_curates_reason(tiny_theatre: Path) -> None:
+    clip = read_clips(tiny_theatre / "clips")[0]
+    why = {"reason": "blurred", "score": 1.0, "threshold": 15.0}
+    bare = dataclasses.replace(clip, eligible=(), reasons={c.label: why for c in Condition})
+    judged = list(against_truth.judge([bare], tiny_theatre / "truth"))
+    assert judged[0].right >= {"pose"}
+    assert against_truth.wrong_tags(judged, Condition.POSE) == {(judged[0].fault, "blurred"): [Path(clip.video).stem]}
 
 
 def test_the_tables_name_every_fault(tiny_theatre: Path) -> None:
