@@ -70,7 +70,8 @@ MOVED = {
 class DataConfig:
     """Where the data lies and how batches are laid out.
 
-    dataset: folder of `omnihuman encode`
+    dataset: folder of `omnihuman encode`; FOLDER@2 for its second generation. Without: the one that the run began
+        with, of a new run the newest
     datasets: several of them with weights, in place of `dataset`
     plan: sizes of the packed sequences and of a step
     read_threads: threads that read records ahead

@@ -16,6 +16,8 @@ from data_pipelines.curate.funnel import FUNNEL_FILE
 from data_pipelines.curate.score_columns import read_scores
 from data_pipelines.curate.stage_parts import Table, read_record
 from data_pipelines.curate.tagging import CHECKS, SCORES, Check, Thresholds
+from omnihuman_jax.data.dataset_files import dataset_folder, generations_up_to
+from omnihuman_jax.data.generations import numbered, split_name
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import FPS
 
@@ -32,21 +34,23 @@ def sets_of(folder: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: neither, or the sets are not where they were.
     """
-    path = local(folder)
+    path = local(split_name(folder)[0])
     if (path / _ENCODED).is_file():
-        stated = json.loads((path / _ENCODED).read_text()).get("sets", "")
+        stated = json.loads((dataset_folder(folder) / _ENCODED).read_text()).get("sets", "")
         return find_sets(os.path.normpath(path.parent / stated))
     return find_sets(path)
 
 
 def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Of a data set, or of sets: {"dataset": folder or None, "funnel", "histograms", "nearest"}.
+    """Of a generation of a data set, or of sets: {"dataset": its name (`DATASET@2`) or None, "funnel", "histograms",
+    "nearest"}.
 
     A histogram is {score, counts, low, high, marks: [(threshold's name, value)]}; a row of `nearest` is {reason,
     threshold, clips: [{label, score, thumbnail}]}, thumbnails being JPEG in base64.
     """
-    path = local(folder)
-    facts: dict[str, Any] = {"dataset": path if (path / _ENCODED).is_file() else None}
+    path = local(split_name(folder)[0])
+    there = (path / _ENCODED).is_file()
+    facts: dict[str, Any] = {"dataset": numbered(path, generations_up_to(folder)[-1].number) if there else None}
     try:
         sets = sets_of(folder)
     except FileNotFoundError:

@@ -1,7 +1,8 @@
 """The shards of a data set, joined: named by how many there are, with metadata, catalog and summary.
 
-Everything is made in the folder that the shards were made in, which then gets the data set's name: it is there whole or
-not at all. Killed on the way, the next call goes on.
+Everything is made in the folder that the shards were made in, which then gets the data set's name, or, of an append,
+that of a generation, which the manifest names after that: it is there whole or not at all. Killed on the way, the next
+call goes on.
 """
 
 import collections
@@ -15,14 +16,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipelines.curate.stage_parts import read_part
 from data_pipelines.encode.clip_encoder import ClipStatistics
-from data_pipelines.encode.kept_dataset import SUMMARY_FILE
+from data_pipelines.encode.encoded_clips import LEFT_OUT_FILE, read_known, read_left_out, write_known
+from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base
 from data_pipelines.encode.shard_plan import PLAN_FILE, read_plan
 from data_pipelines.encode.shard_work import ShardFiles
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog, columns
+from omnihuman_jax.data.generations import MANIFEST, Generation, numbered, read_manifest, write_manifest
 from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata
 from omnihuman_jax.runtime import files
 
@@ -31,23 +35,65 @@ _MAX_ROWS = 1000
 
 
 def finish(folder: Path, out: Path) -> dict[str, Any]:
-    """Joins the shards in `folder` into the data set `out`; returns the summary that it also writes there.
+    """Joins the shards in `folder` into the data set `out`, or into its next generation; returns the summary that it
+    also writes there.
 
     Raises:
         FileNotFoundError: nothing is being encoded in `folder`.
-        ValueError: shards are missing, or not one clip could be encoded (then `folder` is taken away).
+        ValueError: shards are missing, or not one clip could be encoded (then `folder` is taken away), or what is to be
+            appended to is not what it was.
     """
     if not (folder / SUMMARY_FILE).is_file():
-        _join(folder)
+        _join(folder, out)
     summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
-    for path in [*folder.glob("part-*"), *folder.glob(".*.part"), folder / PLAN_FILE, folder / MADE_BY_FILE]:
+    passing = [folder / name for name in (PLAN_FILE, MADE_BY_FILE, LEFT_OUT_FILE)]
+    for path in [*folder.glob("part-*"), *folder.glob(".*.part"), *passing]:
         path.unlink(missing_ok=True)
-    files.replace_folder(folder, out)
+    if summary["generation"] == 1:
+        write_manifest(folder, [_generation(folder, summary)])
+        files.replace_folder(folder, out)
+        return summary
+    target = out / Generation(number=summary["generation"]).folder
+    target.parent.mkdir(exist_ok=True)
+    files.move_into_place(folder, target)
+    mark_finished(out)
     return summary
 
 
-def _join(folder: Path) -> None:
+def mark_finished(out: Path) -> dict[str, Any] | None:
+    """Names the next generation of `out` in its manifest if its folder is there, whole, as a finish that was killed
+    leaves it; its summary, or None.
+    """
+    if not (out / MANIFEST).is_file():
+        return None
+    there = read_manifest(out)
+    folder = out / Generation(number=len(there) + 1).folder
+    if not (folder / SUMMARY_FILE).is_file():
+        return None
+    summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
+    write_manifest(out, [*there, _generation(folder, summary)])
+    return summary
+
+
+def is_append(folder: Path) -> bool:
+    """Whether it is a generation of a data set that is being made in `folder`."""
+    path = folder / SUMMARY_FILE
+    if path.is_file():
+        return bool(json.loads(path.read_text())["generation"] > 1)
+    return (folder / MADE_BY_FILE).is_file() and "after" in json.loads((folder / MADE_BY_FILE).read_text())
+
+
+def _generation(folder: Path, summary: Mapping[str, Any]) -> Generation:
+    records = sum(row["records"] for row in summary["shards"])
+    digest = files.file_sha256(folder / SUMMARY_FILE)
+    number = int(summary["generation"])
+    return Generation(number=number, windows=summary["windows"], records=records, summary_sha256=digest)
+
+
+def _join(folder: Path, out: Path) -> None:
     at = [ShardFiles(folder, task.number) for task in read_plan(folder)]
+    head = json.loads((folder / MADE_BY_FILE).read_text())
+    base = _base(folder, out, head.pop("after", None))
     if left := [one for one in at if not one.mark.is_file()]:
         raise ValueError(
             f"{folder}: {len(left)} of {len(at)} shards are not made yet, the first is {left[0].number}; run"
@@ -55,8 +101,9 @@ def _join(folder: Path) -> None:
         )
     marks = [json.loads(one.mark.read_text()) for one in at]
     made = [(one, mark) for one, mark in zip(at, marks, strict=True) if mark["records"]]
-    if not made:
-        letter = next(row for mark in marks for row in (*mark["quarantine"], _SERVES_NONE))
+    before = None if base is None else _taken_on(folder, base)
+    if not made and not (before and len(before.catalog)):
+        letter = next((row for mark in marks for row in (*mark["quarantine"], _SERVES_NONE)), _SERVES_NONE)
         shutil.rmtree(folder)
         raise ValueError(
             f"none of the {sum(len(mark['clips']) for mark in marks)} clips can be encoded; the first,"
@@ -66,22 +113,70 @@ def _join(folder: Path) -> None:
         final = shard_path(folder, shard, len(made))
         if not final.is_file():
             files.move_into_place(one.records, final)
-    spec = DatasetSpec.load(folder)
-    digest = hashlib.sha256("".join(mark["records_sha256"] for _, mark in made).encode())
-    spec = dataclasses.replace(spec, records_sha256=digest.hexdigest())
-    write_dataset_metadata(folder, spec, [(mark["records"], mark["bytes"]) for _, mark in made])
-    catalog = _catalog(made, spec)
+    spec = _spec(folder, base, [mark["records_sha256"] for _, mark in made])
+    if made:
+        write_dataset_metadata(folder, spec, [(mark["records"], mark["bytes"]) for _, mark in made])
+    else:
+        spec.save(folder)
+    catalog = _catalog(made, spec, before)
     catalog.save(folder)
-    made_by = json.loads((folder / MADE_BY_FILE).read_text())
-    summary = _summary(catalog, marks) | {"shards": _shards(folder, made), "files": _others(folder), **made_by}
+    dead = {row["clip_id"] for mark in marks for row in mark["quarantine"]}
+    encoded = [row for mark in marks for row in mark["clips"] if row["clip_id"] not in dead]
+    write_known(folder, before.clips if before else None, encoded)
+    summary = _summary(catalog, marks, before) | {"shards": _shards(folder, made), "files": _others(folder), **head}
     files.write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _TakenOn:
+    """What a new generation takes on: of the base's windows and clips those that are not left out."""
+
+    base: Base
+    catalog: Catalog
+    clips: pa.Table
+
+
+def _base(folder: Path, out: Path, after: Mapping[str, Any] | None) -> Base | None:
+    """What is appended to; ValueError unless it is what it was when that was begun."""
+    if after is None:
+        return None
+    base = Base.of(out)
+    if base.stated != after:
+        raise ValueError(
+            f"{folder}: is to follow generation {after['generation']} of {out}, which is at generation"
+            f" {base.generation.number} by now; delete {folder} and encode again"
+        )
+    return base
+
+
+def _taken_on(folder: Path, base: Base) -> _TakenOn:
+    gone = read_left_out(folder)["clip_id"].combine_chunks()
+    known, catalog = read_known(base.folder), Catalog.load(numbered(base.out, base.generation.number))
+    clips = known.filter(pc.invert(pc.is_in(known["clip_id"], value_set=gone)))
+    rows = pc.invert(pc.is_in(catalog.clip_id.array, value_set=gone.cast(pa.large_string())))
+    return _TakenOn(base=base, clips=clips, catalog=catalog.select(rows.to_numpy(zero_copy_only=False)))
+
+
+def _spec(folder: Path, base: Base | None, digests: Sequence[str]) -> DatasetSpec:
+    """Of the data set: its records are the base's and these."""
+    spec = DatasetSpec.load(folder)
+    if base is None:
+        return dataclasses.replace(spec, records_sha256=hashlib.sha256("".join(digests).encode()).hexdigest())
+    before = DatasetSpec.load(base.folder).records_sha256
+    chained = hashlib.sha256("".join([before, *digests]).encode()).hexdigest() if digests else before
+    return dataclasses.replace(spec, records_sha256=chained)
 
 
 _SERVES_NONE = {"clip_id": "like all others", "reason": "is eligible for no condition"}
 
 
-def _catalog(made: Sequence[tuple[ShardFiles, Mapping[str, Any]]], spec: DatasetSpec) -> Catalog:
-    parts, first = [], 0
+def _catalog(
+    made: Sequence[tuple[ShardFiles, Mapping[str, Any]]], spec: DatasetSpec, before: _TakenOn | None
+) -> Catalog:
+    if not made:
+        assert before is not None
+        return before.catalog
+    parts, first = [], before.base.records if before else 0
     for one, mark in made:
         rows = read_part(one.rows)
         index = rows.column_names.index("record")
@@ -89,7 +184,8 @@ def _catalog(made: Sequence[tuple[ShardFiles, Mapping[str, Any]]], spec: Dataset
         first += mark["records"]
     together = pa.concat_tables(parts)
     arrays: dict[str, Any] = {name: together[name].to_numpy() for name in columns()}
-    return Catalog(**arrays, empty_text_tokens=spec.empty_text_tokens)
+    own = Catalog(**arrays, empty_text_tokens=spec.empty_text_tokens)
+    return before.catalog.extended(own) if before else own
 
 
 def _shards(folder: Path, made: Sequence[tuple[ShardFiles, Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -106,13 +202,13 @@ def _shards(folder: Path, made: Sequence[tuple[ShardFiles, Mapping[str, Any]]]) 
 
 def _others(folder: Path) -> dict[str, str]:
     """Name -> sha256 of every file of the data set beside its shards and the summary."""
-    passing = (PLAN_FILE, MADE_BY_FILE, SUMMARY_FILE)
+    passing = (PLAN_FILE, MADE_BY_FILE, LEFT_OUT_FILE, SUMMARY_FILE)
     kept = [path for path in sorted(folder.iterdir()) if path.is_file() and ".array_record-" not in path.name]
     names = [path for path in kept if not path.name.startswith(("part-", ".", *passing))]
     return {path.name: files.file_sha256(path) for path in names}
 
 
-def _summary(catalog: Catalog, marks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summary(catalog: Catalog, marks: Sequence[Mapping[str, Any]], before: _TakenOn | None) -> dict[str, Any]:
     """What `encode.json` holds: counts of windows, and what the codec did to each clip (of few) and to all of them."""
     overall = ClipStatistics()
     for mark in marks:
@@ -120,9 +216,19 @@ def _summary(catalog: Catalog, marks: Sequence[Mapping[str, Any]]) -> dict[str, 
             if row["statistics"] is not None and row["windows"]:
                 overall.add(ClipStatistics.from_json(row["statistics"]))
     clips = [row for mark in marks for row in mark["clips"]]
+    own: dict[str, Any] = {"generation": 1}
+    if before is not None:
+        base, added = before.base, sum(mark["records"] for mark in marks)
+        overall.add(ClipStatistics.from_json(base.summary["statistics"]))
+        own = {
+            "generation": base.generation.number + 1,
+            "added_windows": added,
+            "left_out_records": base.records + added - len(catalog),
+        }
     return {
+        **own,
         "windows": len(catalog),
-        "bytes": sum(mark["bytes"] for mark in marks),
+        "bytes": sum(mark["bytes"] for mark in marks) + (before.base.summary["bytes"] if before else 0),
         "by_frames": _counts(catalog.frames),
         "by_eligible": {
             ConditionSet(int(bits)).label: n for bits, n in sorted(collections.Counter(catalog.eligible).items())
@@ -130,7 +236,8 @@ def _summary(catalog: Catalog, marks: Sequence[Mapping[str, Any]]) -> dict[str, 
         "by_split": {str(name): n for name, n in sorted(collections.Counter(catalog.split).items())},
         "round_trip_psnr_db": _rounded(overall.psnr),
         "latent_std": [round(float(std), 4) for std in overall.latent_std_C],
-        "num_clips": len(clips),
+        "statistics": overall.to_json(),
+        "num_clips": len(clips) + (len(before.clips) if before else 0),
         "clips": _clip_rows(catalog, clips) if len(clips) <= _MAX_ROWS else [],
         "dead_letters": sum(len(mark["quarantine"]) for mark in marks),
         "quarantine": [row for mark in marks for row in mark["quarantine"]][:_MAX_ROWS],

@@ -4,13 +4,15 @@
 Reads sets and the table that they are of, writes ArrayRecord shards, their tfds metadata, `catalog/`,
 `dataset.json` (+ `.npz`) and `encode.json`, a summary. The folder appears whole or not at all. A clip that cannot be
 encoded is left out whole, and `quarantine` in the summary says why: no single file ends the run.
+
+Where a dataset is there that was made like that of other clips, what it lacks is appended: a new generation
+(`omnihuman_jax/data/generations.py`), beside which the old ones stay as they are.
 """
 
 import argparse
 import dataclasses
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,67 +23,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_pipelines.curate.clip_sets import find_sets, iter_clips, read_clips_of, read_head, table_folder
-from data_pipelines.curate.clips import Clip
+from data_pipelines.curate.clip_sets import find_sets, table_folder
 from data_pipelines.encode import kept_dataset
+from data_pipelines.encode.claim import Claim, EncodeConfig, SetParts, claimed, tell
 from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig, empty_prompt
-from data_pipelines.encode.dataset_finish import MADE_BY_FILE, finish
+from data_pipelines.encode.dataset_finish import finish, is_append, mark_finished
 from data_pipelines.encode.dead_letters import DeadLetters
-from data_pipelines.encode.kept_dataset import SUMMARY_FILE
+from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base
 from data_pipelines.encode.leases import LeaseHolder
-from data_pipelines.encode.shard_plan import (
-    PLAN_FILE,
-    ShardTask,
-    plan_shards,
-    read_plan,
-    round_trip_share,
-    write_plan,
-)
+from data_pipelines.encode.shard_plan import round_trip_share
 from data_pipelines.encode.shard_work import ShardFiles, make_shard
 from data_pipelines.engines.worker_share import WorkerShare
 from omnihuman_jax.codecs.codec import VideoCodec, load_codec, parse_options
 from omnihuman_jax.conditions import Condition
+from omnihuman_jax.data.generations import split_name
 from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.encoders.speech import SpeechEncoder, load_speech_encoder
-from omnihuman_jax.encoders.text import MAX_TOKENS, TextEncoder, load_text_encoder
-from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.encoders.text import TextEncoder, load_text_encoder
+from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 
 _LOOK_AGAIN_S = 1.0
-
-
-@dataclasses.dataclass(kw_only=True, slots=True)
-class EncodeConfig:
-    """What encodes, and how clips are cut. Networks: a folder in Hugging Face layout or a hub id.
-
-    codec           `dct`, or a folder (hub id) of an autoencoder in diffusers' layout
-    codec_options   of that codec, such as its tiles; the rest keep their defaults
-    speech_encoder  "" for none: no window is eligible for audio then
-    speech_layers   () for the encoder's first, middle and last
-    shard_mib       MiB a shard, about: what a killed process has to do again
-    """
-
-    codec: str = "dct"
-    codec_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    text_encoder: str = ""
-    speech_encoder: str = ""
-    speech_layers: tuple[int, ...] = ()
-    max_text_tokens: int = MAX_TOKENS
-    windows: WindowConfig = dataclasses.field(default_factory=WindowConfig)
-    shard_mib: float = 256.0
-
-    def validate(self) -> None:
-        """ValueError with what is missing or wrong."""
-        self.windows.validate()
-        if not self.text_encoder:
-            raise ValueError(
-                "--text-encoder is missing; give its folder or hub id (windows without text use the embedding of "
-                "its empty prompt)"
-            )
-        if not self.shard_mib > 0:
-            raise ValueError(f"--shard-mib must be greater than 0, not {self.shard_mib}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,32 +69,50 @@ def encode(
     """Encodes the clips of sets into the data set `out_dir`; returns the summary that it also writes there, or, of a
     worker's share, {}.
 
-    A data set that the same clips, settings, networks and code made is kept as it is. Shards are made in the folder
-    `out_dir`.encoding, by this process and by as many others as run the same command; what a killed one had finished is
-    kept.
+    A data set that the same clips, settings, networks and code made is kept as it is; one of other clips gets a
+    generation of these: clips that it has are not opened, those that it lacks are encoded, and those that the sets do
+    not have any more are left out of the new generation. Shards are made in the folder `out_dir`.encoding, by this
+    process and by as many others as run the same command; what a killed one had finished is kept.
 
     Raises:
         FileNotFoundError: no clips, or a network that is not there.
-        ValueError: wrong settings, not one clip that can be encoded, or `out_dir` holds something else and `overwrite`
-            is False.
+        ValueError: wrong settings, not one clip that can be encoded, `out_dir` names a generation, or it holds
+            something else, or a data set of other settings or networks, and `overwrite` is False.
     """
     console, share = console or Console(stderr=True), share or EncodeShare()
     out_dir = Path(out_dir)
+    dataset, number = split_name(out_dir)
+    if number is not None:
+        raise ValueError(f"--out {out_dir}: an append makes the next generation by itself; give {dataset}")
     folder = out_dir.parent / f"{out_dir.name}.encoding"
+    marked = None if overwrite else mark_finished(out_dir)
     if share.only_finish:
-        kept_dataset.check_free(out_dir, overwrite=overwrite)
+        if marked is not None:
+            return marked
+        if not is_append(folder):
+            kept_dataset.check_free(out_dir, overwrite=overwrite)
         return finish(folder, out_dir)
     config.validate()
     sets = find_sets(sets)
-    made_by = kept_dataset.made_by(sets, dataclasses.asdict(config))
+    settings = dataclasses.asdict(config)
+    made_by = kept_dataset.made_by(sets, settings)
     networks = {"codec": config.codec, "text_encoder": config.text_encoder, "speech_encoder": config.speech_encoder}
-    if (summary := kept_dataset.existing(out_dir, made_by, networks, overwrite=overwrite)) is not None:
-        told = f"{out_dir}: already encoded from these clips with these settings ({summary['windows']} windows)"
-        console.print(file_names.printable(told), markup=False, highlight=False)
-        return summary
+    found = kept_dataset.existing(out_dir, made_by, settings, networks, overwrite=overwrite)
+    base = found if isinstance(found, Base) else None
+    if isinstance(found, dict):
+        return _kept(found, f"{out_dir}: already encoded from these clips with these settings", console)
     if not _is_joined(folder, made_by):
-        _make_shards(folder, sets, config, made_by, console, share.worker, overwrite=overwrite)
+        claim = Claim(folder=folder, sets=sets, config=config, made_by=made_by, base=base)
+        if not _make_shards(claim, console, share.worker, overwrite=overwrite):
+            assert base is not None
+            return _kept(base.summary, f"{out_dir}: has the windows of these clips already", console)
     return finish(folder, out_dir) if share.worker is None else {}
+
+
+def _kept(summary: Mapping[str, Any], told: str, console: Console) -> dict[str, Any]:
+    """The summary of a dataset that stays as it is."""
+    tell(console, f"{told} ({summary['windows']} windows)")
+    return dict(summary)
 
 
 def _is_joined(folder: Path, made_by: Mapping[str, Any]) -> bool:
@@ -139,25 +121,22 @@ def _is_joined(folder: Path, made_by: Mapping[str, Any]) -> bool:
     return path.is_file() and json.loads(path.read_text()).get("made_by") == json.loads(json.dumps(made_by))
 
 
-def _make_shards(
-    folder: Path,
-    sets: Path,
-    config: EncodeConfig,
-    made_by: Mapping[str, Any],
-    console: Console,
-    worker: WorkerShare | None,
-    *,
-    overwrite: bool,
-) -> None:
-    """Makes every shard that nobody has made or is making, and waits for those that others make."""
+def _make_shards(claim: Claim, console: Console, worker: WorkerShare | None, *, overwrite: bool) -> bool:
+    """Makes every shard that nobody has made or is making, and waits for those that others make. False where the data
+    set that is appended to has all that is asked for, and no more.
+    """
+    config, folder = claim.config, claim.folder
     codec = load_codec(config.codec, config.codec_options)
     text = load_text_encoder(config.text_encoder)
     speech = load_speech_encoder(config.speech_encoder, config.speech_layers or None) if config.speech_encoder else None
     spec = _spec(config, codec, text, speech)
-    tasks = _claimed(folder, sets, config, made_by, spec, overwrite=overwrite)
-    encoder = ClipEncoder(sets, codec, text, speech, config.windows, config.max_text_tokens, round_trip_share(tasks))
-    letters = DeadLetters(table_folder(sets))
-    parts = _LastPart(sets)
+    parts = SetParts(claim.sets, claim.base)
+    tasks = claimed(claim, parts, spec, console, overwrite=overwrite)
+    if tasks is None:
+        return False
+    share = round_trip_share(tasks)
+    encoder = ClipEncoder(claim.sets, codec, text, speech, config.windows, config.max_text_tokens, share)
+    letters = DeadLetters(table_folder(claim.sets))
     order = tasks if worker is None else worker.first(tasks)
     with progress_bar(stays=True, console=console) as progress, LeaseHolder() as leases:
         bar = progress.add_task("encoding windows", total=sum(task.windows for task in tasks))
@@ -176,53 +155,7 @@ def _make_shards(
                 progress.advance(bar, task.windows)
             if len(counted) == begun:
                 time.sleep(_LOOK_AGAIN_S)  # all that is left is leased
-
-
-def _claimed(
-    folder: Path, sets: Path, config: EncodeConfig, made_by: Mapping[str, Any], spec: DatasetSpec, *, overwrite: bool
-) -> list[ShardTask]:
-    """The shards of the data set that is made in `folder`, which is begun unless it is there.
-
-    Raises:
-        ValueError: something else is being made there, or no clip is long enough.
-    """
-    head = {"made_by": made_by, "sets": os.path.relpath(sets, folder.parent), "encoders": dict(spec.encoder_sha256)}
-    head |= {name: value for name, value in read_head(sets).items() if name in ("dataset", "weight")}
-    file = folder / MADE_BY_FILE
-    if file.is_file() and json.loads(file.read_text()) != json.loads(json.dumps(head)):
-        if not overwrite:
-            raise ValueError(
-                f"{folder}: shards of other clips, settings or networks are being made there; delete it, or begin anew"
-                " with --overwrite"
-            )
-        shutil.rmtree(folder)
-    if not (folder / PLAN_FILE).is_file():
-        tasks = plan_shards(iter_clips(sets), config.windows, spec.latent_channels, config.shard_mib * 2**20)
-        if not tasks:
-            raise ValueError(
-                f"{sets}: none of its clips is long enough for a window of {config.windows.frames} frames; curate"
-                " longer clips, or give shorter --window-frames"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        files.claim(file, lambda beside: beside.write_text(json.dumps(head)))
-        files.claim(folder / PLAN_FILE, lambda beside: write_plan(beside, tasks))
-    if not (folder / "dataset.json").is_file():
-        spec.save(folder)
-    return read_plan(folder)
-
-
-class _LastPart:
-    """The clips of the part of the sets that was asked for last."""
-
-    def __init__(self, sets: Path) -> None:
-        self._sets = sets
-        self._part = -1
-        self._clips: list[Clip] = []
-
-    def clips(self, task: ShardTask) -> list[Clip]:
-        if task.part != self._part:
-            self._clips, self._part = read_clips_of(self._sets, task.part), task.part
-        return self._clips[task.first : task.last]
+    return True
 
 
 def _spec(config: EncodeConfig, codec: VideoCodec, text: TextEncoder, speech: SpeechEncoder | None) -> DatasetSpec:
@@ -251,11 +184,12 @@ def _spec(config: EncodeConfig, codec: VideoCodec, text: TextEncoder, speech: Sp
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """The summary as a table, a row a clip; dB is the PSNR of the codec's round trip."""
+    """The summary as a table, a row a clip that was encoded; dB is the PSNR of the codec's round trip."""
     lengths = list(summary["by_frames"])
-    table = Table(
-        title=f"{summary['windows']} windows of {' / '.join(lengths)} frames, {summary['bytes'] / 2**20:.1f} MiB"
-    )
+    title = f"{summary['windows']} windows of {' / '.join(lengths)} frames, {summary['bytes'] / 2**20:.1f} MiB"
+    if (number := summary.get("generation", 1)) > 1:
+        title = f"generation {number}: {title}; {summary['added_windows']} windows are new"
+    table = Table(title=title)
     table.add_column("clip", overflow="fold")
     for column in ("size", "windows", *(c.label for c in Condition), "dB"):
         table.add_column(column, justify="right", no_wrap=True)

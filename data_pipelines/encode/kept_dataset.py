@@ -1,5 +1,8 @@
-"""Whether the dataset in a folder is still the one that is asked for: by everything that its values were made of."""
+"""Whether the dataset in a folder is still the one that is asked for, by everything that its values were made of; or
+becomes it by an append, which is a new generation.
+"""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -11,12 +14,17 @@ from data_pipelines.curate.clip_sets import read_head, table_folder
 from data_pipelines.curate.code_digest import code_digest
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.encode import clip_encoder, windows
+from data_pipelines.encode.encoded_clips import CLIPS_FILE
+from omnihuman_jax.codecs.dct import DctCodec
+from omnihuman_jax.data.generations import Generation, read_manifest
+from omnihuman_jax.data.identity import changed_features, features_of
 from omnihuman_jax.data.records import VERSION, DatasetSpec
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.folders_omnihuman import check_weights, local_folder
 from omnihuman_jax.serving.media_omnihuman import READER_VERSION
 
 SUMMARY_FILE = "encode.json"
+_ROLES = ("codec", "text_encoder", "speech_encoder")
 
 
 def made_by(sets: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +43,40 @@ def made_by(sets: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """What is appended to: the newest generation of the dataset `out`, in `folder`, its summary, and how many records
+    it and those before it have.
+    """
+
+    out: Path
+    generation: Generation
+    summary: Mapping[str, Any]
+    records: int
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.generation.folder
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """What all who make the next generation have to agree on."""
+        return {"generation": self.generation.number, "summary_sha256": self.generation.summary_sha256}
+
+    @classmethod
+    def of(cls, out: Path) -> "Base":
+        """ValueError for a dataset that nothing can be appended to."""
+        there = read_manifest(out)
+        newest = there[-1]
+        if not (out / newest.folder / CLIPS_FILE).is_file():
+            raise ValueError(
+                f"{out}: it does not say which clips it has ({CLIPS_FILE}), so that nothing can be appended; choose"
+                " another --out, or replace it with --overwrite"
+            )
+        summary = json.loads((out / newest.folder / SUMMARY_FILE).read_text())
+        return cls(out=out, generation=newest, summary=summary, records=sum(one.records for one in there))
+
+
 def check_free(out_dir: Path, *, overwrite: bool) -> None:
     """ValueError if a data set that is finished now would take the place of something."""
     if out_dir.exists() and any(out_dir.iterdir()) and not (overwrite and (out_dir / SUMMARY_FILE).is_file()):
@@ -42,38 +84,75 @@ def check_free(out_dir: Path, *, overwrite: bool) -> None:
 
 
 def existing(
-    out_dir: Path, made_by: Mapping[str, Any], networks: Mapping[str, str], *, overwrite: bool
-) -> dict[str, Any] | None:
-    """The summary of the dataset in `out_dir` if it is the one asked for; None if one is to be made; ValueError if
-    something else would be lost. `networks`: role -> folder or hub id.
+    out_dir: Path,
+    made_by: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    networks: Mapping[str, str],
+    *,
+    overwrite: bool,
+) -> dict[str, Any] | Base | None:
+    """The summary of the dataset in `out_dir` if it is the one asked for; what to append to if it was made like that of
+    other clips; None if one is to be made; ValueError if something else would be lost. `networks`: role -> folder or
+    hub id.
     """
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return None
-    file = out_dir / SUMMARY_FILE
-    if not file.is_file():
+    if not (out_dir / SUMMARY_FILE).is_file():
         raise ValueError(f"{out_dir}: exists and is no dataset of `omnihuman encode`; choose another --out")
     if overwrite:
         return None
-    summary = json.loads(file.read_text())
+    summary: dict[str, Any] = json.loads((out_dir / read_manifest(out_dir)[-1].folder / SUMMARY_FILE).read_text())
     before = summary.get("made_by", {})
-    changed = [name for name in made_by if before.get(name) != made_by[name]]
-    if changed := changed or _changed_networks(out_dir, networks):
+    changed = [name for name in ("reader", "encoder", "records") if before.get(name) != made_by[name]]
+    changed += _changed_settings(summary.get("settings"), settings, before.get("settings") == made_by["settings"])
+    changed += _changed_networks(out_dir, networks)
+    if changed:
         raise ValueError(
-            f"{out_dir}: made from other clips or settings, or by another version ({', '.join(changed)}); choose"
-            " another --out, or replace it with --overwrite"
+            f"{out_dir}: made with other settings, with other networks, or by another version ({'; '.join(changed)});"
+            " choose another --out, or replace it with --overwrite"
         )
-    return summary
+    return summary if before.get("clips") == made_by["clips"] else Base.of(out_dir)
+
+
+def check_same_features(base: Base, spec: DatasetSpec) -> None:
+    """ValueError unless what is appended means what the base's records mean."""
+    before = features_of(DatasetSpec.load(base.folder)) | {"records_sha256": ""}
+    if changed := changed_features(before, features_of(spec)):
+        raise ValueError(
+            f"{base.out}: an append would have other features ({'; '.join(changed)}); choose another --out, or replace"
+            " it with --overwrite"
+        )
+
+
+def _changed_settings(before: Mapping[str, Any] | None, now: Mapping[str, Any], same_digest: bool) -> list[str]:
+    """`name: before -> now` of what differs; how large shards are, and where networks lie, does not count."""
+    if same_digest:
+        return []
+    if before is None:
+        return ["settings"]
+    old, new = (_flat(json.loads(json.dumps(one))) for one in (before, now))
+    names = [name for name in sorted(old.keys() | new.keys()) if name not in ("shard_mib", *_ROLES)]
+    return [f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    parts = ({f"{name}.{n}": v for n, v in value.items()} if isinstance(value, dict) else {name: value}
+             for name, value in settings.items())  # fmt: skip
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _changed_networks(out_dir: Path, networks: Mapping[str, str]) -> list[str]:
-    """The networks whose files are not those that made the dataset."""
-    recorded = DatasetSpec.load(out_dir).encoder_sha256
+    """The networks whose files are not those that made the dataset; by their names, where these have no files."""
+    spec = DatasetSpec.load(out_dir)
     changed = []
     for role, name_or_folder in networks.items():
-        hashes = {name.removeprefix(f"{role}/"): d for name, d in recorded.items() if name.startswith(f"{role}/")}
-        if hashes:
-            try:
-                check_weights(role, local_folder(name_or_folder, "give the network's folder"), hashes)
-            except ValueError:
-                changed.append(role)
+        hashes = {n.removeprefix(f"{role}/"): d for n, d in spec.encoder_sha256.items() if n.startswith(f"{role}/")}
+        if not hashes or name_or_folder in ("", DctCodec.name):
+            if getattr(spec, role) != name_or_folder:
+                changed.append(f"{role}: {getattr(spec, role) or 'none'} -> {name_or_folder or 'none'}")
+            continue
+        try:
+            check_weights(role, local_folder(name_or_folder, "give the network's folder"), hashes)
+        except ValueError:
+            changed.append(role)
     return changed

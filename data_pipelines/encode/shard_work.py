@@ -21,6 +21,7 @@ from data_pipelines.curate.clips import Clip
 from data_pipelines.curate.stage_parts import write_columns
 from data_pipelines.encode.clip_encoder import ClipEncoder, EncodedWindow
 from data_pipelines.encode.dead_letters import DeadLetters
+from data_pipelines.encode.encoded_clips import KeyedClip
 from omnihuman_jax.data.records import DatasetSpec, WindowRecord, write_shard
 from omnihuman_jax.runtime import files
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
@@ -54,7 +55,7 @@ class ShardFiles:
 
 
 def make_shard(
-    at: ShardFiles, clips: Sequence[Clip], encoder: ClipEncoder, letters: DeadLetters, spec: DatasetSpec
+    at: ShardFiles, clips: Sequence[KeyedClip], encoder: ClipEncoder, letters: DeadLetters, spec: DatasetSpec
 ) -> None:
     """Encodes the clips into a shard; of clips of which none can be encoded there is a mark alone."""
     for stale in at.folder.glob(f".part-{at.number:05d}.*.part"):
@@ -64,12 +65,12 @@ def make_shard(
     digest = hashlib.sha256()
 
     def records() -> Iterator[WindowRecord]:
-        for clip in clips:
+        for clip, key in clips:
             if not clip.conditions.bits:
-                statistics.append(_clip_row(clip, [], None) | {"serves": "none"})
+                statistics.append(_clip_row(clip, key, [], None) | {"serves": "none"})
                 continue
             found, windows = letters.encoded(encoder, clip, spec)
-            statistics.append(_clip_row(clip, windows, found.to_json()))
+            statistics.append(_clip_row(clip, key, windows, found.to_json()))
             for window in windows:
                 rows.append(_catalog_row(len(rows), window))
                 yield window.record
@@ -91,8 +92,10 @@ def make_shard(
     files.write_text(at.mark, json.dumps(mark))
 
 
-def _clip_row(clip: Clip, windows: Sequence[EncodedWindow], statistics: dict[str, Any] | None) -> dict[str, Any]:
-    row = {"clip_id": clip.clip_id, "label": clip.label, "height": clip.height, "width": clip.width}
+def _clip_row(
+    clip: Clip, key: str, windows: Sequence[EncodedWindow], statistics: dict[str, Any] | None
+) -> dict[str, Any]:
+    row = {"clip_id": clip.clip_id, "key": key, "label": clip.label, "height": clip.height, "width": clip.width}
     return {**row, "windows": len(windows), "statistics": statistics}
 
 

@@ -1,4 +1,6 @@
-"""`omnihuman data check | report | pose`: what is wrong with a data set, what is in it, and a pose out of its clips."""
+"""`omnihuman data check | report | publish | pose`: what is wrong with a data set, what is in it, into a bucket with
+it, and a pose out of its clips.
+"""
 
 import argparse
 import sys
@@ -44,6 +46,20 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def publish(options: argparse.Namespace) -> int:
+    """Brings what a bucket lacks there."""
+    from omnihuman_jax.data import publish as publishing
+    from omnihuman_jax.data.generations import read_manifest
+
+    files = [path for one in read_manifest(options.dataset) for path in publishing.files_of(options.dataset, one)]
+    with progress_bar("bytes", stays=True) as progress:
+        bar = progress.add_task("bringing files", total=sum(path.stat().st_size for path in files) or None)
+        numbers = publishing.publish(options.dataset, options.to, lambda nbytes: progress.advance(bar, nbytes))
+    told = f"generation{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))} brought" if numbers else "up to date"
+    print(f"{options.to}: {told}")
+    return 0
+
+
 def pose(options: argparse.Namespace) -> int:
     """Writes a clip's keypoints as a file for `generate --pose`."""
     from data_pipelines.curate.clip_sets import iter_clips, load_landmarks
@@ -60,9 +76,9 @@ def pose(options: argparse.Namespace) -> int:
 def main(argv: Sequence[str]) -> int:
     """`omnihuman data`."""
     parser = argparse.ArgumentParser(prog="omnihuman data", description="What is in a data set, and what is wrong.")
-    commands = parser.add_subparsers(required=True, metavar="check | report | pose")
+    commands = parser.add_subparsers(required=True, metavar="check | report | publish | pose")
     one = commands.add_parser("check", help="compare files, catalog and records; exit code 2 if anything is wrong")
-    one.add_argument("dataset", type=local, metavar="DATASET")
+    one.add_argument("dataset", type=local, metavar="DATASET", help="DATASET@2 for its second generation")
     one.add_argument("--sample", type=float, default=1.0, help="share of the records that are read (default: all)")
     one.add_argument("--no-hashes", action="store_true", help="do not compare the files' bytes with what encode wrote")
     one.set_defaults(run=check)
@@ -70,6 +86,10 @@ def main(argv: Sequence[str]) -> int:
     two.add_argument("dataset", type=local, metavar="DATASET", help="a data set, or the sets or table of one to come")
     two.add_argument("--out", type=local, required=True, metavar="FILE.html")
     two.set_defaults(run=report)
+    four = commands.add_parser("publish", help="bring a data set, or what was appended to it, into a bucket")
+    four.add_argument("dataset", type=local, metavar="DATASET")
+    four.add_argument("--to", required=True, metavar="gs://BUCKET/DATASET")
+    four.set_defaults(run=publish)
     three = commands.add_parser("pose", help="a clip's keypoints as a file for `generate --pose`")
     three.add_argument("sets", type=local, metavar="SETS", help="folder of `omnihuman curate` or `omnihuman select`")
     three.add_argument("--clip", required=True, help="a clip_id, or the name of a video (its first clip)")

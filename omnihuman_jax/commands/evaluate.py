@@ -49,6 +49,12 @@ def main(argv: Sequence[str]) -> int:
     run = trained_run.open_run(
         options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
     )
+    if len(run.drawn_from) > 1:
+        print(
+            f"windows of {run.dataset}, the first of the {len(run.drawn_from)} data sets of the run, are evaluated;"
+            " --dataset names another of them",
+            file=sys.stderr,
+        )
     config = trained_run.sampling_config(run.config.sampling, options)
     suites: dict[str, Suite] = {
         "psnr": evaluate_psnr.run_suite,

@@ -53,7 +53,7 @@ def measure(run: trained_run.TrainedRun, *, windows: int, batch: int, split: str
             continue
         needed = ConditionSet.of(condition, Condition.REFERENCE)
         of_windows[label], _ = window_inputs.held_out(catalog, split, needed)
-        subjects = gain_subjects(catalog, source, condition, asked)
+        subjects = gain_subjects(catalog, source, condition, split, windows)
         if len(subjects) < 2:
             missing[label] = f"no windows of two clips of split {of_windows[label]} have {label} and a reference"
             continue

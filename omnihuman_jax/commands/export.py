@@ -84,7 +84,7 @@ def export_run(
         dtype=dtype,
         about=about,
         export_id=export_id,
-        serving=Serving.of_run(_run_folder(run), config.data.first, config.sampling, config.flow),
+        serving=Serving.of_run(_run_folder(run), config.data.rows, config.sampling, config.flow),
         max_shard_bytes=max_shard_bytes,
         progress=progress,
     )

@@ -90,6 +90,7 @@ def train(
         processes.set_barrier_timeout(config.watchdog.longest_s)
         processes.start_devices()
         parts = open_parts(config, run_dir)
+        config = parts.config
         record = RunRecord(
             config=to_json(config),
             fingerprint=parts.plan.fingerprint(),

@@ -125,16 +125,18 @@ class Catalog(_Sizes):
     def __len__(self) -> int:
         return len(self.window_id)
 
-    def usual_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that most windows have; of equals, the smaller."""
-        sizes, counts = np.unique(np.stack([self.height, self.width], axis=1), axis=0, return_counts=True)
-        height, width = sizes[int(counts.argmax())]
-        return int(height), int(width)
-
     def select(self, rows: np.ndarray) -> "Catalog":
         """The catalog of these rows (mask or indices)."""
         texts = {name: getattr(self, name).take(rows) for name in (*TEXTS, "split")}
         return dataclasses.replace(self, **texts, **{name: getattr(self, name)[rows] for name in NUMBERS})
+
+    def extended(self, other: "Catalog") -> "Catalog":
+        """These rows, then those of another catalog."""
+        columns: dict[str, Any] = {
+            **{name: getattr(self, name).extended(getattr(other, name)) for name in (*TEXTS, "split")},
+            **{name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in NUMBERS},
+        }
+        return dataclasses.replace(self, **columns)
 
     def numbers(self, rows: np.ndarray | slice) -> "Numbers":
         """The numbers of these rows alone, with the sizes that follow from them."""
@@ -182,7 +184,7 @@ class Catalog(_Sizes):
     def load(cls, directory: str | os.PathLike[str]) -> "Catalog":
         """The catalog in `directory`; an error names the file, what is missing and the cure."""
         folder = dataset_folder(directory)
-        if not has_catalog(folder):
+        if not _is_in(folder):
             raise FileNotFoundError(
                 f"{folder / catalog_files.FOLDER}: no catalog here; make one with `omnihuman encode SETS --out"
                 f" {directory}`"
@@ -217,6 +219,10 @@ def has_catalog(directory: str | os.PathLike[str]) -> bool:
         folder = dataset_folder(directory)
     except FileNotFoundError:
         return False
+    return _is_in(folder)
+
+
+def _is_in(folder: Path) -> bool:
     return (folder / catalog_files.FOLDER).is_dir() or (folder / OLD_FILE).is_file()
 
 

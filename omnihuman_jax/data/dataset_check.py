@@ -8,17 +8,19 @@ import collections
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.dataset_files import dataset_folder
 from omnihuman_jax.data.finite import not_finite
+from omnihuman_jax.data.generations import FOLDER, MANIFEST, Generation, chosen, numbered, read_manifest, split_name
 from omnihuman_jax.data.record_source import RecordSource
-from omnihuman_jax.data.records import DatasetSpec, WindowRecord
+from omnihuman_jax.data.records import DESCRIPTION, DatasetSpec, WindowRecord
 from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import FPS, PATCH, SPATIAL_STRIDE
@@ -46,7 +48,8 @@ def check_dataset(
     hashes: bool = True,
     on_record: Callable[[], object] = lambda: None,
 ) -> Iterator[Problem]:
-    """Every problem of the data set in `directory`, files first, as they are found.
+    """Every problem of a generation of the data set in `directory`, files first, as they are found; of the newest
+    where none is named. The files of the generations before it, whose records it has, are among them.
 
     Args:
         sample: share of the records that are read, evenly spread.
@@ -57,28 +60,39 @@ def check_dataset(
         FileNotFoundError: no such folder.
         ValueError: `sample` is no share.
     """
-    folder = local(directory, "the dataset's folder")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give a data set of `omnihuman encode`")
+    dataset, number = split_name(directory)
+    root = local(dataset, "the dataset's folder")
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; give a data set of `omnihuman encode`")
     if not 0 < sample <= 1:
         raise ValueError(f"--sample must be in (0, 1], not {sample}")
-    summary, problems = _summary(folder)
-    yield from problems
-    yield from _files(folder, summary, hashes=hashes)
-    yield from _shards(folder, summary, hashes=hashes)
     try:
-        catalog = Catalog.load(folder)
+        there = read_manifest(root)
+    except ValueError as error:
+        yield Problem("manifest", MANIFEST, _line(error))
+        return
+    up_to = there[: chosen(there, number, dataset).number]
+    yield from _extra_generations(root, there)
+    for one in up_to:
+        summary, problems = _summary(root, one, hashes=hashes)
+        yield from problems
+        yield from _files(root, one, summary, hashes=hashes)
+        yield from _shards(root, one, summary, hashes=hashes)
+    try:
+        catalog = Catalog.load(numbered(dataset, up_to[-1].number))
     except (OSError, ValueError) as error:
-        yield Problem("catalog", "catalog", _line(error))
+        yield Problem("catalog", _place(up_to[-1], "catalog"), _line(error))
         return
     yield from _catalog(catalog, summary)
     try:
-        source = RecordSource(folder, retries=0)
+        source = RecordSource(numbered(dataset, up_to[-1].number), retries=0)
     except Exception as error:  # tfds and its readers raise what they please
-        yield Problem("records", folder.name, f"cannot be opened: {_line(error)}")
+        yield Problem("records", root.name, f"cannot be opened: {_line(error)}")
         return
-    if len(source) != len(catalog):
-        yield Problem("count", "catalog", f"{len(catalog)} rows for {len(source)} records")
+    left_out = int(summary.get("left_out_records", 0))
+    if len(source) != len(catalog) + left_out:
+        known = f" and {left_out} that it leaves out" if left_out else ""
+        yield Problem("count", "catalog", f"{len(catalog)} rows{known} for {len(source)} records")
     for row in np.unique(np.linspace(0, len(catalog) - 1, max(1, round(sample * len(catalog)))).astype(int)):
         yield from _record(catalog, int(row), source)
         on_record()
@@ -87,7 +101,7 @@ def check_dataset(
 def num_checked(directory: str | os.PathLike[str], sample: float = 1.0) -> int:
     """How many records `check_dataset` will read, for a progress bar; 0 where that is not known."""
     try:
-        return round(sample * int(json.loads((local(directory) / SUMMARY_FILE).read_text())["windows"]))
+        return round(sample * int(json.loads((dataset_folder(directory) / SUMMARY_FILE).read_text())["windows"]))
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
@@ -96,46 +110,66 @@ def _line(error: Exception) -> str:
     return " ".join((str(error) or type(error).__name__).split())
 
 
-def _summary(folder: Path) -> tuple[dict[str, Any], list[Problem]]:
-    path = folder / SUMMARY_FILE
+def _place(generation: Generation, name: str) -> str:
+    """A file's path in the dataset."""
+    return str(PurePosixPath(generation.folder, name))
+
+
+def _extra_generations(root: Path, there: Sequence[Generation]) -> Iterator[Problem]:
+    known = {root / one.folder for one in there}
+    for folder in sorted((root / FOLDER).glob("*")):
+        if folder not in known:
+            where = f"{FOLDER}/{folder.name}"
+            yield Problem(
+                "extra generation", where, "is not in the manifest; encode again, which adds it, or take it away"
+            )
+
+
+def _summary(root: Path, generation: Generation, *, hashes: bool) -> tuple[dict[str, Any], list[Problem]]:
+    path, where = root / generation.folder / SUMMARY_FILE, _place(generation, SUMMARY_FILE)
     if not path.is_file():
         return {}, []  # said with the other files
+    problems = []
+    if hashes and generation.summary_sha256 and files.file_sha256(path) != generation.summary_sha256:
+        problems.append(Problem("changed file", where, f"its bytes are not those that {MANIFEST} is of"))
     try:
         summary = json.loads(path.read_text())
-        return summary if isinstance(summary, dict) else {}, []
+        return summary if isinstance(summary, dict) else {}, problems
     except ValueError as error:
-        return {}, [Problem("summary", SUMMARY_FILE, f"not JSON: {_line(error)}")]
+        return {}, [*problems, Problem("summary", where, f"not JSON: {_line(error)}")]
 
 
-def _files(folder: Path, summary: Mapping[str, Any], *, hashes: bool) -> Iterator[Problem]:
-    stated = summary.get("files", {})
-    for name in sorted({*NEEDED, *stated}):
+def _files(root: Path, generation: Generation, summary: Mapping[str, Any], *, hashes: bool) -> Iterator[Problem]:
+    folder, stated = root / generation.folder, summary.get("files", {})
+    needed = set(NEEDED) - set(DESCRIPTION if generation.number > 1 and not generation.records else ())
+    for name in sorted({*needed, *stated}):
         if not (folder / name).is_file():
-            yield Problem("missing file", name, "not there; copy it again, or encode again")
+            yield Problem("missing file", _place(generation, name), "not there; copy it again, or encode again")
         elif hashes and name in stated and files.file_sha256(folder / name) != stated[name]:
-            yield Problem("changed file", name, "its bytes are not those that encode wrote")
+            yield Problem("changed file", _place(generation, name), "its bytes are not those that encode wrote")
+    where = _place(generation, "dataset.json")
     try:
-        spec = DatasetSpec.load(folder)
+        spec = DatasetSpec.load(numbered(root, generation.number))
     except Exception as error:
-        yield Problem("spec", "dataset.json", _line(error))
+        yield Problem("spec", where, _line(error))
         return
     if spec.fps != FPS:
-        yield Problem("spec", "dataset.json", f"{spec.fps} frames a second, not {FPS}")
+        yield Problem("spec", where, f"{spec.fps} frames a second, not {FPS}")
 
 
-def _shards(folder: Path, summary: Mapping[str, Any], *, hashes: bool) -> Iterator[Problem]:
-    stated = {row["name"]: row for row in summary.get("shards", ())}
+def _shards(root: Path, generation: Generation, summary: Mapping[str, Any], *, hashes: bool) -> Iterator[Problem]:
+    folder, stated = root / generation.folder, {row["name"]: row for row in summary.get("shards", ())}
     there = {path.name for path in folder.glob("*.array_record-*")}
     for name in sorted(there - set(stated) if stated else ()):
-        yield Problem("extra shard", name, "belongs to no record; take it away")
+        yield Problem("extra shard", _place(generation, name), "belongs to no record; take it away")
     for name, row in stated.items():
-        path = folder / name
+        path, where = folder / name, _place(generation, name)
         if name not in there:
-            yield Problem("missing shard", name, f"{row['records']} records are gone; copy it again, or encode again")
+            yield Problem("missing shard", where, f"{row['records']} records are gone; copy it again, or encode again")
         elif not path.stat().st_size:
-            yield Problem("empty shard", name, f"holds nothing of its {row['records']} records; copy it again")
+            yield Problem("empty shard", where, f"holds nothing of its {row['records']} records; copy it again")
         elif hashes and files.file_sha256(path) != row["sha256"]:
-            yield Problem("changed shard", name, "its bytes are not those that encode wrote; copy it again")
+            yield Problem("changed shard", where, "its bytes are not those that encode wrote; copy it again")
 
 
 def _catalog(catalog: Catalog, summary: Mapping[str, Any]) -> Iterator[Problem]:
@@ -147,7 +181,8 @@ def _catalog(catalog: Catalog, summary: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem("repeated row", str(value), f"{count} rows of the catalog have this {name}")
     if summary and summary.get("windows") != len(catalog):
         yield Problem("count", "catalog", f"{len(catalog)} rows, encode wrote {summary.get('windows')}")
-    outside = (catalog.record < 0) | (catalog.record >= max(1, int(summary.get("windows", len(catalog)))))
+    records = int(summary.get("windows", len(catalog))) + int(summary.get("left_out_records", 0))
+    outside = (catalog.record < 0) | (catalog.record >= max(1, records))
     for row in np.flatnonzero(outside):
         yield Problem("no record", catalog.window_id[row], f"record {catalog.record[row]} is beyond the data set")
 

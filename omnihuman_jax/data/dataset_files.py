@@ -15,7 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from omnihuman_jax.data.shard_cache import CacheUse, ShardCache
+from omnihuman_jax.data.generations import (
+    FOLDER,
+    MANIFEST,
+    ONLY,
+    Generation,
+    chosen,
+    read_manifest,
+    split_name,
+)
+from omnihuman_jax.data.shard_cache import CacheUse, ChangedError, ShardCache
 from omnihuman_jax.runtime import locations, variables
 from omnihuman_jax.runtime.locations import StrPath
 from omnihuman_jax.runtime.storage import cache_limit
@@ -25,19 +34,59 @@ _FOLDER, _LIMIT_GB = "~/.cache/omnihuman_jax/datasets", "100"
 
 
 def dataset_folder(text: StrPath) -> Path:
-    """The local folder with all files of the dataset but, of a bucket's, its shards.
+    """The local folder with all files of a generation of the dataset but, of a bucket's, its shards; the newest
+    generation where `text` names none.
 
     Raises:
         FileNotFoundError: the bucket has no such dataset.
-        ValueError: text that is no location; a limit that is no number, or below the size of one shard.
+        ValueError: text that is no location; no such generation; a limit that is no number, or below the size of one
+            shard.
     """
-    if not locations.is_remote(locations.location(text)):
-        return Path(text)
-    cache = cache_of(os.fspath(text))
+    dataset, _ = split_name(text)
+    generation = generations_up_to(text)[-1]
+    if not locations.is_remote(locations.location(dataset)):
+        return locations.local(dataset) / generation.folder
+    cache = cache_of(dataset)
     for name in cache.names:
-        if not is_shard(name):
+        if not is_shard(name) and _is_of(name, generation):
             cache.path(name)
-    return cache.folder
+    return cache.folder / generation.folder
+
+
+def generations_of(text: StrPath) -> list[Generation]:
+    """All generations of a dataset, whichever `text` names; errors as `dataset_folder` has them."""
+    dataset, _ = split_name(text)
+    if not locations.is_remote(locations.location(dataset)):
+        return read_manifest(locations.local(dataset))
+    return _listed_generations(dataset)
+
+
+@functools.cache
+def _listed_generations(uri: str) -> list[Generation]:
+    """Of a bucket's dataset, as this process found them first: an append may come in between."""
+    cache = cache_of(uri)
+    if MANIFEST not in cache.names:
+        return [ONLY]
+    try:
+        return read_manifest(cache.path(MANIFEST).parent)
+    except ChangedError:  # between the listing and the fetching
+        cache_of.cache_clear()
+        return read_manifest(cache_of(uri).path(MANIFEST).parent)
+
+
+def generations_up_to(text: StrPath) -> list[Generation]:
+    """The generations whose folders have the records of the one that `text` names, itself the last."""
+    dataset, number = split_name(text)
+    there = generations_of(dataset)
+    if number is not None and not (locations.is_remote(dataset) or locations.local(dataset).is_dir()):
+        raise FileNotFoundError(f"{dataset}: no dataset here; make one with `omnihuman encode SETS --out {dataset}`")
+    return there[: chosen(there, number, dataset).number]
+
+
+def _is_of(name: str, generation: Generation) -> bool:
+    """Whether a file is in the generation's own folder."""
+    inside = name.startswith(f"{FOLDER}/")
+    return name.startswith(f"{generation.folder}/") if generation.folder else not inside
 
 
 def is_shard(name: str) -> bool:

@@ -5,17 +5,19 @@ storage and a word for what is damaged.
 import logging
 import os
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.dataset_files import CachedRecords, cache_of, dataset_folder
-from omnihuman_jax.data.records import SPLIT, VERSION, DatasetSpec, WindowRecord, decode_record, features
+from omnihuman_jax.data.dataset_files import CachedRecords, cache_of, dataset_folder, generations_up_to
+from omnihuman_jax.data.generations import split_name
+from omnihuman_jax.data.records import DESCRIPTION, SPLIT, VERSION, DatasetSpec, WindowRecord, decode_record, features
 from omnihuman_jax.data.shard_cache import CacheUse, ChangedError
 from omnihuman_jax.runtime import exit_codes
-from omnihuman_jax.runtime.locations import is_remote
+from omnihuman_jax.runtime.locations import is_remote, local
 
 logger = logging.getLogger(__name__)
 
@@ -34,31 +36,43 @@ class RecordSource:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, retries: int = 6, delay_s: float = 1.0):
-        import tensorflow_datasets as tfds
-
         self.directory = dataset_folder(directory)
         self.spec = DatasetSpec.load(directory)
         self._retries, self._delay_s = retries, delay_s
-        builder = tfds.builder_from_directory(str(self.directory))
-        _check_layout(directory, builder.info, features(self.spec))
-        split = builder.info.splits[SPLIT]
-        self._shards = [self.directory / name for name in split.filenames]
-        self._ends = np.cumsum(split.shard_lengths)
-        self._cache = cache_of(os.fspath(directory)) if is_remote(directory) else None
-        for path in self._shards:
-            if not (self._cache.size(path.name) if self._cache else path.is_file() and path.stat().st_size):
+        dataset, _ = split_name(directory)
+        self._cache = cache_of(dataset) if is_remote(dataset) else None
+        self._root = self._cache.folder if self._cache else local(dataset)
+        # A generation that only left windows out has no records of its own.
+        added = [one for one in generations_up_to(directory) if one.records or one.number == 1]
+        builders = [self._builder(one.folder) for one in added]
+        for builder in builders:
+            _check_layout(directory, builder.info, features(self.spec))
+        splits = [builder.info.splits[SPLIT] for builder in builders]
+        self._shards = [
+            str(PurePosixPath(one.folder, name)) for one, split in zip(added, splits) for name in split.filenames
+        ]
+        lengths = [length for split in splits for length in split.shard_lengths]
+        self._ends = np.cumsum(lengths)
+        for name in self._shards:
+            path = self._root / name
+            if not (self._cache.size(name) if self._cache else path.is_file() and path.stat().st_size):
                 raise FileNotFoundError(
                     f"{path}: shard missing or empty; copy it again or run `omnihuman encode` again"
                 )
-        self._source = (
-            CachedRecords(self._cache, [path.name for path in self._shards], list(split.shard_lengths))
-            if self._cache
-            else builder.as_data_source(split=SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-        )
+        self._source = CachedRecords(self._cache, self._shards, lengths) if self._cache else _of_folders(builders)
         self.unreadable: dict[int, str] = {}  # record index -> why
 
+    def _builder(self, folder: str) -> Any:
+        """What tensorflow-datasets says of the records in a generation's folder."""
+        import tensorflow_datasets as tfds
+
+        if self._cache:
+            for name in DESCRIPTION:
+                self._cache.path(str(PurePosixPath(folder, name)))
+        return tfds.builder_from_directory(str(self._root / folder))
+
     def __len__(self) -> int:
-        return len(self._source)
+        return int(self._ends[-1])
 
     @property
     def cache_use(self) -> CacheUse | None:
@@ -108,13 +122,35 @@ class RecordSource:
 
     def _outage(self, index: int) -> str | None:
         """Why the shard of a record cannot be read at all; None if it can, and the record itself is to blame."""
-        path = self._shards[int(np.searchsorted(self._ends, index, side="right"))]
+        name = self._shards[int(np.searchsorted(self._ends, index, side="right"))]
+        path = self._root / name
         try:
-            path = self._cache.path(path.name) if self._cache else path
+            path = self._cache.path(name) if self._cache else path
             with path.open("rb", buffering=0) as file:
                 return None if file.read(1) else f"{path} is empty"
         except OSError as error:
             return f"{path}: {error.strerror or error}"
+
+
+def _of_folders(builders: Sequence[Any]) -> Any:
+    """The bytes of the records of local folders, one after the other, by their index."""
+    import tensorflow_datasets as tfds
+
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    sources = [builder.as_data_source(split=SPLIT, deserialize_method=raw) for builder in builders]
+    return sources[0] if len(sources) == 1 else _Chain(sources)
+
+
+class _Chain:
+    """Sources as one."""
+
+    def __init__(self, sources: Sequence[Any]):
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    def __getitem__(self, index: int) -> bytes:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return bytes(self._sources[number][index - (int(self._ends[number - 1]) if number else 0)])
 
 
 def _check_layout(directory: str | os.PathLike[str], info: Any, expected: Any) -> None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 DATASET_NAME = "windows"
 SPLIT = "train"  # of the files; which windows are trained on is a column of the catalog
 VERSION = "1.0.0"
+DESCRIPTION = ("dataset_info.json", "features.json")  # of the records, as tensorflow-datasets wants it
 SHARD_OPTIONS = "group_size:1,uncompressed"  # random access at disk speed; latents do not compress (8 %)
 
 

@@ -75,7 +75,7 @@ class ShardCache:
         self.folder = folder / hashlib.sha256(self.home.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._objects = {
-            name.removeprefix(self._root).lstrip("/"): _Object.of(info)
+            name.removeprefix(self._root).lstrip("/"): StoredObject.of(info)
             for name, info in self._fs.find(self._root, detail=True).items()
         }
         if not self._objects:
@@ -175,7 +175,7 @@ class ShardCache:
         _version_file(target).write_text(expected.version, encoding="utf-8")
 
     def _verify(self, name: str, size: int, md5: bytes) -> None:
-        expected, now = self._objects[name], _Object.of(self._fs.info(f"{self._root}/{name}"))
+        expected, now = self._objects[name], StoredObject.of(self._fs.info(f"{self._root}/{name}"))
         if now.version != expected.version:
             raise ChangedError(f"{self.home}/{name} was replaced since the dataset was opened; start the run again")
         if size != expected.size or (expected.md5 and md5 != expected.md5):
@@ -214,7 +214,7 @@ class ShardCache:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Object:
+class StoredObject:
     """size; version: another one with every write; md5: b"" where the bucket does not know it."""
 
     size: int
@@ -222,7 +222,7 @@ class _Object:
     md5: bytes
 
     @classmethod
-    def of(cls, info: dict[str, Any]) -> "_Object":
+    def of(cls, info: dict[str, Any]) -> "StoredObject":
         """From what fsspec says of an object of GCS, S3 or memory."""
         etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
         version = str(info.get("generation") or etag)

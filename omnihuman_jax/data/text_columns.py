@@ -65,6 +65,12 @@ class Texts:
         """Those of a slice, a mask or indices."""
         return Texts.of(self.array.take(_indices(rows, self._size)))
 
+    def extended(self, other: "Texts") -> "Texts":
+        """These, then the others."""
+        import pyarrow
+
+        return Texts.of(pyarrow.concat_arrays([self.array, other.array]))
+
     def digest(self) -> str:
         """sha256 of the strings: of where each ends, and of their bytes."""
         array, n = self.array, self._size
@@ -123,6 +129,12 @@ class Labels:
     def take(self, rows: Rows) -> "Labels":
         """Those of a slice, a mask or indices."""
         return Labels(self.codes[rows], self.names)
+
+    def extended(self, other: "Labels") -> "Labels":
+        """These, then the others."""
+        names = tuple(sorted({*self.names, *other.names}))
+        codes = [np.asarray([names.index(n) for n in one.names], np.uint8)[one.codes] for one in (self, other)]
+        return Labels(np.concatenate(codes), names)
 
 
 def _arrow(values: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from omnihuman_jax.data.catalog import Catalog, has_catalog
+from omnihuman_jax.data.generations import split_name
 from omnihuman_jax.data.joined_catalog import JoinedCatalog
 from omnihuman_jax.runtime.locations import check_scheme
 
@@ -16,7 +17,7 @@ MAX_DATASETS = 256
 class WeightedDataset:
     """A data set of a run of several.
 
-    path: folder of `omnihuman encode`, or gs://, s3://
+    path: folder of `omnihuman encode`, or gs://, s3://; PATH@N for a generation that is not the newest
     weight: of all draws for an active set, this data set's share is its weight in the sum of the weights of those data
         sets that have a window for that active set
     name: what reports and errors call it; "" is the last part of its path
@@ -29,7 +30,7 @@ class WeightedDataset:
     @property
     def label(self) -> str:
         """The name, or the last part of the path."""
-        return self.name or os.path.basename(self.path.rstrip("/"))
+        return self.name or os.path.basename(split_name(self.path)[0].rstrip("/"))
 
 
 def check_rows(rows: Sequence[WeightedDataset], where: str = "data.datasets") -> None:

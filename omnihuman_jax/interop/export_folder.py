@@ -3,7 +3,7 @@ run.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 from safetensors.numpy import save
 
 from omnihuman_jax.codecs import dct as dct_codec
-from omnihuman_jax.data.catalog import Catalog, has_catalog
 from omnihuman_jax.data.records import DatasetSpec
+from omnihuman_jax.data.weighted_datasets import WeightedDataset
+from omnihuman_jax.data.window_sizes import WindowSizes
 from omnihuman_jax.diffusion.flow_matching import FlowMatchingConfig
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.runtime import locations
@@ -31,35 +32,33 @@ DCT_FILE = "codec.safetensors"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Serving:
-    """The data that a run was trained on, as far as sampling needs it. catalog: None where the dataset is elsewhere."""
+    """The data that a run was trained on, as far as sampling needs it. sizes: of the windows of all its data sets; None
+    where they are elsewhere.
+    """
 
     spec: DatasetSpec
     sampling: SamplingConfig
     flow: FlowMatchingConfig
-    catalog: Catalog | None
+    sizes: WindowSizes | None
 
     @classmethod
     def of_run(
-        cls, run: Location, dataset: str, sampling: SamplingConfig, flow: FlowMatchingConfig
+        cls, run: Location, datasets: Sequence[WeightedDataset], sampling: SamplingConfig, flow: FlowMatchingConfig
     ) -> "Serving | None":
         """Of a run directory, which keeps its data's spec; None for one without (nothing but the model is served
         then).
         """
         if locations.is_remote(run) or not (run / "dataset.json").is_file():
             return None
-        there = bool(dataset) and has_catalog(dataset)
-        return cls(
-            spec=DatasetSpec.load(run), sampling=sampling, flow=flow, catalog=Catalog.load(dataset) if there else None
-        )
+        return cls(spec=DatasetSpec.load(run), sampling=sampling, flow=flow, sizes=WindowSizes.of(datasets))
 
     def to_json(self) -> dict[str, Any]:
         """The part "serving" of config.json: the fields of `ServingConfig` in pipeline_omnihuman.py."""
-        spec, catalog = self.spec, self.catalog
+        spec, sizes = self.spec, self.sizes
         frames, area, usual = self.sampling.segment_frames, 0, (0, 0)
-        if catalog is not None:
-            frames = frames or max(int(catalog.frames.max()), MOTION_FRAMES + TEMPORAL_STRIDE)
-            area = int(np.median(catalog.height * catalog.width))
-            usual = catalog.usual_size()
+        if sizes is not None:
+            frames = frames or max(sizes.frames, MOTION_FRAMES + TEMPORAL_STRIDE)
+            area, usual = sizes.area, sizes.usual
 
         def digests(role: str) -> dict[str, str]:
             at = f"{role}/"

@@ -12,6 +12,8 @@ from typing import Any
 
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.dataset_files import dataset_folder, generations_up_to
+from omnihuman_jax.data.generations import Generation, split_name
 from omnihuman_jax.reporting import charts
 from omnihuman_jax.runtime import file_names, files
 
@@ -104,7 +106,7 @@ def _funnel(funnel: Mapping[str, Any] | None) -> str:
     )
 
 
-def _dataset(dataset: Path) -> str:
+def _dataset(dataset: str) -> str:
     catalog = Catalog.load(dataset)
     pieces = zip(catalog.frames.tolist(), catalog.height.tolist(), catalog.width.tolist(), strict=True)
     sizes = collections.Counter(pieces)
@@ -115,21 +117,44 @@ def _dataset(dataset: Path) -> str:
         by_set.append([ConditionSet(int(bits)).label, str(count), _hours(seconds)])
     by_split = [[_text(name), str(n)] for name, n in sorted(collections.Counter(catalog.split.tolist()).items())]
     clips = len(set(catalog.clip_id))
-    summary = json.loads((dataset / "encode.json").read_text())
+    summary = _summary(dataset_folder(dataset))
     quality = summary.get("round_trip_psnr_db")
     notes = [f"{len(catalog)} windows of {clips} clips, {_hours(float(catalog.duration_s.sum()))} of windows"]
-    notes += [f"{len(summary['shards'])} shards, {sum(s['bytes'] for s in summary['shards']) / 2**20:.1f} MiB"]
+    there = generations_up_to(dataset)
+    shards = [row for one in there for row in _summary(_root(dataset) / one.folder)["shards"]]
+    notes += [f"{len(shards)} shards, {sum(shard['bytes'] for shard in shards) / 2**20:.1f} MiB"]
     if {"dataset", "weight"} & summary.keys():
         notes += [f"in a mix: {summary.get('dataset') or 'no name'}, weight {summary.get('weight', 1):g}"]
     notes += [f"round trip of the codec: {quality:.1f} dB"] if quality else []
     return _section(
         "Windows",
         f"<p>{_text('; '.join(notes))}.</p>",
+        _generations(dataset, there) if len(there) > 1 else "",
         "<h3>Hours by eligible set</h3>" + _table((("set", ""), ("windows", "n"), ("hours", "n")), by_set),
         "<h3>How often a window is drawn</h3>" + _repeats(catalog),
         "<h3>Sizes</h3>" + _table((("frames x height x width", ""), ("windows", "n")), size_rows),
         "<h3>Splits</h3>" + _table((("split", ""), ("windows", "n")), by_split),
     )
+
+
+def _root(dataset: str) -> Path:
+    return Path(split_name(dataset)[0])
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "encode.json").read_text())
+    return summary
+
+
+def _generations(dataset: str, there: Sequence[Generation]) -> str:
+    """What each append has added, up to the generation that the page is of."""
+    rows, before = [], 0
+    for one in there:
+        gone = before + one.records - one.windows
+        rows.append([str(one.number), str(one.windows), str(one.records), str(gone)])
+        before = one.windows
+    head = (("generation", "n"), ("windows", "n"), ("encoded for it", "n"), ("left out of the one before", "n"))
+    return "<h3>Generations</h3>" + _table(head, rows)
 
 
 def _repeats(catalog: Catalog) -> str:
@@ -176,10 +201,10 @@ def _clip(clip: Mapping[str, Any]) -> str:
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def _dead_letters(funnel: Mapping[str, Any] | None, dataset: Path | None) -> str:
+def _dead_letters(funnel: Mapping[str, Any] | None, dataset: str | None) -> str:
     letters = list(funnel["quarantine"]) if funnel else []
     if dataset:
-        letters += json.loads((dataset / "encode.json").read_text()).get("quarantine", [])
+        letters += _summary(dataset_folder(dataset)).get("quarantine", [])
     if not letters:
         return _section("Dead letters", "<p>None.</p>")
     rows = [[_text(row["video"]), _text(row["stage"]), _text(row["reason"])] for row in letters[:_LISTED]]

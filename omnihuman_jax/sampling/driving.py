@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet, active_at_inference
-from omnihuman_jax.data.catalog import Catalog, has_catalog
+from omnihuman_jax.data.window_sizes import WindowSizes
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.encoders.speech import load_speech_encoder
 from omnihuman_jax.encoders.text import load_text_encoder
@@ -150,14 +150,14 @@ def segment_frames_of(run: trained_run.TrainedRun, config: SamplingConfig) -> in
     """Frames of a segment: the configured number, or the longest window that the model was trained on."""
     if config.segment_frames:
         return config.segment_frames
-    return max(int(_catalog(run, "--segment-frames").frames.max()), MOTION_FRAMES + TEMPORAL_STRIDE)
+    return max(_sizes(run, "--segment-frames").frames, MOTION_FRAMES + TEMPORAL_STRIDE)
 
 
-def _catalog(run: trained_run.TrainedRun, option: str) -> Catalog:
-    """The catalog of the run's data; the error names the option that makes it unnecessary."""
-    if not has_catalog(run.dataset):
+def _sizes(run: trained_run.TrainedRun, option: str) -> WindowSizes:
+    """Of the windows of all data sets of the run; the error names the option that makes them unnecessary."""
+    if (found := WindowSizes.of(run.drawn_from)) is None:
         raise FileNotFoundError(f"{run.dataset} has no catalog: give {option}, or the dataset's folder with --dataset")
-    return Catalog.load(run.dataset)
+    return found
 
 
 def read_signals(
@@ -199,7 +199,7 @@ def size_of(run: trained_run.TrainedRun, request: Request) -> tuple[int, int]:
     """(height, width) of the video: as asked for, or as `Request.size` says."""
     if request.size is not None:
         return request.size
-    catalog = _catalog(run, "--size")
+    sizes = _sizes(run, "--size")
     if request.image is not None:
         height, width = media_omnihuman.read_image(request.image).shape[:2]
     elif request.pose is not None and request.pose.suffix == ".npz":
@@ -208,8 +208,8 @@ def size_of(run: trained_run.TrainedRun, request: Request) -> tuple[int, int]:
         header = media_omnihuman.probe(request.pose)
         height, width = header.height, header.width
     else:
-        return catalog.usual_size()
-    return fit_size(height, width, int(np.median(catalog.height * catalog.width)))
+        return sizes.usual
+    return fit_size(height, width, sizes.area)
 
 
 def encode_speech(

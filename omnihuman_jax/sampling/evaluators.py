@@ -18,7 +18,7 @@ from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.joined_records import Records
+from omnihuman_jax.data.record_source import RecordSource
 from omnihuman_jax.data.records import WindowRecord
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import condition_gain, mouth
@@ -26,6 +26,7 @@ from omnihuman_jax.evaluation.bootstrap import Estimate
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.sampling import lip_sync, trained_run, window_inputs
 from omnihuman_jax.sampling.sampler import sampler_for, shape_for
+from omnihuman_jax.sampling.window_inputs import SampledData
 from omnihuman_jax.training.sample_budget import SamplesConfig
 from omnihuman_jax.typing import Array, Batch, PackedShape, Params
 
@@ -41,28 +42,35 @@ _DRAWS = 500
 
 
 def evaluators(
-    run: trained_run.TrainedRun, catalog: Catalog, source: Records, config: SamplesConfig, sampling: SamplingConfig
+    run: trained_run.TrainedRun, data: Sequence[SampledData], config: SamplesConfig, sampling: SamplingConfig
 ) -> list[Evaluator]:
     """All that the config asks for and the model and the data can give; a word on what they cannot."""
     found: list[Evaluator] = []
     for condition, branch in ((Condition.AUDIO, run.config.model.audio), (Condition.POSE, run.config.model.pose)):
         if config.gain_windows and branch is not None:
-            subjects = gain_subjects(catalog, source, condition, config)
+            counts = window_inputs.shares(config.gain_windows, len(data))
+            subjects = [
+                pair
+                for one, count in zip(data, counts, strict=True)
+                for pair in gain_subjects(one.catalog, one.records, condition, config.split, count)
+            ]
             if len(subjects) > 1:
                 found.append(ConditionGain(run, condition, subjects, config))
             else:
                 logger.info("samples: the gain of %s is not measured: no windows of two clips have it", condition.label)
     if config.truth:
+        if len(data) > 1:
+            logger.info("samples: the mouth is measured on windows of the first data set, %s", data[0].name)
         found.append(MouthCorrelation(run, Path(config.truth), config, sampling))
     return found
 
 
 def gain_subjects(
-    catalog: Catalog, source: Records, condition: Condition, config: SamplesConfig
+    catalog: Catalog, source: RecordSource, condition: Condition, split: str, count: int
 ) -> list[tuple[WindowRecord, WindowRecord]]:
     """(window, a window of another clip whose condition drives it too), of one length; fixed for a data set."""
-    _, rows = window_inputs.held_out(catalog, config.split, ConditionSet.of(condition, Condition.REFERENCE))
-    chosen = window_inputs.spread(catalog, rows, config.gain_windows)
+    _, rows = window_inputs.held_out(catalog, split, ConditionSet.of(condition, Condition.REFERENCE))
+    chosen = window_inputs.spread(catalog, rows, count)
     records = [record for row in chosen if (record := source[int(catalog.record[row])]) is not None]
     pairs = []
     for i, record in enumerate(records):

@@ -8,7 +8,6 @@ import numpy as np
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import window_index
 from omnihuman_jax.data.catalog import Catalog, has_catalog
-from omnihuman_jax.runtime.locations import StrPath, location
 from omnihuman_jax.sampling.trained_run import TrainedRun
 from omnihuman_jax.typing import FPS
 
@@ -34,19 +33,13 @@ def trained_windows(run: TrainedRun) -> np.ndarray:
     """
     stages, found = run.config.stages, [np.zeros((0, 3), int)]
     last, _ = stages.stage_at(min(max(0, run.step - 1), stages.total_steps - 1))
-    for dataset in _datasets(run):
-        if has_catalog(dataset):
-            catalog = Catalog.load(dataset)
+    for drawn in run.drawn_from:
+        if has_catalog(drawn.path):
+            catalog = Catalog.load(drawn.path)
             indices = [window_index.build(catalog, stage) for stage in stages.rows[: last + 1]]
             rows = np.unique(np.concatenate([index.rows for index in indices]))
             found.append(np.stack([catalog.height[rows], catalog.width[rows], catalog.frames[rows]], axis=1))
     return np.unique(np.concatenate(found), axis=0)
-
-
-def _datasets(run: TrainedRun) -> list[StrPath]:
-    """All that the run drew from, unless it was opened with another one."""
-    paths = [row.path for row in run.config.data.rows]
-    return [*paths] if paths and run.dataset == location(paths[0]) else [run.dataset]
 
 
 def check_range(run: TrainedRun, size: tuple[int, int], frames: int) -> list[str]:

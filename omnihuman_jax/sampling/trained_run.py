@@ -23,6 +23,7 @@ from omnihuman_jax.checkpoint.record import RunRecord
 from omnihuman_jax.codecs import codec as codecs
 from omnihuman_jax.data import records
 from omnihuman_jax.data.identity import changed_meaning, features_of
+from omnihuman_jax.data.weighted_datasets import WeightedDataset
 from omnihuman_jax.diffusion import solver
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime import bucket_folder
@@ -38,7 +39,8 @@ from omnihuman_jax.typing import Params
 class TrainedRun:
     """Everything that a checkpoint needs to be sampled.
 
-    params lie on `mesh`; encode, decode: the codec's; dtype: of the blocks; spec: of the data trained on.
+    params lie on `mesh`; encode, decode: the codec's; dtype: of the blocks; spec: of the data trained on; dataset: the
+    first of those that the run drew from, or what it was opened with instead.
     """
 
     directory: Path
@@ -52,6 +54,13 @@ class TrainedRun:
     encode: Callable[[Any], jax.Array]
     decode: Callable[[Any], jax.Array]
     dtype: Any
+
+    @property
+    def drawn_from(self) -> tuple[WeightedDataset, ...]:
+        """The data sets that it was trained on, or the one that it was opened with instead."""
+        rows = self.config.data.rows
+        is_own = bool(rows) and self.dataset == location(rows[0].path)
+        return rows if is_own else (WeightedDataset(path=os.fspath(self.dataset)),)
 
 
 def default_mesh() -> sharding.MeshConfig:

@@ -22,7 +22,6 @@ from omnihuman_jax import sharding
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.config import ExperimentConfig, compute_dtype
 from omnihuman_jax.data import packing
-from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.joined_records import Records
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
@@ -33,6 +32,7 @@ from omnihuman_jax.sampling import driving, trained_run, window_inputs
 from omnihuman_jax.sampling.clip_sounds import ClipSounds
 from omnihuman_jax.sampling.evaluators import Evaluator, evaluators
 from omnihuman_jax.sampling.sampler import sampler_for
+from omnihuman_jax.sampling.window_inputs import SampledData
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.windows_omnihuman import segment_schedule
 from omnihuman_jax.training.sample_budget import SampleBudget, SamplesConfig
@@ -73,11 +73,11 @@ class TrainingSamples:
     def __init__(self, run: trained_run.TrainedRun, config: SamplesConfig, folder: Path, source: Records):
         self.config, self._run, self._folder = config, run, folder / FOLDER
         sampling = sampling_of(run.config, config)
-        catalog = Catalog.load(run.dataset)
+        data = window_inputs.data_of(run.drawn_from, source)
         # Codecs, encoders and readouts work on one device of each process, whatever the mesh around the steps is.
         with jax.set_mesh(trained_run.one_device()):
-            subjects = [*window_subjects(run, config, catalog, source), *signal_subjects(run, config, sampling)]
-            self.evaluators: list[Evaluator] = evaluators(run, catalog, source, config, sampling)
+            subjects = [*window_subjects(run, config, data), *signal_subjects(run, config, sampling)]
+            self.evaluators: list[Evaluator] = evaluators(run, data, config, sampling)
         if not subjects and not self.evaluators:
             raise ValueError(
                 "samples.interval is set, but there is nothing to sample: samples.windows is 0 or no window has a "
@@ -189,32 +189,42 @@ def usable(run: trained_run.TrainedRun) -> ConditionSet:
 
 
 def window_subjects(
-    run: trained_run.TrainedRun, config: SamplesConfig, catalog: Catalog, source: Records
+    run: trained_run.TrainedRun, config: SamplesConfig, data: Sequence[SampledData]
 ) -> Iterator[FixedSample]:
-    """Windows of the data set, under all that each is eligible for; held-out ones where there are any."""
-    for needed in (usable(run), ConditionSet.of(Condition.REFERENCE)):
-        split, rows = window_inputs.held_out(catalog, config.split, needed)
-        if len(rows):
-            break
-    if config.windows and not len(rows) and config.split:
-        known = ", ".join(sorted(set(catalog.split.tolist())))
+    """Windows of the data sets, as many of each, under all that each is eligible for; held-out ones where there are
+    any.
+    """
+    found = [_windows_of(run, config, one) for one in data]
+    if config.windows and config.split and not any(len(rows) for _, rows in found):
+        known = ", ".join(sorted({name for one in data for name in one.catalog.split.tolist()}))
         raise ValueError(f"samples.split {config.split!r} has no window with a reference; the data set has {known}")
     sounds = ClipSounds(local(config.clips, "samples.clips")) if config.clips and config.windows else None
-    for row in window_inputs.spread(catalog, rows, config.windows):
-        record = source[int(catalog.record[row])]
-        if record is None:
-            continue
-        active = ConditionSet(record.eligible) & usable(run)
-        wave = None
-        if sounds is not None and Condition.AUDIO in active:
-            start = int(catalog.start_frame[row])
-            wave = sounds.of(record.clip_id, start, record.frames, run.spec.sample_rate_hz)
-        yield FixedSample(
-            name=files.safe_name(record.window_id),
-            window=window_inputs.driven_window(run.spec, record, active, 0),
-            wave=wave,
-            about={"window": record.window_id, "split": split, "driven_by": active.label},
-        )
+    for one, (split, rows), count in zip(data, found, window_inputs.shares(config.windows, len(data)), strict=True):
+        for row in window_inputs.spread(one.catalog, rows, count):
+            record = one.records[int(one.catalog.record[row])]
+            if record is None:
+                continue
+            active = ConditionSet(record.eligible) & usable(run)
+            wave = None
+            if sounds is not None and Condition.AUDIO in active:
+                start = int(one.catalog.start_frame[row])
+                wave = sounds.of(record.clip_id, start, record.frames, run.spec.sample_rate_hz)
+            about = {"window": record.window_id, "split": split, "driven_by": active.label}
+            yield FixedSample(
+                name=files.safe_name(f"{one.name}-{record.window_id}" if len(data) > 1 else record.window_id),
+                window=window_inputs.driven_window(run.spec, record, active, 0),
+                wave=wave,
+                about=about | ({"dataset": one.name} if len(data) > 1 else {}),
+            )
+
+
+def _windows_of(run: trained_run.TrainedRun, config: SamplesConfig, data: SampledData) -> tuple[str, np.ndarray]:
+    """(split, rows) that can be sampled."""
+    for needed in (usable(run), ConditionSet.of(Condition.REFERENCE)):
+        split, rows = window_inputs.held_out(data.catalog, config.split, needed)
+        if len(rows):
+            break
+    return split, rows
 
 
 def signal_subjects(

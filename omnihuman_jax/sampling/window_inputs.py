@@ -1,18 +1,45 @@
 """Windows of a data set as the model is to see them: which are taken, and what drives each."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.joined_records import JoinedRecords, Records
 from omnihuman_jax.data.packing import PackInput
+from omnihuman_jax.data.record_source import RecordSource
 from omnihuman_jax.data.records import DatasetSpec, WindowRecord
+from omnihuman_jax.data.weighted_datasets import WeightedDataset
 from omnihuman_jax.data.window_index import TRAIN_SPLIT
 from omnihuman_jax.evaluation import sheet
 
 # Of millions of windows so many are sorted, evenly taken.
 _LOOKED_AT = 20_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class SampledData:
+    """A data set of a run: what the config calls it, its catalog and its records."""
+
+    name: str
+    catalog: Catalog
+    records: RecordSource
+
+
+def data_of(rows: Sequence[WeightedDataset], records: Records) -> list[SampledData]:
+    """The data sets of a run one by one; `records` are those of all `rows`, in order."""
+    sources = records.sources if isinstance(records, JoinedRecords) else (records,)
+    return [
+        SampledData(name=row.label, catalog=Catalog.load(row.path), records=own)
+        for row, own in zip(rows, sources, strict=True)
+    ]
+
+
+def shares(count: int, parts: int) -> list[int]:
+    """`count` split evenly, the first ones getting what is left."""
+    return [count // parts + (number < count % parts) for number in range(parts)]
 
 
 def driven_window(

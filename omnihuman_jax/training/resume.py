@@ -3,10 +3,11 @@
 Never a silent fresh start: where a run must have had a checkpoint and has none, that is an error.
 """
 
+import copy
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from omnihuman_jax.checkpoint.checkpoints import Checkpoints
 from omnihuman_jax.checkpoint.folder import checkpoint_directory
 from omnihuman_jax.checkpoint.reader import load_state, load_weights
 from omnihuman_jax.checkpoint.record import CheckpointError, DamagedError, RunRecord
-from omnihuman_jax.config import ExperimentConfig, changed_fields, from_json, parse_fork, to_json
-from omnihuman_jax.data import plan
+from omnihuman_jax.config import ExperimentConfig, changed_fields, data_rows, from_json, parse_fork, to_json
+from omnihuman_jax.data import generations, plan
+from omnihuman_jax.data.dataset_files import generations_of
 from omnihuman_jax.data.identity import changed_features, changed_meaning, features_of
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime import processes, storage
@@ -34,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 
 def open_parts(config: ExperimentConfig, run_dir: Path) -> Parts:
-    """`assemble`, with patience for the data set's storage. RunEnded, for a restart, where it does not come back.
+    """`assemble`, on the generations of the data sets that the run is of (`with_generations`), with patience for their
+    storage. RunEnded, for a restart, where it does not come back.
 
     Data sets that this run has opened before and that are not there any more are storage that is gone; otherwise a path
     is wrong.
@@ -52,16 +55,55 @@ def open_parts(config: ExperimentConfig, run_dir: Path) -> Parts:
 
         return storage.retry(what, tolerant, retries=config.data.retries, delay_s=config.data.retry_delay_s)
 
-    return assemble(config, retry)
+    stored = processes.gather(_stored_paths(run_dir))[0]
+    return assemble(retry(f"opening {config.data.label}", lambda: with_generations(config, stored)), retry)
+
+
+def with_generations(config: ExperimentConfig, stored: Sequence[str]) -> ExperimentConfig:
+    """The config with the generation of every data set in its path, as the run writes it down: the one that is named,
+    else the one that the run began with, of a new run the newest.
+
+    stored: the paths in the run's own config.json; [] of a new run. One without a generation is of before there were
+    any: of the first. A generation that the run does not take is told of in one line.
+    """
+    paths, rows = [], data_rows(config)
+    for index, row in enumerate(rows):
+        dataset, number = generations.split_name(row.path)
+        there = generations_of(dataset)
+        if number is None and len(stored) == len(rows):
+            number = generations.split_name(stored[index])[1] or 1
+            if number < len(there):
+                field = f"data.datasets[{index}].path" if config.data.datasets else "data.dataset"
+                newest = generations.numbered(dataset, len(there))
+                logger.info(
+                    "%s: the run stays on generation %d, which it began with; generation %d is there, of %d windows:"
+                    " take it with --config.%s=%s --accept-changes",
+                    dataset, number, len(there), there[-1].windows, field, newest,
+                )  # fmt: skip
+        paths.append(generations.numbered(dataset, number or len(there)))
+    # What process 0 found: another may look a moment later.
+    paths = processes.gather(paths)[0]
+    config = copy.deepcopy(config)
+    if config.data.datasets:
+        named = (dataclasses.replace(row, path=path) for row, path in zip(rows, paths, strict=True))
+        config.data.datasets = tuple(named)
+    else:
+        config.data.dataset = paths[0]
+    return config
 
 
 def has_opened(run_dir: Path, config: ExperimentConfig) -> bool:
     """Whether this run, by its own config.json, which the first start writes once all is open, has had these data
     sets.
     """
+    stored = [generations.split_name(path)[0] for path in _stored_paths(run_dir)]
+    return bool(stored) and stored == [generations.split_name(row.path)[0] for row in config.data.rows]
+
+
+def _stored_paths(run_dir: Path) -> list[str]:
+    """Of the data sets in the run's own config.json; [] before the first start has written it."""
     data = _stored_config(run_dir).get("data", {})
-    stored = [row["path"] for row in data.get("datasets", ())] or [path for path in [data.get("dataset")] if path]
-    return bool(stored) and stored == [row.path for row in config.data.rows]
+    return [row["path"] for row in data.get("datasets", ())] or [path for path in [data.get("dataset")] if path]
 
 
 def open_checkpoints(

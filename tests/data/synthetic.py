@@ -1,11 +1,13 @@
 """Synthetic catalogs and datasets on disk, in the real format: what the data tests plan, read and pack."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.generations import ONLY, Generation, read_manifest, write_manifest
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.data.records import DatasetSpec, WindowRecord, shard_path, write_dataset_metadata, write_shard
 from omnihuman_jax.typing import FPS, PackedShape
@@ -145,6 +147,25 @@ def write_dataset(directory: Path, table: Catalog, num_shards: int = 2, poisoned
     write_dataset_metadata(directory, spec(), shards)
     table.save(directory)
     return directory
+
+
+def append(directory: Path, extra: Catalog) -> Catalog:
+    """A generation that adds these windows, under ids of its own; returns its catalog."""
+    there = read_manifest(directory)
+    before = Catalog.load(directory)
+    if there == [ONLY]:
+        there = [Generation(number=1, windows=len(before), records=len(before))]
+    number, count = len(there) + 1, sum(one.records for one in there)
+    own = Generation(number=number, windows=len(before) + len(extra), records=len(extra))
+    names = [f"g{number}-{name}" for name in extra.window_id]
+    extra = dataclasses.replace(extra, window_id=names)
+    folder = directory / own.folder
+    shard = write_shard(shard_path(folder, 0, 1), (record(extra, row) for row in range(len(extra))), spec())
+    write_dataset_metadata(folder, spec(), [shard])
+    whole = before.extended(dataclasses.replace(extra, record=extra.record + count))
+    whole.save(folder)
+    write_manifest(directory, [*there, own])
+    return whole
 
 
 def damage(directory: Path, table: Catalog, row: int) -> None:

@@ -152,7 +152,7 @@ def test_a_body_that_arrives_damaged_is_refused_and_not_kept(
     stored = cache._objects["a"]
     md5 = hashlib.md5(b"a" * SIZE).digest()
     hashed = dict(cache._fs.info("/data/set/a"), md5Hash=base64.b64encode(md5).decode())
-    cache._objects["a"] = shard_cache._Object.of(hashed)  # as GCS has it
+    cache._objects["a"] = shard_cache.StoredObject.of(hashed)  # as GCS has it
     assert cache._objects["a"].version == stored.version
     monkeypatch.setattr(cache._fs, "open", lambda *_, **__: io.BytesIO(damage(b"a" * SIZE)))
     with pytest.raises(TransferError, match=r"versioned://data/set/a arrives with .* in the bucket it has 1,000"):

@@ -10,8 +10,10 @@ from data_pipelines.curate.file_stages import KNOWN_SCORES
 from data_pipelines.curate.stage_parts import GROUPS, SCHEMAS, STAGES, Table
 
 
-def write(folder: Path, *, parts: int, videos: int, clips: int, seed: int = 0) -> None:
-    """`parts` parts of `videos` videos with `clips` clips each; scores that pass most checks, most of the time."""
+def write(folder: Path, *, parts: int, videos: int, clips: int, seed: int = 0, scored: int | None = None) -> None:
+    """`parts` parts of `videos` videos with `clips` clips each; scores that pass most checks, most of the time. Only
+    `scored` parts have scores of their own, and the others theirs in turn: links to the same files.
+    """
     table, rng = Table(folder=folder, keys=dict.fromkeys(STAGES, "made")), np.random.default_rng(seed)
     count, listing = videos * clips, []
     video = np.repeat(np.arange(videos), clips)
@@ -31,27 +33,38 @@ def write(folder: Path, *, parts: int, videos: int, clips: int, seed: int = 0) -
             "bits_per_pixel": rng.random(count) * 0.1,
             "has_audio": rng.random(count) < 0.8,
         }
-        preview = {
-            "sharpness": rng.gamma(2, 60, count),
-            "brightness": rng.random(count) * 255,
-            "motion": rng.random(count),
-        }
-        look = {name: rng.random(count) for name in GROUPS["landmarks"]}
-        preview["frozen_share"] = rng.random(count) * 0.3
-        preview |= {name: look[name.removeprefix("preview_")] for name in GROUPS["preview"]}
-        listen = {name: rng.random(count) for name in GROUPS["lip_sync"]}
-        listen |= {"loudness_dbfs": -70 * rng.random(count), "peak_dbfs": -rng.random(count)}
         ids = {"clip_id": pa.DictionaryArray.from_arrays(pa.array(video), pa.array(hashes)).cast(pa.string())}
-        preview |= {name: rng.random(count) for name in KNOWN_SCORES if name not in preview}
-        listen["voice_share"] = rng.random(count)
-        scored = {"preview": preview, "look": look, "listen": listen}
-        for stage, columns in (("scan", scan), *((stage, {**ids, **own}) for stage, own in scored.items())):
-            stage_parts.write_columns(table.part(stage, number), _filled(columns, SCHEMAS[stage], count))
+        stages = {"scan": scan}
+        if scored is None or number < scored:
+            stages |= {stage: {**ids, **own} for stage, own in _scores(rng, count).items()}
+        for stage in STAGES:
+            if stage in stages:
+                stage_parts.write_columns(table.part(stage, number), _filled(stages[stage], SCHEMAS[stage], count))
+            else:
+                assert scored
+                table.part(stage, number).hardlink_to(table.part(stage, number % scored))
         row = {"part": number, "path": "gone.mp4", "caption": "a", "caption_source": "sidecar", "caption_error": ""}
         named = [{**row, "split": "train", "source": source, "name": f"{source}.mp4"} for source in sources]
         listing.append(pa.Table.from_pylist(named, schema=source_list._LISTING))
     stage_parts.write_columns(folder / "listings" / "made.parquet", pa.concat_tables(listing))
     table.save()
+
+
+def _scores(rng: np.random.Generator, count: int) -> dict[str, dict[str, object]]:
+    """Stage -> column -> scores of `count` clips."""
+    preview: dict[str, object] = {
+        "sharpness": rng.gamma(2, 60, count),
+        "brightness": rng.random(count) * 255,
+        "motion": rng.random(count),
+        "frozen_share": rng.random(count) * 0.3,
+    }
+    look: dict[str, object] = {name: rng.random(count) for name in GROUPS["landmarks"]}
+    preview |= {name: look[name.removeprefix("preview_")] for name in GROUPS["preview"]}
+    listen: dict[str, object] = {name: rng.random(count) for name in GROUPS["lip_sync"]}
+    listen |= {"loudness_dbfs": -70 * rng.random(count), "peak_dbfs": -rng.random(count)}
+    preview |= {name: rng.random(count) for name in KNOWN_SCORES if name not in preview}
+    listen["voice_share"] = rng.random(count)
+    return {"preview": preview, "look": look, "listen": listen}
 
 
 def _words(words: list[str], index: np.ndarray) -> pa.DictionaryArray:

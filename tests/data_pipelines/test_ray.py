@@ -1,5 +1,5 @@
-"""A Ray cluster of real processes on this machine: a head and raylets, of which one is killed and one joins late. The
-table is that of the local engine, to the last bit.
+"""A Ray cluster of real processes on this machine: a head and three raylets, of which one is killed and one joins late.
+The table is that of the local engine, and the shards those of one process, to the last bit.
 """
 
 import os
@@ -14,11 +14,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from data_pipelines.encode.encode import encode
 from data_pipelines.engines.ray_cluster import RayCluster
-from tests.data_pipelines.test_kill import digests, finish, start, undisturbed, videos
+from tests.data_pipelines.test_kill import (
+    CLI,
+    OF_PLACE,
+    arguments,
+    clips,
+    config,
+    digests,
+    finish,
+    start,
+    undisturbed,
+    videos,
+)
 
-__all__ = ["undisturbed", "videos"]
+__all__ = ["clips", "undisturbed", "videos"]
 
 
 def half_or_die(number: int) -> float:
@@ -106,6 +119,7 @@ def test_a_cluster_that_loses_a_node_and_gets_another_makes_the_same_table(
     nodes.add()
     wait_for(nodes)
     doomed = nodes.add()
+    nodes.add()
     table, log = tmp_path / "table", tmp_path / "log"
     command = ["curate", "--source", str(tmp_path / "media"), "--out", str(table)]
     running = start([*command, "--engine=ray", f"--address={nodes.address}"], log)
@@ -120,4 +134,41 @@ def test_a_cluster_that_loses_a_node_and_gets_another_makes_the_same_table(
     striker.start()
     finish(running, log)
     striker.join()
-    assert len(nodes.running) == 3 and digests(table) == undisturbed
+    assert len(nodes.running) == 4 and digests(table) == undisturbed
+
+
+def encode_share(task: tuple[list[str], int, int]) -> int:
+    """A worker of `encode` as a node of the cluster runs it, as a process of its own."""
+    command, index, count = task
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run([*CLI, *command, f"--worker={index}/{count}"], env=environment, check=True).returncode
+
+
+@pytest.mark.slow
+def test_the_nodes_of_a_cluster_encode_and_one_is_lost(nodes: Nodes, clips: Path, tmp_path: Path) -> None:
+    """Four workers of `encode`, handed out by Ray; a node goes with the shard that it was at, and one joins late."""
+    encode(clips / "clips", tmp_path / "alone" / "dataset", config(clips), Console(quiet=True))
+    nodes.add()
+    wait_for(nodes)
+    doomed = nodes.add()
+    nodes.add()
+    out, log = tmp_path / "shared" / "dataset", tmp_path / "log"
+    out.parent.mkdir()
+    command = arguments(clips, out)
+
+    def strike() -> None:
+        while not list(out.parent.glob("dataset.encoding/part-*.json")):
+            time.sleep(0.1)
+        nodes.add()
+        nodes.kill(doomed)
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    with RayCluster[tuple[list[str], int, int], int](nodes.address) as cluster:
+        done = dict(cluster.run(encode_share, [(command, index, 4) for index in range(4)]))
+    striker.join()
+    assert list(done.values()) == [0] * 4 and len(nodes.running) == 4
+    finish(start([*command, "--finish"], log), log)
+    made, alone = digests(out), digests(tmp_path / "alone" / "dataset")
+    assert {name for name in made.keys() | alone.keys() if made.get(name) != alone.get(name)} <= OF_PLACE
+    assert os.listdir(out.parent) == ["dataset"]

@@ -173,7 +173,7 @@ def test_a_data_set_that_a_run_has_had_is_waited_for(tmp_path: Path, monkeypatch
     run.mkdir()
     write_config(config, run)
     with pytest.raises(
-        RunEnded, match=r"opening .*dataset: storage did not answer in 3 tries: .*opened it before"
+        RunEnded, match=r"opening .*dataset@1: storage did not answer in 3 tries: .*opened it before"
     ) as ended:
         resume.open_parts(config, run)
     assert ended.value.exit_code == exit_codes.RETRY and not ended.value.alone

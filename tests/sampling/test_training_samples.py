@@ -15,11 +15,15 @@ from omnihuman_jax import sharding
 from omnihuman_jax.commands.train import train
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.joined_records import open_datasets
 from omnihuman_jax.data.plan import PlanConfig
 from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.data.records import shard_path, write_dataset_metadata, write_shard
+from omnihuman_jax.data.weighted_datasets import WeightedDataset
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime import files
 from omnihuman_jax.sampling import training_samples, window_inputs
+from omnihuman_jax.sampling.evaluators import ConditionGain
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.stages import Stage, StageSchedule
 from omnihuman_jax.telemetry.goodput import read_goodput
@@ -129,17 +133,49 @@ def test_rounds_are_counted(pair: tuple[Path, Path]) -> None:
     assert [attempt.last for attempt in seen.attempts] == [6]
 
 
-def opened(tiny: TinyRun, **changes: Any) -> tuple[training_samples.TrainingSamples, Any]:
-    """Of the tiny run on one device, and its weights."""
+def opened(
+    tiny: TinyRun, datasets: tuple[WeightedDataset, ...] = (), **changes: Any
+) -> tuple[training_samples.TrainingSamples, Any]:
+    """Of the tiny run on one device, and its weights; on these data sets instead of its own, where there are any."""
     config = config_of(tiny, interval=1, **changes)
+    if datasets:
+        config.data.dataset, config.data.datasets = "", datasets
+    records, _ = open_datasets(config.data.rows)
     mesh = sharding.create_mesh(sharding.MeshConfig(data=1), jax.devices()[:1])
     shapes, axes = mmdit.abstract_params(config.model)
     places = jax.tree.map(lambda leaf, axis: sharding.named_sharding(mesh, axis, leaf.shape), shapes, axes)
     with jax.set_mesh(mesh):
-        samples = training_samples.open_training_samples(config, mesh, places, open_records(tiny.dataset), tiny.run)
+        samples = training_samples.open_training_samples(config, mesh, places, records, tiny.run)
         params = jax.device_put(random_params(config.model), places)
     assert samples is not None
     return samples, params
+
+
+def test_a_mix_is_sampled_from_all_its_data_sets(tiny: TinyRun, tmp_path: Path) -> None:
+    """The second has the same windows under other ids, turned upside down."""
+    source, catalog = open_records(tiny.dataset), Catalog.load(tiny.dataset)
+    windows = [
+        dataclasses.replace(r, window_id=f"song-{r.window_id}", clip_id=f"song-{r.clip_id}", audio_TE=-r.audio_TE)
+        for index in range(len(source))
+        if (r := source[index]) is not None
+    ]
+    songs = tmp_path / "songs"
+    shard = write_shard(shard_path(songs, 0, 1), windows, source.spec)
+    write_dataset_metadata(songs, source.spec, [shard])
+    names = {name: [getattr(window, name) for window in windows] for name in ("window_id", "clip_id")}
+    dataclasses.replace(catalog, **names).save(songs)
+    mix = (WeightedDataset(path=str(tiny.dataset), name="talks"), WeightedDataset(path=str(songs), weight=3.0))
+    samples, _ = opened(tiny, mix, windows=3, gain_windows=4)
+    about = {subject.name: subject.about for subject in samples.subjects}
+    assert [one["dataset"] for one in about.values()] == ["talks", "talks", "songs"]
+    assert all(name.startswith(one["dataset"]) for name, one in about.items())
+    assert [one["window"].startswith("song-") for one in about.values()] == [False, False, True]
+    heard = [subject.window.audio_TE for subject in samples.subjects]
+    assert heard[0] is not None and heard[2] is not None and np.array_equal(heard[0], -heard[2])
+    gains = [one for one in samples.evaluators if isinstance(one, ConditionGain)]
+    assert [one.people for one in gains] == [["clip0", "clip1", "song-clip0", "song-clip1"]] * 2
+    with pytest.raises(ValueError, match=r"samples.split 'unseen' has no window .*; the data set has train"):
+        opened(tiny, mix, windows=3, split="unseen")
 
 
 @pytest.mark.slow
