@@ -8,7 +8,6 @@ They are the machine's, not the run's: the same run may go on where the disk is 
 """
 
 import functools
-import os
 import threading
 from pathlib import Path
 from typing import Any
