@@ -3,23 +3,29 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
+from omnihuman_jax.reporting import theatre_page
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_range, trained_run
 from omnihuman_jax.sampling.drift import measure_drift, summarise
 from omnihuman_jax.sampling.gesture_spread import measure_spread
-from omnihuman_jax.sampling.lip_sync import measure_lip_sync, subjects_of
+from omnihuman_jax.sampling.lip_sync import Subjects, TruthWindow, measure_lip_sync, subjects_of
 from omnihuman_jax.sampling.pose_drive import measure_pose_drive
-from omnihuman_jax.typing import FPS
+from omnihuman_jax.serving import media_omnihuman
+from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
 RESULT_FILE = "lip_sync.json"
+PAGE_FILE, VIDEOS = "lip_sync.html", "lip_sync_videos"
 KEPT = "theatre_samples"
 """Folder of the samples: the same command goes on where it was broken off."""
 SHOWN = 4  # examples in the moving picture
@@ -61,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argparse.Namespace) -> int:
-    """Measures, prints a table, writes lip_sync.json, lip_sync.png and lip_sync.gif into --out."""
+    """Measures, prints a table, writes lip_sync.json, .html, .png and .gif, and videos, into --out."""
     if options.truth is None:
         raise ValueError("--suite theatre needs --truth, the folder `truth` that `omnihuman theatre` wrote")
     split = options.split or "unseen_face_and_speech"
@@ -93,57 +99,62 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
             )  # fmt: skip
             result["windows"] += chains
             result["chains"] = {"seconds": options.chain_seconds} | summarise(chains)
-    options.out.mkdir(parents=True, exist_ok=True)
-    drawn = [sheet.draw_rows(rows, title=window, columns=10) for window, rows in examples.items()]
-    sheet.write_png(options.out / "lip_sync.png", sheet.stack_sheets(drawn))
-    shapes = {window: rows["truth"].shape for window, rows in examples.items()}
-    alike = [rows for window, rows in examples.items() if shapes[window] == next(iter(shapes.values()))]
-    sheet.write_gif(options.out / "lip_sync.gif", alike[:SHOWN], FPS)
-    files.write_text(options.out / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+    write_results(options.out, result, examples, subjects, options.truth)
     print_table(result)
     return 0
 
 
-def print_table(result: dict[str, Any]) -> None:
+def write_results(
+    out: Path,
+    result: Mapping[str, Any],
+    examples: Mapping[str, Mapping[str, np.ndarray]],
+    subjects: Subjects,
+    truth_dir: Path,
+) -> None:
+    """The pictures and videos, with the sound of the theatre's video where that is beside the truth; then the page, and
+    last the numbers.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = [sheet.draw_rows(rows, title=window, columns=10) for window, rows in examples.items()]
+    sheet.write_png(out / "lip_sync.png", sheet.stack_sheets(drawn))
+    shapes = {window: rows["truth"].shape for window, rows in examples.items()}
+    alike = [rows for window, rows in examples.items() if shapes[window] == next(iter(shapes.values()))]
+    sheet.write_gif(out / "lip_sync.gif", alike[:SHOWN], FPS)
+    by_id = {window.record.window_id: window for window, _ in subjects.pairs}
+    shown = []
+    for name, rows in examples.items():
+        place = f"{VIDEOS}/{files.safe_name(name)}.mp4"
+        wave = _sound(by_id[name], truth_dir)
+        played = sheet.side_by_side([rows])
+        height, width = (side // 2 * 2 for side in played.shape[1:3])  # what H.264 can hold
+        media_omnihuman.write_video(out / place, played[:, :height, :width], FPS, wave, SAMPLE_RATE_HZ)
+        shown.append((name, place))
+    labels = list(next(iter(examples.values()), {}))
+    files.write_text(out / PAGE_FILE, theatre_page.page(result, shown, labels))
+    files.write_text(out / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+
+
+def _sound(window: TruthWindow, truth_dir: Path) -> np.ndarray | None:
+    """Of the window, out of the video that `omnihuman theatre` wrote; None where it is not there, or silent."""
+    video = truth_dir.parent / "videos" / f"{window.clip.rpartition('-')[0]}.mp4"
+    if not video.is_file():
+        return None
+    length = len(window.opening_T) / FPS
+    return media_omnihuman.read_audio(video, SAMPLE_RATE_HZ, window.video_frame / FPS, length)
+
+
+def print_table(result: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
     table = Table(title=f"against the truth, split {result['split']}, step {result['step']}, {result['weights']}")
-    for heading in ("what", "value", "95 %", "windows", "people"):
-        table.add_column(heading, justify="left" if heading == "what" else "right")
-    for title, rows in _sections(result):
+    for heading in theatre_page.HEAD:
+        table.add_column(heading, justify="right" if heading else "left")
+    for title, rows in theatre_page.sections(result):
         table.add_section()
         table.add_row(f"[bold]{title}[/]")
-        for name, e in rows.items():
-            value, low, high = ("-" if e[k] is None else f"{e[k]:.2f}" for k in ("value", "low", "high"))
-            table.add_row(name, value, f"{low} .. {high}", str(e["windows"]), str(e["people"]))
+        for row in rows:
+            table.add_row(*row)
     console.print(table)
-    console.print(f"  the mouth's correlation peaks at a lag of {result['peak_lag_frames']} frames (0: in sync)")
-
-
-def _sections(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(title, name -> estimate) of what was measured."""
-    yield "mouth, r within windows", result["correlation"]
-    found = {name: e for name, e in result["gesture_range"].items() if e is not None}
-    if found:
-        yield "wrists, range as a share of the truth's", found
-    joints = result.get("joints", {})
-    if joints:
-        yield (
-            "joints by pose alone, error in % of the figure's height",
-            {k: _percent(v["error"]) for k, v in joints.items()},
-        )
-        yield "joints by pose alone, r within windows", {k: v["correlation"] for k, v in joints.items()}
-    spread = result.get("gesture_spread")
-    if spread:
-        yield f"arms over {spread['seeds']} seeds, spread as a share of the law's", {
-            "own sound": spread["spread"], "the readout's range": spread["readout"],
-        }  # fmt: skip
-    chains = {name: e for name, e in result.get("chains", {}).items() if isinstance(e, dict)}
-    if chains:
-        yield f"chains of {result['chains']['seconds']:g} s", chains
-
-
-def _percent(e: dict[str, Any]) -> dict[str, Any]:
-    return e | {name: None if e[name] is None else 100 * e[name] for name in ("value", "low", "high")}
+    console.print(f"  {theatre_page.lag(result)}")

@@ -34,14 +34,16 @@ _NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO)
 class TruthWindow:
     """A window of the dataset, and what is true of it.
 
-    opening_T of the mouth; wrists_T4 and arms_T4 as of `wrists.py`, joints_TK of `joints.joints_of`; box_4, what the
-    mouth reaches, and face_4, where the face is on average, x0, y0, x1, y1 in the window's pixels; person: whose it is.
+    start, video_frame: where it begins in its clip, and in its video; opening_T of the mouth; wrists_T4 and arms_T4 as
+    of `wrists.py`, joints_TK of `joints.joints_of`; box_4, what the mouth reaches, and face_4, where the face is on
+    average, x0, y0, x1, y1 in the window's pixels; person: whose it is.
     """
 
     row: int
     clip: str
     record: WindowRecord
     start: int
+    video_frame: int
     opening_T: np.ndarray
     wrists_T4: np.ndarray
     arms_T4: np.ndarray
@@ -74,7 +76,9 @@ def load_windows(
         if record is None:
             continue
         name, _, shot = clip.rpartition("-")
-        truth = truths.setdefault(clip, Truth.load(truth_dir / f"{name}.npz"))
+        if clip not in truths:
+            truths[clip] = Truth.load(truth_dir / f"{name}.npz")
+        truth = truths[clip]
         start = int(catalog.start_frame[row])
         first = truth.facts["shots"][int(shot)][0] + start
         frames = slice(first, first + int(catalog.frames[row]))
@@ -85,6 +89,7 @@ def load_windows(
                 clip=clip,
                 record=record,
                 start=start,
+                video_frame=first,
                 opening_T=truth.opening_T[frames].astype(np.float64),
                 wrists_T4=wrists.wrists_of(truth, frames),
                 arms_T4=wrists.arms_of(truth, frames),

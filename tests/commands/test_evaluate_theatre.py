@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from omnihuman_jax.evaluation import mouth
 from omnihuman_jax.evaluation.joint_error import errors_of, mean_error
 from omnihuman_jax.sampling import drift, gesture_spread, joints, lip_sync, trained_run, wrists
 from omnihuman_jax.sampling.sampler import Sampler
+from omnihuman_jax.serving import media_omnihuman
 from tests.sampling.tiny_run import TinyRun
 
 SHOT, FRAMES = 5, 45  # the clip begins at this frame of its video
@@ -133,6 +135,10 @@ def test_the_suite_writes_a_table_and_a_sheet_and_goes_on(
     with Image.open(tmp_path / "lip_sync.gif") as played:
         assert played.n_frames > 1
     assert "own sound" in capsys.readouterr().out
+    page = (tmp_path / "lip_sync.html").read_text()
+    places = re.findall(r'src="([^"]+)"', page)
+    assert len(places) == 4 and all(media_omnihuman.probe(tmp_path / place).frames == 9 for place in places)
+    assert "joints by pose alone" in page and "chains of 6 s" in page
 
     # Again: nothing is sampled, all is as it was. One sample was lost half written.
     kept = sorted((tmp_path / "theatre_samples").iterdir())
