@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from data_pipelines.curate import clip_networks
 from data_pipelines.curate.caption_command import TIMEOUT_S, CaptionCommand
 from data_pipelines.curate.clip_networks import ClipNetwork
+from data_pipelines.curate.embeddings import EmbeddingNetwork
+from data_pipelines.curate.person_network import PersonNetwork
+from data_pipelines.curate.whole_body_network import PersonFinder, WholeBodyNetwork
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,10 +17,14 @@ class Adapters:
     """Looked at and found to be what they should be.
 
     scorers: name of a score -> what gives it (`clip_networks.py`).
+    finder: what finds body and hands in place of MediaPipe (`whole_body_network.py`).
+    embedding: what gives a vector of a clip (`embeddings.py`).
     captions: what captions videos that have no caption (`caption_command.py`).
     """
 
     scorers: Mapping[str, ClipNetwork] = dataclasses.field(default_factory=dict)
+    finder: PersonFinder | None = None
+    embedding: EmbeddingNetwork | None = None
     captions: CaptionCommand | None = None
 
 
@@ -29,11 +36,16 @@ class AdapterOptions:
     """Paths of networks, and a command.
 
     networks: name of a score -> path of the network that gives it.
+    person_network, pose_network: paths of YOLOX and of RTMPose or DWPose, both or neither; "": none.
+    embedding_network: path of the network that gives a vector of a clip; "": none.
     caption_command: as for a shell, with `{video}` in it; "": none.
     caption_timeout_s: after it a caption is given up.
     """
 
     networks: dict[str, str] = dataclasses.field(default_factory=dict)
+    person_network: str = ""
+    pose_network: str = ""
+    embedding_network: str = ""
     caption_command: str = ""
     caption_timeout_s: float = TIMEOUT_S
 
@@ -41,16 +53,25 @@ class AdapterOptions:
         """Raises:
         FileNotFoundError, ValueError, ImportError: one of them is not there, or not what it should be.
         """
-        command = self.caption_command
+        if bool(self.person_network) != bool(self.pose_network):
+            given, lacking = ("person", "pose") if self.person_network else ("pose", "person")
+            raise ValueError(f"--{given}-network finds nothing without --{lacking}-network; give both, or neither")
+        finder, command = None, self.caption_command
+        if self.person_network:
+            finder = PersonFinder(
+                person=PersonNetwork.load(self.person_network), pose=WholeBodyNetwork.load(self.pose_network)
+            )
         return Adapters(
             scorers=clip_networks.load_all(self.networks),
+            finder=finder,
+            embedding=EmbeddingNetwork.load(self.embedding_network) if self.embedding_network else None,
             captions=CaptionCommand.parse(command, self.caption_timeout_s) if command else None,
         )
 
     def take(self, arguments: argparse.Namespace) -> None:
         """Of the command line, over what is there."""
         self.networks = {**self.networks, **clip_networks.parse(arguments.network)}
-        for name in ("caption_command", "caption_timeout_s"):
+        for name in ("person_network", "pose_network", "embedding_network", "caption_command", "caption_timeout_s"):
             if getattr(arguments, name) is not None:
                 setattr(self, name, getattr(arguments, name))
 
@@ -64,6 +85,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH.onnx",
         help=f"a network that scores clips ({', '.join(clip_networks.NAMES)}); may be repeated; what it is shown is in"
         " PATH.json (docs/data.md)",
+    )
+    parser.add_argument(
+        "--person-network",
+        metavar="PATH.onnx",
+        help="YOLOX in ONNX, which finds people for --pose-network (docs/data.md)",
+    )
+    parser.add_argument(
+        "--pose-network",
+        metavar="PATH.onnx",
+        help="RTMPose or DWPose of 133 points in ONNX, for body and hands in place of MediaPipe's (docs/data.md)",
+    )
+    parser.add_argument(
+        "--embedding-network",
+        metavar="PATH.onnx",
+        help="a network that gives a vector of a clip's thumbnail, for the threshold max_similarity; what it is"
+        " shown is in PATH.json (docs/data.md)",
     )
     parser.add_argument(
         "--caption-command",

@@ -93,14 +93,18 @@ class ClipNetwork:
 
     def score(self, frames: Sequence[np.ndarray]) -> float:
         """The score of RGB uint8 frames [H, W, 3] of a clip: `view.frames` of them, fewer of a shorter clip."""
+        return float(np.mean(self.outputs(frames), dtype=np.float64))
+
+    def outputs(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """What the network puts out of RGB uint8 frames."""
         view = self.view
         pictures = np.stack([_prepared(frame, view) for frame in frames])
         if view.layout != "NCHW":
             pictures = (pictures.swapaxes(0, 1) if view.layout == "NCTHW" else pictures)[None]
         session = open_network(Path(self.path))
         wanted = [view.output or session.get_outputs()[0].name]
-        (found,) = session.run(wanted, {session.get_inputs()[0].name: np.ascontiguousarray(pictures)})
-        return float(np.mean(found, dtype=np.float64))
+        found: list[np.ndarray] = session.run(wanted, {session.get_inputs()[0].name: np.ascontiguousarray(pictures)})
+        return found[0]
 
 
 def parse(arguments: Sequence[str]) -> dict[str, str]:

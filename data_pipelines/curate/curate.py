@@ -4,6 +4,7 @@
     preview   pictures, a person on some of them -> raw scores   a clip at a time
     look      landmarks -> raw scores                            a clip whose preview could be of use, at a time
     listen    sound -> raw scores                                a clip at a time
+    embed     a thumbnail -> a vector, by a user's network       a clip at a time
     caption   what a user's program says of it                   a clip at a time, of a video without a caption
     select    scores -> eligible set and reasons                 always made again; opens no video
 
@@ -140,6 +141,11 @@ def curate(
     options = config.scan_options
     loosest = config.loosest or looser_of(_stored_loosest(table_dir), config.thresholds)
     given = config.load()
+    if config.thresholds.max_similarity < 1 and given.embedding is None:
+        raise ValueError(
+            f"thresholds: max_similarity {config.thresholds.max_similarity} compares embeddings, and none are made;"
+            " give --embedding-network, or leave max_similarity out"
+        )
     if options.shots.network:
         ShotNetwork(Path(options.shots.network))  # or an error, before anything starts
     table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options, given), loosest=loosest)
@@ -286,7 +292,8 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         type=local,
         help="JSON file: shots, thresholds, loosest, default_caption, caption_encoding, max_seconds_per_video,"
-        " part_videos, workers, networks, caption_command, caption_timeout_s",
+        " part_videos, workers, networks, person_network, pose_network, embedding_network,"
+        " caption_command, caption_timeout_s",
     )
     parser.add_argument(
         "--loosest",

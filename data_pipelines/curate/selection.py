@@ -6,7 +6,6 @@ would give, in the same pass.
 """
 
 import argparse
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -24,11 +23,12 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
-from data_pipelines.curate import captions, source_list, stage_parts
+from data_pipelines.curate import captions, duplicates, source_list, stage_parts
 from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_FILE, SETS_FORMAT, SETS_SCHEMA
 from data_pipelines.curate.clips import write_text
 from data_pipelines.curate.file_stages import BY_PREVIEW
 from data_pipelines.curate.funnel import FUNNEL_FILE, Funnel, funnel_table, left_out_lines
+from data_pipelines.curate.part_tags import GONE, IN, NO_CAPTION, NOT_CAPTIONED, UNREADABLE, WHYS, PartTags
 from data_pipelines.curate.reach import looser_fields, looser_of, within_reach
 from data_pipelines.curate.score_columns import KNOWN_COLUMNS, all_scores, is_word
 from data_pipelines.curate.stage_parts import DEAD, SCHEMAS, SHORT, STAGES, Table, clips_of
@@ -40,14 +40,6 @@ from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 
-# Why a clip is not in the sets at all.
-DUPLICATE = "the same content as an earlier clip"
-UNREADABLE = "cannot be read"
-GONE = "not in the source any more"
-NO_CAPTION = "its caption cannot be read"
-NOT_CAPTIONED = "the caption command failed"
-_WHYS = (DUPLICATE, UNREADABLE, GONE, NO_CAPTION, NOT_CAPTIONED)
-_IN = -1
 # Parts that an error names.
 _LISTED = 8
 # Beside a clip for which something was left out by its preview.
@@ -60,23 +52,6 @@ _COLUMNS = {
     stage: [name for name in SCHEMAS[stage].names if name in (*SCORES, *KNOWN_COLUMNS["preview"], "reason", *_LACKING)]
     for stage in STAGES[1:]
 }
-
-
-@dataclasses.dataclass(kw_only=True, slots=True)
-class PartTags:
-    """A part's clips: tags, the scores that failed (float32 [n, 4]), why a clip is left out (an index of `_WHYS`, or
-    `_IN`), the hash of its content, its group of duplicates. unlooked: clips without landmarks that could now be of
-    use.
-    """
-
-    number: int
-    tags: Tags
-    failed_score: np.ndarray
-    left_out: np.ndarray
-    content: np.ndarray
-    seconds: np.ndarray
-    dedup_group: np.ndarray
-    unlooked: int
 
 
 def select(
@@ -105,6 +80,11 @@ def select(
         raise ValueError(f"--weight must be greater than 0, not {weight}")
     table, out = Table.open(table_dir), Path(out_dir)
     _check_free(out)
+    if thresholds.max_similarity < 1 and "embed" not in table.stages:
+        raise ValueError(
+            f"{table_dir}: has no embeddings for max_similarity {thresholds.max_similarity} to compare; run"
+            " `omnihuman curate` with --embedding-network, or leave max_similarity out"
+        )
     listing = _Listing(source_list.read_listings(table))
     numbers = listing.numbers()
     done = [number for number in numbers if not table.missing(number)]
@@ -119,10 +99,10 @@ def select(
         if progress and bar is not None:
             progress.advance(bar)
     _check_looked_at(table, parts, asked)
-    _mark_duplicates(parts)
+    duplicates.mark(parts, table, thresholds.max_similarity, out)
     _write_rows(out, parts, dataset, weight)
     for part in parts:
-        funnel.add_tags(part.tags, part.seconds, part.left_out == _IN)
+        funnel.add_tags(part.tags, part.seconds, part.left_out == IN)
     for place in (table.folder, table.folder / "listings", table.folder / "sources", out):
         for left in place.glob(".*.part"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
@@ -211,6 +191,10 @@ def _tag_part(
     clips = clips_of(scanned)
     scored = {stage: table.read(stage, number, columns) for stage, columns in _COLUMNS.items()}
     besides = {stage: table.read(stage, number, ["reason"]) for stage in table.stages if stage not in STAGES}
+    signature, embedded, video = np.zeros((0, 4), np.uint64), np.zeros(0, bool), np.zeros(0, np.uint64)
+    if thresholds.max_similarity < 1:
+        signature, embedded = duplicates.signatures_of(table, number)
+        video = _video(clips)
     for stage, rows in (scored | besides).items():
         if len(rows) != len(clips):
             raise ValueError(
@@ -218,21 +202,21 @@ def _tag_part(
             )
     scores = all_scores(clips, *scored.values())
     tags = tag_all(scores, thresholds)
-    left_out = np.full(len(clips), _IN, np.int8)
+    left_out = np.full(len(clips), IN, np.int8)
     for stage in ("preview", "look"):
-        left_out[pc.is_valid(scored[stage]["reason"]).to_numpy()] = _WHYS.index(UNREADABLE)
+        left_out[pc.is_valid(scored[stage]["reason"]).to_numpy()] = WHYS.index(UNREADABLE)
     if "caption" in besides:
         failed = pc.is_valid(besides["caption"]["reason"]).to_numpy()
-        left_out[failed & _is_in(clips["source"], listing.uncaptioned(number))] = _WHYS.index(NOT_CAPTIONED)
-    left_out[_is_in(clips["source"], unread)] = _WHYS.index(NO_CAPTION)
-    left_out[~_is_in(clips["source"], sources)] = _WHYS.index(GONE)
+        left_out[failed & _is_in(clips["source"], listing.uncaptioned(number))] = WHYS.index(NOT_CAPTIONED)
+    left_out[_is_in(clips["source"], unread)] = WHYS.index(NO_CAPTION)
+    left_out[~_is_in(clips["source"], sources)] = WHYS.index(GONE)
     for sweep in sweeps:
-        sweep.add(scores, thresholds, left_out == _IN)
+        sweep.add(scores, thresholds, left_out == IN)
     has_letters = any(rows["reason"].null_count < len(rows) for rows in (scored | besides).values())
     unlooked = is_word(scored["look"]["landmarks_why"], BY_PREVIEW)
     unlooked |= is_word(scored["listen"]["lip_sync_why"], BY_PREVIEW)
     if unlooked.any():
-        unlooked &= within_reach(scores, asked) & (left_out == _IN)
+        unlooked &= within_reach(scores, asked) & (left_out == IN)
     _tell(funnel, table, number, scanned, listing, has_letters=has_letters)
     return PartTags(
         number=number,
@@ -243,6 +227,9 @@ def _tag_part(
         seconds=scores["seconds"],
         dedup_group=np.full(len(clips), -1, np.int32),
         unlooked=int(unlooked.sum()),
+        signature=signature,
+        embedded=embedded,
+        video=video,
     )
 
 
@@ -278,38 +265,21 @@ def _failed_scores(tags: Tags, scores: Mapping[str, np.ndarray]) -> np.ndarray:
     return found
 
 
-def _content(clips: pa.Table) -> np.ndarray:
-    """uint64 [n], equal for clips with the same bytes and frames."""
+def _video(clips: pa.Table) -> np.ndarray:
+    """uint64 [n], equal for clips of the same bytes."""
     words = clips["sha256"].combine_chunks()
     if not len(words):
         return np.zeros(0, np.uint64)
     hashes = np.array([int(word[:16], 16) for word in words.dictionary.to_pylist()], np.uint64)
+    return np.asarray(hashes[words.indices.to_numpy()])
+
+
+def _content(clips: pa.Table) -> np.ndarray:
+    """uint64 [n], equal for clips with the same bytes and frames."""
     with np.errstate(over="ignore"):
         start, end = (clips[name].to_numpy().astype(np.uint64) for name in ("start_frame", "end_frame"))
-        mixed = hashes[words.indices.to_numpy()] + start * np.uint64(0x9E3779B97F4A7C15)
+        mixed = _video(clips) + start * np.uint64(0x9E3779B97F4A7C15)
         return np.asarray(mixed ^ (end * np.uint64(0xC2B2AE3D27D4EB4F)))
-
-
-def _mark_duplicates(parts: Sequence[PartTags]) -> None:
-    """Clips with the same content get a group; all but the first of those that can be used are left out."""
-    content = np.concatenate([part.content for part in parts])
-    usable = np.concatenate([part.left_out for part in parts]) == _IN
-    order = np.argsort(content, kind="stable")
-    same = content[order[1:]] == content[order[:-1]]
-    if not same.any():
-        return
-    groups: dict[int, list[int]] = collections.defaultdict(list)
-    for place in np.flatnonzero(same):
-        groups[int(content[order[place]])] += [int(order[place]), int(order[place + 1])]
-    starts = np.cumsum([0, *(len(part.content) for part in parts)])
-    for group, rows in enumerate(groups.values()):
-        first = next((row for row in sorted(set(rows)) if usable[row]), None)
-        for row in sorted(set(rows)):
-            index = int(np.searchsorted(starts, row, side="right")) - 1
-            part, at = parts[index], row - starts[index]
-            part.dedup_group[at] = group
-            if usable[row] and row != first:
-                part.left_out[at] = _WHYS.index(DUPLICATE)
 
 
 def _write_rows(out: Path, parts: Sequence[PartTags], dataset: str, weight: float) -> None:
@@ -325,11 +295,11 @@ def _write_rows(out: Path, parts: Sequence[PartTags], dataset: str, weight: floa
 
 def _rows(part: PartTags, dataset: str, weight: float) -> pa.Table:
     count = len(part.seconds)
-    out_of = part.left_out != _IN
+    out_of = part.left_out != IN
     reasons = [check.reason for check in CHECKS]
     columns = {
         "eligible": np.where(out_of, 0, part.tags.bits).astype(np.uint8),
-        "left_out": _words(part.left_out, _WHYS),
+        "left_out": _words(part.left_out, WHYS),
         **{f"{c.label}_reason": _words(part.tags.failed[:, c], reasons) for c in Condition},
         **{f"{c.label}_score": part.failed_score[:, c] for c in Condition},
         "dedup_group": part.dedup_group,

@@ -7,6 +7,7 @@
     preview@.../part-00007.parquet, .array_record   a row a clip: scores; a record a clip: a thumbnail
     look@.../part-00007.parquet, .array_record      a row a clip: scores; a record a clip: landmarks, where computed
     listen@.../part-00007.parquet                   a row a clip: scores
+    embed@.../part-00007.parquet                    a row a clip: a vector, of a table with an embedding network
     caption@.../part-00007.parquet                  a row a clip: what a caption command said, of a table with one
 
 A part that is there is whole, and done; one that is not is work. There is no other state, and no file a clip. Parts of
@@ -29,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipelines.curate import clip_networks, file_stages
+from data_pipelines.curate.embeddings import SIGNATURE_BITS
 from data_pipelines.curate.tagging import Thresholds
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
@@ -37,7 +39,7 @@ FORMAT = 1
 TABLE_FILE = "table.json"
 STAGES = ("scan", "preview", "look", "listen")
 # Stages that a table has if it was curated with what they need; after the others.
-OPTIONAL_STAGES = ("caption",)
+OPTIONAL_STAGES = ("embed", "caption")
 CLIP, SHORT, DEAD = "clip", "short", "dead"
 RECORDS_SUFFIX = ".array_record"
 _KEY_DIGITS = 12
@@ -77,6 +79,15 @@ SCHEMAS = {
     "preview": pa.schema(_scored([*file_stages.KNOWN_SCORES, *file_stages.PREVIEW_SCORES], PREVIEW_GROUPS)),
     "look": pa.schema(_scored(file_stages.LANDMARK_SCORES, ["landmarks"])),
     "listen": pa.schema(_scored([*file_stages.SOUND_SCORES, *file_stages.LIP_SYNC_SCORES], ["sound", "lip_sync"])),
+    "embed": pa.schema(
+        [
+            pa.field("clip_id", pa.string()),
+            pa.field("embedding", pa.binary()),
+            pa.field("signature", pa.binary(SIGNATURE_BITS // 8)),
+            pa.field("embedding_why", _WORD),
+            *_DEAD_LETTER,
+        ]
+    ),
     "caption": pa.schema(
         [
             pa.field("clip_id", pa.string()),

@@ -21,6 +21,7 @@ _LIMITS = {
     "_brightness": (0, 255),
     "_brisque": (0, 1000),
     "_camera_motion": (0, 100),
+    "_similarity": (0, 1),
     "_dbfs": (-120, 0),
 }
 
@@ -54,6 +55,8 @@ class Thresholds:
     min_subject_motion: float = 0.0
     min_aesthetic: float = 0.0
     min_technical: float = 0.0
+    # Not of a clip but of two: of those whose embeddings have a higher cosine, one stays (`duplicates.py`).
+    max_similarity: float = 1.0
     # Reference: a window of a second leaves other frames of the clip to be the reference.
     min_reference_s: float = 1.0
     min_reference_face_share: float = 0.0

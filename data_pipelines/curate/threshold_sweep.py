@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from rich.table import Table
 
-from data_pipelines.curate.tagging import PASSED, Thresholds, tag_all
+from data_pipelines.curate.tagging import CHECKS, PASSED, Thresholds, tag_all
 from omnihuman_jax.conditions import Condition
 
 _MAX_VALUES = 1000
@@ -25,7 +25,8 @@ class ThresholdSweep:
     def parse(cls, text: str) -> "ThresholdSweep":
         """`min_lip_sync_confidence=0.2:0.6:0.05`: from, to (included) and step; ValueError for anything else."""
         name, _, span = text.partition("=")
-        known = [field.name for field in dataclasses.fields(Thresholds)]
+        # Of those that a clip is checked by alone.
+        known = [f.name for f in dataclasses.fields(Thresholds) if any(c.threshold == f.name for c in CHECKS)]
         if name not in known:
             raise ValueError(f"--sweep {text}: {name!r} is no threshold; there are {', '.join(known)}")
         try:

@@ -33,7 +33,9 @@ def mean_of_all(path: Path, shape: list[Any], view: dict[str, Any] | None = None
 
 
 def patch_network(path: Path) -> Path:
-    """Patches of 16 pixels, a layer of random weights, and a head: the shapes of an aesthetic predictor."""
+    """Patches of 16 pixels, a layer of random weights, and a head: the shapes of an aesthetic predictor. features: what
+    the head sees, 64 numbers.
+    """
     rng = np.random.default_rng(0)
     nodes = [
         helper.make_node("Conv", ["x", "patches", "bias"], ["embedded"], strides=[16, 16]),
@@ -43,7 +45,7 @@ def patch_network(path: Path) -> Path:
         helper.make_node("MatMul", ["features", "head"], ["score"]),
     ]
     return write(
-        path, nodes, {"x": ["N", 3, 224, 224]}, ["score"],
+        path, nodes, {"x": ["N", 3, 224, 224]}, ["score", "features"],
         patches=rng.normal(0, 0.05, (64, 3, 16, 16)).astype(np.float32), bias=np.zeros(64, np.float32),
         head=rng.normal(0, 1, (64, 1)).astype(np.float32),
     )  # fmt: skip

@@ -16,8 +16,9 @@ from data_pipelines.curate.captions import CaptionError
 from data_pipelines.curate.clip_sets import read_clips
 from data_pipelines.curate.curate import CurateConfig, Engine, curate
 from data_pipelines.curate.file_stages import ScanOptions
-from data_pipelines.curate.selection import NOT_CAPTIONED
+from data_pipelines.curate.part_tags import NOT_CAPTIONED
 from omnihuman_jax.serving import media_omnihuman
+from tests.data_pipelines.onnx_models import patch_network
 
 
 def program(folder: Path, code: str, places: str = "{video} {start_s} {end_s}") -> str:
@@ -104,9 +105,13 @@ def test_the_digest_is_of_words_and_of_the_bytes_of_files(tmp_path: Path) -> Non
 
 
 def test_captions_of_a_table(tmp_path: Path) -> None:
-    """Who is asked, once for each clip; what another program, a caption that goes, and one that fails make again."""
+    """Who is asked, once for each clip; what another program, a caption that goes, and one that fails make again. The
+    other stage that a table need not have is made once.
+    """
     media, table, log = tmp_path / "media", tmp_path / "table", tmp_path / "log"
     media.mkdir()
+    network = patch_network(tmp_path / "net.onnx")
+    (tmp_path / "net.json").write_text('{"output": "features"}')
     rng = np.random.default_rng(0)
     for name in ("a $(touch it)", "b", "c"):
         media_omnihuman.write_video(media / f"{name}.mp4", rng.integers(0, 255, (30, 64, 96, 3), np.uint8))
@@ -120,7 +125,7 @@ print("words on", argv[2], argv[3])
 
     def run(code: str, **engine: bool) -> tuple[dict[str, int], dict[str, tuple[str, str]], dict[str, object]]:
         log.unlink(missing_ok=True)
-        config = CurateConfig(workers=1, part_videos=3, caption_command=program(tmp_path, code))
+        config = CurateConfig(workers=1, caption_command=program(tmp_path, code), embedding_network=str(network))
         funnel = curate(media, table, config, engine=Engine(**engine))  # type: ignore[arg-type]
         told = {clip.video: (clip.caption, clip.caption_source) for clip in read_clips(table)}
         return {name: n for name, n in funnel["computed"].items() if n}, told, funnel
@@ -131,7 +136,7 @@ print("words on", argv[2], argv[3])
     computed, told, _ = run(code)
     by_command = ("words on 0.000 1.200", "command")
     assert told == {"a $(touch it).mp4": by_command, "b.mp4": ("told beside it", "sidecar"), "c.mp4": by_command}
-    assert asked() == ["a $(touch it).mp4", "c.mp4"] and computed["caption"] == 2
+    assert asked() == ["a $(touch it).mp4", "c.mp4"] and computed["caption"] == 2 and computed["embed"] == 3
     assert run(code)[:2] == ({}, told) and not asked()
 
     (media / "b.txt").unlink()
