@@ -130,6 +130,8 @@ PROGRAMMES: dict[str, Programme] = {
             "hands_hidden": 1, "hands_out": 1, "cut": 1, "still": 1, "blur": 1,
         },
         seconds=(7.0, 8.0),
+        # At 256 the face of a half-length figure is 48 to 51 pixels wide: at the very border of `min_face_px`.
+        short_side=320,
     ),
 }  # fmt: skip
 
