@@ -64,7 +64,6 @@ def _runs(size: str) -> tuple[Run, ...]:
         Run(f"{size}_v5p-8x8x8", config, "v5p:8x8x8"),
         Run(f"{size}_v6e-16x16", config, "v6e:16x16"),
         Run(f"{size}_v6e-16x16x2", config, "v6e:16x16", 2),
-        Run(f"{size}_tpu7x-4x4x4", config, "tpu7x:4x4x4"),
     )
 
 
@@ -398,7 +397,7 @@ def highest_table() -> Iterator[str]:
 def rest_table() -> Iterator[str]:
     """Where the step's time goes that is not useful arithmetic at the peak."""
     rows = []
-    for run in FIT[:5]:
+    for run in FIT[:4]:
         plan = result(run)
         line = plan.roofline
         if line is None:

@@ -215,7 +215,7 @@ class Program:
                 yield from ((name, 1) for name in _NAME.findall(branches))
 
     def trip_count(self, computation: Computation, instruction: Instruction) -> int:
-        """Turns of a `while` of `computation` that counts up by 1 to a constant; ValueError for another."""
+        """Turns of a `while` of `computation` that counts up to a constant; ValueError for another."""
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.rest):
             return int(known.group(1))
         condition = self.computations[instruction.attribute("condition").lstrip("%")]
@@ -224,22 +224,54 @@ class Program:
             if inner.opcode == "compare":
                 own = [int(i.rest) for i in _constants(where)] or limits
                 if len(set(own)) == 1 and "direction=LT" in inner.rest:
-                    return own[0] - _first_turn(computation, instruction, condition)
+                    turns = own[0] - _first_turn(computation, instruction, condition)
+                    return -(-turns // self._step(computation, instruction, condition))
         raise ValueError(
             f"cannot tell the trip count of the loop %{instruction.name}: its condition {condition.name} "
             f"has the constants {limits}"
         )
 
+    def _step(self, computation: Computation, loop: Instruction, condition: Computation) -> int:
+        """What a turn adds to the counter: 1, or more where XLA unrolls (its products beside permutes, on tpu7x: 2)."""
+        body = self.computations[loop.attribute("body").lstrip("%")]
+        index = _counter(condition)
+        if index is None or body.root.opcode != "tuple":
+            return 1
+        where, counter = body, _through_copies(body, body.root.operands[index])
+        if counter is not None and (fused := self.fused(counter)) is not None:
+            where, counter = fused, fused.root
+        if counter is None or counter.opcode != "add":
+            return 1
+        start = computation.by_name.get(loop.operands[0])
+        for name in counter.operands:
+            value = _through_copies(where, name)
+            if value is not None and value.opcode == "get-tuple-element" and start is not None and start.operands:
+                at = int(value.attribute("index"))
+                value = None if at == index else _through_copies(computation, start.operands[at])
+            if value is not None and value.opcode == "constant" and value.rest.isdigit():
+                return max(int(value.rest), 1)
+        return 1
+
+
+def _counter(condition: Computation) -> int | None:
+    """Which part of a loop's state its condition reads; None if several."""
+    read = [i for i in condition.instructions if i.opcode == "get-tuple-element"]
+    return int(read[0].attribute("index")) if len(read) == 1 else None
+
+
+def _through_copies(computation: Computation, name: str) -> Instruction | None:
+    value = computation.by_name.get(name)
+    while value is not None and value.opcode in ("copy", "bitcast") and value.operands:
+        value = computation.by_name.get(value.operands[0])
+    return value
+
 
 def _first_turn(computation: Computation, loop: Instruction, condition: Computation) -> int:
     """Where the counter starts: 0, or 1 where XLA computes the first turn ahead of the loop."""
-    read = [i for i in condition.instructions if i.opcode == "get-tuple-element"]
-    start = computation.by_name.get(loop.operands[0])
-    if len(read) != 1 or start is None or start.opcode != "tuple":
+    index, start = _counter(condition), computation.by_name.get(loop.operands[0])
+    if index is None or start is None or start.opcode != "tuple":
         return 0
-    value = computation.by_name.get(start.operands[int(read[0].attribute("index"))])
-    while value is not None and value.opcode in ("copy", "bitcast") and value.operands:
-        value = computation.by_name.get(value.operands[0])
+    value = _through_copies(computation, start.operands[index])
     return int(value.rest) if value is not None and value.opcode == "constant" and value.rest.isdigit() else 0
 
 

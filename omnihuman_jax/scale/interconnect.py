@@ -4,6 +4,7 @@ Formulas for large messages, without latency [jax-ml.github.io/scaling-book/shar
 collective on one device: what an all-gather gives, what a reduce-scatter or all-reduce takes, what an all-to-all holds.
 """
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -51,6 +52,16 @@ def path_between(topology: Topology, members: Sequence[tuple[int, Coords]]) -> P
         if found > 1:
             rings.append((found, found == size and topology.has_wrap(dim)))
     return Path(devices=len(members), rings=tuple(rings), slices=slices, on_chip=on_chip)
+
+
+def permute_path(topology: Topology, pairs: Sequence[tuple[tuple[int, Coords], tuple[int, Coords]]]) -> Path:
+    """Of a collective-permute, whose pairs all send at once: the busiest of its links, between slices if any does."""
+    loads = collections.Counter((source, target) for source, target in pairs if source != target)
+    if not loads:
+        return path_between(topology, pairs[0])
+    (source, target), load = max(loads.items(), key=lambda item: (item[0][0][0] != item[0][1][0], item[1]))
+    a_chip = topology.devices // topology.chips
+    return dataclasses.replace(path_between(topology, (source, target)), on_chip=max(a_chip // load, 1))
 
 
 def seconds(topology: Topology, kind: str, size: float, path: Path) -> float:

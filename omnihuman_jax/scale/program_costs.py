@@ -192,12 +192,17 @@ def communications_of(found: Iterable[Collective], mesh: Mesh, topology: Topolog
     """Collectives summed by kind, axes and whether they can hide, with the time on the links between their devices."""
     places = [_place(device, topology) for device in mesh.devices.flat]
     sums: dict[tuple[str, tuple[str, ...], str, bool], list[float]] = collections.defaultdict(lambda: [0.0] * 4)
-    paths: dict[tuple[int, ...], interconnect.Path] = {}
+    paths: dict[tuple[tuple[int, ...], ...], interconnect.Path] = {}
     for item in found:
         group = next((group for group in item.groups if len(set(group)) > 1), item.groups[0])
-        if group not in paths:
-            paths[group] = interconnect.path_between(topology, [places[i] for i in group])
-        path = paths[group]
+        members = item.groups if item.kind == "collective-permute" else (group,)
+        if members not in paths:
+            if item.kind == "collective-permute":
+                pairs = [(places[source], places[target]) for source, target in item.groups]
+                paths[members] = interconnect.permute_path(topology, pairs)
+            else:
+                paths[members] = interconnect.path_between(topology, [places[i] for i in group])
+        path = paths[members]
         size = item.operand_bytes * (item.group_size if item.kind == "all-gather" else 1)
         total = sums[item.kind, item.axes, path.network, item.asynchronous]
         total[0] += item.trips

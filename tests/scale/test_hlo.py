@@ -178,6 +178,25 @@ def test_of_what_is_prefetched_only_the_slice_is_read() -> None:
     assert {i.name: program.hbm_bytes(main, i) for i in main.instructions} == {"x": 0, "start": 4 * 8 * 1024, "done": 0}
 
 
+COUNTED = SLICED.replace("tuple(%i, %new)", "tuple(%next, %new)").replace(
+    "  ROOT %out = ", "  %by = s32[] constant(STEP)\n  %next = s32[] add(%i, %by)\n  ROOT %out = "
+)
+
+
+@pytest.mark.parametrize(("step", "turns"), [(1, 10), (2, 5), (4, 3)])
+def test_a_counter_that_goes_up_by_more_than_one(step: int, turns: int) -> None:
+    """XLA unrolls its loops of products beside permutes, and says so by the counter's step alone."""
+    assert Program.parse(COUNTED.replace("STEP", str(step))).runs["body"] == turns
+    # The step may also come with the loop's state.
+    handed_in = (
+        COUNTED.replace("  %by = s32[] constant(STEP)\n", "  %by = s32[] get-tuple-element(%state), index=2\n")
+        .replace("  %start = (s32[], f32[10,256]{1,0}) parameter(0)\n", (
+            f"  %zero.9 = s32[] constant(0)\n  %two.9 = s32[] constant({step})\n  %rows = f32[10,256]{{1,0}} parameter(0)\n"
+            "  %start = (s32[], f32[10,256]{1,0}, s32[]) tuple(%zero.9, %rows, %two.9)\n"))
+    )  # fmt: skip
+    assert Program.parse(handed_in).runs["body"] == turns
+
+
 def test_a_loop_of_unknown_length_is_an_error() -> None:
     with pytest.raises(ValueError, match="cannot tell the trip count of the loop %loop"):
         _ = Program.parse(SLICED.replace("direction=LT", "direction=NE")).runs

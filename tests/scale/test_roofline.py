@@ -140,6 +140,21 @@ def test_where_two_devices_of_a_chip_lie() -> None:
     assert path_between(IRONWOOD, [(0, (x, 0, 0)) for x in range(4)]).on_chip == 1
 
 
+def test_a_permute_takes_as_long_as_its_busiest_link() -> None:
+    """A ring over two devices a chip crosses each link once; two rings beside each other cross it twice."""
+    devices = [(0, (x, 0, 0)) for x in range(4) for _ in range(2)]
+    snake = [(devices[i], devices[(i + 1) % 8]) for i in range(8)]
+    beside = [(devices[i], devices[(i + 2) % 8]) for i in range(8)]
+    inside = [(devices[i], devices[i ^ 1]) for i in range(8)]
+    found = [interconnect.permute_path(IRONWOOD, pairs) for pairs in (snake, beside, inside)]
+    assert [path.network for path in found] == ["ici", "ici", "chip"]
+    times = [seconds(IRONWOOD, "collective-permute", 90e9, path) for path in found]
+    assert times == pytest.approx([1.0, 2.0, 1 / 6])
+    slices = parse_topology("v5p:4x4x4", num_slices=2)
+    across = [((0, (0, 0, 0)), (0, (1, 0, 0))), ((0, (1, 0, 0)), (1, (0, 0, 0)))]
+    assert interconnect.permute_path(slices, across).network == "dcn"
+
+
 def test_bytes_that_a_device_sends() -> None:
     assert interconnect.sent_bytes("all-reduce", 8, 4) == 12 and interconnect.sent_bytes("all-to-all", 8, 4) == 6
     assert interconnect.sent_bytes("collective-permute", 8, 4) == 8
