@@ -40,9 +40,11 @@ def within_reach(scores: Mapping[str, np.ndarray], loosest: Thresholds) -> np.nd
 
 def _fails_surely(check: Check, scores: Mapping[str, np.ndarray], loosest: Thresholds) -> np.ndarray:
     """Bool [n]: clips that fail a check whatever is not known yet."""
+    if not check.asks(loosest):
+        return np.zeros(len(scores["seconds"]), bool)
     if check.score in _KNOWN:
         return check.failed(scores[check.score], loosest)
-    if check.score in PREVIEWED and check.asks(loosest):
+    if check.score in PREVIEWED:
         seen = scores[f"preview_{check.score}"]
         if check.score == "face_px":
             return check.failed(seen * (1 + _SLACK_OF_WIDTH), loosest)

@@ -1,4 +1,6 @@
-"""The scores of a part's clips as columns of numbers, float64 [n] each, NaN where a score was not computed."""
+"""The scores of a part's clips as columns of numbers, float64 [n] each, NaN where a score was not computed; those that
+were read.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,7 @@ def known_scores(clips: pa.Table, previewed: pa.Table) -> dict[str, np.ndarray]:
         "source_fps": clips["source_fps"].to_numpy(),
         "bits_per_pixel": clips["bits_per_pixel"].to_numpy(),
         "audio_tracks": clips["has_audio"].to_numpy().astype(np.float64),
-        **{name: previewed[name].to_numpy() for name in KNOWN_COLUMNS["preview"]},
+        **{name: previewed[name].to_numpy() for name in KNOWN_COLUMNS["preview"] if name in previewed.column_names},
     }
 
 
@@ -31,10 +33,8 @@ def all_scores(clips: pa.Table, previewed: pa.Table, looked: pa.Table, listened:
     """Those that checks compare, and the preview's; the rows are one another's."""
     scores = known_scores(clips, previewed)
     scores["looked_at"] = 1.0 - is_word(looked["landmarks_why"], BY_PREVIEW)
-    for name in SCORES:
-        if name not in scores:
-            columns = looked if name in looked.column_names else listened
-            scores[name] = columns[name].to_numpy()
+    for columns in (looked, listened):
+        scores |= {name: columns[name].to_numpy() for name in columns.column_names if name in SCORES}
     return scores
 
 

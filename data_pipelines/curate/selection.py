@@ -30,9 +30,9 @@ from data_pipelines.curate.file_stages import BY_PREVIEW
 from data_pipelines.curate.funnel import FUNNEL_FILE, Funnel, funnel_table, left_out_lines
 from data_pipelines.curate.part_tags import GONE, IN, NO_CAPTION, NOT_CAPTIONED, UNREADABLE, WHYS, PartTags
 from data_pipelines.curate.reach import looser_fields, looser_of, within_reach
-from data_pipelines.curate.score_columns import KNOWN_COLUMNS, all_scores, is_word
+from data_pipelines.curate.score_columns import all_scores, is_word
 from data_pipelines.curate.stage_parts import DEAD, SCHEMAS, SHORT, STAGES, Table, clips_of
-from data_pipelines.curate.tagging import CHECKS, PASSED, SCORES, Tags, Thresholds, tag_all
+from data_pipelines.curate.tagging import CHECKS, PASSED, Tags, Thresholds, tag_all
 from data_pipelines.curate.threshold_sweep import ThresholdSweep
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.plain_values import check_finite, structure
@@ -46,12 +46,6 @@ _LISTED = 8
 _LACKING = ("landmarks_why", "lip_sync_why")
 _SCAN_COLUMNS = ["source", "kind", "sha256", "start_frame", "end_frame", "height", "width", "source_fps",
                  "bits_per_pixel", "has_audio"]  # fmt: skip
-
-
-_COLUMNS = {
-    stage: [name for name in SCHEMAS[stage].names if name in (*SCORES, *KNOWN_COLUMNS["preview"], "reason", *_LACKING)]
-    for stage in STAGES[1:]
-}
 
 
 def select(
@@ -189,7 +183,8 @@ def _tag_part(
     scanned = table.read("scan", number, _SCAN_COLUMNS)
     sources, unread = listing.of(number)
     clips = clips_of(scanned)
-    scored = {stage: table.read(stage, number, columns) for stage, columns in _COLUMNS.items()}
+    columns = _columns(thresholds, sweeps)
+    scored = {stage: table.read(stage, number, columns[stage]) for stage in STAGES[1:]}
     besides = {stage: table.read(stage, number, ["reason"]) for stage in table.stages if stage not in STAGES}
     signature, embedded, video = np.zeros((0, 4), np.uint64), np.zeros(0, bool), np.zeros(0, np.uint64)
     if thresholds.max_similarity < 1:
@@ -231,6 +226,16 @@ def _tag_part(
         embedded=embedded,
         video=video,
     )
+
+
+def _columns(thresholds: Thresholds, sweeps: Sequence[ThresholdSweep]) -> dict[str, list[str]]:
+    """Stage -> the columns that these thresholds ask for, and those of the previews beside them: reading is half of
+    what a select costs.
+    """
+    swept = {sweep.name for sweep in sweeps}
+    scores = {check.score for check in CHECKS if check.asks(thresholds) or check.threshold in swept}
+    names = {*scores, *(f"preview_{name}" for name in scores), "reason", *_LACKING}
+    return {stage: [name for name in SCHEMAS[stage].names if name in names] for stage in STAGES[1:]}
 
 
 def _check_looked_at(table: Table, parts: Sequence[PartTags], asked: Thresholds) -> None:

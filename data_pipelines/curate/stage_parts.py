@@ -191,10 +191,11 @@ def read_part(path: Path, columns: Sequence[str] | None = None, filters: Any = N
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such part; run curate again")
     try:
-        if columns is not None:
-            there = pq.read_schema(path).names
-            columns = [name for name in columns if name in there]
-        return pq.read_table(path, columns=columns, partitioning=None, filters=filters)
+        if filters is not None:
+            return pq.read_table(path, columns=columns, partitioning=None, filters=filters)
+        with pq.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            return file.read(None if columns is None else [name for name in columns if name in there])
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: not a readable part ({why}); delete it and run curate again") from None
