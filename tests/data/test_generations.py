@@ -83,7 +83,7 @@ def test_a_row_that_is_left_out_stays_in_the_generation_before(tmp_path: Path) -
     ("text", "message"),
     [
         ("{", "not the manifest of a dataset"),
-        (json.dumps({"version": 1, "generations": [{"numbr": 1}]}), "not the manifest of a dataset"),
+        (json.dumps({"version": 1, "generations": [{"num": 1}]}), "not the manifest of a dataset"),
         (json.dumps({"version": 9, "generations": []}), "version 9, this package reads 1"),
         (json.dumps({"version": 1, "generations": [{"number": 2}]}), r"generations \[2\], not 1, 2"),
     ],
