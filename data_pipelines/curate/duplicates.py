@@ -50,17 +50,20 @@ def mark(parts: Sequence[PartTags], table: Table, max_similarity: float, out: Pa
     if not len(pairs):
         return
     group = groups(len(content), pairs)
-    worth = np.concatenate([np.bitwise_count(part.tags.bits) for part in parts])
-    # What serves most stays; of those the longest.
-    seconds = np.concatenate([part.seconds for part in parts])
-    stays = staying(group, usable, worth + seconds / (1 + seconds.max()))
-    leaves = usable & (stays != np.arange(len(stays)))
-    is_same = content == content[stays]
+    rows = np.flatnonzero(group >= 0)
     starts = np.cumsum([0, *(len(part.content) for part in parts)])
-    for part, begin, end in zip(parts, starts[:-1], starts[1:], strict=True):
-        part.dedup_group[:] = group[begin:end]
-        part.left_out[leaves[begin:end]] = WHYS.index(MUCH_ALIKE)
-        part.left_out[leaves[begin:end] & is_same[begin:end]] = WHYS.index(DUPLICATE)
+    bounds = np.searchsorted(rows, starts)
+    places = [rows[bounds[index] : bounds[index + 1]] - starts[index] for index in range(len(parts))]
+    # What serves most stays; of those the longest.
+    served = np.concatenate([np.bitwise_count(part.tags.bits[mine]) for part, mine in zip(parts, places, strict=True)])
+    seconds = np.concatenate([part.seconds[mine] for part, mine in zip(parts, places, strict=True)])
+    stays = staying(group[rows], usable[rows], served + seconds / (1 + seconds.max()))
+    leaves = usable[rows] & (stays != np.arange(len(rows)))
+    is_same = content[rows] == content[rows[stays]]
+    for part, mine, begin, end in zip(parts, places, bounds[:-1], bounds[1:], strict=True):
+        part.dedup_group[mine] = group[rows[begin:end]]
+        part.left_out[mine[leaves[begin:end]]] = WHYS.index(MUCH_ALIKE)
+        part.left_out[mine[(leaves & is_same)[begin:end]]] = WHYS.index(DUPLICATE)
 
 
 def _near_pairs(

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,6 +213,24 @@ def test_of_clips_that_are_alike_the_one_that_serves_most_stays(tmp_path: Path) 
     assert counts == {None: len(after), "much like another clip": 3 * len(groups)}
     numbers = np.array(written["dedup_group"].to_pylist())
     assert [np.flatnonzero(numbers == n).tolist() for n in range(len(groups))] == sorted(groups)
+
+
+def test_of_the_same_bytes_and_frames_the_first_stays(tmp_path: Path) -> None:
+    made_table.write(tmp_path / "table", parts=2, videos=4, clips=3)
+    table = Table.open(tmp_path / "table")
+    for stage in ("preview", "look", "listen"):
+        shutil.copy(table.part(stage, 0), table.part(stage, 1))
+    first, second = (table.read("scan", number) for number in range(2))
+    copied = first.set_column(0, "source", second["source"])
+    ends = copied["end_frame"].to_numpy() + np.array([1, *[0] * 11], np.int32)  # but for one clip
+    place = copied.column_names.index("end_frame")
+    stage_parts.write_columns(table.part("scan", 1), copied.set_column(place, "end_frame", pa.array(ends)))
+    funnel = select(tmp_path / "table", Thresholds(), tmp_path / "sets")
+    rows = stage_parts.read_part(tmp_path / "sets" / "sets.parquet")
+    assert funnel["clips"] == 13
+    assert rows["dedup_group"].to_pylist() == [-1, *range(11)] * 2
+    assert rows["left_out"].to_pylist() == [None] * 13 + ["the same content as an earlier clip"] * 11
+    assert rows["eligible"].to_pylist()[13:] == [0] * 11
 
 
 def test_similarity_without_embeddings_is_refused(tmp_path: Path) -> None:
