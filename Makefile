@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCK = constraints/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 PACKAGES := setup.py $(wildcard constraints/py*.txt)
 
-.PHONY: interpreter corpus trackers gpu slurm browser chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: any-clip interpreter corpus trackers gpu slurm browser chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,10 @@ theatre: $(VENV)/.theatre  ## drawn people who speak -> a model that moves mouth
 	JAX_PLATFORMS=cpu $(BIN)/omnihuman train --config configs/theatre.py --config.data.dataset=$(THEATRE)/dataset --run $(THEATRE)/run \
 	  --config.samples.interval=200 --config.samples.clips=$(THEATRE)/clips --config.samples.truth=$(THEATRE)/truth
 	$(BIN)/omnihuman evaluate --suite theatre --run $(THEATRE)/run --truth $(THEATRE)/truth --out $(THEATRE) --windows 48 --batch 16 --guidance-scale 3
+
+ANY_CLIP ?= runs/any_clip
+any-clip: $(VENV)/.theatre  ## half of the clips silent, a third without a pose, a tenth corrupt: they train; beside it, what is left without them (docs/any_clip_trains.md)
+	@JAX_PLATFORMS=cpu $(BIN)/python -m tests.any_clip.run --out $(ANY_CLIP)
 
 test: $(VENV)/.torch  ## the whole suite, 8 simulated devices, a process a core (WORKERS=0: all in one)
 	@$(PYTEST)

@@ -91,13 +91,19 @@ def keep_strong(dataset: Path, target: Path, part: ArmGroup) -> bool:
     weak = (catalog.split == TRAIN_SPLIT) & ((catalog.eligible & wanted.bits) != wanted.bits)
     if not weak.any():
         return False
-    split = np.where(weak, "left_out", np.array(catalog.split.tolist(), object))
+    leave_out(dataset, target, weak)
+    return True
+
+
+def leave_out(dataset: Path, target: Path, rows: np.ndarray) -> None:
+    """A data set of the same records (links), whose windows `rows`, bool [n] of the catalog, are not trained on."""
+    catalog = Catalog.load(dataset)
+    split = np.where(rows, "left_out", np.array(catalog.split.tolist(), object))
     target.mkdir(parents=True, exist_ok=True)
     for path in dataset.iterdir():
         if not path.name.startswith("catalog") and not (link := target / path.name).is_symlink():
             link.symlink_to(path.resolve())
     dataclasses.replace(catalog, split=split).save(target)
-    return True
 
 
 def without(suite: Suite, not_run: Mapping[str, str]) -> Suite:
@@ -138,7 +144,7 @@ def run_command(job: ArmCommand, lock: int) -> float:
         process.kill()
         raise
     if code != 0:
-        print(f"{job.name} failed (exit code {code}); the same `omnihuman ablate` goes on from here", file=sys.stderr)
+        print(f"{job.name} failed (exit code {code}); start again, and it goes on from here", file=sys.stderr)
         raise SystemExit(exit_codes.of_returncode(code))
     return time.monotonic() - begin
 

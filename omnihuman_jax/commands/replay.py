@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from omnihuman_jax.config import ExperimentConfig, to_json
 from omnihuman_jax.data.packing import PackInput, pack_batch
 from omnihuman_jax.data.pipeline import window_input
 from omnihuman_jax.data.plan import PlacedWindow
+from omnihuman_jax.models import mmdit
 from omnihuman_jax.runtime import bucket_folder
 from omnihuman_jax.runtime.locations import Location, location
 from omnihuman_jax.runtime.progress import progress_bar
@@ -42,13 +43,16 @@ from omnihuman_jax.training.train_step import Objective, loss_fn
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Replayed:
-    """One window alone, or the whole batch (`window` ""): its loss, and the norm of the gradients of all parameters."""
+    """One window alone, or the whole batch (`window` ""): its loss, and the norm of the gradients of all parameters and
+    of each group's: exactly 0 where the window is without the group's condition.
+    """
 
     window: str
     slot: int
     active: str
     loss: float
     grad_norm: float
+    group_norms: Mapping[str, float]
     inputs_finite: bool
 
     @property
@@ -94,9 +98,13 @@ def _windows(parts: Parts, params: Any, step: int) -> Iterator[Replayed]:
         model=config.model, execution=config.execution, flow=config.flow, seed=config.seed, dtype=parts.dtype
     )
 
-    def run(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    labels = jax.tree.leaves(train_state.group_labels(mmdit.abstract_params(config.model)[1]))
+
+    def run(params: Any, batch: Any) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, objective, np.int32(step), batch)
-        return loss, optax.tree.norm(grads)
+        labelled = list(zip(labels, jax.tree.leaves(grads), strict=True))
+        of_groups = {group: optax.tree.norm([g for label, g in labelled if label == group]) for group in parts.groups}
+        return loss, optax.tree.norm(grads), of_groups
 
     run = jax.jit(run, in_shardings=(parts.state_shardings.params, parts.batch_shardings))
     sequences = plan.batch(step).sequences
@@ -107,9 +115,15 @@ def _windows(parts: Parts, params: Any, step: int) -> Iterator[Replayed]:
         finite = all(np.isfinite(value).all() for value in jax.tree.leaves(batch) if value.dtype.kind == "f")
         with jax.set_mesh(parts.mesh):
             placed = placement.place_batch(batch, parts.batch_shardings, range(parts.sequences), parts.sequences)
-            loss, norm = jax.device_get(run(params, placed))
+            loss, norm, of_groups = jax.device_get(run(params, placed))
         return Replayed(
-            window=window, slot=slot, active=active, loss=float(loss), grad_norm=float(norm), inputs_finite=bool(finite)
+            window=window,
+            slot=slot,
+            active=active,
+            loss=float(loss),
+            grad_norm=float(norm),
+            group_norms={group: float(value) for group, value in of_groups.items()},
+            inputs_finite=bool(finite),
         )
 
     yield result(records, "", -1, "")
@@ -173,13 +187,17 @@ def main(argv: Sequence[str]) -> int:
         source = config.fork or config.initial_weights or "random"
         taken = f"no checkpoint before it is left, the run's first parameters ({source})"
     print(f"step {options.step} (stage {stage.name}), {taken}: {where}", flush=True)
-    table = Table("window", "slot", "active", "loss", "gradient norm", "not finite")
-    console, wrong = Console(width=None if sys.stdout.isatty() else 120), []
+    console, table, wrong = Console(width=None if sys.stdout.isatty() else 120), Table(), []
     with progress_bar() as bar:
         for found in bar.track(results, description="windows"):
+            if not table.columns:
+                of_groups = (f"of {group}" for group in found.group_norms)
+                for heading in ("window", "slot", "active", "loss", "gradient norm", *of_groups, "not finite"):
+                    table.add_column(heading)
             name, slot = (found.window, str(found.slot)) if found.window else ("the whole batch", "")
             reasons = ", ".join(found.wrong)
-            table.add_row(name, slot, found.active, f"{found.loss:.6g}", f"{found.grad_norm:.6g}", reasons)
+            norms = (f"{norm:.6g}" for norm in (found.grad_norm, *found.group_norms.values()))
+            table.add_row(name, slot, found.active, f"{found.loss:.6g}", *norms, reasons)
             if found.wrong and found.window:
                 wrong.append(f"{name} ({reasons})")
     console.print(table)

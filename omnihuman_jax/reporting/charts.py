@@ -7,7 +7,9 @@ dark page; exact values are in `<title>` elements, which browsers show on hover.
 import dataclasses
 import html
 import math
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -226,3 +228,29 @@ def histogram(counts: Sequence[int], low: float, high: float, marks: Sequence[tu
     for value, x, anchor in ((low, 0, "start"), (high, width, "end")):
         out.append(f'<text class="tick" text-anchor="{anchor}" x="{x}" y="{height - 4}">{number(value)}</text>')
     return "".join(out) + "</svg>"
+
+
+def standalone(svg: str, series: Sequence[Series] = ()) -> str:
+    """A drawing of this module as a file of its own, in the light page's colours: for pages that cannot style it.
+
+    `series`: named above it, each in its colour.
+    """
+    css = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+    colors = dict(re.findall(r"(--[\w-]+): (#\w+);", css.split("@media")[0]))
+    rules = "\n".join(line.removeprefix("svg ") for line in css.splitlines() if line.startswith("svg "))
+    found = re.fullmatch(r'<svg viewBox="0 0 (\d+) (\d+)"([^>]*)>(.*)</svg>', svg, re.DOTALL)
+    assert found is not None
+    width, height, rest, drawn = int(found[1]), int(found[2]), found[3], found[4]
+    top, x, names = 24 * bool(series), 48.0, []
+    for one in series:
+        names.append(
+            f'<rect x="{x:.0f}" y="10" width="16" height="3" fill="{one.color}"/>'
+            f'<text x="{x + 21:.0f}" y="15">{html.escape(one.label)}</text>'
+        )
+        x += 40 + 6.2 * len(one.label)
+    whole = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + top}"{rest}><style>{rules}</style>'
+        f'<rect width="{width}" height="{height + top}" fill="var(--card)"/>{"".join(names)}'
+        f'<g transform="translate(0 {top})">{drawn}</g></svg>\n'
+    )
+    return re.sub(r"var\((--[\w-]+)\)", lambda color: colors[color[1]], whole)

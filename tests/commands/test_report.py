@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -308,6 +309,10 @@ def test_a_line_is_where_its_numbers_are() -> None:
     (points,) = re.findall(r'points="([^"]+)"', svg)
     assert points == "48.0,66.0 148.0,10.0"
     assert charts.line_chart([], width=100, height=50).startswith("<svg")
+    alone = charts.standalone(svg, series)
+    assert 'viewBox="0 0 160 124"' in alone and f'points="{points}"' in alone and ">y</text>" in alone
+    assert "var(" not in alone and "#1f5fbf" in alone
+    ElementTree.fromstring(alone)
 
 
 @pytest.mark.parametrize(

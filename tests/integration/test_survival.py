@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import math
 import re
 import resource
 import shutil
@@ -72,6 +73,20 @@ def test_replay_finds_the_window(wrong: tuple[Path, Path, str], capsys: pytest.C
         assert whole.loss == pytest.approx(logged["loss"], rel=1e-5)
     with pytest.raises(ValueError, match="steps are 1 to 12"):
         replay.replay(config, run, 13)
+
+
+@pytest.mark.slow
+def test_a_window_without_a_condition_tells_its_branch_nothing(wrong: tuple[Path, Path, str]) -> None:
+    run, _, _ = wrong
+    config = read_config(run)
+    config.mesh.tensor = 2  # this process has 8 devices
+    good = next(line["step"] for line in read_metrics(run) if line["loss"] != "nan" and line["step"] > 8)
+    _, (_, *windows) = replay.replay(config, run, good)
+    assert {"audio" in one.active for one in windows} == {"pose" in one.active for one in windows} == {False, True}
+    for one in windows:
+        assert math.hypot(*one.group_norms.values()) == pytest.approx(one.grad_norm, rel=1e-5)
+        for group in ("audio", "pose"):  # not little: nothing
+            assert (one.group_norms[group] > 0) == (group in one.active and one.loss > 0)
 
 
 def test_a_record_that_cannot_be_read_is_named_once_and_counted(wrong: tuple[Path, Path, str]) -> None:
