@@ -209,7 +209,7 @@ def test_the_trainer(
     """Two processes train; one is killed, then the whole job is put back; it ends with every step, once."""
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
-    dataset, run, steps = runs.write_dataset(tmp_path / "data set"), tmp_path / "my run", 60
+    dataset, run, steps = runs.write_dataset(tmp_path / "data set"), tmp_path / "my run", 120
     fields = {
         "accelerator": {"type": "cpu", "nodes": 2, "devices": 2}, "output": str(run), "restarts": 2, "grace_s": 60,
         "config": str(runs.CONFIG), "env": {"XLA_FLAGS": quick_xla.FLAGS},
@@ -222,7 +222,8 @@ def test_the_trainer(
     number = capfd.readouterr().out.strip()
 
     def at(step: int) -> Callable[[], bool]:
-        return lambda: (run / "metrics.jsonl").exists() and runs.records(run)[-1]["step"] >= step
+        metrics = run / "metrics.jsonl"
+        return lambda: metrics.exists() and any(line["step"] >= step for line in runs.records(run))
 
     def log() -> str:
         file = run / "launch" / f"slurm-{number}.log"
@@ -234,6 +235,7 @@ def test_the_trainer(
     until(at(20), log, limit_s=LIMIT_S)
     cluster.ask("scontrol", "requeue", number)
     assert cluster.wait_for(number, "COMPLETED", "FAILED", limit_s=LIMIT_S) == "COMPLETED", log()
+    assert cluster.field(number, "Restarts") == "1"
     assert sorted({line["step"] for line in runs.records(run)}) == list(range(1, steps + 1))
     assert (run / "checkpoints" / str(steps)).is_dir()
     assert cli.main(["logs", *words, "--lines", "5"]) == 0

@@ -118,10 +118,12 @@ class Proxy:
     faults: asked for each request with (method, path, how many came before it): None to pass it on, a status to answer
         with, `"cut"` to send half of the body, `"silence"` to answer nothing until the client gives up, a function to
         send what it makes of the body.
+    delay_s: before each request is passed on, as a way to a server far away takes.
     """
 
     def __init__(self, port: int) -> None:
         self.faults: Callable[[str, str, int], Fault] = lambda method, path, number: None
+        self.delay_s = 0.0
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -163,6 +165,7 @@ def _answer(proxy: Proxy, handler: http.server.BaseHTTPRequestHandler, port: int
         return
     if isinstance(fault, int):
         return _send(handler, fault, {"content-type": "application/json"}, b'{"error": {"message": "planted"}}')
+    time.sleep(proxy.delay_s)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     headers = {name: value for name, value in handler.headers.items() if name.lower() != "transfer-encoding"}
     connection.request(handler.command, handler.path, body, headers | {"Content-Length": str(len(body))})
