@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCK = constraints/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 PACKAGES := setup.py $(wildcard constraints/py*.txt)
 
-.PHONY: any-clip interpreter corpus trackers gpu slurm browser chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: any-clip interpreter corpus trackers gpu slurm image browser chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -112,6 +112,9 @@ corpus: $(VENV)/.dev  ## curate on 240 videos with planted faults, made of real 
 
 slurm: $(VENV)/.torch  ## `omnihuman submit` on a real SLURM of two nodes on this machine (15 minutes; says what to install)
 	@$(BIN)/python -m pytest --slow=slurm tests/slurm
+
+image: $(VENV)/.torch  ## the trainer's image, built by buildah and started as its user (10 minutes, 10 GB, root; says what to install)
+	@$(BIN)/python -m pytest --slow=image tests/image
 
 browser: $(VENV)/.dev  ## our pages in a headless browser: videos play, nothing else is loaded (a minute; says what to install)
 	@$(BIN)/python -m pytest --slow=browser tests/browser

@@ -31,7 +31,7 @@ ALLOWED_SKIPS: dict[str, str] = {
     r"^(gcloud|kubectl) is not installed$": "the Google Cloud CLI is no Python package; lines are checked by rule too",
 }
 # Markers of tests that need programs of the system: they run when asked for, and fail without these.
-LANES = ("slurm", "browser")
+LANES = ("slurm", "image", "browser")
 
 if "jax" in sys.modules:
     raise RuntimeError(
@@ -64,10 +64,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--slow",
         default="none",
-        metavar="none|all|K/N|slurm|browser",
+        metavar="none|all|K/N|slurm|image|browser",
         help=(
             "which tests marked slow run, and then they alone: none (default), all, or a part of their files, K of 0"
-            " .. N-1; slurm, browser: the tests that need a real SLURM or a browser, alone too"
+            " .. N-1; slurm, image, browser: the tests that need a real SLURM, buildah or a browser, alone too"
         ),
     )
     parser.addoption(
