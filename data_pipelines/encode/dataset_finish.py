@@ -49,7 +49,7 @@ def finish(folder: Path, out: Path) -> dict[str, Any]:
     passing = [folder / name for name in (PLAN_FILE, MADE_BY_FILE, LEFT_OUT_FILE)]
     for path in [*folder.glob("part-*"), *folder.glob(".*.part"), *passing]:
         path.unlink(missing_ok=True)
-    if summary["generation"] == 1:
+    if summary.get("generation", 1) == 1:
         write_manifest(folder, [_generation(folder, summary)])
         files.replace_folder(folder, out)
         return summary
@@ -79,14 +79,14 @@ def is_append(folder: Path) -> bool:
     """Whether it is a generation of a data set that is being made in `folder`."""
     path = folder / SUMMARY_FILE
     if path.is_file():
-        return bool(json.loads(path.read_text())["generation"] > 1)
+        return bool(json.loads(path.read_text()).get("generation", 1) > 1)
     return (folder / MADE_BY_FILE).is_file() and "after" in json.loads((folder / MADE_BY_FILE).read_text())
 
 
 def _generation(folder: Path, summary: Mapping[str, Any]) -> Generation:
     records = sum(row["records"] for row in summary["shards"])
     digest = files.file_sha256(folder / SUMMARY_FILE)
-    number = int(summary["generation"])
+    number = int(summary.get("generation", 1))
     return Generation(number=number, windows=summary["windows"], records=records, summary_sha256=digest)
 
 

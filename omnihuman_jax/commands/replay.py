@@ -36,7 +36,7 @@ from omnihuman_jax.runtime import bucket_folder
 from omnihuman_jax.runtime.locations import Location, location
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.training import placement, train_state
-from omnihuman_jax.training.resume import first_state
+from omnihuman_jax.training.resume import first_state, with_generations
 from omnihuman_jax.training.run_guard import Rollbacks
 from omnihuman_jax.training.train_step import Objective, loss_fn
 
@@ -165,12 +165,14 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     folder = bucket_folder.copy_of(options.run)
     config = experiment.read_config(folder)
+    stored = [row.path for row in config.data.rows]
     if options.dataset:
         if config.data.datasets:
             raise ValueError(
                 f"--dataset is for a run of one data set, this one drew from {config.data.label}; put them back there"
             )
         config.data.dataset = options.dataset
+    config = with_generations(config, stored)
     if options.mesh:
         try:
             config.mesh = sharding.MeshConfig(
