@@ -31,7 +31,12 @@ def test_a_run_goes_on_with_the_same_bits_after_an_append(tmp_path: Path) -> Non
     left, right = (runs.checkpoint(tmp_path / name, 12) for name in ("run", "whole"))
     assert left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
     assert runs.records(run) == runs.records(tmp_path / "whole")
-    # A new run takes the newest, and an old one where it is told to.
+
+
+@pytest.mark.slow
+def test_a_new_run_takes_the_newest_and_an_old_one_where_it_is_told_to(tmp_path: Path) -> None:
+    dataset = runs.write_dataset(tmp_path / "dataset")
+    synthetic.append(dataset, synthetic.catalog(16, seed=5, latent_frames=(1, 3)))
     assert "stays on" not in runs.train(tmp_path / "new", dataset, "--stop-after=3")
     assert read_config(tmp_path / "new").data.dataset == f"{dataset}@2"
     runs.train(tmp_path / "old", f"{dataset}@1", "--stop-after=3")
