@@ -96,6 +96,12 @@ def _limits(name: str) -> tuple[float, float]:
     return next((limits for end, limits in _LIMITS.items() if name.endswith(end)), (0, math.inf))
 
 
+def asks_nothing(threshold: str) -> float:
+    """The value of a threshold at which it lets all through."""
+    low, high = _limits(threshold)
+    return high if threshold.startswith("max_") else low
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
     """One comparison of a score with a threshold; `reason` says what it means to fail.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from rich.table import Table
 
-from data_pipelines.curate.tagging import CHECKS, PASSED, Thresholds, tag_all
+from data_pipelines.curate.tagging import CHECKS, PASSED, Thresholds, asks_nothing, tag_all
 from omnihuman_jax.conditions import Condition
 
 _MAX_VALUES = 1000
@@ -50,9 +50,15 @@ class ThresholdSweep:
     def add(self, scores: Mapping[str, np.ndarray], thresholds: Thresholds, counted: np.ndarray) -> None:
         """Counts the clips of a part: `scores` as `tag_all` takes them, `counted` bool [n]."""
         seconds = scores["seconds"]
+        # All other checks once; those of this threshold, which are one or two, for each of its values.
+        others = tag_all(scores, dataclasses.replace(thresholds, **{self.name: asks_nothing(self.name)}))
+        rest = (others.failed == PASSED) & counted[:, None]
+        own = [check for check in CHECKS if check.threshold == self.name]
         for index, value in enumerate(self.values):
-            tags = tag_all(scores, dataclasses.replace(thresholds, **{self.name: value}))
-            passed = (tags.failed == PASSED) & counted[:, None]
+            passed, at_value = rest.copy(), dataclasses.replace(thresholds, **{self.name: value})
+            for check in own:
+                failed = check.failed(scores[check.score], at_value)
+                passed[failed, slice(None) if check.of is None else check.of] = False
             self.clips[index] += passed.sum(0)
             self.seconds[index] += seconds @ passed
 
