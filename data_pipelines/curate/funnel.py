@@ -32,6 +32,7 @@ class Funnel:
     """Sums over the parts of a table.
 
     A row of `quarantine` says which video, in which stage (scan, look, listen, caption), why, and which clip.
+    `duplicates`: why -> clips that are left out as others are there.
     """
 
     passed_over: Mapping[str, Sequence[str]]
@@ -47,6 +48,7 @@ class Funnel:
     eligible_seconds: dict[str, float] = dataclasses.field(default_factory=lambda: defaultdict(float))
     reasons: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
     serves_none: int = 0
+    duplicates: Counter[str] = dataclasses.field(default_factory=Counter)
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def add_videos(self, count: int, unread_captions: Mapping[str, str]) -> None:
@@ -115,6 +117,7 @@ class Funnel:
             "dropped": self.dropped,
             "dropped_shots": self.dropped_shots,
             "dropped_seconds": self.dropped_seconds,
+            "duplicates": dict(sorted(self.duplicates.items())),
             "clips": self.clips,
             "serves_none": self.serves_none,
             "seconds": self.seconds,
@@ -178,6 +181,7 @@ def left_out_lines(funnel: Mapping[str, Any], listed: int = 8) -> list[str]:
     lines = [f"{row['stage']}: {row['video']}: {row['reason']}" for row in dead[:listed]]
     if (total := sum(funnel["dead_letters"].values())) > listed and dead:
         lines.append(f"and {total - listed} more that are not readable")
+    lines += [f"{count} clips are left out: {why}" for why, count in funnel["duplicates"].items()]
     lines += [f"passed over: {line}" for line in passed_over_lines(funnel["passed_over"], listed)]
     if funnel["unfinished_parts"]:
         lines.append(f"{funnel['unfinished_parts']} parts are not finished and not counted; run curate again")

