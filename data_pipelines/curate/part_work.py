@@ -36,6 +36,7 @@ GONE = "not computed: not in the source any more"
 UNREADABLE = "not computed: its pictures cannot be read"
 DIED = "the process that worked on it died (a crash in a decoder, or out of memory); re-encode it, or take it out"
 MAX_DEATHS = 2
+_ASKED_AGAIN = "not computed: it failed, and is asked again"
 # Of an error that is not the file's own fault.
 _TRIES = 2
 # What the stages read that not every table has.
@@ -259,7 +260,7 @@ def _caption(task: PartTask, table: Table, kept: _Kept) -> _Made:
     new = 0
     for index, clip in enumerate(stage_parts.clip_rows(table.read("scan", task.number))):
         name, source = _name(clip), clip["source"]
-        if kept and kept[index]["caption_why"] not in (OWN_CAPTION, GONE):
+        if kept and kept[index]["caption_why"] not in (OWN_CAPTION, GONE, _ASKED_AGAIN):
             rows.append(kept[index])
             continue
         if source not in task.uncaptioned:
@@ -277,6 +278,19 @@ def _caption(task: PartTask, table: Table, kept: _Kept) -> _Made:
         else:
             rows.append({"clip_id": name, "caption": found})
     return rows, new
+
+
+def _ask_again(task: PartTask, table: Table) -> None:
+    """Makes captions that failed, by no fault of their files, work."""
+    part = table.part("caption", task.number)
+    rows = table.read("caption", task.number).to_pylist()
+    sources = [clip["source"] for clip in stage_parts.clip_rows(table.read("scan", task.number))]
+    passed_over = set(json.loads(stage_parts.stated_choice(part)))
+    for index, source in enumerate(sources):
+        if rows[index]["reason"] and not rows[index]["is_lasting"]:
+            rows[index] = {"clip_id": rows[index]["clip_id"], "caption_why": _ASKED_AGAIN}
+            passed_over.add(source)
+    stage_parts.write_part(part, rows, SCHEMAS["caption"], json.dumps(sorted(passed_over)))
 
 
 def _stays(why: str | None, now: str | None) -> bool:
@@ -360,7 +374,7 @@ def _deaths(path: Path) -> dict[str, int]:
 
 def forget_dead(task: PartTask) -> bool:
     """Takes away the stages of a part from the first on that has dead letters which are no fault of their files, so
-    that they are made again; whether there were any.
+    that they are made again; of captions, which may be dear, those rows alone. Whether there were any.
     """
     table = task.opened
     if table.missing(task.number):
@@ -369,7 +383,10 @@ def forget_dead(task: PartTask) -> bool:
     order = stage_parts.STAGES
     first = min((order.index(stage) for stage in stages if stage in order), default=len(order))
     # What reads no more than the first stages is not made again for the sake of the last.
-    after = [stage for stage, reads in _READS.items() if stage in stages or order.index(reads) >= first]
+    after = [stage for stage, reads in _READS.items() if order.index(reads) >= first]
+    after += ["embed"] if "embed" in stages else []
+    if "caption" in stages and "caption" not in after:
+        _ask_again(task, table)
     for stage in reversed([*order[first:], *(stage for stage in table.stages if stage in after)]):
         table.part(stage, task.number).unlink()
     return bool(stages)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.curate import file_stages
+from data_pipelines.curate import file_stages, part_work, stage_parts
 from data_pipelines.curate.adapters import Adapters
 from data_pipelines.curate.caption_command import CaptionCommand
 from data_pipelines.curate.captions import CaptionError
@@ -17,7 +17,11 @@ from data_pipelines.curate.clip_sets import read_clips
 from data_pipelines.curate.curate import CurateConfig, Engine, curate
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.part_tags import NOT_CAPTIONED
+from data_pipelines.curate.part_work import PartTask
+from data_pipelines.curate.stage_parts import SCHEMAS, Table
+from data_pipelines.curate.tagging import Thresholds
 from omnihuman_jax.serving import media_omnihuman
+from tests.data_pipelines import made_table
 from tests.data_pipelines.onnx_models import patch_network
 
 
@@ -102,6 +106,52 @@ def test_the_digest_is_of_words_and_of_the_bytes_of_files(tmp_path: Path) -> Non
     keys = [file_stages.stage_keys(ScanOptions(), Adapters(captions=by)) for by in (None, one, command(tmp_path, "2"))]
     assert list(keys[1])[-1] == "caption" and "caption" not in keys[0]
     assert [stage for stage in keys[1] if keys[2][stage] != keys[1][stage]] == ["caption"]
+
+
+def test_captions_that_failed_are_asked_again_and_no_others(tmp_path: Path) -> None:
+    made_table.write(tmp_path / "table", parts=1, videos=4, clips=3)
+    for name in "abcd":
+        (tmp_path / f"{name}.mp4").touch()
+    code = f"""
+open({str(tmp_path / "log")!r}, "a").write(os.path.basename(argv[1]) + " ")
+if argv[1].endswith("b.mp4") and not os.path.exists({str(tmp_path / "up")!r}):
+    sys.exit(1)
+print(os.path.basename(argv[1]))
+"""
+    by = command(tmp_path, code, places="{video}")
+    sources = sorted(set(Table.open(tmp_path / "table").read("scan", 0)["source"].to_pylist()))
+    task = PartTask(
+        table=str(tmp_path / "table"),
+        number=0,
+        keys={**Table.open(tmp_path / "table").keys, "caption": "made"},
+        options=ScanOptions(),
+        loosest=Thresholds(),
+        sources=tuple(sources),
+        paths={source: f"../{name}.mp4" for source, name in zip(sources, "abcd", strict=True)},
+        given=Adapters(captions=by),
+        uncaptioned=frozenset(sources[:3]),
+    )
+
+    def make() -> tuple[list[str | None], list[str]]:
+        """(captions, who was asked) with one command a video, whatever clips it has."""
+        (tmp_path / "log").write_text("")
+        table = task.opened
+        part = table.part("caption", 0)
+        kept = table.read("caption", 0).to_pylist() if part.is_file() else None
+        rows, _ = part_work._caption(task, table, kept)
+        stage_parts.write_part(part, rows, SCHEMAS["caption"], part_work._chosen_by(task, table, "caption"))
+        told = table.read("caption", 0, ["caption"])["caption"].to_pylist()
+        return told, (tmp_path / "log").read_text().split()
+
+    answers = [["a.mp4"] * 3, [None] * 3, ["c.mp4"] * 3, [None] * 3]
+    assert make() == ([one for three in answers for one in three], ["a.mp4", "b.mp4", "b.mp4", "c.mp4"])
+    assert "caption" not in part_work.to_make(task)
+    (tmp_path / "up").touch()
+    assert part_work.forget_dead(task) and "caption" in part_work.to_make(task)
+    assert all(task.opened.part(stage, 0).is_file() for stage in ("scan", "preview", "look", "listen"))
+    answers[1] = ["b.mp4"] * 3
+    assert make() == ([one for three in answers for one in three], ["b.mp4"])
+    assert "caption" not in part_work.to_make(task) and not part_work.forget_dead(task)
 
 
 def test_captions_of_a_table(tmp_path: Path) -> None:
