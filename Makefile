@@ -110,7 +110,7 @@ corpus: $(VENV)/.dev  ## curate on 240 videos with planted faults, made of real 
 	$(BIN)/omnihuman curate --source $(CORPUS)/videos --out $(CORPUS)/table
 	$(BIN)/python -m tests.data_pipelines.corpus.score --corpus $(CORPUS) --table $(CORPUS)/table
 
-slurm: $(VENV)/.torch  ## `omnihuman submit` on a real SLURM of two nodes on this machine (15 minutes; says what to install)
+slurm: $(VENV)/.torch  ## `omnihuman submit` on a real SLURM of two nodes on this machine (15 minutes and more; says what to install)
 	@$(BIN)/python -m pytest --slow=slurm tests/slurm
 
 image: $(VENV)/.torch  ## the trainer's image, built by buildah and started as its user (10 minutes, 10 GB, root; says what to install)
