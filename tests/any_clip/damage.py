@@ -225,4 +225,4 @@ def what_became(
 
 
 def _without_folders(reason: str) -> str:
-    return " ".join(word.rsplit("/", 1)[-1] for word in reason.split(" "))
+    return " ".join(word.rsplit("/", 1)[-1] if ".mp4" in word else word for word in reason.split(" "))

@@ -83,7 +83,7 @@ def counted(plan: Plan, lost: Set[str]) -> Seen:
         asked={c.label: asked[c] for c in Condition},
         placed={c.label: placed[c] for c in Condition},
         read={c.label: read[c] for c in Condition},
-        by_set=by_set,
+        by_set=dict(by_set),
     )
 
 

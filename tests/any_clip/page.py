@@ -58,7 +58,7 @@ def _the_set(result: Mapping[str, Any]) -> list[str]:
         f"{result['hours']} hours; {result['steps']} steps an arm, seeds {seeds}; {result['cpu_minutes']} CPU minutes"
         " for everything.",
         "",
-        f"{of_all} clips to train on: {shares}; {clips['complete']} are nothing of it. {clips['held out']} more are"
+        f"{of_all} clips to train on: {shares}; {clips['complete']} are whole. {clips['held out']} more are"
         f" held out, all of them complete. `all` trains on {windows['all']} windows, `complete` on"
         f" {windows['complete']}.",
         "",
