@@ -96,6 +96,7 @@ def is_shard(name: str) -> bool:
 @functools.cache
 def cache_of(uri: str) -> ShardCache:
     """This process's view of the cache of a bucket's dataset."""
+    locations.location(uri)  # says what the environment lacks
     folder = variables.folder(FOLDER_VARIABLE, _FOLDER)
     limit = cache_limit(LIMIT_VARIABLE, _LIMIT_GB)
     return ShardCache(uri, folder, limit, stays=lambda name: not is_shard(name))

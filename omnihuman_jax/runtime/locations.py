@@ -59,20 +59,39 @@ def location(text: StrPath) -> Location:
             f"{os.fspath(text)} needs the package {PACKAGES[kind]}; install it with"
             f" `pip install 'omnihuman-jax[{_EXTRAS[kind]}]'`"
         )
+    _check_credentials(kind)
     if kind == "gs":
-        _check_credentials()
         _limit_silence()
     return epath.Path(text)
 
 
-def _check_credentials() -> None:
-    """gcsfs would pass over a file that is not there and ask other places, for minutes, before it fails."""
+def _check_credentials(kind: str) -> None:
+    """LocationError for variables that name nothing: gcsfs would ask other places for minutes before it fails, botocore
+    raises what is no error of a user.
+    """
+    if kind == "s3":
+        _check_aws()
+        return
     named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
     if named and "STORAGE_EMULATOR_HOST" not in os.environ and not os.path.isfile(named):
         raise LocationError(
             f"GOOGLE_APPLICATION_CREDENTIALS is {named!r}, and no file is there; mount the key there, or unset it where"
             " the machine has an account of its own"
         )
+
+
+def _check_aws() -> None:
+    endpoint, profile = os.environ.get("AWS_ENDPOINT_URL"), os.environ.get("AWS_PROFILE")
+    if endpoint and not re.match(r"https?://[^/]", endpoint):
+        raise LocationError(f"AWS_ENDPOINT_URL is {endpoint!r}; it must be http://HOST[:PORT] or https://HOST[:PORT]")
+    if profile:
+        from botocore.session import Session
+
+        if profile not in (known := Session().available_profiles):
+            raise LocationError(
+                f"AWS_PROFILE is {profile!r}; the AWS configuration has {', '.join(known) or 'none'}; name one"
+                " of these, or unset it"
+            )
 
 
 @functools.cache

@@ -104,6 +104,9 @@ def test_a_command_says_which_variable_in_one_line(
 OPENED: list[tuple[str, str, str, Callable[[Path], object]]] = [
     ("OMNIHUMAN_DATASET_CACHE", FILE, f"{FILE} is no folder", lambda folder: open_records("gs://bucket/data")),
     ("OMNIHUMAN_DATASET_CACHE", f"{FILE}/x", f"{FILE} is no folder", lambda folder: open_records("gs://bucket/data")),
+    ("AWS_PROFILE", "nope", "name one of these, or unset it", lambda folder: open_records("s3://bucket/data")),
+    ("AWS_ENDPOINT_URL", "minio:9000", "must be http://HOST", lambda folder: open_records("s3://bucket/data")),
+    ("GOOGLE_APPLICATION_CREDENTIALS", "/no/key", "no file is there", lambda folder: open_records("gs://bucket/data")),
     ("OMNIHUMAN_VIDEO_CACHE", FILE, f"{FILE} is no folder", lambda folder: video_files._copies(0)),
     ("OMNIHUMAN_VIDEO_CACHE_GB", "many", "must be a number of GB above 0", lambda folder: video_files._copies(0)),
     ("RESTART_ATTEMPT", "first", "must be a whole number from 0 on", EventLog),
@@ -119,6 +122,7 @@ def test_what_is_opened_later_names_the_variable_too(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"^{name} is ") as error:
         open_it(tmp_path)
