@@ -29,6 +29,7 @@ from omnihuman_jax.typing import FPS
 from tests.data_pipelines.corpus.make import TrueVideo, read_truth
 from tests.data_pipelines.corpus.plan import LATE
 from tests.data_pipelines.corpus.scenes import TALKING
+from tests.data_pipelines.test_text_recall import FOUND
 
 # Those of docs/data.md, "a start": none of them was moved for the corpus.
 START = Thresholds(
@@ -206,8 +207,8 @@ def lanes(all_of: Sequence[Judged]) -> list[Lane]:
     one_shot = [j for j in all_of if len(j.truth.shots) == 1 and not j.truth.black[0] and not j.truth.frozen]
     plain = [j for j in one_shot if not j.truth.scene_text]
 
-    def text(of: Sequence[Judged], name: str) -> Lane:
-        return Lane(name, tuple((j.truth.name, j.clip.fails("text_area_share", START), bool(j.truth.text)) for j in of))
+    def text(of: Sequence[Judged], name: str, asked: Thresholds = START) -> Lane:
+        return Lane(name, tuple((j.truth.name, j.clip.fails("text_area_share", asked), bool(j.truth.text)) for j in of))
 
     # Of a face behind a panel nobody can say whether it is one.
     seen = [j for j in one_shot if j.truth.fault != "hands_hidden" and j.clip.is_sound]
@@ -215,6 +216,7 @@ def lanes(all_of: Sequence[Judged]) -> list[Lane]:
     spoken = [j for j in one_shot if in_question(j.truth)]
     return [
         text(plain, "text laid over, scenes without letters"),
+        text(plain, f"the same, `max_text_area_share` {FOUND}", Thresholds(max_text_area_share=FOUND)),
         text(one_shot, "text laid over, all scenes"),
         Lane("somebody is there", tuple((j.truth.name, _person(j.clip), j.truth.faces > 0) for j in seen)),
         Lane(
@@ -257,7 +259,8 @@ def _in_sync(truth: TrueVideo) -> bool:
 
 def duplicates(all_of: Sequence[Judged]) -> Lane:
     """A row for every pair that is one, or is given as one."""
-    due = {(j.truth.original, j.truth.name) for j in all_of if j.truth.original}
+    judged_names = {j.truth.name for j in all_of}
+    due = {(j.truth.original, j.truth.name) for j in all_of if j.truth.original in judged_names}
     groups: dict[int, set[str]] = {}
     for judged in all_of:
         for clip in judged.clips:
@@ -296,8 +299,8 @@ def exact(all_of: Sequence[Judged]) -> dict[str, tuple[str, Share, list[str]]]:
     found = {}
     for fault, (what, holds) in EXACT.items():
         if fault == "same bytes":
-            mine = [j for j in all_of if j.truth.fault == "duplicate" and j.truth.how == "bytes"]
             originals = {j.truth.name: j for j in all_of}
+            mine = [j for j in all_of if j.truth.original in originals and j.truth.how == "bytes"]
             wrong = [
                 j.truth.name
                 for j in mine
