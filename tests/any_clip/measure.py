@@ -153,7 +153,8 @@ def held_out(runs: Sequence[Sequence[Path]], dataset: Path, windows: int) -> Hel
     people: dict[Condition, Sequence[str]] = {}
     rows: dict[Condition, np.ndarray] = {}
     for condition in CONDITIONS:
-        evaluator = ConditionGain(first, condition, gain_subjects(catalog, source, condition, config), config)
+        subjects = gain_subjects(catalog, source, condition, HELD_OUT, windows)
+        evaluator = ConditionGain(first, condition, subjects, config)
         people[condition] = evaluator.people
         # A curve of one condition is enough; the other costs as much again.
         looked_at = steps if condition is Condition.AUDIO else steps[-1:]
