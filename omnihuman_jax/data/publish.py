@@ -5,7 +5,6 @@ next one goes on behind it.
 """
 
 import concurrent.futures
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from omnihuman_jax.data.generations import (
     read_manifest,
 )
 from omnihuman_jax.data.shard_cache import StoredObject, TransferError
-from omnihuman_jax.runtime import locations
+from omnihuman_jax.runtime import files, locations
 
 _THREADS = 8
 
@@ -84,17 +83,12 @@ def _bring(fs: Any, path: Path, target: str) -> int:
     size = path.stat().st_size
     try:
         found = StoredObject.of(fs.info(target))
-        if found.size != size or (found.md5 and found.md5 != _md5(path)):
+        if found.size != size or (found.md5 and found.md5 != files.file_md5(path)):
             raise ValueError(f"{target}: is there, and is not {path}; give a folder of the bucket that is empty")
         return size
     except FileNotFoundError:
         fs.put_file(str(path), target)
     found = StoredObject.of(fs.info(target))
-    if found.size != size or (found.md5 and found.md5 != _md5(path)):
+    if found.size != size or (found.md5 and found.md5 != files.file_md5(path)):
         raise TransferError(f"{target} has {found.size:,} bytes, {path} {size:,}: it has arrived damaged; try again")
     return size
-
-
-def _md5(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()

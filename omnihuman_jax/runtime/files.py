@@ -183,6 +183,12 @@ def sync(path: StrPath) -> None:
         _fsync(path)
 
 
+def file_md5(path: StrPath) -> bytes:
+    """md5 of a local file's bytes, as object stores have it of an object: against damage on the way, nothing else."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()
+
+
 def file_sha256(path: StrPath, on_read: Callable[[int], None] = lambda nbytes: None) -> str:
     """sha256 of a file's bytes, in hex; `on_read` hears how many bytes each read gave."""
     if locations.is_remote(path):

@@ -26,6 +26,7 @@ RENAMES = {
     ("omnihuman_jax/checkpoint/shards.py", "remove"),
 }
 HASHES = {
+    ("omnihuman_jax/runtime/files.py", "file_md5"),
     ("omnihuman_jax/runtime/files.py", "file_sha256"),
     ("omnihuman_jax/serving/folders_omnihuman.py", "file_sha256"),
 }

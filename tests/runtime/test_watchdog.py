@@ -60,6 +60,7 @@ def test_a_start_that_hangs_is_ended_too(tmp_path: Path, monkeypatch: pytest.Mon
         raise ValueError("ended" if over.wait(20) else "nobody saw it hang")
 
     monkeypatch.setattr(processes, "abandon", abandon)  # which ends the process
+    monkeypatch.setattr(resume, "with_generations", lambda config, stored: config)  # there is no data set
     monkeypatch.setattr(resume, "assemble", opens_a_data_set)
     config = tiny_config.get_config()
     config.watchdog.start_s = 0.3
