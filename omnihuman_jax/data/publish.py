@@ -47,9 +47,9 @@ def publish(dataset: Path, home: str, on_file: Callable[[int], object] = lambda 
         raise ValueError(f"{home}: holds generations that {dataset} has not; give a folder of the bucket that is empty")
     lacking = own[len(there) :]
     for generation in lacking:
-        files = files_of(dataset, generation)
+        paths = files_of(dataset, generation)
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            jobs = [pool.submit(_bring, fs, path, f"{root}/{path.relative_to(dataset).as_posix()}") for path in files]
+            jobs = [pool.submit(_bring, fs, path, f"{root}/{path.relative_to(dataset).as_posix()}") for path in paths]
             for job in concurrent.futures.as_completed(jobs):
                 on_file(job.result())
         fs.pipe_file(f"{root}/{MANIFEST}", manifest_text(own[: generation.number]).encode())
