@@ -208,7 +208,7 @@ def _forward_kernel(
         jnp.zeros(q.shape[:1], jnp.float32),
     )
     out, peak, total = jax.lax.fori_loop(0, count_ref[0], meet, start)
-    total = jnp.where(peak > NO_KEY, total, 1.0)
+    total = jnp.where(peak <= NO_KEY, 1.0, total)
     out_ref[...] = (out / total[:, None]).astype(out_ref.dtype)
     lse_ref[...] = peak + jnp.log(total)
 
@@ -291,7 +291,7 @@ class Cudnn:
         order, lengths = _window_first(kv_ids_BS)
         unused = jnp.zeros(0, q_BMNK.dtype)
         # A query without a key: weights of zero, not exp(score - MASKED).
-        lse_BNM = jnp.where(lse_BNM > NO_KEY, lse_BNM, -MASKED)
+        lse_BNM = jnp.where(lse_BNM <= NO_KEY, -MASKED, lse_BNM)
         residuals = (
             *(q_BMNK, _take(k_BSNK, order), _take(v_BSNK, order), unused, self._query_lengths(q_BMNK), lengths),
             *(unused, unused, unused, unused, *([()] if SCORE_MOD else []), lse_BNM, out_BMNK),

@@ -63,8 +63,8 @@ class Kernel(Protocol):
 
 
 def seen(lse_BNM: jax.Array) -> jax.Array:
-    """bool [B, M, N, 1]: the queries that saw a key."""
-    return (lse_BNM > NO_KEY).transpose(0, 2, 1)[..., None]
+    """bool [B, M, N, 1]: the queries that saw a key; one whose `lse` is not a number saw one that is not."""
+    return ~(lse_BNM <= NO_KEY).transpose(0, 2, 1)[..., None]
 
 
 def delta(out_BMNK: jax.Array, grad_BMNK: jax.Array) -> jax.Array:

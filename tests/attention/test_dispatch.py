@@ -72,6 +72,17 @@ def test_gradients_are_those_of_the_formula(name: str, inputs) -> None:
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS.keys() - {"cudnn"}))
+def test_what_is_not_a_number_is_not_hidden(name: str, inputs) -> None:
+    q, k, v, q_ids, kv_ids = inputs
+    k = k.copy()
+    k[0, -1] = np.nan
+    sees_it = q_ids[0] == kv_ids[0, -1]
+    found = np.asarray(attention(q, k, v, q_ids, kv_ids, strategy=AttentionStrategy(kernel=name)))
+    assert sees_it.any() and not sees_it.all() and np.isnan(found[0, sees_it]).all()
+    assert not found[0, -1].any() and np.isfinite(found[1]).all(), "no key: zero, as before; other sequences: theirs"
+
+
 @pytest.mark.parametrize(
     "ways", [{"data": 2, "context": 2, "tensor": 2}, {"data": 8}], ids=["split", "batch not divisible"]
 )

@@ -4,7 +4,6 @@ import errno
 import itertools
 import json
 import math
-import re
 import resource
 import shutil
 import signal
@@ -61,8 +60,7 @@ def test_replay_finds_the_window(wrong: tuple[Path, Path, str], capsys: pytest.C
     # This process has 8 devices.
     assert replay.main([f"--run={run}", str(step), "--mesh=2,2,1,2"]) == 0
     printed = capsys.readouterr().out
-    # Where the latent that is no number gives no noisy token, the window's own loss is finite, its gradient is not.
-    assert re.search(r"not finite alone: w2 \(input, (loss, )?gradient\)$", printed.strip())
+    assert printed.strip().endswith("not finite alone: w2 (input, loss, gradient)")
     good = next(line["step"] for line in read_metrics(run) if line["loss"] != "nan" and line["step"] > 4)
     config = read_config(run)
     config.mesh.tensor = 2
