@@ -23,6 +23,8 @@ def get_config(name: str = "faces") -> ExperimentConfig:
     if part.name == BODIES.name:
         config.data.plan.latent_tokens = _BODY_TOKENS
     config.data.plan.repeat_warning = 1000.0
+    # Decay is over a run's whole schedule: the shared run's would have ended where its arms begin.
+    config.optimizer.decay = "constant"
     return config
 
 

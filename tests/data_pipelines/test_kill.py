@@ -14,9 +14,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from data_pipelines.curate import stage_parts
 from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.encode import dataset_finish
 from data_pipelines.encode.clip_encoder import WindowConfig
@@ -101,6 +103,32 @@ def test_a_table_is_the_same_however_often_it_is_killed(
             kill(process)
     finish(start([*command, "--workers=2"], log), log)
     assert digests(table) == undisturbed
+
+
+@pytest.mark.slow
+def test_two_in_one_table_at_once_do_not_disturb_each_other(
+    videos: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    """Nobody told them to share: each part is made twice at most, and is the same."""
+    shutil.copytree(videos, tmp_path / "media")
+    table, log = tmp_path / "table", tmp_path / "log"
+    command = ["curate", "--source", str(tmp_path / "media"), "--out", str(table), "--workers=2"]
+    for process in [start(command, log) for _ in range(2)]:
+        finish(process, log)
+    assert digests(table) == undisturbed
+
+
+def test_a_sweep_leaves_what_is_being_written(tmp_path: Path) -> None:
+    part, schema = tmp_path / "part-00000.parquet", stage_parts.SCHEMAS["scan"]
+    stale = tmp_path / ".part-00000.parquet.0123abcd.part"
+    stale.write_bytes(b"half")
+    with stage_parts.RecordWriter(part) as writer:
+        stage_parts.sweep(part)
+        assert not stale.exists() and len(os.listdir(tmp_path)) == 1
+        writer.write({"x": np.zeros(3)})
+    assert np.array_equal(stage_parts.read_record(part, 0)["x"], np.zeros(3))
+    stage_parts.write_part(part, [], schema)
+    assert os.listdir(tmp_path) == [part.name]
 
 
 @pytest.fixture(scope="module")
