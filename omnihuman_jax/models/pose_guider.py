@@ -19,6 +19,8 @@ from omnihuman_jax.models.layers import MLP, Linear, normal, zeros
 from omnihuman_jax.sharding import constrain
 from omnihuman_jax.typing import PATCH, TEMPORAL_STRIDE, Batch
 
+MAX_SAMPLES = 16  # the pixels of a token's side
+
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class PoseGuiderConfig:
@@ -32,6 +34,9 @@ class PoseGuiderConfig:
     """Frames on each side of a latent frame's own that are concatenated."""
     sigma: float = 0.5
     """Radius of a keypoint's bump in the heatmap, in tokens (16 pixels)."""
+    samples: int = PATCH
+    """Points along a token's side at which the heatmap is read; 2 are the latent's own pixels, 16 the picture's. A
+    bump of a radius below a point's width may lie between all of them."""
 
     @property
     def frames(self) -> int:
@@ -47,10 +52,12 @@ class PoseGuiderConfig:
             raise ValueError(f"model.pose.neighbours is {self.neighbours}; it must be at least 0")
         if not self.sigma > 0:
             raise ValueError(f"model.pose.sigma is {self.sigma} tokens; it must be positive")
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise ValueError(f"model.pose.samples is {self.samples}; it must be 1 to {MAX_SAMPLES}, a pixel each")
 
 
-def heatmaps(keypoints: jax.Array, y: jax.Array, x: jax.Array, sigma: float) -> jax.Array:
-    """Heatmaps at the latent grid, patchified: what every token sees of every keypoint.
+def heatmaps(keypoints: jax.Array, y: jax.Array, x: jax.Array, sigma: float, samples: int = PATCH) -> jax.Array:
+    """Heatmaps at the latent grid, or a finer or coarser one, patchified: what every token sees of every keypoint.
 
     Args:
         keypoints: float32 [..., J, 3]: x, y in tokens from the corner of the grid, confidence in [0, 1].
@@ -58,10 +65,10 @@ def heatmaps(keypoints: jax.Array, y: jax.Array, x: jax.Array, sigma: float) -> 
         sigma: in tokens.
 
     Returns:
-        float32 [..., PATCH * PATCH * J], confidence x Gaussian at the centres of the token's 2 x 2 latent pixels, in
-        the order (patch row, patch column, keypoint) of the latent's own channels.
+        float32 [..., samples * samples * J], confidence x Gaussian at the centres of the token's samples x samples
+        cells, in the order (row, column, keypoint): with 2, that of the latent's own pixels and channels.
     """
-    centres = (jnp.arange(PATCH, dtype=jnp.float32) + 0.5) / PATCH
+    centres = (jnp.arange(samples, dtype=jnp.float32) + 0.5) / samples
     point_x, point_y, confidence = keypoints[..., 0], keypoints[..., 1], keypoints[..., 2]
 
     def near(at: jax.Array, point: jax.Array) -> jax.Array:
@@ -76,8 +83,9 @@ class PoseGuider(nnx.Module):
     """Keypoints of a window -> what its video tokens' patch embeddings get added."""
 
     def __init__(self, config: PoseGuiderConfig, width: int, rngs: nnx.Rngs):
-        self.keypoints, self.frames, self.sigma = config.keypoints, config.frames, config.sigma
-        in_width = PATCH * PATCH * config.keypoints
+        self.keypoints, self.frames = config.keypoints, config.frames
+        self.sigma, self.samples = config.sigma, config.samples
+        in_width = config.samples**2 * config.keypoints
         # Of all the heatmaps a token sees a handful that are not near zero: scaled by their number, as weights usually
         # are, the features would be too faint for the zero-initialised embedding to be heard beside the patch
         # embedding.
@@ -101,7 +109,8 @@ class PoseGuider(nnx.Module):
         seen_BLP = (index_BLP >= 0) & (frame_BL >= 0)[..., None]
         points_BLPJ3 = jax.vmap(lambda points, index: points[index])(keypoints_BTJ3, jnp.maximum(index_BLP, 0))
         positions = jnp.asarray(batch.positions_BL3)
-        maps = heatmaps(points_BLPJ3, positions[..., 1, None], positions[..., 2, None], self.sigma).astype(dtype)
+        y_BL1, x_BL1 = positions[..., 1, None], positions[..., 2, None]
+        maps = heatmaps(points_BLPJ3, y_BL1, x_BL1, self.sigma, self.samples).astype(dtype)
         features = self.mlp(constrain(maps, "batch", "tokens", None, None))
         features = jnp.where(seen_BLP[..., None], features, jnp.zeros((), dtype))
         active_BG = jnp.asarray(batch.active_BG4)[..., Condition.POSE].astype(bool)

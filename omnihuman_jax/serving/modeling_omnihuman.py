@@ -55,13 +55,14 @@ class AudioConfig:
 @dataclasses.dataclass(kw_only=True)
 class PoseConfig:
     """Sizes of the pose branch: J, features of a frame at a token, frames seen on each side, heatmap radius in
-    tokens.
+    tokens, points along a token's side at which it is read.
     """
 
     keypoints: int
     width: int
     neighbours: int
     sigma: float
+    samples: int = PATCH
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -399,8 +400,8 @@ class PoseEmbedder(nn.Module):
 
     def __init__(self, config: PoseConfig, width: int) -> None:
         super().__init__()
-        self.sigma = config.sigma
-        self.mlp = FeedForward(config.width, config.width, "gelu", PATCH * PATCH * config.keypoints)
+        self.sigma, self.samples = config.sigma, config.samples
+        self.mlp = FeedForward(config.width, config.width, "gelu", config.samples**2 * config.keypoints)
         self.proj = nn.Linear((TEMPORAL_STRIDE + 2 * config.neighbours) * config.width, width, bias=False)
 
     def forward(self, batch: Mapping[str, Tensor], slot_BL: Tensor) -> Tensor:
@@ -418,8 +419,8 @@ class PoseEmbedder(nn.Module):
         return torch.where(active_BL[..., None], update_BLD, torch.zeros_like(update_BLD))
 
     def heatmaps(self, keypoints_BLPJ3: Tensor, positions_BL3: Tensor) -> Tensor:
-        """Confidence x Gaussian at a token's 2 x 2 latent pixels: [B, L, P, (row, column, keypoint)], float32."""
-        offsets = (torch.arange(PATCH, device=positions_BL3.device, dtype=torch.float32) + 0.5) / PATCH
+        """Confidence x Gaussian at a token's samples x samples cells: [B, L, P, (row, column, keypoint)], float32."""
+        offsets = (torch.arange(self.samples, device=positions_BL3.device, dtype=torch.float32) + 0.5) / self.samples
 
         def near(position_BL: Tensor, point_BLPJ: Tensor) -> Tensor:
             centre = (position_BL[..., None].float() + offsets)[:, :, None, :, None]

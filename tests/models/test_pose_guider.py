@@ -11,16 +11,17 @@ from flax import nnx
 from omnihuman_jax.models.pose_guider import PoseGuider, PoseGuiderConfig, heatmaps
 
 
-def test_a_heatmap_is_a_gaussian_at_the_latent_grid() -> None:
+@pytest.mark.parametrize("samples", [2, 3, 8])
+def test_a_heatmap_is_a_gaussian_at_the_points_of_the_tokens(samples: int) -> None:
     keypoints = np.array([[2.75, 1.25, 0.8], [0.0, 0.0, 0.0]], np.float32)  # x, y, confidence
     y, x = np.mgrid[0:3, 0:4]
-    maps = np.asarray(heatmaps(jnp.asarray(keypoints), jnp.asarray(y), jnp.asarray(x), 0.5)).reshape(3, 4, 2, 2, 2)
-    # (token row, patch row, token column, patch column): the grid of latent pixels
-    grid = maps.transpose(0, 2, 1, 3, 4).reshape(6, 8, 2)
-    rows, columns = np.mgrid[0:6, 0:8]
-    square = ((rows + 0.5) / 2 - 1.25) ** 2 + ((columns + 0.5) / 2 - 2.75) ** 2
+    found = heatmaps(jnp.asarray(keypoints), jnp.asarray(y), jnp.asarray(x), 0.5, samples)
+    # (token row, row in it, token column, column in it): with 2 the grid of latent pixels
+    maps = np.asarray(found).reshape(3, 4, samples, samples, 2)
+    grid = maps.transpose(0, 2, 1, 3, 4).reshape(3 * samples, 4 * samples, 2)
+    rows, columns = np.mgrid[0 : 3 * samples, 0 : 4 * samples]
+    square = ((rows + 0.5) / samples - 1.25) ** 2 + ((columns + 0.5) / samples - 2.75) ** 2
     np.testing.assert_allclose(grid[..., 0], 0.8 * np.exp(-square / (2 * 0.5**2)), atol=1e-6)
-    assert np.unravel_index(grid[..., 0].argmax(), (6, 8)) == (2, 5)
     assert (grid[..., 1] == 0).all()
 
 
@@ -66,3 +67,5 @@ def test_sizes_that_do_not_fit_are_named(guider, pack, window) -> None:
         guider(dataclasses.replace(batch, keypoints_BTJ3=batch.keypoints_BTJ3[:, :, :4]), jnp.float32)
     with pytest.raises(ValueError, match=r"model.pose.sigma"):
         PoseGuiderConfig(sigma=0.0).validate()
+    with pytest.raises(ValueError, match=r"model.pose.samples is 17; it must be 1 to 16"):
+        PoseGuiderConfig(samples=17).validate()

@@ -32,14 +32,14 @@ CONFIGS = {
         num_single_layers=1,
         guidance_embed=True,
         audio=AudioAdapterConfig(features=6, width=30, neighbours=5, num_heads=3, head_dim=10),
-        pose=PoseGuiderConfig(keypoints=3, width=9, neighbours=3, sigma=1.3),
+        pose=PoseGuiderConfig(keypoints=3, width=9, neighbours=3, sigma=1.3, samples=3),
     ),
     "dual blocks only, nothing pooled, no neighbours": odd_config(
         num_single_layers=0,
         num_refiner_layers=2,
         pooled_width=0,
         audio=AudioAdapterConfig(features=4, width=12, neighbours=0, num_heads=1, head_dim=6),
-        pose=PoseGuiderConfig(keypoints=1, width=5, neighbours=0),
+        pose=PoseGuiderConfig(keypoints=1, width=5, neighbours=0, samples=1),
     ),
     "base alone": odd_config(audio=None, pose=None),
 }
