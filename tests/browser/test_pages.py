@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from omnihuman_jax.commands import report
-from omnihuman_jax.reporting import pairs_page
+from omnihuman_jax.reporting import pairs_page, theatre_page
 from omnihuman_jax.serving import media_omnihuman
 from tests.commands.test_report import make_run, moving_square
 
@@ -74,6 +74,26 @@ def test_videos_of_the_pairs_play_and_a_missing_one_is_noticed(pairs: Path, widt
     assert [(v["width"], v["height"], v["seconds"], v["error"]) for v in played] == [(80, 64, 1.0, None)] * 3
     assert lost["error"] and told["wider"] <= 0
     assert all(name.startswith("file:") for name in told["loaded"])
+
+
+@pytest.mark.parametrize("width", [1280, 480])
+def test_the_theatre_s_videos_play_beside_their_table(tmp_path: Path, width: int) -> None:
+    estimate = {"value": 0.58, "low": 0.46, "high": 0.68, "windows": 48, "people": 8}
+    nothing = estimate | {"value": None, "low": None, "high": None}
+    result = {
+        "correlation": {"own sound": estimate, "no sound": nothing},
+        "gesture_range": {"own sound": None},
+        "joints": {"own pose": {"error": estimate, "correlation": estimate}},
+        "gesture_spread": {"spread": estimate, "readout": estimate, "seeds": 3},
+        "chains": {"seconds": 30.0, "the face's colours": estimate},
+        **{"split": "unseen_face_and_speech", "step": 2400, "weights": "ema", "peak_lag_frames": 0},
+    }
+    media_omnihuman.write_video(tmp_path / "videos" / "a.mp4", moving_square(25, 20), 25)
+    page = tmp_path / "lip_sync.html"
+    page.write_text(theatre_page.page(result, [("a <window>", "videos/a.mp4")], ["truth", "own sound & more"]))
+    told = opened(page, width)
+    assert [(v["width"], v["height"], v["seconds"], v["error"]) for v in told["videos"]] == [(80, 64, 1.0, None)]
+    assert told["wider"] <= 0 and all(name.startswith("file:") for name in told["loaded"])
 
 
 @pytest.mark.parametrize("width", [1280, 480])
