@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from omnihuman_jax.ablation.suite import METRICS, rows_of
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
+from omnihuman_jax.evaluation.bootstrap import Estimate
+from omnihuman_jax.evaluation.paired import paired_effect
 from omnihuman_jax.reporting import theatre_page
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
@@ -19,7 +22,7 @@ from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_range, trained_run
 from omnihuman_jax.sampling.drift import measure_drift, summarise
 from omnihuman_jax.sampling.gesture_spread import measure_spread
-from omnihuman_jax.sampling.lip_sync import Subjects, TruthWindow, measure_lip_sync, subjects_of
+from omnihuman_jax.sampling.lip_sync import Subjects, TruthWindow, measure_lip_sync, plain, subjects_of
 from omnihuman_jax.sampling.pose_drive import measure_pose_drive
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
@@ -62,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="suite theatre: how much arms differ over so many seeds, each of --windows (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--against", type=local, metavar="FILE",
+        help="suite theatre: lip_sync.json of another evaluation of the same windows: how much this one differs",
+    )  # fmt: skip
+    parser.add_argument(
         "--chain-seconds", type=float, default=30.0, metavar="S", help="how long they are (%(default)s)"
     )
 
@@ -71,6 +78,8 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
     if options.truth is None:
         raise ValueError("--suite theatre needs --truth, the folder `truth` that `omnihuman theatre` wrote")
     split = options.split or "unseen_face_and_speech"
+    # Read first: a wrong file is said before hours of sampling.
+    other = read_result(options.against) if options.against else None
     for warning in trained_range.check_model(run, ConditionSet.of(Condition.REFERENCE, Condition.AUDIO)):
         print(f"warning: {warning}", file=sys.stderr)
     subjects = subjects_of(run, run.dataset, options.truth, split, options.windows)
@@ -99,9 +108,42 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
             )  # fmt: skip
             result["windows"] += chains
             result["chains"] = {"seconds": options.chain_seconds} | summarise(chains)
+    if other is not None:
+        result["against"] = {"file": str(options.against)} | differences(result, other)
     write_results(options.out, result, examples, subjects, options.truth)
     print_table(result)
     return 0
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A `lip_sync.json`; FileNotFoundError, or ValueError for what is none."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        is_result = any("mouth" in one for one in result["windows"])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--against {path}: not there; give the {RESULT_FILE} of another --out") from None
+    except (ValueError, KeyError, TypeError):
+        is_result = False
+    if not is_result:
+        raise ValueError(f"--against {path}: not a {RESULT_FILE} of `omnihuman evaluate --suite theatre`")
+    return result
+
+
+def differences(result: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """This result's numbers less the other's, on the windows of both, each with its interval; ValueError where there
+    are none.
+    """
+    found: dict[str, Any] = {}
+    for name in ("mouth_correlation", "mouth_range", "gesture_range"):
+        mine, theirs = rows_of(result, name), rows_of(other, name)
+        if common := sorted(mine.keys() & theirs.keys()):
+            rows = (np.array([[own[one] for one in common]]) for own in (mine, theirs))
+            effect = paired_effect(*rows, [person for _, person in common], METRICS[name].of_sums)
+            between = Estimate(effect.value, effect.low, effect.high, effect.windows, effect.people)
+            found[METRICS[name].what] = plain(between)
+    if not found:
+        raise ValueError("--against: the other evaluation has none of these windows; give --split and --windows alike")
+    return found
 
 
 def write_results(

@@ -31,6 +31,9 @@ def _sections(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
     chains = {name: e for name, e in result.get("chains", {}).items() if isinstance(e, Mapping)}
     if chains:
         yield f"chains of {result['chains']['seconds']:g} s", chains
+    against = {name: e for name, e in result.get("against", {}).items() if isinstance(e, Mapping)}
+    if against:
+        yield f"less {result['against']['file']}, window by window", against
 
 
 def _percent(e: Mapping[str, Any]) -> dict[str, Any]:

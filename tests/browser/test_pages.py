@@ -86,7 +86,10 @@ def test_the_theatre_s_videos_play_beside_their_table(tmp_path: Path, width: int
         "joints": {"own pose": {"error": estimate, "correlation": estimate}},
         "gesture_spread": {"spread": estimate, "readout": estimate, "seeds": 3},
         "chains": {"seconds": 30.0, "the face's colours": estimate},
-        **{"split": "unseen_face_and_speech", "step": 2400, "weights": "ema", "peak_lag_frames": 0},
+        "split": "unseen_face_and_speech",
+        "step": 2400,
+        "weights": "ema",
+        "peak_lag_frames": 0,
     }
     media_omnihuman.write_video(tmp_path / "videos" / "a.mp4", moving_square(25, 20), 25)
     page = tmp_path / "lip_sync.html"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.puppet_theatre.truth import Truth
-from omnihuman_jax.commands import evaluate
+from omnihuman_jax.commands import evaluate, evaluate_theatre
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.keypoints import INDEX, NUM_KEYPOINTS
@@ -152,6 +152,16 @@ def test_the_suite_writes_a_table_and_a_sheet_and_goes_on(
     assert evaluate.main([*argv, "--truth", str(truth)]) == 0
     assert calls == [1] and sorted((tmp_path / "theatre_samples").iterdir()) == kept
     assert json.loads((tmp_path / "lip_sync.json").read_text()) == result
+
+    # Against itself: no difference, and none in any resample.
+    found = evaluate_theatre.differences(result, evaluate_theatre.read_result(tmp_path / "lip_sync.json"))
+    assert len(found) == 2 and all((e["value"], e["low"], e["high"]) == (0, 0, 0) for e in found.values())
+    elsewhere = {"windows": [row | {"window": "another"} for row in result["windows"]]}
+    with pytest.raises(ValueError, match="none of these windows"):
+        evaluate_theatre.differences(result, elsewhere)
+    (tmp_path / "field.json").write_text('{"rows": []}')
+    with pytest.raises(ValueError, match=r"field.json: not a lip_sync.json"):
+        evaluate.main([*argv, "--truth", str(truth), "--against", str(tmp_path / "field.json")])
 
 
 def test_how_far_wrists_move_is_read_from_the_pictures() -> None:
