@@ -23,6 +23,7 @@ from data_pipelines.curate.embeddings import SIGNATURE_BITS
 from data_pipelines.curate.near_copies import find_copies
 from data_pipelines.curate.part_tags import COPY, DUPLICATE, IN, MUCH_ALIKE, WHYS, PartTags
 from data_pipelines.curate.stage_parts import Table
+from data_pipelines.curate.tagging import Thresholds
 from omnihuman_jax.typing import FPS
 
 # Clips after each one, in an order, that are compared with it.
@@ -45,14 +46,14 @@ def signatures_of(table: Table, number: int) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(column.buffers()[1], np.uint64).reshape(-1, 4), pc.is_valid(column).to_numpy(False)
 
 
-def mark(parts: Sequence[PartTags], table: Table, max_similarity: float, out: Path) -> None:
+def mark(parts: Sequence[PartTags], table: Table, thresholds: Thresholds, out: Path) -> None:
     """Clips of one content get a group; all but one of those that can be used are left out."""
     content = np.concatenate([part.content for part in parts])
     usable = np.concatenate([part.left_out for part in parts]) == IN
-    copies = _copied_pairs(parts, usable)
+    copies = _copied_pairs(parts, usable, thresholds.min_copy_distance)
     pairs = np.concatenate([same_pairs(content), copies])
-    if max_similarity < 1:
-        pairs = np.concatenate([pairs, _near_pairs(parts, usable, table, max_similarity, out)])
+    if thresholds.max_similarity < 1:
+        pairs = np.concatenate([pairs, _near_pairs(parts, usable, table, thresholds.max_similarity, out)])
     if not len(pairs):
         return
     group = groups(len(content), pairs)
@@ -79,13 +80,15 @@ def mark(parts: Sequence[PartTags], table: Table, max_similarity: float, out: Pa
         part.left_out[mine[(leaves & is_same)[begin:end]]] = WHYS.index(DUPLICATE)
 
 
-def _copied_pairs(parts: Sequence[PartTags], usable: np.ndarray) -> np.ndarray:
-    """int64 [P, 2] of usable clips that are one film."""
+def _copied_pairs(parts: Sequence[PartTags], usable: np.ndarray, distance: float) -> np.ndarray:
+    """int64 [P, 2] of usable clips that are one film; none where `distance` is 0."""
+    if not distance:
+        return np.zeros((0, 2), np.int64)
     rows = np.flatnonzero(np.concatenate([part.hashed for part in parts]) & usable)
     words = np.concatenate([part.words for part in parts])
     for part in parts:
         part.words = part.words[:0]  # the largest of the columns is there once
-    return find_copies(words, np.concatenate([part.seconds for part in parts]), rows)
+    return find_copies(words, np.concatenate([part.seconds for part in parts]), rows, distance)
 
 
 def _near_pairs(

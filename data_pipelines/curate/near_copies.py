@@ -30,13 +30,14 @@ def words_of(previewed: pa.Table, listened: pa.Table) -> tuple[np.ndarray, np.nd
     return words, np.logical_and.reduce([column.is_valid().to_numpy() for column in columns])
 
 
-def find_copies(words_NW: np.ndarray, seconds_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def find_copies(words_NW: np.ndarray, seconds_N: np.ndarray, rows: np.ndarray, distance: float = 1.0) -> np.ndarray:
     """Rows [P, 2] of clips that are the same film, the first of each pair the lower.
 
     words_NW: uint64 [N, 3], the columns `WORDS`. seconds_N: how long the clips are. rows: those in question; no copy of
-    the words is made.
+    the words is made. distance: bits by which copies may differ, in shares of `MAX_BITS`.
     """
-    found = [pairs for key in _keys(words_NW) for pairs in _alike(key[rows], rows, words_NW, seconds_N)]
+    limits = np.array(MAX_BITS) * distance
+    found = [pairs for key in _keys(words_NW) for pairs in _alike(key[rows], rows, words_NW, seconds_N, limits)]
     return np.unique(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=0)
 
 
@@ -52,7 +53,9 @@ def _keys(words_NW: np.ndarray) -> Iterator[np.ndarray]:
         yield key
 
 
-def _alike(key: np.ndarray, rows: np.ndarray, words_NW: np.ndarray, seconds_N: np.ndarray) -> Iterator[np.ndarray]:
+def _alike(
+    key: np.ndarray, rows: np.ndarray, words_NW: np.ndarray, seconds_N: np.ndarray, limits: np.ndarray
+) -> Iterator[np.ndarray]:
     """Pairs of rows that are the same film, of those with the same key; `key` is of `rows`."""
     order = np.argsort(key, kind="stable")
     key = key[order]
@@ -62,5 +65,5 @@ def _alike(key: np.ndarray, rows: np.ndarray, words_NW: np.ndarray, seconds_N: n
             return
         one, other = rows[order[at]], rows[order[at + step]]
         differ = np.bitwise_count(words_NW[one] ^ words_NW[other])
-        same = (differ <= MAX_BITS).all(1) & (np.abs(seconds_N[one] - seconds_N[other]) <= MAX_SECONDS)
+        same = (differ <= limits).all(1) & (np.abs(seconds_N[one] - seconds_N[other]) <= MAX_SECONDS)
         yield np.sort(np.stack([one[same], other[same]], 1), axis=1)

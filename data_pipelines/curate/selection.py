@@ -104,7 +104,7 @@ def select(
         if progress and bar is not None:
             progress.advance(bar)
     _check_looked_at(table, parts, asked)
-    duplicates.mark(parts, table, thresholds.max_similarity, out)
+    duplicates.mark(parts, table, thresholds, out)
     _write_rows(out, parts, dataset, weight)
     for part in parts:
         funnel.add_tags(part.tags, part.seconds, part.left_out == IN)
@@ -221,7 +221,9 @@ def _tag_part(
     left_out[~_is_in(clips["source"], sources)] = WHYS.index(GONE)
     for sweep in sweeps:
         sweep.add(scores, thresholds, left_out == IN)
-    words, hashed = near_copies.words_of(scored["preview"], scored["listen"])
+    words, hashed = np.zeros((0, 3), np.uint64), np.zeros(0, bool)
+    if thresholds.min_copy_distance:
+        words, hashed = near_copies.words_of(scored["preview"], scored["listen"])
     has_letters = any(rows["reason"].null_count < len(rows) for rows in (scored | besides).values())
     unlooked = is_word(scored["look"]["landmarks_why"], BY_PREVIEW)
     unlooked |= is_word(scored["listen"]["lip_sync_why"], BY_PREVIEW)
@@ -252,7 +254,8 @@ def _columns(thresholds: Thresholds, sweeps: Sequence[ThresholdSweep]) -> dict[s
     """
     swept = {sweep.name for sweep in sweeps}
     scores = {check.score for check in CHECKS if check.asks(thresholds) or check.threshold in swept}
-    names = {*scores, *(f"preview_{name}" for name in scores), *near_copies.WORDS, "reason", *_LACKING}
+    names = {*scores, *(f"preview_{name}" for name in scores), "reason", *_LACKING}
+    names |= {*near_copies.WORDS} if thresholds.min_copy_distance else set()
     return {stage: [name for name in SCHEMAS[stage].names if name in names] for stage in STAGES[1:]}
 
 

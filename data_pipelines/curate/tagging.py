@@ -22,6 +22,7 @@ _LIMITS = {
     "_brisque": (0, 1000),
     "_camera_motion": (0, 100),
     "_similarity": (0, 1),
+    "_copy_distance": (0, 1),
     "_dbfs": (-120, 0),
 }
 
@@ -57,6 +58,9 @@ class Thresholds:
     min_technical: float = 0.0
     # Not of a clip but of two: of those whose embeddings have a higher cosine, one stays (`duplicates.py`).
     max_similarity: float = 1.0
+    # How far apart the hashes of two clips must be for both to stay, in shares of `near_copies.MAX_BITS`; 0 asks for
+    # nothing, and no hashes are read.
+    min_copy_distance: float = 1.0
     # Reference: a window of a second leaves other frames of the clip to be the reference.
     min_reference_s: float = 1.0
     min_reference_face_share: float = 0.0

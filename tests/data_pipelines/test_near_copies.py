@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.curate import stage_parts
+from data_pipelines.curate import selection, stage_parts
 from data_pipelines.curate.clip_hashes import OF_PICTURES, OF_SOUND, PictureHasher, signs, sound_hash
 from data_pipelines.curate.near_copies import MAX_BITS, WORDS, find_copies
 from data_pipelines.curate.part_tags import COPY
@@ -99,6 +99,8 @@ def test_copies_are_found_among_many_and_nothing_else_is() -> None:
     assert found.tolist() == [[row, row + 1000] for row in range(100)]
     assert find_copies(words, seconds, np.arange(50, 3000))[0].tolist() == [50, 1050]
     assert find_copies(words[:1], seconds[:1], np.arange(1)).shape == (0, 2)
+    shares = [len(find_copies(words, seconds, np.arange(3000), share)) for share in (0.5, 0.1)]
+    assert shares == [100, 0], "one bit differs in each word: fewer than half of the limits, more than a tenth"
 
 
 def test_of_copies_in_a_table_the_most_useful_is_kept(tmp_path: Path) -> None:
@@ -130,6 +132,12 @@ def test_of_copies_in_a_table_the_most_useful_is_kept(tmp_path: Path) -> None:
         missing = [sum(row[f"{c.label}_reason"] is not None for c in Condition) for row in (kept, left)]
         assert missing[0] <= missing[1] and (missing[0] < missing[1] or kept is one)
     assert all(row["dedup_group"] == -1 for row in (*rows[5:40], *rows[45:]))
+    # At 0 all stay, and the hashes are not even read.
+    assert select(table.folder, Thresholds(min_copy_distance=0), tmp_path / "sets")["clips"] == 80
+    read = selection._columns(Thresholds(min_copy_distance=0), [])
+    assert not {*WORDS} & {name for names in read.values() for name in names}
+    with pytest.raises(ValueError, match=r"min_copy_distance must be in \[0, 1\], not 2"):
+        Thresholds(min_copy_distance=2).validate()
 
 
 @pytest.mark.slow
