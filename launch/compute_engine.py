@@ -165,13 +165,14 @@ def logs(spec: RunSpec, *, rank: int, follow: bool, lines: int) -> int:
 
 def cancel(spec: RunSpec) -> int:
     """Deletes the group (its VMs shut down, and docker gives the trainers their grace period), template and policy."""
-    group = ["gcloud", "compute", "instance-groups", "managed", "delete", spec.name, *_where(spec), "--quiet"]
-    external.run(group)
     where = ["--project", spec.tpu_vm.project, "--quiet"]
-    external.run(["gcloud", "compute", "instance-templates", "delete", spec.name, *where])
+    argvs = [
+        ["gcloud", "compute", "instance-groups", "managed", "delete", spec.name, *_where(spec), "--quiet"],
+        ["gcloud", "compute", "instance-templates", "delete", spec.name, *where],
+    ]
     if policy_argv(spec):
-        external.run(["gcloud", "compute", "resource-policies", "delete", spec.name, "--region", region(spec), *where])
-    return 0
+        argvs.append(["gcloud", "compute", "resource-policies", "delete", spec.name, "--region", region(spec), *where])
+    return external.run_all(argvs)  # a submit that failed half-way has left some of them
 
 
 def describe(spec: RunSpec) -> str:

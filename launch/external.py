@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 CURES = {
     "kubectl": "install kubectl and point it to the cluster (gcloud container clusters get-credentials)",
@@ -25,6 +25,19 @@ def run(argv: Sequence[str], *, stdin: str | None = None) -> int:
     done = subprocess.run([path, *argv[1:]], input=stdin, text=True, check=False)
     if done.returncode:
         raise ChildProcessError(f"{argv[0]} {argv[1]} exited with {done.returncode}, see its message above")
+    return 0
+
+
+def run_all(argvs: Iterable[Sequence[str]]) -> int:
+    """Runs every one of them, whatever becomes of the others; 0, or the first one's ChildProcessError at the end."""
+    errors: list[ChildProcessError] = []
+    for argv in argvs:
+        try:
+            run(argv)
+        except ChildProcessError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
     return 0
 
 

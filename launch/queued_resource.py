@@ -6,6 +6,7 @@ submitted again; the run continues where its checkpoints are.
 """
 
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -198,7 +199,12 @@ def logs(spec: RunSpec, *, rank: int, follow: bool, lines: int) -> int:
 def cancel(spec: RunSpec) -> int:
     """Stops the containers inside the grace period (they save), then deletes request and VMs."""
     for node in nodes(spec):
-        external.run(ssh_argv(spec, node, [["sudo", "docker", "stop", "--time", str(spec.grace_s), spec.name]]))
+        try:
+            external.run(ssh_argv(spec, node, [["sudo", "docker", "stop", "--time", str(spec.grace_s), spec.name]]))
+        except (
+            ChildProcessError
+        ) as error:  # a request that waits or was preempted has no VMs, and is to go all the same
+            print(f"warning: {node}: nothing was stopped there ({error})", file=sys.stderr)
     argv = ["gcloud", "compute", "tpus", "queued-resources", "delete", spec.name, *_place(spec), "--force", "--quiet"]
     return external.run(argv)
 

@@ -208,7 +208,8 @@ def _forward_kernel(
         jnp.zeros(q.shape[:1], jnp.float32),
     )
     out, peak, total = jax.lax.fori_loop(0, count_ref[0], meet, start)
-    total = jnp.where(peak <= NO_KEY, 1.0, total)
+    # A total that is no number had keys: the device's maximum passes over what is none, so that the peak does not tell.
+    total = jnp.where((peak <= NO_KEY) & (total == total), 1.0, total)
     out_ref[...] = (out / total[:, None]).astype(out_ref.dtype)
     lse_ref[...] = peak + jnp.log(total)
 

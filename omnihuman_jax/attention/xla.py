@@ -96,8 +96,9 @@ class Blocked:
                 block = walk.block_q
                 start = jnp.zeros((block, q.shape[1])), jnp.full((block, 1), MASKED), jnp.zeros((block, 1))
                 out, peak, total = lax.fori_loop(0, walk.count[i], meet, start)
-                # No block at all, or only masked scores: no key.
-                empty = (total == 0) | (peak <= NO_KEY)
+                # No block at all, or only masked scores: no key. A total that is no number had keys: `maximum` may
+                # pass over what is none, so that the peak does not tell.
+                empty = ((total == 0) | (peak <= NO_KEY)) & ~jnp.isnan(total)
                 lse = jnp.where(empty, MASKED, peak + jnp.log(jnp.where(empty, 1.0, total)))
                 return (out / jnp.where(empty, 1.0, total)).astype(v.dtype), lse[:, 0]
 

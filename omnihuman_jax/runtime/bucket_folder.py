@@ -182,22 +182,40 @@ class Mirror:
 
     def _upload_log(self, name: str, path: Path) -> None:
         log, status = self._logs.get(name, _Log()), path.stat()
-        if log.is_of(status) and len(log.offsets) < _MAX_PARTS:
-            with path.open("rb") as file:
-                file.seek(log.length)
-                data = file.read()
-        else:
-            # Another file of that name, or too many parts: one part of it all. Those behind the first go before, so
-            # that what is left is a beginning, whenever this ends.
-            for offset in reversed(log.offsets[1:]):
-                self._fs.rm_file(f"{self._root}/{_part(name, offset)}")
-                log.offsets.pop()
-            log, data = _Log(inode=status.st_ino, must_put=bool(log.offsets)), path.read_bytes()
+        if not log.is_of(status):
+            # Another file of that name: parts behind the first go before it, so that what is left is a beginning,
+            # whenever this ends.
+            self._remove_stale(name, log)
+            while len(log.offsets) > 1:
+                self._remove_part(name, log.offsets[-1])
+                log.length = log.offsets.pop()
+            log = _Log(inode=status.st_ino, must_put=bool(log.offsets))
+        elif len(log.offsets) >= _MAX_PARTS:
+            # The whole is put first: what the other parts hold is then there twice, and never less than once.
+            data = path.read_bytes()
+            data = data[: data.rfind(b"\n") + 1]
+            self._put(_part(name, 0), data)
+            log = _Log(inode=status.st_ino, stale=log.offsets[1:])
+            log.sent(len(data))
+            self._logs[name] = log
+        self._remove_stale(name, log)
+        with path.open("rb") as file:
+            file.seek(log.length)
+            data = file.read()
         data = data[: data.rfind(b"\n") + 1]
         if data or log.must_put:
             self._put(_part(name, log.length), data)
             log.sent(len(data))
         self._logs[name] = log
+
+    def _remove_stale(self, name: str, log: "_Log") -> None:
+        while log.stale:
+            self._remove_part(name, log.stale[-1])
+            log.stale.pop()
+
+    def _remove_part(self, name: str, offset: int) -> None:
+        with contextlib.suppress(FileNotFoundError):  # removed by a request whose answer was lost
+            self._fs.rm_file(f"{self._root}/{_part(name, offset)}")
 
     def _join(self, log: str, names: list[str]) -> None:
         """The file that these parts are, in order."""
@@ -246,12 +264,14 @@ class _Log:
     inode: of the local file that it is of.
     must_put: a first part of another file is there.
     length, offsets: of the parts: bytes together, and where each begins.
+    stale: offsets of parts that are in the first one now, and are to be removed.
     """
 
     inode: int | None = None
     must_put: bool = False
     length: int = 0
     offsets: list[int] = dataclasses.field(default_factory=list)
+    stale: list[int] = dataclasses.field(default_factory=list)
 
     def is_of(self, status: os.stat_result) -> bool:
         """Whether the local file is still the one that its parts are of."""

@@ -114,17 +114,21 @@ def _reach(boxes_T4: np.ndarray) -> np.ndarray:
 
 
 def choose(clips: Mapping[str, Sequence[TruthWindow]], count: int) -> list[tuple[TruthWindow, TruthWindow]]:
-    """(window, a window of another clip whose sound drives it too), spread over clips and over time."""
+    """`count` times at most (window, a window of another clip whose sound drives it too), spread over clips and over
+    time.
+    """
     if len(clips) < 2:
         raise ValueError(f"lip-sync is measured on windows of 2 clips or more, not {len(clips)}; make a longer theatre")
     names = sorted(clips)
-    share = math.ceil(count / len(names))
+    measured = sheet.evenly(len(names), count)
+    share, rest = divmod(count, len(measured))
+    more = set(measured[sheet.evenly(len(measured), rest)].tolist())
     chosen = []
-    for number, name in enumerate(names):
-        others = clips[names[(number + max(1, len(names) // 2)) % len(names)]]
-        for k in sheet.evenly(len(clips[name]), share):
-            chosen.append((clips[name][k], others[k % len(others)]))
-    return chosen[:count] if count >= len(names) else chosen[: len(names)]
+    for number in measured.tolist():
+        own, others = clips[names[number]], clips[names[(number + max(1, len(names) // 2)) % len(names)]]
+        for k in sheet.evenly(len(own), share + (number in more)):
+            chosen.append((own[k], others[k % len(others)]))
+    return chosen
 
 
 def driven(

@@ -114,6 +114,9 @@ def spread(catalog: Catalog, rows: Sequence[int] | np.ndarray, count: int) -> li
     clips: dict[str, list[int]] = {}
     for row in sorted(map(int, rows), key=lambda row: (str(catalog.clip_id[row]), int(catalog.start_frame[row]))):
         clips.setdefault(str(catalog.clip_id[row]), []).append(row)
+    if 0 < count < len(clips):
+        names = sorted(clips)
+        clips = {names[i]: clips[names[i]] for i in sheet.evenly(len(names), count)}
     share = -(-count // max(len(clips), 1))
     chosen = {clip: [own[i] for i in sheet.evenly(len(own), share)] for clip, own in clips.items()}
     return [own[i] for i in range(share) for own in chosen.values() if i < len(own)][:count]

@@ -73,13 +73,20 @@ def test_gradients_are_those_of_the_formula(name: str, inputs) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS.keys() - {"cudnn"}))
-def test_what_is_not_a_number_is_not_hidden(name: str, inputs) -> None:
+@pytest.mark.parametrize("where", ["one key", "one query", "a window's keys"])
+def test_what_is_not_a_number_is_not_hidden(name: str, where: str, inputs) -> None:
     q, k, v, q_ids, kv_ids = inputs
-    k = k.copy()
-    k[0, -1] = np.nan
-    sees_it = q_ids[0] == kv_ids[0, -1]
+    q, k = q.copy(), k.copy()
+    window = kv_ids[0, -1]
+    meets_it = q_ids[0] == window
+    assert meets_it.any() and not meets_it.all()
+    if where == "one query":
+        meets_it &= np.arange(M) == np.flatnonzero(meets_it)[0]
+        q[0, meets_it] = np.nan
+    else:
+        k[0, -1 if where == "one key" else kv_ids[0] == window] = np.nan
     found = np.asarray(attention(q, k, v, q_ids, kv_ids, strategy=AttentionStrategy(kernel=name)))
-    assert sees_it.any() and not sees_it.all() and np.isnan(found[0, sees_it]).all()
+    assert np.isnan(found[0, meets_it]).all()
     assert not found[0, -1].any() and np.isfinite(found[1]).all(), "no key: zero, as before; other sequences: theirs"
 
 

@@ -1,11 +1,13 @@
 """`omnihuman evaluate --suite theatre` on a tiny run, with a truth of its clips."""
 
+import collections
 import dataclasses
 import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +89,17 @@ def test_windows_get_the_truth_of_their_own_frames(held_out: tuple[Path, Path]) 
         assert window.clip != other.clip
     with pytest.raises(ValueError, match=r"of split train is eligible for reference\+audio; its splits are unseen"):
         lip_sync.load_windows(*held_out, "train")
+
+
+def test_few_windows_are_of_as_many_clips_as_can_be() -> None:
+    names = [f"clip{number:02}" for number in range(21)]
+    clips = {name: [SimpleNamespace(clip=name, start=start) for start in range(9)] for name in names}
+    for count in (4, 10, 21, 48):
+        chosen = lip_sync.choose(clips, count)  # type: ignore[arg-type]
+        of_clip = collections.Counter(window.clip for window, _ in chosen)
+        assert len(chosen) == count and len(of_clip) == min(count, 21)
+        assert max(of_clip.values()) - min(of_clip.values()) <= 1 and {"clip00", "clip20"} <= of_clip.keys()
+        assert all(window.clip != other.clip for window, other in chosen)
 
 
 def test_only_the_sound_differs(held_out: tuple[Path, Path], run: trained_run.TrainedRun) -> None:

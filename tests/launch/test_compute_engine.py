@@ -79,3 +79,9 @@ def test_submit_runs_them_in_order_and_cancel_takes_all_back(tmp_path: Path, mon
     assert [line.split()[:2] for line in log.read_text().splitlines()] == [
         ["instance-groups", "managed"], ["instance-templates", "delete"], ["resource-policies", "delete"],
     ]  # fmt: skip
+    # Of a submit that failed half-way there is no group: the others go all the same, and it is said.
+    log.unlink()
+    (tmp_path / "gcloud").write_text(f'#!/bin/bash\necho "$2" >>{log}\n[ "$2" != instance-groups ]\n')
+    with pytest.raises(ChildProcessError, match="gcloud compute exited with 1"):
+        compute_engine.cancel(run)
+    assert log.read_text().split() == ["instance-groups", "instance-templates", "resource-policies"]

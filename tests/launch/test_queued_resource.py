@@ -106,3 +106,16 @@ def test_cancel_stops_before_it_deletes(tmp_path: Path, monkeypatch: pytest.Monk
     log = gcloud(tmp_path, monkeypatch, "ACTIVE")
     queued_resource.cancel(spec(ON_TPU_VM))
     assert log.read_text().splitlines() == ["ssh run", "delete run"]
+
+
+def test_cancel_deletes_a_request_that_has_no_vms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It waits, or was preempted: ssh fails."""
+    log = tmp_path / "calls"
+    (tmp_path / "gcloud").write_text(f'#!/bin/bash\necho "$*" >>{log}\ncase "$*" in *" ssh "*) exit 1;; esac\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert queued_resource.cancel(spec(ON_TPU_VM)) == 0
+    assert " ssh " in log.read_text() and " delete run " in log.read_text().splitlines()[-1]
+    assert "warning: run: nothing was stopped there (gcloud compute exited with 1" in capsys.readouterr().err

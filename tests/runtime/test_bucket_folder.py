@@ -130,6 +130,43 @@ def test_many_parts_become_one(tmp_path: Path, bucket: Any, monkeypatch: pytest.
     assert read(tmp_path, "metrics.jsonl") == log.read_bytes()
 
 
+@pytest.mark.parametrize("comes_back", [True, False], ids=["the process goes on", "another one reads"])
+@pytest.mark.parametrize("fails_at", range(4))
+def test_whenever_a_request_fails_while_parts_become_one_nothing_is_lost(
+    tmp_path: Path, bucket: Any, fails_at: int, comes_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_folder, "_MAX_PARTS", 4)
+    log, ours, requests = tmp_path / "a" / "metrics.jsonl", mirror(tmp_path / "a"), [0]
+    for number in range(5):
+        if number == 4:
+
+            def failing(act: Callable[..., None]) -> Callable[..., None]:
+                def run(*args: Any) -> None:
+                    requests[0] += 1
+                    if requests[0] == fails_at + 1:
+                        raise ConnectionError("planted")
+                    act(*args)
+
+                return run
+
+            monkeypatch.setattr(ours._fs, "rm_file", failing(ours._fs.rm_file))
+            monkeypatch.setattr(ours._fs, "pipe_file", failing(ours._fs.pipe_file))
+        append(log, f"line {number}\n")
+        before = log.read_bytes()
+        ours.try_upload()
+    assert before.startswith(read(tmp_path, "metrics.jsonl")) and len(read(tmp_path, "metrics.jsonl")) >= 4 * 7
+    going_on = ours if comes_back else mirror(tmp_path / "b")
+    if not comes_back:
+        log = tmp_path / "b" / "metrics.jsonl"
+        before = log.read_bytes()
+    for number in range(5, 12):
+        append(log, f"line {number}\n")
+        before += f"line {number}\n".encode()
+        going_on.upload()
+        assert read(tmp_path, "metrics.jsonl") == log.read_bytes() == before
+    assert len(names(bucket)) <= 4 or not comes_back
+
+
 def test_a_part_that_continues_nothing_is_passed_over(
     tmp_path: Path, bucket: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

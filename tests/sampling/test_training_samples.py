@@ -268,6 +268,8 @@ def test_held_out_windows_come_first_and_are_spread() -> None:
     assert split == "unseen" and set(catalog.frames[rows]) == {17} and (catalog.split[rows] == "unseen").all()
     chosen = window_inputs.spread(catalog, rows, 3)
     assert len(chosen) == 3 == len({catalog.clip_id[row] for row in chosen})
+    chosen = window_inputs.spread(catalog, rows, 2)
+    assert [catalog.clip_id[row] for row in chosen] == [min(catalog.clip_id[rows]), max(catalog.clip_id[rows])]
     assert window_inputs.held_out(catalog, "rare", needed)[0] == "rare"
     only = dataclasses.replace(catalog, split=np.array(["train"] * 40, object))
     assert window_inputs.held_out(only, "", needed)[0] == "train"
