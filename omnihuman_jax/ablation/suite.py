@@ -181,6 +181,8 @@ class Suite:
 
 def _smaller(part: ArmGroup, arms: Sequence[str], steps: int | None, shared_steps: int | None) -> ArmGroup:
     shared = part.shared
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps {steps}: an arm trains 1 step at least")
     if shared_steps is not None:
         if shared_steps < len(shared):
             raise ValueError(f"{shared_steps} shared steps for the {len(shared)} shared stages of {part.name}")

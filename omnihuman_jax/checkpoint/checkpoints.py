@@ -39,6 +39,7 @@ def open_checkpoints(
     config: CheckpointConfig,
     notify: Notify = lambda kind, details: None,
     expected: str = "",
+    reach: int = 0,
 ) -> "Checkpoints":
     """Of a run that trains: in one tier or two, as the config says; all processes call this.
 
@@ -47,6 +48,7 @@ def open_checkpoints(
         config: when to save, what to keep, how long to wait for storage.
         notify: called with (kind, details) for what has to be known later: a save, a step that was set aside.
         expected: why there must be checkpoints ("has saved step 30"), where there must.
+        reach: the newest checkpoint that is so many steps older than the last one stays too, for a rollback (0: none).
     """
     folder = open_folder(directory, retries=config.retries, delay_s=config.retry_delay_s, expected=expected)
     local = None
@@ -55,7 +57,7 @@ def open_checkpoints(
             config.local_directory, folder.identity, interval=config.local_interval, keep=config.local_keep,
             notify=notify,
         )  # fmt: skip
-    return Checkpoints(CheckpointReader(folder), CheckpointWriter(folder, config, notify), local, notify)
+    return Checkpoints(CheckpointReader(folder), CheckpointWriter(folder, config, notify, reach), local, notify)
 
 
 class Checkpoints:

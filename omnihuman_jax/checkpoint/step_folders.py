@@ -98,11 +98,16 @@ def _by_lead(folder: CheckpointFolder, move: Callable[[], None]) -> None:
         raise processes.RunEnded(f"{folder}: a checkpoint could not be moved: {reason}", exit_codes.RETRY)
 
 
-def remove_old(folder: CheckpointFolder, keep: int, keep_every: int) -> None:
-    """Deletes all but the newest `keep` and every `keep_every`-th (0: none); the first error once all were tried."""
-    errors = []
-    for old in finished(folder)[:-keep]:
-        if not (keep_every and old % keep_every == 0):
+def remove_old(folder: CheckpointFolder, keep: int, keep_every: int, reach: int = 0) -> None:
+    """Deletes all but the newest `keep`, every `keep_every`-th (0: none), and, for a rollback by `reach` steps (0:
+    none), the newest of those that are so much older than the last one, and the next, which will be; the first error
+    once all were tried.
+    """
+    errors, steps = [], finished(folder)
+    old_enough = sum(step <= steps[-1] - reach for step in steps)
+    from_before = steps[max(old_enough - 1, 0) : old_enough + 1] if reach else []
+    for old in steps[:-keep]:
+        if not (keep_every and old % keep_every == 0) and old not in from_before:
             try:
                 folder.step(old).rmtree()
             except OSError as error:

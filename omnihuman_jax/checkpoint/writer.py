@@ -29,7 +29,7 @@ _saves = itertools.count()
 @dataclasses.dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
     """A checkpoint every `interval` steps (and at the end); the newest `keep` stay, and every `keep_every`-th (0:
-    none).
+    none); and one that a rollback can go back to, from before as many steps as may go wrong in a row.
 
     They are in `directory`, a folder or a URI such as gs://bucket/run (not s3://); empty: in RUN/checkpoints.
     local_directory: a folder on each host's own disk (or in its memory) for copies of the steps between, empty: none. A
@@ -96,10 +96,11 @@ class CheckpointWriter:
         folder: that of `open_folder`.
         config: when to save, what to keep, how often to try.
         notify: called with (kind, details) of every save, good or failed.
+        reach: the newest checkpoint that is so many steps older than the last one stays too (0: none).
     """
 
-    def __init__(self, folder: CheckpointFolder, config: CheckpointConfig, notify: Notify):
-        self._folder, self._config, self._notify = folder, config, notify
+    def __init__(self, folder: CheckpointFolder, config: CheckpointConfig, notify: Notify, reach: int = 0):
+        self._folder, self._config, self._notify, self._reach = folder, config, notify, reach
         self._saving: Save | None = None
         self._counts = True
         self._tries = 0
@@ -247,4 +248,4 @@ class CheckpointWriter:
     def _make_room(self) -> None:
         """After the manifest, on process 0: older steps go."""
         if jax.process_index() == 0:
-            step_folders.remove_old(self._folder, self._config.keep, self._config.keep_every)
+            step_folders.remove_old(self._folder, self._config.keep, self._config.keep_every, self._reach)

@@ -304,8 +304,9 @@ def main(argv: Sequence[str]) -> int:
         )
     places = Places(out=options.out, config=options.config, theatres=theatres)
     options.out.mkdir(parents=True, exist_ok=True)
-    decide(suite, options.out, overrides)
-    not_run = prepare(suite, places)
+    with alone(options.out):  # nothing is written beside one that runs
+        decide(suite, options.out, overrides)
+        not_run = prepare(suite, places)
     print("\n".join([describe(suite), *left_out]), flush=True)
     made = list(
         arm_commands.commands(without(suite, not_run), places, rounds=options.curves, overrides=tuple(overrides))

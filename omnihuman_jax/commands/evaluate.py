@@ -42,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
     # Guidance trades closeness to the truth for expression, at twice the cost: off unless it is asked for.
     parser.set_defaults(guidance_scale=1.0)
     options = parser.parse_args(argv)
+    for name in ("windows", "batch"):
+        if (value := getattr(options, name)) < 1:
+            raise ValueError(f"--{name} is {value}; it must be at least 1")
     if options.pairs is not None and options.suite == "field":
         return evaluate_field.run_suite(None, None, options)
     if options.run is None:

@@ -21,7 +21,7 @@ from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_range, trained_run
 from omnihuman_jax.sampling.driving import Encoders, Request, Signals, read_signals, segment_frames_of
-from omnihuman_jax.sampling.sampler import Samplers
+from omnihuman_jax.sampling.sampler import Samplers, finite
 from omnihuman_jax.sampling.video_jobs import JobsReport, read_manifest
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.windows_omnihuman import Segment, segment_schedule
@@ -102,7 +102,7 @@ def generate(
             done += share
             on_progress(segment.index + done, len(segments))
 
-        (latents,) = sampler([window_of(run, signals, segment, motion_THW3)], request.seed, advance)
+        (latents,) = finite(sampler([window_of(run, signals, segment, motion_THW3)], request.seed, advance))
         return trained_run.decode_pictures(run, latents)
 
     def frames() -> Iterator[np.ndarray]:

@@ -120,6 +120,8 @@ def lag_curve(read: Sequence[np.ndarray], truth: Sequence[np.ndarray], max_lag: 
     return curve
 
 
-def peak_lag(curve: dict[int, float]) -> int:
-    """The lag of the highest correlation."""
+def peak_lag(curve: dict[int, float]) -> int | None:
+    """The lag of the highest correlation; None where there is none at all: of a mouth that never moves."""
+    if np.isnan(list(curve.values())).all():
+        return None
     return max(curve, key=lambda lag: (np.nan_to_num(curve[lag], nan=-1.0), -abs(lag)))

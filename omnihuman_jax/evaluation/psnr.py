@@ -30,8 +30,10 @@ def squared_error(pictures: np.ndarray, truth: np.ndarray, mask_THW: np.ndarray 
 
 
 def psnr_of(error: float, count: int) -> float:
-    """dB of a summed squared error over `count` values: inf when there is no error, nan when nothing was compared."""
-    if count == 0:
+    """dB of a summed squared error over `count` values: inf when there is no error, nan when nothing was compared, or
+    what is no number.
+    """
+    if count == 0 or math.isnan(error):
         return math.nan
     return 10 * math.log10(PEAK**2 * count / error) if error > 0 else math.inf
 

@@ -46,6 +46,8 @@ def _cells(name: str, e: Mapping[str, Any]) -> list[str]:
 
 
 def lag(result: Mapping[str, Any]) -> str:
+    if result["peak_lag_frames"] is None:
+        return "the mouth never moves: there is no lag"
     return f"the mouth's correlation peaks at a lag of {result['peak_lag_frames']} frames (0: in sync)"
 
 

@@ -242,9 +242,11 @@ def _sweep(destination: Path, prefix: str) -> None:
 
 
 def _is_running(label: str) -> bool:
-    """Whether the process whose id starts `label` lives; False for anything that is no process id."""
+    """Whether another process, whose id starts `label`, lives; False for anything that is no process id, and for this
+    process's own: what has it was left by one of before, as in a container, where each is process 1.
+    """
     digits = label.partition("-")[0]
-    return digits.isdigit() and is_running(int(digits))
+    return digits.isdigit() and int(digits) != os.getpid() and is_running(int(digits))
 
 
 def is_running(pid: int) -> bool:

@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,11 @@ VERSION = 1
 FRAME_STEP = 5
 """FID looks at every 5th frame: neighbours are nearly one picture."""
 _HOW = "docs/evaluation.md says where the public file is and how it becomes .safetensors"
-_ARRAYS = {"mesh": "mesh_TK3", "body": "keypoints_TJ3", "identity": "identity_N128", "sync": "sync_3"}
+_ARRAYS = {
+    "mesh": "mesh_TK3", "body": "keypoints_TJ3", "identity": "identity_N128", "sync": "sync_3",
+    "inception": "inception_ND", "i3d": "i3d_ND", "sound": "loudness_T",
+}  # fmt: skip
+"""Group -> the array that it gives; one of a `--scorer` is named as its group."""
 _LANDMARK_SIDE = 256
 """Smaller pictures are enlarged before anybody looks for a face or a body in them: the networks were not made for
 less.
@@ -84,7 +90,7 @@ class Extractor:
         """
         video, arrays, digest = _Video(path), dict[str, np.ndarray](), files.file_sha256(path)
         for group, (network, take) in self._groups.items():
-            if _ARRAYS.get(group) in self.missing:
+            if _ARRAYS.get(group, group) in self.missing:
                 continue
             key = json.dumps({"version": VERSION, "video": digest, "network": network, "group": group})
             kept = folder / f"{group.replace(' ', '_')}.npz"
@@ -93,7 +99,7 @@ class Extractor:
                 try:
                     found = take(video)
                 except ImportError as error:
-                    self.missing[_ARRAYS[group]] = str(error)
+                    self.missing[_ARRAYS.get(group, group)] = str(error)
                     continue
                 _keep(kept, key, found)
             arrays |= found
@@ -229,7 +235,7 @@ def _kept(path: Path, key: str) -> dict[str, np.ndarray] | None:
             if str(stored["key"]) != key:
                 return None
             return {name: stored[name] for name in stored.files if name != "key"}
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # cut short: taken again
 
 

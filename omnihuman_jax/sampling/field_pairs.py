@@ -5,6 +5,7 @@ DIR/pairs.jsonl     {"name": NAME, "person": WHO} a line; without it, every pair
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -22,9 +23,9 @@ from omnihuman_jax.data.window_index import TRAIN_SPLIT
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import sheet
 from omnihuman_jax.runtime import files
-from omnihuman_jax.sampling import trained_run, window_inputs
+from omnihuman_jax.sampling import kept_samples, trained_run, window_inputs
 from omnihuman_jax.sampling.clip_sounds import ClipSounds
-from omnihuman_jax.sampling.sampler import sampler_for
+from omnihuman_jax.sampling.sampler import finite, sampler_for
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
@@ -69,15 +70,12 @@ def read_pairs(folder: Path) -> list[PairOfVideos]:
                 raise ValueError(
                     f"{folder / PAIRS_FILE}: line {number} is no {{name, person}} ({error!r}): mend or remove it"
                 ) from error
-    return [
-        PairOfVideos(
-            name=name,
-            person=people.get(name, name),
-            made=folder / "made" / f"{name}.mp4",
-            true=folder / "true" / f"{name}.mp4",
-        )
-        for name in sorted(names[0])
-    ]
+    return [_pair(folder, name, people.get(name, name)) for name in sorted(names[0])]
+
+
+def _pair(folder: Path, name: str, person: str) -> PairOfVideos:
+    made, true = (folder / side / f"{name}.mp4" for side in ("made", "true"))
+    return PairOfVideos(name=name, person=person, made=made, true=true)
 
 
 def choose_rows(catalog: Catalog, split: str, drive: str, count: int) -> list[int]:
@@ -140,13 +138,12 @@ def make_pairs(
         "sampling": dataclasses.asdict(config),
         "drive": drive,
         "seed": seed,
-        "sound": clips is not None,
+        "weights_sha256": kept_samples.weights_digest(run.params).hex(),
     }
     _sample_missing(run, folder, jobs, made_by, config, batch, seed, on_progress)
     lines = [json.dumps({"name": name, "person": record.video}) for name, record, _, _ in jobs]
     files.write_text(folder / PAIRS_FILE, "\n".join(lines) + "\n")
-    wanted = {name for name, *_ in jobs}
-    return [pair for pair in read_pairs(folder) if pair.name in wanted]
+    return [_pair(folder, name, record.video) for name, record, _, _ in jobs]
 
 
 def _sample_missing(
@@ -168,7 +165,7 @@ def _sample_missing(
     calls = math.ceil(len(left) / sampler.batch)
     for start in range(0, len(left), sampler.batch):
         part = left[start : start + sampler.batch]
-        latents = sampler([window for _, _, window, _ in part], seed, lambda share: on_progress(share / calls))
+        latents = finite(sampler([window for _, _, window, _ in part], seed, lambda share: on_progress(share / calls)))
         for (name, record, window, wave), sampled in zip(part, latents):
             for side, found in (("true", record.latents_FHWC), ("made", sampled)):
                 pictures = sheet.to_uint8(trained_run.decode_pictures(run, found))
@@ -176,7 +173,15 @@ def _sample_missing(
                     folder / side / f"{name}.mp4", pictures, FPS, wave, SAMPLE_RATE_HZ, crf=_CRF
                 )
             # Last: a pair that has it is whole.
-            files.write_text(_receipt(folder, name), json.dumps(made_by | {"slot": window.slot}) + "\n")
+            files.write_text(_receipt(folder, name), json.dumps(made_by | _made_of(record, window, wave)) + "\n")
+
+
+def _made_of(record: WindowRecord, window: packing.PackInput, wave: np.ndarray | None) -> dict[str, str]:
+    """What a pair's videos are of: the model's input, the true pictures, the sound."""
+    digest = hashlib.sha256(kept_samples.input_digest(window))
+    for array in (record.latents_FHWC, wave):
+        digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    return {"input_sha256": digest.hexdigest()}
 
 
 def _receipt(folder: Path, name: str) -> Path:
@@ -184,11 +189,11 @@ def _receipt(folder: Path, name: str) -> Path:
 
 
 def _is_done(folder: Path, job: tuple[str, WindowRecord, packing.PackInput, Any], made_by: dict[str, Any]) -> bool:
-    name, _, window, _ = job
+    name, record, window, wave = job
     try:
         found = json.loads(_receipt(folder, name).read_text())
     except (OSError, ValueError):
         return False
-    return bool(found == made_by | {"slot": window.slot}) and all(
+    return bool(found == made_by | _made_of(record, window, wave)) and all(
         (folder / side / f"{name}.mp4").is_file() for side in ("made", "true")
     )

@@ -18,7 +18,7 @@ import numpy as np
 from omnihuman_jax.data.packing import PackInput
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.runtime import files
-from omnihuman_jax.sampling.sampler import sampler_for
+from omnihuman_jax.sampling.sampler import finite, sampler_for
 from omnihuman_jax.sampling.trained_run import TrainedRun
 from omnihuman_jax.typing import Params
 
@@ -48,7 +48,7 @@ class KeptSampler:
     ) -> list[np.ndarray]:
         """Latents [F, H, W, C] float32 of each window; see `Sampler.all_of`."""
         if self._folder is None:
-            return self._sampler.all_of(windows, seed, on_progress)
+            return finite(self._sampler.all_of(windows, seed, on_progress))
         paths = [self._folder / f"{self._name(window, seed)}.npy" for window in windows]
         found = [_load(path) for path in paths]
         left = [i for i, latents in enumerate(found) if latents is None]
@@ -56,7 +56,7 @@ class KeptSampler:
         for first in range(0, len(left), self._sampler.batch):
             part = left[first : first + self._sampler.batch]
             told = functools.partial(_tell, on_progress, len(part) / len(windows))
-            sampled = self._sampler([windows[i] for i in part], seed, told)
+            sampled = finite(self._sampler([windows[i] for i in part], seed, told))
             for i, latents in zip(part, sampled, strict=True):
                 with files.whole_file(paths[i]) as temporary, temporary.open("wb") as file:
                     np.save(file, latents, allow_pickle=False)
@@ -64,15 +64,20 @@ class KeptSampler:
         return [latents for latents in found if latents is not None]
 
     def _name(self, window: PackInput, seed: int) -> str:
-        digest = hashlib.sha256(self._origin + f"seed {seed}".encode())
-        for field in dataclasses.fields(window):
-            value = getattr(window, field.name)
-            if isinstance(value, np.ndarray):
-                digest.update(f"{field.name} {value.dtype} {value.shape}".encode())
-                digest.update(np.ascontiguousarray(value).tobytes())
-            else:
-                digest.update(f"{field.name} {value!r}".encode())
-        return digest.hexdigest()[:32]
+        return hashlib.sha256(self._origin + f"seed {seed}".encode() + input_digest(window)).hexdigest()[:32]
+
+
+def input_digest(window: PackInput) -> bytes:
+    """Of all that a window gives to the model."""
+    digest = hashlib.sha256()
+    for field in dataclasses.fields(window):
+        value = getattr(window, field.name)
+        if isinstance(value, np.ndarray):
+            digest.update(f"{field.name} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        else:
+            digest.update(f"{field.name} {value!r}".encode())
+    return digest.digest()
 
 
 def _tell(on_progress: Callable[[float], None], share: float, done: float) -> None:
@@ -90,12 +95,12 @@ def _load(path: Path) -> np.ndarray | None:
 def _origin(run: TrainedRun, config: SamplingConfig) -> bytes:
     how: dict[str, Any] = {"step": run.step, "weights": run.weights, "sampling": dataclasses.asdict(config)}
     digest = hashlib.sha256(json.dumps(how, sort_keys=True, default=str).encode())
-    digest.update(_weights(run.params))
+    digest.update(weights_digest(run.params))
     return digest.digest()
 
 
-def _weights(params: Params) -> bytes:
-    """A digest of the small ones."""
+def weights_digest(params: Params) -> bytes:
+    """Of the small weights, which a training changes as all others: another run in the same folder has another."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if leaf.size <= _SMALL and leaf.is_fully_addressable:

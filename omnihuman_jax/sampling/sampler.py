@@ -182,6 +182,16 @@ class Sampler:
         )
 
 
+def finite(latents: list[np.ndarray]) -> list[np.ndarray]:
+    """The same; ValueError where a value is no number: a black video would look like a result."""
+    if bad := sum(not np.isfinite(one).all() for one in latents):
+        raise ValueError(
+            f"{bad} of {len(latents)} samples are not finite; lower the guidance (--guidance-scale 1), take another"
+            " checkpoint (--step) or its other weights (--weights raw)"
+        )
+    return latents
+
+
 def sampler_for(
     run: TrainedRun, config: solver.SamplingConfig, windows: Sequence[packing.PackInput], batch: int
 ) -> Sampler:

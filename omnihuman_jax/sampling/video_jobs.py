@@ -17,6 +17,7 @@ from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.sampling.driving import Request
+from omnihuman_jax.sampling.kept_samples import weights_digest
 from omnihuman_jax.sampling.trained_run import TrainedRun
 
 _FILES = ("image", "audio", "pose")
@@ -105,6 +106,7 @@ class JobsReport:
             "step": run.step,
             "weights": run.weights,
             "sampling": dataclasses.asdict(config),
+            "weights_sha256": weights_digest(run.params).hex(),
         }
         self._rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)

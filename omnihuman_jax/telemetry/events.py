@@ -177,13 +177,20 @@ class EventLog:
 
 
 def last_saved(run_dir: Path) -> int:
-    """The newest step that an attempt at this run says it has saved, 0 if none does."""
-    for log in sorted(
-        (run_dir / FOLDER).glob("*-0.jsonl"), key=lambda path: int(path.name.split("-")[0]), reverse=True
-    ):
-        if steps := [line["step"] for line in read_lines(log) if line.get("event") == "saved"]:
-            return int(max(steps))
-    return 0
+    """The newest step that the last attempt at this run that saved says it has saved, 0 if none does."""
+    return next((max(steps) for steps in _saved(run_dir) if steps), 0)
+
+
+def saved_steps(run_dir: Path) -> list[int]:
+    """Every step that an attempt at this run says it has saved, be it there still or not."""
+    return [step for steps in _saved(run_dir) for step in steps]
+
+
+def _saved(run_dir: Path) -> Iterator[list[int]]:
+    """Attempt by attempt, the last one first."""
+    logs = (run_dir / FOLDER).glob("*-0.jsonl")
+    for log in sorted(logs, key=lambda path: int(path.name.split("-")[0]), reverse=True):
+        yield [int(line["step"]) for line in read_lines(log) if line.get("event") == "saved"]
 
 
 def _next_attempt(folder: Path) -> int:

@@ -91,15 +91,17 @@ class Verdict(NamedTuple):
         return bool(self.spike or not self.finite)
 
 
-def judge(config: NumericsConfig, health: Health, *, loss: jax.Array, norm: jax.Array) -> Verdict:
-    """The verdict on a step; a sum of squares that overflows is not finite either."""
+def judge(config: NumericsConfig, health: Health, *, loss: jax.Array, norm: jax.Array, stage_start: Any) -> Verdict:
+    """The verdict on a step; a sum of squares that overflows is not finite either. The first steps of a stage are no
+    spikes: another stage's losses say nothing of them.
+    """
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     spike = jnp.bool_(False)
     if config.spike_factor:
         far = (loss > config.spike_factor * jnp.median(health.losses)) | (
             norm > config.spike_factor * jnp.median(health.norms)
         )
-        spike = finite & (health.applied >= HISTORY) & far
+        spike = finite & (health.applied >= HISTORY) & ~jnp.bool_(stage_start) & far
     return Verdict(finite=finite, spike=spike, applied=finite & ~spike if config.skip_spikes else finite)
 
 

@@ -26,7 +26,7 @@ from omnihuman_jax.data.identity import changed_features, changed_meaning, featu
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime import processes, storage
 from omnihuman_jax.runtime.locations import Location
-from omnihuman_jax.telemetry.events import last_saved
+from omnihuman_jax.telemetry.events import last_saved, saved_steps
 from omnihuman_jax.telemetry.metrics import read_metrics
 from omnihuman_jax.telemetry.run_telemetry import RunTelemetry
 from omnihuman_jax.training import run_guard, train_state
@@ -124,8 +124,9 @@ def open_checkpoints(
         expected = must_be_there(run_dir, config.checkpoint.interval, guard.rollbacks, first)
     expected = processes.gather(expected)[0]
     return run_checkpoints.open_checkpoints(
-        config.checkpoint.directory or home / "checkpoints", config.checkpoint, note, expected
-    )
+        config.checkpoint.directory or home / "checkpoints", config.checkpoint, note, expected,
+        reach=config.numerics.max_skipped + 1,
+    )  # fmt: skip
 
 
 def must_be_there(run_dir: Path, interval: int, rollbacks: run_guard.Rollbacks, first: int = 0) -> str:
@@ -233,6 +234,8 @@ def resume(
             checkpoints.reject(step, str(error))
     else:
         _check_began_so(run_dir, config.fork)
+        if asked:
+            _check_none_was_saved(run_dir, guard, config.fork, asked["first"])
         state, record = first_state(parts, record)
         step = record.step
     if asked:
@@ -242,6 +245,20 @@ def resume(
         logger.warning("rolled back to step %d, on from step %d", step, asked["to"])
     to = guard.rollbacks.jump_from(step)
     return (state, record, step) if to is None else (train_state.skip_to(state, to, parts.state_shardings), record, to)
+
+
+def _check_none_was_saved(run_dir: Path, guard: RunGuard, fork: str, first: int) -> None:
+    """CheckpointError where a rollback to before step `first` would begin the run anew though it had saved by then."""
+    saved = 0
+    if jax.process_index() == 0:  # which has written the logs
+        anew = guard.rollbacks.begun_anew_at(parse_fork(fork).step if fork else 0)
+        saved = max((step for step in saved_steps(run_dir) if anew < step < first), default=0)
+    if saved := processes.gather(saved)[0]:
+        raise CheckpointError(
+            f"{run_dir} is to go back to before step {first + 1}, where too many steps in a row went wrong, and has no"
+            f" checkpoint from before it any more (step {saved} was saved once); bring one back from a backup, or start"
+            " anew in another --run, with a higher checkpoint.keep"
+        )
 
 
 def continue_record(run_dir: Path, stored: RunRecord, record: RunRecord, *, accept_changes: bool) -> RunRecord:

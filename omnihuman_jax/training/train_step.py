@@ -230,7 +230,7 @@ def make_train_step(
         # Loss and gradients of the whole step are known, and nothing has moved yet: whether it counts is decided here,
         # once, for the update, the counters and whoever reads the metrics.
         grads, norm = optim.trained_gradients(labels, grads, controls.trainable)
-        verdict = numerics.judge(numbers, state.counters.health, loss=loss, norm=norm)
+        verdict = numerics.judge(numbers, state.counters.health, loss=loss, norm=norm, stage_start=controls.stage_start)
         params, ema, opt_state, rates = optim.update(
             optimizer,
             optimizer_config,

@@ -45,6 +45,8 @@ def test_a_smaller_one_asks_what_it_can() -> None:
     assert PAPER.chosen() == PAPER and small.fingerprint() != PAPER.fingerprint()
     with pytest.raises(ValueError, match="no arm audio_11; the arms are audio_10, "):
         PAPER.chosen(arms=("audio_11",))
+    with pytest.raises(ValueError, match="--steps 0: an arm trains 1 step at least"):
+        PAPER.chosen(steps=0)
     with pytest.raises(ValueError, match="1 shared steps for the 2 shared stages of bodies"):
         PAPER.chosen(shared_steps=1)
 

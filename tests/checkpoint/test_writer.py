@@ -135,6 +135,15 @@ def test_old_checkpoints_make_room(tmp_path: Path, mesh: jax.sharding.Mesh) -> N
         assert checkpoints.steps == [10, 12, 13]
 
 
+def test_one_from_before_the_steps_that_may_go_wrong_in_a_row_stays(tmp_path: Path, mesh: jax.sharding.Mesh) -> None:
+    with open_checkpoints(tmp_path, CheckpointConfig(keep=1), reach=5) as checkpoints:
+        for step in (1, 3, 7, 8, 9):
+            checkpoints.save(make_state(mesh, step), record(step))
+            checkpoints.wait()
+    with CheckpointReader(tmp_path) as checkpoints:
+        assert checkpoints.steps == [3, 7, 9]
+
+
 def test_a_save_is_good_though_older_ones_cannot_be_removed(
     tmp_path: Path, mesh: jax.sharding.Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

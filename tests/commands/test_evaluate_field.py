@@ -129,6 +129,26 @@ def test_windows_of_a_run_are_sampled_once(tiny: TinyRun, tmp_path, capsys):
     suite(tmp_path, *flags)
     np.testing.assert_array_equal(media_omnihuman.read_video(videos[0]), kept)
     assert videos[1].stat().st_mtime_ns == before[videos[1]]
+    # Killed between the two videos of another pair: it is not in the way of these.
+    orphan = videos[0].parent.parent / "true" / "orphan.mp4"
+    orphan.write_bytes(videos[0].read_bytes())
+    assert suite(tmp_path, *flags)["PSNR"] == rows["PSNR"]
+    # Other sound or pictures under the same name are made anew.
+    (receipt,) = [path for path in orphan.parent.parent.glob("made/*.json") if path.stem == videos[0].stem]
+    stored = json.loads(receipt.read_text())
+    receipt.write_text(json.dumps(stored | {"input_sha256": "0" * 64}))
+    suite(tmp_path, *flags)
+    assert json.loads(receipt.read_text()) == stored
+
+
+def test_a_scorer_that_cannot_be_imported_is_a_row_without_a_number(pairs, tmp_path):
+    (tmp_path / "needs.py").write_text("def score(frames):\n    import no_such_package\n")
+    rows = suite(tmp_path, "--pairs", str(pairs), "--scorer", f"IQA={tmp_path / 'needs.py'}")
+    assert "no_such_package" in rows["IQA"]["missing"] and rows["IQA"]["made"] is None
+    # A file of arrays that was cut short is taken again.
+    kept = sorted(tmp_path.rglob("*.npz"))[0]
+    kept.write_bytes(kept.read_bytes()[:200])
+    assert suite(tmp_path, "--pairs", str(pairs))["PSNR"] == rows["PSNR"]
 
 
 def test_what_cannot_be_measured_is_one_line(tiny: TinyRun, pairs, tmp_path):
@@ -139,6 +159,8 @@ def test_what_cannot_be_measured_is_one_line(tiny: TinyRun, pairs, tmp_path):
         return str(caught.value)
 
     assert "give --run, or pairs" in refused()
+    assert "--windows is 0; it must be at least 1" in refused("--run", str(tiny.run), "--windows", "0")
+    assert "--batch is 0" in refused("--run", str(tiny.run), "--batch", "0", "--split", "train")
     assert "splits are train (--split train" in refused("--run", str(tiny.run))
     assert "no pairs of made/NAME.mp4" in refused("--pairs", str(tmp_path))
     (tmp_path / "empty.py").write_text("x = 1\n")

@@ -1,5 +1,7 @@
 """The mouth's readout and its correlation, on pictures and curves whose answer is known."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -84,6 +86,7 @@ def test_the_lag_is_found(late: int) -> None:
     truth, read = [row[10:35] for row in long], [row[10 - late : 35 - late] for row in long]
     curve = lag_curve(read, truth)
     assert peak_lag(curve) == late and curve[late] == pytest.approx(1)
+    assert peak_lag({-1: math.nan, 0: math.nan}) is None and peak_lag({-1: -0.2, 0: math.nan}) == -1
 
 
 def test_crop_is_cut_to_the_picture() -> None:

@@ -24,6 +24,7 @@ def test_only_masked_pixels_count():
     assert metric.psnr(pictures, truth, mask) == pytest.approx(20.0)
     assert metric.psnr(pictures, truth, ~mask) == math.inf
     assert math.isnan(metric.psnr(pictures, truth, np.zeros_like(mask)))
+    assert math.isnan(metric.psnr(np.full_like(truth, np.nan), truth)), "no number is not the best one"
 
 
 def test_boxes_are_cut_to_the_picture_and_missing_ones_are_empty():

@@ -250,6 +250,16 @@ def test_what_a_killed_process_left_is_swept_by_the_next(tmp_path: Path) -> None
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_what_an_earlier_process_of_the_same_number_left_is_swept(tmp_path: Path) -> None:
+    """In a container each is process 1."""
+    left = tmp_path / f".out.incomplete-{socket.gethostname()}-{os.getpid()}"
+    left.mkdir()
+    (left / "half").touch()
+    with files.whole_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "a"]
+
+
 def test_a_folder_taken_away_by_a_killed_overwrite_comes_back(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

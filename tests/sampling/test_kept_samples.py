@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.record_source import open_records
@@ -34,5 +35,7 @@ def test_what_decides_a_sample_is_in_its_name(tiny: TinyRun, run: TrainedRun, tm
         sampled(dataclasses.replace(run, params=jax.tree.map(lambda leaf: leaf * 1.01, run.params))),
     ):
         assert not np.array_equal(first, other)
+    with pytest.raises(ValueError, match="1 of 1 samples are not finite; lower the guidance"):
+        sampled(dataclasses.replace(run, params=jax.tree.map(lambda leaf: leaf * np.nan, run.params)))
     assert len(list(tmp_path.iterdir())) == 5
     assert np.array_equal(sampled(), first) and len(list(tmp_path.iterdir())) == 5

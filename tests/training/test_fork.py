@@ -5,16 +5,19 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from omnihuman_jax import cli
 from omnihuman_jax.checkpoint.reader import CheckpointReader
+from omnihuman_jax.checkpoint.record import CheckpointError
 from omnihuman_jax.commands import train
 from omnihuman_jax.config import load_config, parse_fork
 from omnihuman_jax.runtime.incidents import append_line, read_lines
 from omnihuman_jax.telemetry.metrics import read_metrics
+from omnihuman_jax.training import resume
 from omnihuman_jax.training.resume import must_be_there
 from omnihuman_jax.training.run_guard import ROLLBACKS, Rollbacks
 from tests.training import runs
@@ -159,6 +162,15 @@ def test_a_fork_need_not_have_saved_what_came_before_it(tmp_path: Path) -> None:
     assert must_be_there(tmp_path, 200, Rollbacks(tmp_path), first=800) == ""
     append_line(tmp_path / ROLLBACKS, {"first": 810, "to": 815, "checkpoint": 800})
     assert Rollbacks(tmp_path).begun_anew_at(800) == 815 and Rollbacks(tmp_path).begun_anew_at() == 0
+
+
+def test_a_rollback_does_not_begin_a_run_anew_that_had_saved(tmp_path: Path) -> None:
+    guard = SimpleNamespace(rollbacks=Rollbacks(tmp_path))
+    append_line(tmp_path / "events" / "0000-0.jsonl", {"event": "saved", "step": 5})
+    append_line(tmp_path / "events" / "0001-0.jsonl", {"event": "saved", "step": 9})
+    resume._check_none_was_saved(tmp_path, guard, "", 5)  # type: ignore[arg-type]  # before the first save: as it began
+    with pytest.raises(CheckpointError, match=r"before step 9, .* has no checkpoint from before it any more \(step 5"):
+        resume._check_none_was_saved(tmp_path, guard, "", 8)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("after", [6, 8])  # before its first checkpoint, and after one
