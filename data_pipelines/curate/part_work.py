@@ -85,7 +85,7 @@ def _work(task: PartTask) -> dict[str, int]:
     for stage in to_make(task):
         part = table.part(stage, task.number)
         for file in (part, part.with_suffix(stage_parts.RECORDS_SUFFIX)):
-            stage_parts.sweep(file)
+            files.remove_stale(file.parent, file.name)
         kept = table.read(stage, task.number).to_pylist() if part.is_file() else None
         rows, count = make[stage](task, table, kept)
         stage_parts.write_part(part, rows, SCHEMAS[stage], _chosen_by(task, table, stage))

@@ -16,10 +16,7 @@ they are work once more, for the rows that these let through. Parts of `caption`
 they had captions of their own.
 """
 
-import contextlib
 import dataclasses
-import fcntl
-import glob
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -229,30 +226,8 @@ def stated_choice(path: Path) -> str:
 
 def write_columns(path: Path, columns: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _whole_file(path) as temporary:
+    with files.locked_whole_file(path) as temporary:
         pq.write_table(columns, temporary, compression="zstd")
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """`files.whole_file`, which is locked while it is written: who sweeps beside it knows that it is not stale."""
-    with files.whole_file(path) as temporary, temporary.open("ab") as held:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
-
-
-def sweep(path: Path) -> None:
-    """Removes what a killed process left of the file beside it, and nothing that another one is writing."""
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        with contextlib.suppress(FileNotFoundError), stale.open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            except OSError:  # a file system without locks
-                pass
-            stale.unlink()
 
 
 class RecordWriter:
@@ -260,7 +235,7 @@ class RecordWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._whole = _whole_file(path)
+        self._whole = files.locked_whole_file(path)
 
     def __enter__(self) -> "RecordWriter":
         from array_record.python.array_record_module import ArrayRecordWriter

@@ -314,7 +314,7 @@ def write_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     serializer = features(spec)
     count = size = 0
-    with files.whole_file(path) as temporary:
+    with files.locked_whole_file(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), SHARD_OPTIONS)
         try:
             for record in records:

@@ -6,6 +6,7 @@ new name and none of the bytes. `tests/runtime/test_files.py` finds whoever rena
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import io
@@ -44,6 +45,31 @@ def whole_file(path: StrPath) -> Iterator[Any]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def locked_whole_file(path: Path) -> Iterator[Path]:
+    """`whole_file` on a disk, locked until it has its name: `remove_stale` beside it leaves it alone."""
+    with contextlib.ExitStack() as until_renamed, whole_file(path) as temporary:
+        held = until_renamed.enter_context(temporary.open("ab"))
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+
+
+def remove_stale(folder: Path, name: str) -> None:
+    """Removes what killed processes left in `folder` of files that `name`, a pattern, fits, and nothing that
+    `locked_whole_file` is writing. `write_text`, `whole_file` and `claim` hold no lock: theirs would go too.
+    """
+    for stale in folder.glob(f".{name}.*.part"):
+        with contextlib.suppress(FileNotFoundError), stale.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            except OSError:  # a file system without locks
+                pass
+            stale.unlink()
 
 
 def write_text(path: StrPath, text: str) -> None:
