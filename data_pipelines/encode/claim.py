@@ -26,7 +26,7 @@ from data_pipelines.encode.encoded_clips import (
     write_left_out,
 )
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base, check_same_features
-from data_pipelines.encode.shard_plan import PLAN_FILE, ShardTask, plan_shards, read_plan, write_plan
+from data_pipelines.encode.shard_plan import PLAN_FILE, ShardTask, keys_digest, plan_shards, read_plan, write_plan
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.encoders.text import MAX_TOKENS
 from omnihuman_jax.runtime import file_names, files
@@ -130,7 +130,7 @@ class SetParts:
     """The clips of each part of the sets that are to be encoded, with their keys: all, or those that the base lacks."""
 
     def __init__(self, sets: Path, base: Base | None) -> None:
-        self._sets = sets
+        self._sets, self._stages = sets, read_head(sets)["stages"]
         self._keys = ClipKeys(sets)
         self._known = None if base is None else Keys.of([keys_of(read_known(base.folder))])
         self._seen: list[np.ndarray] = []
@@ -138,19 +138,32 @@ class SetParts:
         self._clips: list[KeyedClip] = []
 
     def clips(self, task: ShardTask) -> list[KeyedClip]:
-        """Of a shard; the part that was asked for last is kept."""
+        """Of a shard; the part that was asked for last is kept. ValueError unless they are those that were planned."""
+        head = read_head(self._sets)
+        # Keys do not tell landmarks of one `curate` from those of another, but by the stages that they began with.
+        if head["stages"] != self._stages or task.part >= len(head["parts"]):
+            raise self._selected_anew()
         if task.part != self._part:
             self._clips, self._part = self._wanted(read_clips_of(self._sets, task.part)), task.part
-        return self._clips[task.first : task.last]
+        clips = self._clips[task.first : task.last]
+        if keys_digest(clips) != task.keys_sha256:
+            raise self._selected_anew()
+        return clips
 
-    def all(self) -> Iterator[list[Clip]]:
+    def all(self) -> Iterator[list[KeyedClip]]:
         """Part by part; the keys of all clips of the sets are remembered."""
         for clips in iter_clips(self._sets):
-            yield [one.clip for one in self._wanted(clips, remember=True)]
+            yield self._wanted(clips, remember=True)
 
     def keys(self) -> Keys:
         """Of all clips of the sets, once `all` has gone through them."""
         return Keys.of(self._seen)
+
+    def _selected_anew(self) -> ValueError:
+        return ValueError(
+            f"{self._sets}: has other clips than when encoding them began, as it was selected anew meanwhile; encode"
+            " again, and while that runs select into another --out"
+        )
 
     def _wanted(self, clips: Sequence[Clip], *, remember: bool = False) -> list[KeyedClip]:
         keyed = [KeyedClip(clip, self._keys.of(clip)) for clip in clips]

@@ -1,14 +1,16 @@
 """Which clips make which shard: consecutive ones, as many as fill it. Known from the sets alone, before anything is
-opened, and written once, so that all who encode agree.
+opened, and written once, so that all who encode agree. A shard has the digest of its clips' keys: sets that were
+selected anew meanwhile would have others in their place.
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from data_pipelines.curate.clips import Clip
 from data_pipelines.encode.clip_encoder import WindowConfig, windows_of
+from data_pipelines.encode.encoded_clips import KeyedClip
 from omnihuman_jax.serving.pictures_omnihuman import fit_size
 from omnihuman_jax.typing import SPATIAL_STRIDE, latent_frames_of
 
@@ -20,17 +22,23 @@ _ROUND_TRIP_SHARE = 0.01
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShardTask:
-    """Clips `first` .. `last` - 1 of part `part` of the sets, and how many windows they have."""
+    """Clips `first` .. `last` - 1 of part `part` of the sets, how many windows they have, and `keys_digest` of them."""
 
     number: int
     part: int
     first: int
     last: int
     windows: int
+    keys_sha256: str
+
+
+def keys_digest(clips: Sequence[KeyedClip]) -> str:
+    """sha256 of the keys of clips, in hex."""
+    return hashlib.sha256("".join(one.key for one in clips).encode()).hexdigest()
 
 
 def plan_shards(
-    clips_by_part: Iterable[Sequence[Clip]], config: WindowConfig, channels: int, shard_bytes: float
+    clips_by_part: Iterable[Sequence[KeyedClip]], config: WindowConfig, channels: int, shard_bytes: float
 ) -> list[ShardTask]:
     """The shards of a data set; latents and references are nearly all of their bytes, and all that is counted."""
     tasks: list[ShardTask] = []
@@ -40,17 +48,17 @@ def plan_shards(
 
 
 def _of_part(
-    part: int, clips: Sequence[Clip], config: WindowConfig, channels: int, shard_bytes: float, number: int
+    part: int, clips: Sequence[KeyedClip], config: WindowConfig, channels: int, shard_bytes: float, number: int
 ) -> Iterator[ShardTask]:
     first = windows = size = 0
-    for index, clip in enumerate(clips, 1):
+    for index, (clip, _) in enumerate(clips, 1):
         own = windows_of(clip, config)
         height, width = fit_size(clip.height, clip.width, config.area)
         latent = 2 * channels * (height // SPATIAL_STRIDE) * (width // SPATIAL_STRIDE)
         windows += len(own)
         size += latent * sum(latent_frames_of(window.frames) + config.references for window in own)
         if size >= shard_bytes or (index == len(clips) and windows):
-            yield ShardTask(number, part, first, index, windows)
+            yield ShardTask(number, part, first, index, windows, keys_digest(clips[first:index]))
             first, windows, size, number = index, 0, 0, number + 1
 
 

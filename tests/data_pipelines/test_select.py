@@ -10,8 +10,12 @@ import pytest
 from data_pipelines.curate import stage_parts
 from data_pipelines.curate.clip_sets import read_clips
 from data_pipelines.curate.selection import _words, main, read_thresholds, select
+from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import CHECKS, SCORES, Thresholds, tag, tag_all
 from data_pipelines.curate.threshold_sweep import ThresholdSweep
+from data_pipelines.encode.claim import SetParts
+from data_pipelines.encode.clip_encoder import WindowConfig
+from data_pipelines.encode.shard_plan import plan_shards
 from omnihuman_jax.conditions import Condition
 from tests.data_pipelines import made_table
 
@@ -176,3 +180,34 @@ def test_a_million_clips_are_quick_and_small(tmp_path: Path) -> None:
 def test_a_word_that_two_checks_share_is_one_word() -> None:
     words = _words(np.array([0, -1, 2, 1], np.int8), ("a", "b", "a"))
     assert words.to_pylist() == ["a", None, "a", "b"] and words.dictionary.to_pylist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("change", ["part", "thresholds", "fewer", "stages", "nothing"])
+def test_sets_that_are_selected_anew_while_they_are_encoded_are_refused(change: str, tmp_path: Path) -> None:
+    made_table.write(tmp_path / "table", parts=3, videos=2, clips=2)
+    table, sets, anybody = Table.open(tmp_path / "table"), tmp_path / "sets", Thresholds(min_copy_distance=0)
+    middle = table.part("listen", 1)
+    if change == "part":
+        middle.rename(tmp_path / "kept")  # another worker is at it
+    select(table.folder, anybody, sets)
+    planner = SetParts(sets, None)
+    tasks = plan_shards(planner.all(), WindowConfig(), 16, 1.0)
+    planned = [clip for task in tasks for clip in planner.clips(task)]
+    parts, thresholds = SetParts(sets, None), anybody
+    assert parts.clips(tasks[0]) == planned[: tasks[0].last]
+    if change == "part":
+        (tmp_path / "kept").rename(middle)
+    elif change == "fewer":
+        middle.unlink()
+    elif change == "thresholds":
+        thresholds = dataclasses.replace(anybody, min_sharpness=40.0)
+    elif change == "stages":
+        (table.folder / "look@made").rename(table.folder / "look@other")
+        dataclasses.replace(table, keys={**table.keys, "look": "other"}).save()
+    select(table.folder, thresholds, sets)
+    if change == "nothing":
+        assert [clip for task in tasks for clip in parts.clips(task)] == planned
+        return
+    with pytest.raises(ValueError, match=r"sets: has other clips than when encoding them began.*encode again"):
+        for task in tasks:
+            parts.clips(task)
