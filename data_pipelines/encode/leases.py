@@ -1,10 +1,13 @@
 """Who works on what, among processes that share nothing but a folder: a lease has an owner and a deadline.
 
 A lease that is over may be taken by anybody: its deadline passed, or its owner was a process of this machine that is no
-more. Two that work on one part after all (a machine that slept through its deadline) make the same bytes.
+more. Two that work on one part after all (a machine that slept through its deadline) make the same bytes, and neither
+disturbs the other.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import socket
@@ -54,11 +57,7 @@ class LeaseHolder:
         """Whether the lease at `path` is this process's now."""
         if (held := read_lease(path)) is not None and not (held.is_over or held.owner == self._owner):
             return False
-        if held is not None:
-            files.write_text(path, self._text())
-        elif not files.claim(path, lambda beside: beside.write_text(self._text())):
-            return False
-        if (now := read_lease(path)) is None or now.owner != self._owner:
+        if not (self._take_over(path, held) if held is not None else self._claim(path)):
             return False
         with self._lock:
             self._held.add(path)
@@ -66,8 +65,29 @@ class LeaseHolder:
 
     def give_back(self, path: Path) -> None:
         with self._lock:
+            if path in self._held and self._is_mine(path):
+                path.unlink(missing_ok=True)
             self._held.discard(path)
-            path.unlink(missing_ok=True)
+
+    def _claim(self, path: Path) -> bool:
+        return files.claim(path, lambda beside: beside.write_text(self._text()))
+
+    def _take_over(self, path: Path, held: Lease) -> bool:
+        """Of those that find a lease over, one replaces it: who has its lock, and finds it there still."""
+        with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            except OSError:  # a file system without locks
+                pass
+            if read_lease(path) == held:
+                files.write_text(path, self._text())
+                return True
+        return False
+
+    def _is_mine(self, path: Path) -> bool:
+        return (now := read_lease(path)) is not None and now.owner == self._owner
 
     def _text(self) -> str:
         return json.dumps({"owner": self._owner, "deadline": time.time() + self._seconds})
@@ -75,8 +95,13 @@ class LeaseHolder:
     def _renew(self) -> None:
         while not self._closed.wait(self._seconds / 3):
             with self._lock:
-                for path in self._held:
-                    files.write_text(path, self._text())
+                for path in list(self._held):
+                    # What a full disk or a server prevents now is tried again before the lease is over.
+                    with contextlib.suppress(OSError):
+                        if self._is_mine(path):
+                            files.write_text(path, self._text())
+                        else:  # taken over, as it was not renewed in time
+                            self._held.discard(path)
 
 
 def read_lease(path: Path) -> Lease | None:

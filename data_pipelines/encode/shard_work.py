@@ -58,8 +58,8 @@ def make_shard(
     at: ShardFiles, clips: Sequence[KeyedClip], encoder: ClipEncoder, letters: DeadLetters, spec: DatasetSpec
 ) -> None:
     """Encodes the clips into a shard; of clips of which none can be encoded there is a mark alone."""
-    for stale in at.folder.glob(f".part-{at.number:05d}.*.part"):
-        stale.unlink(missing_ok=True)
+    for path in (at.records, at.rows):
+        files.remove_stale(at.folder, path.name)
     rows: list[dict[str, Any]] = []
     statistics: list[dict[str, Any]] = []
     digest = hashlib.sha256()

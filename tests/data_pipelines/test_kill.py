@@ -2,6 +2,8 @@
 run, to the last bit, and nothing is left over.
 """
 
+import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -13,15 +15,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from data_pipelines.curate import stage_parts
+from data_pipelines.curate.clips import Clip
 from data_pipelines.curate.known_clips import write_clips
-from data_pipelines.encode import dataset_finish
-from data_pipelines.encode.clip_encoder import WindowConfig
+from data_pipelines.encode import dataset_finish, leases
+from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode
 from data_pipelines.encode.leases import LeaseHolder, read_lease
 from data_pipelines.engines.worker_share import WorkerShare
@@ -237,6 +241,71 @@ def test_a_lease_is_one_process_s_until_it_is_over(tmp_path: Path) -> None:
         renewed = read_lease(path)
         assert first is not None and renewed is not None and renewed.deadline > first.deadline and not renewed.is_over
     assert not path.exists() and not list(tmp_path.iterdir())
+
+
+def test_of_two_that_find_a_lease_over_one_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "part.lease"
+    path.write_text(json.dumps({"owner": "elsewhere:1", "deadline": 1.0}))
+    with LeaseHolder() as first, LeaseHolder() as second:
+        monkeypatch.setattr(second, "_owner", "elsewhere:2")
+        over = read_lease(path)
+        assert over is not None and first.take(path)
+        # The second one had read it before the first one replaced it.
+        with monkeypatch.context() as patch:
+            found = [over]
+            patch.setattr(leases, "read_lease", lambda at: found.pop() if found else read_lease(at))
+            assert not second.take(path)
+        assert (now := read_lease(path)) is not None and now.owner != "elsewhere:2"
+
+
+def test_a_lease_that_was_taken_over_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, kept = tmp_path / "part.lease", tmp_path / "kept.lease"
+    write, full = files.write_text, [True]
+
+    def write_text(at: Path, text: str) -> None:
+        if at == kept and full:  # once
+            full.clear()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(at, text)
+
+    with LeaseHolder(seconds=0.3) as mine:
+        assert mine.take(path) and mine.take(kept)
+        begun = read_lease(kept)
+        monkeypatch.setattr(files, "write_text", write_text)
+        path.write_text(other := json.dumps({"owner": "elsewhere:1", "deadline": time.time() + 60}))
+        for _ in range(100):
+            time.sleep(0.05)
+            if read_lease(kept) != begun:
+                break
+        renewed = read_lease(kept)
+        assert not full and begun is not None and renewed is not None and renewed.deadline > begun.deadline
+        assert path.read_text() == other
+        mine.give_back(path)
+    assert path.read_text() == other and not kept.exists()
+
+
+def test_two_that_work_on_one_shard_make_the_same_bytes(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one begins while the first is at its second clip, and is done before it."""
+    seen: list[str] = []
+    original = ClipEncoder.encode
+    few = dataclasses.replace(config(clips), shard_mib=1000)
+
+    def watched(self: ClipEncoder, clip: Clip) -> Any:
+        seen.append(clip.clip_id)
+        if len(seen) == 2:
+            with monkeypatch.context() as patch:
+                patch.setattr(LeaseHolder, "take", lambda holder, path: True)
+                encode(clips / "clips", out, few, Console(quiet=True), share=EncodeShare(worker=WorkerShare(0, 1)))
+            made.update(digests(tmp_path / "dataset.encoding"))
+            (tmp_path / "dataset.encoding" / "part-00000.json").unlink()
+        return original(self, clip)
+
+    out, made = tmp_path / "dataset", dict[str, str]()
+    monkeypatch.setattr(ClipEncoder, "encode", watched)
+    encode(clips / "clips", out, few, Console(quiet=True), share=EncodeShare(worker=WorkerShare(0, 1)))
+    assert len(seen) == 24 and digests(tmp_path / "dataset.encoding").items() <= made.items()
 
 
 @pytest.mark.slow
