@@ -16,6 +16,7 @@ from data_pipelines.curate.clips import Clip
 from data_pipelines.encode.clip_encoder import WindowConfig
 from data_pipelines.encode.dataset_finish import MADE_BY_FILE
 from data_pipelines.encode.encoded_clips import (
+    LEFT_OUT_FILE,
     ClipKeys,
     KeyedClip,
     Keys,
@@ -90,24 +91,20 @@ def claimed(
     head |= {name: value for name, value in read_head(claim.sets).items() if name in ("dataset", "weight")}
     head |= {"after": base.stated} if base else {}
     file = folder / MADE_BY_FILE
-    is_another = file.is_file() and json.loads(file.read_text()) != json.loads(json.dumps(head))
+    is_another = file.is_file() and not _is_head(file, head)
     if is_another or (folder / SUMMARY_FILE).is_file():  # the summary of what only its finish is left of
         if not overwrite:
-            raise ValueError(
-                f"{folder}: shards of other clips, settings or networks are being made there; delete it, or begin anew"
-                " with --overwrite"
-            )
+            raise _another(folder)
         shutil.rmtree(folder)
     if not (folder / PLAN_FILE).is_file():
         known = read_known(base.folder) if base else None
+        gone = None
         tasks = plan_shards(parts.all(), config.windows, spec.latent_channels, config.shard_mib * 2**20)
         if base is not None and known is not None:
             check_same_features(base, spec)
             gone = left_out(known, parts.keys())
             if not tasks and not len(gone):
                 return None
-            folder.mkdir(parents=True, exist_ok=True)
-            write_left_out(folder, gone)
             windows = sum(task.windows for task in tasks)
             told = f"{base.out}: generation {base.generation.number + 1}: {windows} windows to encode"
             tell(
@@ -120,17 +117,32 @@ def claimed(
             )
         folder.mkdir(parents=True, exist_ok=True)
         files.claim(file, lambda beside: beside.write_text(json.dumps(head)))
+        if not _is_head(file, head):  # begun while these clips were being planned
+            raise _another(folder)
+        if gone is not None:
+            files.claim(folder / LEFT_OUT_FILE, lambda beside: write_left_out(beside, gone))
         files.claim(folder / PLAN_FILE, lambda beside: write_plan(beside, tasks))
     if not (folder / "dataset.json").is_file():
         spec.save(folder)
     return read_plan(folder)
 
 
+def _is_head(file: Path, head: Mapping[str, Any]) -> bool:
+    return bool(json.loads(file.read_text()) == json.loads(json.dumps(head)))
+
+
+def _another(folder: Path) -> ValueError:
+    return ValueError(
+        f"{folder}: shards of other clips, settings or networks are being made there; delete it, or begin anew with"
+        " --overwrite"
+    )
+
+
 class SetParts:
     """The clips of each part of the sets that are to be encoded, with their keys: all, or those that the base lacks."""
 
     def __init__(self, sets: Path, base: Base | None) -> None:
-        self._sets, self._stages = sets, read_head(sets)["stages"]
+        self._sets, self._head = sets, read_head(sets)
         self._keys = ClipKeys(sets)
         self._known = None if base is None else Keys.of([keys_of(read_known(base.folder))])
         self._seen: list[np.ndarray] = []
@@ -141,7 +153,7 @@ class SetParts:
         """Of a shard; the part that was asked for last is kept. ValueError unless they are those that were planned."""
         head = read_head(self._sets)
         # Keys do not tell landmarks of one `curate` from those of another, but by the stages that they began with.
-        if head["stages"] != self._stages or task.part >= len(head["parts"]):
+        if head["stages"] != self._head["stages"] or task.part >= len(head["parts"]):
             raise self._selected_anew()
         if task.part != self._part:
             self._clips, self._part = self._wanted(read_clips_of(self._sets, task.part)), task.part
@@ -154,6 +166,8 @@ class SetParts:
         """Part by part; the keys of all clips of the sets are remembered."""
         for clips in iter_clips(self._sets):
             yield self._wanted(clips, remember=True)
+        if read_head(self._sets) != self._head:
+            raise self._selected_anew()
 
     def keys(self) -> Keys:
         """Of all clips of the sets, once `all` has gone through them."""

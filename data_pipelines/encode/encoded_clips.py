@@ -103,11 +103,11 @@ def left_out(known: pa.Table, wanted: Keys) -> pa.Table:
     return known.filter(pa.array(~wanted.has(keys_of(known))))
 
 
-def write_left_out(folder: Path, gone: pa.Table) -> None:
+def write_left_out(path: Path, gone: pa.Table) -> None:
     """Writes what `left_out` found."""
-    write_columns(folder / LEFT_OUT_FILE, gone)
+    write_columns(path, gone)
 
 
 def read_left_out(folder: Path) -> pa.Table:
-    """What `write_left_out` wrote."""
+    """What `write_left_out` wrote there."""
     return read_part(folder / LEFT_OUT_FILE)

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from rich.console import Console
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.known_clips import write_clips
-from data_pipelines.encode import dataset_finish
+from data_pipelines.encode import claim, dataset_finish
 from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode
 from data_pipelines.engines.worker_share import WorkerShare
@@ -281,6 +282,26 @@ def test_workers_append_and_one_finishes(root: Path, clips: Callable[..., Path],
     encode(more, out, config(root), QUIET, share=EncodeShare(only_finish=True))
     encode(more, tmp_path / "whole", config(root), QUIET)
     assert contents(str(out)) == contents(str(tmp_path / "whole"))
+
+
+def test_of_two_that_begin_at_once_with_other_settings_one_is_refused(
+    root: Path, clips: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one begins while clips are being planned."""
+    out, sets, one = tmp_path / "dataset", clips("sets", [0, 1]), EncodeShare(worker=WorkerShare(0, 1))
+    other = dataclasses.replace(config(root), windows=dataclasses.replace(config(root).windows, area=32 * 32))
+    original = claim.plan_shards
+
+    def plan(*arguments: Any) -> Any:
+        monkeypatch.setattr(claim, "plan_shards", original)
+        encode(sets, out, other, QUIET, share=one)
+        return original(*arguments)
+
+    monkeypatch.setattr(claim, "plan_shards", plan)
+    with pytest.raises(ValueError, match="shards of other clips, settings or networks are being made there"):
+        encode(sets, out, config(root), QUIET)
+    encode(sets, out, other, QUIET)
+    assert len(set(zip(Catalog.load(out).height, Catalog.load(out).width, strict=True))) == 1
 
 
 def test_a_damaged_generation_is_found_and_the_page_shows_all(
