@@ -14,7 +14,6 @@ from rich.console import Console
 from data_pipelines.curate.clip_sets import iter_clips, read_clips_of, read_head
 from data_pipelines.curate.clips import Clip
 from data_pipelines.encode.clip_encoder import WindowConfig
-from data_pipelines.encode.dataset_finish import MADE_BY_FILE
 from data_pipelines.encode.encoded_clips import (
     LEFT_OUT_FILE,
     ClipKeys,
@@ -27,7 +26,15 @@ from data_pipelines.encode.encoded_clips import (
     write_left_out,
 )
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base, check_same_features
-from data_pipelines.encode.shard_plan import PLAN_FILE, ShardTask, keys_digest, plan_shards, read_plan, write_plan
+from data_pipelines.encode.shard_plan import (
+    MADE_BY_FILE,
+    PLAN_FILE,
+    ShardTask,
+    keys_digest,
+    plan_shards,
+    read_plan,
+    write_plan,
+)
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.encoders.text import MAX_TOKENS
 from omnihuman_jax.runtime import file_names, files

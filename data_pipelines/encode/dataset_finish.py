@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ import pyarrow.compute as pc
 from data_pipelines.curate.stage_parts import read_part
 from data_pipelines.encode.clip_encoder import ClipStatistics
 from data_pipelines.encode.encoded_clips import LEFT_OUT_FILE, read_known, read_left_out, write_known
-from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base
-from data_pipelines.encode.shard_plan import PLAN_FILE, read_plan
+from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base, newest_summary
+from data_pipelines.encode.leases import LOOK_AGAIN_S, LeaseHolder
+from data_pipelines.encode.shard_plan import MADE_BY_FILE, PLAN_FILE, plan_id, read_plan
 from data_pipelines.encode.shard_work import ShardFiles
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog, columns
@@ -30,19 +32,31 @@ from omnihuman_jax.data.generations import MANIFEST, Generation, numbered, read_
 from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata
 from omnihuman_jax.runtime import files
 
-MADE_BY_FILE = "made_by.json"
 _MAX_ROWS = 1000
 
 
-def finish(folder: Path, out: Path) -> dict[str, Any]:
+def finish(folder: Path, out: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Joins the shards in `folder` into the data set `out`, or into its next generation; returns the summary that it
-    also writes there.
+    also writes there. One at a time does so; where another one has, made by `made_by` too, the summary is that one's.
 
     Raises:
         FileNotFoundError: nothing is being encoded in `folder`.
         ValueError: shards are missing, or not one clip could be encoded (then `folder` is taken away), or what is to be
             appended to is not what it was.
     """
+    lease = folder.with_name(f"{folder.name}.lease")  # beside the folder, which gets another name
+    with LeaseHolder() as leases:
+        while lease.parent.is_dir() and not leases.take(lease):
+            time.sleep(LOOK_AGAIN_S)
+        is_gone = not any((folder / name).is_file() for name in (PLAN_FILE, SUMMARY_FILE))
+        if is_gone and made_by is not None and (out / SUMMARY_FILE).is_file():
+            summary = newest_summary(out)
+            if summary.get("made_by") == json.loads(json.dumps(made_by)):
+                return summary
+        return _finish(folder, out)
+
+
+def _finish(folder: Path, out: Path) -> dict[str, Any]:
     if not (folder / SUMMARY_FILE).is_file():
         _join(folder, out)
     summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
@@ -91,10 +105,11 @@ def _generation(folder: Path, summary: Mapping[str, Any]) -> Generation:
 
 
 def _join(folder: Path, out: Path) -> None:
-    at = [ShardFiles(folder, task.number) for task in read_plan(folder)]
+    tasks, plan = read_plan(folder), plan_id(folder)
+    at = [ShardFiles(folder, task.number, plan) for task in tasks]
     head = json.loads((folder / MADE_BY_FILE).read_text())
     base = _base(folder, out, head.pop("after", None))
-    if left := [one for one in at if not one.mark.is_file()]:
+    if left := [one for one in at if not one.is_made]:
         raise ValueError(
             f"{folder}: {len(left)} of {len(at)} shards are not made yet, the first is {left[0].number}; run"
             " `omnihuman encode` without --finish"

@@ -30,8 +30,8 @@ from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig, empty_
 from data_pipelines.encode.dataset_finish import finish, is_append, mark_finished
 from data_pipelines.encode.dead_letters import DeadLetters
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base
-from data_pipelines.encode.leases import LeaseHolder
-from data_pipelines.encode.shard_plan import round_trip_share
+from data_pipelines.encode.leases import LOOK_AGAIN_S, LeaseHolder
+from data_pipelines.encode.shard_plan import PLAN_FILE, plan_id, round_trip_share
 from data_pipelines.encode.shard_work import ShardFiles, make_shard
 from data_pipelines.engines.worker_share import WorkerShare
 from omnihuman_jax.codecs.codec import VideoCodec, load_codec, parse_options
@@ -44,8 +44,6 @@ from omnihuman_jax.encoders.text import TextEncoder, load_text_encoder
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
-
-_LOOK_AGAIN_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +104,7 @@ def encode(
         if not _make_shards(claim, console, share.worker, overwrite=overwrite):
             assert base is not None
             return _kept(base.summary, f"{out_dir}: has the windows of these clips already", console)
-    return finish(folder, out_dir) if share.worker is None else {}
+    return finish(folder, out_dir, made_by) if share.worker is None else {}
 
 
 def _kept(summary: Mapping[str, Any], told: str, console: Console) -> dict[str, Any]:
@@ -134,7 +132,7 @@ def _make_shards(claim: Claim, console: Console, worker: WorkerShare | None, *, 
     tasks = claimed(claim, parts, spec, console, overwrite=overwrite)
     if tasks is None:
         return False
-    share = round_trip_share(tasks)
+    share, plan = round_trip_share(tasks), plan_id(folder)
     encoder = ClipEncoder(claim.sets, codec, text, speech, config.windows, config.max_text_tokens, share)
     letters = DeadLetters(table_folder(claim.sets))
     order = tasks if worker is None else worker.first(tasks)
@@ -144,17 +142,19 @@ def _make_shards(claim: Claim, console: Console, worker: WorkerShare | None, *, 
         while left := [task for task in order if task.number not in counted]:
             begun = len(counted)
             for task in left:
-                at = ShardFiles(folder, task.number)
-                if not at.mark.is_file():
+                at = ShardFiles(folder, task.number, plan)
+                if not at.is_made:
+                    if not (folder / PLAN_FILE).is_file():
+                        return True  # another one has made the rest, and is finishing or has finished
                     if not leases.take(at.lease):
                         continue
-                    if not at.mark.is_file():
+                    if not at.is_made:
                         make_shard(at, parts.clips(task), encoder, letters, spec)
                     leases.give_back(at.lease)
                 counted.add(task.number)
                 progress.advance(bar, task.windows)
             if len(counted) == begun:
-                time.sleep(_LOOK_AGAIN_S)  # all that is left is leased
+                time.sleep(LOOK_AGAIN_S)  # all that is left is leased
     return True
 
 

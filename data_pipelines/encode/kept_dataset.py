@@ -77,6 +77,12 @@ class Base:
         return cls(out=out, generation=newest, summary=summary, records=sum(one.records for one in there))
 
 
+def newest_summary(out_dir: Path) -> dict[str, Any]:
+    """The summary of the newest generation of a dataset."""
+    summary: dict[str, Any] = json.loads((out_dir / read_manifest(out_dir)[-1].folder / SUMMARY_FILE).read_text())
+    return summary
+
+
 def check_free(out_dir: Path, *, overwrite: bool) -> None:
     """ValueError if a data set that is finished now would take the place of something."""
     if out_dir.exists() and any(out_dir.iterdir()) and not (overwrite and (out_dir / SUMMARY_FILE).is_file()):
@@ -101,7 +107,7 @@ def existing(
         raise ValueError(f"{out_dir}: exists and is no dataset of `omnihuman encode`; choose another --out")
     if overwrite:
         return None
-    summary: dict[str, Any] = json.loads((out_dir / read_manifest(out_dir)[-1].folder / SUMMARY_FILE).read_text())
+    summary = newest_summary(out_dir)
     before = summary.get("made_by", {})
     changed = [name for name in ("reader", "encoder", "records") if before.get(name) != made_by[name]]
     changed += _changed_settings(summary.get("settings"), settings, before.get("settings") == made_by["settings"])

@@ -18,6 +18,7 @@ from pathlib import Path
 from omnihuman_jax.runtime import files
 
 LEASE_S = 600.0
+LOOK_AGAIN_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class LeaseHolder:
             self.give_back(path)
 
     def take(self, path: Path) -> bool:
-        """Whether the lease at `path` is this process's now."""
+        """Whether the lease at `path` is this process's now; in a folder that is not there (any more) nothing is."""
         if (held := read_lease(path)) is not None and not (held.is_over or held.owner == self._owner):
             return False
         if not (self._take_over(path, held) if held is not None else self._claim(path)):
@@ -70,7 +71,9 @@ class LeaseHolder:
             self._held.discard(path)
 
     def _claim(self, path: Path) -> bool:
-        return files.claim(path, lambda beside: beside.write_text(self._text()))
+        with contextlib.suppress(FileNotFoundError):
+            return files.claim(path, lambda beside: beside.write_text(self._text()))
+        return False
 
     def _take_over(self, path: Path, held: Lease) -> bool:
         """Of those that find a lease over, one replaces it: who has its lock, and finds it there still."""

@@ -14,7 +14,7 @@ from data_pipelines.encode.encoded_clips import KeyedClip
 from omnihuman_jax.serving.pictures_omnihuman import fit_size
 from omnihuman_jax.typing import SPATIAL_STRIDE, latent_frames_of
 
-PLAN_FILE = "plan.json"
+PLAN_FILE, MADE_BY_FILE = "plan.json", "made_by.json"
 # Of the windows whose round trip is measured, at least; a small data set's are all.
 _ROUND_TRIPS = 1000
 _ROUND_TRIP_SHARE = 0.01
@@ -80,3 +80,8 @@ def read_plan(folder: Path) -> list[ShardTask]:
         raise FileNotFoundError(f"{path}: not there; run `omnihuman encode` without --finish first") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a plan of shards ({error}); delete {folder} and encode again") from None
+
+
+def plan_id(folder: Path) -> str:
+    """Of the plan in `folder` and all that its shards are made by, in hex: of another one no shard counts."""
+    return hashlib.sha256((folder / MADE_BY_FILE).read_bytes() + (folder / PLAN_FILE).read_bytes()).hexdigest()

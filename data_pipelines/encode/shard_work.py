@@ -2,9 +2,10 @@
 
     part-00007.array_record     the records
     part-00007.parquet          their rows of the catalog, numbered from 0
-    part-00007.json             the mark: counts, digests, statistics of the clips, dead letters
+    part-00007.json             the mark: the plan's id, counts, digests, statistics of the clips, dead letters
 
-Without the mark it is work. It is a function of its clips alone, so that whoever makes it makes the same bytes.
+Without the mark, or with that of another plan, it is work. It is a function of its clips alone, so that whoever makes
+it makes the same bytes.
 """
 
 import dataclasses
@@ -29,10 +30,11 @@ from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShardFiles:
-    """Where shard `number` of the data set that is being made in `folder` lies."""
+    """Where shard `number` of the data set that is being made in `folder` lies; `plan` is the `plan_id` of it."""
 
     folder: Path
     number: int
+    plan: str
 
     @property
     def records(self) -> Path:
@@ -49,6 +51,11 @@ class ShardFiles:
     @property
     def lease(self) -> Path:
         return self._named("lease")
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it is whole, and of this plan."""
+        return self.mark.is_file() and bool(json.loads(self.mark.read_text()).get("plan") == self.plan)
 
     def _named(self, suffix: str) -> Path:
         return self.folder / f"part-{self.number:05d}.{suffix}"
@@ -82,6 +89,7 @@ def make_shard(
         count, size = write_shard(at.records, itertools.chain((first,), stream), spec, digest.update)
         write_columns(at.rows, pa.Table.from_pylist(rows))
     mark = {
+        "plan": at.plan,
         "records": count,
         "bytes": size,
         "records_sha256": digest.hexdigest(),

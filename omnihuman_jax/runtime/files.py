@@ -184,9 +184,10 @@ def move_into_place(temporary: StrPath, target: StrPath) -> None:
 
 
 def claim(path: Path, write: Callable[[Path], object]) -> bool:
-    """Writes a file whole unless it is there; whether it was this call that did. `write` gets a path beside it."""
+    """Writes a file whole unless it is there; whether it was this call that did. `write` gets a path beside it, in a
+    folder that has to exist.
+    """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         write(beside)
         sync(beside)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.encode import claim, dataset_finish
 from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode
+from data_pipelines.encode.leases import LeaseHolder
 from data_pipelines.engines.worker_share import WorkerShare
 from omnihuman_jax import cli
 from omnihuman_jax.data.catalog import Catalog
@@ -282,6 +284,66 @@ def test_workers_append_and_one_finishes(root: Path, clips: Callable[..., Path],
     encode(more, out, config(root), QUIET, share=EncodeShare(only_finish=True))
     encode(more, tmp_path / "whole", config(root), QUIET)
     assert contents(str(out)) == contents(str(tmp_path / "whole"))
+
+
+def test_who_waits_while_another_finishes_has_its_dataset(
+    root: Path, clips: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[str]
+) -> None:
+    out, sets, take = tmp_path / "dataset", clips("sets", [0, 1]), LeaseHolder.take
+
+    def taken(self: LeaseHolder, path: Path) -> bool:
+        """The first shard is the other one's, who makes all and finishes."""
+        monkeypatch.setattr(LeaseHolder, "take", take)
+        encode(sets, out, config(root), QUIET)
+        return False
+
+    monkeypatch.setattr(LeaseHolder, "take", taken)
+    summary = encode(sets, out, config(root), QUIET)
+    assert summary == json.loads((out / "encode.json").read_text()) and encoded == names([0, 1])
+    assert sorted(os.listdir(tmp_path)) == ["dataset", "sets"]
+
+
+def test_one_at_a_time_finishes(
+    root: Path, clips: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one has all shards too, and waits."""
+    out, sets, waiting = tmp_path / "dataset", clips("sets", [0, 1]), list[threading.Thread]()
+    summaries: list[dict[str, Any]] = []
+    write = dataset_finish.write_known
+
+    def slowly(*arguments: Any) -> None:
+        monkeypatch.setattr(dataset_finish, "write_known", write)
+        waiting.append(threading.Thread(target=lambda: summaries.append(encode(sets, out, config(root), QUIET))))
+        waiting[0].start()
+        made, end = tmp_path / "dataset.encoding", time.time() + 60
+        while waiting[0].is_alive() and time.time() < end and not looked.is_set():
+            time.sleep(0.05)
+        assert made.is_dir() and waiting[0].is_alive()
+        write(*arguments)
+
+    looked, take = threading.Event(), LeaseHolder.take
+
+    def taken(self: LeaseHolder, path: Path) -> bool:
+        if waiting and path.name == "dataset.encoding.lease":
+            monkeypatch.setattr(self, "_owner", "another:1")  # it is a process of its own
+            looked.set()
+        return take(self, path)
+
+    monkeypatch.setattr(LeaseHolder, "take", taken)
+    monkeypatch.setattr(dataset_finish, "write_known", slowly)
+    summary = encode(sets, out, config(root), QUIET)
+    waiting[0].join()
+    assert summaries == [summary] and sorted(os.listdir(tmp_path)) == ["dataset", "sets"]
+
+
+def test_shards_of_another_plan_do_not_count(root: Path, clips: Callable[..., Path], tmp_path: Path) -> None:
+    out, folder = tmp_path / "dataset", tmp_path / "dataset.encoding"
+    encode(clips("few", [0, 1]), out, config(root), QUIET, share=EncodeShare(worker=WorkerShare(0, 1)))
+    for name in ("plan.json", "made_by.json", "dataset.json"):
+        (folder / name).unlink()
+    assert list(folder.glob("part-*.json"))
+    encode(clips("other", [2, 3]), out, config(root), QUIET)
+    assert set(Catalog.load(out).clip_id) == set(names([2, 3])) and not list(check_dataset(out))
 
 
 def test_of_two_that_begin_at_once_with_other_settings_one_is_refused(
