@@ -57,8 +57,8 @@ def finish(folder: Path, out: Path, made_by: Mapping[str, Any] | None = None) ->
 
 
 def _finish(folder: Path, out: Path) -> dict[str, Any]:
-    if not (folder / SUMMARY_FILE).is_file():
-        _join(folder, out)
+    if not (folder / SUMMARY_FILE).is_file() and (unchanged := _join(folder, out)) is not None:
+        return unchanged
     summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
     passing = [folder / name for name in (PLAN_FILE, MADE_BY_FILE, LEFT_OUT_FILE)]
     for path in [*folder.glob("part-*"), *folder.glob(".*.part"), *passing]:
@@ -104,7 +104,10 @@ def _generation(folder: Path, summary: Mapping[str, Any]) -> Generation:
     return Generation(number=number, windows=summary["windows"], records=records, summary_sha256=digest)
 
 
-def _join(folder: Path, out: Path) -> None:
+def _join(folder: Path, out: Path) -> dict[str, Any] | None:
+    """Makes of the shards what is to get the data set's name. Where clips were tried again and none could be encoded:
+    nothing; the summary of what there is.
+    """
     tasks, plan = read_plan(folder), plan_id(folder)
     at = [ShardFiles(folder, task.number, plan) for task in tasks]
     head = json.loads((folder / MADE_BY_FILE).read_text())
@@ -124,6 +127,9 @@ def _join(folder: Path, out: Path) -> None:
             f"none of the {sum(len(mark['clips']) for mark in marks)} clips can be encoded; the first,"
             f" {letter['clip_id']}: {letter['reason']}"
         )
+    if base is not None and not made and base.summary["made_by"] == head["made_by"] and not len(read_left_out(folder)):
+        shutil.rmtree(folder)
+        return dict(base.summary)
     for shard, (one, _) in enumerate(made):
         final = shard_path(folder, shard, len(made))
         if not final.is_file():
@@ -140,6 +146,7 @@ def _join(folder: Path, out: Path) -> None:
     write_known(folder, before.clips if before else None, encoded)
     summary = _summary(catalog, marks, before) | {"shards": _shards(folder, made), "files": _others(folder), **head}
     files.write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

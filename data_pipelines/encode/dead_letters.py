@@ -1,11 +1,19 @@
-"""Clips that cannot be encoded: left out whole, each with its reason, while the others go on."""
+"""Clips that cannot be encoded: left out whole, each with its reason, while the others go on.
+
+What is no fault of any clip (a full disk or memory, storage that does not answer, a lost device) ends the command: the
+shards that are made stay, and the next call goes on.
+"""
 
 from pathlib import Path
+
+from jax.errors import JaxRuntimeError
 
 from data_pipelines.curate.clips import Clip
 from data_pipelines.encode.clip_encoder import ClipEncoder, ClipStatistics, EncodedWindow
 from omnihuman_jax.data.records import DatasetSpec
-from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime import file_names, files, storage
+
+_OF_A_FILE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
 class DeadLetters:
@@ -24,7 +32,7 @@ class DeadLetters:
     def encoded(
         self, encoder: ClipEncoder, clip: Clip, spec: DatasetSpec
     ) -> tuple[ClipStatistics, list[EncodedWindow]]:
-        """All windows of a clip, or none."""
+        """All windows of a clip, or none. What is no fault of the clip is raised."""
         try:
             self._check_video(clip)
             statistics, stream = encoder.encode(clip)
@@ -33,9 +41,9 @@ class DeadLetters:
                 window.record.validate(spec)
                 window.record.check_finite()
             return statistics, windows
-        except ImportError:  # of an extra that is not installed: no fault of any clip
-            raise
         except Exception as problem:
+            if _is_of_all(problem):
+                raise
             text = " ".join((str(problem) or type(problem).__name__).split())
             known = isinstance(problem, ValueError | FileNotFoundError)
             reason = file_names.printable(text if known else f"{type(problem).__name__}: {text}")
@@ -51,3 +59,10 @@ class DeadLetters:
             raise ValueError(
                 f"{path}: changed since curate (sha256 {found[:12]}..., was {clip.sha256[:12]}...); run curate again"
             )
+
+
+def _is_of_all(problem: Exception) -> bool:
+    """Whether it would befall other clips too: an extra that is not installed, a disk, memory, storage, a device."""
+    if isinstance(problem, ImportError | MemoryError | JaxRuntimeError) or storage.does_not_answer(problem):
+        return True
+    return isinstance(problem, OSError) and not isinstance(problem, _OF_A_FILE)

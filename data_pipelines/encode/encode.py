@@ -63,6 +63,7 @@ def encode(
     console: Console | None = None,
     overwrite: bool = False,
     share: EncodeShare | None = None,
+    retry_dead: bool = False,
 ) -> dict[str, Any]:
     """Encodes the clips of sets into the data set `out_dir`; returns the summary that it also writes there, or, of a
     worker's share, {}.
@@ -70,7 +71,8 @@ def encode(
     A data set that the same clips, settings, networks and code made is kept as it is; one of other clips gets a
     generation of these: clips that it has are not opened, those that it lacks are encoded, and those that the sets do
     not have any more are left out of the new generation. Shards are made in the folder `out_dir`.encoding, by this
-    process and by as many others as run the same command; what a killed one had finished is kept.
+    process and by as many others as run the same command; what a killed one had finished is kept. retry_dead: clips
+    that could not be encoded are tried again, though nothing else changed.
 
     Raises:
         FileNotFoundError: no clips, or a network that is not there.
@@ -95,7 +97,7 @@ def encode(
     settings = dataclasses.asdict(config)
     made_by = kept_dataset.made_by(sets, settings)
     networks = {"codec": config.codec, "text_encoder": config.text_encoder, "speech_encoder": config.speech_encoder}
-    found = kept_dataset.existing(out_dir, made_by, settings, networks, overwrite=overwrite)
+    found = kept_dataset.existing(out_dir, made_by, settings, networks, overwrite=overwrite, retry_dead=retry_dead)
     base = found if isinstance(found, Base) else None
     if isinstance(found, dict):
         return _kept(found, f"{out_dir}: already encoded from these clips with these settings", console)
@@ -109,7 +111,10 @@ def encode(
 
 def _kept(summary: Mapping[str, Any], told: str, console: Console) -> dict[str, Any]:
     """The summary of a dataset that stays as it is."""
-    tell(console, f"{told} ({summary['windows']} windows)")
+    told += f" ({summary['windows']} windows)"
+    if dead := summary.get("dead_letters"):
+        told += f"; {dead} of {summary['num_clips']} clips could not be encoded: --retry-dead tries them again"
+    tell(console, told)
     return dict(summary)
 
 
@@ -317,6 +322,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="make shards with N - 1 others that run the same command; `--finish` then joins them",
     )
     parser.add_argument("--finish", action="store_true", help="join the shards that workers made, once all are there")
+    parser.add_argument(
+        "--retry-dead", action="store_true", help="try clips again that could not be encoded, as an append"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset in --out")
     return parser.parse_args(argv)
 
@@ -346,7 +354,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--finish is for one call once all workers are done; leave out --worker")
     console = Console(stderr=True)
     share = EncodeShare(worker=options.worker, only_finish=options.finish)
-    if summary := encode(options.sets, options.out, config, console, options.overwrite, share):
+    if summary := encode(options.sets, options.out, config, console, options.overwrite, share, options.retry_dead):
         print_summary(summary, console)
     else:
         console.print("all shards are made; `omnihuman encode` with --finish joins them")

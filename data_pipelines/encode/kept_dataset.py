@@ -96,10 +96,11 @@ def existing(
     networks: Mapping[str, str],
     *,
     overwrite: bool,
+    retry_dead: bool = False,
 ) -> dict[str, Any] | Base | None:
     """The summary of the dataset in `out_dir` if it is the one asked for; what to append to if it was made like that of
-    other clips; None if one is to be made; ValueError if something else would be lost. `networks`: role -> folder or
-    hub id.
+    other clips, or if not all of them could be encoded and `retry_dead`; None if one is to be made; ValueError if
+    something else would be lost. `networks`: role -> folder or hub id.
     """
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return None
@@ -117,7 +118,8 @@ def existing(
             f"{out_dir}: made with other settings, with other networks, or by another version ({'; '.join(changed)});"
             " choose another --out, or replace it with --overwrite"
         )
-    return summary if before.get("clips") == made_by["clips"] else Base.of(out_dir)
+    is_whole = before.get("clips") == made_by["clips"] and not (retry_dead and summary.get("dead_letters"))
+    return summary if is_whole else Base.of(out_dir)
 
 
 def check_same_features(base: Base, spec: DatasetSpec) -> None:

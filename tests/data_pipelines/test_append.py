@@ -1,7 +1,9 @@
 """An append is a new generation: what is new is encoded, what was there stays as it is, whoever is killed."""
 
 import dataclasses
+import errno
 import hashlib
+import io
 import json
 import os
 import random
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from jax.errors import JaxRuntimeError
 from rich.console import Console
 
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips
@@ -22,6 +25,7 @@ from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.encode import claim, dataset_finish
 from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig
+from data_pipelines.encode.dead_letters import DeadLetters
 from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode
 from data_pipelines.encode.leases import LeaseHolder
 from data_pipelines.engines.worker_share import WorkerShare
@@ -198,6 +202,52 @@ def test_clips_that_cannot_be_encoded_are_tried_again_by_the_next_append(
     del encoded[:]
     encode(clips("most", [0, 1, 2, 3]), out, config(root), QUIET)
     assert encoded == names([2, 3]) and len(read_manifest(out)) == 3
+
+
+def _raises(problem: Exception, clip_id: str) -> Callable[[DeadLetters, Clip], None]:
+    def check(self: DeadLetters, clip: Clip) -> None:
+        if clip.clip_id == clip_id:
+            raise problem
+
+    return check
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [OSError(errno.ENOSPC, "No space left on device"), MemoryError("Unable to allocate"), JaxRuntimeError("INTERNAL")],
+)
+def test_what_is_no_fault_of_a_clip_ends_the_command_which_then_goes_on(
+    problem: Exception, root: Path, clips: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, sets = tmp_path / "dataset", clips("sets", [0, 1])
+    with monkeypatch.context() as patch, pytest.raises(type(problem)):
+        patch.setattr(DeadLetters, "_check_video", _raises(problem, "talk-020"))
+        encode(sets, out, config(root), QUIET)
+    assert not out.exists()
+    assert encode(sets, out, config(root), QUIET)["dead_letters"] == 0
+    assert set(Catalog.load(out).clip_id) == set(names([0, 1]))
+
+
+def test_clips_that_could_not_be_encoded_are_tried_again_where_asked(
+    root: Path, clips: Callable[..., Path], tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, sets = tmp_path / "dataset", clips("sets", [0, 1])
+    with monkeypatch.context() as patch:
+        patch.setattr(DeadLetters, "_check_video", _raises(RuntimeError("a bug"), "talk-020"))
+        summary = encode(sets, out, config(root), QUIET)
+        before = digests(tmp_path)
+        assert [row["clip_id"] for row in summary["quarantine"]] == ["talk-020"]
+        # Nothing comes of it, and it makes no generation.
+        assert encode(sets, out, config(root), QUIET, retry_dead=True) == summary and digests(tmp_path) == before
+    told = Console(record=True, width=500, quiet=False, file=io.StringIO())
+    assert encode(sets, out, config(root), told) == summary
+    assert "1 of 2 clips could not be encoded: --retry-dead tries them again" in told.export_text()
+    del encoded[:]
+    assert encode(sets, out, config(root), QUIET, retry_dead=True)["added_windows"] > 0 and encoded == ["talk-020"]
+    assert len(read_manifest(out)) == 2 and set(Catalog.load(out).clip_id) == set(names([0, 1]))
+    del encoded[:]
+    encode(sets, out, config(root), QUIET, retry_dead=True)
+    assert not encoded and len(read_manifest(out)) == 2
 
 
 def test_other_settings_are_named_and_another_place_of_a_network_is_none(
