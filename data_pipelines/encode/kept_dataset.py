@@ -24,6 +24,7 @@ from omnihuman_jax.serving.folders_omnihuman import check_weights, local_folder
 from omnihuman_jax.serving.media_omnihuman import READER_VERSION
 
 SUMMARY_FILE = "encode.json"
+_ROWS_AT_ONCE = 10_000
 _ROLES = ("codec", "text_encoder", "speech_encoder")
 
 
@@ -31,15 +32,19 @@ def made_by(sets: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but the networks' files that decides whether a dataset is still the right one, by name."""
     head = read_head(sets)
     table = Table(folder=table_folder(sets), keys=head["stages"])
-    # Where videos lie does not count; their bytes, captions and splits do.
-    listed = source_list.read_listings(table).drop_columns(["path", "caption_error"]).to_pylist()
-    known = {"rows": listed, **{name: head[name] for name in ("stages", "rows_sha256", "landmarks_sha256")}}
+    known = {name: head[name] for name in ("stages", "rows_sha256", "landmarks_sha256")}
+    clips = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    # Where videos lie does not count; their bytes, captions and splits do. A few at a time: Python's rows of millions
+    # of videos are GB.
+    for batch in source_list.read_listings(table).drop_columns(["path", "caption_error"]).to_batches(_ROWS_AT_ONCE):
+        for row in batch.to_pylist():
+            clips.update(json.dumps(row, sort_keys=True).encode())
     return {
         "reader": [READER_VERSION, code_digest((media_omnihuman,), lambda module: module.endswith("_omnihuman"))],
         "encoder": [clip_encoder.VERSION, code_digest((clip_encoder, windows), lambda module: False)],
         "records": VERSION,
         "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "clips": hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(),
+        "clips": clips.hexdigest(),
     }
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.curate import stage_parts
+from data_pipelines.curate import source_list, stage_parts
 from data_pipelines.curate.clip_sets import read_clips
 from data_pipelines.curate.selection import _words, main, read_thresholds, select
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import CHECKS, SCORES, Thresholds, tag, tag_all
 from data_pipelines.curate.threshold_sweep import ThresholdSweep
+from data_pipelines.encode import kept_dataset
 from data_pipelines.encode.claim import SetParts
 from data_pipelines.encode.clip_encoder import WindowConfig
 from data_pipelines.encode.shard_plan import plan_shards
@@ -180,6 +181,19 @@ def test_a_million_clips_are_quick_and_small(tmp_path: Path) -> None:
 def test_a_word_that_two_checks_share_is_one_word() -> None:
     words = _words(np.array([0, -1, 2, 1], np.int8), ("a", "b", "a"))
     assert words.to_pylist() == ["a", None, "a", "b"] and words.dictionary.to_pylist() == ["a", "b"]
+
+
+def test_what_a_dataset_is_made_by_is_read_a_few_rows_at_a_time(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select(table, Thresholds(), tmp_path / "sets")
+    together = kept_dataset.made_by(tmp_path / "sets", {})
+    monkeypatch.setattr(kept_dataset, "_ROWS_AT_ONCE", 7)
+    assert kept_dataset.made_by(tmp_path / "sets", {}) == together
+    listed = source_list.read_listings(Table.open(table))
+    other = listed.set_column(listed.column_names.index("caption"), "caption", [[*["a"] * 119, "b"]])
+    monkeypatch.setattr(source_list, "read_listings", lambda table: other)
+    assert kept_dataset.made_by(tmp_path / "sets", {})["clips"] != together["clips"]
 
 
 @pytest.mark.parametrize("change", ["part", "thresholds", "fewer", "stages", "nothing"])
