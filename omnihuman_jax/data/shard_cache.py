@@ -21,6 +21,8 @@ import fsspec.core
 from omnihuman_jax.runtime import files
 
 _BLOCK_BYTES = 1 << 24
+# Of a dataset's folder in the cache: hex digits of a hash of its URI.
+_FOLDER_DIGITS = 16
 # How exactly the last use of a file is remembered.
 _TOUCH_S = 30.0
 # What nobody has written to for so long is of a process that is gone.
@@ -61,7 +63,8 @@ class ShardCache:
     Args:
         home: the dataset's URI.
         folder: on this machine, of all datasets that are cached there.
-        limit_bytes: of all files in `folder` together. A file that a process has open is freed when it closes it.
+        limit_bytes: of all files that are cached in `folder` together. A file that a process has open is freed when
+            it closes it.
         stays: whether a file of that name is never removed to make room.
 
     Raises:
@@ -72,7 +75,7 @@ class ShardCache:
     def __init__(self, home: str, folder: Path, limit_bytes: int, stays: Callable[[str], bool] = lambda name: False):
         self.home, self._limit, self._all, self._stays = home.rstrip("/"), limit_bytes, folder, stays
         self._fs, self._root = fsspec.core.url_to_fs(self.home)
-        self.folder = folder / hashlib.sha256(self.home.encode()).hexdigest()[:16]
+        self.folder = folder / hashlib.sha256(self.home.encode()).hexdigest()[:_FOLDER_DIGITS]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._objects = {
             name.removeprefix(self._root).lstrip("/"): StoredObject.of(info)
@@ -185,9 +188,9 @@ class ShardCache:
             )
 
     def _make_room(self, needed: int, target: Path) -> None:
-        """Removes what was not used for longest, of any dataset, until `needed` bytes fit."""
+        """Removes what was not used for longest, of any dataset that is cached here, until `needed` bytes fit."""
         whole, total = [], 0
-        for path in self._all.rglob("*"):
+        for path in (path for folder in self._cached_folders() for path in folder.rglob("*")):
             with contextlib.suppress(OSError):  # another process has just let it go
                 status = path.stat()
                 if path == target or not path.is_file():
@@ -204,6 +207,12 @@ class ShardCache:
             _version_file(path).unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             total -= size
+
+    def _cached_folders(self) -> Iterator[Path]:
+        """Of all datasets. What else lies beside them is somebody's, perhaps the only copy of it."""
+        for folder in self._all.glob("[0-9a-f]" * _FOLDER_DIGITS):
+            if any(folder.glob(".*.lock")):  # which every fetch leaves
+                yield folder
 
     @contextlib.contextmanager
     def _alone(self, name: str, folder: Path | None = None) -> Iterator[None]:

@@ -89,6 +89,17 @@ def test_a_file_that_is_open_may_leave_and_is_read_to_its_end(tmp_path: Path) ->
         assert kept(tmp_path) == {"b"} and file.read() == b"a" * SIZE
 
 
+def test_what_the_cache_did_not_fetch_stays(tmp_path: Path) -> None:
+    own = [tmp_path / "talks" / "windows.array_record-00000", tmp_path / "0123456789abcdef" / "x.array_record-00000"]
+    for path in own:
+        path.parent.mkdir()
+        path.write_bytes(b"the only copy" * SIZE)
+    cache = opened(tmp_path, int(1.5 * SIZE))
+    cache.path("a")
+    cache.path("b")
+    assert all(path.is_file() for path in own) and kept(cache.folder) == {"b"}
+
+
 def test_a_limit_below_the_largest_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"versioned://data/set/\w+.* has .* GB; give it room for one file"):
         opened(tmp_path, SIZE - 1)
