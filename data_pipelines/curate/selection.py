@@ -199,7 +199,12 @@ def _tag_part(
     clips = clips_of(scanned)
     columns = _columns(thresholds, sweeps)
     scored = {stage: table.read(stage, number, columns[stage]) for stage in STAGES[1:]}
-    besides = {stage: table.read(stage, number, ["reason"]) for stage in table.stages if stage not in STAGES}
+    own = {"caption": ["caption"]}
+    besides = {
+        stage: table.read(stage, number, ["reason", *own.get(stage, ())])
+        for stage in table.stages
+        if stage not in STAGES
+    }
     signature, embedded, video = np.zeros((0, 4), np.uint64), np.zeros(0, bool), np.zeros(0, np.uint64)
     if thresholds.max_similarity < 1:
         signature, embedded = duplicates.signatures_of(table, number)
@@ -215,8 +220,9 @@ def _tag_part(
     for stage in ("preview", "look"):
         left_out[pc.is_valid(scored[stage]["reason"]).to_numpy()] = WHYS.index(UNREADABLE)
     if "caption" in besides:
-        failed = pc.is_valid(besides["caption"]["reason"]).to_numpy()
-        left_out[failed & _is_in(clips["source"], listing.uncaptioned(number))] = WHYS.index(NOT_CAPTIONED)
+        # Not those that failed alone: one that is to be asked again, or was passed over, has none either.
+        without = pc.is_null(besides["caption"]["caption"]).to_numpy()
+        left_out[without & _is_in(clips["source"], listing.uncaptioned(number))] = WHYS.index(NOT_CAPTIONED)
     left_out[_is_in(clips["source"], unread)] = WHYS.index(NO_CAPTION)
     left_out[~_is_in(clips["source"], sources)] = WHYS.index(GONE)
     for sweep in sweeps:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.curate import file_stages, part_work, stage_parts
+from data_pipelines.curate import file_stages, part_work, source_list, stage_parts
 from data_pipelines.curate.adapters import Adapters
 from data_pipelines.curate.caption_command import CaptionCommand
 from data_pipelines.curate.captions import CaptionError
@@ -18,6 +18,7 @@ from data_pipelines.curate.curate import CurateConfig, Engine, curate
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.part_tags import NOT_CAPTIONED
 from data_pipelines.curate.part_work import PartTask
+from data_pipelines.curate.selection import select
 from data_pipelines.curate.stage_parts import SCHEMAS, Table
 from data_pipelines.curate.tagging import Thresholds
 from omnihuman_jax.serving import media_omnihuman
@@ -154,6 +155,38 @@ print(os.path.basename(argv[1]))
     assert "caption" not in part_work.to_make(task) and not part_work.forget_dead(task)
 
 
+def test_a_caption_that_is_still_to_be_asked_for_is_none(tmp_path: Path) -> None:
+    """What fails, is asked again and is passed over is left out by a select that comes in between."""
+    made_table.write(tmp_path, parts=1, videos=3, clips=1)
+    table = Table(folder=tmp_path, keys={**Table.open(tmp_path).keys, "caption": "made"})
+    table.save()
+    listing = tmp_path / "listings" / "made.parquet"
+    listed = [{**row, "caption_source": "default"} for row in stage_parts.read_part(listing).to_pylist()]
+    stage_parts.write_part(listing, listed, source_list._LISTING)
+    failed = {"caption_why": "failed: x", "reason": "x", "exception": "E", "tries": 2, "is_lasting": False}
+    answers: list[dict[str, object]] = [{"caption": "a man talks"}, failed, {"caption_why": file_stages.OWN_CAPTION}]
+    named = zip(table.read("look", 0, ["clip_id"]).to_pylist(), answers, strict=True)
+    stage_parts.write_part(table.part("caption", 0), [one | said for one, said in named], SCHEMAS["caption"], "[]")
+
+    def captions() -> list[str]:
+        select(tmp_path, Thresholds(min_copy_distance=0), tmp_path / "sets")
+        return [clip.caption for clip in read_clips(tmp_path)]
+
+    assert captions() == ["a man talks"]
+    task = PartTask(
+        table=str(tmp_path),
+        number=0,
+        keys=table.keys,
+        options=ScanOptions(),
+        loosest=Thresholds(),
+        sources=tuple(row["source"] for row in listed),
+        paths={row["source"]: "x" for row in listed},
+        uncaptioned=frozenset(row["source"] for row in listed),
+    )
+    assert part_work.forget_dead(task)
+    assert captions() == ["a man talks"]
+
+
 def test_captions_of_a_table(tmp_path: Path) -> None:
     """Who is asked, once for each clip; what another program, a caption that goes, and one that fails make again. The
     other stage that a table need not have is made once.
@@ -199,7 +232,7 @@ print("words on", argv[2], argv[3])
     (letter,) = funnel["quarantine"]
     assert (letter["video"], letter["stage"], letter["tries"]) == ("c.mp4", "caption", 2)
     assert letter["reason"] == "ChildProcessError: the caption command ended with status 1: no memory"
-    assert NOT_CAPTIONED == "the caption command failed"
+    assert NOT_CAPTIONED == "the caption command gave no caption"
 
     (tmp_path / "down").unlink()
     computed, told, funnel = run(code + "# another program", retry_dead=True)
