@@ -1,5 +1,8 @@
 """A dataset brought into a bucket, and what was appended to it: files first, the manifest last, in one request.
 
+Of the files those that describe the generation come first: they state the sha256 of all others, so that what is there
+already is told from another dataset's files of the same sizes where the bucket knows no md5 (S3).
+
 Whoever reads there sees the generations of before, or the new one whole. What a killed call has brought stays, and the
 next one goes on behind it.
 """
@@ -24,6 +27,7 @@ from omnihuman_jax.data.shard_cache import StoredObject, TransferError
 from omnihuman_jax.runtime import files, locations
 
 _THREADS = 8
+_DESCRIBING = ("encode.json", "dataset.json")
 
 
 def publish(dataset: Path, home: str, on_file: Callable[[int], object] = lambda nbytes: None) -> list[int]:
@@ -45,9 +49,14 @@ def publish(dataset: Path, home: str, on_file: Callable[[int], object] = lambda 
     # `ONLY` is the first of a dataset that had no manifest yet.
     if len(there) > len(own) or any(one not in (mine, ONLY) for one, mine in zip(there, own)):
         raise ValueError(f"{home}: holds generations that {dataset} has not; give a folder of the bucket that is empty")
+    if there:
+        _check_first(fs, root, dataset)
     lacking = own[len(there) :]
     for generation in lacking:
         paths = files_of(dataset, generation)
+        for path in (path for path in paths if path.name in _DESCRIBING):
+            on_file(_bring(fs, path, f"{root}/{path.relative_to(dataset).as_posix()}"))
+        paths = [path for path in paths if path.name not in _DESCRIBING]
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             jobs = [pool.submit(_bring, fs, path, f"{root}/{path.relative_to(dataset).as_posix()}") for path in paths]
             for job in concurrent.futures.as_completed(jobs):
@@ -76,19 +85,41 @@ def _published(fs: Any, root: str, home: str) -> list[Generation]:
         return []
 
 
+def _check_first(fs: Any, root: str, dataset: Path) -> None:
+    """ValueError where the first generation that is there, which a manifest need not tell from others, is another."""
+    for path in (path for name in _DESCRIBING if (path := dataset / name).is_file()):
+        target = f"{root}/{path.name}"
+        if not (fs.exists(target) and _is_same(fs, path, target)):
+            raise ValueError(_other(path, target))
+
+
+def _is_same(fs: Any, path: Path, target: str) -> bool:
+    """Whether an object is this file, by its md5; by its size where the bucket knows none, and what describes the
+    others by its bytes.
+    """
+    found = StoredObject.of(fs.info(target))
+    if found.size != path.stat().st_size:
+        return False
+    if found.md5:
+        return found.md5 == files.file_md5(path)
+    return path.name not in _DESCRIBING or bool(fs.cat_file(target) == path.read_bytes())
+
+
+def _other(path: Path, target: str) -> str:
+    return f"{target}: is there, and is not {path}; give a folder of the bucket that is empty"
+
+
 def _bring(fs: Any, path: Path, target: str) -> int:
     """Uploads a file unless it is there; its bytes. ValueError where something else is, TransferError where something
     else arrives.
     """
     size = path.stat().st_size
     try:
-        found = StoredObject.of(fs.info(target))
-        if found.size != size or (found.md5 and found.md5 != files.file_md5(path)):
-            raise ValueError(f"{target}: is there, and is not {path}; give a folder of the bucket that is empty")
+        if not _is_same(fs, path, target):
+            raise ValueError(_other(path, target))
         return size
     except FileNotFoundError:
         fs.put_file(str(path), target)
-    found = StoredObject.of(fs.info(target))
-    if found.size != size or (found.md5 and found.md5 != files.file_md5(path)):
-        raise TransferError(f"{target} has {found.size:,} bytes, {path} {size:,}: it has arrived damaged; try again")
+    if not _is_same(fs, path, target):
+        raise TransferError(f"{target} is not {path}, of {size:,} bytes: it has arrived damaged; try again")
     return size

@@ -1,14 +1,16 @@
 """A dataset and what is appended to it, brought into a bucket: a reader has the generation of before or the new one."""
 
 import hashlib
+import json
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from omnihuman_jax import cli
 from omnihuman_jax.data import dataset_files, publish
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.generations import read_manifest
+from omnihuman_jax.data.generations import Generation, read_manifest, write_manifest
 from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.data.records import encode_record
 from tests.data import synthetic
@@ -99,3 +101,43 @@ def test_a_folder_that_holds_something_else_is_left_alone(
     with pytest.raises(ValueError, match="is there, and is not"):
         publish.publish(other, uri)
     assert names(server, uri) == before
+
+
+def test_a_data_set_of_the_same_sizes_is_told_apart_without_md5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As S3 has it, whether the bucket has all of the other or what a killed call brought."""
+    monkeypatch.setattr(publish.locations, "location", str)
+    monkeypatch.setattr(publish.locations, "is_remote", lambda place: True)
+    monkeypatch.setattr(publish, "_THREADS", 1)
+    bucket, uri = fsspec.filesystem("memory"), "memory://published/set"
+
+    def write(shard: str, generations: list[Generation]) -> None:
+        for name, text in (("dataset.json", "{}"), ("encode.json", json.dumps({"sha256": shard})), ("a", shard)):
+            (tmp_path / name).write_text(text)
+        if generations:
+            write_manifest(tmp_path, generations)
+
+    def refused() -> bool:
+        before = {name: bucket.cat_file(name) for name in bucket.find("/published")}
+        with pytest.raises(ValueError, match=r"encode\.json: is there, and is not"):
+            publish.publish(tmp_path, uri)
+        return {name: bucket.cat_file(name) for name in bucket.find("/published")} == before
+
+    write("first", [])
+    try:
+        assert publish.publish(tmp_path, uri) == [1] and publish.publish(tmp_path, uri) == []
+        write("other", [])
+        assert refused(), "neither has a manifest that says what it is"
+        write("other", [Generation(number=1, windows=3, records=3, summary_sha256="s")])
+        assert refused()
+        bucket.rm("/published", recursive=True)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(publish, "manifest_text", killed)
+            publish.publish(tmp_path, uri)
+        write("third", [])
+        assert refused()
+        write("other", [])
+        assert publish.publish(tmp_path, uri) == [1] and bucket.cat_file("/published/set/a") == b"other"
+    finally:
+        bucket.store.clear()
