@@ -7,7 +7,9 @@
 They are the machine's, not the run's: the same run may go on where the disk is another.
 """
 
+import contextlib
 import functools
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -131,13 +133,19 @@ class CachedRecords:
     def _reader(self, name: str) -> Any:
         from array_record.python.array_record_module import ArrayRecordReader
 
-        path = self._cache.path(name)
-        with self._lock:
-            inode = path.stat().st_ino
-            known = self._readers.get(name)
-            if known is None or known[0] != inode:
+        while True:
+            path = self._cache.path(name)
+            # Held open meanwhile, so that no other file gets its inode.
+            with self._lock, contextlib.suppress(FileNotFoundError), path.open("rb") as held:
+                inode = os.fstat(held.fileno()).st_ino
+                known = self._readers.get(name)
+                if known is not None and known[0] == inode:
+                    return known[1]
                 self._readers = {
                     name: kept for name, kept in self._readers.items() if self._cache.is_kept(name, kept[0])
                 }
-                known = self._readers[name] = (inode, ArrayRecordReader(str(path)))
-            return known[1]
+                reader = ArrayRecordReader(str(path))
+                if reader.ok() or self._cache.is_kept(name, inode):
+                    self._readers[name] = (inode, reader)
+                    return reader
+            # Another process of the host has made room since: no fault of the shard, which is fetched again.

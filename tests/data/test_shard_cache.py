@@ -11,9 +11,11 @@ from typing import Any
 
 import fsspec
 import pytest
+from array_record.python import array_record_module
 from fsspec.implementations.memory import MemoryFileSystem
 
 from omnihuman_jax.data import shard_cache
+from omnihuman_jax.data.dataset_files import CachedRecords
 from omnihuman_jax.data.shard_cache import ChangedError, ShardCache, TransferError
 
 HOME = "versioned://data/set"
@@ -87,6 +89,35 @@ def test_a_file_that_is_open_may_leave_and_is_read_to_its_end(tmp_path: Path) ->
     with cache.path("a").open("rb") as file:
         cache.path("b")
         assert kept(tmp_path) == {"b"} and file.read() == b"a" * SIZE
+
+
+def test_a_shard_that_leaves_before_it_is_open_comes_again(
+    tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = array_record_module.ArrayRecordWriter(str(tmp_path / "written"), "group_size:1")
+    writer.write(b"a window")
+    writer.close()
+    bucket.pipe_file("/data/set/a", (tmp_path / "written").read_bytes())
+    cache = opened(tmp_path / "cache", 1 << 20)
+    leaves = {"before it is looked at": iter((True, False, True)), "before it is open": iter((True,))}
+    finding, opening = cache.path, array_record_module.ArrayRecordReader
+
+    def left(place: Path, moment: str) -> Path:
+        if next(leaves[moment], False):
+            place.unlink()  # as another process of the host makes room
+        return place
+
+    def path(name: str) -> Path:
+        return left(finding(name), "before it is looked at")
+
+    def reader(place: str) -> Any:
+        return opening(str(left(Path(place), "before it is open")))
+
+    monkeypatch.setattr(cache, "path", path)
+    monkeypatch.setattr(array_record_module, "ArrayRecordReader", reader)
+    records = CachedRecords(cache, ["a"], [1])
+    assert records[0] == b"a window" and cache.use.fetched == 4
+    assert records[0] == b"a window" and cache.use.fetched == 4
 
 
 def test_what_the_cache_did_not_fetch_stays(tmp_path: Path) -> None:
