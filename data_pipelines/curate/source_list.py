@@ -45,6 +45,7 @@ _LISTING = pa.schema([
     pa.field("path", pa.string()), pa.field("caption", pa.string()), pa.field("caption_source", pa.string()),
     pa.field("caption_error", pa.string()), pa.field("split", pa.string()),
 ])  # fmt: skip
+_WRITTEN = b"written"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,14 +165,27 @@ def source_id(name: str, size: int, version: int) -> str:
 def write_listing(
     table: Table, source: str, videos: Sequence[ListedVideo], passed_over: Mapping[str, Sequence[str]]
 ) -> None:
-    """Writes what lies in `source` (its path relative to the table), over what lay there before. passed_over: reason ->
-    names of what is no video.
+    """Writes what lies in `source` (its path relative to the table), over what lay there before, as the newest listing.
+    passed_over: reason -> names of what is no video.
     """
     rows = [dataclasses.asdict(video) for video in sorted(videos, key=lambda v: (v.part, v.source))]
     name = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     folder = table.folder / "listings"
-    stage_parts.write_part(folder / f"{name}.parquet", rows, _LISTING)
+    others = [path for path in folder.glob("*.parquet") if path.stem != name]
+    written = 1 + max(map(_written, others), default=0)
+    schema = _LISTING.with_metadata({_WRITTEN: str(written)})
+    stage_parts.write_columns(folder / f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
     files.write_text(folder / f"{name}.json", json.dumps({"passed_over": passed_over}))
+
+
+def _listings(table: Table) -> list[Path]:
+    """The files of all listings, the one that was written last first."""
+    return sorted(sorted((table.folder / "listings").glob("*.parquet")), key=_written, reverse=True)
+
+
+def _written(listing: Path) -> int:
+    """A number that is larger than those of all listings that were there before; no time, as clocks of hosts differ."""
+    return int((stage_parts.read_schema(listing).metadata or {}).get(_WRITTEN, 0))
 
 
 def read_passed_over(table: Table) -> dict[str, list[str]]:
@@ -184,12 +198,13 @@ def read_passed_over(table: Table) -> dict[str, list[str]]:
 
 
 def read_listings(table: Table) -> pa.Table:
-    """All listings of a table, by part and source; a video that two have is in it once."""
-    listings = [stage_parts.read_part(path) for path in sorted((table.folder / "listings").glob("*.parquet"))]
+    """All listings of a table, by part and source; a video that several have is in it once, as the newest has it."""
+    listings = [stage_parts.read_part(path) for path in _listings(table)]
     if not listings:
         raise FileNotFoundError(f"{table.folder / 'listings'}: nothing is listed; run curate again")
     if len(listings) == 1:
         return listings[0]
+    # A stable sort, so that of a video the newest stays first.
     together = pa.concat_tables(listings).sort_by([("part", "ascending"), ("source", "ascending")])
     sources = together["source"].to_pylist()
     first = [index for index, source in enumerate(sources) if index == 0 or source != sources[index - 1]]
@@ -197,9 +212,12 @@ def read_listings(table: Table) -> pa.Table:
 
 
 def listed_in(table: Table, number: int) -> list[dict[str, Any]]:
-    """The rows of all listings that are in part `number`."""
-    paths = sorted((table.folder / "listings").glob("*.parquet"))
-    rows = [row for path in paths for row in stage_parts.read_part(path, filters=[("part", "=", number)]).to_pylist()]
+    """The rows of all listings that are in part `number`, a video once, as `read_listings` has it."""
+    rows = [
+        row
+        for path in _listings(table)
+        for row in stage_parts.read_part(path, filters=[("part", "=", number)]).to_pylist()
+    ]
     return list({row["source"]: row for row in reversed(rows)}.values())
 
 

@@ -217,8 +217,13 @@ def stated_choice(path: Path) -> str:
     """By what the rows of a part that something was computed for were chosen: of `look` and `listen` as
     `reach.Reach.to_json` has it, of `caption` as `part_work` does; "" if it does not say.
     """
+    return (read_schema(path).metadata or {}).get(_CHOSEN_BY, b"").decode()
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """What a Parquet file says of itself, without its rows; ValueError for a damaged one."""
     try:
-        return (pq.read_schema(path).metadata or {}).get(_CHOSEN_BY, b"").decode()
+        return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: not a readable part ({why}); delete it and run curate again") from None

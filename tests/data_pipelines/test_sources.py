@@ -225,6 +225,22 @@ def test_an_address_survives_its_text(address: Address) -> None:
     assert Address.parse(text, "/tables/t") == address and "\n" not in text
 
 
+def test_the_listing_that_was_written_last_says_where_a_video_lies_and_what_it_shows(tmp_path: Path) -> None:
+    """Whatever the sources are called: a hash of that names the listings."""
+    table = Table(folder=tmp_path / "table", keys=dict.fromkeys(stage_parts.STAGES, "made"))
+    place = tmp_path / "0"
+    place.mkdir()
+    (place / "a.mp4").write_bytes(b"x")
+    for number in range(1, 6):
+        place = place.rename(tmp_path / str(number))
+        (place / "a.txt").write_text(f"caption {number}")
+        (video,) = source_list.look_up(table, place, OPTIONS)
+        for (row,) in (source_list.listed_in(table, 0), source_list.read_listings(table).to_pylist()):
+            assert (row["path"], row["caption"]) == (f"../{number}/a.mp4", f"caption {number}")
+            assert row["source"] == video.source
+    assert len(list((tmp_path / "table" / "listings").glob("*.parquet"))) == 5
+
+
 def test_a_cut_archive_loses_what_is_cut_and_nothing_else(media: Path, of_folder: Table, tmp_path: Path) -> None:
     good = (media / "talks" / "a.mp4").read_bytes()
     whole = write_tar(tmp_path / "tars" / "cut.tar", {"a.mp4": good, "lost.mp4": good, "never seen.mp4": good})
