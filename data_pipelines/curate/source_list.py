@@ -2,10 +2,11 @@
 
 Parts only ever get added: videos that no part has yet become new parts, in the order of a hash of their names, so that
 a part is a fair sample of what came with it. A video is known by its name, size and time of change; one that was
-touched and has the same bytes as before is the video that it was.
+touched and has the same bytes as before is the video that it was, which is written down, so that it is hashed once.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -75,9 +76,9 @@ def look_up(
     now = {name: (video.size, video.version) for name, video in found.videos.items()}
     addresses = {name: video.address for name, video in found.videos.items()}
     while True:
-        known = read_sources(table)
-        ids = _ids(table, known, now, addresses)
-        added = _added(known, ids, now, part_videos)
+        known = _read_added(table)
+        ids, touched = _ids(table, known, now, addresses)
+        added = _added(known, ids, now, part_videos, touched)
         # Another worker may list the same source at the same time: what is written first is what counts.
         if not added or write_sources(table, added):
             break
@@ -230,26 +231,36 @@ def write_sources(table: Table, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def read_sources(table: Table) -> list[dict[str, Any]]:
     """Every video that the table has a part for, whether it still lies anywhere or not: a row of `_SOURCES` each."""
+    first: dict[str, dict[str, Any]] = {}
+    for row in _read_added(table):
+        first.setdefault(row["source"], row)
+    return list(first.values())
+
+
+def _read_added(table: Table) -> list[dict[str, Any]]:
+    """As `read_sources`, with a row more for each other time of change that a video was found with."""
     added = sorted((table.folder / "sources").glob("added-*.parquet"))
     return [row for file in added for row in stage_parts.read_part(file).to_pylist()]
 
 
 def _ids(
     table: Table, known: Sequence[Mapping[str, Any]], now: Mapping[str, tuple[int, int]], at: Mapping[str, Address]
-) -> dict[str, str]:
-    """Name -> id; of a video that was touched but not changed, the id that it has had."""
-    ids = {name: source_id(name, *stat) for name, stat in now.items()}
-    sources = {row["source"] for row in known}
+) -> tuple[dict[str, str], list[str]]:
+    """(name -> id; names of videos that were touched but not changed, which have the id that they have had)."""
     before: dict[str, list[Mapping[str, Any]]] = {}
     for row in known:
         before.setdefault(row["name"], []).append(row)
-    for name, source in ids.items():
-        same_size = [row for row in before.get(name, ()) if row["size"] == now[name][0]]
-        if source not in sources and same_size:
+    scanned = functools.cache(functools.partial(_scanned_sha256, table))
+    ids, touched = {}, []
+    for name, (size, version) in now.items():
+        same_size = [row for row in before.get(name, ()) if row["size"] == size]
+        same = [row["source"] for row in same_size if row["mtime_ns"] == version]
+        if same_size and not same:
             digest = _digest(at[name])
-            same = (row["source"] for row in same_size if _sha256(table, row["part"], row["source"]) == digest)
-            ids[name] = next(same, source)
-    return ids
+            same = [row["source"] for row in same_size if scanned(row["part"]).get(row["source"]) == digest]
+            touched += [name] if same else []
+        ids[name] = same[0] if same else source_id(name, size, version)
+    return ids, touched
 
 
 def _digest(address: Address) -> str:
@@ -260,25 +271,31 @@ def _digest(address: Address) -> str:
         return ""
 
 
-def _sha256(table: Table, number: int, source: str) -> str | None:
-    """Of the bytes that the scan saw; None where it saw none."""
+def _scanned_sha256(table: Table, number: int) -> dict[str, str | None]:
+    """Source -> sha256 of the bytes that the scan of a part saw, or None; {} before it."""
     if not table.part("scan", number).is_file():
-        return None
+        return {}
     rows = table.read("scan", number, ["source", "sha256"]).to_pylist()
-    return next((row["sha256"] for row in rows if row["source"] == source), None)
+    return {row["source"]: row["sha256"] for row in rows}
 
 
 def _added(
-    known: Sequence[Mapping[str, Any]], ids: Mapping[str, str], now: Mapping[str, tuple[int, int]], part_videos: int
+    known: Sequence[Mapping[str, Any]],
+    ids: Mapping[str, str],
+    now: Mapping[str, tuple[int, int]],
+    part_videos: int,
+    touched: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """The videos that no part has yet, each with the number of its new part."""
-    sources = {row["source"] for row in known}
-    new = sorted({i: name for name, i in ids.items() if i not in sources}.items())
+    """The videos that no part has yet, each with the number of its new part; those that were touched, with theirs."""
+    parts = {row["source"]: row["part"] for row in known}
+    new = sorted({i: name for name, i in ids.items() if i not in parts}.items())
     size = max(1, min(part_videos, -(-len(new) // _LEAST_PARTS)))
-    first = max((row["part"] for row in known), default=-1) + 1
+    first = max(parts.values(), default=-1) + 1
+    numbered = [(first + n // size, i, name) for n, (i, name) in enumerate(new)]
+    numbered += [(parts[ids[name]], ids[name], name) for name in sorted(touched)]
     return [
-        {"part": first + n // size, "source": i, "name": name, "size": now[name][0], "mtime_ns": now[name][1]}
-        for n, (i, name) in enumerate(new)
+        {"part": number, "source": i, "name": name, "size": now[name][0], "mtime_ns": now[name][1]}
+        for number, i, name in numbered
     ]
 
 

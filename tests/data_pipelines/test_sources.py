@@ -5,6 +5,7 @@ one is told with its stage and reason, and the rest is finished.
 import dataclasses
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,6 +240,35 @@ def test_the_listing_that_was_written_last_says_where_a_video_lies_and_what_it_s
             assert (row["path"], row["caption"]) == (f"../{number}/a.mp4", f"caption {number}")
             assert row["source"] == video.source
     assert len(list((tmp_path / "table" / "listings").glob("*.parquet"))) == 5
+
+
+def test_a_video_that_was_touched_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, media = Table(folder=tmp_path / "table", keys=dict.fromkeys(stage_parts.STAGES, "made")), tmp_path / "media"
+    media.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (media / name).write_bytes(name.encode())
+    hashed: list[str] = []
+    digest = source_list._digest
+    monkeypatch.setattr(source_list, "_digest", lambda at: hashed.append(Path(at.place).name) or digest(at))
+
+    def look() -> tuple[dict[str, str], list[str]]:
+        hashed.clear()
+        return {video.name: video.source for video in source_list.look_up(table, media, OPTIONS)}, hashed[:]
+
+    first, _ = look()
+    for row in source_list.read_sources(table):
+        scan = {"source": row["source"], "kind": "dead", "sha256": files.file_sha256(media / row["name"])}
+        stage_parts.write_part(table.part("scan", row["part"]), [scan], stage_parts.SCHEMAS["scan"])
+    rows = source_list.read_sources(table)
+    os.utime(media / "a.mp4", ns=(1, 1))
+    (media / "b.mp4").write_bytes(b"other")
+    second, asked = look()
+    assert second["a.mp4"] == first["a.mp4"] and second["b.mp4"] != first["b.mp4"] and asked == ["a.mp4", "b.mp4"]
+    assert look() == (second, []), "neither is looked into again"
+    os.utime(media / "a.mp4", ns=(2, 2))
+    assert look() == (second, ["a.mp4"]) and look() == (second, [])
+    known = source_list.read_sources(table)
+    assert known[:2] == rows and [row["source"] for row in known[2:]] == [second["b.mp4"]]
 
 
 def test_a_cut_archive_loses_what_is_cut_and_nothing_else(media: Path, of_folder: Table, tmp_path: Path) -> None:
