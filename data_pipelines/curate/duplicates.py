@@ -87,7 +87,7 @@ def _copied_pairs(parts: Sequence[PartTags], usable: np.ndarray, distance: float
     rows = np.flatnonzero(np.concatenate([part.hashed for part in parts]) & usable)
     words = np.concatenate([part.words for part in parts])
     for part in parts:
-        part.words = part.words[:0]  # the largest of the columns is there once
+        part.words = np.zeros((0, 3), np.uint64)  # a view would keep it: the largest of the columns is there once
     return find_copies(words, np.concatenate([part.seconds for part in parts]), rows, distance)
 
 
