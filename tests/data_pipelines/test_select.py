@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,24 @@ def test_the_command(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         main(arguments)
     with pytest.raises(ValueError, match="--weight must be greater than 0"):
         select(table, Thresholds(), tmp_path / "sets", weight=0)
+
+
+def test_what_another_curate_is_writing_stays(table: Path, tmp_path: Path) -> None:
+    sets = tmp_path / "sets"
+    places = [table, table / "listings", table / "sources", sets]
+    written, left = ([place / f".made.parquet.{name}.part" for place in places] for name in ("0123abcd", "4567cdef"))
+    for place in places:
+        place.mkdir(exist_ok=True)
+    for path in (*written, *left):
+        path.write_bytes(b"half")
+    for path in left:
+        os.utime(path, (time.time() - 7200,) * 2)
+    try:
+        select(table, Thresholds(min_copy_distance=0), sets)
+        assert all(path.is_file() for path in written) and not any(path.exists() for path in left)
+    finally:
+        for path in written:
+            path.unlink(missing_ok=True)
 
 
 def test_parts_that_are_not_made_are_counted(table: Path, tmp_path: Path) -> None:
