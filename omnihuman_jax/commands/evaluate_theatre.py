@@ -137,8 +137,8 @@ def differences(result: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
     for name in ("mouth_correlation", "mouth_range", "gesture_range"):
         mine, theirs = rows_of(result, name), rows_of(other, name)
         if common := sorted(mine.keys() & theirs.keys()):
-            rows = (np.array([[own[one] for one in common]]) for own in (mine, theirs))
-            effect = paired_effect(*rows, [person for _, person in common], METRICS[name].of_sums)
+            more, less = (np.array([[own[one] for one in common]]) for own in (mine, theirs))
+            effect = paired_effect(more, less, [person for _, person in common], METRICS[name].of_sums)
             between = Estimate(effect.value, effect.low, effect.high, effect.windows, effect.people)
             found[METRICS[name].what] = plain(between)
     if not found:
