@@ -61,8 +61,8 @@ theatre: $(VENV)/.theatre  ## drawn people who speak -> a model that moves mouth
 	$(BIN)/omnihuman encode $(THEATRE)/clips --out $(THEATRE)/dataset --codec dct --text-encoder $(MEDIA)/all-MiniLM-L6-v2 \
 	  --speech-encoder $(MEDIA)/whisper-tiny.en-encoder --speech-layers 0,2,4 --area 48x48 --window-frames 25 --stride 10 --references 3 --margin 2
 	JAX_PLATFORMS=cpu $(BIN)/omnihuman train --config configs/theatre.py --config.data.dataset=$(THEATRE)/dataset --run $(THEATRE)/run \
-	  --config.samples.interval=200 --config.samples.clips=$(THEATRE)/clips --config.samples.truth=$(THEATRE)/truth
-	$(BIN)/omnihuman evaluate --suite theatre --run $(THEATRE)/run --truth $(THEATRE)/truth --out $(THEATRE) --windows 48 --batch 16 --guidance-scale 3
+	  --config.samples.interval=400 --config.samples.clips=$(THEATRE)/clips --config.samples.truth=$(THEATRE)/truth
+	$(BIN)/omnihuman evaluate --suite theatre --run $(THEATRE)/run --truth $(THEATRE)/truth --out $(THEATRE) --windows 48 --batch 16 --guidance-scale 5
 
 ANY_CLIP ?= runs/any_clip
 any-clip: $(VENV)/.theatre  ## half of the clips silent, a third without a pose, a tenth corrupt: they train; beside it, what is left without them (docs/any_clip_trains.md)
