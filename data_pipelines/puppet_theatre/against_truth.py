@@ -166,7 +166,11 @@ def tables(theatre: Path, curated: Path) -> str:
         lines += [", ".join(lost), ""]
     lines += _score_table(judged)
     unspoilt = [j for j in judged if j.fault not in ("turned_away", "covered", "blur", "still", "second_face")]
-    return "\n".join([*lines, "", *_seen_table([see(j, load_landmarks(curated, j.clip)) for j in unspoilt])]) + "\n"
+    looked_at = [j for j in unspoilt if j.clip.scores.get("looked_at", 1.0)]
+    lines += ["", *_seen_table([see(j, load_landmarks(curated, j.clip)) for j in looked_at])]
+    if without := sorted(Path(j.clip.video).stem for j in unspoilt if j not in looked_at):
+        lines += ["", f"Not in the last table, as curate looked for no landmarks: {', '.join(without)}"]
+    return "\n".join(lines) + "\n"
 
 
 def _score_table(judged: Sequence[Judged]) -> list[str]:

@@ -70,6 +70,15 @@ def test_the_tables_name_every_fault(tiny_theatre: Path) -> None:
     assert "of 0 videos no clip was made" in text
 
 
+def test_a_clip_without_landmarks_is_scored_and_told_of(tiny_theatre: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare, *others = read_clips(tiny_theatre / "clips")
+    bare = dataclasses.replace(bare, scores={**bare.scores, "looked_at": 0.0})
+    monkeypatch.setattr(against_truth, "read_clips", lambda folder: [bare, *others])
+    text = against_truth.tables(tiny_theatre, tiny_theatre / "clips")
+    assert text.startswith(f"{1 + len(others)} clips of ")
+    assert f"curate looked for no landmarks: {Path(bare.video).stem}\n" in text
+
+
 def test_a_video_without_a_clip_is_told_of(tiny_theatre: Path, tmp_path: Path) -> None:
     lost, *kept = [(clip, load_landmarks(tiny_theatre / "clips", clip)) for clip in read_clips(tiny_theatre / "clips")]
     write_clips(tmp_path, [row for row in kept if row[0].video != lost[0].video])
