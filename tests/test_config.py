@@ -199,7 +199,8 @@ def test_a_config_from_before_execution_is_read() -> None:
     expected = dataclasses.replace(load_config(DEMO), execution=OTHER_EXECUTION)
     expected.data.plan.repeat_warning = 100.0  # the default of that time
     assert config == expected
-    assert changed_fields(stored, to_json(config)) == ["fork: absent -> "]  # a resume compares in today's form
+    added = ["fork: absent -> ", "model.pose.samples: absent -> 2"]
+    assert changed_fields(stored, to_json(config)) == added  # a resume compares in today's form
     today = to_json(from_json(stored))
     assert changed_fields(today, to_json(config)) == []
     assert changed_fields(today, to_json(load_config(DEMO))) == [], "a resume may compute in another way"

@@ -217,7 +217,9 @@ def test_a_second_run_does_nothing_and_a_part_that_is_gone_is_made_again(curated
     (table.stage_folder("listen") / f".part-{shot.part:05d}.at").write_text("killed between a part and its note")
     resumed = curate(curated.videos, curated.out, curated.config)
     assert resumed["computed"] == {"videos": 0, "clips": shots_of_film, "look": shots_of_film}
-    assert bytes_of(curated.out) == before  # MediaPipe repeats to the bit
+    after = bytes_of(curated.out)
+    after.pop(curated.out / "sources" / "added-00001.parquet")  # the new time of the touched one
+    assert after == before  # MediaPipe repeats to the bit
 
 
 def test_what_is_gone_stays_in_the_table_and_leaves_the_sets(curated: Curated, tmp_path: Path) -> None:
