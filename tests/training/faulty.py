@@ -11,6 +11,7 @@ written, the next takes its time; `corrupt`: what is computed differs by a bit a
 import itertools
 import sys
 import time
+from pathlib import Path
 
 if __name__ == "__main__":
     kind, at, _, *arguments = sys.argv[1:]
@@ -23,6 +24,7 @@ if __name__ == "__main__":
     from omnihuman_jax.training import placement
 
     if kind == "no_storage":
+        from omnihuman_jax.data import generations
         from omnihuman_jax.data.record_source import RecordSource
 
         init = RecordSource.__init__
@@ -31,7 +33,7 @@ if __name__ == "__main__":
 
         def gone(self, directory, **kwargs):
             init(self, directory, **kwargs)
-            shard = self._shards[lost]
+            shard = Path(generations.split_name(str(directory))[0]) / self._shards[lost]
             shard.rename(shard.with_name(shard.name + ".away"))
 
         RecordSource.__init__ = gone
