@@ -201,9 +201,8 @@ def cancel(spec: RunSpec) -> int:
     for node in nodes(spec):
         try:
             external.run(ssh_argv(spec, node, [["sudo", "docker", "stop", "--time", str(spec.grace_s), spec.name]]))
-        except (
-            ChildProcessError
-        ) as error:  # a request that waits or was preempted has no VMs, and is to go all the same
+        except ChildProcessError as error:
+            # A request that waits or was preempted has no VMs, and is to go all the same.
             print(f"warning: {node}: nothing was stopped there ({error})", file=sys.stderr)
     argv = ["gcloud", "compute", "tpus", "queued-resources", "delete", spec.name, *_place(spec), "--force", "--quiet"]
     return external.run(argv)

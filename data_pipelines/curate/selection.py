@@ -6,13 +6,11 @@ would give, in the same pass.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,8 +53,6 @@ from omnihuman_jax.runtime.progress import progress_bar
 
 # Parts that an error names.
 _LISTED = 8
-# What nobody has written to for so long is of a process that is gone.
-_DEAD_S = 3600.0
 # Beside a clip for which something was left out by its preview.
 _LACKING = ("landmarks_why", "lip_sync_why")
 _SCAN_COLUMNS = ["source", "kind", "sha256", "start_frame", "end_frame", "height", "width", "source_fps",
@@ -116,7 +112,7 @@ def select(
             if count := int((part.left_out == WHYS.index(why)).sum()):
                 funnel.duplicates[why] += count
     for place in (table.folder, table.folder / "listings", table.folder / "sources", out):
-        _remove_stale(place)
+        files.remove_dead(place)  # what is younger another `curate` may be writing
     checks = {check.reason: check.limit(thresholds) for check in CHECKS}
     counts = {part.number: len(part.seconds) for part in parts}
     mix = {"dataset": dataset, "weight": weight} if dataset or weight != 1 else {}
@@ -156,14 +152,6 @@ def write_head(
         **(mix or {}),
     }
     write_text(out / SETS_FILE, json.dumps(head, indent=1) + "\n")
-
-
-def _remove_stale(folder: Path) -> None:
-    """Removes what processes left that were killed while they wrote; another `curate` may be writing here now."""
-    for left in folder.glob(".*.part"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _DEAD_S:
-                left.unlink()
 
 
 class _Listing:

@@ -25,8 +25,6 @@ _BLOCK_BYTES = 1 << 24
 _FOLDER_DIGITS = 16
 # How exactly the last use of a file is remembered.
 _TOUCH_S = 30.0
-# What nobody has written to for so long is of a process that is gone.
-_DEAD_S = 3600.0
 
 
 class ChangedError(ValueError):
@@ -197,7 +195,7 @@ class ShardCache:
                     continue
                 if not path.name.startswith(".") and not self._stays(path.name):
                     whole.append((status.st_mtime, status.st_size, path))
-                elif path.suffix == ".part" and time.time() - status.st_mtime > _DEAD_S:
+                elif path.suffix == ".part" and time.time() - status.st_mtime > files.DEAD_S:
                     path.unlink()  # of a process that was killed
                     continue
                 total += status.st_size

@@ -192,17 +192,13 @@ class Mirror:
             log = _Log(inode=status.st_ino, must_put=bool(log.offsets))
         elif len(log.offsets) >= _MAX_PARTS:
             # The whole is put first: what the other parts hold is then there twice, and never less than once.
-            data = path.read_bytes()
-            data = data[: data.rfind(b"\n") + 1]
+            data = _whole_lines(path, 0)
             self._put(_part(name, 0), data)
             log = _Log(inode=status.st_ino, stale=log.offsets[1:])
             log.sent(len(data))
             self._logs[name] = log
         self._remove_stale(name, log)
-        with path.open("rb") as file:
-            file.seek(log.length)
-            data = file.read()
-        data = data[: data.rfind(b"\n") + 1]
+        data = _whole_lines(path, log.length)
         if data or log.must_put:
             self._put(_part(name, log.length), data)
             log.sent(len(data))
@@ -281,6 +277,13 @@ class _Log:
         """Another part is there."""
         self.offsets.append(self.length)
         self.length, self.must_put = self.length + nbytes, False
+
+
+def _whole_lines(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    return data[: data.rfind(b"\n") + 1]
 
 
 def _part(name: str, offset: int) -> str:

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from omnihuman_jax.runtime.locations import StrPath
 _REPLACED = "-replaced"
 _INCOMPLETE = ".incomplete"
 _HASH_BYTES = 1 << 22
+# A half-written file that nobody has written to for so long is of a process that is gone.
+DEAD_S = 3600.0
 # Of file systems that do not know fsync, such as some buckets that are mounted as a folder.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
@@ -57,9 +60,18 @@ def locked_whole_file(path: Path) -> Iterator[Path]:
         yield temporary
 
 
+def remove_dead(folder: Path) -> None:
+    """Removes what killed processes left in `folder`, locked or not: what nobody has written to for `DEAD_S`."""
+    for left in folder.glob(".*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > DEAD_S:
+                left.unlink()
+
+
 def remove_stale(folder: Path, name: str) -> None:
     """Removes what killed processes left in `folder` of files that `name`, a pattern, fits, and nothing that
-    `locked_whole_file` is writing. `write_text`, `whole_file` and `claim` hold no lock: theirs would go too.
+    `locked_whole_file` is writing. `write_text`, `whole_file` and `claim` hold no lock: theirs would go too; for them
+    `remove_dead`.
     """
     for stale in folder.glob(f".{name}.*.part"):
         with contextlib.suppress(FileNotFoundError), stale.open("ab") as file:

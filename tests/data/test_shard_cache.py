@@ -17,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from omnihuman_jax.data import shard_cache
 from omnihuman_jax.data.dataset_files import CachedRecords
 from omnihuman_jax.data.shard_cache import ChangedError, ShardCache, TransferError
+from omnihuman_jax.runtime import files
 
 HOME = "versioned://data/set"
 SIZE = 1000
@@ -210,7 +211,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path, monkeypatch: pyte
     left.write_bytes(b"x" * 2 * SIZE)
     cache.path("b")
     assert left.exists()  # it may still be written
-    monkeypatch.setattr(shard_cache, "_DEAD_S", 0.0)
+    monkeypatch.setattr(files, "DEAD_S", 0.0)
     time.sleep(0.01)
     cache.path("c")
     assert not left.exists() and kept(tmp_path) == {"b", "c"}
