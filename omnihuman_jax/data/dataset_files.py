@@ -135,17 +135,18 @@ class CachedRecords:
 
         while True:
             path = self._cache.path(name)
-            # Held open meanwhile, so that no other file gets its inode.
-            with self._lock, contextlib.suppress(FileNotFoundError), path.open("rb") as held:
-                inode = os.fstat(held.fileno()).st_ino
+            with self._lock, contextlib.suppress(FileNotFoundError):
                 known = self._readers.get(name)
-                if known is not None and known[0] == inode:
+                if known is not None and known[0] == path.stat().st_ino:
                     return known[1]
-                self._readers = {
-                    name: kept for name, kept in self._readers.items() if self._cache.is_kept(name, kept[0])
-                }
-                reader = ArrayRecordReader(str(path))
-                if reader.ok() or self._cache.is_kept(name, inode):
-                    self._readers[name] = (inode, reader)
-                    return reader
+                # Held open meanwhile, so that no other file gets its inode.
+                with path.open("rb") as held:
+                    inode = os.fstat(held.fileno()).st_ino
+                    self._readers = {
+                        name: kept for name, kept in self._readers.items() if self._cache.is_kept(name, kept[0])
+                    }
+                    reader = ArrayRecordReader(str(path))
+                    if reader.ok() or self._cache.is_kept(name, inode):
+                        self._readers[name] = (inode, reader)
+                        return reader
             # Another process of the host has made room since: no fault of the shard, which is fetched again.
