@@ -39,6 +39,7 @@ from data_pipelines.curate import (
     clip_hashes,
     clip_networks,
     decode,
+    dissolves,
     embeddings,
     face_tracks,
     landmarks,
@@ -129,7 +130,7 @@ class Scan:
 def scan(path: str, options: ScanOptions) -> Scan:
     """Measures and watches a video, finds its shots, and cuts them into clips; `MediaError` for a bad file."""
     video = decode.inspect(path, file_sha256(path))
-    watched = shots.watch(path, options.max_seconds, options.shots.network)
+    watched = shots.watch(path, options.shots, options.max_seconds)
     video = decode.with_properties(path, video, watched.looks)
     if options.strict and (reason := decode.refusal(video)):
         raise MediaError(f"{path}: {reason}")
@@ -141,7 +142,7 @@ def scan(path: str, options: ScanOptions) -> Scan:
         )
     found = shots.find_cuts(watched.changes, options.shots) if watched.cuts is None else watched.cuts
     cuts = sorted({*found, *watched.reshaped})
-    ranges, short = shots.clip_ranges(frames, cuts, options.shots)
+    ranges, short = shots.clip_ranges(frames, cuts, options.shots, watched.dissolves)
     return Scan(video=video, ranges=tuple(ranges), too_short=tuple(short))
 
 
@@ -267,7 +268,7 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
     scanned = _key(
         reader=[*reader, code_digest((decode, media_omnihuman, shot_network, shots), _is_ours)],
         options=options.stated(),
-        versions=[shot_network.VERSION],
+        versions=[dissolves.VERSION, shot_network.VERSION],
     )
     of_faces: tuple[types.ModuleType, ...] = (face_tracks, landmarks)
     people: dict[str, Any] = {}

@@ -3,11 +3,13 @@
 import dataclasses
 import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.curate import shot_network
+from data_pipelines.curate.dissolves import Dissolve, DissolveFinder
 from data_pipelines.curate.shot_network import ShotNetwork, cuts_of
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.frames_omnihuman import Look
@@ -22,7 +24,8 @@ _NEIGHBOURS = 2
 class ShotConfig:
     """Where shots end and which lengths are kept.
 
-    min_change: mean absolute difference of two thumbnails, in grey levels of 255, that can be a cut.
+    min_change: mean absolute difference of two thumbnails, in grey levels of 255, that can be a cut, or the ends of a
+        dissolve (`dissolves.py`).
     min_change_ratio: how much more that must be than the mean of the two changes before and after: a pan changes much
         too.
     trim_frames: frames left out on both sides of a cut, where the encoder still mends the picture.
@@ -55,20 +58,23 @@ class Watched:
     changes   float32 [T - 1]: how much each frame differs from the one before, mean grey levels of 255
     reshaped  frames from which on the pictures have another size or orientation: each begins a shot
     looks     what the pictures say of themselves, each once
+    dissolves where one shot goes over into another; () with a network, which knows them as cuts
     cuts      frames that begin a new shot, by a network; None without one
     """
 
     changes: np.ndarray
     reshaped: tuple[int, ...]
     looks: tuple[Look, ...]
+    dissolves: tuple[Dissolve, ...] = ()
     cuts: list[int] | None = None
 
 
-def watch(path: str | os.PathLike[str], max_seconds: float | None = None, network: str = "") -> Watched:
+def watch(path: str | os.PathLike[str], config: ShotConfig, max_seconds: float | None = None) -> Watched:
     """Decodes the whole video once (or its first `max_seconds`), so that damage anywhere in it comes to light here.
-    Holds two thumbnails, and a window of them for a network (`ShotConfig.network`).
+    Holds a few seconds of thumbnails, whatever the length.
     """
-    cutter = ShotNetwork(Path(network)) if network else None
+    cutter = ShotNetwork(Path(config.network)) if config.network else None
+    mixer = DissolveFinder(config.min_change)
     changes: list[float] = []
     reshaped: list[int] = []
     looks: dict[Look, None] = {}
@@ -84,6 +90,8 @@ def watch(path: str | os.PathLike[str], max_seconds: float | None = None, networ
         before = picture
         if cutter is not None:
             cutter.add(_resized(frame))
+        else:
+            mixer.add(frame)
         for look in shown:
             looks.setdefault(look)
             if shape is not None and look.shape != shape:
@@ -94,6 +102,7 @@ def watch(path: str | os.PathLike[str], max_seconds: float | None = None, networ
         changes=np.asarray(changes, np.float32),
         reshaped=tuple(reshaped),
         looks=tuple(looks),
+        dissolves=tuple(mixer.dissolves()),
         cuts=None if cutter is None else cuts_of(cutter.probabilities()),
     )
 
@@ -105,13 +114,8 @@ def _resized(thumbnail: np.ndarray) -> np.ndarray:
     return cv2.resize(thumbnail, shot_network.THUMBNAIL[::-1], interpolation=cv2.INTER_AREA)
 
 
-def frame_changes(path: str | os.PathLike[str], max_seconds: float | None = None) -> np.ndarray:
-    """`Watched.changes` of a video."""
-    return watch(path, max_seconds).changes
-
-
 def find_cuts(changes: np.ndarray, config: ShotConfig) -> list[int]:
-    """Frames that begin a new shot; `changes` as `frame_changes` gives them."""
+    """Frames that begin a new shot; `changes` as in `Watched`."""
     cuts = []
     for i, change in enumerate(changes):
         around = np.concatenate([changes[max(0, i - _NEIGHBOURS) : i], changes[i + 1 : i + 1 + _NEIGHBOURS]])
@@ -122,15 +126,22 @@ def find_cuts(changes: np.ndarray, config: ShotConfig) -> list[int]:
 
 
 def clip_ranges(
-    frames: int, cuts: list[int], config: ShotConfig
+    frames: int, cuts: Sequence[int], config: ShotConfig, dissolves: Sequence[Dissolve] = ()
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(kept, too short): frame ranges [start, end) of the clips that `frames` frames with these cuts give."""
+    """(kept, too short): frame ranges [start, end) of the clips that `frames` frames with these cuts give.
+
+    Of a dissolve no frame is in a clip; a cut within one is none.
+    """
     kept: list[tuple[int, int]] = []
     short: list[tuple[int, int]] = []
-    edges = [0, *cuts, frames]
-    for start, end in itertools.pairwise(edges):
-        start += config.trim_frames if start else 0
-        end -= config.trim_frames if end < frames else 0
+    between = [(one.start, one.end) for one in dissolves]
+    between += [
+        (cut - config.trim_frames, cut + config.trim_frames)
+        for cut in cuts
+        if not any(one.start <= cut <= one.end for one in dissolves)
+    ]
+    edges = [(0, 0), *sorted(between), (frames, frames)]
+    for (_, start), (end, _) in itertools.pairwise(edges):
         if end - start < config.min_s * FPS:
             short.append((start, max(start, end)))
             continue

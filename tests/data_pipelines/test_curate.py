@@ -481,8 +481,9 @@ def test_cuts_are_found_and_pans_are_not(tmp_path: Path, sample_media: SampleMed
     wide = np.random.default_rng(0).integers(0, 255, (12, 60, 3), np.uint8).repeat(8, 0).repeat(32, 1)
     pan = np.stack([wide[:, 12 * t : 12 * t + 128] for t in range(50)])
     media_omnihuman.write_video(tmp_path / "v.mp4", np.concatenate([jwp, bikes, pan]))
-    changes = shots.frame_changes(tmp_path / "v.mp4")
-    assert len(changes) == 124 and changes[80:].mean() > 15  # the pan changes as much as a cut, all the time
+    watched = shots.watch(tmp_path / "v.mp4", shots.ShotConfig())
+    changes = watched.changes
+    assert not watched.dissolves and len(changes) == 124 and changes[80:].mean() > 15  # the pan changes as much as a cut, all the time
     assert shots.find_cuts(changes, shots.ShotConfig()) == [50, 75]
 
 

@@ -93,7 +93,7 @@ SCENES = {
         Scene(name="smile", file=_WOMAN, begin=250, end=488, lines=288, faces=1, centre=0.7),
         Scene(name="toy", file="corpus/small.mp4", end=138, lines=288, faces=0),
         Scene(name="street", file=_STREET, begin=139, end=187, lines=272, faces=0),
-        Scene(name="wall", file=_STREET, begin=221, end=244, lines=272, faces=0),
+        Scene(name="wall", file=_STREET, begin=221, end=242, lines=272, faces=0),
         Scene(name="van", file=_STREET, end=28, lines=272, faces=0),
         Scene(name="park", file="corpus/park.mp4", end=14, lines=288, faces=0),
     )
