@@ -5,9 +5,11 @@ PP-OCRv6's detector (small) gives a probability of text by pixel, and boxes are 
 rectangle around each, grown again by what the network's training shrank. What is written in the scene, a shop sign or
 the spine of a book, counts too: no pixel says who wrote it.
 
-Two things are ours. Pictures are scaled to 480 lines (the shorter side), not up to 736, which finds text in faces of
-small pictures. And a box higher than a quarter of the picture is none: without text, the network sometimes puts one
-around a face or a car, at a score that lines of real text have as well.
+Three things are ours. Pictures are scaled to 480 lines (the shorter side) and at most to twice their size, not up to
+736, which finds text in faces of small pictures. A box higher than a quarter of the picture is none: without text, the
+network sometimes puts one around a face or a car, at a score that lines of real text have as well. And of several
+stills of a clip, a box counts where another one has text too: what is laid over a film stays, or is followed by the
+next subtitle in its place, and what the network takes for text by mistake is seldom there again.
 """
 
 from collections.abc import Sequence
@@ -19,26 +21,51 @@ from data_pipelines.curate import network_files
 from data_pipelines.curate.onnx_networks import open_network
 
 # Changes of what is computed; part of the key under which results are kept.
-VERSION = 1
+VERSION = 2
 
 NETWORK = "rapidocr/PP-OCRv6_det_small.onnx"
 _SHORT_SIDE = 480
+_MAX_SCALE = 2.0
 _MULTIPLE = 32
 _MIN_PROBABILITY = 0.3
 _MIN_SCORE = 0.6
 _UNCLIP = 1.6
 _MIN_SIDE = 3
 _MAX_LINE_SHARE = 0.25
+# Of a box, covered by those of another still.
+_MIN_CONFIRMED = 0.5
 
 
 def text_area_share(frames: Sequence[np.ndarray]) -> float:
-    """The share of the picture that boxes of text cover, mean over RGB uint8 frames [H, W, 3]; 0..1.
+    """The share of the picture that boxes of text cover, mean over RGB uint8 frames [H, W, 3] of a clip; 0..1.
 
     Raises:
         ConnectionError, ImportError: the network cannot be fetched, or onnxruntime is not installed.
     """
     network = network_files.fetched(NETWORK)
-    return float(np.mean([covered_share(text_boxes(frame, network), *frame.shape[:2]) for frame in frames]))
+    size = frames[0].shape[:2]
+    found = confirmed([text_boxes(frame, network) for frame in frames], *size)
+    return float(np.mean([covered_share(boxes, *size) for boxes in found]))
+
+
+def confirmed(boxes: Sequence[Sequence[np.ndarray]], height: int, width: int) -> list[list[np.ndarray]]:
+    """Of each still's boxes those that another still confirms; of a single still all."""
+    if len(boxes) < 2:
+        return [list(one) for one in boxes]
+    masks = [_mask(of_still, height, width) for of_still in boxes]
+
+    def covered(box: np.ndarray, mask_HW: np.ndarray) -> float:
+        own_HW = _mask([box], height, width).astype(bool)
+        return float(mask_HW[own_HW].mean()) if own_HW.any() else 0.0
+
+    return [
+        [
+            box
+            for box in of_still
+            if any(covered(box, mask) >= _MIN_CONFIRMED for other, mask in enumerate(masks) if other != still)
+        ]
+        for still, of_still in enumerate(boxes)
+    ]
 
 
 def text_boxes(frame: np.ndarray, network: Path, short_side: int = _SHORT_SIDE) -> list[np.ndarray]:
@@ -48,7 +75,7 @@ def text_boxes(frame: np.ndarray, network: Path, short_side: int = _SHORT_SIDE) 
     import cv2  # comes with MediaPipe in the curation extra
 
     height, width = frame.shape[:2]
-    scale = short_side / min(height, width)
+    scale = min(short_side / min(height, width), _MAX_SCALE)
     size = [max(_MULTIPLE, round(side * scale / _MULTIPLE) * _MULTIPLE) for side in (width, height)]
     # The network was trained on BGR, in [-1, 1].
     scaled = cv2.resize(frame[..., ::-1], size).astype(np.float32) / 127.5 - 1
@@ -78,12 +105,17 @@ def boxes_of(probability_HW: np.ndarray, min_score: float = _MIN_SCORE) -> list[
 
 def covered_share(boxes: Sequence[np.ndarray], height: int, width: int) -> float:
     """The share of a picture that boxes cover together, each part of it once."""
+    return float(_mask(boxes, height, width).mean())
+
+
+def _mask(boxes: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+    """uint8 [H, W]: 1 in a box."""
     import cv2
 
     mask = np.zeros((height, width), np.uint8)
     for box in boxes:
         cv2.fillPoly(mask, [np.round(box).astype(np.int32)], 1)
-    return float(mask.mean())
+    return mask
 
 
 def _score(probability_HW: np.ndarray, corners: np.ndarray) -> float:

@@ -49,6 +49,19 @@ def test_boxes_grow_by_the_rule_and_overlaps_count_once() -> None:
     assert text_overlay.covered_share([square, square, square + 50], 100, 200) == 200 / 20000
 
 
+def test_text_of_one_still_alone_does_not_count() -> None:
+    def box(x: float, y: float, width: float = 60) -> np.ndarray:
+        return np.array([(x, y), (x + width, y), (x + width, y + 10), (x, y + 10)], np.float32)
+
+    subtitle, longer, face, other_face = box(40, 80), box(20, 81, 100), box(70, 20), box(110, 40)
+    # The next subtitle lies in the place of the one before; half of a box has to.
+    found = text_overlay.confirmed([[subtitle, face], [longer], [other_face]], 100, 200)
+    assert [len(of_still) for of_still in found] == [1, 1, 0]
+    assert found[0][0] is subtitle and found[1][0] is longer
+    assert [len(of) for of in text_overlay.confirmed([[box(0, 0)], [box(40, 0)]], 100, 200)] == [0, 0]
+    assert len(text_overlay.confirmed([[face]], 100, 200)[0]) == 1
+
+
 @pytest.mark.parametrize(("noise", "expected"), [(0, 33.7184), (10, 27.8404), (40, 70.1054)])
 def test_brisque_is_that_of_its_package(noise: float, expected: float) -> None:
     """The expected numbers are those of `brisque` 0.2.0, with a float() of an array of one number mended."""
