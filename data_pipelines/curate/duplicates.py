@@ -10,6 +10,7 @@ of clips that are alike lie side by side, in one order of bits or another. Whom 
 vectors themselves decide, which are read for these clips alone.
 """
 
+import itertools
 import math
 import random
 import tempfile
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from data_pipelines.curate.embeddings import SIGNATURE_BITS
-from data_pipelines.curate.near_copies import find_copies
+from data_pipelines.curate.near_copies import KeptWords, find_copies
 from data_pipelines.curate.part_tags import COPY, DUPLICATE, IN, MUCH_ALIKE, WHYS, PartTags
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds
@@ -46,11 +47,16 @@ def signatures_of(table: Table, number: int) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(column.buffers()[1], np.uint64).reshape(-1, 4), pc.is_valid(column).to_numpy(False)
 
 
-def mark(parts: Sequence[PartTags], table: Table, thresholds: Thresholds, out: Path) -> None:
-    """Clips of one content get a group; all but one of those that can be used are left out."""
+def mark(
+    parts: Sequence[PartTags], table: Table, thresholds: Thresholds, out: Path, words: KeptWords | None = None
+) -> None:
+    """Clips of one content get a group; all but one of those that can be used are left out.
+
+    words: of all clips, where copies are looked for.
+    """
     content = np.concatenate([part.content for part in parts])
     usable = np.concatenate([part.left_out for part in parts]) == IN
-    copies = _copied_pairs(parts, usable, thresholds.min_copy_distance)
+    copies = _copied_pairs(parts, usable, words, thresholds.min_copy_distance)
     pairs = np.concatenate([same_pairs(content), copies])
     if thresholds.max_similarity < 1:
         pairs = np.concatenate([pairs, _near_pairs(parts, usable, table, thresholds.max_similarity, out)])
@@ -80,15 +86,21 @@ def mark(parts: Sequence[PartTags], table: Table, thresholds: Thresholds, out: P
         part.left_out[mine[(leaves & is_same)[begin:end]]] = WHYS.index(DUPLICATE)
 
 
-def _copied_pairs(parts: Sequence[PartTags], usable: np.ndarray, distance: float) -> np.ndarray:
+def _copied_pairs(
+    parts: Sequence[PartTags], usable: np.ndarray, words: KeptWords | None, distance: float
+) -> np.ndarray:
     """int64 [P, 2] of usable clips that are one film; none where `distance` is 0."""
-    if not distance:
+    if not distance or words is None:
         return np.zeros((0, 2), np.int64)
-    rows = np.flatnonzero(np.concatenate([part.hashed for part in parts]) & usable)
-    words = np.concatenate([part.words for part in parts])
-    for part in parts:
-        part.words = np.zeros((0, 3), np.uint64)  # a view would keep it: the largest of the columns is there once
-    return find_copies(words, np.concatenate([part.seconds for part in parts]), rows, distance)
+    starts = np.cumsum([0, *(len(part.seconds) for part in parts)])
+
+    def seconds_of(rows: np.ndarray) -> np.ndarray:
+        bounds = np.searchsorted(rows, starts)
+        places = zip(parts, starts[:-1], itertools.pairwise(bounds), strict=True)
+        return np.concatenate([part.seconds[rows[a:b] - start] for part, start, (a, b) in places])
+
+    hashed = np.concatenate([part.hashed for part in parts])
+    return find_copies(words, seconds_of, hashed & usable, distance)
 
 
 def _near_pairs(

@@ -24,7 +24,7 @@ class PartTags:
     `IN`), the hash of its content, its group of duplicates. unlooked: clips without landmarks that could now be of
     use. signature: uint64 [n, 4] of embeddings (of rows without one too, see `embedded`), and video: uint64 [n] by its
     bytes, where embeddings are compared.
-    lines: of the shorter side. words: uint64 [n, 3], `near_copies.WORDS` (of rows without them too, see `hashed`).
+    lines: of the shorter side. hashed: which clips have all of `near_copies.WORDS`.
     """
 
     number: int
@@ -39,5 +39,4 @@ class PartTags:
     embedded: np.ndarray
     video: np.ndarray
     lines: np.ndarray
-    words: np.ndarray
     hashed: np.ndarray

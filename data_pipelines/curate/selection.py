@@ -99,12 +99,15 @@ def select(
     bar = progress.add_task("select", total=len(done)) if progress else None
     asked = functools.reduce(looser_of, (sweep.loosest(thresholds) for sweep in sweeps), thresholds)
     parts = []
+    # `out` itself is not made before it is sure that there will be sets.
+    beside = next(folder for folder in out.absolute().parents if folder.is_dir())
+    words = near_copies.KeptWords(beside) if thresholds.min_copy_distance else None
     for number in done:
-        parts.append(_tag_part(table, number, listing, thresholds, asked, sweeps, funnel))
+        parts.append(_tag_part(table, number, listing, thresholds, asked, sweeps, funnel, words))
         if progress and bar is not None:
             progress.advance(bar)
     _check_looked_at(table, parts, asked)
-    duplicates.mark(parts, table, thresholds, out)
+    duplicates.mark(parts, table, thresholds, out, words)
     _write_rows(out, parts, dataset, weight)
     for part in parts:
         funnel.add_tags(part.tags, part.seconds, part.left_out == IN)
@@ -192,6 +195,7 @@ def _tag_part(
     asked: Thresholds,
     sweeps: Sequence[ThresholdSweep],
     funnel: Funnel,
+    words: near_copies.KeptWords | None,
 ) -> PartTags:
     scanned = table.read("scan", number, _SCAN_COLUMNS)
     sources, unread = listing.of(number)
@@ -226,9 +230,10 @@ def _tag_part(
     left_out[~_is_in(clips["source"], sources)] = WHYS.index(GONE)
     for sweep in sweeps:
         sweep.add(scores, thresholds, left_out == IN)
-    words, hashed = np.zeros((0, 3), np.uint64), np.zeros(0, bool)
-    if thresholds.min_copy_distance:
-        words, hashed = near_copies.words_of(scored["preview"], scored["listen"])
+    hashed = np.zeros(0, bool)
+    if words is not None:
+        own_words, hashed = near_copies.words_of(scored["preview"], scored["listen"])
+        words.add(own_words)
     has_letters = any(rows["reason"].null_count < len(rows) for rows in (scored | besides).values())
     unlooked = is_word(scored["look"]["landmarks_why"], BY_PREVIEW)
     unlooked |= is_word(scored["listen"]["lip_sync_why"], BY_PREVIEW)
@@ -248,7 +253,6 @@ def _tag_part(
         embedded=embedded,
         video=video,
         lines=scores["short_side_px"].astype(np.float32),
-        words=words,
         hashed=hashed,
     )
 

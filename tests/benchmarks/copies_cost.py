@@ -6,12 +6,14 @@ Hashes are random; a twentieth of the clips are copies of others, with a share o
 """
 
 import argparse
+import tempfile
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.curate.near_copies import find_copies
+from data_pipelines.curate.near_copies import KeptWords, find_copies
 
 
 def main() -> None:
@@ -25,13 +27,17 @@ def main() -> None:
     originals = rng.permutation(count // 2)[: copies.size]
     flips = np.packbits(rng.random((copies.size, 3, 64)) < options.flipped, axis=-1).view(">u8")[..., 0]
     words_NW[copies], seconds_N[copies] = words_NW[originals] ^ flips.astype(np.uint64), seconds_N[originals]
-    tracemalloc.start()
-    begin = time.process_time()
-    found = find_copies(words_NW, seconds_N, np.arange(count))
-    took, peak = time.process_time() - begin, tracemalloc.get_traced_memory()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        kept = KeptWords(Path(folder))
+        kept.add(words_NW)
+        del words_NW
+        tracemalloc.start()
+        begin = time.process_time()
+        found = find_copies(kept, lambda rows: seconds_N[rows], np.ones(count, bool))
+        took, peak = time.process_time() - begin, tracemalloc.get_traced_memory()[1]
     right = {*map(tuple, found.tolist())} & {*zip(originals.tolist(), copies.tolist(), strict=True)}
     share = len(right) / copies.size
-    print(f"{count:,} clips: {took:.1f} CPU s, {peak / 2**20:.0f} MiB beside the hashes")
+    print(f"{count:,} clips: {took:.1f} CPU s, {peak / 2**20:.0f} MiB; the hashes are in a file")
     print(f"of {copies.size:,} copies {share:.1%} found, and {len(found) - len(right)} others")
 
 

@@ -234,13 +234,6 @@ def test_of_the_same_bytes_and_frames_the_first_stays(tmp_path: Path) -> None:
     assert rows["eligible"].to_pylist()[13:] == [0] * 11
 
 
-def test_hashes_are_held_once() -> None:
-    """A view of no rows would hold all of them."""
-    parts = [SimpleNamespace(words=np.ones((3, 3), np.uint64), hashed=np.ones(3, bool), seconds=np.ones(3))]
-    duplicates._copied_pairs(parts, np.ones(3, bool), 0.1)  # type: ignore[arg-type]
-    assert parts[0].words.shape == (0, 3) and parts[0].words.base is None
-
-
 def test_similarity_without_embeddings_is_refused(tmp_path: Path) -> None:
     made_table.write(tmp_path / "table", parts=1, videos=2, clips=2)
     message = r"has no embeddings for max_similarity 0\.9 to compare; run .* --embedding-network"

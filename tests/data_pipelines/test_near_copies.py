@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.curate import selection, stage_parts
+from data_pipelines.curate import near_copies, selection, stage_parts
 from data_pipelines.curate.clip_hashes import OF_PICTURES, OF_SOUND, PictureHasher, signs, sound_hash
-from data_pipelines.curate.near_copies import MAX_BITS, WORDS, find_copies
+from data_pipelines.curate.near_copies import MAX_BITS, WORDS, KeptWords, find_copies
 from data_pipelines.curate.part_tags import COPY
 from data_pipelines.curate.selection import select
 from data_pipelines.curate.stage_parts import Table
@@ -86,7 +86,19 @@ def copies(words: np.ndarray, flips: int, rng: np.random.Generator) -> np.ndarra
     return words ^ np.array(masks, np.uint64)
 
 
-def test_copies_are_found_among_many_and_nothing_else_is() -> None:
+def found_among(
+    folder: Path, words: np.ndarray, seconds: np.ndarray, asked: np.ndarray, distance: float = 1.0
+) -> np.ndarray:
+    kept = KeptWords(folder)
+    for part in np.array_split(words, 7):
+        kept.add(part)
+    found = find_copies(kept, lambda rows: seconds[rows], asked, distance)
+    assert not list(folder.iterdir()), "the file has no name"
+    return found
+
+
+def test_copies_are_found_among_many_and_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_copies, "_BLOCK", 1100)
     rng = np.random.default_rng(0)
     words = rng.integers(0, 1 << 64, (3000, 3), np.uint64)
     words[1000:1100] = copies(words[:100], 1, rng)
@@ -95,12 +107,15 @@ def test_copies_are_found_among_many_and_nothing_else_is() -> None:
     words[1300:1400] = words[300:400]  # longer
     seconds = rng.integers(25, 500, 3000) / 25
     seconds[1000:1300], seconds[1300:1400] = seconds[:300], seconds[300:400] + 0.4
-    found = find_copies(words, seconds, np.arange(3000))
+    everybody = np.ones(3000, bool)
+    found = found_among(tmp_path, words, seconds, everybody)
     assert found.tolist() == [[row, row + 1000] for row in range(100)]
-    assert find_copies(words, seconds, np.arange(50, 3000))[0].tolist() == [50, 1050]
-    assert find_copies(words[:1], seconds[:1], np.arange(1)).shape == (0, 2)
-    shares = [len(find_copies(words, seconds, np.arange(3000), share)) for share in (0.5, 0.1)]
+    assert found_among(tmp_path, words, seconds, np.arange(3000) >= 50)[0].tolist() == [50, 1050]
+    assert found_among(tmp_path, words[:1], seconds[:1], everybody[:1]).shape == (0, 2)
+    shares = [len(found_among(tmp_path, words, seconds, everybody, share)) for share in (0.5, 0.1)]
     assert shares == [100, 0], "one bit differs in each word: fewer than half of the limits, more than a tenth"
+    with pytest.raises(ValueError, match="hashes of 3000 clips for 2999"):
+        found_among(tmp_path, words, seconds, everybody[1:])
 
 
 def test_of_copies_in_a_table_the_most_useful_is_kept(tmp_path: Path) -> None:
