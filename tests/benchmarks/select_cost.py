@@ -5,7 +5,8 @@
     python -m tests.benchmarks.select_cost select --table runs/table_15m --sweep min_lip_sync_confidence=0.2:0.58:0.02
 
 `select` is the command in a process of its own: seconds by the clock, CPU seconds of all its threads, and the peak of
-its resident set. Videos and clips of the table are all different; the scores of 25 parts serve all in turn.
+its resident set. Videos and clips of the table are all different, and so are their hashes; the scores of 25 parts serve
+all in turn.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sweep", default="", help="of `select`")
     options = parser.parse_args(argv)
     if options.what == "table":
-        made_table.write(options.out, parts=options.parts, videos=1000, clips=8, scored=25)
+        made_table.write(options.out, parts=options.parts, videos=1000, clips=8, scored=25, hashed=True)
         return 0
     print("| sweep | s | CPU s | peak MiB | sets MiB | load |\n|---|---|---|---|---|---|", flush=True)
     measure(options.table, options.sweep)

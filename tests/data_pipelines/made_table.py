@@ -6,13 +6,27 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.curate import source_list, stage_parts
+from data_pipelines.curate.clip_hashes import OF_PICTURES, OF_SOUND
 from data_pipelines.curate.file_stages import KNOWN_SCORES
 from data_pipelines.curate.stage_parts import GROUPS, SCHEMAS, STAGES, Table
 
 
-def write(folder: Path, *, parts: int, videos: int, clips: int, seed: int = 0, scored: int | None = None) -> None:
+_HASHES = {"preview": OF_PICTURES, "listen": OF_SOUND}
+
+
+def write(
+    folder: Path,
+    *,
+    parts: int,
+    videos: int,
+    clips: int,
+    seed: int = 0,
+    scored: int | None = None,
+    hashed: bool = False,
+) -> None:
     """`parts` parts of `videos` videos with `clips` clips each; scores that pass most checks, most of the time. Only
-    `scored` parts have scores of their own, and the others theirs in turn: links to the same files.
+    `scored` parts have scores of their own, and the others theirs in turn: links to the same files. hashed: each clip
+    has hashes of its own, in files of each part's own.
     """
     table, rng = Table(folder=folder, keys=dict.fromkeys(STAGES, "made")), np.random.default_rng(seed)
     count, listing = videos * clips, []
@@ -43,6 +57,8 @@ def write(folder: Path, *, parts: int, videos: int, clips: int, seed: int = 0, s
             else:
                 assert scored
                 table.part(stage, number).hardlink_to(table.part(stage, number % scored))
+            if hashed and stage in _HASHES:
+                _write_hashes(table.part(stage, number), _HASHES[stage], rng)
         row = {"part": number, "path": "gone.mp4", "caption": "a", "caption_source": "sidecar", "caption_error": ""}
         named = [{**row, "split": "train", "source": source, "name": f"{source}.mp4"} for source in sources]
         listing.append(pa.Table.from_pylist(named, schema=source_list._LISTING))
@@ -65,6 +81,17 @@ def _scores(rng: np.random.Generator, count: int) -> dict[str, dict[str, object]
     preview |= {name: rng.random(count) for name in KNOWN_SCORES if name not in preview}
     listen["voice_share"] = rng.random(count)
     return {"preview": preview, "look": look, "listen": listen}
+
+
+def _write_hashes(path: Path, names: tuple[str, ...], rng: np.random.Generator) -> None:
+    """Gives a part random hashes; in a file of its own, where it was a link."""
+    part = stage_parts.read_part(path)
+    for name in names:
+        place = part.column_names.index(name)
+        own = pa.array(rng.integers(0, 1 << 64, len(part), np.uint64))
+        part = part.set_column(place, part.schema.field(name), own.cast(part.schema.field(name).type))
+    path.unlink()
+    stage_parts.write_columns(path, part)
 
 
 def _words(words: list[str], index: np.ndarray) -> pa.DictionaryArray:
