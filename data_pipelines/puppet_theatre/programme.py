@@ -87,6 +87,14 @@ _CLOSE = dataclasses.replace(
     scenery={"plain": 1, "calm": 1},
     liveliness=(0.4, 0.8),
 )
+_HALF = dataclasses.replace(
+    _CALM,
+    people=400,
+    framings={"half": 1},
+    aspects={"portrait": 1},
+    scenery={"plain": 1, "calm": 1},
+    liveliness=(0.6, 1.6),
+)
 _WEAK_FAULTS = {
     "dubbed": 3, "partly_dubbed": 1, "late": 2, "early": 2, "off_screen": 3, "music": 2, "silent": 2, "no_track": 2,
     "covered": 1, "second_face": 1, "turned_away": 1, "cut": 1,
@@ -107,6 +115,14 @@ PROGRAMMES: dict[str, Programme] = {
         weak=_CLOSE,
         faults={"dubbed": 1, "silent": 1, "off_screen": 1},
         seconds=(7.0, 10.0),
+        short_side=128,
+    ),
+    "bodies": Programme(
+        what="half-length figures in sync whose arms move, one person each: for learning to be driven by pose",
+        strong_share=1.0,
+        strong=_HALF,
+        weak=_HALF,
+        faults={"dubbed": 1},
         short_side=128,
     ),
     "faults": Programme(

@@ -37,6 +37,14 @@ def test_the_biased_programme_is_biased(cast: Cast) -> None:
     assert np.mean([p.liveliness for p in weak]) > 2 * np.mean([p.liveliness for p in strong])
 
 
+def test_bodies_are_half_lengths_of_many_people_in_sync(cast: Cast) -> None:
+    played = plans(cast, "bodies", 400)
+    assert {(p.framing, p.aspect, p.fault, p.drift, p.moving_scenery) for p in played} == {
+        ("half", "portrait", "none", 0.0, False)
+    }
+    assert len({p.person for p in played if p.split == "train"}) > 150
+
+
 def test_splits_share_no_face_place_or_speaker(cast: Cast) -> None:
     by_split = collections.defaultdict(list)
     for plan in plans(cast, "faces"):
