@@ -118,7 +118,7 @@ PROGRAMMES: dict[str, Programme] = {
         short_side=128,
     ),
     "bodies": Programme(
-        what="half-length figures in sync whose arms move, one person each: for learning to be driven by pose",
+        what="half-length figures whose arms move, heads too small for audio: for learning to be driven by pose",
         strong_share=1.0,
         strong=_HALF,
         weak=_HALF,

@@ -42,9 +42,10 @@ def main(argv: Sequence[str]) -> int:
     # Guidance trades closeness to the truth for expression, at twice the cost: off unless it is asked for.
     parser.set_defaults(guidance_scale=1.0)
     options = parser.parse_args(argv)
-    for name in ("windows", "batch"):
-        if (value := getattr(options, name)) < 1:
-            raise ValueError(f"--{name} is {value}; it must be at least 1")
+    pose_alone = options.suite == "theatre" and options.pose_windows > 0
+    for name, least in (("windows", 0 if pose_alone else 1), ("batch", 1), ("pose_windows", 0)):
+        if (value := getattr(options, name)) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
     if options.pairs is not None and options.suite == "field":
         return evaluate_field.run_suite(None, None, options)
     if options.run is None:

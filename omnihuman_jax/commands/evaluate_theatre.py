@@ -31,6 +31,7 @@ RESULT_FILE = "lip_sync.json"
 PAGE_FILE, VIDEOS = "lip_sync.html", "lip_sync_videos"
 KEPT = "theatre_samples"
 """Folder of the samples: the same command goes on where it was broken off."""
+POSE_FILE, POSE_PICTURE = "pose_drive.json", "pose_drive.png"
 SHOWN = 4  # examples in the moving picture
 
 
@@ -58,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--pose-windows", type=int, default=0, metavar="N",
-        help="suite theatre: joints of so many windows driven by pose without sound, three times each (%(default)s)",
+        help=(
+            "suite theatre: joints of so many windows driven by pose without sound, three times each; with --windows 0"
+            " nothing else, for clips without sound (%(default)s)"
+        ),
     )  # fmt: skip
     parser.add_argument(
         "--gesture-seeds", type=int, default=0, metavar="N",
@@ -78,6 +82,8 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
     if options.truth is None:
         raise ValueError("--suite theatre needs --truth, the folder `truth` that `omnihuman theatre` wrote")
     split = options.split or "unseen_face_and_speech"
+    if not options.windows:
+        return _pose_alone(run, config, options, split)
     # Read first: a wrong file is said before hours of sampling.
     other = read_result(options.against) if options.against else None
     for warning in trained_range.check_model(run, ConditionSet.of(Condition.REFERENCE, Condition.AUDIO)):
@@ -93,10 +99,11 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
 
         result, examples = measure_lip_sync(run, subjects, on_progress=task("sampling"), **sampled)
         if options.pose_windows:
-            result["joints"] = measure_pose_drive(
+            result["joints"], driven = measure_pose_drive(
                 run, run.dataset, options.truth, split=split, windows=options.pose_windows,
                 on_progress=task("pose alone"), **sampled,
             )  # fmt: skip
+            _write_rows(options.out / POSE_PICTURE, driven)
         if options.gesture_seeds:
             result["gesture_spread"] = measure_spread(
                 run, subjects, seeds=options.gesture_seeds, on_progress=task("other seeds"), **sampled
@@ -113,6 +120,40 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
     write_results(options.out, result, examples, subjects, options.truth)
     print_table(result)
     return 0
+
+
+def _pose_alone(run: trained_run.TrainedRun, config: SamplingConfig, options: argparse.Namespace, split: str) -> int:
+    """What `--windows 0` leaves: prints a table, writes pose_drive.json and .png into --out."""
+    for name in ("chains", "gesture_seeds", "against"):
+        if getattr(options, name):
+            raise ValueError(f"--{name.replace('_', '-')} needs windows with sound: give --windows, at least 1")
+    for warning in trained_range.check_model(run, ConditionSet.of(Condition.REFERENCE, Condition.POSE)):
+        print(f"warning: {warning}", file=sys.stderr)
+    with progress_bar("share") as bar:
+        number = bar.add_task("pose alone", total=1.0)
+        joints, examples = measure_pose_drive(
+            run, run.dataset, options.truth, split=split, windows=options.pose_windows, batch=options.batch,
+            config=config, seed=options.seed, keep=options.out / KEPT,
+            on_progress=lambda share: bar.advance(number, share),
+        )  # fmt: skip
+    result = {
+        "split": split,
+        "step": run.step,
+        "weights": run.weights,
+        "sampling_steps": config.num_steps,
+        "joints": joints,
+    }
+    _write_rows(options.out / POSE_PICTURE, examples)
+    files.write_text(options.out / POSE_FILE, json.dumps(result, indent=2) + "\n")
+    print_table(result)
+    return 0
+
+
+def _write_rows(path: Path, examples: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Windows below each other, a row of frames for each video of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = [sheet.draw_rows(rows, title=window, columns=10) for window, rows in examples.items()]
+    sheet.write_png(path, sheet.stack_sheets(drawn))
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -156,9 +197,7 @@ def write_results(
     """The pictures and videos, with the sound of the theatre's video where that is beside the truth; then the page, and
     last the numbers.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    drawn = [sheet.draw_rows(rows, title=window, columns=10) for window, rows in examples.items()]
-    sheet.write_png(out / "lip_sync.png", sheet.stack_sheets(drawn))
+    _write_rows(out / "lip_sync.png", examples)
     shapes = {window: rows["truth"].shape for window, rows in examples.items()}
     alike = [rows for window, rows in examples.items() if shapes[window] == next(iter(shapes.values()))]
     sheet.write_gif(out / "lip_sync.gif", alike[:SHOWN], FPS)
@@ -199,4 +238,5 @@ def print_table(result: Mapping[str, Any]) -> None:
         for row in rows:
             table.add_row(*row)
     console.print(table)
-    console.print(f"  {theatre_page.lag(result)}")
+    if "peak_lag_frames" in result:
+        console.print(f"  {theatre_page.lag(result)}")

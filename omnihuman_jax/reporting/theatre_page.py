@@ -9,14 +9,15 @@ HEAD = ("", "value", "95 %", "windows", "people")
 
 
 def sections(result: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
-    """(what was measured, its rows of texts, as `HEAD` has them) of a `lip_sync.json`."""
+    """(what was measured, its rows of texts, as `HEAD` has them) of a `lip_sync.json` or `pose_drive.json`."""
     for title, rows in _sections(result):
         yield title, [_cells(name, e) for name, e in rows.items()]
 
 
 def _sections(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield "mouth, r within windows", result["correlation"]
-    found = {name: e for name, e in result["gesture_range"].items() if e is not None}
+    if "correlation" in result:
+        yield "mouth, r within windows", result["correlation"]
+    found = {name: e for name, e in result.get("gesture_range", {}).items() if e is not None}
     if found:
         yield "wrists, range as a share of the truth's", found
     joints = result.get("joints", {})

@@ -14,7 +14,7 @@ import numpy as np
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data import packing
 from omnihuman_jax.diffusion.solver import SamplingConfig
-from omnihuman_jax.evaluation import joint_error, mouth
+from omnihuman_jax.evaluation import joint_error, mouth, sheet
 from omnihuman_jax.evaluation.bootstrap import estimate
 from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.sampling import joints, lip_sync, trained_run, window_inputs
@@ -24,6 +24,7 @@ from omnihuman_jax.sampling.lip_sync import TruthWindow
 DRIVINGS = ("own pose", "another clip's pose", "no pose")
 FLOOR = "floor: the codec's round trip"
 _NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.POSE)
+_SHOWN = 6  # examples, each of another person
 
 
 def measure_pose_drive(
@@ -38,9 +39,10 @@ def measure_pose_drive(
     seed: int = 0,
     keep: Path | None = None,
     on_progress: Callable[[float], None] = lambda share: None,
-) -> dict[str, Any]:
-    """Plain values by driving: `error`, the mean distance of joints in heights of the figure, and `correlation`, of the
-    joints' motion within windows with the truth; each with its interval.
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """(plain values by driving, examples): `error`, the mean distance of joints in heights of the figure, and
+    `correlation`, of the joints' motion within windows with the truth, each with its interval; and of some windows
+    uint8 videos [T, H, W, 3]: the round trip of the truth, and the samples by driving.
 
     Raises:
         FileNotFoundError, ValueError: no such windows, no truth of their clips, or no joint of any is to be seen.
@@ -56,7 +58,14 @@ def measure_pose_drive(
     videos = [trained_run.decode_pictures(run, latent) for latent in latents]
     found = {FLOOR: [one.round_trip for one in measured]}
     found |= {kind: videos[i * len(measured) : (i + 1) * len(measured)] for i, kind in enumerate(DRIVINGS)}
-    return {kind: _scores(measured, of_kind) for kind, of_kind in found.items()}
+    first = {one.window.person: slot for slot, one in reversed([*enumerate(measured)])}
+    examples = {
+        measured[slot].window.record.window_id: {
+            "truth" if kind == FLOOR else kind: sheet.to_uint8(of_kind[slot]) for kind, of_kind in found.items()
+        }
+        for slot in sorted(first.values())[:_SHOWN]
+    }
+    return {kind: _scores(measured, of_kind) for kind, of_kind in found.items()}, examples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

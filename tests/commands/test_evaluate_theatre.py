@@ -153,6 +153,17 @@ def test_the_suite_writes_a_table_and_a_sheet_and_goes_on(
     assert len(places) == 4 and all(media_omnihuman.probe(tmp_path / place).frames == 9 for place in places)
     assert "joints by pose alone" in page and "chains of 6 s" in page
 
+    assert (tmp_path / "pose_drive.png").stat().st_size > 1000
+
+    # Pose alone, for clips without sound: the same samples, so the same numbers.
+    alone = [*argv, "--truth", str(truth), "--windows", "0"]
+    with pytest.raises(ValueError, match="--chains needs windows with sound"):
+        evaluate.main(alone)
+    assert evaluate.main([*alone, "--chains", "0", "--gesture-seeds", "0"]) == 0
+    assert json.loads((tmp_path / "pose_drive.json").read_text())["joints"] == result["joints"]
+    with pytest.raises(ValueError, match="--windows is 0; it must be at least 1"):
+        evaluate.main([*alone, "--pose-windows", "0"])
+
     # Again: nothing is sampled, all is as it was. One sample was lost half written.
     kept = sorted((tmp_path / "theatre_samples").iterdir())
     lost, before = kept[0], kept[0].read_bytes()

@@ -37,7 +37,7 @@ def test_the_biased_programme_is_biased(cast: Cast) -> None:
     assert np.mean([p.liveliness for p in weak]) > 2 * np.mean([p.liveliness for p in strong])
 
 
-def test_bodies_are_half_lengths_of_many_people_in_sync(cast: Cast) -> None:
+def test_bodies_are_half_lengths_of_many_people(cast: Cast) -> None:
     played = plans(cast, "bodies", 400)
     assert {(p.framing, p.aspect, p.fault, p.drift, p.moving_scenery) for p in played} == {
         ("half", "portrait", "none", 0.0, False)
