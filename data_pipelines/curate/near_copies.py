@@ -42,7 +42,7 @@ class KeptWords:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115: it is gone with this object
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it is gone with this object
         self.count = 0
 
     def add(self, words_NW: np.ndarray) -> None:

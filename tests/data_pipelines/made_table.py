@@ -10,7 +10,6 @@ from data_pipelines.curate.clip_hashes import OF_PICTURES, OF_SOUND
 from data_pipelines.curate.file_stages import KNOWN_SCORES
 from data_pipelines.curate.stage_parts import GROUPS, SCHEMAS, STAGES, Table
 
-
 _HASHES = {"preview": OF_PICTURES, "listen": OF_SOUND}
 
 
