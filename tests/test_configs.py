@@ -34,6 +34,14 @@ def describe(name: str) -> dict[str, Any]:
     return {"parameters": counts, "config": to_json(config)}
 
 
+def test_the_theatre_has_bodies_too() -> None:
+    config = load_config(f"{ROOT / 'configs' / 'theatre.py'}:bodies")
+    config.validate()
+    assert config.model.pose is not None and config.model.pose.samples == 4
+    with pytest.raises(ValueError, match="no theatre 'hands'; there are faces and bodies"):
+        load_config(f"{ROOT / 'configs' / 'theatre.py'}:hands")
+
+
 def test_no_config_is_forgotten() -> None:
     assert {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__"} == set(CONFIGS)
 
