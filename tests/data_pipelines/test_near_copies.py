@@ -172,4 +172,4 @@ def test_takes_of_clips_that_the_limits_were_set_by(tmp_path: Path) -> None:
         takes_bits.append(differ(hashed(tmp_path / "clip.mp4", 0, half), hashed(tmp_path / "clip.mp4", half, half)))
     print(f"copies {copies_bits}, takes {takes_bits}")
     assert (np.array(copies_bits) <= MAX_BITS).all()
-    assert all(motion > 2 * MAX_BITS[1] or picture > 2 * MAX_BITS[0] for picture, motion, _ in takes_bits)
+    assert all(motion >= 2 * MAX_BITS[1] or picture >= 2 * MAX_BITS[0] for picture, motion, _ in takes_bits)

@@ -35,6 +35,7 @@ from tests.data_pipelines.test_text_recall import FOUND
 START = Thresholds(
     max_letterbox_share=0.02, max_text_area_share=FOUND, min_source_fps=20, max_dark_share=0.5, min_hand_share=0.25
 )
+TEXT_LANE = f"text laid over, scenes without letters, `max_text_area_share` {FOUND}"
 _LONG_ENOUGH = Thresholds().min_audio_s * FPS
 _PERSON = ("looked_at", "pose_share", "face_share", "body_confidence")
 
@@ -215,7 +216,7 @@ def lanes(all_of: Sequence[Judged]) -> list[Lane]:
     looked = [j for j in one_shot if j.clip.scores["looked_at"]]
     spoken = [j for j in one_shot if in_question(j.truth)]
     return [
-        text(plain, f"text laid over, scenes without letters, `max_text_area_share` {FOUND}"),
+        text(plain, TEXT_LANE),
         text(plain, "the same, 0.02", Thresholds(max_text_area_share=0.02)),
         text(one_shot, f"text laid over, all scenes, {FOUND}"),
         Lane("somebody is there", tuple((j.truth.name, _person(j.clip), j.truth.faces > 0) for j in seen)),
