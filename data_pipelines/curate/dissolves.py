@@ -28,7 +28,7 @@ _BESIDE = 4
 _BLOCK = 2  # pixels of a thumbnail's side that become one
 
 
-@dataclasses.dataclass(frozen=True, slots=True, order=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Dissolve:
     """start: the first frame that is mixed. end: the first that is not any more."""
 
@@ -71,10 +71,9 @@ class DissolveFinder:
         held_TP = self._held_TP[: self._end]
         for span in _SPANS:
             if span < len(held_TP) and np.abs(held_TP[-1] - held_TP[-1 - span]).mean() >= self._min_change:
-                ramp = _ramp(held_TP[-1 - span :])
+                ramp = _ramp(held_TP[-1 - span :], self._count - 1 - span)
                 if ramp is not None:
-                    first = self._count - 1 - span
-                    self._ramps.append(_Ramp(first + ramp.start, first + ramp.end, span))
+                    self._ramps.append(ramp)
 
     def _hold(self, blocks_P: np.ndarray) -> None:
         if not self._count:
@@ -94,12 +93,14 @@ class DissolveFinder:
             if ramp.start > reach:
                 groups.append([])
             groups[-1].append(ramp)
-            reach = max(reach, ramp.end) if len(groups[-1]) > 1 else ramp.end
+            reach = max(reach, ramp.end)
         return [_of(ramps) for ramps in groups]
 
 
-def _ramp(frames_TP: np.ndarray) -> _Ramp | None:
-    """Where among these frames the first goes over into the last; None if it does not by mixing."""
+def _ramp(frames_TP: np.ndarray, begin: int) -> _Ramp | None:
+    """Where among these frames, of which the first is number `begin`, that one goes over into the last; None if it does
+    not by mixing.
+    """
     first_P, last_P = frames_TP[0], frames_TP[-1]
     if _likeness(first_P, last_P) > _MAX_LIKENESS:
         return None
@@ -119,7 +120,7 @@ def _ramp(frames_TP: np.ndarray) -> _Ramp | None:
     slope, at_zero = np.polyfit(middle, share_T[middle], 1)
     if slope <= 0:
         return None
-    return _Ramp(float(-at_zero / slope), float((1 - at_zero) / slope), len(frames_TP) - 1)
+    return _Ramp(float(begin - at_zero / slope), float(begin + (1 - at_zero) / slope), len(frames_TP) - 1)
 
 
 def _likeness(one_P: np.ndarray, other_P: np.ndarray) -> float:

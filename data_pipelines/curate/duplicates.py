@@ -89,8 +89,8 @@ def mark(
 def _copied_pairs(
     parts: Sequence[PartTags], usable: np.ndarray, words: KeptWords | None, distance: float
 ) -> np.ndarray:
-    """int64 [P, 2] of usable clips that are one film; none where `distance` is 0."""
-    if not distance or words is None:
+    """int64 [P, 2] of usable clips that are one film; none without words."""
+    if words is None:
         return np.zeros((0, 2), np.int64)
     starts = np.cumsum([0, *(len(part.seconds) for part in parts)])
 

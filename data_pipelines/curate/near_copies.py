@@ -6,9 +6,8 @@ bits of a band are compared whole. A copy that differs in 2 % of the bits is mis
 24 bytes a clip are much beside the few that `select` holds of each: they lie in a file, and a band is made in passing.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -36,13 +35,10 @@ def words_of(previewed: pa.Table, listened: pa.Table) -> tuple[np.ndarray, np.nd
 
 
 class KeptWords:
-    """The words of clips, appended in the order of their rows, in a file that nobody else sees.
+    """The words of clips, appended in the order of their rows to an empty file, which is the caller's to close."""
 
-    folder: where it lies; nothing of it stays.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it is gone with this object
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self.count = 0
 
     def add(self, words_NW: np.ndarray) -> None:

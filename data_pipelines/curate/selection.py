@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,14 +101,15 @@ def select(
     asked = functools.reduce(looser_of, (sweep.loosest(thresholds) for sweep in sweeps), thresholds)
     parts = []
     # `out` itself is not made before it is sure that there will be sets.
-    beside = next(folder for folder in out.absolute().parents if folder.is_dir())
-    words = near_copies.KeptWords(beside) if thresholds.min_copy_distance else None
-    for number in done:
-        parts.append(_tag_part(table, number, listing, thresholds, asked, sweeps, funnel, words))
-        if progress and bar is not None:
-            progress.advance(bar)
-    _check_looked_at(table, parts, asked)
-    duplicates.mark(parts, table, thresholds, out, words)
+    near = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    with tempfile.TemporaryFile(dir=near) as file:
+        words = near_copies.KeptWords(file) if thresholds.min_copy_distance else None
+        for number in done:
+            parts.append(_tag_part(table, number, listing, thresholds, asked, sweeps, funnel, words))
+            if progress and bar is not None:
+                progress.advance(bar)
+        _check_looked_at(table, parts, asked)
+        duplicates.mark(parts, table, thresholds, out, words)
     _write_rows(out, parts, dataset, weight)
     for part in parts:
         funnel.add_tags(part.tags, part.seconds, part.left_out == IN)

@@ -9,7 +9,6 @@ import argparse
 import tempfile
 import time
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 
@@ -27,8 +26,8 @@ def main() -> None:
     originals = rng.permutation(count // 2)[: copies.size]
     flips = np.packbits(rng.random((copies.size, 3, 64)) < options.flipped, axis=-1).view(">u8")[..., 0]
     words_NW[copies], seconds_N[copies] = words_NW[originals] ^ flips.astype(np.uint64), seconds_N[originals]
-    with tempfile.TemporaryDirectory() as folder:
-        kept = KeptWords(Path(folder))
+    with tempfile.TemporaryFile() as file:
+        kept = KeptWords(file)
         kept.add(words_NW)
         del words_NW
         tracemalloc.start()
