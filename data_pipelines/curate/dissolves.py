@@ -94,7 +94,7 @@ class DissolveFinder:
                 groups.append([])
             groups[-1].append(ramp)
             reach = max(reach, ramp.end)
-        return [_of(ramps) for ramps in groups]
+        return [_of(ramps, self._count) for ramps in groups]
 
 
 def _ramp(frames_TP: np.ndarray, begin: int) -> _Ramp | None:
@@ -130,8 +130,8 @@ def _likeness(one_P: np.ndarray, other_P: np.ndarray) -> float:
     return float(one_P @ other_P) / norms if norms > 1.0 else 0.0
 
 
-def _of(ramps: list[_Ramp]) -> Dissolve:
-    """What stretches that overlap say together.
+def _of(ramps: list[_Ramp], frames: int) -> Dissolve:
+    """What stretches that overlap say together, in a film of so many frames.
 
     A stretch within the dissolve takes its own ends for those of the dissolve, and in a much longer one the shots
     themselves move: the shortest that is longer than what the longest ones see knows best.
@@ -143,4 +143,4 @@ def _of(ramps: list[_Ramp]) -> Dissolve:
     start, end = np.median(best, axis=0)
     # The frame at which the share is still 0 is not mixed.
     begin = max(0, int(np.floor(start + 0.25)) + 1)
-    return Dissolve(begin, max(begin, int(np.ceil(end - 0.25))))
+    return Dissolve(begin, min(frames, max(begin, int(np.ceil(end - 0.25)))))

@@ -134,14 +134,16 @@ def clip_ranges(
     """
     kept: list[tuple[int, int]] = []
     short: list[tuple[int, int]] = []
-    between = [(one.start, one.end) for one in dissolves]
+    # (where a shot ends, where the next begins, how much of both is trimmed)
+    between = [(one.start, one.end, 0) for one in dissolves]
     between += [
-        (cut - config.trim_frames, cut + config.trim_frames)
-        for cut in cuts
-        if not any(one.start <= cut <= one.end for one in dissolves)
+        (cut, cut, config.trim_frames) for cut in cuts if not any(one.start <= cut <= one.end for one in dissolves)
     ]
-    edges = [(0, 0), *sorted(between), (frames, frames)]
-    for (_, start), (end, _) in itertools.pairwise(edges):
+    edges = [(0, 0, 0), *sorted(between), (frames, frames, 0)]
+    for (_, start, after), (end, _, before) in itertools.pairwise(edges):
+        if end <= start:
+            continue  # a film that begins or ends in a fade has no shot there
+        start, end = start + after, end - before
         if end - start < config.min_s * FPS:
             short.append((start, max(start, end)))
             continue

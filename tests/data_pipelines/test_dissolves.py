@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.curate import file_stages, shots
+from data_pipelines.curate import dissolves, file_stages, shots
 from data_pipelines.curate.dissolves import Dissolve, DissolveFinder
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.serving import media_omnihuman
@@ -43,8 +43,8 @@ def test_a_dissolve_is_found_where_it_is(width: int) -> None:
 def test_two_dissolves_and_a_fade_to_black_are_three() -> None:
     first, second, third, black = moving(1, 1), moving(2, 1), moving(3, 1), np.zeros((1, 48, 64, 3), np.uint8)
     film = mixed(mixed(first.repeat(260, 0), second.repeat(260, 0), 50, 12), third.repeat(260, 0), 110, 20)
-    dissolves = found(mixed(film, black.repeat(260, 0), 180, 15))
-    assert np.allclose([(one.start, one.end) for one in dissolves], [(50, 62), (110, 130), (180, 195)], atol=1)
+    three = found(mixed(film, black.repeat(260, 0), 180, 15))
+    assert np.allclose([(one.start, one.end) for one in three], [(50, 62), (110, 130), (180, 195)], atol=1)
 
 
 @pytest.mark.parametrize("step", [0, 1, 4, 16])
@@ -80,6 +80,11 @@ def test_no_frame_of_a_dissolve_is_in_a_clip() -> None:
     kept, short = shots.clip_ranges(200, [70, 150], config, [Dissolve(60, 90)])
     assert kept == [(0, 60), (90, 149), (151, 200)] and not short
     assert shots.clip_ranges(80, [], config, [Dissolve(10, 30)]) == ([(30, 80)], [(0, 10)])
+    assert shots.clip_ranges(100, [], config, [Dissolve(0, 20), Dissolve(70, 100)]) == ([(20, 70)], [])
+
+
+def test_a_dissolve_ends_with_the_film_at_the_latest() -> None:
+    assert dissolves._of([dissolves._Ramp(50.0, 95.2, 38)], 83) == Dissolve(51, 83)
 
 
 def test_a_video_with_a_dissolve_becomes_two_clips(tmp_path: Path, sample_media: SampleMedia) -> None:
