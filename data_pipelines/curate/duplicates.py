@@ -57,7 +57,8 @@ def mark(
     content = np.concatenate([part.content for part in parts])
     usable = np.concatenate([part.left_out for part in parts]) == IN
     copies = _copied_pairs(parts, usable, words, thresholds.min_copy_distance)
-    pairs = np.concatenate([same_pairs(content), copies])
+    one_film = np.concatenate([same_pairs(content), copies])
+    pairs = one_film
     if thresholds.max_similarity < 1:
         pairs = np.concatenate([pairs, _near_pairs(parts, usable, table, thresholds.max_similarity, out)])
     if not len(pairs):
@@ -77,7 +78,7 @@ def mark(
     stays = staying(group[rows], usable[rows], served + seconds / (1 + seconds.max()))
     leaves = usable[rows] & (stays != np.arange(len(rows)))
     is_same = content[rows] == content[rows[stays]]
-    copied = groups(len(content), np.concatenate([same_pairs(content), copies]))[rows]
+    copied = groups(len(content), one_film)[rows]
     is_copy = (copied >= 0) & (copied == copied[stays])
     for part, mine, begin, end in zip(parts, places, bounds[:-1], bounds[1:], strict=True):
         part.dedup_group[mine] = group[rows[begin:end]]

@@ -46,7 +46,11 @@ class Look:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Programme:
-    """`strong_share` of the clips are calm, in sync and whole; the others are `weak`, with a fault out of `faults`."""
+    """`strong_share` of the clips are calm, in sync and whole; the others are `weak`, with a fault out of `faults`.
+
+    held_out_strong_share: of the clips that training does not meet; None for the same. Lips can be measured on strong
+    clips alone, and of few people nothing can be said.
+    """
 
     what: str
     strong_share: float
@@ -55,6 +59,10 @@ class Programme:
     faults: Weights
     seconds: tuple[float, float] = (5.6, 8.0)
     short_side: int = 256
+    held_out_strong_share: float | None = None
+
+    def share_of_strong(self, split: str) -> float:
+        return self.strong_share if split == TRAIN or self.held_out_strong_share is None else self.held_out_strong_share
 
 
 _CALM = Look(
@@ -116,6 +124,16 @@ PROGRAMMES: dict[str, Programme] = {
         faults={"dubbed": 1, "silent": 1, "off_screen": 1},
         seconds=(7.0, 10.0),
         short_side=128,
+    ),
+    "biased_faces": Programme(
+        what="close-ups of which a quarter are calm, in sync, of few people; the rest lively, varied, without usable sound",
+        strong_share=0.25,
+        strong=dataclasses.replace(_CLOSE, people=24),
+        weak=dataclasses.replace(_LIVELY, framings={"close": 1}, aspects={"square": 1}),
+        faults={"dubbed": 3, "off_screen": 3, "music": 2, "silent": 2, "no_track": 2},
+        seconds=(7.0, 10.0),
+        short_side=128,
+        held_out_strong_share=1.0,
     ),
     "bodies": Programme(
         what="half-length figures whose arms move, heads too small for audio: for learning to be driven by pose",
@@ -184,9 +202,10 @@ class ClipPlan:
 def plan_clip(seed: int, clip: int, programme: Programme, cast: Cast) -> ClipPlan:
     """The plan of clip number `clip`."""
     random = generator(seed, "plan", clip)
-    strong = bool(random.uniform() < programme.strong_share)
-    look = programme.strong if strong else programme.weak
+    strength = random.uniform()
     split = _split(random, cast)
+    strong = bool(strength < programme.share_of_strong(split))
+    look = programme.strong if strong else programme.weak
     _, new_face, new_speech, new_speaker = SPLITS[split]
     fault = "none" if strong else _pick(random, programme.faults)
     lively = random.uniform(*look.liveliness)

@@ -35,7 +35,7 @@ READER = textwrap.dedent(
 
     def scan(path):
         video = decode.inspect(path, "")
-        watched = shots.watch(path, 20.0)
+        watched = shots.watch(path, shots.ShotConfig(), 20.0)
         json.dumps(decode.with_properties(path, video, watched.looks).properties)
 
     def clip(path):

@@ -37,6 +37,18 @@ def test_the_biased_programme_is_biased(cast: Cast) -> None:
     assert np.mean([p.liveliness for p in weak]) > 2 * np.mean([p.liveliness for p in strong])
 
 
+def test_biased_faces_are_strong_where_lips_are_measured(cast: Cast) -> None:
+    """A quarter of what training meets is in sync, of few people; all that is held out is, of many."""
+    played = plans(cast, "biased_faces")
+    assert {p.framing for p in played} == {"close"}
+    train = [p for p in played if p.split == "train"]
+    assert np.mean([p.strong for p in train]) == pytest.approx(0.25, abs=0.04)
+    assert len({p.person for p in train if p.strong}) <= 24 < 200 < len({p.person for p in train})
+    held_out = [p for p in played if p.split != "train"]
+    assert all(p.strong and p.fault == "none" for p in held_out)
+    assert len({p.person for p in held_out if p.person >= HELD_OUT}) == 24
+
+
 def test_bodies_are_half_lengths_of_many_people(cast: Cast) -> None:
     played = plans(cast, "bodies", 400)
     assert {(p.framing, p.aspect, p.fault, p.drift, p.moving_scenery) for p in played} == {
