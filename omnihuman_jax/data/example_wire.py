@@ -3,9 +3,14 @@
 The messages are Example { Features = 1 }, Features { map entry = 1 }, entry { name = 1, Feature = 2 }, Feature {
 BytesList = 1 | FloatList = 2 | Int64List = 3 }, each list { value = 1 } (tensorflow/core/example/*.proto). Records stay
 readable by tensorflow-datasets, which writes them.
+
+Places in the bytes are passed around instead of views of them: parsing is a good part of what reading a record costs.
 """
 
+from collections.abc import Iterator
+
 _VARINT, _BYTES = 0, 2  # wire types
+_BYTES_LIST, _INT_LIST = 1, 3  # fields of a Feature
 
 
 def parse_example(data: bytes) -> dict[str, memoryview | int]:
@@ -13,21 +18,11 @@ def parse_example(data: bytes) -> dict[str, memoryview | int]:
 
     ValueError where the bytes are no such message, or a feature holds floats or more than one value.
     """
-    whole = memoryview(data)
     result: dict[str, memoryview | int] = {}
-    try:
-        for features in _fields(whole, 1):
-            for entry in _fields(features, 1):
-                _, name, at = _next_bytes(entry, 0)
-                _, feature, end = _next_bytes(entry, at)
-                if len(feature):
-                    kind, values, _ = _next_bytes(feature, 0)
-                    if len(values):
-                        result[str(name, "utf-8")] = _value(kind, values)
-                if end != len(entry):
-                    raise ValueError("an entry of more than a name and a feature")
-    except IndexError as error:  # cut short
-        raise ValueError(f"not a tf.train.Example: {error}") from None
+    for name, begin, end in _features(data):
+        value = _value(data, begin, end)
+        if value is not None:
+            result[name] = value
     return result
 
 
@@ -36,71 +31,74 @@ def feature_bytes(data: bytes, name: str) -> memoryview | None:
 
     ValueError where the bytes are no tf.train.Example, or the feature holds numbers or more than one value.
     """
-    try:
-        for features in _fields(memoryview(data), 1):
-            for entry in _fields(features, 1):
-                _, key, at = _next_bytes(entry, 0)
-                if str(key, "utf-8") == name:
-                    _, feature, _ = _next_bytes(entry, at)
-                    kind, values, _ = _next_bytes(feature, 0) if len(feature) else (1, feature, 0)
-                    value = _value(kind, values) if len(values) else None
-                    if isinstance(value, int):
-                        raise ValueError(f"the feature {name} holds a number")
-                    return value
-    except IndexError as error:  # cut short
-        raise ValueError(f"not a tf.train.Example: {error}") from None
+    for found, begin, end in _features(data):
+        if found == name:
+            value = _value(data, begin, end)
+            if isinstance(value, int):
+                raise ValueError(f"the feature {name} holds a number")
+            return value
     return None
 
 
-def _value(kind: int, values: memoryview) -> memoryview | int:
-    """The one value of a list; `kind` is the Feature's field."""
-    _, value, end = _next(values, 0)
-    is_one = end == len(values)
-    if kind == 3 and not isinstance(value, int):  # packed, as numbers are
-        packed = value
-        value, end = _varint(packed, 0)
-        is_one &= end == len(packed)
-    if not is_one or kind != (3 if isinstance(value, int) else 1):
-        raise ValueError(f"a feature of kind {kind} or of several values")
-    return value if isinstance(value, memoryview) or value < 1 << 63 else value - (1 << 64)
+def _features(data: bytes) -> Iterator[tuple[str, int, int]]:
+    """(name, begin, end) of each feature."""
+    features_end = 0
+    while features_end < len(data):
+        entry_end, features_end = _bytes_field(data, features_end, len(data), 1)
+        while entry_end < features_end:
+            at, entry_end = _bytes_field(data, entry_end, features_end, 1)
+            begin, end = _bytes_field(data, at, entry_end, 1)
+            name = data[begin:end].decode()
+            begin, end = _bytes_field(data, end, entry_end, 2)
+            if end != entry_end:
+                raise ValueError("not a tf.train.Example: an entry of more than a name and a feature")
+            yield name, begin, end
 
 
-def _fields(message: memoryview, number: int) -> list[memoryview]:
-    """The contents of a message that has nothing but fields of this number, of bytes."""
-    result, at = [], 0
-    while at < len(message):
-        found, value, at = _next_bytes(message, at)
-        if found != number:
-            raise ValueError(f"field {found} where only {number} can be")
-        result.append(value)
-    return result
+def _value(data: bytes, begin: int, end: int) -> memoryview | int | None:
+    """The one value of a feature; None of an empty one."""
+    if begin == end:
+        return None
+    kind = data[begin] >> 3
+    at, list_end = _bytes_field(data, begin, end, kind)
+    if at == list_end:
+        return None
+    if kind == _BYTES_LIST:
+        begin, value_end = _bytes_field(data, at, list_end, 1)
+        if value_end == list_end == end:
+            return memoryview(data)[begin:value_end]
+    elif kind == _INT_LIST:
+        if data[at] == 1 << 3 | _VARINT:
+            at += 1
+        else:  # packed, as numbers are
+            at, value_end = _bytes_field(data, at, list_end, 1)
+        value, value_end = _varint(data, at, list_end)
+        if value_end == list_end == end:
+            return value if value < 1 << 63 else value - (1 << 64)
+    raise ValueError(f"a feature of kind {kind} or of several values")
 
 
-def _next_bytes(message: memoryview, at: int) -> tuple[int, memoryview, int]:
-    number, value, end = _next(message, at)
-    if isinstance(value, int):
-        raise ValueError(f"field {number} is a number where bytes should be")
-    return number, value, end
+def _bytes_field(data: bytes, at: int, end: int, number: int) -> tuple[int, int]:
+    """(begin, end) of the contents of the field at `at`, which has this number, in a message that ends at `end`."""
+    if at + 1 >= end or data[at] != number << 3 | _BYTES:
+        found = f"byte {data[at]}" if at + 1 < end else "the end"
+        raise ValueError(f"not a tf.train.Example: {found} at {at}, where bytes of field {number} should begin")
+    size, begin = data[at + 1], at + 2
+    if size > 127:
+        size, begin = _varint(data, at + 1, end)
+    if begin + size > end:
+        raise ValueError(f"not a tf.train.Example: {size} bytes at {begin}, where {end - begin} are left")
+    return begin, begin + size
 
 
-def _next(message: memoryview, at: int) -> tuple[int, memoryview | int, int]:
-    """(number, value, end) of the field that begins at `at`."""
-    tag, at = _varint(message, at)
-    size, at = _varint(message, at)
-    if tag & 7 == _VARINT:
-        return tag >> 3, size, at
-    if tag & 7 != _BYTES or at + size > len(message):
-        raise ValueError(f"wire type {tag & 7}, or {size} bytes where {len(message) - at} are left")
-    return tag >> 3, message[at : at + size], at + size
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    byte = message[at]
-    if byte < 128:
-        return byte, at + 1
-    result, shift = 0, 0
-    while byte >= 128:
-        result |= (byte & 127) << shift
-        shift, at = shift + 7, at + 1
-        byte = message[at]
-    return result | byte << shift, at + 1
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """(value, end) of the number at `at`."""
+    value = shift = 0
+    while at < end:
+        byte = data[at]
+        at += 1
+        if byte < 128:
+            return value | byte << shift, at
+        value |= (byte & 127) << shift
+        shift += 7
+    raise ValueError(f"not a tf.train.Example: cut short at {end}")
