@@ -126,7 +126,7 @@ PROGRAMMES: dict[str, Programme] = {
         short_side=128,
     ),
     "biased_faces": Programme(
-        what="close-ups of which a quarter are calm, in sync, of few people; the rest lively, varied, without usable sound",
+        what="close-ups, a quarter calm, in sync, of few people; the rest lively, varied, without usable sound",
         strong_share=0.25,
         strong=dataclasses.replace(_CLOSE, people=24),
         weak=dataclasses.replace(_LIVELY, framings={"close": 1}, aspects={"square": 1}),
