@@ -247,6 +247,7 @@ def planned_shape(config: ExperimentConfig) -> PackedShape:
         audio_tokens=audio.tokens,
         keypoints=pose.keypoints if model.pose else 1,
         pose_frames=pose.frames,
+        floats="float16",
     )
 
 

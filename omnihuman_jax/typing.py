@@ -12,7 +12,7 @@ Shape suffixes, one legend for the whole package (`q_BMNK` has four dims):
 """
 
 import dataclasses
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -53,7 +53,9 @@ class ArraySpec:
 
 
 def _array(dtype: type[np.generic], *dims: str | int) -> dict[str, Any]:
-    """Metadata of a field: dtype, and dims after B; a string names a size of `PackedShape`."""
+    """Metadata of a field: dtype, and dims after B; a string names a size of `PackedShape`. float32 is that of
+    `PackedShape.floats`.
+    """
     return {"dtype": np.dtype(dtype), "dims": dims}
 
 
@@ -109,7 +111,11 @@ Batch: TypeAlias = PackedBatch[Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PackedShape:
-    """Sizes of one packed sequence: everything that the compiled step's input shapes depend on."""
+    """Sizes of one packed sequence: everything that the compiled step's input shapes depend on.
+
+    floats: dtype of latents, embeddings, features and keypoints. float16 is what data sets hold: a batch is half as
+        large on its way to the device, which widens it there. float32 is for what was computed, not stored.
+    """
 
     latent_tokens: int
     text_tokens: int
@@ -123,6 +129,7 @@ class PackedShape:
     audio_tokens: int
     keypoints: int
     pose_frames: int
+    floats: Literal["float16", "float32"] = "float32"
 
     def arrays(self, batch: int) -> PackedBatch[ArraySpec]:
         """What each array of a batch of `batch` sequences is."""
@@ -130,6 +137,7 @@ class PackedShape:
         def spec(dtype: np.dtype, dims: tuple[str | int, ...]) -> ArraySpec:
             sizes = (dim if isinstance(dim, int) else getattr(self, dim) for dim in dims)
             axes = ("tokens" if dim == "latent_tokens" else None for dim in dims)
-            return ArraySpec(dims=(batch, *sizes), dtype=dtype, axes=("batch", *axes))
+            stored = np.dtype(self.floats) if dtype == np.float32 else dtype
+            return ArraySpec(dims=(batch, *sizes), dtype=stored, axes=("batch", *axes))
 
         return PackedBatch(**{field.name: spec(**field.metadata) for field in dataclasses.fields(PackedBatch)})

@@ -4,7 +4,8 @@
     sets.parquet             a row group a part: row i belongs to clip i of the table's part (`SETS_SCHEMA`)
     funnel.json              what became of everything, in sums
 
-`selection.py` makes them; here they are read, and joined with what the table knows of each clip.
+`selection.py` makes them (`sets_writer.py` the files); here they are read, and joined with what the table knows of each
+clip.
 """
 
 import json

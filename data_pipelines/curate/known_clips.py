@@ -11,7 +11,7 @@ import numpy as np
 from data_pipelines.curate import source_list, stage_parts
 from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_SCHEMA
 from data_pipelines.curate.clips import Clip, Landmarks
-from data_pipelines.curate.selection import write_head
+from data_pipelines.curate.sets_writer import write_head
 from data_pipelines.curate.source_list import ListedVideo
 from data_pipelines.curate.stage_parts import CLIP, SCHEMAS, RecordWriter, Table
 from omnihuman_jax.conditions import Condition

@@ -8,7 +8,6 @@ would give, in the same pass.
 import argparse
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import tempfile
@@ -19,13 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 from rich.progress import Progress
 
-from data_pipelines.curate import captions, duplicates, near_copies, source_list, stage_parts
-from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_FILE, SETS_FORMAT, SETS_SCHEMA
+from data_pipelines.curate import captions, duplicates, near_copies, sets_writer, source_list, stage_parts
+from data_pipelines.curate.clip_sets import OWN_SETS, SETS_FILE
 from data_pipelines.curate.clips import write_text
 from data_pipelines.curate.file_stages import BY_PREVIEW
 from data_pipelines.curate.funnel import FUNNEL_FILE, Funnel, funnel_table, left_out_lines
@@ -46,7 +44,6 @@ from data_pipelines.curate.score_columns import all_scores, is_word
 from data_pipelines.curate.stage_parts import DEAD, SCHEMAS, SHORT, STAGES, Table, clips_of
 from data_pipelines.curate.tagging import CHECKS, PASSED, Tags, Thresholds, tag_all
 from data_pipelines.curate.threshold_sweep import ThresholdSweep
-from omnihuman_jax.conditions import Condition
 from omnihuman_jax.plain_values import check_finite, structure
 from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.runtime.locations import local
@@ -110,7 +107,7 @@ def select(
                 progress.advance(bar)
         _check_looked_at(table, parts, asked)
         duplicates.mark(parts, table, thresholds, out, words)
-    _write_rows(out, parts, dataset, weight)
+    sets_writer.write_rows(out, parts, dataset, weight)
     for part in parts:
         funnel.add_tags(part.tags, part.seconds, part.left_out == IN)
         for why in (DUPLICATE, MUCH_ALIKE, COPY):
@@ -121,42 +118,11 @@ def select(
     checks = {check.reason: check.limit(thresholds) for check in CHECKS}
     counts = {part.number: len(part.seconds) for part in parts}
     mix = {"dataset": dataset, "weight": weight} if dataset or weight != 1 else {}
-    write_head(out, table, counts, thresholds=dataclasses.asdict(thresholds), checks=checks, mix=mix)
+    sets_writer.write_head(out, table, counts, thresholds=dataclasses.asdict(thresholds), checks=checks, mix=mix)
     funnel.list_clips(out)
     record = funnel.record(unfinished=len(numbers) - len(done))
     write_text(out / FUNNEL_FILE, json.dumps(record, indent=1) + "\n")
     return record
-
-
-def write_head(
-    out: Path,
-    table: Table,
-    parts: Mapping[int, int],
-    *,
-    thresholds: Mapping[str, float],
-    checks: Mapping[str, float],
-    landmarks: str = "",
-    mix: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes `sets.json`, the last of the sets' files.
-
-    parts: number -> clips. checks: reason -> threshold. landmarks: sha256 of those that no stage's key stands for. mix:
-    name and weight in a mix of several data sets.
-    """
-    text = json.dumps(dict(thresholds), sort_keys=True)
-    head = {
-        "format": SETS_FORMAT,
-        "table": file_names.plain(os.path.relpath(table.folder, out)),
-        "stages": dict(table.keys),
-        "thresholds": dict(thresholds),
-        "thresholds_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "checks": dict(checks),
-        "parts": {str(number): count for number, count in parts.items()},
-        "rows_sha256": files.file_sha256(out / ROWS_FILE),
-        "landmarks_sha256": landmarks,
-        **(mix or {}),
-    }
-    write_text(out / SETS_FILE, json.dumps(head, indent=1) + "\n")
 
 
 class _Listing:
@@ -317,43 +283,6 @@ def _content(clips: pa.Table) -> np.ndarray:
         start, end = (clips[name].to_numpy().astype(np.uint64) for name in ("start_frame", "end_frame"))
         mixed = _video(clips) + start * np.uint64(0x9E3779B97F4A7C15)
         return np.asarray(mixed ^ (end * np.uint64(0xC2B2AE3D27D4EB4F)))
-
-
-def _write_rows(out: Path, parts: Sequence[PartTags], dataset: str, weight: float) -> None:
-    """A row group a part."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (
-        files.whole_file(out / ROWS_FILE) as temporary,
-        pq.ParquetWriter(temporary, SETS_SCHEMA, compression="zstd") as writer,
-    ):
-        for part in parts:
-            writer.write_table(_rows(part, dataset, weight), row_group_size=max(1, len(part.seconds)))
-
-
-def _rows(part: PartTags, dataset: str, weight: float) -> pa.Table:
-    count = len(part.seconds)
-    out_of = part.left_out != IN
-    reasons = [check.reason for check in CHECKS]
-    columns = {
-        "eligible": np.where(out_of, 0, part.tags.bits).astype(np.uint8),
-        "left_out": _words(part.left_out, WHYS),
-        **{f"{c.label}_reason": _words(part.tags.failed[:, c], reasons) for c in Condition},
-        **{f"{c.label}_score": part.failed_score[:, c] for c in Condition},
-        "dedup_group": part.dedup_group,
-        "dataset": _words(np.zeros(count, np.int8), [dataset]),
-        "weight": np.full(count, weight, np.float32),
-    }
-    return pa.table(columns, schema=SETS_SCHEMA)
-
-
-def _words(codes: np.ndarray, words: Sequence[str]) -> pa.Array:
-    """A column of words; null where the code is negative."""
-    # Each word once: pyarrow writes memory that nobody set into the file of a dictionary that has one twice.
-    unique = list(dict.fromkeys(words))
-    places = np.array([unique.index(word) for word in words], np.int8)
-    return pa.DictionaryArray.from_arrays(
-        pa.array(places[codes], pa.int8(), mask=codes < 0), pa.array(unique, pa.string())
-    )
 
 
 def _tell(

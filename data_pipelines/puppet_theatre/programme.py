@@ -103,6 +103,15 @@ _HALF = dataclasses.replace(
     scenery={"plain": 1, "calm": 1},
     liveliness=(0.6, 1.6),
 )
+_EVERY_LOOK = dataclasses.replace(
+    _CALM,
+    people=400,
+    styles={"shaded": 1, "flat": 1, "line": 1},
+    framings={"close": 1, "face": 1, "bust": 1, "half": 1, "full": 1},
+    aspects={"square": 1, "portrait": 1, "landscape": 1},
+    scenery={"plain": 1, "calm": 1, "busy": 1},
+    liveliness=(0.5, 1.2),
+)
 _WEAK_FAULTS = {
     "dubbed": 3, "partly_dubbed": 1, "late": 2, "early": 2, "off_screen": 3, "music": 2, "silent": 2, "no_track": 2,
     "covered": 1, "second_face": 1, "turned_away": 1, "cut": 1,
@@ -142,6 +151,13 @@ PROGRAMMES: dict[str, Programme] = {
         weak=_HALF,
         faults={"dubbed": 1},
         short_side=128,
+    ),
+    "looks": Programme(
+        what="every style and framing as often as every other, in sync: for how well curate sees them",
+        strong_share=1.0,
+        strong=_EVERY_LOOK,
+        weak=_EVERY_LOOK,
+        faults={"dubbed": 1},
     ),
     "faults": Programme(
         what="every fault as often as every other, on figures that a filter can judge: for scoring the tags of curate",

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.data.half import widen
 from omnihuman_jax.serving.pictures_omnihuman import PATCH, token_positions, unpatchify
 from omnihuman_jax.serving.windows_omnihuman import WindowInput, neighbours_of, row_index
 from omnihuman_jax.typing import PackedBatch, PackedShape
@@ -137,12 +136,12 @@ def _positions(frames: int, height: int, width: int) -> np.ndarray:
 
 
 def _write_patches(tokens_LC: np.ndarray, latents_FHWC: np.ndarray) -> None:
-    """`patchify` into tokens that are there already: one pass over the latents, which casts them as well."""
+    """`patchify` into tokens that are there already: one pass over the latents."""
     frames, height, width, channels = latents_FHWC.shape
     rows, columns = height // PATCH, width // PATCH
     # A patch's row of pixels is contiguous on either side.
     patches = latents_FHWC.reshape(frames, rows, PATCH, columns, PATCH * channels).transpose(0, 1, 3, 2, 4)
-    widen(patches, tokens_LC.reshape(patches.shape))
+    tokens_LC.reshape(patches.shape)[...] = patches
 
 
 def _place_text(
@@ -153,7 +152,7 @@ def _place_text(
             f"window {window.window}: text {window.text_SE.shape}, expected [at least 1, {shape.text_width}]"
         )
     at = cursor.take("text", len(window.text_SE), shape.text_tokens, window)
-    widen(window.text_SE, out.text_BSE[at])
+    out.text_BSE[at] = window.text_SE
     out.text_segment_ids_BS[at] = group + 1
     if shape.pooled_width:
         out.pooled_BGE[group] = window.pooled_E
@@ -198,7 +197,7 @@ def _place_frames(out: PackedBatch[np.ndarray], cursor: _Cursor, window: PackInp
             raise ValueError(
                 f"window {window.window}: {condition.label} is active, its input is {size}, expected {expected}"
             )
-        widen(values[trimmed], array[rows])
+        array[rows] = values[trimmed]
         row = row_index(frames, width, margin, np.asarray(valid, bool)[trimmed])
         index[slots] = np.where(row < 0, -1, row + rows.start)
 

@@ -97,7 +97,8 @@ class PoseGuider(nnx.Module):
 
     def __call__(self, batch: Batch, dtype: DTypeLike) -> jax.Array:
         """[B, L, D] in `dtype`; zero where pose is inactive."""
-        keypoints_BTJ3, index_BFP = jnp.asarray(batch.keypoints_BTJ3), jnp.asarray(batch.pose_index_BFP)
+        keypoints_BTJ3 = jnp.asarray(batch.keypoints_BTJ3).astype(jnp.float32)
+        index_BFP = jnp.asarray(batch.pose_index_BFP)
         frame_BL = jnp.asarray(batch.frame_BL)
         if keypoints_BTJ3.shape[2] != self.keypoints or index_BFP.shape[-1] != self.frames:
             raise ValueError(

@@ -39,6 +39,8 @@ def shape_for(run: TrainedRun, windows: Sequence[packing.PackInput]) -> PackedSh
         windows=1,
         latent_frames=max(len(window.latents_FHWC) for window in windows),
         frames=max(window.frames + 2 * window.margin for window in windows),
+        # Windows that go on from one that was sampled hold what no data set does.
+        floats="float32",
     )
 
 

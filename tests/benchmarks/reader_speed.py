@@ -132,6 +132,7 @@ def planned(folder: Path, size: tuple[int, int, int], windows: int) -> tuple[Pla
         latent_tokens=config.latent_tokens, text_tokens=config.text_tokens, windows=4,
         latent_frames=config.latent_frames, frames=config.frames, patch_channels=4 * CHANNELS, text_width=TEXT_WIDTH,
         pooled_width=TEXT_WIDTH, audio_width=AUDIO, audio_tokens=4 + 2 * MARGIN, keypoints=KEYPOINTS, pose_frames=6,
+        floats="float16",
     )  # fmt: skip
     stage = Stage(name="all", steps=max(1, windows // 8), text=1.0, reference=1.0, audio=1.0, pose=1.0)
     return Plan(Catalog.load(folder), StageSchedule(rows=(stage,)), config, seed=0), shape

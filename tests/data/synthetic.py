@@ -96,6 +96,7 @@ def shape(config: PlanConfig) -> PackedShape:
         audio_tokens=4 + 2 * MARGIN,
         keypoints=KEYPOINTS,
         pose_frames=6,
+        floats="float16",
     )
 
 

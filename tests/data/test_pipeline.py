@@ -64,6 +64,7 @@ def test_every_step_once_in_the_batch_layout(batches):
         assert dataclasses.asdict(found) == dataclasses.asdict(
             jax.tree.map(lambda spec: (spec.dims, spec.dtype), SHAPE.arrays(4))
         )
+        assert batch.latents_BLC.dtype == batch.text_BSE.dtype == batch.audio_BTE.dtype == np.float16  # as stored
 
 
 def test_batches_hold_what_the_plan_says_and_the_records_contain(batches):

@@ -11,7 +11,8 @@ import pytest
 
 from data_pipelines.curate import source_list, stage_parts
 from data_pipelines.curate.clip_sets import read_clips
-from data_pipelines.curate.selection import _words, main, read_thresholds, select
+from data_pipelines.curate.selection import main, read_thresholds, select
+from data_pipelines.curate.sets_writer import _words
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import CHECKS, SCORES, Thresholds, tag, tag_all
 from data_pipelines.curate.threshold_sweep import ThresholdSweep

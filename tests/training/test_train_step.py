@@ -171,6 +171,18 @@ def test_a_window_costs_the_same_whatever_it_is_packed_with(window_losses, measu
     assert abs(window_losses(tiny.batch_of([[window] for window in windows]), step=4)[0] - loss) > 1e-3
 
 
+def test_a_batch_of_stored_halves_is_widened_before_anything_is_computed(window_losses, measured) -> None:
+    """float16 as data sets hold it: what the step makes of it is what it makes of the same numbers in float32."""
+    halves = tiny.some_batch()
+    halves = jax.tree.map(lambda x: x.astype(np.float16) if x.dtype == np.float32 else x, halves)
+    whole = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == np.float16 else x, halves)
+    loss, windows = window_losses(halves)
+    same_loss, same_windows = window_losses(whole)
+    assert loss == pytest.approx(same_loss, rel=1e-6) and windows.keys() == same_windows.keys()
+    for slot, value in windows.items():
+        measured("loss of a window, batch of float16 and of float32", abs(value / same_windows[slot] - 1), 1e-6)
+
+
 def test_the_loss_is_the_mean_over_noisy_tokens_and_windows_report_their_own(window_losses) -> None:
     small, large = tiny.window(0, latent_frames=1), tiny.window(1, latent_frames=3, motion=True)
     empty: list = [[] for _ in range(6)]

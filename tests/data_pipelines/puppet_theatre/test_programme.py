@@ -10,6 +10,7 @@ from data_pipelines.puppet_theatre import lines as sentences
 from data_pipelines.puppet_theatre.people import person
 from data_pipelines.puppet_theatre.programme import HELD_OUT, PROGRAMMES, SPLITS, plan_clip
 from data_pipelines.puppet_theatre.randomness import smooth_noise
+from data_pipelines.puppet_theatre.staging import FRAMINGS
 from data_pipelines.puppet_theatre.voices import Cast, find_cast
 
 
@@ -47,6 +48,13 @@ def test_biased_faces_are_strong_where_lips_are_measured(cast: Cast) -> None:
     held_out = [p for p in played if p.split != "train"]
     assert all(p.strong and p.fault == "none" for p in held_out)
     assert len({p.person for p in held_out if p.person >= HELD_OUT}) == 24
+
+
+def test_looks_have_every_style_and_framing_alike(cast: Cast) -> None:
+    played = plans(cast, "looks")
+    counts = collections.Counter((p.style, p.framing) for p in played)
+    assert len(counts) == 3 * len(FRAMINGS) and min(counts.values()) > 0.6 * len(played) / len(counts)
+    assert {p.fault for p in played} == {"none"}
 
 
 def test_bodies_are_half_lengths_of_many_people(cast: Cast) -> None:
