@@ -83,12 +83,12 @@ def frame_index(frames: int, slots: int) -> np.ndarray:
     latent has one frame only: it takes the last of the four places, so that a place always means the same distance.
     """
     m = neighbours_of(slots)
-    index = np.full((latent_frames_of(frames), slots), NO_FRAME, np.int32)
-    for latent in range(len(index) if slots else 0):
-        own = frames_of_latent(latent)
-        index[latent, :m] = np.arange(own.start - m, own.start)
-        index[latent, m + TEMPORAL_STRIDE - len(own) : m + TEMPORAL_STRIDE] = own
-        index[latent, m + TEMPORAL_STRIDE :] = np.arange(own.stop, own.stop + m)
+    latents = latent_frames_of(frames)
+    first = frames_of_latent(1).start - m  # of the second latent; each one after begins a stride later
+    starts = first + TEMPORAL_STRIDE * np.arange(-1, latents - 1, dtype=np.int32)
+    index = starts[:, None] + np.arange(slots, dtype=np.int32)
+    index[0, :m] = np.arange(-m, 0)
+    index[0, m : m + TEMPORAL_STRIDE - 1] = NO_FRAME
     return index
 
 
@@ -102,10 +102,10 @@ def row_index(frames: int, slots: int, margin: int, valid_T: np.ndarray) -> np.n
         raise ValueError(
             f"{len(valid_T)} rows for {frames} frames and a margin of {margin}: expected {frames + 2 * margin}"
         )
-    frame = frame_index(frames, slots)
-    row = np.where(frame == NO_FRAME, -1, frame + margin)
-    inside = (row >= 0) & (row < len(valid_T))
-    return np.where(inside & valid_T[np.clip(row, 0, len(valid_T) - 1)], row, -1).astype(np.int32)
+    row = frame_index(frames, slots) + np.int32(margin)  # of NO_FRAME, too, it is one that is not there
+    row[(row < 0) | (row >= len(valid_T))] = len(valid_T)
+    row[~np.append(valid_T, False)[row]] = -1
+    return row
 
 
 def with_margins(
