@@ -220,9 +220,10 @@ def test_what_is_no_fault_of_a_clip_ends_the_command_which_then_goes_on(
     problem: Exception, root: Path, clips: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, sets = tmp_path / "dataset", clips("sets", [0, 1])
-    with monkeypatch.context() as patch, pytest.raises(type(problem)):
+    with monkeypatch.context() as patch, pytest.raises(type(problem)) as raised:
         patch.setattr(DeadLetters, "_check_video", _raises(problem, "talk-020"))
         encode(sets, out, config(root), QUIET)
+    assert "encode was at clip talk-020 of " in raised.value.__notes__[0]
     assert not out.exists()
     assert encode(sets, out, config(root), QUIET)["dead_letters"] == 0
     assert set(Catalog.load(out).clip_id) == set(names([0, 1]))
