@@ -228,7 +228,8 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
-    return file_names.printable(text) or type(error).__name__
+    said = file_names.printable(text) or type(error).__name__
+    return "; ".join([said, *(file_names.printable(note) for note in getattr(error, "__notes__", ()))])
 
 
 def _is_of_storage(error: Exception) -> bool:
@@ -270,7 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug or not _is_of_storage(error):
             raise
-        why = f"{type(error).__name__}: {_one_line(error)}".removesuffix(f": {type(error).__name__}")
+        name = type(error).__name__
+        why = f"{name}: {_one_line(error)}".replace(f"{name}: {name}", name, 1)
         print(f"omnihuman {options.command}: storage does not answer ({why}); try again", file=sys.stderr)
         return exit_codes.RETRY
 

@@ -53,10 +53,10 @@ class ArraySpec:
 
 
 def _array(dtype: type[np.generic], *dims: str | int) -> dict[str, Any]:
-    """Metadata of a field: dtype, and dims after B; a string names a size of `PackedShape`. float32 is that of
-    `PackedShape.floats`.
+    """Metadata of a field: dtype (`np.floating`: that of `PackedShape.floats`), and dims after B; a string names a size
+    of `PackedShape`.
     """
-    return {"dtype": np.dtype(dtype), "dims": dims}
+    return {"dtype": dtype, "dims": dims}
 
 
 @jax.tree_util.register_dataclass
@@ -69,7 +69,7 @@ class PackedBatch(Generic[Leaf]):
     `PackedShape`; segment ids are read by `segments`.
     """
 
-    latents_BLC: Leaf = dataclasses.field(metadata=_array(np.float32, "latent_tokens", "patch_channels"))
+    latents_BLC: Leaf = dataclasses.field(metadata=_array(np.floating, "latent_tokens", "patch_channels"))
     """Clean patch tokens in the order of their windows: a window's reference tokens first (if active), then its video
     tokens, latent frame by latent frame, row by row; C is (patch row, patch column, channel)."""
     segment_ids_BL: Leaf = dataclasses.field(metadata=_array(np.int32, "latent_tokens"))
@@ -82,17 +82,17 @@ class PackedBatch(Generic[Leaf]):
     """Packed latent-frame slot, in [0, F), of a video token; -1 on reference and padding tokens."""
     token_BL: Leaf = dataclasses.field(metadata=_array(np.int32, "latent_tokens"))
     """Index of the token in its own window: what its noise is keyed on, whatever it is packed with."""
-    text_BSE: Leaf = dataclasses.field(metadata=_array(np.float32, "text_tokens", "text_width"))
+    text_BSE: Leaf = dataclasses.field(metadata=_array(np.floating, "text_tokens", "text_width"))
     """Token-level text embeddings; the empty prompt's where text is inactive."""
     text_segment_ids_BS: Leaf = dataclasses.field(metadata=_array(np.int32, "text_tokens"))
     """As `segment_ids_BL`."""
-    pooled_BGE: Leaf = dataclasses.field(metadata=_array(np.float32, "windows", "pooled_width"))
+    pooled_BGE: Leaf = dataclasses.field(metadata=_array(np.floating, "windows", "pooled_width"))
     """Pooled text embedding of a window."""
-    audio_BTE: Leaf = dataclasses.field(metadata=_array(np.float32, "frames", "audio_width"))
+    audio_BTE: Leaf = dataclasses.field(metadata=_array(np.floating, "frames", "audio_width"))
     """Speech features of the packed frames (with margins), layers flattened into E."""
     audio_index_BFA: Leaf = dataclasses.field(metadata=_array(np.int32, "latent_frames", "audio_tokens"))
     """Rows of `audio_BTE` that a latent frame attends to, -1 for none."""
-    keypoints_BTJ3: Leaf = dataclasses.field(metadata=_array(np.float32, "frames", "keypoints", 3))
+    keypoints_BTJ3: Leaf = dataclasses.field(metadata=_array(np.floating, "frames", "keypoints", 3))
     """(x, y, confidence) of the packed frames, x and y in token units of the window's grid."""
     pose_index_BFP: Leaf = dataclasses.field(metadata=_array(np.int32, "latent_frames", "pose_frames"))
     """Rows of `keypoints_BTJ3` that a latent frame sees, -1 for none."""
@@ -134,10 +134,10 @@ class PackedShape:
     def arrays(self, batch: int) -> PackedBatch[ArraySpec]:
         """What each array of a batch of `batch` sequences is."""
 
-        def spec(dtype: np.dtype, dims: tuple[str | int, ...]) -> ArraySpec:
+        def spec(dtype: type[np.generic], dims: tuple[str | int, ...]) -> ArraySpec:
             sizes = (dim if isinstance(dim, int) else getattr(self, dim) for dim in dims)
             axes = ("tokens" if dim == "latent_tokens" else None for dim in dims)
-            stored = np.dtype(self.floats) if dtype == np.float32 else dtype
-            return ArraySpec(dims=(batch, *sizes), dtype=stored, axes=("batch", *axes))
+            own = np.dtype(self.floats if dtype is np.floating else dtype)
+            return ArraySpec(dims=(batch, *sizes), dtype=own, axes=("batch", *axes))
 
         return PackedBatch(**{field.name: spec(**field.metadata) for field in dataclasses.fields(PackedBatch)})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from omnihuman_jax import cli
+from omnihuman_jax.runtime import exit_codes
 
 
 def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -71,6 +72,19 @@ def test_arguments_reach_the_command_untouched(command) -> None:
     command(lambda argv: seen.append(argv))
     assert cli.main(["it", "--config", "configs/demo.py", "--config.seed=3", "--help", "x"]) == 0
     assert seen == [["--config", "configs/demo.py", "--config.seed=3", "--help", "x"]]
+
+
+@pytest.mark.parametrize("text", ["no answer", ""])
+def test_what_an_error_was_about_is_in_its_line(command, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    def main(argv: list[str]) -> int:
+        error = TimeoutError(text)
+        error.add_note("encode was at clip c7 of v.mp4")
+        raise error
+
+    command(main)
+    assert cli.main(["it"]) == exit_codes.RETRY
+    said = f"TimeoutError{': ' * bool(text)}{text}; encode was at clip c7 of v.mp4"
+    assert capsys.readouterr().err == f"omnihuman it: storage does not answer ({said}); try again\n"
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,23 @@ def test_commands_are_there(page: Path) -> None:
     assert sorted(set(named) - set(COMMANDS)) == []
 
 
+def anchors_of(page: Path) -> set[str]:
+    """What links to headings of a page are called."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S), re.M)
+    words = (re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)).lower() for text in headings)
+    return {word.replace(" ", "-") for word in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_headings_that_links_name_are_there(page: Path) -> None:
+    wrong = []
+    for name, anchor in re.findall(r"\]\(([\w./-]*)#([^)\s]+)\)", page.read_text()):
+        target = page.parent / name if name else page
+        if target.suffix == ".md" and (not target.is_file() or anchor not in anchors_of(target)):
+            wrong.append(f"{name}#{anchor}")
+    assert wrong == []
+
+
 def test_the_check_finds_what_is_not_there() -> None:
     assert paths_named("see `training/nothing.py` and `x/y`") == {"training/nothing.py"}
     assert not is_there("training/nothing.py") and is_there("training/train_step.py") and is_there("docs/launch.md")

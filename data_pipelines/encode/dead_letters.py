@@ -43,10 +43,13 @@ class DeadLetters:
             return statistics, windows
         except Exception as problem:
             if _is_of_all(problem):
-                problem.add_note(
-                    f"encode was at clip {clip.clip_id} of {file_names.printable(clip.video)}. If it ends there each"
-                    " time, take that video out of the source, run curate and select, and encode again"
-                )
+                if not isinstance(problem, ImportError):
+                    problem.add_note(f"encode was at clip {clip.clip_id} of {file_names.printable(clip.video)}")
+                if isinstance(problem, MemoryError | JaxRuntimeError):
+                    problem.add_note(
+                        "if it ends there each time, take that video out of the source, run curate and select, and"
+                        " encode again"
+                    )
                 raise
             text = " ".join((str(problem) or type(problem).__name__).split())
             known = isinstance(problem, ValueError | FileNotFoundError)

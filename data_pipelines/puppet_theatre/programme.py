@@ -48,8 +48,8 @@ class Look:
 class Programme:
     """`strong_share` of the clips are calm, in sync and whole; the others are `weak`, with a fault out of `faults`.
 
-    held_out_strong_share: of the clips that training does not meet; None for the same. Lips can be measured on strong
-    clips alone, and of few people nothing can be said.
+    held_out_strong_share: of the clips that are held out from training, where it is another one: lips can be measured
+    on strong clips alone.
     """
 
     what: str
@@ -276,4 +276,6 @@ def _pick(random: np.random.Generator, weights: Weights) -> str:
 
 def fingerprint(programme: Programme) -> int:
     """Changes with anything in the programme."""
-    return zlib.crc32(repr(programme).encode())
+    # As if the field were not there where it says nothing: theatres of before it can be made longer.
+    said = repr(programme).replace(", held_out_strong_share=None", "")
+    return zlib.crc32(said.encode())

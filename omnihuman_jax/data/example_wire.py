@@ -29,7 +29,8 @@ def parse_example(data: bytes) -> dict[str, memoryview | int]:
 def feature_bytes(data: bytes, name: str) -> memoryview | None:
     """The bytes of the feature `name`, whatever the others hold; None if it is not there or has no value.
 
-    ValueError where the bytes are no tf.train.Example, or the feature holds numbers or more than one value.
+    ValueError where the bytes are no tf.train.Example, as far as they are read for it, or the feature holds numbers or
+    more than one value.
     """
     for found, begin, end in _features(data):
         if found == name:
@@ -68,14 +69,15 @@ def _value(data: bytes, begin: int, end: int) -> memoryview | int | None:
         if value_end == list_end == end:
             return memoryview(data)[begin:value_end]
     elif kind == _INT_LIST:
+        stop = list_end
         if data[at] == 1 << 3 | _VARINT:
             at += 1
         else:  # packed, as numbers are
-            at, value_end = _bytes_field(data, at, list_end, 1)
-        value, value_end = _varint(data, at, list_end)
-        if value_end == list_end == end:
+            at, stop = _bytes_field(data, at, list_end, 1)
+        value, value_end = _varint(data, at, stop)
+        if value_end == stop == list_end == end:
             return value if value < 1 << 63 else value - (1 << 64)
-    raise ValueError(f"a feature of kind {kind} or of several values")
+    raise ValueError(f"a feature of kind {kind} or of several values; one string of bytes or one integer is read")
 
 
 def _bytes_field(data: bytes, at: int, end: int, number: int) -> tuple[int, int]:

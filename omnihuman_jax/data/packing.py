@@ -198,7 +198,7 @@ def _place_frames(out: PackedBatch[np.ndarray], cursor: _Cursor, window: PackInp
                 f"window {window.window}: {condition.label} is active, its input is {size}, expected {expected}"
             )
         array[rows] = values[trimmed]
-        row = row_index(frames, width, margin, np.asarray(valid, bool)[trimmed])
+        row = row_index(frames, width, margin, valid[trimmed])
         index[slots] = np.where(row < 0, -1, row + rows.start)
 
 

@@ -102,9 +102,9 @@ def row_index(frames: int, slots: int, margin: int, valid_T: np.ndarray) -> np.n
         raise ValueError(
             f"{len(valid_T)} rows for {frames} frames and a margin of {margin}: expected {frames + 2 * margin}"
         )
-    row = frame_index(frames, slots) + np.int32(margin)  # of NO_FRAME, too, it is one that is not there
+    row = frame_index(frames, slots) + np.int32(margin)  # NO_FRAME stays far below 0
     row[(row < 0) | (row >= len(valid_T))] = len(valid_T)
-    row[~np.append(valid_T, False)[row]] = -1
+    row[~np.append(np.asarray(valid_T, bool), False)[row]] = -1
     return row
 
 

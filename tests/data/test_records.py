@@ -90,6 +90,18 @@ def test_the_parser_reads_numbers_of_every_size(table, value):
     assert decode_record(encode_record(record, synthetic.spec()), synthetic.spec()).eligible == value
 
 
+def test_a_number_beyond_the_end_of_its_packed_list_is_refused():
+    def example(feature: bytes) -> bytes:
+        entry = b"\x0a\x01n\x12" + bytes([len(feature)]) + feature
+        features = b"\x0a" + bytes([len(entry)]) + entry
+        return b"\x0a" + bytes([len(features)]) + features
+
+    assert parse_example(example(b"\x1a\x03\x0a\x01\x05")) == {"n": 5}
+    for wrong in (b"\x1a\x03\x0a\x00\x05", b"\x1a\x04\x0a\x02\x05\x06"):
+        with pytest.raises(ValueError, match=r"cut short|several values"):
+            parse_example(example(wrong))
+
+
 def test_whatever_bytes_there_are_the_parser_ends_with_a_record_or_a_value_error(table):
     """Cut anywhere, or with any byte changed: no other exception, and never past the end."""
     small = dataclasses.replace(synthetic.record(table, 1), text_SE=np.zeros((1, 6), np.float16))

@@ -214,7 +214,12 @@ def _raises(problem: Exception, clip_id: str) -> Callable[[DeadLetters, Clip], N
 
 @pytest.mark.parametrize(
     "problem",
-    [OSError(errno.ENOSPC, "No space left on device"), MemoryError("Unable to allocate"), JaxRuntimeError("INTERNAL")],
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        MemoryError("Unable to allocate"),
+        JaxRuntimeError("INTERNAL"),
+        TimeoutError("no answer"),
+    ],
 )
 def test_what_is_no_fault_of_a_clip_ends_the_command_which_then_goes_on(
     problem: Exception, root: Path, clips: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -95,7 +95,7 @@ def packed_batch(shape: PackedShape, sequences: Sequence[Sequence[Window]], seed
     rng = np.random.default_rng(seed)
     batch = jax.tree.map(ArraySpec.zeros, shape.arrays(len(sequences)))
     for array in jax.tree.leaves(batch):
-        if array.dtype == np.float32:
+        if array.dtype.kind == "f":
             array[...] = rng.standard_normal(array.shape)
     for array in (batch.frame_BL, batch.audio_index_BFA, batch.pose_index_BFP, batch.slot_BG, batch.window_BG):
         array.fill(-1)

@@ -46,7 +46,7 @@ def model_config(*, dual: int = 1, single: int = 0, refiner: int = 0) -> mmdit.M
 def packed_shape() -> PackedShape:
     return PackedShape(
         latent_tokens=64, text_tokens=8, windows=3, latent_frames=8, frames=32, patch_channels=16, text_width=8,
-        pooled_width=8, audio_width=6, audio_tokens=6, keypoints=3, pose_frames=6,
+        pooled_width=8, audio_width=6, audio_tokens=6, keypoints=3, pose_frames=6, floats="float16",
     )  # fmt: skip
 
 

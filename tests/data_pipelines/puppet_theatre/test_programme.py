@@ -1,6 +1,7 @@
 """What is played: plans, voices, lines, and what is held out."""
 
 import collections
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from data_pipelines.puppet_theatre import lines as sentences
 from data_pipelines.puppet_theatre.people import person
-from data_pipelines.puppet_theatre.programme import HELD_OUT, PROGRAMMES, SPLITS, plan_clip
+from data_pipelines.puppet_theatre.programme import HELD_OUT, PROGRAMMES, SPLITS, fingerprint, plan_clip
 from data_pipelines.puppet_theatre.randomness import smooth_noise
 from data_pipelines.puppet_theatre.staging import FRAMINGS
 from data_pipelines.puppet_theatre.voices import Cast, find_cast
@@ -39,7 +40,7 @@ def test_the_biased_programme_is_biased(cast: Cast) -> None:
 
 
 def test_biased_faces_are_strong_where_lips_are_measured(cast: Cast) -> None:
-    """A quarter of what training meets is in sync, of few people; all that is held out is, of many."""
+    """A quarter of what training meets is in sync, of 24 people; all that is held out is, of 24 others."""
     played = plans(cast, "biased_faces")
     assert {p.framing for p in played} == {"close"}
     train = [p for p in played if p.split == "train"]
@@ -48,6 +49,13 @@ def test_biased_faces_are_strong_where_lips_are_measured(cast: Cast) -> None:
     held_out = [p for p in played if p.split != "train"]
     assert all(p.strong and p.fault == "none" for p in held_out)
     assert len({p.person for p in held_out if p.person >= HELD_OUT}) == 24
+
+
+def test_a_theatre_of_before_a_field_is_the_same_theatre() -> None:
+    assert fingerprint(PROGRAMMES["faces"]) == 2439869781
+    assert fingerprint(PROGRAMMES["biased_faces"]) != fingerprint(
+        dataclasses.replace(PROGRAMMES["biased_faces"], held_out_strong_share=None)
+    )
 
 
 def test_looks_have_every_style_and_framing_alike(cast: Cast) -> None:
