@@ -6,6 +6,7 @@ table's folder, which all nodes have to see at the same path, and need the packa
 """
 
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
@@ -15,6 +16,7 @@ Result = TypeVar("Result")
 # A task for every core, and one that waits: what is handed out is bounded, and no core waits for the driver.
 _TASKS_A_CORE = 2
 _LOOK_AGAIN_S = 5.0
+_ANSWER_S = 20.0
 
 
 class RayCluster(Generic[Task, Result]):
@@ -35,6 +37,7 @@ class RayCluster(Generic[Task, Result]):
             raise ValueError(
                 f"--engine ray needs Ray, which cannot be imported ({error}); pip install 'omnihuman-jax[cluster]'"
             ) from error
+        self._check_answers()
         try:
             ray.init(address=self._address, include_dashboard=None, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
@@ -44,6 +47,16 @@ class RayCluster(Generic[Task, Result]):
 
     def __exit__(self, *exception: object) -> None:
         self._ray.shutdown()
+
+    def _check_answers(self) -> None:
+        """ValueError where nothing listens at HOST:PORT: Ray itself goes on trying for minutes."""
+        host, _, port = (self._address or "").rpartition("://")[2].rpartition(":")
+        if not port.isdigit():
+            return  # `auto`, or a cluster of its own
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"--address {self._address}: no Ray cluster answers there ({error})") from None
 
     def run(
         self,

@@ -108,8 +108,15 @@ def test_a_task_that_kills_its_process_costs_that_task_alone(nodes: Nodes) -> No
     with RayCluster[int, float](nodes.address) as cluster:
         results = dict(cluster.run(half_or_die, [1, -1, 2, 3], lambda task: tries.append(task) or len(tries) < 2))  # type: ignore[func-returns-value]
     assert results == {1: 0.5, -1: None, 2: 1.0, 3: 1.5} and tries == [-1, -1]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "127.0.0.1:9{}"])
+def test_where_no_cluster_answers_is_said_at_once(address: str) -> None:
+    pytest.importorskip("ray")
+    begun = time.monotonic()
     with pytest.raises(ValueError, match="no Ray cluster answers there"):
-        RayCluster[int, float](f"127.0.0.1:{free_port()}").__enter__()
+        RayCluster[int, float](address.format(free_port())).__enter__()
+    assert time.monotonic() - begun < 60  # Ray itself was still trying after four minutes
 
 
 @pytest.mark.slow
