@@ -224,11 +224,13 @@ def simulate_devices(count: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException, *, named: bool = False) -> str:
+    """What an error says, and its notes; `named`: with its type, which is all that some say."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename or ''}: {error.strerror}".lstrip(": ")
-    said = file_names.printable(text) or type(error).__name__
+    name, text = type(error).__name__, file_names.printable(text)
+    said = f"{name}: {text}" if named and text else text or name
     return "; ".join([said, *(file_names.printable(note) for note in getattr(error, "__notes__", ()))])
 
 
@@ -271,8 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug or not _is_of_storage(error):
             raise
-        name = type(error).__name__
-        why = f"{name}: {_one_line(error)}".replace(f"{name}: {name}", name, 1)
+        why = _one_line(error, named=True)
         print(f"omnihuman {options.command}: storage does not answer ({why}); try again", file=sys.stderr)
         return exit_codes.RETRY
 

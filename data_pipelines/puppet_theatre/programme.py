@@ -276,6 +276,7 @@ def _pick(random: np.random.Generator, weights: Weights) -> str:
 
 def fingerprint(programme: Programme) -> int:
     """Changes with anything in the programme."""
-    # As if the field were not there where it says nothing: theatres of before it can be made longer.
-    said = repr(programme).replace(", held_out_strong_share=None", "")
-    return zlib.crc32(said.encode())
+    # What is None says nothing: a theatre of before there was such a field can still be made longer.
+    said = {field.name: getattr(programme, field.name) for field in dataclasses.fields(programme)}
+    words = ", ".join(f"{name}={value!r}" for name, value in said.items() if value is not None)
+    return zlib.crc32(f"Programme({words})".encode())

@@ -112,7 +112,6 @@ def test_a_task_that_kills_its_process_costs_that_task_alone(nodes: Nodes) -> No
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "127.0.0.1:9{}"])
 def test_where_no_cluster_answers_is_said_at_once(address: str) -> None:
-    pytest.importorskip("ray")
     begun = time.monotonic()
     with pytest.raises(ValueError, match="no Ray cluster answers there"):
         RayCluster[int, float](address.format(free_port())).__enter__()
