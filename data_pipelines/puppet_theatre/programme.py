@@ -152,6 +152,16 @@ PROGRAMMES: dict[str, Programme] = {
         faults={"dubbed": 1},
         short_side=128,
     ),
+    "speaking_bodies": Programme(
+        what="the same figures, drawn large enough for audio too: for gestures, and lips, under sound alone",
+        strong_share=1.0,
+        strong=_HALF,
+        weak=_HALF,
+        faults={"dubbed": 1},
+        seconds=(7.0, 10.0),
+        # A face is 0.19 of the picture's height wide: 53 pixels, where `min_face_px` is 48.
+        short_side=224,
+    ),
     "looks": Programme(
         what="every style and framing as often as every other, in sync: for how well curate sees them",
         strong_share=1.0,

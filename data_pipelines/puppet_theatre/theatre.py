@@ -227,7 +227,8 @@ docs/theatre.md has the whole commands, and what the theatre does not show."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`omnihuman theatre --out DIR --hours H --seed S`."""
-    programmes = "\n".join(f"  {name:<8} {programme.what}" for name, programme in PROGRAMMES.items())
+    width = max(map(len, PROGRAMMES))
+    programmes = "\n".join(f"  {name:<{width}} {programme.what}" for name, programme in PROGRAMMES.items())
     parser = argparse.ArgumentParser(
         prog="omnihuman theatre",
         description="Draw people who speak, with the truth about every frame: opening of the mouth, keypoints, faults.",

@@ -50,12 +50,15 @@ class TrueVideo:
     text       kind of text that is laid over it, "" without;  scene_text  whether letters are in the scene itself
     sound      "own", "other", "silence", "none";  late_s  how much it is late
     letterbox  share of the lines that are bars;  turned  degrees that a player turns it by
+    start      first frame of the scene that is seen;  mirrored  whether left and right are exchanged
     original   of a duplicate, the other video
     """
 
     name: str
     fault: str
     scene: str
+    start: int
+    mirrored: bool
     shots: list[list[int]]
     black: list[bool]
     height: int
@@ -148,6 +151,8 @@ def _write(path: Path, video: Planned) -> TrueVideo:
         name=video.name,
         fault=video.fault,
         scene=video.scene,
+        start=video.start,
+        mirrored=video.mirrored,
         shots=shots,
         black=black,
         height=frames.shape[1],

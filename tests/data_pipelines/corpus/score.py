@@ -259,7 +259,29 @@ def _in_sync(truth: TrueVideo) -> bool:
 
 
 def duplicates(all_of: Sequence[Judged]) -> Lane:
-    """A row for every pair that is one, or is given as one."""
+    """A row for every pair that is one, or is given as one, but for those of `same_moments`."""
+    due, given = _pairs(all_of)
+    asked = (due | given) - _same_moments(all_of, due)
+    return Lane(
+        "duplicates, pairs",
+        tuple((" = ".join(pair), pair in given, pair in due) for pair in sorted(asked)),
+    )
+
+
+def same_moments(all_of: Sequence[Judged]) -> Share:
+    """Of the pairs that show the same moments of a scene under the same sound, in two crops (or one with bars or text),
+    how many are given as duplicates. They are no copies by construction, and no other films either.
+    """
+    due, given = _pairs(all_of)
+    pairs = _same_moments(all_of, due)
+    return Share(len(pairs & given), len(pairs))
+
+
+_Pairs = set[tuple[str, str]]
+
+
+def _pairs(all_of: Sequence[Judged]) -> tuple[_Pairs, _Pairs]:
+    """(pairs that are duplicates by construction; pairs that are given as duplicates)."""
     judged_names = {j.truth.name for j in all_of}
     due = {(j.truth.original, j.truth.name) for j in all_of if j.truth.original in judged_names}
     groups: dict[int, set[str]] = {}
@@ -268,10 +290,20 @@ def duplicates(all_of: Sequence[Judged]) -> Lane:
             if clip.group >= 0:
                 groups.setdefault(clip.group, set()).add(judged.truth.name)
     given = {_ordered(pair, due) for names in groups.values() for pair in itertools.combinations(sorted(names), 2)}
-    return Lane(
-        "duplicates, pairs",
-        tuple((" = ".join(pair), pair in given, pair in due) for pair in sorted(due | given)),
-    )
+    return due, given
+
+
+def _same_moments(all_of: Sequence[Judged], due: _Pairs) -> _Pairs:
+    """Pairs of one scene, nine tenths of whose frames are the same, both mirrored or neither. A scene that is shorter
+    than a video begins at its first frame in all of them.
+    """
+    one_shot = [j.truth for j in all_of if len(j.truth.shots) == 1 and j.truth.sound != "other"]
+    found = set()
+    for a, b in itertools.combinations(sorted(one_shot, key=lambda truth: truth.name), 2):
+        shared = min(a.start + a.frames, b.start + b.frames) - max(a.start, b.start)
+        if (a.scene, a.mirrored, a.sound) == (b.scene, b.mirrored, b.sound) and shared >= 0.9 * max(a.frames, b.frames):
+            found.add(_ordered((a.name, b.name), due))
+    return found - due
 
 
 def _ordered(pair: tuple[str, str], known: set[tuple[str, str]]) -> tuple[str, str]:
@@ -328,6 +360,7 @@ def tables(all_of: Sequence[Judged]) -> str:
     for lane in yes_or_no:
         precision, recall = lane.scored
         lines.append(f"| {lane.name} | {len(lane.rows)} | {precision} | {recall} |")
+    lines += ["", f"The same moments of a scene in two crops, given as duplicates: {same_moments(all_of)}"]
     lines += ["", "| sound | tagged for audio |", "|---|---|"]
     lines += [f"| {name} | {share} |" for name, share in sound_groups(all_of).items()]
     lines += ["", "Misses:"]

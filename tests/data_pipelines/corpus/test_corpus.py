@@ -8,10 +8,11 @@ import pytest
 from data_pipelines.curate.curate import CurateConfig, curate
 from data_pipelines.curate.part_tags import COPY, DUPLICATE
 from data_pipelines.sample_media import SampleMedia
+from data_pipelines.shares import Share
 from omnihuman_jax.runtime.files import file_sha256
 from omnihuman_jax.serving import media_omnihuman
 from tests.data_pipelines.corpus import score
-from tests.data_pipelines.corpus.make import make, read_truth, seen
+from tests.data_pipelines.corpus.make import TrueVideo, make, read_truth, seen
 from tests.data_pipelines.corpus.plan import COPIES, COUNTS, LATE, Planned, plan, subset
 from tests.data_pipelines.corpus.scenes import SCENES
 
@@ -68,6 +69,23 @@ def test_the_same_seed_gives_the_same_bytes_as_players_show_them(sample_media: S
     shown = media_omnihuman.read_video(tmp_path / "first" / "videos" / turned.name, duration_s=0.2).astype(int)
     assert np.abs(shown[3] - seen(turned)[3]).mean() < 6  # turned back, not upside down
     assert SCENES[turned.scene].faces == 1
+
+
+def test_the_same_moments_in_two_crops_are_no_copies_and_no_faults() -> None:
+    def judged(name: str, group: int, start: int = 0, original: str = "", **facts: object) -> score.Judged:
+        own = {"scene": "toy", "mirrored": False, "sound": "none", **facts}
+        truth = TrueVideo(
+            name=name, fault="nobody", start=start, shots=[[0, 60]], black=[False], height=16, width=16, faces=0,
+            hands=None, scene_text=False, original=original, **own,
+        )  # fmt: skip
+        return score.Judged(truth, (score.Made(name, 0, 60, 16, 16, {}, {}, None, group),))
+
+    videos = [judged("a", 1), judged("b", 1, original="a"), judged("c", 1, start=3), judged("d", -1, start=3)]
+    others = [judged("e", 2, start=40), judged("f", 2, start=40, mirrored=True), judged("g", -1, sound="own")]
+    found = score.duplicates([*videos, *others])
+    assert found.rows == (("a = b", True, True), ("e = f", True, False))
+    # a and b with c and d, and c with d; of these a, b and c are one group.
+    assert score.same_moments([*videos, *others]) == Share(2, 5)
 
 
 @pytest.mark.slow

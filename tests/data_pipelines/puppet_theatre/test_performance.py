@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.puppet_theatre.gesture_law import PROSODY_SHARE, gesture_signals, prosody
 from data_pipelines.puppet_theatre.mouth_shapes import loudness, mouth_of_phones
 from data_pipelines.puppet_theatre.performance import Performance, perform
-from data_pipelines.puppet_theatre.programme import plan_clip
+from data_pipelines.puppet_theatre.programme import PROGRAMMES, plan_clip
 from data_pipelines.puppet_theatre.sound import speak
 from data_pipelines.puppet_theatre.voices import Cast, Speech
 from omnihuman_jax.data.keypoints import INDEX, LEFT_HAND, RIGHT_HAND
@@ -65,6 +65,15 @@ def test_a_full_figure_has_every_keypoint_and_a_close_up_only_the_face(cast: Cas
     close = play(cast, speech, framing="close", facing=0.0).truth
     assert not close.keypoints_TJ3[:, 11:, 2].any() and close.keypoints_TJ3[:, INDEX["nose"], 2].all()
     assert "pose" not in close.facts["eligible"]
+
+
+@pytest.mark.parametrize(("programme", "audio"), [("bodies", False), ("speaking_bodies", True)])
+def test_bodies_train_poses_and_larger_ones_lips_too(
+    cast: Cast, speech: Speech, programme: str, audio: bool
+) -> None:
+    plan = dataclasses.replace(plan_clip(1, 0, PROGRAMMES[programme], cast), frames=126)
+    eligible = perform(1, plan, cast, speech).truth.facts["eligible"]
+    assert "pose" in eligible and ("audio" in eligible) == audio
 
 
 def test_faults_of_the_sound(cast: Cast, speech: Speech) -> None:
