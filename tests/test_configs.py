@@ -42,6 +42,13 @@ def test_the_theatre_has_bodies_too() -> None:
         load_config(f"{ROOT / 'configs' / 'theatre.py'}:hands")
 
 
+def test_the_ablations_of_bodies_train_their_theatre_s_model() -> None:
+    """With the pose input that was kept there, not that of faces."""
+    arm, bodies = (load_config(f"{ROOT / 'configs' / name}") for name in ("ablations.py:pose_50", "theatre.py:bodies"))
+    assert (arm.model, arm.data.plan.latent_tokens) == (bodies.model, bodies.data.plan.latent_tokens)
+    assert load_config(f"{ROOT / 'configs' / 'ablations.py'}:audio_50").model != bodies.model
+
+
 def test_no_config_is_forgotten() -> None:
     assert {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__"} == set(CONFIGS)
 

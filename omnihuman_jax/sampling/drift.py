@@ -15,7 +15,7 @@ from omnihuman_jax.data import packing
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import mouth
 from omnihuman_jax.evaluation.bootstrap import estimate
-from omnihuman_jax.sampling import trained_run, window_inputs
+from omnihuman_jax.sampling import lip_sync, trained_run, window_inputs
 from omnihuman_jax.sampling.kept_samples import KeptSampler
 from omnihuman_jax.sampling.lip_sync import TruthWindow, plain
 from omnihuman_jax.serving.windows_omnihuman import MOTION_FRAMES
@@ -42,8 +42,8 @@ def measure_drift(
     keep: Path | None = None,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> list[dict[str, object]]:
-    """A row a chain: {window, person, drift and background: (distance late, distance early), mouth_early and
-    mouth_late: `mouth.moments`}; background is None where the head fills the picture.
+    """A row a chain: {window, person, drift and background: (distance late, distance early), mouth_early, mouth_late and
+    mouth_ceiling, that of the codec's round trip: `mouth.moments`}; background is None where the head fills the picture.
 
     Each chain shows the first window's reference, speaks with the sound of its clip's windows over and over, and hands
     its last 5 frames to the next segment. ValueError for a chain that is too short to be looked at.
@@ -89,7 +89,7 @@ def _segment(
 def _row(run: trained_run.TrainedRun, windows: Sequence[TruthWindow], video: Sequence[np.ndarray]) -> dict[str, object]:
     first = windows[0]
     beside = beside_head(first)
-    early, late = _mouth(run, windows, video)
+    early, late, ceiling = _mouth(run, windows, video)
     return {
         "window": first.record.window_id,
         "person": first.person,
@@ -97,6 +97,7 @@ def _row(run: trained_run.TrainedRun, windows: Sequence[TruthWindow], video: Seq
         "background": _distances(run, first, video, beside) if beside else None,
         "mouth_early": early.tolist(),
         "mouth_late": late.tolist(),
+        "mouth_ceiling": ceiling.tolist(),
     }
 
 
@@ -123,29 +124,35 @@ def beside_head(window: TruthWindow) -> list[np.ndarray]:
 
 def _mouth(
     run: trained_run.TrainedRun, windows: Sequence[TruthWindow], video: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Summed `mouth.moments` of the segments of the first and of the last seconds; of each, the frames that it has to
-    itself.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Summed `mouth.moments` of the segments of the first and of the last seconds, of each the frames that it has to
+    itself; and those of the codec's round trip under the same readouts, of all windows.
     """
     box = windows[0].box_4
-    trips = [mouth.crop(trained_run.decode_pictures(run, w.record.latents_FHWC), box) for w in windows]
-    readout = mouth.fit_readout(np.concatenate(trips), np.concatenate([w.opening_T for w in windows]))
-    found = [
-        mouth.moments(readout(mouth.crop(part, box))[MOTION_FRAMES:], own.opening_T[MOTION_FRAMES:])
-        for part, own in zip(video, itertools.cycle(windows))
-    ]
+    trips = {w.row: trained_run.decode_pictures(run, w.record.latents_FHWC) for w in windows}
+    # A segment is read by what was fitted on windows that its sound is not from.
+    readouts = {w.row: lip_sync.readout_of(windows, w, trips) for w in windows}
+
+    def moments(own: TruthWindow, pictures: np.ndarray) -> np.ndarray:
+        read = readouts[own.row](mouth.crop(pictures, box))
+        return mouth.moments(read[MOTION_FRAMES:], own.opening_T[MOTION_FRAMES:])
+
+    found = [moments(own, part) for part, own in zip(video, itertools.cycle(windows))]
+    ceiling = [moments(own, trips[own.row]) for own in windows]
     seconds_each = (len(windows[0].opening_T) - MOTION_FRAMES) / FPS
     looked_at = max(1, min(round(MOUTH_S / seconds_each), len(found) // 3))
-    return np.sum(found[:looked_at], axis=0), np.sum(found[-looked_at:], axis=0)
+    return np.sum(found[:looked_at], axis=0), np.sum(found[-looked_at:], axis=0), np.sum(ceiling, axis=0)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Of the rows of `measure_drift`, plain values with their intervals: late over early distance of the face and of
-    what is beside it, and the mouth's correlation in the first and the last seconds, and the former less the latter.
+    what is beside it, and the mouth's correlation in the first and the last seconds, the former less the latter, and
+    the codec's round trip.
     """
     people = [str(row["person"]) for row in rows]
     both = np.array([[*row["mouth_early"], *row["mouth_late"]] for row in rows])
     beside = [row for row in rows if row["background"] is not None]
+    ceiling = np.array([row["mouth_ceiling"] for row in rows])
     return {
         "face, late over early": plain(estimate(np.array([row["drift"] for row in rows]), people, _ratio)),
         "beside the head, late over early": (
@@ -158,6 +165,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "mouth, lost": plain(
             estimate(both, people, lambda sums: mouth.correlation_of(sums[:3]) - mouth.correlation_of(sums[3:]))
         ),
+        "mouth, ceiling: the codec's round trip": plain(estimate(ceiling, people, mouth.correlation_of)),
     }
 
 

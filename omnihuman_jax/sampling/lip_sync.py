@@ -184,7 +184,7 @@ def subjects_of(run: trained_run.TrainedRun, dataset: Location, truth_dir: Path,
         for name in clips
         for window in clips[name]
     }
-    readouts = [_readout(clips[w.clip], w, round_trips) for w, _ in pairs]
+    readouts = [readout_of(clips[w.clip], w, round_trips) for w, _ in pairs]
     return Subjects(split=split, clips=clips, pairs=pairs, round_trips=round_trips, readouts=readouts)
 
 
@@ -267,10 +267,12 @@ def apart_from(measured: TruthWindow, windows: Sequence[TruthWindow]) -> list[Tr
     return [w for w in windows if abs(w.start - measured.start) >= len(measured.opening_T)]
 
 
-def _readout(
+def readout_of(
     windows: Sequence[TruthWindow], measured: TruthWindow, round_trips: Mapping[int, np.ndarray]
 ) -> mouth.Readout:
-    """Fitted on the clip's windows that share no frame with the measured one."""
+    """The mouth's, fitted on the clip's windows that share no frame with the measured one; ValueError where there are
+    none.
+    """
     others = apart_from(measured, windows)
     if not others:
         raise ValueError(

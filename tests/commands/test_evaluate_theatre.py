@@ -264,12 +264,14 @@ def test_what_chains_lose_is_summed_up() -> None:
     """A face that drifts by half, a mouth that follows at first and not at all in the end."""
     row = {
         "drift": [3.0, 2.0], "background": None, "mouth_early": [4.0, 4.0, 4.0], "mouth_late": [0.0, 4.0, 4.0],
+        "mouth_ceiling": [2.0, 4.0, 4.0],
     }  # fmt: skip
     found = drift.summarise([{**row, "person": "a"}, {**row, "person": "b"}])
     values = {name: e and e["value"] for name, e in found.items()}
     assert values == {
         "face, late over early": 1.5, "beside the head, late over early": None,
         "mouth, first seconds": 1.0, "mouth, last seconds": 0.0, "mouth, lost": 1.0,
+        "mouth, ceiling: the codec's round trip": 0.5,
     }  # fmt: skip
 
 

@@ -68,9 +68,7 @@ def test_a_full_figure_has_every_keypoint_and_a_close_up_only_the_face(cast: Cas
 
 
 @pytest.mark.parametrize(("programme", "audio"), [("bodies", False), ("speaking_bodies", True)])
-def test_bodies_train_poses_and_larger_ones_lips_too(
-    cast: Cast, speech: Speech, programme: str, audio: bool
-) -> None:
+def test_bodies_train_poses_and_larger_ones_lips_too(cast: Cast, speech: Speech, programme: str, audio: bool) -> None:
     plan = dataclasses.replace(plan_clip(1, 0, PROGRAMMES[programme], cast), frames=126)
     eligible = perform(1, plan, cast, speech).truth.facts["eligible"]
     assert "pose" in eligible and ("audio" in eligible) == audio
