@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from data_pipelines.curate import captions, source_list
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.file_stages import BY_PREVIEW
-from data_pipelines.curate.stage_parts import GROUPS, STAGES, Table, clip_rows, read_record
+from data_pipelines.curate.stage_parts import CHECKED, GROUPS, STAGES, Table, clip_rows, read_record
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.locations import local
@@ -134,7 +134,7 @@ def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _rows(sets: Path, index: int) -> list[dict[str, Any]]:
     path = sets / ROWS_FILE
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, **CHECKED) as file:
             return file.read_row_group(index).to_pylist() if file.metadata.row_group(index).num_rows else []
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: part {index} of it cannot be read ({error}); run `omnihuman select` again") from None

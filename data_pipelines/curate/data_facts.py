@@ -3,12 +3,15 @@ clips nearest each threshold, which say best whether it is right.
 """
 
 import base64
+import io
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from data_pipelines.curate import source_list, stage_parts
 from data_pipelines.curate.clip_sets import find_sets, read_head, table_folder
@@ -18,6 +21,7 @@ from data_pipelines.curate.stage_parts import Table, read_record
 from data_pipelines.curate.tagging import CHECKS, SCORES, Check, Thresholds
 from omnihuman_jax.data.dataset_files import dataset_folder, generations_up_to
 from omnihuman_jax.data.generations import numbered, split_name
+from omnihuman_jax.data.keypoints import draw_keypoints
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import FPS
 
@@ -46,7 +50,8 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
     "nearest"}.
 
     A histogram is {score, counts, low, high, marks: [(threshold's name, value)]}; a row of `nearest` is {reason,
-    threshold, clips: [{label, score, thumbnail}]}, thumbnails being JPEG in base64.
+    threshold, clips: [{label, score, thumbnail}]}, thumbnails being JPEG in base64, with keypoints where they were
+    computed.
     """
     path = local(split_name(folder)[0])
     there = (path / _ENCODED).is_file()
@@ -123,6 +128,19 @@ def _shown(table: Table, number: int, row: int) -> dict[str, str]:
     scan = stage_parts.clip_rows(table.read("scan", number))[row]
     names = {one["source"]: one["name"] for one in source_list.listed_in(table, number)}
     thumbnail = read_record(table.thumbnails(number), row).get("thumbnail")
-    data = "" if thumbnail is None else base64.b64encode(thumbnail.tobytes()).decode("ascii")
+    data = "" if thumbnail is None else base64.b64encode(_with_keypoints(table, number, row, scan, thumbnail)).decode()
     begin, end = scan["start_frame"] / FPS, scan["end_frame"] / FPS
     return {"label": f"{names.get(scan['source'], '?')} {begin:.1f}-{end:.1f} s", "thumbnail": data}
+
+
+def _with_keypoints(table: Table, number: int, row: int, scan: Mapping[str, Any], thumbnail: np.ndarray) -> bytes:
+    """The thumbnail, which is the clip's middle frame, as JPEG; with the frame's keypoints where they were computed."""
+    keypoints_TJ3 = read_record(table.landmarks(number), row).get("keypoints_TJ3")
+    if keypoints_TJ3 is None:
+        return thumbnail.tobytes()
+    picture = np.asarray(Image.open(io.BytesIO(thumbnail.tobytes())).convert("RGB"))
+    points_J3 = keypoints_TJ3[(scan["end_frame"] - scan["start_frame"]) // 2].astype(np.float64)
+    points_J3[:, :2] *= np.array([picture.shape[1] / scan["width"], picture.shape[0] / scan["height"]])
+    drawn = io.BytesIO()
+    Image.fromarray(draw_keypoints(picture, points_J3)).save(drawn, "JPEG", quality=80)
+    return drawn.getvalue()

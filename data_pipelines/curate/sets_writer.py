@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from data_pipelines.curate.clip_sets import ROWS_FILE, SETS_FILE, SETS_FORMAT, SETS_SCHEMA
 from data_pipelines.curate.clips import write_text
 from data_pipelines.curate.part_tags import IN, WHYS, PartTags
-from data_pipelines.curate.stage_parts import Table
+from data_pipelines.curate.stage_parts import WRITTEN, Table
 from data_pipelines.curate.tagging import CHECKS
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.runtime import file_names, files
@@ -25,7 +25,7 @@ def write_rows(out: Path, parts: Sequence[PartTags], dataset: str, weight: float
     out.mkdir(parents=True, exist_ok=True)
     with (
         files.whole_file(out / ROWS_FILE) as temporary,
-        pq.ParquetWriter(temporary, SETS_SCHEMA, compression="zstd") as writer,
+        pq.ParquetWriter(temporary, SETS_SCHEMA, **WRITTEN) as writer,
     ):
         for part in parts:
             writer.write_table(_rows(part, dataset, weight), row_group_size=max(1, len(part.seconds)))

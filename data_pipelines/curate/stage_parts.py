@@ -41,6 +41,9 @@ STAGES = ("scan", "preview", "look", "listen")
 OPTIONAL_STAGES = ("embed", "caption")
 CLIP, SHORT, DEAD = "clip", "short", "dead"
 RECORDS_SUFFIX = ".array_record"
+# Without a checksum a page with a flipped bit is read as other numbers.
+WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+CHECKED: dict[str, Any] = {"page_checksum_verification": True}
 _KEY_DIGITS = 12
 _CHOSEN_BY = b"reach"
 # Small next to pixels, and read often by few.
@@ -196,8 +199,8 @@ def read_part(path: Path, columns: Sequence[str] | None = None, filters: Any = N
         raise FileNotFoundError(f"{path}: no such part; run curate again")
     try:
         if filters is not None:
-            return pq.read_table(path, columns=columns, partitioning=None, filters=filters)
-        with pq.ParquetFile(path) as file:
+            return pq.read_table(path, columns=columns, partitioning=None, filters=filters, **CHECKED)
+        with pq.ParquetFile(path, **CHECKED) as file:
             there = file.schema_arrow.names
             return file.read(None if columns is None else [name for name in columns if name in there])
     except (pa.ArrowException, OSError) as error:
@@ -232,7 +235,7 @@ def read_schema(path: Path) -> pa.Schema:
 def write_columns(path: Path, columns: pa.Table) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.locked_whole_file(path) as temporary:
-        pq.write_table(columns, temporary, compression="zstd")
+        pq.write_table(columns, temporary, **WRITTEN)
 
 
 class RecordWriter:

@@ -36,7 +36,7 @@ from typing import Any, BinaryIO
 import fsspec.core
 
 from data_pipelines.curate import tfds_records
-from omnihuman_jax.runtime import file_names, files, storage, variables
+from omnihuman_jax.runtime import exit_codes, file_names, files, storage, variables
 from omnihuman_jax.runtime.locations import is_remote, location
 from omnihuman_jax.serving.media_omnihuman import MediaError
 
@@ -45,11 +45,17 @@ logger = logging.getLogger(__name__)
 FOLDER_VARIABLE, LIMIT_VARIABLE = "OMNIHUMAN_VIDEO_CACHE", "OMNIHUMAN_VIDEO_CACHE_GB"
 _LIMIT_GB = "20"
 _BLOCK_BYTES = 1 << 24
-# Storage that does not answer is asked again, after doubling pauses.
-_RETRIES, _DELAY_S = 6, 1.0
+# Storage that does not answer is asked again: after pauses that double up to a minute, for ten minutes.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PATIENCE_S = 1.0, 60.0, 600.0
 _MEMBER = re.compile(r"tar:(\d+):(\d+):(.*)", re.DOTALL)
 _RECORD = re.compile(r"record:(\d+):([^:]+):(.*)", re.DOTALL)
 _BAD = "bad:"
+
+
+class NoAnswer(OSError):
+    """Storage that did not answer, however long it was waited for: no fault of the video."""
+
+    exit_code = exit_codes.RETRY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +113,8 @@ def local_file(address: Address) -> Path:
         MediaError: the source says nothing that could be opened, an archive ends in the middle of the video, or its
             record is damaged.
         FileNotFoundError, PermissionError: no such object, or none that may be read.
-        OSError: storage does not answer after many tries, or there is no room.
+        NoAnswer: of the storage, in ten minutes.
+        OSError: there is no room.
     """
     if address.problem:
         raise MediaError(address.problem)
@@ -191,17 +198,20 @@ class _Copies:
 
 
 def _patiently(address: Address, fetch: Any) -> Any:
-    """What `fetch` gives, once storage answers."""
-    for attempt in range(_RETRIES + 1):
+    """What `fetch` gives, once storage answers; NoAnswer where it does not."""
+    waited, pause = 0.0, _FIRST_PAUSE_S
+    while True:
         try:
             return fetch()
         except Exception as error:
-            if attempt == _RETRIES or not storage.does_not_answer(error):
+            if not storage.does_not_answer(error):
                 raise
-            pause = _DELAY_S * 2**attempt
-            logger.warning("%s: %s; try %d in %g s", address.place, storage.cause(error), attempt + 2, pause)
-            time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
+            why = storage.cause(error)
+        if waited >= _PATIENCE_S:
+            raise NoAnswer(f"{address.place}: storage did not answer for {waited / 60:.0f} minutes ({why})")
+        logger.warning("%s: %s; again in %g s", address.place, why, pause)
+        time.sleep(pause)
+        waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def open_storage(uri: str) -> tuple[Any, str]:

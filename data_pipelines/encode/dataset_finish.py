@@ -22,17 +22,17 @@ import pyarrow.compute as pc
 from data_pipelines.curate.stage_parts import read_part
 from data_pipelines.encode.clip_encoder import ClipStatistics
 from data_pipelines.encode.encoded_clips import LEFT_OUT_FILE, read_known, read_left_out, write_known
+from data_pipelines.encode.encoded_shards import MAX_ROWS, EncodedShards, MadeShard, write_letters
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base, newest_summary
 from data_pipelines.encode.leases import LOOK_AGAIN_S, LeaseHolder
 from data_pipelines.encode.shard_plan import MADE_BY_FILE, PLAN_FILE, plan_id, read_plan
 from data_pipelines.encode.shard_work import ShardFiles
 from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.data.catalog import Catalog, columns
+from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.catalog_files import NUMBERS, TEXTS
 from omnihuman_jax.data.generations import MANIFEST, Generation, numbered, read_manifest, write_manifest
 from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata
 from omnihuman_jax.runtime import files
-
-_MAX_ROWS = 1000
 
 
 def finish(folder: Path, out: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -117,34 +117,32 @@ def _join(folder: Path, out: Path) -> dict[str, Any] | None:
             f"{folder}: {len(left)} of {len(at)} shards are not made yet, the first is {left[0].number}; run"
             " `omnihuman encode` without --finish"
         )
-    marks = [json.loads(one.mark.read_text()) for one in at]
-    made = [(one, mark) for one, mark in zip(at, marks, strict=True) if mark["records"]]
+    shards = EncodedShards.of(at)
+    made = shards.made
     before = None if base is None else _taken_on(folder, base)
     if not made and not (before and len(before.catalog)):
-        letter = next((row for mark in marks for row in (*mark["quarantine"], _SERVES_NONE)), _SERVES_NONE)
+        letter = (*shards.letters, _SERVES_NONE)[0]
         shutil.rmtree(folder)
         raise ValueError(
-            f"none of the {sum(len(mark['clips']) for mark in marks)} clips can be encoded; the first,"
-            f" {letter['clip_id']}: {letter['reason']}"
+            f"none of the {shards.num_clips} clips can be encoded; the first, {letter['clip_id']}: {letter['reason']}"
         )
     if base is not None and not made and base.summary["made_by"] == head["made_by"] and not len(read_left_out(folder)):
         shutil.rmtree(folder)
         return dict(base.summary)
-    for shard, (one, _) in enumerate(made):
-        final = shard_path(folder, shard, len(made))
+    for number, shard in enumerate(made):
+        final = shard_path(folder, number, len(made))
         if not final.is_file():
-            files.move_into_place(one.records, final)
-    spec = _spec(folder, base, [mark["records_sha256"] for _, mark in made])
+            files.move_into_place(shard.at.records, final)
+    spec = _spec(folder, base, [shard.records_sha256 for shard in made])
     if made:
-        write_dataset_metadata(folder, spec, [(mark["records"], mark["bytes"]) for _, mark in made])
+        write_dataset_metadata(folder, spec, [(shard.records, shard.bytes) for shard in made])
     else:
         spec.save(folder)
     catalog = _catalog(made, spec, before)
     catalog.save(folder)
-    dead = {row["clip_id"] for mark in marks for row in mark["quarantine"]}
-    encoded = [row for mark in marks for row in mark["clips"] if row["clip_id"] not in dead]
-    write_known(folder, before.clips if before else None, encoded)
-    summary = _summary(catalog, marks, before) | {"shards": _shards(folder, made), "files": _others(folder), **head}
+    write_known(folder, before.clips if before else None, shards.known)
+    write_letters(folder, shards.letters)
+    summary = _summary(catalog, shards, before) | {"shards": _shards(folder, made), "files": _others(folder), **head}
     files.write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return None
 
@@ -192,33 +190,33 @@ def _spec(folder: Path, base: Base | None, digests: Sequence[str]) -> DatasetSpe
 _SERVES_NONE = {"clip_id": "like all others", "reason": "is eligible for no condition"}
 
 
-def _catalog(
-    made: Sequence[tuple[ShardFiles, Mapping[str, Any]]], spec: DatasetSpec, before: _TakenOn | None
-) -> Catalog:
+def _catalog(made: Sequence[MadeShard], spec: DatasetSpec, before: _TakenOn | None) -> Catalog:
     if not made:
         assert before is not None
         return before.catalog
     parts, first = [], before.base.records if before else 0
-    for one, mark in made:
-        rows = read_part(one.rows)
+    for shard in made:
+        rows = read_part(shard.at.rows)
         index = rows.column_names.index("record")
         parts.append(rows.set_column(index, "record", pa.array(rows["record"].to_numpy() + first)))
-        first += mark["records"]
+        first += shard.records
     together = pa.concat_tables(parts)
-    arrays: dict[str, Any] = {name: together[name].to_numpy() for name in columns()}
+    # Texts stay in Arrow's memory: a Python string each would be most of it.
+    arrays: dict[str, Any] = {name: together[name] for name in (*TEXTS, "split")}
+    arrays |= {name: together[name].to_numpy() for name in NUMBERS}
     own = Catalog(**arrays, empty_text_tokens=spec.empty_text_tokens)
     return before.catalog.extended(own) if before else own
 
 
-def _shards(folder: Path, made: Sequence[tuple[ShardFiles, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _shards(folder: Path, made: Sequence[MadeShard]) -> list[dict[str, Any]]:
     return [
         {
-            "name": shard_path(folder, shard, len(made)).name,
-            "records": mark["records"],
-            "bytes": mark["bytes"],
-            "sha256": mark["file_sha256"],
+            "name": shard_path(folder, number, len(made)).name,
+            "records": shard.records,
+            "bytes": shard.bytes,
+            "sha256": shard.file_sha256,
         }
-        for shard, (_, mark) in enumerate(made)
+        for number, shard in enumerate(made)
     ]
 
 
@@ -230,17 +228,12 @@ def _others(folder: Path) -> dict[str, str]:
     return {path.name: files.file_sha256(path) for path in names}
 
 
-def _summary(catalog: Catalog, marks: Sequence[Mapping[str, Any]], before: _TakenOn | None) -> dict[str, Any]:
+def _summary(catalog: Catalog, shards: EncodedShards, before: _TakenOn | None) -> dict[str, Any]:
     """What `encode.json` holds: counts of windows, and what the codec did to each clip (of few) and to all of them."""
-    overall = ClipStatistics()
-    for mark in marks:
-        for row in mark["clips"]:
-            if row["statistics"] is not None and row["windows"]:
-                overall.add(ClipStatistics.from_json(row["statistics"]))
-    clips = [row for mark in marks for row in mark["clips"]]
+    overall, num_bytes = shards.statistics, sum(shard.bytes for shard in shards.made)
     own: dict[str, Any] = {"generation": 1}
     if before is not None:
-        base, added = before.base, sum(mark["records"] for mark in marks)
+        base, added = before.base, sum(shard.records for shard in shards.made)
         overall.add(ClipStatistics.from_json(base.summary["statistics"]))
         own = {
             "generation": base.generation.number + 1,
@@ -250,19 +243,17 @@ def _summary(catalog: Catalog, marks: Sequence[Mapping[str, Any]], before: _Take
     return {
         **own,
         "windows": len(catalog),
-        "bytes": sum(mark["bytes"] for mark in marks) + (before.base.summary["bytes"] if before else 0),
+        "bytes": num_bytes + (before.base.summary["bytes"] if before else 0),
         "by_frames": _counts(catalog.frames),
-        "by_eligible": {
-            ConditionSet(int(bits)).label: n for bits, n in sorted(collections.Counter(catalog.eligible).items())
-        },
+        "by_eligible": {ConditionSet(int(bits)).label: n for bits, n in _counts(catalog.eligible).items()},
         "by_split": {str(name): n for name, n in sorted(collections.Counter(catalog.split).items())},
         "round_trip_psnr_db": _rounded(overall.psnr),
         "latent_std": [round(float(std), 4) for std in overall.latent_std_C],
         "statistics": overall.to_json(),
-        "num_clips": len(clips) + (len(before.clips) if before else 0),
-        "clips": _clip_rows(catalog, clips) if len(clips) <= _MAX_ROWS else [],
-        "dead_letters": sum(len(mark["quarantine"]) for mark in marks),
-        "quarantine": [row for mark in marks for row in mark["quarantine"]][:_MAX_ROWS],
+        "num_clips": shards.num_clips + (len(before.clips) if before else 0),
+        "clips": _clip_rows(catalog, shards.rows) if shards.num_clips <= len(shards.rows) else [],
+        "dead_letters": len(shards.letters),
+        "quarantine": shards.letters[:MAX_ROWS],
     }
 
 
@@ -296,4 +287,5 @@ def _rounded(decibels: float) -> float | None:
 
 
 def _counts(values: np.ndarray) -> dict[str, int]:
-    return {str(value): count for value, count in sorted(collections.Counter(values.tolist()).items())}
+    found, counts = np.unique(values, return_counts=True)
+    return {str(value): int(count) for value, count in zip(found.tolist(), counts, strict=True)}

@@ -22,9 +22,9 @@ class DeadLetters:
     def __init__(self, table: Path) -> None:
         self._table = table
         self._hashes: dict[Path, str] = {}
-        self._rows: list[dict[str, str]] = []
+        self._rows: list[dict[str, str | int]] = []
 
-    def taken(self) -> list[dict[str, str]]:
+    def taken(self) -> list[dict[str, str | int]]:
         """The rows since the last call."""
         rows, self._rows = self._rows, []
         return rows
@@ -54,7 +54,8 @@ class DeadLetters:
             text = " ".join((str(problem) or type(problem).__name__).split())
             known = isinstance(problem, ValueError | FileNotFoundError)
             reason = file_names.printable(text if known else f"{type(problem).__name__}: {text}")
-            self._rows.append({"clip_id": clip.clip_id, "video": clip.video, "stage": "encode", "reason": reason})
+            of_clip = {"clip_id": clip.clip_id, "video": clip.video, "stage": "encode"}
+            self._rows.append({**of_clip, "reason": reason, "exception": type(problem).__name__, "tries": 1})
             return ClipStatistics(), []
 
     def _check_video(self, clip: Clip) -> None:

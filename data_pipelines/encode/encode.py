@@ -29,6 +29,7 @@ from data_pipelines.encode.claim import Claim, EncodeConfig, SetParts, claimed, 
 from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig, empty_prompt
 from data_pipelines.encode.dataset_finish import finish, is_append, mark_finished
 from data_pipelines.encode.dead_letters import DeadLetters
+from data_pipelines.encode.encoded_shards import LETTERS_FILE
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base
 from data_pipelines.encode.leases import LOOK_AGAIN_S, LeaseHolder
 from data_pipelines.encode.shard_plan import PLAN_FILE, plan_id, round_trip_share
@@ -216,6 +217,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     for clip_id, reason in dead.items():
         line = file_names.printable(f"encode: {clip_id}: {reason}")
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+    if more := summary["dead_letters"] - len(dead):
+        console.print(f"encode: {more:,} more clips are left out; all are in {LETTERS_FILE}", soft_wrap=True)
 
 
 def _shown(label: str) -> Text:

@@ -91,10 +91,14 @@ def read_known(generation: Path) -> pa.Table:
     return read_part(generation / CLIPS_FILE)
 
 
-def write_known(folder: Path, before: pa.Table | None, clips: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the clips of a generation: those of the one before that it takes on, and its own."""
+def known_table(clips: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """clip_id and key of clips as the marks of shards tell them."""
     rows = [{"clip_id": row["clip_id"], "key": bytes.fromhex(row["key"])} for row in clips]
-    own = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def write_known(folder: Path, before: pa.Table | None, own: pa.Table) -> None:
+    """Writes the clips of a generation: those of the one before that it takes on, and its own."""
     write_columns(folder / CLIPS_FILE, own if before is None else pa.concat_tables([before, own]))
 
 

@@ -202,11 +202,17 @@ def _clip(clip: Mapping[str, Any]) -> str:
 
 
 def _dead_letters(funnel: Mapping[str, Any] | None, dataset: str | None) -> str:
-    letters = list(funnel["quarantine"]) if funnel else []
+    letters, total = list(funnel["quarantine"]) if funnel else [], sum(funnel["dead_letters"].values()) if funnel else 0
     if dataset:
-        letters += _summary(dataset_folder(dataset)).get("quarantine", [])
+        summary = _summary(dataset_folder(dataset))
+        letters, total = letters + summary.get("quarantine", []), total + summary.get("dead_letters", 0)
     if not letters:
         return _section("Dead letters", "<p>None.</p>")
     rows = [[_text(row["video"]), _text(row["stage"]), _text(row["reason"])] for row in letters[:_LISTED]]
-    more = f'<p class="note">and {len(letters) - _LISTED} more</p>' if len(letters) > _LISTED else ""
+    more = (
+        f'<p class="note">and {total - len(rows):,} more: in the stages of the table, and in the data set\'s'
+        " dead_letters.parquet</p>"
+        if total > len(rows)
+        else ""
+    )
     return _section("Dead letters", _table((("video", ""), ("stage", ""), ("why", "")), rows), more)

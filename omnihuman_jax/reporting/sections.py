@@ -51,6 +51,10 @@ def _command(command: str) -> str:
     return f'<code class="command">{" ".join(words)}</code>'
 
 
+DATA_PAGE = "data.html"
+"""What `omnihuman data report` makes of the data, where it lies beside the report."""
+
+
 def funnel_section(folder: RunFolder) -> str:
     """Which clips can train which conditions, and why the others cannot."""
     funnel = folder.funnel
@@ -83,6 +87,11 @@ def funnel_section(folder: RunFolder) -> str:
         _table((("condition", ""), ("eligible clips", ""), ("", "n")), bars),
         _table((("clip", ""), ("s", "n"), *((label, "") for label in LABELS)), clips),
     ]
+    if (folder.root / DATA_PAGE).is_file():
+        parts.append(
+            f'<p><a href="{DATA_PAGE}">{DATA_PAGE}</a>, beside this page: scores beside their thresholds, the clips'
+            " nearest each, hours, sizes, repeats.</p>"
+        )
     if left_out:
         parts.append("<h3>Left out</h3>" + _table((("what", ""), ("stage", ""), ("why", "")), left_out))
     if lines := [[text(kind), str(len(names)), _listed(names)] for kind, names in _passed_over(funnel)]:

@@ -42,8 +42,9 @@ def measure_drift(
     keep: Path | None = None,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> list[dict[str, object]]:
-    """A row a chain: {window, person, drift and background: (distance late, distance early), mouth_early, mouth_late and
-    mouth_ceiling, that of the codec's round trip: `mouth.moments`}; background is None where the head fills the picture.
+    """A row a chain: {window, person, drift and background: (distance late, distance early), mouth_early, mouth_late
+    and mouth_ceiling, that of the codec's round trip: `mouth.moments`}; background is None where the head fills the
+    picture.
 
     Each chain shows the first window's reference, speaks with the sound of its clip's windows over and over, and hands
     its last 5 frames to the next segment. ValueError for a chain that is too short to be looked at.

@@ -9,8 +9,10 @@ from omnihuman_jax.runtime import progress
 
 @contextlib.contextmanager
 def progress_bar(start: int, total: int, *, enabled: bool) -> Iterator[Callable[[int, Mapping[str, Any] | None], None]]:
-    """Yields `f(finished steps, logged line or None)` that keeps a bar with loss and time left up to date."""
-    with progress.progress_bar(enabled=enabled, stays=True) as bar:
+    """Yields `f(finished steps, logged line or None)` that keeps a bar with loss and time left up to date; where there
+    is no terminal, the run's own lines are enough.
+    """
+    with progress.progress_bar(enabled=enabled, stays=True, lines=False) as bar:
         task = bar.add_task("train", total=total, completed=start, text="compiling")
 
         def show(done: int, line: Mapping[str, Any] | None) -> None:

@@ -207,6 +207,14 @@ def test_what_was_left_out_and_passed_over_is_there_as_text(run: Path, tmp_path:
     assert "Passed over" in page and "18.jpg and 21 more" in page
 
 
+def test_the_data_page_is_linked_where_it_is(run: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(run, root)
+    assert sections.DATA_PAGE not in sections.funnel_section(read_folder(root))
+    (root / sections.DATA_PAGE).touch()
+    assert f'href="{sections.DATA_PAGE}"' in sections.funnel_section(read_folder(root))
+
+
 def test_the_videos_inside_are_the_files(run: Path) -> None:
     import base64
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipelines.curate import stage_parts
 from data_pipelines.curate.clip_sets import read_clips
 from data_pipelines.curate.curate import CurateConfig, curate
 from data_pipelines.curate.selection import select
@@ -93,6 +94,25 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-20:-12] = b"\xff" * 8  # of the footer, which a reader trusts
     path.write_bytes(data)
+
+
+def test_a_flipped_bit_in_a_part_is_noticed_wherever_it_is(tmp_path: Path) -> None:
+    """Compressed numbers have no redundancy of their own: without checksums most flips are read as other numbers."""
+    random = np.random.default_rng(0)
+    schema = pa.schema([pa.field(name, pa.float64()) for name in "abc"])
+    rows = [dict(zip("abc", values, strict=True)) for values in random.random((200, 3)).tolist()]
+    stage_parts.write_part(path := tmp_path / "part-00000.parquet", rows, schema)
+    whole, noticed = path.read_bytes(), 0
+    for at in random.integers(4, len(whole) - 8, 60).tolist():
+        data = bytearray(whole)
+        data[at] ^= 1 << int(random.integers(8))
+        path.write_bytes(data)
+        try:
+            assert stage_parts.read_part(path).to_pylist() == rows, at
+        except ValueError as error:
+            assert "not a readable part" in str(error)
+            noticed += 1
+    assert noticed > 50
 
 
 DAMAGE: dict[str, tuple[Callable[[Table], None], str]] = {

@@ -2,6 +2,7 @@
 thresholds compute what they let through and nothing else.
 """
 
+import base64
 import dataclasses
 import shutil
 from pathlib import Path
@@ -28,6 +29,7 @@ from data_pipelines.encode.encode import EncodeConfig, encode
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.reporting import data_page
 from omnihuman_jax.serving import media_omnihuman
 from tests.encoders import tiny_networks
 
@@ -91,6 +93,28 @@ def test_who_is_not_in_the_preview_is_not_looked_at_and_the_row_says_so(curated:
     assert {"face_share", "looked_at", "text_area_share"} <= {one["score"] for one in facts["histograms"]}
     assert "text in the picture" not in {one["reason"] for one in facts["nearest"]}  # nobody asks
     assert all(clip["thumbnail"] for one in facts["nearest"] for clip in one["clips"])
+
+
+def test_the_page_shows_thresholds_keypoints_and_dead_letters(curated: Path, tmp_path: Path) -> None:
+    select(curated / "table", Thresholds(), tmp_path / "sets")
+    facts = read_facts(tmp_path / "sets")
+    table = Table.open(curated / "table")
+    plain = {
+        base64.b64encode(stage_parts.read_record(table.thumbnails(0), i)["thumbnail"].tobytes()).decode()
+        for i in (0, 1)
+    }
+    # The man, who has keypoints, is drawn on; the cyclists, whom nobody looked at, are not.
+    shown = {clip["label"].split()[0]: clip["thumbnail"] in plain for one in facts["nearest"] for clip in one["clips"]}
+    assert shown == {"jwpIntro.mp4": False, "bikes.mp4": True}
+    facts["funnel"]["quarantine"] = [{"video": "lost.mp4", "stage": "scan", "reason": "cut off"}]
+    facts["funnel"]["dead_letters"] = {"scan": 7}
+    page = data_page.page(facts)
+    assert page.count("data:image/jpeg;base64,") == sum(len(one["clips"]) for one in facts["nearest"]) > 10
+    for one in facts["nearest"]:
+        assert f"{one['reason']}: {one['score']}, threshold" in page
+    assert page.count("<figcaption><b>face_share</b>") == 1 and "lost.mp4" in page and "and 6 more" in page
+    lines = [name for one in facts["histograms"] for name, limit in one["marks"] if one["low"] <= limit <= one["high"]]
+    assert lines and page.count('<line class="target"') == len(lines)
 
 
 def test_what_is_computed_is_what_would_be_without_a_preview(curated: Path) -> None:

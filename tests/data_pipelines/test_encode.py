@@ -16,9 +16,10 @@ from data_pipelines.curate import footage, stage_parts
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.known_clips import write_clips
-from data_pipelines.encode import clip_encoder, kept_dataset
+from data_pipelines.encode import clip_encoder, dataset_finish, encoded_shards, kept_dataset
 from data_pipelines.encode.clip_encoder import WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, encode, main, print_summary
+from data_pipelines.encode.encoded_shards import read_letters
 from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.codecs.dct import DctCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
@@ -429,6 +430,11 @@ def test_a_clip_that_cannot_be_encoded_costs_that_clip_alone(clips_dir, config, 
     assert set(reasons) == {"talk-040", "talk-010"} and {stage for stage, _ in reasons.values()} == {"encode"}
     assert "record 1: no landmarks there ('keypoints_TJ3' is missing)" in reasons["talk-040"][1]
     assert "y of keypoint 3 in frame 7 is nan; it must be in" in reasons["talk-010"][1]
+    letters = read_letters(tmp_path / "dataset")
+    assert letters == summary["quarantine"] and {(row["exception"], row["tries"]) for row in letters} == {
+        ("ValueError", 1)
+    }
+    assert "dead_letters.parquet" in summary["files"]
     catalog, whole = Catalog.load(tmp_path / "dataset"), Catalog.load(dataset[0])
     assert set(catalog.clip_id) == {"talk-004", "still-000"}
     assert set(catalog.window_id) == {w for w, c in zip(whole.window_id, whole.clip_id) if c != "talk-040"}
@@ -437,6 +443,20 @@ def test_a_clip_that_cannot_be_encoded_costs_that_clip_alone(clips_dir, config, 
     print_summary(summary, Console(width=200))
     printed = capsys.readouterr().out
     assert "left out" in printed and "encode: talk-010: " in printed
+
+
+def test_every_dead_letter_is_kept_and_few_are_listed(clips_dir, config, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(clips_dir, tmp_path / "curated")
+    with (folder / "videos" / "talk.mp4").open("ab") as file:
+        file.write(b"more")
+    for module in (encoded_shards, dataset_finish):
+        monkeypatch.setattr(module, "MAX_ROWS", 1)
+    summary = encode(folder, tmp_path / "dataset", config, Console(quiet=True))
+    assert [row["clip_id"] for row in summary["quarantine"]] == ["talk-004"] and summary["dead_letters"] == 2
+    assert [row["clip_id"] for row in read_letters(tmp_path / "dataset")] == ["talk-004", "talk-040"]
+    assert summary["clips"] == [] and summary["num_clips"] == 3 and summary["windows"] > 0
+    print_summary(summary, Console(width=200))
+    assert "encode: 1 more clips are left out; all are in dead_letters.parquet" in capsys.readouterr().out
 
 
 def test_no_clip_that_can_be_encoded_leaves_nothing_behind(clips_dir, config, tmp_path):

@@ -9,7 +9,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from data_pipelines.curate.found_videos import CaptionOptions, Found
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.curate.video_files import Address
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import exit_codes, files
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.media_omnihuman import MediaError
 from tests.storage import servers
@@ -510,6 +510,32 @@ def test_objects_that_are_gone_forbidden_or_slow_to_come(server: Server, media: 
     assert not any(row["is_lasting"] for row in letters.values())
     assert "FileNotFoundError" in letters[f"{uri}/absent.mp4"]["reason"]
     assert letters[f"{uri}/b é.mp4"]["exception"] != "FileNotFoundError"
+
+
+def test_storage_that_stays_away_ends_the_run_and_an_object_that_does_is_left_behind(
+    server: Server, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next video would fare no better, so no row is written; the second time it is the object's own fault."""
+    uri = upload(server, media, "away")
+    pq.write_table(pa.table({"path": [f"{uri}/{name}" for name in ("talks/a.mp4", "b é.mp4")]}), tmp_path / "l.parquet")
+    copy, asked = video_files._copy_object, []
+
+    def cut_off(fs: Any, path: str, info: dict[str, Any], file: BinaryIO) -> None:
+        if path.endswith("a.mp4"):
+            asked.append(path)
+            raise ConnectionResetError("by peer")
+        copy(fs, path, info, file)
+
+    monkeypatch.setattr(video_files, "_copy_object", cut_off)
+    monkeypatch.setattr(video_files, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(video_files, "_PATIENCE_S", 0.02)
+    with pytest.raises(video_files.NoAnswer, match=r"a.mp4: storage did not answer for .*by peer") as ended:
+        tabled(tmp_path / "l.parquet", tmp_path / "table")
+    assert len(asked) == 3 and exit_codes.of_error(ended.value) == exit_codes.RETRY
+    assert "run the same command again" in ended.value.__notes__[0]
+    table = tabled(tmp_path / "l.parquet", tmp_path / "table")
+    (letter,) = dead(table).values()
+    assert letter["exception"] == "NoAnswer" and not letter["is_lasting"] and len(rows(table)) == 1
 
 
 def test_a_key_with_two_slashes_is_read_as_it_is(server: Server, tmp_path: Path) -> None:

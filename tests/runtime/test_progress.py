@@ -1,14 +1,17 @@
-"""The bar says what there is to say on a terminal, and nothing elsewhere; nobody builds another."""
+"""The bar says what there is to say on a terminal, and in lines elsewhere; nobody builds another."""
 
 import ast
 import io
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from omnihuman_jax.runtime import progress
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.telemetry import training_bar as training
 
@@ -41,6 +44,29 @@ def test_nothing_where_nobody_watches() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == ran.stderr == ""
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.05)
+    console = Console(file=io.StringIO(), force_terminal=False, width=40)
+    with progress_bar(console=console) as bar:
+        row = bar.add_task("curate [videos]", total=1200)
+        bar.update(row, completed=300, text="0.42 videos/s")
+        while not (written := console.file.getvalue()):  # type: ignore[attr-defined]
+            time.sleep(0.01)
+        bar.update(row, completed=1200)
+    line = written.splitlines()[0]
+    assert re.fullmatch(r"curate \[videos\]: 300 of 1,200, 0\.42 videos/s, 0:00:0\d so far(, left .*)?", line), line
+    ended = console.file.getvalue()  # type: ignore[attr-defined]
+    time.sleep(0.15)
+    assert console.file.getvalue() == ended  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("unit", "said"), [("bytes", "2.50 of 8.00 GB"), ("share", "31 %")])
+def test_a_line_says_bytes_and_shares_in_their_own_unit(unit: progress.Unit, said: str) -> None:
+    bar = progress_bar(unit, enabled=False)
+    bar.add_task("reading", total=8e9, completed=2.5e9)
+    assert progress.line_of(bar.tasks[0], unit) == f"reading: {said}, 0:00:00 so far"
 
 
 def test_a_training_run_shows_stage_loss_and_speed(
