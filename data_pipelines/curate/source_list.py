@@ -34,8 +34,9 @@ from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.runtime.locations import LocationError, is_remote, location
 
 PART_VIDEOS = 1000
-# A small folder becomes so many parts, that processes share it.
-_LEAST_PARTS = 32
+# A small folder becomes so many parts, that processes share it; fewer where the table has many already, each of which is
+# six files and more: after N parts _CROWDED / N.
+_LEAST_PARTS, _CROWDED = 32, 32_000
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _SOURCES = pa.schema([
     pa.field("part", pa.int32()), pa.field("source", pa.string()), pa.field("name", pa.string()),
@@ -289,8 +290,9 @@ def _added(
     """The videos that no part has yet, each with the number of its new part; those that were touched, with theirs."""
     parts = {row["source"]: row["part"] for row in known}
     new = sorted({i: name for name, i in ids.items() if i not in parts}.items())
-    size = max(1, min(part_videos, -(-len(new) // _LEAST_PARTS)))
     first = max(parts.values(), default=-1) + 1
+    least = max(1, min(_LEAST_PARTS, _CROWDED // max(1, first)))
+    size = max(1, min(part_videos, -(-len(new) // least)))
     numbered = [(first + n // size, i, name) for n, (i, name) in enumerate(new)]
     numbered += [(parts[ids[name]], ids[name], name) for name in sorted(touched)]
     return [

@@ -32,7 +32,7 @@ class Thresholds:
     """What a clip must reach, in the units of `scores.py` and `lipsync.py`. The defaults admit small web and test
     clips.
 
-    For footage to train a large model on, raise at least min_short_side_px (480), min_face_px (96) and min_seconds (3).
+    For footage to train a large model on, raise at least min_short_side_px (480) and min_face_px (96).
     """
 
     # Every condition.

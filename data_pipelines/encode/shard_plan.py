@@ -40,7 +40,9 @@ def keys_digest(clips: Sequence[KeyedClip]) -> str:
 def plan_shards(
     clips_by_part: Iterable[Sequence[KeyedClip]], config: WindowConfig, channels: int, shard_bytes: float
 ) -> list[ShardTask]:
-    """The shards of a data set; latents and references are nearly all of their bytes, and all that is counted."""
+    """The shards of a data set. Latents and references are counted: texts and sounds, whose sizes are not known before
+    they are made, come on top (for 13 B, 128 tokens of text and 33 frames at 480p, a third of a record).
+    """
     tasks: list[ShardTask] = []
     for part, clips in enumerate(clips_by_part):
         tasks += _of_part(part, clips, config, channels, shard_bytes, len(tasks))

@@ -1,4 +1,5 @@
-# Workers of `omnihuman curate` and `omnihuman encode` on CPU: MediaPipe, the phones of the lip-sync proxy, and OpenCV's libraries.
+# Workers of `omnihuman curate` and `omnihuman encode` on CPU: MediaPipe, the phones of the lip-sync proxy, OpenCV's libraries,
+# Ray, and what reads gs:// and s3://
 #
 #   docker build -f launch/docker/curation.Dockerfile --build-arg BASE=$BASE --build-arg SNAPSHOT=20261101T000000Z -t REPO/curation .
 #
@@ -15,7 +16,7 @@ COPY configs configs
 COPY data_pipelines data_pipelines
 COPY launch launch
 COPY omnihuman_jax omnihuman_jax
-RUN /opt/venv/bin/pip install -c constraints.txt ".[curation]"
+RUN /opt/venv/bin/pip install -c constraints.txt ".[curation,cluster,gcs,s3]"
 
 FROM ${BASE}
 ARG SNAPSHOT

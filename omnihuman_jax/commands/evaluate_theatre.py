@@ -1,9 +1,10 @@
 """`omnihuman evaluate --suite theatre`: mouths, joints, gestures and long videos of drawn people."""
 
 import argparse
+import functools
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ from omnihuman_jax.sampling.gesture_spread import measure_spread
 from omnihuman_jax.sampling.lip_sync import Subjects, TruthWindow, measure_lip_sync, plain, subjects_of
 from omnihuman_jax.sampling.pose_drive import measure_pose_drive
 from omnihuman_jax.serving import media_omnihuman
+from omnihuman_jax.serving.windows_omnihuman import MOTION_FRAMES
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ
 
 RESULT_FILE = "lip_sync.json"
 PAGE_FILE, VIDEOS = "lip_sync.html", "lip_sync_videos"
 KEPT = "theatre_samples"
 """Folder of the samples: the same command goes on where it was broken off."""
+CHAINS = "theatre_chains"
+"""Folder of the long videos, with their sound."""
 POSE_FILE, POSE_PICTURE = "pose_drive.json", "pose_drive.png"
 SHOWN = 4  # examples in the moving picture
 
@@ -112,6 +116,7 @@ def run_suite(run: trained_run.TrainedRun, config: SamplingConfig, options: argp
             chains = measure_drift(
                 run, subjects.clips, count=options.chains, seconds=options.chain_seconds,
                 on_progress=task("long videos"), **sampled,
+                on_chain=functools.partial(_write_chain, options.out / CHAINS, options.truth),
             )  # fmt: skip
             result["windows"] += chains
             result["chains"] = {"seconds": options.chain_seconds} | summarise(chains)
@@ -213,6 +218,20 @@ def write_results(
     labels = list(next(iter(examples.values()), {}))
     files.write_text(out / PAGE_FILE, theatre_page.page(result, shown, labels))
     files.write_text(out / RESULT_FILE, json.dumps(result, indent=2) + "\n")
+
+
+def _write_chain(folder: Path, truth_dir: Path, windows: Sequence[TruthWindow], video: np.ndarray) -> None:
+    """A long video with the sound that drove it, so that what its numbers say can be looked at."""
+    waves = [_sound(window, truth_dir) for window in windows]
+    skipped = MOTION_FRAMES * SAMPLE_RATE_HZ // FPS
+    wave = None
+    if all(one is not None for one in waves):
+        wave = np.concatenate([one if i == 0 else one[skipped:] for i, one in enumerate(waves) if one is not None])
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = sheet.side_by_side([{"": sheet.to_uint8(video)}])
+    height, width = (side // 2 * 2 for side in pictures.shape[1:3])  # what H.264 can hold
+    path = folder / f"{files.safe_name(windows[0].clip)}.mp4"
+    media_omnihuman.write_video(path, pictures[:, :height, :width], FPS, wave, SAMPLE_RATE_HZ)
 
 
 def _sound(window: TruthWindow, truth_dir: Path) -> np.ndarray | None:

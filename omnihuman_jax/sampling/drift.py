@@ -41,6 +41,7 @@ def measure_drift(
     seed: int = 0,
     keep: Path | None = None,
     on_progress: Callable[[float], None] = lambda share: None,
+    on_chain: Callable[[Sequence[TruthWindow], np.ndarray], None] = lambda windows, video: None,
 ) -> list[dict[str, object]]:
     """A row a chain: {window, person, drift and background: (distance late, distance early), mouth_early, mouth_late
     and mouth_ceiling, that of the codec's round trip: `mouth.moments`}; background is None where the head fills the
@@ -53,6 +54,8 @@ def measure_drift(
         clips: of `lip_sync.load_windows`; `count` of them are taken.
         seconds: how long a chain is.
         batch: chains sampled at once.
+        on_chain: is given each chain, [T, H, W, 3] in [-1, 1], with the windows whose sound it speaks one after the
+            other.
     """
     if seconds < EARLY_S[1] + LATE_S:
         raise ValueError(f"a chain of {seconds:g} s is too short: {EARLY_S[1] + LATE_S:g} s or more")
@@ -71,6 +74,8 @@ def measure_drift(
         latents = sampler.all_of(inputs, seed, lambda share: on_progress(share / segments))
         for video, latent in zip(videos, latents, strict=True):
             video.append(trained_run.decode_pictures(run, latent))
+    for windows, video in zip(chosen, videos, strict=True):
+        on_chain([windows[i % len(windows)] for i in range(segments)], _joined(video))
     return [_row(run, windows, video) for windows, video in zip(chosen, videos, strict=True)]
 
 
@@ -85,6 +90,11 @@ def _segment(
     latents = window.latents_FHWC.copy()
     latents[:MOTION_LATENTS] = trained_run.encode_pictures(run, before[-MOTION_FRAMES:])
     return dataclasses.replace(window, latents_FHWC=latents, motion=True)
+
+
+def _joined(video: Sequence[np.ndarray]) -> np.ndarray:
+    """The frames of a chain's segments, each of those that two have once."""
+    return np.concatenate([video[0], *(part[MOTION_FRAMES:] for part in video[1:])])
 
 
 def _row(run: trained_run.TrainedRun, windows: Sequence[TruthWindow], video: Sequence[np.ndarray]) -> dict[str, object]:
@@ -106,7 +116,7 @@ def _distances(
     run: trained_run.TrainedRun, window: TruthWindow, video: Sequence[np.ndarray], boxes: Sequence[np.ndarray]
 ) -> list[float]:
     """Mean distance of the boxes' colours from the reference's: late, early."""
-    frames = np.concatenate([video[0], *(part[MOTION_FRAMES:] for part in video[1:])])
+    frames = _joined(video)
     reference = trained_run.decode_pictures(run, window.record.references_RHWC[0][None])[:1]
     apart = [colours(frames, box) - colours(reference, box) for box in boxes]
     far_T = np.sqrt(np.mean(np.concatenate(apart, axis=1) ** 2, axis=1))

@@ -229,6 +229,7 @@ def measure_lip_sync(
         "correlation": {name: plain(mouth.correlation_interval(a, b, people)) for name, (a, b) in estimates.items()},
         "lag_curve": {str(lag): None if math.isnan(value) else round(value, 4) for lag, value in curve.items()},
         "peak_lag_frames": mouth.peak_lag(curve),
+        "lags": {name: mouth.peak_lag(mouth.lag_curve(a, b)) for name, (a, b) in estimates.items()},
         "gesture_range": {"ceiling": _gesture_range(still, people), "own sound": _gesture_range(hands, people)},
         # What each window contributes under its own sound: (sum ab, sum aa, sum bb) of what was read and the truth.
         "windows": [

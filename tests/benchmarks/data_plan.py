@@ -1,4 +1,4 @@
-"""What the catalog and the plan cost, and how even a step's work is: the tables of docs/data.md and docs/scale.md.
+"""What the catalog and the plan cost, and how even a step's work is: the tables of docs/dataset.md and docs/scale.md.
 
     python -m tests.benchmarks.data_plan catalog --rows 15000000 --out runs/catalog_15m     # once
     python -m tests.benchmarks.data_plan cost --catalog runs/catalog_15m --steps 0,1000000

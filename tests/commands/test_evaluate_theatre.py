@@ -130,6 +130,10 @@ def test_the_suite_writes_a_table_and_a_sheet_and_goes_on(
     assert evaluate.main([*argv, "--truth", str(truth)]) == 0
     result = json.loads((tmp_path / "lip_sync.json").read_text())
     assert result["split"] == "unseen_face" and len(result["lag_curve"]) == 13
+    assert result["lags"].keys() == result["correlation"].keys()
+    assert result["lags"]["own sound"] == result["peak_lag_frames"]
+    chains = sorted((tmp_path / "theatre_chains").glob("*.mp4"))
+    assert len(chains) == 2 and {media_omnihuman.probe(path).frames for path in chains} == {9 + 37 * 4}
     for found in result["correlation"].values():
         assert found["windows"] == 4 and found["people"] == 2 and -1 <= found["value"] <= 1
     *windows, one, other = result["windows"]

@@ -484,6 +484,21 @@ def test_a_bucket_gives_the_clips_of_the_folder(server: Server, media: Path, of_
         assert rows(tabled(source, tmp_path / f"table{number}")) == rows(of_folder)
 
 
+def test_a_table_that_grows_daily_has_few_files() -> None:
+    """Of ten million clips fewer than 50,000 objects: six files a part."""
+    known: list[dict[str, Any]] = []
+    for day in range(365):
+        ids = {f"day{day}/{i}.mp4": f"{day:03d}-{i:03d}" for i in range(274)}
+        added = source_list._added(known[-1:], ids, dict.fromkeys(ids, (1, 1)), 1000)
+        assert len(added) == 274 and min(row["part"] for row in added) == (known[-1]["part"] + 1 if known else 0)
+        known += added
+    parts = known[-1]["part"] + 1
+    assert parts > 1000 and 6 * parts < 30_000
+    ids = {f"{i}.mp4": f"{i:06d}" for i in range(50_000)}
+    at_once = source_list._added([], ids, dict.fromkeys(ids, (1, 1)), 1000)
+    assert at_once[-1]["part"] + 1 == 50
+
+
 def test_objects_that_are_gone_forbidden_or_slow_to_come(server: Server, media: Path, tmp_path: Path) -> None:
     """Absent and 403 are dead letters, and no fault of the files; a 503 that heals is waited for."""
     uri = upload(server, media, "faulty")

@@ -1,0 +1,90 @@
+"""The examples of workers on SLURM, Kubernetes and Ray say what the commands understand."""
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_pipelines.curate import curate
+from data_pipelines.encode import encode
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "launch" / "examples" / "data"
+
+
+def recorded(tmp_path: Path, *programs: str, code: int = 0) -> dict[str, str]:
+    """An environment in which these programs write down what they were called with, and end with `code`."""
+    (tmp_path / "bin").mkdir()
+    for name in programs:
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/{name}.called\nexit {code}\n')
+        program.chmod(0o755)
+    return {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+
+def called(tmp_path: Path, name: str) -> list[str]:
+    return (tmp_path / f"{name}.called").read_text().splitlines()
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (43, True), (2, False)])
+def test_a_task_of_the_array_takes_its_share_and_comes_again_after_an_outage(
+    tmp_path: Path, code: int, requeued: bool
+) -> None:
+    env = recorded(tmp_path, "omnihuman", "scontrol", code=code)
+    env |= {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "64", "SLURM_ARRAY_JOB_ID": "17"}
+    command = ["curate", "--source", "gs://raw/**", "--out", "/shared/table", "--workers", "4"]
+    ended = subprocess.run(["bash", FOLDER / "array.sbatch", *command], env=env, check=False)
+    assert ended.returncode == code and called(tmp_path, "omnihuman") == [*command, "--worker", "3/64"]
+    assert (tmp_path / "scontrol.called").exists() == requeued
+    if requeued:
+        assert called(tmp_path, "scontrol") == ["requeue", "17_3"]
+    options = curate._parser().parse_args(called(tmp_path, "omnihuman")[1:])
+    assert (options.worker.index, options.worker.count, options.workers) == (3, 64, 4)
+    own = encode.parse_arguments(["/shared/sets", "--out", "/shared/dataset", "--worker", "3/64"])
+    assert own.worker.index == 3
+
+
+def test_the_cluster_of_a_slurm_job_runs_curate_on_its_head(tmp_path: Path) -> None:
+    env = recorded(tmp_path, "srun")
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\nprintf 'node07\\nnode08\\n'\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    env |= {"SLURM_JOB_NODELIST": "node[07-08]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "32"}
+    subprocess.run(["bash", FOLDER / "ray.sbatch", "--source", "gs://raw/**", "--out", "/t"], env=env, check=True)
+    ours = called(tmp_path, "srun")
+    start, command = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
+    assert start == ["ray", "symmetric-run", "--address", "node07:6379", "--min-nodes", "2", "--num-cpus", "32"]
+    assert command[:2] == ["omnihuman", "curate"]
+    options = curate._parser().parse_args(command[2:])
+    assert (options.engine, options.address, options.source) == ("ray", "node07:6379", "gs://raw/**")
+
+
+def test_an_index_of_the_job_takes_its_share(tmp_path: Path) -> None:
+    job = yaml.safe_load((FOLDER / "job.yaml").read_text())
+    spec: dict[str, Any] = job["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert spec["completions"] == spec["parallelism"] == 64 and spec["completionMode"] == "Indexed"
+    env = recorded(tmp_path, "python") | {"JOB_COMPLETION_INDEX": "5"}
+    subprocess.run([*container["command"], *container["args"]], env=env, check=True)
+    words = called(tmp_path, "python")
+    assert words[:3] == ["-m", "omnihuman_jax.cli", "curate"]
+    options = curate._parser().parse_args(words[3:])
+    assert (options.worker.index, options.worker.count, options.source) == (5, 64, "gs://raw/**")
+    (rule,) = (rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule)
+    assert rule["containerName"] == container["name"] and rule["values"] == [2]
+
+
+def test_the_ray_of_the_job_is_the_one_that_is_pinned() -> None:
+    spec = yaml.safe_load((FOLDER / "ray_job.yaml").read_text())["spec"]
+    pinned = (ROOT / "constraints" / "py312.txt").read_text().splitlines()
+    assert f"ray=={spec['rayClusterSpec']['rayVersion']}" in pinned
+    words = shlex.split(spec["entrypoint"])
+    assert words[:4] == ["python", "-m", "omnihuman_jax.cli", "curate"]
+    options = curate._parser().parse_args(words[4:])
+    assert (options.engine, options.address) == ("ray", "auto")
+    groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
+    for pod in (group["template"]["spec"] for group in groups):
+        assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
