@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 LOCK = constraints/py$$($(BIN)/python -c 'import sys; print("%d%d" % sys.version_info[:2])').txt
 PACKAGES := setup.py $(wildcard constraints/py*.txt)
 
-.PHONY: any-clip interpreter corpus trackers gpu slurm image browser chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
+.PHONY: data-kill data-grow data-cost data-select data-plan data-hosts data-bad any-clip interpreter corpus trackers gpu slurm image browser chaos scale bench bench-checkpoint docs help venv demo theatre test test-core test-slow loss-curves collectives compile-cost parity weights-1b codec-memory check format lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -109,6 +109,29 @@ corpus: $(VENV)/.dev  ## curate on 240 videos with planted faults, made of real 
 	@$(BIN)/python -m tests.data_pipelines.corpus.make --out $(CORPUS)
 	$(BIN)/omnihuman curate --source $(CORPUS)/videos --out $(CORPUS)/table
 	$(BIN)/python -m tests.data_pipelines.corpus.score --corpus $(CORPUS) --table $(CORPUS)/table
+
+# The acceptance of the data side, by what has to hold (docs/data.md).
+DATA := tests/data_pipelines
+data-kill: $(VENV)/.torch  ## curate and encode killed at seeded moments, on processes, workers and Ray: the same bytes (an hour)
+	@$(PYTEST) --slow=all $(DATA)/test_kill.py $(DATA)/test_ray.py
+data-grow: $(VENV)/.torch  ## new videos, another threshold, another stage: what is opened and what is run (half an hour)
+	@$(PYTEST) $(DATA)/test_curate.py $(DATA)/test_cascade.py $(DATA)/test_append.py
+	$(PYTEST) --slow=all $(DATA)/test_append.py
+data-cost: $(VENV)/.dev  ## what curate costs by stage, in CPU seconds a minute of video, at 480 and 1080 lines
+	@$(BIN)/omnihuman sample-media --out $(CORPUS)/media
+	for lines in '' '--lines 1080'; do $(BIN)/python -m tests.benchmarks.curate_cost --videos $(CORPUS)/media/videos --names jwpIntro $$lines; done
+data-select: $(VENV)/.dev  ## select of 15 M rows, and a sweep of 20 thresholds: seconds and memory (8 GB of disk)
+	@$(BIN)/python -m tests.benchmarks.select_cost table --out $(CORPUS)/table_15m
+	$(BIN)/python -m tests.benchmarks.select_cost select --table $(CORPUS)/table_15m
+	$(BIN)/python -m tests.benchmarks.select_cost select --table $(CORPUS)/table_15m --sweep min_lip_sync_confidence=0.2:0.58:0.02
+data-plan: $(VENV)/.dev  ## first batch and batches of a catalog of 15 M rows, and how full sequences are
+	@$(BIN)/python -m tests.benchmarks.data_plan catalog --rows 15000000 --out $(CORPUS)/catalog_15m
+	$(BIN)/python -m tests.benchmarks.data_plan cost --catalog $(CORPUS)/catalog_15m --steps 0,1000000
+	$(BIN)/python -m tests.benchmarks.data_plan packing --catalog $(CORPUS)/catalog_15m
+data-hosts: $(VENV)/.torch  ## 1, 2, 4 and 8 processes make the same 200 global batches, over a change of stage and a corrupt record
+	@$(PYTEST) --slow=all tests/data/test_hosts.py
+data-bad: $(VENV)/.torch  ## every kind of bad input, and what data check and data report say of planted defects
+	@$(PYTEST) $(DATA)/test_bad_input.py $(DATA)/test_sources.py $(DATA)/test_footage.py $(DATA)/test_data_check.py
 
 slurm: $(VENV)/.torch  ## `omnihuman submit` on a real SLURM of two nodes on this machine (15 minutes and more; says what to install)
 	@$(BIN)/python -m pytest --slow=slurm tests/slurm

@@ -34,8 +34,8 @@ from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.runtime.locations import LocationError, is_remote, location
 
 PART_VIDEOS = 1000
-# A small folder becomes so many parts, that processes share it; fewer where the table has many already, each of which is
-# six files and more: after N parts _CROWDED / N.
+# A small folder becomes so many parts, that processes share it; fewer where the table has many already, for each is six
+# files or more: after N parts _CROWDED / N.
 _LEAST_PARTS, _CROWDED = 32, 32_000
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _SOURCES = pa.schema([

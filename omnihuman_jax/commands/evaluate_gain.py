@@ -1,4 +1,4 @@
-"""`omnihuman evaluate --suite gain`: what audio and pose take off the denoising loss of held-out windows.
+"""`omnihuman evaluate --suite gain`: what each condition takes off the denoising loss of held-out windows.
 
 No sampling and no truth but the data: minutes where the other suites take hours, and for any footage.
 """
@@ -46,9 +46,10 @@ def measure(run: trained_run.TrainedRun, *, windows: int, batch: int, split: str
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
     of_windows = {}
-    for condition, branch in ((Condition.AUDIO, run.config.model.audio), (Condition.POSE, run.config.model.pose)):
+    branches = {Condition.AUDIO: run.config.model.audio, Condition.POSE: run.config.model.pose}
+    for condition in Condition:
         label = condition.label
-        if branch is None:
+        if condition in branches and branches[condition] is None:
             missing[label] = f"the model has no {label} input"
             continue
         needed = ConditionSet.of(condition, Condition.REFERENCE)

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from omnihuman_jax import conditions, segments
-from omnihuman_jax.conditions import Condition, ConditionSet
-from omnihuman_jax.data.packing import PackInput
 from omnihuman_jax.diffusion import flow_matching, solver
 from omnihuman_jax.evaluation.bootstrap import Estimate, estimate
 from omnihuman_jax.typing import Array, Batch
@@ -22,32 +20,6 @@ KINDS = ("absent", "own", "other")
 # Where on the way from clean (0) to noise (1) the loss is looked at.
 TIMES = (0.3, 0.6, 0.9)
 Velocity = Callable[[Array, Array, Batch], Array]
-
-
-def with_condition(window: PackInput, condition: Condition, kind: str, other: PackInput) -> PackInput:
-    """The window without `condition`, with its own, or with that of the window `other`; all else, noise too, is kept.
-
-    Another window's keypoints are stretched to this one's grid, in whose units they are stored.
-
-    Raises:
-        ValueError: `kind` is none of `KINDS`, or the condition is one that has no other (text and reference).
-    """
-    if kind not in KINDS:
-        raise ValueError(f"kind {kind!r}: one of {', '.join(KINDS)}")
-    if condition not in (Condition.AUDIO, Condition.POSE):
-        raise ValueError(f"the gain of {condition.label} is not defined here: audio or pose")
-    if kind == "absent":
-        return dataclasses.replace(window, active=window.active.without(condition))
-    active = window.active | ConditionSet.of(condition)
-    source = other if kind == "other" else window
-    if condition is Condition.AUDIO:
-        return dataclasses.replace(window, active=active, audio_TE=source.audio_TE, audio_valid_T=source.audio_valid_T)
-    assert source.keypoints_TJ3 is not None
-    size, own = window.latents_FHWC.shape[1:3], source.latents_FHWC.shape[1:3]
-    stretched = source.keypoints_TJ3 * np.array([size[1] / own[1], size[0] / own[0], 1.0], np.float32)
-    return dataclasses.replace(
-        window, active=active, keypoints_TJ3=stretched, keypoints_valid_T=source.keypoints_valid_T
-    )
 
 
 def window_losses(velocity: Velocity, batch: Batch, t: float | jax.Array, key: jax.Array) -> jax.Array:

@@ -37,6 +37,10 @@ Evaluator = Callable[[Params], Mapping[str, float]]
 others.
 """
 
+# What `driven_window` calls the window that a condition is taken from.
+_GIVEN = {
+    Condition.TEXT: "text", Condition.REFERENCE: "picture", Condition.AUDIO: "sound", Condition.POSE: "pose",
+}  # fmt: skip
 # Resamples of an interval: enough for two digits, and cheap between two steps.
 _DRAWS = 500
 
@@ -68,17 +72,23 @@ def evaluators(
 def gain_subjects(
     catalog: Catalog, source: RecordSource, condition: Condition, split: str, count: int
 ) -> list[tuple[WindowRecord, WindowRecord]]:
-    """(window, a window of another clip whose condition drives it too), of one length; fixed for a data set."""
+    """(window, a window of another clip whose condition drives it too), of one length, and of one size where it is the
+    reference; fixed for a data set.
+    """
     _, rows = window_inputs.held_out(catalog, split, ConditionSet.of(condition, Condition.REFERENCE))
     chosen = window_inputs.spread(catalog, rows, count)
     records = [record for row in chosen if (record := source[int(catalog.record[row])]) is not None]
     pairs = []
     for i, record in enumerate(records):
         turned = (*records[i + 1 :], *records[:i])
-        other = next((o for o in turned if o.clip_id != record.clip_id), None)
+        other = next((o for o in turned if o.clip_id != record.clip_id and _can_drive(o, record, condition)), None)
         if other is not None:
             pairs.append((record, other))
     return pairs
+
+
+def _can_drive(other: WindowRecord, record: WindowRecord, condition: Condition) -> bool:
+    return condition is not Condition.REFERENCE or other.latents_FHWC.shape[1:] == record.latents_FHWC.shape[1:]
 
 
 def three(name: str, found: Estimate) -> dict[str, float]:
@@ -88,7 +98,7 @@ def three(name: str, found: Estimate) -> dict[str, float]:
 
 
 class ConditionGain:
-    """`gain/audio`, `harm/audio` (or pose): `evaluation/condition_gain.py` on fixed windows, from fixed noise.
+    """`gain/audio`, `harm/audio` (or another's): `evaluation/condition_gain.py` on fixed windows, from fixed noise.
 
     The gain is the share of the denoising loss that the window's own signal takes off, the harm what another window's
     puts on; `_low` and `_high` are the ends of their 95 % intervals.
@@ -105,11 +115,8 @@ class ConditionGain:
         self.people = [record.clip_id for record, _ in subjects]
         windows = {
             kind: [_driven(run, *pair, slot, kind, condition) for slot, pair in enumerate(subjects)]
-            for kind in ("own", "other")
+            for kind in condition_gain.KINDS
         }
-        windows["absent"] = [
-            condition_gain.with_condition(window, condition, "absent", window) for window in windows["own"]
-        ]
         shape = shape_for(run, windows["own"] + windows["other"])
         ways = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
         self._rows = -(-min(config.batch, len(subjects)) // ways) * ways
@@ -180,10 +187,12 @@ def _driven(
     kind: str,
     condition: Condition,
 ) -> packing.PackInput:
+    """All else, noise too, is the same whatever the kind."""
     active = window_inputs.with_text(ConditionSet.of(Condition.REFERENCE, condition), record)
-    source = other if kind == "other" else record
-    sound, pose = (source, record) if condition is Condition.AUDIO else (record, source)
-    return window_inputs.driven_window(run.spec, record, active, slot, sound=sound, pose=pose, with_truth=True)
+    if kind == "absent":
+        active = active.without(condition)
+    given = {_GIVEN[condition]: other if kind == "other" else record}
+    return window_inputs.driven_window(run.spec, record, active, slot, with_truth=True, **given)
 
 
 class MouthCorrelation:

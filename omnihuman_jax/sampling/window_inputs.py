@@ -48,6 +48,8 @@ def driven_window(
     active: ConditionSet,
     slot: int,
     *,
+    text: WindowRecord | None = None,
+    picture: WindowRecord | None = None,
     sound: WindowRecord | None = None,
     pose: WindowRecord | None = None,
     with_truth: bool = False,
@@ -59,11 +61,12 @@ def driven_window(
         record: the window.
         active: what drives it, each of which it must have.
         slot: what its noise is keyed on.
-        sound, pose: windows whose sound and keypoints drive it instead of its own. Another's keypoints are stretched to
-            this one's grid, in whose units they are stored.
+        text, picture, sound, pose: windows whose text, reference, sound and keypoints drive it instead of its own.
+            Another's reference must have this one's size; another's keypoints are stretched to this one's grid, in
+            whose units they are stored.
         with_truth: its own latents, for losses; otherwise zeros: nothing of the truth goes into a sample.
     """
-    sound, pose = sound or record, pose or record
+    text, picture, sound, pose = text or record, picture or record, sound or record, pose or record
     has_text = Condition.TEXT in active
     size, own = record.latents_FHWC.shape[1:3], pose.latents_FHWC.shape[1:3]
     stretch = np.array([size[1] / own[1], size[0] / own[0], 1.0], np.float32)
@@ -71,9 +74,9 @@ def driven_window(
     latents = record.latents_FHWC.astype(np.float32)
     return PackInput(
         latents_FHWC=latents if with_truth else np.zeros_like(latents),
-        reference_HWC=record.references_RHWC[0].astype(np.float32) if Condition.REFERENCE in active else None,
-        text_SE=record.text_SE if has_text else spec.empty_text_SE,
-        pooled_E=record.pooled_E if has_text else spec.empty_pooled_E,
+        reference_HWC=picture.references_RHWC[0].astype(np.float32) if Condition.REFERENCE in active else None,
+        text_SE=text.text_SE if has_text else spec.empty_text_SE,
+        pooled_E=text.pooled_E if has_text else spec.empty_pooled_E,
         active=active,
         audio_TE=sound.audio_TE.astype(np.float32) if heard else None,
         audio_valid_T=sound.audio_valid_T if heard else None,

@@ -283,7 +283,7 @@ def test_the_suite_gain_needs_no_truth(tiny: TinyRun, tmp_path: Path, capsys: py
     argv = ["--run", str(tiny.run), "--out", str(tmp_path), "--suite", "gain", "--windows", "4", "--batch", "4"]
     assert evaluate.main(argv) == 0
     result = json.loads((tmp_path / "gain.json").read_text())
-    assert set(result["gain"]) == {"audio", "pose"} and result["split"] == {"audio": "train", "pose": "train"}
+    assert set(result["gain"]) == {"text", "reference", "audio", "pose"} and set(result["split"].values()) == {"train"}
     for gain in result["gain"].values():
         assert gain["own"]["windows"] == 4 and gain["own"]["value"] < 1
         assert gain["own"]["low"] <= gain["own"]["value"] <= gain["own"]["high"]

@@ -1,5 +1,7 @@
 """The gain of a condition, with a velocity whose error is known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from omnihuman_jax import segments
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.packing import PackInput, pack_batch
-from omnihuman_jax.evaluation.condition_gain import KINDS, gain, window_losses, with_condition
+from omnihuman_jax.evaluation.condition_gain import KINDS, gain, window_losses
 from omnihuman_jax.typing import Array, Batch
 from tests.data import synthetic
 
@@ -33,6 +35,14 @@ def window(slot: int, size: tuple[int, int] = (4, 6)) -> PackInput:
         slot=slot,
         active=ACTIVE,
     )
+
+
+def heard(own: PackInput, kind: str, other: PackInput) -> PackInput:
+    """The window without sound, with its own, or with another's."""
+    if kind == "absent":
+        return own
+    sound = {"own": own, "other": other}[kind]
+    return dataclasses.replace(own, active=ACTIVE | ConditionSet.of(Condition.AUDIO), audio_TE=sound.audio_TE)
 
 
 def packed(windows: list[PackInput]) -> Batch:
@@ -60,7 +70,7 @@ def test_the_loss_is_the_share_of_the_target_that_is_missed() -> None:
     losses = {}
     factors = {"absent": 1.0, "own": 0.5, "other": 1.2}
     for kind in KINDS:
-        driven = [with_condition(w, Condition.AUDIO, kind, windows[(i + 1) % 3]) for i, w in enumerate(windows)]
+        driven = [heard(w, kind, windows[(i + 1) % 3]) for i, w in enumerate(windows)]
         rows = []
         for w in driven:  # one a sequence
             batch = packed([w])
@@ -85,19 +95,3 @@ def test_a_windows_loss_depends_on_nothing_that_shares_its_batch() -> None:
     together = window_losses(off_by_input, packed(windows), 0.3, jax.random.key(1))[0]
     alone = [window_losses(off_by_input, packed([w]), 0.3, jax.random.key(1))[0, 0] for w in windows]
     assert np.allclose(together, alone, rtol=1e-6)
-
-
-def test_pose_of_another_is_stretched_to_the_windows_grid() -> None:
-    mine, other = window(0, (4, 6)), window(1, (8, 4))
-    driven = with_condition(mine, Condition.POSE, "other", other)
-    assert driven.keypoints_TJ3 is not None
-    assert np.allclose(driven.keypoints_TJ3[0, 0], [2.0 * 6 / 4, 1.0 * 4 / 8, 1.0])
-    assert Condition.POSE not in with_condition(mine, Condition.POSE, "absent", other).active
-    assert driven.latents_FHWC is mine.latents_FHWC and driven.audio_TE is mine.audio_TE
-
-
-def test_what_has_no_gain_is_refused() -> None:
-    with pytest.raises(ValueError, match="text is not defined"):
-        with_condition(window(0), Condition.TEXT, "own", window(1))
-    with pytest.raises(ValueError, match="absent, own, other"):
-        with_condition(window(0), Condition.AUDIO, "mine", window(1))
