@@ -32,11 +32,13 @@ from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.sampling import trained_range, trained_run, window_inputs
-from omnihuman_jax.sampling.sampler import sampler_for
+from omnihuman_jax.sampling.kept_samples import KeptSampler
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE
 
 NEEDED = ConditionSet.of(Condition.REFERENCE, Condition.AUDIO, Condition.POSE)
+KEPT = "psnr_samples"
+"""Folder of the samples: the same command goes on where it was broken off."""
 SAMPLED = ("sample", "other_pose", "other_audio")
 KINDS = ("sample", "still", "other_pose", "other_audio")
 SHOWN = ("truth", "sample", "still", "other_pose")
@@ -160,16 +162,19 @@ def sample_subjects(
     *,
     seed: int,
     batch: int,
+    keep: Path | None = None,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> list[SampledSubject]:
-    """Every sample of every subject, `batch` windows a call of one compiled sampler."""
+    """Every sample of every subject, `batch` windows a call of one compiled sampler; those in `keep` are taken from
+    there.
+    """
     jobs = [
         (number, kind, driven_by(subject, kind, number, run))
         for number, subject in enumerate(subjects)
         for kind in SAMPLED
     ]
     windows = [window for _, _, window in jobs]
-    latents = sampler_for(run, config, windows, batch).all_of(windows, seed, on_progress)
+    latents = KeptSampler(run, config, windows, batch, keep).all_of(windows, seed, on_progress)
     pictures: list[dict[str, np.ndarray]] = [{} for _ in subjects]
     for number, subject in enumerate(subjects):
         still = trained_run.decode_pictures(run, subject.record.references_RHWC[:1])
@@ -317,7 +322,7 @@ def evaluate(
     begin = time.monotonic()
     trained_run.check_features(str(run.dataset), features_of(run.spec), DatasetSpec.load(run.dataset))
     split, subjects = load_subjects(run.dataset, clips, windows, split)
-    outcomes = sample_subjects(run, subjects, config, seed=seed, batch=batch, on_progress=on_progress)
+    outcomes = sample_subjects(run, subjects, config, seed=seed, batch=batch, keep=out / KEPT, on_progress=on_progress)
     rows = [measure(outcome) for outcome in outcomes]
     result = {
         "split": split,

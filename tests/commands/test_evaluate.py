@@ -12,7 +12,7 @@ from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.evaluation import psnr
-from omnihuman_jax.sampling import trained_run
+from omnihuman_jax.sampling import sampler, trained_run
 from omnihuman_jax.serving import media_omnihuman
 
 
@@ -75,12 +75,27 @@ def test_numbers_are_those_of_the_codecs_own_round_trip(result, run):
     assert found["split"] == "train"
 
 
-def test_without_clips_only_whole_frames_are_measured(tiny, run, tmp_path):
+def test_without_clips_only_whole_frames_are_measured(tiny, run, tmp_path, monkeypatch):
     result = evaluate_psnr.evaluate(
         run, tmp_path, config=dataclasses.replace(run.config.sampling, num_steps=1), windows=1, batch=3
     )
     assert result["worse_with_other_audio_mouth_db"] is None and result["windows"][0]["psnr_mouth"] is None
     evaluate_psnr.print_table(result)
+    # Broken off and started again, it samples what is missing and nothing else.
+    kept = sorted((tmp_path / evaluate_psnr.KEPT).iterdir())
+    assert len(kept) == 3
+    kept[0].unlink()
+    asked = []
+    call = sampler.Sampler.__call__
+    monkeypatch.setattr(
+        sampler.Sampler,
+        "__call__",
+        lambda self, windows, *rest: asked.append(len(windows)) or call(self, windows, *rest),
+    )
+    again = evaluate_psnr.evaluate(
+        run, tmp_path, config=dataclasses.replace(run.config.sampling, num_steps=1), windows=1, batch=3
+    )
+    assert asked == [1] and again["mean_psnr"] == result["mean_psnr"]
 
 
 def test_only_the_named_signal_comes_from_the_other_clip(run):

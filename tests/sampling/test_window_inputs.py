@@ -31,8 +31,11 @@ def test_each_condition_can_be_anothers_alone() -> None:
     )  # fmt: skip
     own = driven_window(synthetic.spec(), mine, EVERY, 3, with_truth=True)
     told = {
-        "text": ("text_SE", "pooled_E"), "picture": ("reference_HWC",), "sound": ("audio_TE",), "pose": ("keypoints_TJ3",)
-    }  # fmt: skip
+        "text": ("text_SE", "pooled_E"),
+        "picture": ("reference_HWC",),
+        "sound": ("audio_TE",),
+        "pose": ("keypoints_TJ3",),
+    }
     assert set(evaluators._GIVEN.values()) == set(told)
     for given, changed in told.items():
         driven = driven_window(synthetic.spec(), mine, EVERY, 3, with_truth=True, **{given: other})
