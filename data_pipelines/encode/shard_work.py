@@ -72,10 +72,13 @@ def make_shard(
     digest = hashlib.sha256()
 
     def records() -> Iterator[WindowRecord]:
-        for clip, key in clips:
+        for number, (clip, key) in enumerate(clips):
             if not clip.conditions.bits:
                 statistics.append(_clip_row(clip, key, [], None) | {"serves": "none"})
                 continue
+            following = next((one.clip for one in clips[number + 1 :] if one.clip.conditions.bits), None)
+            if following is not None:
+                encoder.decode_ahead(following)
             found, windows = letters.encoded(encoder, clip, spec)
             statistics.append(_clip_row(clip, key, windows, found.to_json()))
             for window in windows:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -416,6 +417,27 @@ def test_without_a_speech_encoder_no_window_has_audio(clips_dir, config, tmp_pat
     assert not (Catalog.load(tmp_path / "dataset").eligible >> Condition.AUDIO & 1).any()
     source = open_records(tmp_path / "dataset")
     assert source.spec.audio_width == 0 and source[0].audio_TE.shape == (0, 0)
+
+
+def test_the_next_clip_is_decoded_while_one_is_encoded(clips_dir, config, dataset, tmp_path, monkeypatch):
+    """On a thread; the bytes are the same, and what cannot be decoded there is that clip's own dead letter."""
+    threads, decode = {}, clip_encoder.ClipEncoder._frames
+
+    def noted(self, clip):
+        threads[clip.clip_id] = threading.current_thread().name
+        if clip.clip_id == broken:
+            raise ValueError("no pictures")
+        return decode(self, clip)
+
+    monkeypatch.setattr(clip_encoder.ClipEncoder, "_frames", noted)
+    broken = ""
+    summary = encode(clips_dir, tmp_path / "whole", config, Console(quiet=True))
+    ahead = [name for name, thread in threads.items() if thread == "decode_0"]
+    assert ahead and list(threads.values()).count("MainThread") == len(summary["shards"])  # the first of each
+    assert [shard["sha256"] for shard in summary["shards"]] == [s["sha256"] for s in dataset[1]["shards"]]
+    broken = ahead[0]
+    (letter,) = encode(clips_dir, tmp_path / "broken", config, Console(quiet=True))["quarantine"]
+    assert (letter["clip_id"], letter["reason"]) == (broken, "no pictures")
 
 
 def test_a_clip_that_cannot_be_encoded_costs_that_clip_alone(clips_dir, config, dataset, tmp_path, capsys):
