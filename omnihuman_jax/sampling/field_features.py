@@ -40,6 +40,12 @@ less.
 """
 
 
+# What the networks' authors call the files of their weights; docs/evaluation.md says where they are.
+INCEPTION_FILE, I3D_FILE, SYNCNET_FILE = (
+    "weights-inception-2015-12-05-6726825d.pth", "i3d_pretrained_400.pt", "syncnet_v2.model"
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Networks:
     """Files of weights that were given; None: the rows that need them say so. scorers: name -> Python file."""
@@ -56,14 +62,13 @@ class Extractor:
     def __init__(self, networks: Networks) -> None:
         self.networks = networks
         self.missing: dict[str, str] = {}
-        for name, path, array in (
-            ("Inception-v3", networks.inception, "inception_ND"),
-            ("I3D", networks.i3d, "i3d_ND"),
-            ("SyncNet", networks.syncnet, "sync_3"),
+        for name, path, array, option, file in (
+            ("Inception-v3", networks.inception, "inception_ND", "--inception", INCEPTION_FILE),
+            ("I3D", networks.i3d, "i3d_ND", "--i3d", I3D_FILE),
+            ("SyncNet", networks.syncnet, "sync_3", "--syncnet", SYNCNET_FILE),
         ):
             if path is None:
-                option = {"Inception-v3": "--inception", "I3D": "--i3d", "SyncNet": "--syncnet"}[name]
-                self.missing[array] = f"needs {name}'s weights: {option} FILE; {_HOW}"
+                self.missing[array] = f"needs {name}'s weights, {file} as safetensors: {option} FILE; {_HOW}"
         for name in SCORERS:
             if name not in networks.scorers:
                 self.missing[f"score_{name}"] = f"needs its network: --scorer '{name}=FILE.py'; docs/evaluation.md"

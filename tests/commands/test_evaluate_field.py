@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.sample_media import fetch
 from omnihuman_jax.commands import evaluate
-from omnihuman_jax.sampling import codec_check
+from omnihuman_jax.sampling import codec_check, field_features
 from omnihuman_jax.serving import media_omnihuman
 from tests.sampling.tiny_run import TinyRun
 
@@ -72,6 +72,9 @@ def test_without_weights_there_is_no_number_and_the_row_says_what_to_give(measur
     for name, option in (("FID", "--inception"), ("FVD", "--i3d"), ("Sync-C", "--syncnet"), ("IQA", "--scorer")):
         assert option in rows[name]["missing"] and "docs/evaluation.md" in rows[name]["missing"]
         assert rows[name]["made"] is rows[name]["true"] is rows[name]["closeness"] is None
+    page_of_docs = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text()
+    for file in (field_features.INCEPTION_FILE, field_features.I3D_FILE, field_features.SYNCNET_FILE):
+        assert sum(file in row["missing"] for row in rows.values()) > 0 and f"`{file}`" in page_of_docs
 
 
 def test_the_page_shows_every_pair_that_is_there(measured):
