@@ -136,7 +136,7 @@ setup(
     package_data={
         "omnihuman_jax": ["py.typed"],
         "omnihuman_jax.reporting": ["style.css"],
-        "launch": ["schemas/*", "examples/*.yaml"],
+        "launch": ["schemas/*", "examples/*.yaml", "examples/data/*"],
     },
     install_requires=TRAINER,
     extras_require={

@@ -271,6 +271,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"omnihuman {options.command}: interrupted", file=sys.stderr)
         return exit_codes.INTERRUPTED
     except Exception as error:
+        if not options.debug and isinstance(code := getattr(error, "exit_code", None), int):
+            print(f"omnihuman {options.command}: {_one_line(error)}", file=sys.stderr)
+            return code
         if options.debug or not _is_of_storage(error):
             raise
         why = _one_line(error, named=True)

@@ -114,6 +114,23 @@ def test_a_user_error_is_one_line_and_exit_2(
         cli.main(["--debug", "it"])
 
 
+def test_an_error_that_knows_its_code_leaves_with_it(command, capsys: pytest.CaptureFixture[str]) -> None:
+    class Away(OSError):
+        exit_code = exit_codes.RETRY
+
+    def main(argv: list[str]) -> int:
+        error = Away("gs://raw/a.mp4: storage did not answer for 10 minutes")
+        error.add_note("run the same command again")
+        raise error
+
+    command(main)
+    assert cli.main(["it"]) == exit_codes.RETRY
+    said = "gs://raw/a.mp4: storage did not answer for 10 minutes; run the same command again"
+    assert capsys.readouterr().err == f"omnihuman it: {said}\n"
+    with pytest.raises(Away):
+        cli.main(["--debug", "it"])
+
+
 def test_a_bug_keeps_its_traceback(command) -> None:
     def main(argv: list[str]) -> int:
         raise TypeError("a bug")

@@ -236,8 +236,8 @@ def _run(
         made["clips"] += rows.get("look", 0)
         if progress and bar is not None:
             progress.advance(bar, len(task.sources))
-            speed = progress.tasks[bar].speed
-            progress.update(bar, text=f"{speed:.2f} videos/s" if speed else "")
+            row = next(row for row in progress.tasks if row.id == bar)
+            progress.update(bar, text=f"{row.completed / row.elapsed:.2f} videos/s" if row.elapsed else "")
     return dict(made), left
 
 

@@ -327,9 +327,8 @@ def _tried(
         except ImportError:  # of an extra that is not installed: no fault of any file
             raise
         except video_files.NoAnswer as problem:
-            # It would befall the next file too: the run ends, and goes on here. Where one object alone never answers,
-            # the second run goes on without it.
-            if _counted(deaths, row) < MAX_DEATHS:
+            # It would befall the next file too: the run ends, and goes on here; but for one object that alone does not.
+            if not video_files.answers(address.place):
                 problem.add_note("run the same command again: it goes on where it was")
                 raise
             return file_stages.dead_letter(problem, file, tries)
@@ -347,7 +346,10 @@ def blame(task: PartTask) -> bool:
     for stage in to_make(task)[:1]:
         at, deaths = _notes(table, stage, task.number)
         if at.is_file():
-            _counted(deaths, at.read_text())
+            counted = _deaths(deaths)
+            row = at.read_text()
+            counted[row] = counted.get(row, 0) + 1
+            files.write_text(deaths, json.dumps(counted))
             return True
     return False
 
@@ -367,14 +369,6 @@ def _notes(table: Table, stage: str, number: int) -> tuple[Path, Path]:
     """(which row is worked on, deaths by row) while a part is being made."""
     folder = table.stage_folder(stage)
     return folder / f".part-{number:05d}.at", folder / f".part-{number:05d}.deaths"
-
-
-def _counted(path: Path, row: str) -> int:
-    """How often a row has ended a run, with this time."""
-    deaths = _deaths(path)
-    deaths[row] = deaths.get(row, 0) + 1
-    files.write_text(path, json.dumps(deaths))
-    return deaths[row]
 
 
 def _deaths(path: Path) -> dict[str, int]:

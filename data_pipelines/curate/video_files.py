@@ -52,10 +52,18 @@ _RECORD = re.compile(r"record:(\d+):([^:]+):(.*)", re.DOTALL)
 _BAD = "bad:"
 
 
+# What arrives otherwise than the bucket says is fetched again so often, and is the object's own fault after that.
+_GARBLED = 5
+
+
 class NoAnswer(OSError):
     """Storage that did not answer, however long it was waited for: no fault of the video."""
 
     exit_code = exit_codes.RETRY
+
+
+class GarbledError(ConnectionError):
+    """An object that arrives with other bytes than the bucket has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,19 +207,31 @@ class _Copies:
 
 def _patiently(address: Address, fetch: Any) -> Any:
     """What `fetch` gives, once storage answers; NoAnswer where it does not."""
-    waited, pause = 0.0, _FIRST_PAUSE_S
+    begin, pause, garbled = time.monotonic(), _FIRST_PAUSE_S, 0
     while True:
         try:
             return fetch()
         except Exception as error:
-            if not storage.does_not_answer(error):
+            garbled += isinstance(error, GarbledError)
+            # NoAnswer: of the shard that a record is in, which was waited for.
+            if isinstance(error, NoAnswer) or not storage.does_not_answer(error) or garbled > _GARBLED:
                 raise
             why = storage.cause(error)
-        if waited >= _PATIENCE_S:
+        if (waited := time.monotonic() - begin) >= _PATIENCE_S:
             raise NoAnswer(f"{address.place}: storage did not answer for {waited / 60:.0f} minutes ({why})")
         logger.warning("%s: %s; again in %g s", address.place, why, pause)
         time.sleep(pause)
-        waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_S)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+def answers(place: str) -> bool:
+    """Whether storage answers now, asked for an object that is not beside the one at `place`."""
+    fs, path = open_storage(place)
+    try:
+        fs.info(f"{path}.is-anybody-there")
+    except Exception as error:
+        return not storage.does_not_answer(error)
+    return True
 
 
 def open_storage(uri: str) -> tuple[Any, str]:
@@ -257,7 +277,7 @@ def _copy_object(fs: Any, path: str, info: dict[str, Any], file: BinaryIO) -> No
             size += len(block)
     md5 = base64.b64decode(info["md5Hash"]) if info.get("md5Hash") else b""
     if size != int(info["size"]) or (md5 and md5 != digest.digest()):
-        raise ConnectionError(f"arrives with {size:,} bytes, the bucket has {int(info['size']):,}, or with others")
+        raise GarbledError(f"arrives with {size:,} bytes, the bucket has {int(info['size']):,}, or with others")
 
 
 def _sweep(home: Path) -> None:

@@ -7,14 +7,12 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from data_pipelines.curate.clip_sets import load_landmarks, table_folder
 from data_pipelines.curate.clips import Clip
-from data_pipelines.curate.video_files import Address
 from data_pipelines.encode.windows import Window, cut_windows, reference_frames, to_token_units
 from omnihuman_jax.codecs.codec import VideoCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
@@ -126,9 +124,7 @@ def windows_of(clip: Clip, config: WindowConfig) -> list[Window]:
 
 
 class ClipEncoder:
-    """Encodes clips one after the other; holds the frames of two at most: that one, and the next, which a thread
-    decodes while the device works.
-    """
+    """Encodes clips one after the other; holds one clip's frames and sound at a time."""
 
     def __init__(
         self,
@@ -145,17 +141,6 @@ class ClipEncoder:
         self._sets, self._config, self._max_text_tokens = sets, config, max_text_tokens
         self._table = table_folder(sets)
         self._codec, self._text, self._speech = codec, text, speech
-        self._decoder, self._ahead = ThreadPoolExecutor(1, "decode"), dict[str, Future[np.ndarray]]()
-
-    def decode_ahead(self, clip: Clip) -> None:
-        """Begins to decode a clip whose turn comes; what is wrong with it, its own `encode` says. Not one out of a
-        bucket or an archive: the room for copies may hold one alone, which is in use.
-        """
-        if not Address.parse(clip.path, self._table).is_file:
-            return
-        while len(self._ahead) > 1:  # of a clip that failed before its frames were asked for
-            self._ahead.pop(next(iter(self._ahead))).cancel()
-        self._ahead[clip.clip_id] = self._decoder.submit(self._frames, clip)
 
     def encode(self, clip: Clip) -> tuple[ClipStatistics, Iterator[EncodedWindow]]:
         """(statistics, complete only once the iterator is exhausted; the clip's windows in the order of
@@ -166,8 +151,7 @@ class ClipEncoder:
 
     def _windows(self, clip: Clip, statistics: ClipStatistics) -> Iterator[EncodedWindow]:
         size = fit_size(clip.height, clip.width, self._config.area)
-        decoded = self._ahead.pop(clip.clip_id, None)
-        frames = self._frames(clip) if decoded is None else decoded.result()
+        frames = self._frames(clip, size)
         text = self._text.encode([clip.caption], self._max_text_tokens)
         speech, first = self._speech_rows(clip)
         keypoints = None
@@ -201,9 +185,9 @@ class ClipEncoder:
                 )
                 yield EncodedWindow(record=record, window=window, height=size[0], width=size[1], split=clip.split)
 
-    def _frames(self, clip: Clip) -> np.ndarray:
-        """uint8 [T, H, W, 3] of the clip, in the size that it is encoded in."""
-        path, size = clip.video_path(self._table), fit_size(clip.height, clip.width, self._config.area)
+    def _frames(self, clip: Clip, size: tuple[int, int]) -> np.ndarray:
+        """uint8 [T, H, W, 3] of the clip."""
+        path = clip.video_path(self._table)
         frames = media_omnihuman.read_video(path, size=size, start_s=clip.start_s, duration_s=clip.seconds)
         if len(frames) != clip.frames:
             raise ValueError(

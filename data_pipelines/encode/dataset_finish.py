@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 
 from data_pipelines.curate.stage_parts import read_part
 from data_pipelines.encode.clip_encoder import ClipStatistics
+from data_pipelines.encode.dead_letters import write_letters
 from data_pipelines.encode.encoded_clips import LEFT_OUT_FILE, read_known, read_left_out, write_known
-from data_pipelines.encode.encoded_shards import MAX_ROWS, EncodedShards, MadeShard, write_letters
+from data_pipelines.encode.encoded_shards import MAX_ROWS, EncodedShards, MadeShard
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base, newest_summary
 from data_pipelines.encode.leases import LOOK_AGAIN_S, LeaseHolder
 from data_pipelines.encode.shard_plan import MADE_BY_FILE, PLAN_FILE, plan_id, read_plan

@@ -2,17 +2,26 @@
 
 What is no fault of any clip (a full disk or memory, storage that does not answer, a lost device) ends the command: the
 shards that are made stay, and the next call goes on.
+
+    dead_letters.parquet    of a generation: a row a clip that could not be encoded
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 from jax.errors import JaxRuntimeError
 
 from data_pipelines.curate.clips import Clip
+from data_pipelines.curate.stage_parts import read_part, write_columns
 from data_pipelines.encode.clip_encoder import ClipEncoder, ClipStatistics, EncodedWindow
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime import file_names, files, storage
 
+LETTERS_FILE = "dead_letters.parquet"
+_TEXTS = ("clip_id", "video", "stage", "reason", "exception")
+_LETTER = pa.schema([*(pa.field(name, pa.string()) for name in _TEXTS), pa.field("tries", pa.int32())])
 _OF_A_FILE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
@@ -67,6 +76,18 @@ class DeadLetters:
             raise ValueError(
                 f"{path}: changed since curate (sha256 {found[:12]}..., was {clip.sha256[:12]}...); run curate again"
             )
+
+
+def write_letters(folder: Path, letters: Sequence[Mapping[str, Any]]) -> None:
+    """Writes the dead letters of the generation in this folder, if there are any."""
+    if letters:
+        write_columns(folder / LETTERS_FILE, pa.Table.from_pylist(list(letters), schema=_LETTER))
+
+
+def read_letters(folder: Path) -> list[dict[str, Any]]:
+    """All dead letters of the generation in this folder."""
+    path = folder / LETTERS_FILE
+    return list(read_part(path).to_pylist()) if path.is_file() else []
 
 
 def _is_of_all(problem: Exception) -> bool:

@@ -3,7 +3,7 @@
 
 Reads sets and the table that they are of, writes ArrayRecord shards, their tfds metadata, `catalog/`,
 `dataset.json` (+ `.npz`) and `encode.json`, a summary. The folder appears whole or not at all. A clip that cannot be
-encoded is left out whole, and `quarantine` in the summary says why: no single file ends the run.
+encoded is left out whole, and `dead_letters.parquet` says why: no single file ends the run.
 
 Where a dataset is there that was made like that of other clips, what it lacks is appended: a new generation
 (`omnihuman_jax/data/generations.py`), beside which the old ones stay as they are.
@@ -26,10 +26,10 @@ from rich.text import Text
 from data_pipelines.curate.clip_sets import find_sets, table_folder
 from data_pipelines.encode import kept_dataset
 from data_pipelines.encode.claim import Claim, EncodeConfig, SetParts, claimed, tell
-from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig, empty_prompt
+from data_pipelines.encode.clip_encoder import WindowConfig, empty_prompt
 from data_pipelines.encode.dataset_finish import finish, is_append, mark_finished
-from data_pipelines.encode.dead_letters import DeadLetters
-from data_pipelines.encode.encoded_shards import LETTERS_FILE
+from data_pipelines.encode.dead_letters import LETTERS_FILE, DeadLetters
+from data_pipelines.encode.decode_ahead import AheadEncoder
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base
 from data_pipelines.encode.leases import LOOK_AGAIN_S, LeaseHolder
 from data_pipelines.encode.shard_plan import PLAN_FILE, plan_id, round_trip_share
@@ -139,10 +139,10 @@ def _make_shards(claim: Claim, console: Console, worker: WorkerShare | None, *, 
     if tasks is None:
         return False
     share, plan = round_trip_share(tasks), plan_id(folder)
-    encoder = ClipEncoder(claim.sets, codec, text, speech, config.windows, config.max_text_tokens, share)
+    ahead = AheadEncoder(claim.sets, codec, text, speech, config.windows, config.max_text_tokens, share)
     letters = DeadLetters(table_folder(claim.sets))
     order = tasks if worker is None else worker.first(tasks)
-    with progress_bar(stays=True, console=console) as progress, LeaseHolder() as leases:
+    with ahead as encoder, progress_bar(stays=True, console=console) as progress, LeaseHolder() as leases:
         bar = progress.add_task("encoding windows", total=sum(task.windows for task in tasks))
         counted: set[int] = set()
         while left := [task for task in order if task.number not in counted]:
@@ -218,7 +218,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         line = file_names.printable(f"encode: {clip_id}: {reason}")
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if more := summary["dead_letters"] - len(dead):
-        console.print(f"encode: {more:,} more clips are left out; all are in {LETTERS_FILE}", soft_wrap=True)
+        kept = f"; all are in {LETTERS_FILE}" if LETTERS_FILE in summary["files"] else ""
+        console.print(f"encode: {more:,} more clips are left out{kept}", soft_wrap=True)
 
 
 def _shown(label: str) -> Text:

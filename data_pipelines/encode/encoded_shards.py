@@ -1,35 +1,20 @@
 """What the marks of all shards come to, read one at a time: of a data set of ten million clips only sums, ids and dead
 letters are held at once.
-
-    dead_letters.parquet    of a generation: a row a clip that could not be encoded (`DEAD_LETTER`)
 """
 
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from data_pipelines.curate.stage_parts import read_part, write_columns
 from data_pipelines.encode.clip_encoder import ClipStatistics
 from data_pipelines.encode.encoded_clips import known_table
 from data_pipelines.encode.shard_work import ShardFiles
 
-LETTERS_FILE = "dead_letters.parquet"
 MAX_ROWS = 1000
 """Clips, and dead letters, that the summary shows one by one."""
-DEAD_LETTER = pa.schema(
-    [
-        pa.field("clip_id", pa.string()),
-        pa.field("video", pa.string()),
-        pa.field("stage", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("exception", pa.string()),
-        pa.field("tries", pa.int32()),
-    ]
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,15 +62,3 @@ class EncodedShards:
             made=made, known=pa.concat_tables([known_table([]), *known]), letters=letters, statistics=statistics,
             num_clips=num_clips, rows=rows,
         )  # fmt: skip
-
-
-def write_letters(folder: Path, letters: Sequence[dict[str, Any]]) -> None:
-    """Writes `dead_letters.parquet`, if there are any."""
-    if letters:
-        write_columns(folder / LETTERS_FILE, pa.Table.from_pylist(list(letters), schema=DEAD_LETTER))
-
-
-def read_letters(folder: Path) -> list[dict[str, Any]]:
-    """All dead letters of the generation in this folder."""
-    path = folder / LETTERS_FILE
-    return read_part(path).to_pylist() if path.is_file() else []

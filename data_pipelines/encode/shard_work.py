@@ -20,8 +20,9 @@ import pyarrow as pa
 
 from data_pipelines.curate.clips import Clip
 from data_pipelines.curate.stage_parts import write_columns
-from data_pipelines.encode.clip_encoder import ClipEncoder, EncodedWindow
+from data_pipelines.encode.clip_encoder import EncodedWindow
 from data_pipelines.encode.dead_letters import DeadLetters
+from data_pipelines.encode.decode_ahead import AheadEncoder
 from data_pipelines.encode.encoded_clips import KeyedClip
 from omnihuman_jax.data.records import DatasetSpec, WindowRecord, write_shard
 from omnihuman_jax.runtime import files
@@ -62,7 +63,7 @@ class ShardFiles:
 
 
 def make_shard(
-    at: ShardFiles, clips: Sequence[KeyedClip], encoder: ClipEncoder, letters: DeadLetters, spec: DatasetSpec
+    at: ShardFiles, clips: Sequence[KeyedClip], encoder: AheadEncoder, letters: DeadLetters, spec: DatasetSpec
 ) -> None:
     """Encodes the clips into a shard; of clips of which none can be encoded there is a mark alone."""
     for path in (at.records, at.rows):
@@ -77,8 +78,7 @@ def make_shard(
                 statistics.append(_clip_row(clip, key, [], None) | {"serves": "none"})
                 continue
             following = next((one.clip for one in clips[number + 1 :] if one.clip.conditions.bits), None)
-            if following is not None:
-                encoder.decode_ahead(following)
+            encoder.decode_ahead(following, kept=clip.clip_id)
             found, windows = letters.encoded(encoder, clip, spec)
             statistics.append(_clip_row(clip, key, windows, found.to_json()))
             for window in windows:

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("psnr", "gain", "theatre", "field", "all"),
         default="psnr",
         help=(
-            "what is measured: PSNR against the windows (default), what audio and pose take off the denoising loss,"
+            "what is measured: PSNR against the windows (default), what each condition takes off the denoising loss,"
             " lip-sync on the theatre's held-out windows, the field's measures on held-out windows or pairs of videos,"
             " or all of them"
         ),
@@ -211,9 +211,7 @@ def write_results(
     for name, rows in examples.items():
         place = f"{VIDEOS}/{files.safe_name(name)}.mp4"
         wave = _sound(by_id[name], truth_dir)
-        played = sheet.side_by_side([rows])
-        height, width = (side // 2 * 2 for side in played.shape[1:3])  # what H.264 can hold
-        media_omnihuman.write_video(out / place, played[:, :height, :width], FPS, wave, SAMPLE_RATE_HZ)
+        media_omnihuman.write_video(out / place, sheet.side_by_side([rows]), FPS, wave, SAMPLE_RATE_HZ)
         shown.append((name, place))
     labels = list(next(iter(examples.values()), {}))
     files.write_text(out / PAGE_FILE, theatre_page.page(result, shown, labels))
@@ -228,10 +226,9 @@ def _write_chain(folder: Path, truth_dir: Path, windows: Sequence[TruthWindow], 
     if all(one is not None for one in waves):
         wave = np.concatenate([one if i == 0 else one[skipped:] for i, one in enumerate(waves) if one is not None])
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = sheet.side_by_side([{"": sheet.to_uint8(video)}])
-    height, width = (side // 2 * 2 for side in pictures.shape[1:3])  # what H.264 can hold
+    played = sheet.side_by_side([{windows[0].clip: sheet.to_uint8(video)}])
     path = folder / f"{files.safe_name(windows[0].clip)}.mp4"
-    media_omnihuman.write_video(path, pictures[:, :height, :width], FPS, wave, SAMPLE_RATE_HZ)
+    media_omnihuman.write_video(path, played, FPS, wave, SAMPLE_RATE_HZ)
 
 
 def _sound(window: TruthWindow, truth_dir: Path) -> np.ndarray | None:

@@ -141,7 +141,7 @@ def _arrow(values: Any) -> Any:
     import pyarrow
 
     if isinstance(values, pyarrow.ChunkedArray):
-        values = values.combine_chunks()
+        values = values.cast(pyarrow.large_string()).combine_chunks()  # `string` ends at 2 GB a chunk
     if isinstance(values, pyarrow.Array):
         return values.cast(pyarrow.large_string())
     return pyarrow.array(list(values), pyarrow.large_string())

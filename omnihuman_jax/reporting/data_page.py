@@ -209,10 +209,5 @@ def _dead_letters(funnel: Mapping[str, Any] | None, dataset: str | None) -> str:
     if not letters:
         return _section("Dead letters", "<p>None.</p>")
     rows = [[_text(row["video"]), _text(row["stage"]), _text(row["reason"])] for row in letters[:_LISTED]]
-    more = (
-        f'<p class="note">and {total - len(rows):,} more: in the stages of the table, and in the data set\'s'
-        " dead_letters.parquet</p>"
-        if total > len(rows)
-        else ""
-    )
+    more = f'<p class="note">and {total - len(rows):,} more</p>' if total > len(rows) else ""
     return _section("Dead letters", _table((("video", ""), ("stage", ""), ("why", "")), rows), more)

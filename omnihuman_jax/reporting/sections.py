@@ -14,6 +14,8 @@ from omnihuman_jax.runtime import file_names
 
 MAX_VIDEO_BYTES = 12 * 2**20
 SMOOTH_SHARE = 0.05
+DATA_PAGE = "data.html"
+"""What `omnihuman data report` makes of the data, where it lies beside the report."""
 
 
 def section(title: str, *parts: str) -> str:
@@ -49,10 +51,6 @@ def _command(command: str) -> str:
         f"<span>{html.escape(word)}</span>" if word.startswith("-") else html.escape(word) for word in command.split()
     )
     return f'<code class="command">{" ".join(words)}</code>'
-
-
-DATA_PAGE = "data.html"
-"""What `omnihuman data report` makes of the data, where it lies beside the report."""
 
 
 def funnel_section(folder: RunFolder) -> str:

@@ -49,7 +49,8 @@ def _cells(name: str, e: Mapping[str, Any]) -> list[str]:
 def lag(result: Mapping[str, Any]) -> str:
     if result["peak_lag_frames"] is None:
         return "the mouth never moves: there is no lag"
-    others = [f"{name} {frames}" for name, frames in result.get("lags", {}).items() if name != "own sound"]
+    lags = {name: frames for name, frames in result.get("lags", {}).items() if frames is not None}
+    others = [f"{name} {frames}" for name, frames in lags.items() if name != "own sound"]
     told = f"; others: {', '.join(others)}" if others else ""
     return f"the mouth's correlation peaks at a lag of {result['peak_lag_frames']} frames (0: in sync){told}"
 

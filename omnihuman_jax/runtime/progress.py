@@ -87,16 +87,19 @@ def progress_bar(
 
 def line_of(task: "Task", unit: Unit) -> str:
     """A row in words: what, how much of how much, the word on what is being done, the time so far and the time left."""
-    total = task.total or 0
-    counts: dict[Unit, str] = {
-        "items": f"{task.completed:,.0f} of {total:,.0f}",
-        "bytes": f"{task.completed / 1e9:,.2f} of {total / 1e9:,.2f} GB",
-        "share": f"{task.percentage:.0f} %",
+    done, total, elapsed = task.completed, task.total, task.elapsed or 0.0
+    counts: dict[Unit, tuple[str, str, str]] = {
+        "items": (f"{done:,.0f}", f"{total or 0:,.0f}", ""),
+        "bytes": (f"{done / 1e9:,.2f}", f"{(total or 0) / 1e9:,.2f}", " GB"),
+        "share": (f"{task.percentage:.0f}", "", " %"),
     }
-    words = [f"{task.description}: {counts[unit]}", task.fields.get("text", ""), f"{_clock(task.elapsed)} so far"]
-    words.append(f"left {_clock(task.time_remaining)}" if task.time_remaining is not None else "")
+    count, of, of_what = counts[unit]
+    words = [f"{task.description}: {count}{f' of {of}' if total and of else ''}{of_what}", task.fields.get("text", "")]
+    words.append(f"{_clock(elapsed)} so far")
+    # Out of all that was done: rich's own estimate forgets what is half a minute old, and steps may take longer.
+    words.append(f"left {_clock(elapsed * (total - done) / done)}" if total and done else "")
     return ", ".join(word for word in words if word)
 
 
-def _clock(seconds: float | None) -> str:
-    return str(datetime.timedelta(seconds=round(seconds or 0)))
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -141,15 +141,19 @@ def _mouth(
     """
     box = windows[0].box_4
     trips = {w.row: trained_run.decode_pictures(run, w.record.latents_FHWC) for w in windows}
-    # A segment is read by what was fitted on windows that its sound is not from.
-    readouts = {w.row: lip_sync.readout_of(windows, w, trips) for w in windows}
+    # A segment is read by what was fitted on windows that its sound is not from; one that has none is not read.
+    known = [w for w in windows if lip_sync.apart_from(w, windows)]
+    readouts = {w.row: lip_sync.readout_of(windows, w, trips) for w in known}
 
     def moments(own: TruthWindow, pictures: np.ndarray) -> np.ndarray:
         read = readouts[own.row](mouth.crop(pictures, box))
         return mouth.moments(read[MOTION_FRAMES:], own.opening_T[MOTION_FRAMES:])
 
-    found = [moments(own, part) for part, own in zip(video, itertools.cycle(windows))]
-    ceiling = [moments(own, trips[own.row]) for own in windows]
+    nothing = np.zeros(3)
+    found = [
+        moments(own, part) if own.row in readouts else nothing for part, own in zip(video, itertools.cycle(windows))
+    ]
+    ceiling = [nothing, *(moments(own, trips[own.row]) for own in known)]
     seconds_each = (len(windows[0].opening_T) - MOTION_FRAMES) / FPS
     looked_at = max(1, min(round(MOUTH_S / seconds_each), len(found) // 3))
     return np.sum(found[:looked_at], axis=0), np.sum(found[-looked_at:], axis=0), np.sum(ceiling, axis=0)

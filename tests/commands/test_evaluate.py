@@ -75,26 +75,28 @@ def test_numbers_are_those_of_the_codecs_own_round_trip(result, run):
     assert found["split"] == "train"
 
 
-def test_without_clips_only_whole_frames_are_measured(tiny, run, tmp_path, monkeypatch):
+def test_without_clips_only_whole_frames_are_measured(tiny, run, tmp_path):
     result = evaluate_psnr.evaluate(
         run, tmp_path, config=dataclasses.replace(run.config.sampling, num_steps=1), windows=1, batch=3
     )
     assert result["worse_with_other_audio_mouth_db"] is None and result["windows"][0]["psnr_mouth"] is None
     evaluate_psnr.print_table(result)
-    # Broken off and started again, it samples what is missing and nothing else.
+
+
+def test_broken_off_it_samples_what_is_missing_and_nothing_else(run, tmp_path, monkeypatch):
+    config = dataclasses.replace(run.config.sampling, num_steps=1)
+    result = evaluate_psnr.evaluate(run, tmp_path, config=config, windows=1, batch=3)
     kept = sorted((tmp_path / evaluate_psnr.KEPT).iterdir())
     assert len(kept) == 3
     kept[0].unlink()
-    asked = []
-    call = sampler.Sampler.__call__
-    monkeypatch.setattr(
-        sampler.Sampler,
-        "__call__",
-        lambda self, windows, *rest: asked.append(len(windows)) or call(self, windows, *rest),
-    )
-    again = evaluate_psnr.evaluate(
-        run, tmp_path, config=dataclasses.replace(run.config.sampling, num_steps=1), windows=1, batch=3
-    )
+    asked, call = [], sampler.Sampler.__call__
+
+    def counted(self, windows, *rest):
+        asked.append(len(windows))
+        return call(self, windows, *rest)
+
+    monkeypatch.setattr(sampler.Sampler, "__call__", counted)
+    again = evaluate_psnr.evaluate(run, tmp_path, config=config, windows=1, batch=3)
     assert asked == [1] and again["mean_psnr"] == result["mean_psnr"]
 
 

@@ -19,8 +19,8 @@ from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.encode import clip_encoder, dataset_finish, encoded_shards, kept_dataset
 from data_pipelines.encode.clip_encoder import WindowConfig
+from data_pipelines.encode.dead_letters import read_letters
 from data_pipelines.encode.encode import EncodeConfig, encode, main, print_summary
-from data_pipelines.encode.encoded_shards import read_letters
 from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.codecs.dct import DctCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
@@ -423,11 +423,11 @@ def test_the_next_clip_is_decoded_while_one_is_encoded(clips_dir, config, datase
     """On a thread; the bytes are the same, and what cannot be decoded there is that clip's own dead letter."""
     threads, decode = {}, clip_encoder.ClipEncoder._frames
 
-    def noted(self, clip):
+    def noted(self, clip, size):
         threads[clip.clip_id] = threading.current_thread().name
         if clip.clip_id == broken:
             raise ValueError("no pictures")
-        return decode(self, clip)
+        return decode(self, clip, size)
 
     monkeypatch.setattr(clip_encoder.ClipEncoder, "_frames", noted)
     broken = ""

@@ -530,7 +530,9 @@ def test_objects_that_are_gone_forbidden_or_slow_to_come(server: Server, media: 
 def test_storage_that_stays_away_ends_the_run_and_an_object_that_does_is_left_behind(
     server: Server, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next video would fare no better, so no row is written; the second time it is the object's own fault."""
+    """The next video would fare no better, so no row is written, however often it ends; where storage answers for
+    another object, it is that object's own fault.
+    """
     uri = upload(server, media, "away")
     pq.write_table(pa.table({"path": [f"{uri}/{name}" for name in ("talks/a.mp4", "b é.mp4")]}), tmp_path / "l.parquet")
     copy, asked = video_files._copy_object, []
@@ -544,13 +546,35 @@ def test_storage_that_stays_away_ends_the_run_and_an_object_that_does_is_left_be
     monkeypatch.setattr(video_files, "_copy_object", cut_off)
     monkeypatch.setattr(video_files, "_FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(video_files, "_PATIENCE_S", 0.02)
-    with pytest.raises(video_files.NoAnswer, match=r"a.mp4: storage did not answer for .*by peer") as ended:
-        tabled(tmp_path / "l.parquet", tmp_path / "table")
-    assert len(asked) == 3 and exit_codes.of_error(ended.value) == exit_codes.RETRY
+    with monkeypatch.context() as away:
+        away.setattr(video_files, "answers", lambda place: False)
+        for _ in range(part_work.MAX_DEATHS + 1):
+            asked.clear()
+            with pytest.raises(video_files.NoAnswer, match=r"a.mp4: storage did not answer for .*by peer") as ended:
+                tabled(tmp_path / "l.parquet", tmp_path / "table")
+            assert len(asked) >= 2 and exit_codes.of_error(ended.value) == exit_codes.RETRY
     assert "run the same command again" in ended.value.__notes__[0]
+    assert video_files.answers(f"{uri}/talks/a.mp4")
     table = tabled(tmp_path / "l.parquet", tmp_path / "table")
     (letter,) = dead(table).values()
     assert letter["exception"] == "NoAnswer" and not letter["is_lasting"] and len(rows(table)) == 1
+
+
+def test_patience_is_not_doubled_and_garbled_bytes_are_their_objects_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video_files, "_FIRST_PAUSE_S", 0.0)
+    asked: list[int] = []
+
+    def fails(problem: Exception) -> Any:
+        asked.append(1)
+        raise problem
+
+    shard = video_files.NoAnswer("gs://raw/shard: storage did not answer for 10 minutes (Connection reset)")
+    with pytest.raises(video_files.NoAnswer, match=r"^gs://raw/shard"):
+        video_files._patiently(Address(place="gs://raw/shard"), lambda: fails(shard))
+    assert len(asked) == 1
+    with pytest.raises(video_files.GarbledError):
+        video_files._patiently(Address(place="gs://raw/a"), lambda: fails(video_files.GarbledError("3 bytes")))
+    assert len(asked) == 1 + 1 + video_files._GARBLED
 
 
 def test_a_key_with_two_slashes_is_read_as_it_is(server: Server, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from data_pipelines.curate import curate
 from data_pipelines.encode import encode
+from omnihuman_jax.runtime import exit_codes
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "launch" / "examples" / "data"
@@ -48,18 +49,23 @@ def test_a_task_of_the_array_takes_its_share_and_comes_again_after_an_outage(
     assert own.worker.index == 3
 
 
-def test_the_cluster_of_a_slurm_job_runs_curate_on_its_head(tmp_path: Path) -> None:
-    env = recorded(tmp_path, "srun")
-    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\nprintf 'node07\\nnode08\\n'\n")
-    (tmp_path / "bin" / "scontrol").chmod(0o755)
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (43, True)])
+def test_the_cluster_of_a_slurm_job_runs_curate_on_its_head(tmp_path: Path, code: int, requeued: bool) -> None:
+    env = recorded(tmp_path, "srun", code=code)
+    control = tmp_path / "bin" / "scontrol"
+    control.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/scontrol.called\nprintf "node07\\nnode08\\n"\n')
+    control.chmod(0o755)
     env |= {"SLURM_JOB_NODELIST": "node[07-08]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "32"}
-    subprocess.run(["bash", FOLDER / "ray.sbatch", "--source", "gs://raw/**", "--out", "/t"], env=env, check=True)
+    words = ["bash", FOLDER / "ray.sbatch", "--source", "gs://raw/**", "--out", "/t"]
+    assert subprocess.run(words, env=env | {"SLURM_JOB_ID": "17"}, check=False).returncode == code
     ours = called(tmp_path, "srun")
     start, command = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
-    assert start == ["ray", "symmetric-run", "--address", "node07:6379", "--min-nodes", "2", "--num-cpus", "32"]
+    assert start[:3] == ["--cpus-per-task=32", "ray", "symmetric-run"]
+    assert start[3:] == ["--address", "node07:6379", "--min-nodes", "2", "--num-cpus", "32"]
     assert command[:2] == ["omnihuman", "curate"]
     options = curate._parser().parse_args(command[2:])
     assert (options.engine, options.address, options.source) == ("ray", "node07:6379", "gs://raw/**")
+    assert ("requeue 17" in called(tmp_path, "scontrol")) == requeued
 
 
 def test_an_index_of_the_job_takes_its_share(tmp_path: Path) -> None:
@@ -74,17 +80,21 @@ def test_an_index_of_the_job_takes_its_share(tmp_path: Path) -> None:
     options = curate._parser().parse_args(words[3:])
     assert (options.worker.index, options.worker.count, options.source) == (5, 64, "gs://raw/**")
     (rule,) = (rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule)
-    assert rule["containerName"] == container["name"] and rule["values"] == [2]
+    assert rule["containerName"] == container["name"] and rule["values"] == [exit_codes.USER_ERROR]
 
 
-def test_the_ray_of_the_job_is_the_one_that_is_pinned() -> None:
-    spec = yaml.safe_load((FOLDER / "ray_job.yaml").read_text())["spec"]
+def test_the_cluster_of_kuberay_has_our_ray_and_no_probe_that_asks_the_dashboard() -> None:
+    file = FOLDER / "ray_cluster.yaml"
+    spec = yaml.safe_load(file.read_text())["spec"]
     pinned = (ROOT / "constraints" / "py312.txt").read_text().splitlines()
-    assert f"ray=={spec['rayClusterSpec']['rayVersion']}" in pinned
-    words = shlex.split(spec["entrypoint"])
+    assert f"ray=={spec['rayVersion']}" in pinned
+    (line,) = (line for line in file.read_text().splitlines() if "kubectl exec" in line)
+    words = shlex.split(line.partition(" -- ")[2])
     assert words[:4] == ["python", "-m", "omnihuman_jax.cli", "curate"]
     options = curate._parser().parse_args(words[4:])
     assert (options.engine, options.address) == ("ray", "auto")
-    groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
-    for pod in (group["template"]["spec"] for group in groups):
-        assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+        assert all("tcpSocket" in container[probe] for probe in ("readinessProbe", "livenessProbe"))
