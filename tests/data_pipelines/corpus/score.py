@@ -259,12 +259,11 @@ def _in_sync(truth: TrueVideo) -> bool:
 
 
 def duplicates(all_of: Sequence[Judged]) -> Lane:
-    """A row for every pair that is one, or is given as one, but for those of `same_moments`."""
+    """A row for every pair that is one, or is given as one; `same_moments` says how many of the latter could be."""
     due, given = _pairs(all_of)
-    asked = (due | given) - _same_moments(all_of, due)
     return Lane(
         "duplicates, pairs",
-        tuple((" = ".join(pair), pair in given, pair in due) for pair in sorted(asked)),
+        tuple((" = ".join(pair), pair in given, pair in due) for pair in sorted(due | given)),
     )
 
 

@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_bytes_as_players_show_them(sample_media: S
     assert SCENES[turned.scene].faces == 1
 
 
-def test_the_same_moments_in_two_crops_are_no_copies_and_no_faults() -> None:
+def test_the_same_moments_in_two_crops_are_counted_apart_too() -> None:
     def judged(name: str, group: int, start: int = 0, original: str = "", **facts: object) -> score.Judged:
         own = {"scene": "toy", "mirrored": False, "sound": "none", **facts}
         truth = TrueVideo(
@@ -83,7 +83,8 @@ def test_the_same_moments_in_two_crops_are_no_copies_and_no_faults() -> None:
     videos = [judged("a", 1), judged("b", 1, original="a"), judged("c", 1, start=3), judged("d", -1, start=3)]
     others = [judged("e", 2, start=40), judged("f", 2, start=40, mirrored=True), judged("g", -1, sound="own")]
     found = score.duplicates([*videos, *others])
-    assert found.rows == (("a = b", True, True), ("e = f", True, False))
+    wrong = tuple((pair, True, False) for pair in ("a = c", "b = c", "e = f"))
+    assert found.rows == (("a = b", True, True), *wrong)
     # a and b with c and d, and c with d; of these a, b and c are one group.
     assert score.same_moments([*videos, *others]) == Share(2, 5)
 
