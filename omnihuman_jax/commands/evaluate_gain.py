@@ -56,7 +56,10 @@ def measure(run: trained_run.TrainedRun, *, windows: int, batch: int, split: str
         of_windows[label], _ = window_inputs.held_out(catalog, split, needed)
         subjects = gain_subjects(catalog, source, condition, split, windows)
         if len(subjects) < 2:
-            missing[label] = f"no windows of two clips of split {of_windows[label]} are eligible for {needed.label}"
+            alike = " and have one size" if condition is Condition.REFERENCE else ""
+            missing[label] = (
+                f"no windows of two clips of split {of_windows[label]} are eligible for {needed.label}{alike}"
+            )
             continue
         for warning in trained_range.check_model(run, needed):
             print(f"warning: {warning}", file=sys.stderr)
