@@ -236,7 +236,14 @@ def _one_line(error: BaseException, *, named: bool = False) -> str:
 
 def _is_of_storage(error: Exception) -> bool:
     """Whether a bucket's server, or the way to it, is to blame; its client has tried several times by then."""
-    return isinstance(error, TimeoutError) or type(error).__module__.split(".")[0] in _STORAGE_CLIENTS
+    broken_off = isinstance(error, TimeoutError | ConnectionResetError | ConnectionAbortedError)
+    return broken_off or type(error).__module__.split(".")[0] in _STORAGE_CLIENTS
+
+
+def _storage_is_away(command: str, error: Exception) -> int:
+    why = _one_line(error, named=True)
+    print(f"omnihuman {command}: storage does not answer ({why}); try again", file=sys.stderr)
+    return exit_codes.RETRY
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -259,6 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if options.debug:
             raise
+        if _is_of_storage(error):
+            return _storage_is_away(options.command, error)
         print(f"omnihuman {options.command}: {_one_line(error)}", file=sys.stderr)
         return exit_codes.USER_ERROR
     except ModuleNotFoundError as error:
@@ -276,9 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
         if options.debug or not _is_of_storage(error):
             raise
-        why = _one_line(error, named=True)
-        print(f"omnihuman {options.command}: storage does not answer ({why}); try again", file=sys.stderr)
-        return exit_codes.RETRY
+        return _storage_is_away(options.command, error)
 
 
 def entry_point() -> None:

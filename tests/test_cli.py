@@ -74,16 +74,20 @@ def test_arguments_reach_the_command_untouched(command) -> None:
     assert seen == [["--config", "configs/demo.py", "--config.seed=3", "--help", "x"]]
 
 
-@pytest.mark.parametrize("text", ["no answer", ""])
-def test_what_an_error_was_about_is_in_its_line(command, capsys: pytest.CaptureFixture[str], text: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "text"), [(TimeoutError, "no answer"), (TimeoutError, ""), (ConnectionResetError, "by peer")]
+)
+def test_what_an_error_was_about_is_in_its_line(
+    command, capsys: pytest.CaptureFixture[str], kind: type[OSError], text: str
+) -> None:
     def main(argv: list[str]) -> int:
-        error = TimeoutError(text)
+        error = kind(text)
         error.add_note("encode was at clip c7 of v.mp4")
         raise error
 
     command(main)
     assert cli.main(["it"]) == exit_codes.RETRY
-    said = f"TimeoutError{': ' * bool(text)}{text}; encode was at clip c7 of v.mp4"
+    said = f"{kind.__name__}{': ' * bool(text)}{text}; encode was at clip c7 of v.mp4"
     assert capsys.readouterr().err == f"omnihuman it: storage does not answer ({said}); try again\n"
 
 
