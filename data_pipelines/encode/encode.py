@@ -218,7 +218,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         line = file_names.printable(f"encode: {clip_id}: {reason}")
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     if more := summary["dead_letters"] - len(dead):
-        kept = f"; all are in {LETTERS_FILE}" if LETTERS_FILE in summary["files"] else ""
+        kept = f"; all are in {LETTERS_FILE}" if LETTERS_FILE in summary.get("files", ()) else ""
         console.print(f"encode: {more:,} more clips are left out{kept}", soft_wrap=True)
 
 
