@@ -47,13 +47,11 @@ _LIMIT_GB = "20"
 _BLOCK_BYTES = 1 << 24
 # Storage that does not answer is asked again: after pauses that double up to a minute, for ten minutes.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PATIENCE_S = 1.0, 60.0, 600.0
+# What arrives otherwise than the bucket says is fetched again so often, and is the object's own fault after that.
+_GARBLED = 5
 _MEMBER = re.compile(r"tar:(\d+):(\d+):(.*)", re.DOTALL)
 _RECORD = re.compile(r"record:(\d+):([^:]+):(.*)", re.DOTALL)
 _BAD = "bad:"
-
-
-# What arrives otherwise than the bucket says is fetched again so often, and is the object's own fault after that.
-_GARBLED = 5
 
 
 class NoAnswer(OSError):
@@ -225,7 +223,7 @@ def _patiently(address: Address, fetch: Any) -> Any:
 
 
 def answers(place: str) -> bool:
-    """Whether storage answers now, asked for an object that is not beside the one at `place`."""
+    """Whether storage answers now: asked for an object beside the one at `place`, which it will say is not there."""
     fs, path = open_storage(place)
     try:
         fs.info(f"{path}.is-anybody-there")

@@ -41,7 +41,7 @@ def plan_shards(
     clips_by_part: Iterable[Sequence[KeyedClip]], config: WindowConfig, channels: int, shard_bytes: float
 ) -> list[ShardTask]:
     """The shards of a data set. Latents and references are counted: texts and sounds, whose sizes are not known before
-    they are made, come on top (for 13 B, 128 tokens of text and 33 frames at 480p, a third of a record).
+    they are made, come on top (a third of a record of 13 B with 128 tokens of text and 33 frames at 480p).
     """
     tasks: list[ShardTask] = []
     for part, clips in enumerate(clips_by_part):
