@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Mapping
 
-from data_pipelines.curate import clip_networks
+from data_pipelines.curate import clip_networks, onnx_networks
 from data_pipelines.curate.caption_command import TIMEOUT_S, CaptionCommand
 from data_pipelines.curate.clip_networks import ClipNetwork
 from data_pipelines.curate.embeddings import EmbeddingNetwork
@@ -20,12 +20,16 @@ class Adapters:
     finder: what finds body and hands in place of MediaPipe (`whole_body_network.py`).
     embedding: what gives a vector of a clip (`embeddings.py`).
     captions: what captions videos that have no caption (`caption_command.py`).
+    device: where networks run (`onnx_networks.DEVICES`).
+    gpus: the share of a GPU that a task which runs networks asks for.
     """
 
     scorers: Mapping[str, ClipNetwork] = dataclasses.field(default_factory=dict)
     finder: PersonFinder | None = None
     embedding: EmbeddingNetwork | None = None
     captions: CaptionCommand | None = None
+    device: str = "cpu"
+    gpus: float = 0.0
 
 
 NO_ADAPTERS = Adapters()
@@ -40,6 +44,8 @@ class AdapterOptions:
     embedding_network: path of the network that gives a vector of a clip; "": none.
     caption_command: as for a shell, with `{video}` in it; "": none.
     caption_timeout_s: after it a caption is given up.
+    network_device: `cpu`, or `cuda`: the packaged network that finds text, too, but not MediaPipe's.
+    network_gpus: with `cuda`, the share of a GPU that a task which runs networks asks Ray for.
     """
 
     networks: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -48,6 +54,8 @@ class AdapterOptions:
     embedding_network: str = ""
     caption_command: str = ""
     caption_timeout_s: float = TIMEOUT_S
+    network_device: str = "cpu"
+    network_gpus: float = 1.0
 
     def load(self) -> Adapters:
         """Raises:
@@ -56,6 +64,11 @@ class AdapterOptions:
         if bool(self.person_network) != bool(self.pose_network):
             given, lacking = ("person", "pose") if self.person_network else ("pose", "person")
             raise ValueError(f"--{given}-network finds nothing without --{lacking}-network; give both, or neither")
+        if self.network_device not in onnx_networks.DEVICES:
+            known = ", ".join(onnx_networks.DEVICES)
+            raise ValueError(f"network_device must be one of {known}, not {self.network_device!r}")
+        if self.network_gpus <= 0:
+            raise ValueError(f"network_gpus must be greater than 0, not {self.network_gpus}")
         finder, command = None, self.caption_command
         if self.person_network:
             finder = PersonFinder(
@@ -66,12 +79,17 @@ class AdapterOptions:
             finder=finder,
             embedding=EmbeddingNetwork.load(self.embedding_network) if self.embedding_network else None,
             captions=CaptionCommand.parse(command, self.caption_timeout_s) if command else None,
+            device=self.network_device,
+            gpus=self.network_gpus if self.network_device == "cuda" else 0.0,
         )
 
     def take(self, arguments: argparse.Namespace) -> None:
         """Of the command line, over what is there."""
         self.networks = {**self.networks, **clip_networks.parse(arguments.network)}
-        for name in ("person_network", "pose_network", "embedding_network", "caption_command", "caption_timeout_s"):
+        for name in (
+            "person_network", "pose_network", "embedding_network", "caption_command", "caption_timeout_s",
+            "network_device", "network_gpus",
+        ):  # fmt: skip
             if getattr(arguments, name) is not None:
                 setattr(self, name, getattr(arguments, name))
 
@@ -113,4 +131,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="S",
         help=f"seconds after which a caption is given up (default {TIMEOUT_S:g})",
+    )
+    parser.add_argument(
+        "--network-device",
+        choices=onnx_networks.DEVICES,
+        help="where ONNX networks run; cuda needs onnxruntime-gpu, and makes rows of their own (default: cpu)",
+    )
+    parser.add_argument(
+        "--network-gpus",
+        type=float,
+        metavar="SHARE",
+        help="with cuda and --engine ray, the share of a GPU that a task which runs networks asks for: 0.25 lets four"
+        " share one (default 1)",
     )

@@ -34,7 +34,8 @@ from data_pipelines.curate.clip_sets import OWN_SETS
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
 from data_pipelines.curate.funnel import FUNNEL_FILE, funnel_table, left_out_lines
-from data_pipelines.curate.part_work import PartTask
+from data_pipelines.curate.part_slices import TASK_S
+from data_pipelines.curate.part_task import Made, PartTask, SlicesOut
 from data_pipelines.curate.reach import looser_fields, looser_of, stricter_of
 from data_pipelines.curate.selection import read_thresholds, select
 from data_pipelines.curate.shot_network import ShotNetwork
@@ -62,7 +63,8 @@ class CurateConfig(AdapterOptions):
         `thresholds`.
     caption_encoding: of captions that are neither UTF-8 nor marked as UTF-16; "": there are none.
     strict: refuse a video of which something would have to be undone (docs/footage.md) instead of undoing it.
-    part_videos: videos a part of the table, at most: what is lost when a process is killed.
+    part_videos: videos a part of the table, at most.
+    task_minutes: of video that a task works on, about: what is lost when a process is killed.
     workers: processes of the local engine.
     """
 
@@ -74,6 +76,7 @@ class CurateConfig(AdapterOptions):
     max_seconds_per_video: float | None = None
     strict: bool = False
     part_videos: int = source_list.PART_VIDEOS
+    task_minutes: float = TASK_S / 60
     workers: int = 2
 
     def validate(self) -> None:
@@ -91,8 +94,9 @@ class CurateConfig(AdapterOptions):
         for name in ("workers", "part_videos"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.max_seconds_per_video is not None and self.max_seconds_per_video <= 0:
-            raise ValueError(f"max_seconds_per_video must be greater than 0, not {self.max_seconds_per_video}")
+        for name in ("max_seconds_per_video", "task_minutes"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} must be greater than 0, not {value}")
         captions.check_encoding(self.caption_encoding)
         captions.check_text("default_caption", self.default_caption)
 
@@ -152,7 +156,7 @@ def curate(
     captioning = CaptionOptions(default=config.default_caption, encoding=config.caption_encoding)
     videos = source_list.look_up(table, source, captioning, config.part_videos)
     table.save(options=options.stated())
-    everything = tasks = _tasks(table, videos, options, loosest, given)
+    everything = tasks = _tasks(table, videos, options, loosest, given, 60 * config.task_minutes)
     if engine.share is not None:
         tasks = engine.share.of(tasks)  # of all parts: what is missing differs from one worker's start to the next's
     if engine.retry_dead:
@@ -192,6 +196,7 @@ def _tasks(
     options: ScanOptions,
     loosest: Thresholds,
     given: Adapters = NO_ADAPTERS,
+    task_s: float = TASK_S,
 ) -> list[PartTask]:
     """A task a part that has videos of this source, whether it is done or not."""
     paths: dict[int, dict[str, str]] = collections.defaultdict(dict)
@@ -200,9 +205,9 @@ def _tasks(
         paths[video.part][video.source] = video.path
         if video.caption_source == captions.BY_DEFAULT:
             uncaptioned[video.part].add(video.source)
-    sources: dict[int, list[str]] = collections.defaultdict(list)
+    sources: dict[int, dict[str, int]] = collections.defaultdict(dict)
     for row in source_list.read_sources(table):
-        sources[row["part"]].append(row["source"])
+        sources[row["part"]][row["source"]] = row["size"]
     return [
         PartTask(
             table=os.fspath(table.folder),
@@ -212,8 +217,10 @@ def _tasks(
             loosest=loosest,
             sources=tuple(sources[number]),
             paths=paths[number],
+            sizes=tuple(sources[number].values()),
             given=given,
             uncaptioned=frozenset(uncaptioned[number]),
+            task_s=task_s,
         )
         for number in sorted(paths)
     ]
@@ -222,37 +229,41 @@ def _tasks(
 def _run(
     engine: Engine, workers: int, tasks: Sequence[PartTask], progress: Progress | None
 ) -> tuple[dict[str, int], list[PartTask]]:
-    """(what was made: rows by stage, and videos; the parts that no process lived through)."""
+    """(what was made: rows by stage, and videos; a task of each part that no process lived through)."""
     made: collections.Counter[str] = collections.Counter({"videos": 0, "clips": 0})
     total = sum(len(task.sources) for task in tasks)
     bar = progress.add_task("curate videos", total=total) if progress and tasks else None
-    left = []
-    for task, rows in _made(engine, workers, tasks):
-        if rows is None:
-            left.append(task)
+    left: dict[int, PartTask] = {}
+    out = SlicesOut()
+    for task, one in _made(engine, workers, tasks, out):
+        if one is None:
+            left[task.number] = task
             continue
-        made.update(rows)
-        made["videos"] += len(task.sources) * ("scan" in rows)
-        made["clips"] += rows.get("look", 0)
+        made.update(one.rows)
+        made["videos"] += one.videos
+        made["clips"] += one.rows.get("look", 0)
         if progress and bar is not None:
-            progress.advance(bar, len(task.sources))
+            progress.advance(bar, len(task.sources) * (task.slice is None and not one.then))
             row = next(row for row in progress.tasks if row.id == bar)
-            progress.update(bar, text=f"{row.completed / row.elapsed:.2f} videos/s" if row.elapsed else "")
-    return dict(made), left
+            pace = f"{row.completed / row.elapsed:.2f} videos/s" if row.elapsed else ""
+            progress.update(bar, text=f"{pace}, {out.count} slices to do" if out.count else pace)
+    return dict(made), list(left.values())
 
 
-def _made(engine: Engine, workers: int, tasks: Sequence[PartTask]) -> Iterator[tuple[PartTask, dict[str, int] | None]]:
+def _made(
+    engine: Engine, workers: int, tasks: Sequence[PartTask], out: SlicesOut
+) -> Iterator[tuple[PartTask, Made | None]]:
     if engine.name == "ray" and tasks:
         from data_pipelines.engines.ray_cluster import RayCluster
 
-        with RayCluster[PartTask, dict[str, int]](engine.address) as cluster:
-            yield from cluster.run(work, tasks, part_work.blame)
+        with RayCluster[PartTask, Made](engine.address) as cluster:
+            yield from cluster.run(work, tasks, part_work.blame, out.follow, part_work.needs_of)
     elif tasks:
-        with LocalPool[PartTask, dict[str, int]](workers) as pool:
-            yield from pool.run(work, tasks, part_work.blame)
+        with LocalPool[PartTask, Made](workers) as pool:
+            yield from pool.run(work, tasks, part_work.blame, out.follow)
 
 
-work: Callable[[PartTask], dict[str, int]] = part_work.work
+work: Callable[[PartTask], Made] = part_work.work
 
 
 def _read_config(path: Path) -> CurateConfig:
@@ -292,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         type=local,
         help="JSON file: shots, thresholds, loosest, default_caption, caption_encoding, max_seconds_per_video,"
-        " part_videos, workers, networks, person_network, pose_network, embedding_network,"
+        " part_videos, task_minutes, workers, networks, person_network, pose_network, embedding_network,"
         " caption_command, caption_timeout_s",
     )
     parser.add_argument(
@@ -322,6 +333,13 @@ def _parser() -> argparse.ArgumentParser:
         "--shot-network", metavar="PATH.onnx", help="TransNetV2 in ONNX, which finds cuts and dissolves (docs/data.md)"
     )
     parser.add_argument("--part-videos", type=int, help=f"videos a part, at most (default {source_list.PART_VIDEOS})")
+    parser.add_argument(
+        "--task-minutes",
+        type=float,
+        metavar="M",
+        help=f"minutes of video a task, about; a film, or a large part, is shared by processes in tasks of that size"
+        f" (default {TASK_S / 60:g})",
+    )
     parser.add_argument("--workers", type=int, help="processes of the local engine (default 2)")
     parser.add_argument(
         "--engine", choices=ENGINES, default="local", help="what makes the parts (default: %(default)s)"
@@ -345,7 +363,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("--worker is without an engine; leave out --engine ray, which shares the parts itself")
     config = _read_config(arguments.config) if arguments.config else CurateConfig()
     for name in (
-        "max_seconds_per_video", "default_caption", "caption_encoding", "strict", "part_videos", "workers"
+        "max_seconds_per_video", "default_caption", "caption_encoding", "strict", "part_videos", "task_minutes",
+        "workers",
     ):  # fmt: skip
         if getattr(arguments, name) is not None:
             setattr(config, name, getattr(arguments, name))

@@ -265,16 +265,19 @@ def picture_of(jpeg: np.ndarray) -> np.ndarray:
 def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str, str]:
     """Stage -> sha256 of all that its rows depend on but the files themselves; in the order of the stages."""
     reader = [READER_VERSION, VERSION]
+    # Sums have another order on a GPU.
+    device = {} if given.device == "cpu" else {"device": given.device}
     scanned = _key(
         reader=[*reader, code_digest((decode, media_omnihuman, shot_network, shots), _is_ours)],
         options=options.stated(),
         versions=[dissolves.VERSION, shot_network.VERSION],
+        **(device if options.shots.network else {}),
     )
     of_faces: tuple[types.ModuleType, ...] = (face_tracks, landmarks)
     people: dict[str, Any] = {}
     if given.finder:
         of_faces = (*of_faces, person_network, whole_body_network)
-        people = {"people": [person_network.VERSION, whole_body_network.VERSION, given.finder.digests]}
+        people = {"people": [person_network.VERSION, whole_body_network.VERSION, given.finder.digests], **device}
     of_pictures = (picture_scores, camera_motion, clip_hashes, stills, brisque, text_overlay, clip_networks)
     previewed = _key(
         before=scanned,
@@ -287,7 +290,7 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
             *(module.VERSION for module in of_pictures),
         ],
         networks={**_networks("mediapipe"), **_networks("rapidocr"), **_networks("brisque")},
-        **people,
+        **{**people, **device},
         given={name: network.digest for name, network in given.scorers.items()},
     )
     looked = _key(
@@ -310,6 +313,7 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
             reader=code_digest((embeddings, clip_networks), _is_ours),
             versions=[embeddings.VERSION, clip_networks.VERSION],
             network=given.embedding.network.digest,
+            **device,
         )
     if given.captions:
         keys["caption"] = _key(

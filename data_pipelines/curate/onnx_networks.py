@@ -1,19 +1,37 @@
-"""Networks in ONNX, run by onnxruntime on one core: a worker process has one, and the order of sums is then fixed."""
+"""Networks in ONNX, run by onnxruntime on one core: a worker process has one, and the order of sums is then fixed. Or
+on a GPU (`use`), with algorithms that no stopwatch chooses.
+"""
 
+import contextvars
 import functools
 from pathlib import Path
 from typing import Any
 
+DEVICES = ("cpu", "cuda")
+_CPU: list[Any] = ["CPUExecutionProvider"]
+# Each process would find another algorithm the fastest; TF32 has ten bits.
+_CUDA = ("CUDAExecutionProvider", {"cudnn_conv_algo_search": "DEFAULT", "use_tf32": "0"})
+_device = contextvars.ContextVar("device", default="cpu")
 
-@functools.cache
+
+def use(device: str) -> None:
+    """The networks that this process opens from now on run there; one of `DEVICES`."""
+    _device.set(device)
+
+
 def open_network(path: Path) -> Any:
     """The `InferenceSession` of a file, opened once a process.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no network that this onnxruntime can run.
+        ValueError: it is no network that this onnxruntime can run, or it runs none on the device.
         ImportError: onnxruntime is not installed; names the extra that brings it.
     """
+    return _open(path, _device.get())
+
+
+@functools.cache
+def _open(path: Path, device: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -22,11 +40,17 @@ def open_network(path: Path) -> Any:
         ) from error
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such network; give the path of an .onnx file")
+    if device == "cuda" and _CUDA[0] not in (offered := onnxruntime.get_available_providers()):
+        # It would be run on the CPU, in silence.
+        raise ImportError(
+            f"--network-device cuda: this onnxruntime offers {', '.join(offered)}; pip install onnxruntime-gpu, or"
+            " leave the option out"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=[_CUDA, *_CPU] if device == "cuda" else _CPU)
     except Exception as error:  # onnxruntime's own classes, which it does not export
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: not a network that onnxruntime can run ({why}); export it to ONNX again") from error

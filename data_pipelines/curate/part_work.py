@@ -1,98 +1,179 @@
 """A part of the table, made: the unit of work, retry and recovery of every engine.
 
-`work` makes the stages that a part lacks, in order. It is a function of its task alone, and a part that it is killed in
-is the same part when it is made again. Where thresholds are looser than those by which the part's clips were chosen for
-landmarks, the clips that they let through are made, and the other rows are copied (`reach.py`).
+`work` makes the stages that a part lacks, in order. A stage that has more to do than `task_s` is handed back in slices,
+which are tasks of their own (`part_slices.py`), and a part whose next stage needs another machine is handed back whole.
+It is a function of its task alone, and a part that it is killed in is the same part when it is made again. Where
+thresholds are looser than those by which the part's clips were chosen for landmarks, the clips that they let through
+are made, and the other rows are copied (`reach.py`).
 
-A row that kills the process that works on it (a decoder's crash, the kernel's answer to a full memory) would do so for
-ever: `work` notes which row it is at, and `blame`, called by the engine that saw the process die, counts it. After
-`MAX_DEATHS` the row is a dead letter, and the part goes on without it.
+A row that kills the process that works on it would do so for ever: `work` notes which row it is at, and `blame`, called
+by the engine that saw the process die, counts it (`row_deaths.py`). After `MAX_DEATHS` the row is a dead letter, and
+the part goes on without it.
 """
 
+import contextlib
 import dataclasses
-import functools
+import itertools
 import json
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate import embeddings, file_stages, network_files, stage_parts, video_files
-from data_pipelines.curate.adapters import NO_ADAPTERS, Adapters
-from data_pipelines.curate.file_stages import BY_PREVIEW, OWN_CAPTION, DeadLetter, ScanOptions
-from data_pipelines.curate.reach import Reach, looser_of, within_reach
-from data_pipelines.curate.score_columns import known_scores
-from data_pipelines.curate.stage_parts import CLIP, DEAD, SCHEMAS, SHORT, RecordWriter, Table, clip_id
-from data_pipelines.curate.tagging import Thresholds
-from data_pipelines.curate.video_files import Address
+from data_pipelines.curate import onnx_networks, part_slices, stage_parts, stage_rows, video_files
+from data_pipelines.curate.part_slices import Slice
+from data_pipelines.curate.part_task import Made, PartTask
+from data_pipelines.curate.reach import Reach
+from data_pipelines.curate.row_deaths import RowDeaths
+from data_pipelines.curate.stage_parts import SCHEMAS, Table
+from data_pipelines.curate.stage_rows import ASKED_AGAIN, Kept, chosen_by, listened, look_plan, name_of
+from data_pipelines.needs import Needs
 from omnihuman_jax.runtime import files
-from omnihuman_jax.serving.media_omnihuman import MediaError
-from omnihuman_jax.serving.poses_omnihuman import wrong_keypoint
+from omnihuman_jax.typing import FPS
 
-GONE = "not computed: not in the source any more"
-UNREADABLE = "not computed: its pictures cannot be read"
-DIED = "the process that worked on it died (a crash in a decoder, or out of memory); re-encode it, or take it out"
-MAX_DEATHS = 2
-_ASKED_AGAIN = "not computed: it failed, and is asked again"
-# Of an error that is not the file's own fault.
-_TRIES = 2
+_MAKERS = {
+    "scan": stage_rows.scan,
+    "preview": stage_rows.preview,
+    "look": stage_rows.look,
+    "listen": stage_rows.listen,
+    "embed": stage_rows.embed,
+    "caption": stage_rows.caption,
+}
 # What the stages read that not every table has.
 _READS = {"embed": "preview", "caption": "scan"}
+# Videos are not opened to see how long they are: ten minutes of 8 Mbit/s are 600 MB.
+BYTES_A_SECOND = 1e6
+# Processes that worked on clips of 2160 lines, or of twenty seconds, held 0.35, 0.7, 0.65 and 0.35 GiB; the rest
+# is for the rows of a part, and for networks of a user's.
+MEMORY_MIB = {"scan": 768, "preview": 1024, "look": 1024, "listen": 768, "embed": 1024, "caption": 768}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PartTask:
-    """What `work` is given.
-
-    loosest: thresholds; clips that could reach what asks for landmarks by these get them.
-    paths: source -> where it lies (`video_files.Address`), of the part's videos that are there.
-    uncaptioned: sources of videos that are there and have no caption of their own.
-    """
-
-    table: str
-    number: int
-    keys: Mapping[str, str]
-    options: ScanOptions
-    loosest: Thresholds
-    sources: tuple[str, ...]
-    paths: Mapping[str, str]
-    given: Adapters = NO_ADAPTERS
-    uncaptioned: frozenset[str] = frozenset()
-
-    @property
-    def opened(self) -> Table:
-        return Table(folder=Path(self.table), keys=self.keys)
-
-    @property
-    def reach(self) -> Reach:
-        return Reach(loosest=self.loosest, preview=self.keys["preview"])
-
-
-def work(task: PartTask) -> dict[str, int]:
-    """Makes what the part lacks; stage -> rows that were made."""
+def work(task: PartTask) -> Made:
+    """Makes what the part lacks, or the task's slice of it."""
+    onnx_networks.use(task.given.device)
     try:
-        return _work(task)
+        return _make_slice(task, task.slice) if task.slice else _make_part(task)
     finally:
         video_files.forget()
 
 
-def _work(task: PartTask) -> dict[str, int]:
-    table, made = task.opened, dict[str, int]()
-    make = {"scan": _scan, "preview": _preview, "look": _look, "listen": _listen, "embed": _embed, "caption": _caption}
-    for stage in to_make(task):
-        part = table.part(stage, task.number)
-        for file in (part, part.with_suffix(stage_parts.RECORDS_SUFFIX)):
-            files.remove_stale(file.parent, file.name)
-        kept = table.read(stage, task.number).to_pylist() if part.is_file() else None
-        rows, count = make[stage](task, table, kept)
-        stage_parts.write_part(part, rows, SCHEMAS[stage], _chosen_by(task, table, stage))
-        for file in _notes(table, stage, task.number):
-            file.unlink(missing_ok=True)
-        made[stage] = count
+def _make_slice(task: PartTask, one: Slice) -> Made:
+    table, made = task.opened, Made(rows={})
+    with _unless_done(task, one.stage):
+        rows, new = _make(task, table, one, one.file(table, task.number))
+        _write(one.stage, one.file(table, task.number), rows, _made_of(task, table, one))
+        made = Made(rows={one.stage: new}, videos=(one.end - one.begin) * (one.stage == "scan"))
+    if one.stage not in to_make(task):
+        part_slices.remove(table, one.stage, task.number)
     return made
+
+
+@contextlib.contextmanager
+def _unless_done(task: PartTask, stage: str) -> Iterator[None]:
+    """Slices that are gone are no error where the part is there: another command in the same table has joined them."""
+    try:
+        yield
+    except FileNotFoundError:
+        if stage in to_make(task):
+            raise
+
+
+def _make_part(task: PartTask) -> Made:
+    table, made, videos = task.opened, dict[str, int](), 0
+    stages = to_make(task)
+    for stage in stages:
+        if stage not in _of_one_machine(stages, task):
+            return Made(rows=made, videos=videos, then=(task,))
+        part, slices = table.part(stage, task.number), slices_of(task, table, stage)
+        lacking = [one for one in slices if len(slices) > 1 and not _is_there(task, table, one)]
+        if lacking:
+            then = tuple(dataclasses.replace(task, slice=one) for one in lacking)
+            return Made(rows=made, videos=videos, then=then)
+        if len(slices) == 1:
+            rows, made[stage] = _make(task, table, slices[0], part)
+            videos += len(task.sources) * (stage == "scan")
+            _write(stage, part, rows, chosen_by(task, table, stage))
+            continue
+        with _unless_done(task, stage):
+            _write(stage, part, part_slices.join(table, task.number, slices), chosen_by(task, table, stage))
+        part_slices.remove(table, stage, task.number)
+    return Made(rows=made, videos=videos)
+
+
+def _make(task: PartTask, table: Table, one: Slice, file: Path) -> tuple[list[dict[str, Any]], int]:
+    """(the rows of a slice, how many are new); records are written beside `file`."""
+    for stale in (file, file.with_suffix(stage_parts.RECORDS_SUFFIX)):
+        files.remove_stale(stale.parent, stale.name)
+    return _MAKERS[one.stage](task, table, _kept(task, table, one.stage), one, file)
+
+
+def _write(stage: str, file: Path, rows: Sequence[Mapping[str, Any]], says: str) -> None:
+    stage_parts.write_part(file, rows, SCHEMAS[stage], says)
+    RowDeaths(file).forget()
+
+
+def _kept(task: PartTask, table: Table, stage: str) -> Kept:
+    return table.read(stage, task.number).to_pylist() if table.part(stage, task.number).is_file() else None
+
+
+def needs_of(task: PartTask) -> Needs:
+    """What a task asks a machine for: of its slice's stage, or of the stages that the part is made in one go."""
+    stages = [task.slice.stage] if task.slice else _of_one_machine(to_make(task), task)
+    each = [_needs(stage, task) for stage in stages]
+    return Needs(
+        cores=max((one.cores for one in each), default=1.0),
+        gpus=max((one.gpus for one in each), default=0.0),
+        memory_mib=max((one.memory_mib for one in each), default=0),
+    )
+
+
+def _needs(stage: str, task: PartTask) -> Needs:
+    runs = {
+        "scan": task.options.shots.network,
+        "preview": True,  # the network that finds text
+        "look": task.given.finder,
+        "embed": True,
+    }
+    return Needs(gpus=task.given.gpus if runs.get(stage) else 0.0, memory_mib=MEMORY_MIB[stage])
+
+
+def _of_one_machine(stages: Sequence[str], task: PartTask) -> list[str]:
+    """The first of `stages`, and those after it that need a GPU as it does, or none as it does. One process makes them,
+    as it has the videos at hand.
+    """
+    alike = itertools.takewhile(lambda stage: _needs(stage, task).gpus == _needs(stages[0], task).gpus, stages)
+    return list(alike)
+
+
+def slices_of(task: PartTask, table: Table, stage: str) -> list[Slice]:
+    """Of a stage that is to be made, and whose predecessors are there."""
+    if stage == "scan":
+        sizes = task.sizes or (0,) * len(task.sources)
+        return part_slices.cut(stage, [size / BYTES_A_SECOND for size in sizes], task.task_s)
+    clips = stage_parts.clip_rows(table.read("scan", task.number))
+    if stage not in ("preview", "look", "listen"):
+        return [Slice(stage=stage, begin=0, end=len(clips))]
+    seconds = [(clip["end_frame"] - clip["start_frame"]) / FPS for clip in clips]
+    kept, nothing = _kept(task, table, stage), [False] * len(clips)
+    if stage == "look":
+        whys, stays = look_plan(task, table, kept)
+        nothing = [bool(why) or stay for why, stay in zip(whys, stays, strict=True)]
+    elif stage == "listen" and kept:
+        nothing = listened(kept, table, task.number)
+    return part_slices.cut(stage, np.where(nothing, 0.0, seconds).tolist(), task.task_s)
+
+
+def _is_there(task: PartTask, table: Table, one: Slice) -> bool:
+    return part_slices.is_there(one.file(table, task.number), _made_of(task, table, one))
+
+
+def _made_of(task: PartTask, table: Table, one: Slice) -> str:
+    names: Sequence[str] = task.sources
+    if one.stage != "scan":
+        names = [name_of(clip) for clip in stage_parts.clip_rows(table.read("scan", task.number))]
+    return part_slices.made_of(names[one.rows], chosen_by(task, table, one.stage))
 
 
 def to_make(task: PartTask) -> list[str]:
@@ -114,172 +195,6 @@ def to_make(task: PartTask) -> list[str]:
     return [stage for stage in table.stages if stage in stages]
 
 
-def _chosen_by(task: PartTask, table: Table, stage: str) -> str:
-    """What a part that is made now says of its rows: also what it said before, as those rows stay."""
-    if stage == "listen":
-        return stage_parts.stated_choice(table.part("look", task.number))
-    if stage == "caption":
-        return json.dumps(sorted(set(task.sources) - task.uncaptioned))
-    if stage != "look":
-        return ""
-    part = table.part("look", task.number)
-    before = stage_parts.stated_choice(part) if part.is_file() else ""
-    loosest = looser_of(Reach.from_json(before).loosest, task.loosest) if before else task.loosest
-    return dataclasses.replace(task.reach, loosest=loosest).to_json()
-
-
-# What makes a stage: (task, table, the rows that are there and to be kept) -> (rows, how many are new).
-_Kept = list[dict[str, Any]] | None
-_Made = tuple[list[dict[str, Any]], int]
-
-
-def _scan(task: PartTask, table: Table, kept: _Kept) -> _Made:
-    rows: list[dict[str, Any]] = []
-    for source in task.sources:
-        path = task.paths.get(source, "")
-        found = _tried(task, table, "scan", source, path, lambda path: file_stages.scan(path, task.options))
-        if isinstance(found, DeadLetter):
-            rows.append({"source": source, "kind": DEAD, **dataclasses.asdict(found)})
-            continue
-        facts = {"source": source, **dataclasses.asdict(found.video)}
-        facts |= {name: json.dumps(facts[name]) for name in ("tracks", "properties")}
-        ranges = [(CLIP, *r) for r in found.ranges] + [(SHORT, *r) for r in found.too_short]
-        # A video of which nothing is left says so with a shot of no frames.
-        for kind, start, end in sorted(ranges, key=lambda r: r[1:]) or [(SHORT, 0, 0)]:
-            rows.append({**facts, "kind": kind, "start_frame": start, "end_frame": end})
-    return rows, len(rows)
-
-
-def _preview(task: PartTask, table: Table, kept: _Kept) -> _Made:
-    network_files.fetch_all()  # an index that does not answer is no fault of any clip
-    rows = []
-    with RecordWriter(table.thumbnails(task.number)) as records:
-        for clip in stage_parts.clip_rows(table.read("scan", task.number)):
-            name, path = _name(clip), task.paths.get(clip["source"], "")
-            given: dict[str, Any] = {"networks": task.given.scorers, "finder": task.given.finder}
-            preview = functools.partial(file_stages.preview, **_place(clip), **given)
-            found = _tried(task, table, "preview", name, path, preview)
-            if isinstance(found, DeadLetter):
-                whys = {f"{group}_why": f"failed: {found.reason}" for group in stage_parts.PREVIEW_GROUPS}
-                rows.append({"clip_id": name, **whys, **dataclasses.asdict(found)})
-                records.write({})
-                continue
-            scores, thumbnail = found
-            records.write({"thumbnail": np.frombuffer(thumbnail, np.uint8)})
-            rows.append({"clip_id": name, **scores})
-    return rows, len(rows)
-
-
-def _look(task: PartTask, table: Table, kept: _Kept) -> _Made:
-    """Computes what is within reach, and keeps what was."""
-    scanned, previewed = (table.read(stage, task.number) for stage in ("scan", "preview"))
-    unreadable = previewed["preview_why"].to_pylist()
-    loosest = Reach.from_json(_chosen_by(task, table, "look")).loosest
-    chosen = within_reach(known_scores(stage_parts.clips_of(scanned), previewed), loosest)
-    whys = [UNREADABLE if bad else None if now else BY_PREVIEW for bad, now in zip(unreadable, chosen, strict=True)]
-    stays = [_stays(row["landmarks_why"], why) for row, why in zip(kept or [], whys, strict=False)]
-    if kept and all(stays):
-        return kept, 0
-    rows = []
-    landmarks = table.landmarks(task.number)
-    with RecordWriter(landmarks) as records:
-        for index, clip in enumerate(stage_parts.clip_rows(scanned)):
-            name, path = _name(clip), task.paths.get(clip["source"], "")
-            if kept and stays[index]:
-                records.copy(landmarks, index)
-                rows.append(kept[index])
-                continue
-            if whys[index]:
-                rows.append({"clip_id": name, "landmarks_why": whys[index]})
-                records.write({})
-                continue
-            look = functools.partial(file_stages.look, **_place(clip), finder=task.given.finder)
-            found = _tried(task, table, "look", name, path, look)
-            if isinstance(found, DeadLetter):
-                rows.append({"clip_id": name, "landmarks_why": f"failed: {found.reason}", **dataclasses.asdict(found)})
-                records.write({})
-                continue
-            scores, points = found
-            assert not wrong_keypoint(points.keypoints_TJ3)
-            records.write(points.arrays())
-            rows.append({"clip_id": name, **scores})
-    return rows, len(rows) - sum(stays)
-
-
-def _listen(task: PartTask, table: Table, kept: _Kept) -> _Made:
-    rows, new = [], 0
-    looked = table.read("look", task.number, ["clip_id", "landmarks_why"]).to_pylist()
-    for index, clip in enumerate(stage_parts.clip_rows(table.read("scan", task.number))):
-        name, path = looked[index]["clip_id"], task.paths.get(clip["source"], "")
-        without = looked[index]["landmarks_why"]
-        if kept and _stays(kept[index]["lip_sync_why"], without):
-            rows.append(kept[index])
-            continue
-        new += 1
-        if without and without != BY_PREVIEW:
-            rows.append({"clip_id": name, "sound_why": UNREADABLE, "lip_sync_why": UNREADABLE})
-            continue
-        record = {} if without else stage_parts.read_record(table.landmarks(task.number), index)
-        question = {name: clip[name] for name in ("start_frame", "end_frame", "has_audio")}
-        lips: dict[str, Any] = {name: record.get(name) for name in ("aperture_T", "track_aperture_TN")}
-        listen = functools.partial(file_stages.listen, **lips, **question)
-        found = _tried(task, table, "listen", name, path, listen)
-        if isinstance(found, DeadLetter):
-            why = f"failed: {found.reason}"
-            found = {"sound_why": why, "lip_sync_why": why, **dataclasses.asdict(found)}
-        rows.append({"clip_id": name, **found})
-    return rows, new
-
-
-def _embed(task: PartTask, table: Table, kept: _Kept) -> _Made:
-    network = task.given.embedding
-    assert network is not None
-    rows: list[dict[str, Any]] = []
-    thumbnails = table.thumbnails(task.number)
-    for index, name in enumerate(table.read("preview", task.number, ["clip_id"])["clip_id"].to_pylist()):
-        thumbnail = stage_parts.read_record(thumbnails, index).get("thumbnail")
-        if thumbnail is None:
-            rows.append({"clip_id": name, "embedding_why": UNREADABLE})
-            continue
-        try:
-            vector = network.embed(file_stages.picture_of(thumbnail))
-        except ValueError as problem:
-            letter = file_stages.dead_letter(problem, str(thumbnails), 1)
-            rows.append({"clip_id": name, "embedding_why": f"failed: {letter.reason}", **dataclasses.asdict(letter)})
-            continue
-        rows.append({"clip_id": name, "embedding": vector.tobytes(), "signature": embeddings.signature(vector)})
-    return rows, len(rows)
-
-
-def _caption(task: PartTask, table: Table, kept: _Kept) -> _Made:
-    """Asks the command about clips of videos without a caption, once for all of which it would be told the same."""
-    command = task.given.captions
-    assert command is not None
-    rows: list[dict[str, Any]] = []
-    told: dict[tuple[str, ...], str | DeadLetter] = {}
-    new = 0
-    for index, clip in enumerate(stage_parts.clip_rows(table.read("scan", task.number))):
-        name, source = _name(clip), clip["source"]
-        if kept and kept[index]["caption_why"] not in (OWN_CAPTION, GONE, _ASKED_AGAIN):
-            rows.append(kept[index])
-            continue
-        if source not in task.uncaptioned:
-            rows.append({"clip_id": name, "caption_why": OWN_CAPTION if task.paths.get(source) else GONE})
-            continue
-        new += 1
-        place = {at: clip[at] for at in ("start_frame", "end_frame")}
-        asked = (source, *command.filled("", **place))
-        if asked not in told:
-            path = task.paths[source]
-            told[asked] = _tried(task, table, "caption", name, path, functools.partial(command.caption, **place))
-        found = told[asked]
-        if isinstance(found, DeadLetter):
-            rows.append({"clip_id": name, "caption_why": f"failed: {found.reason}", **dataclasses.asdict(found)})
-        else:
-            rows.append({"clip_id": name, "caption": found})
-    return rows, new
-
-
 def _ask_again(task: PartTask, table: Table) -> None:
     """Makes captions that failed, by no fault of their files, work."""
     part = table.part("caption", task.number)
@@ -288,94 +203,33 @@ def _ask_again(task: PartTask, table: Table) -> None:
     passed_over = set(json.loads(stage_parts.stated_choice(part)))
     for index, source in enumerate(sources):
         if rows[index]["reason"] and not rows[index]["is_lasting"]:
-            rows[index] = {"clip_id": rows[index]["clip_id"], "caption_why": _ASKED_AGAIN}
+            rows[index] = {"clip_id": rows[index]["clip_id"], "caption_why": ASKED_AGAIN}
             passed_over.add(source)
     stage_parts.write_part(part, rows, SCHEMAS["caption"], json.dumps(sorted(passed_over)))
 
 
-def _stays(why: str | None, now: str | None) -> bool:
-    """Whether a row that says `why` its landmarks, or what is made of them, are not there would be none other now."""
-    return why not in (BY_PREVIEW, UNREADABLE) or why == now
-
-
-def _name(clip: Mapping[str, Any]) -> str:
-    return clip_id(clip["sha256"], clip["start_frame"], clip["end_frame"])
-
-
-def _place(clip: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: clip[name] for name in ("start_frame", "end_frame", "height", "width")}
-
-
-def _tried(
-    task: PartTask, table: Table, stage: str, row: str, path: str, make: Callable[[str], Any]
-) -> Any | DeadLetter:
-    """What `make` gives for a row's file; a dead letter where it gives nothing."""
-    at, deaths = _notes(table, stage, task.number)
-    if (died := _deaths(deaths).get(row, 0)) >= MAX_DEATHS:
-        return DeadLetter(reason=DIED, exception="ProcessDied", tries=died, is_lasting=False)
-    if not path:
-        gone = "not in the source any more; put it back, or leave it"
-        return DeadLetter(reason=gone, exception="FileNotFoundError", tries=1, is_lasting=False)
-    at.parent.mkdir(parents=True, exist_ok=True)
-    at.write_text(row)
-    address = Address.parse(path, task.table)
-    for tries in range(1, _TRIES + 1):
-        file = address.place or path
-        try:
-            file = os.fspath(video_files.local_file(address))
-            return make(file)
-        except ImportError:  # of an extra that is not installed: no fault of any file
-            raise
-        except video_files.NoAnswer as problem:
-            # It would befall the next file too: the run ends, and goes on here; but for one object that alone does not.
-            if not video_files.answers(address.place):
-                problem.add_note("run the same command again: it goes on where it was")
-                raise
-            return file_stages.dead_letter(problem, file, tries)
-        except Exception as problem:
-            if isinstance(problem, MediaError) or tries == _TRIES:
-                return file_stages.dead_letter(problem, file, tries)
-    raise AssertionError("the last try returns")
-
-
 def blame(task: PartTask) -> bool:
-    """Counts the death of the process that worked on the part against the row that it was at; whether the part is worth
+    """Counts the death of the process that worked on the task against the row that it was at; whether the task is worth
     another try. For the engine, which alone knows that the process died and nobody ended the run.
     """
     table = task.opened
-    for stage in to_make(task)[:1]:
-        at, deaths = _notes(table, stage, task.number)
-        if at.is_file():
-            counted = _deaths(deaths)
-            row = at.read_text()
-            counted[row] = counted.get(row, 0) + 1
-            files.write_text(deaths, json.dumps(counted))
-            return True
-    return False
+    if task.slice:
+        return RowDeaths(task.slice.file(table, task.number)).blame()
+    return any(RowDeaths(table.part(stage, task.number)).blame() for stage in to_make(task)[:1])
 
 
 def forget_notes(tasks: Sequence[PartTask]) -> None:
-    """Removes the notes of what is done: of a process that was killed after its part and before them."""
+    """Removes the notes and slices of what is done: of a process that was killed after its part and before them."""
     by_number = {task.number: task for task in tasks}
     for stage in tasks[0].opened.stages if tasks else ():
-        for note in tasks[0].opened.stage_folder(stage).glob(".part-*.*"):
-            match = re.fullmatch(r"\.part-(\d+)\.(at|deaths)", note.name)
+        table = tasks[0].opened
+        notes = [*table.stage_folder(stage).glob(".part-*.*"), *table.stage_folder(stage).glob("part-*.slices")]
+        for note in notes:
+            match = re.fullmatch(r"\.?part-(\d+)\.(at|deaths|slices)", note.name)
             task = by_number.get(int(match[1])) if match else None
             if task and stage not in to_make(task):
-                note.unlink(missing_ok=True)
-
-
-def _notes(table: Table, stage: str, number: int) -> tuple[Path, Path]:
-    """(which row is worked on, deaths by row) while a part is being made."""
-    folder = table.stage_folder(stage)
-    return folder / f".part-{number:05d}.at", folder / f".part-{number:05d}.deaths"
-
-
-def _deaths(path: Path) -> dict[str, int]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (FileNotFoundError, ValueError):
-        return {}
+                RowDeaths(table.part(stage, task.number)).forget()
+                part_slices.remove(table, stage, task.number)
 
 
 def forget_dead(task: PartTask) -> bool:

@@ -16,6 +16,7 @@ they are work once more, for the rows that these let through. Parts of `caption`
 they had captions of their own.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -260,6 +261,11 @@ class RecordWriter:
         """Writes record `index` of another file, which `read_record` would read."""
         self._writer.write(_read_bytes(path, index))
 
+    def copy_all(self, path: Path) -> None:
+        """Writes all records of another file."""
+        for record in _all_bytes(path):
+            self._writer.write(record)
+
     def __exit__(self, *exception: Any) -> bool | None:
         self._writer.close()
         return self._whole.__exit__(*exception)
@@ -277,18 +283,36 @@ def read_record(path: Path, index: int) -> dict[str, np.ndarray]:
 
 
 def _read_bytes(path: Path, index: int) -> bytes:
+    with _reader(path) as reader:
+        try:
+            return bytes(reader.read([index])[0])
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise _damaged(path, index, error) from error
+
+
+def _all_bytes(path: Path) -> Iterator[bytes]:
+    with _reader(path) as reader:
+        for index in range(reader.num_records()):
+            try:
+                yield bytes(reader.read([index])[0])
+            except (RuntimeError, IndexError, ValueError) as error:
+                raise _damaged(path, index, error) from error
+
+
+@contextlib.contextmanager
+def _reader(path: Path) -> Iterator[Any]:
     from array_record.python.array_record_module import ArrayRecordReader
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no landmarks; run curate again")
     try:
         reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
-        try:
-            return bytes(reader.read([index])[0])
-        finally:
-            reader.close()
-    except (RuntimeError, IndexError, ValueError) as error:
-        raise _damaged(path, index, error) from error
+    except (RuntimeError, ValueError) as error:
+        raise _damaged(path, 0, error) from error
+    try:
+        yield reader
+    finally:
+        reader.close()
 
 
 def _damaged(path: Path, index: int, error: Exception) -> ValueError:

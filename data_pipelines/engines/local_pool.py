@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -40,12 +40,15 @@ class LocalPool(Generic[Task, Result]):
         function: Callable[[Task], Result],
         tasks: Sequence[Task],
         tries_again: Callable[[Task], bool] = lambda task: False,
+        follow: Callable[[Task, Result], Iterable[Task]] = lambda task, result: (),
     ) -> Iterator[tuple[Task, Result | None]]:
         """Yields (task, result) as they come; None for a task whose process died and that is not tried again.
 
         Args:
             function: of a module, as the processes import it.
             tries_again: asked in this process about each task whose process died.
+            follow: asked in this process for the tasks that a result makes possible: they are next, so that what is
+                begun is finished first.
 
         Raises:
             ChildProcessError: processes do not start at all.
@@ -66,6 +69,7 @@ class LocalPool(Generic[Task, Result]):
                     is_alive, result = process.take()
                     if is_alive:
                         self._idle.append(process)
+                        waiting.extendleft(reversed(list(follow(task, result))))
                         yield task, result
                     elif tries_again(task):
                         waiting.append(task)

@@ -4,11 +4,16 @@
 
 The bare loop reads ArrayRecord shards at random places and deserialises with tensorflow-datasets, which is what a data
 source of its gives. Ours are `RecordSource`, which parses a record in place and checks it, and the loader, which packs
-whole batches on 1 and on 4 threads. They take turns, `--rounds` times; medians of records per second of the process's
-CPU time. Two sizes of record: small ones of 25 frames, and 33 frames at 480 x 832.
+whole batches on 1 and on 4 threads. Where `webdataset` is installed (`pip install webdataset==1.0.2`), its own loop is
+beside them: the same arrays as members of tar files, read from front to end, which is what it does best, and decoded by
+itself. They take turns, `--rounds` times; medians of records per second of the process's CPU time. Three sizes of
+record: small ones of 25 frames, 33 frames at 480 x 832, and the 129 frames at 720 x 1280 of a 13 B run.
 """
 
 import argparse
+import dataclasses
+import importlib.util
+import itertools
 import statistics
 import sys
 import tempfile
@@ -34,7 +39,7 @@ from omnihuman_jax.data.records import (
 from omnihuman_jax.stages import Stage, StageSchedule
 from omnihuman_jax.typing import FPS, PackedShape
 
-SIZES = {"small": (7, 32, 32), "480p": (9, 60, 104)}  # latent frames, height, width
+SIZES = {"small": (7, 32, 32), "480p": (9, 60, 104), "720p": (33, 90, 160)}  # latent frames, height, width
 CHANNELS, TEXT, TEXT_WIDTH, AUDIO, KEYPOINTS, MARGIN = 16, 64, 512, 768, 75, 5
 ALL = ConditionSet.from_labels(["text", "reference", "audio", "pose"])
 
@@ -49,29 +54,38 @@ def spec() -> DatasetSpec:
     )  # fmt: skip
 
 
+def rows_of(size: tuple[int, int, int]) -> int:
+    """Frames of a window, and its margins."""
+    return 1 + 4 * (size[0] - 1) + 2 * MARGIN
+
+
+def record(number: int, size: tuple[int, int, int]) -> WindowRecord:
+    """A window of noise."""
+    frames, height, width = size
+    rows, rng = rows_of(size), np.random.default_rng(number)
+
+    def noise(*dims: int) -> np.ndarray:
+        return rng.standard_normal(dims, np.float32).astype(np.float16)
+
+    return WindowRecord(
+        window_id=f"w{number}", clip_id=f"c{number}", video="video.mp4", frames=rows - 2 * MARGIN,
+        eligible=ALL.bits, latents_FHWC=noise(frames, height, width, CHANNELS),
+        references_RHWC=noise(1, height, width, CHANNELS), text="a person speaks",
+        text_SE=noise(TEXT, TEXT_WIDTH), pooled_E=noise(TEXT_WIDTH), audio_TE=noise(rows, AUDIO),
+        audio_valid_T=np.ones(rows, bool), keypoints_TJ3=noise(rows, KEYPOINTS, 3),
+        keypoints_valid_T=np.ones(rows, bool),
+    )  # fmt: skip
+
+
 def write_dataset(folder: Path, count: int, size: tuple[int, int, int]) -> None:
     """`count` windows of noise."""
     frames, height, width = size
-    rows = 1 + 4 * (frames - 1) + 2 * MARGIN
-
-    def record(number: int) -> WindowRecord:
-        rng = np.random.default_rng(number)
-
-        def noise(*dims: int) -> np.ndarray:
-            return rng.standard_normal(dims, np.float32).astype(np.float16)
-
-        return WindowRecord(
-            window_id=f"w{number}", clip_id=f"c{number}", video="video.mp4", frames=rows - 2 * MARGIN,
-            eligible=ALL.bits, latents_FHWC=noise(frames, height, width, CHANNELS),
-            references_RHWC=noise(1, height, width, CHANNELS), text="a person speaks",
-            text_SE=noise(TEXT, TEXT_WIDTH), pooled_E=noise(TEXT_WIDTH), audio_TE=noise(rows, AUDIO),
-            audio_valid_T=np.ones(rows, bool), keypoints_TJ3=noise(rows, KEYPOINTS, 3),
-            keypoints_valid_T=np.ones(rows, bool),
-        )  # fmt: skip
-
+    rows = rows_of(size)
     shards = [
         write_shard(
-            shard_path(folder, shard, 2), map(record, range(shard * count // 2, (shard + 1) * count // 2)), spec()
+            shard_path(folder, shard, 2),
+            (record(number, size) for number in range(shard * count // 2, (shard + 1) * count // 2)),
+            spec(),
         )
         for shard in range(2)
     ]
@@ -84,6 +98,33 @@ def write_dataset(folder: Path, count: int, size: tuple[int, int, int]) -> None:
         num_references=ones, duration_s=(rows - 2 * MARGIN) / FPS * ones, eligible=ALL.bits * ones,
         empty_text_tokens=2,
     ).save(folder)  # fmt: skip
+
+
+def write_tars(folder: Path, count: int, size: tuple[int, int, int]) -> list[str]:
+    """The same windows as WebDataset has them: a member an array, two archives."""
+    import webdataset
+
+    paths = [str(folder / f"{shard}.tar") for shard in range(2)]
+    for shard, path in enumerate(paths):
+        with webdataset.TarWriter(path) as tar:
+            for number in range(shard * count // 2, (shard + 1) * count // 2):
+                window = dataclasses.asdict(record(number, size))
+                arrays = {f"{name}.npy": a for name, a in window.items() if isinstance(a, np.ndarray)}
+                tar.write({"__key__": f"{number:06d}", "txt": window["text"], **arrays})
+    return paths
+
+
+def web_dataset(paths: Sequence[str]) -> Callable[[int], int]:
+    """Reads so many windows, from front to end and again."""
+    import webdataset
+
+    def read(number: int) -> int:
+        windows = webdataset.WebDataset(list(paths), shardshuffle=False).decode().repeat()
+        for window in itertools.islice(windows, number):
+            assert "latents_FHWC.npy" in window
+        return number
+
+    return read
 
 
 def loops(folder: Path, size: tuple[int, int, int], count: int, number: int) -> dict[str, Callable[[], int]]:
@@ -112,8 +153,13 @@ def loops(folder: Path, size: tuple[int, int, int], count: int, number: int) -> 
         loader = make_loader(plan, records, records.spec, shape, 0, 1, 0, threads)
         return sum(int((batch.window_BG >= 0).sum()) for batch in loader)
 
+    tars = {}
+    if importlib.util.find_spec("webdataset"):
+        read = web_dataset(write_tars(folder, count, size))
+        tars = {"WebDataset": lambda: read(number)}
     return {
         "bare loop": bare,
+        **tars,
         "RecordSource": source,
         "packed, 1 thread": lambda: packed(1),
         "packed, 4 threads": lambda: packed(4),
@@ -123,7 +169,7 @@ def loops(folder: Path, size: tuple[int, int, int], count: int, number: int) -> 
 def planned(folder: Path, size: tuple[int, int, int], windows: int) -> tuple[Plan, PackedShape]:
     """Steps of 2 sequences of 4 windows with their references, about so many windows in all."""
     frames, height, width = size
-    rows = 1 + 4 * (frames - 1) + 2 * MARGIN
+    rows = rows_of(size)
     config = PlanConfig(
         sequences_per_step=2, latent_tokens=4 * (frames + 1) * height * width // 4, text_tokens=4 * TEXT, windows=4,
         latent_frames=4 * frames, frames=4 * rows, margin=MARGIN, chunk_steps=16,

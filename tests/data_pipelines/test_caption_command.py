@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.curate import file_stages, part_work, source_list, stage_parts
+from data_pipelines.curate import file_stages, part_work, source_list, stage_parts, stage_rows
 from data_pipelines.curate.adapters import Adapters
 from data_pipelines.curate.caption_command import CaptionCommand
 from data_pipelines.curate.captions import CaptionError
 from data_pipelines.curate.clip_sets import read_clips
 from data_pipelines.curate.curate import CurateConfig, Engine, curate
 from data_pipelines.curate.file_stages import ScanOptions
+from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_tags import NOT_CAPTIONED
-from data_pipelines.curate.part_work import PartTask
+from data_pipelines.curate.part_task import PartTask
 from data_pipelines.curate.selection import select
 from data_pipelines.curate.stage_parts import SCHEMAS, Table
 from data_pipelines.curate.tagging import Thresholds
@@ -139,8 +140,8 @@ print(os.path.basename(argv[1]))
         table = task.opened
         part = table.part("caption", 0)
         kept = table.read("caption", 0).to_pylist() if part.is_file() else None
-        rows, _ = part_work._caption(task, table, kept)
-        stage_parts.write_part(part, rows, SCHEMAS["caption"], part_work._chosen_by(task, table, "caption"))
+        rows, _ = stage_rows.caption(task, table, kept, Slice(stage="caption", begin=0, end=12), part)
+        stage_parts.write_part(part, rows, SCHEMAS["caption"], stage_rows.chosen_by(task, table, "caption"))
         told = table.read("caption", 0, ["caption"])["caption"].to_pylist()
         return told, (tmp_path / "log").read_text().split()
 

@@ -43,7 +43,7 @@ def made(root: Path, loosest: Thresholds) -> list[dict[str, int]]:
     videos = source_list.look_up(table, root / "media", CaptionOptions(default="A video."))
     table.save()
     tasks = curate_module._tasks(table, videos, options, loosest)
-    return [part_work.work(task) for task in tasks if part_work.to_make(task)]
+    return [dict(part_work.work(task).rows) for task in tasks if part_work.to_make(task)]
 
 
 @pytest.fixture(scope="module")

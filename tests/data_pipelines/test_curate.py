@@ -23,12 +23,13 @@ from data_pipelines.curate import (
     shots,
     source_list,
     stage_parts,
+    stage_rows,
 )
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips, table_folder
 from data_pipelines.curate.clips import Clip
 from data_pipelines.curate.curate import CurateConfig, Engine, curate, funnel_table
 from data_pipelines.curate.file_stages import ScanOptions
-from data_pipelines.curate.part_work import PartTask
+from data_pipelines.curate.part_task import Made, PartTask
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds, tag
 from data_pipelines.sample_media import SampleMedia
@@ -303,7 +304,7 @@ def test_a_clip_that_cannot_be_decoded_is_refused(curated: Curated) -> None:
         file_stages.look(str(clip.video_path(curated.out)), 90, 140, clip.height, clip.width)
 
 
-def work_with_faults(task: PartTask) -> dict[str, int]:
+def work_with_faults(task: PartTask) -> Made:
     """As a decoder that crashes, or the kernel that kills the largest process; and as a library whose errors have
     whatever class.
     """
@@ -338,7 +339,7 @@ def test_no_single_file_ends_a_run(sample_media: SampleMedia, tmp_path: Path, mo
     funnel = curate(tmp_path, tmp_path / "out", config)
     letters = {row["video"]: row for row in funnel["quarantine"]}
     died = letters["bikes.mp4"]
-    assert (died["stage"], died["reason"], died["tries"]) == ("scan", part_work.DIED, part_work.MAX_DEATHS)
+    assert (died["stage"], died["reason"], died["tries"]) == ("scan", stage_rows.DIED, stage_rows.MAX_DEATHS)
     failed = letters["jwpIntro.mp4"]
     assert (failed["stage"], failed["exception"], failed["tries"]) == ("look", "RuntimeError", 2)
     assert failed["reason"].startswith("RuntimeError: CUDA error\\u001b[2J in (")
@@ -369,7 +370,7 @@ def test_a_part_that_kills_every_process_is_given_up(tmp_path: Path, sample_medi
     assert funnel["computed"]["videos"] == 1 and funnel["clips"] == 2
 
 
-def work_or_die(task: PartTask) -> dict[str, int]:
+def work_or_die(task: PartTask) -> Made:
     if task.number == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return part_work.work(task)

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pytest
 from onnx import helper
 
-from data_pipelines.curate import duplicates, embeddings, file_stages, part_work, stage_parts
+from data_pipelines.curate import duplicates, embeddings, file_stages, stage_parts, stage_rows
 from data_pipelines.curate.adapters import Adapters
 from data_pipelines.curate.clip_sets import read_clips
 from data_pipelines.curate.curate import CurateConfig, curate
 from data_pipelines.curate.embeddings import EmbeddingNetwork
 from data_pipelines.curate.file_stages import ScanOptions
-from data_pipelines.curate.part_work import PartTask
+from data_pipelines.curate.part_slices import Slice
+from data_pipelines.curate.part_task import PartTask
 from data_pipelines.curate.selection import select
 from data_pipelines.curate.stage_parts import SCHEMAS, RecordWriter, Table
 from data_pipelines.curate.tagging import Thresholds
@@ -147,7 +148,7 @@ def write_embeddings(folder: Path, vectors: dict[int, np.ndarray]) -> None:
     for number, rows in vectors.items():
         ids = table.read("preview", number, ["clip_id"])["clip_id"].to_pylist()
         made = [
-            {"clip_id": i, "embedding_why": part_work.UNREADABLE}
+            {"clip_id": i, "embedding_why": stage_rows.UNREADABLE}
             if np.isnan(vector[0])
             else {"clip_id": i, "embedding": vector.tobytes(), "signature": embeddings.signature(vector)}
             for i, vector in zip(ids, rows, strict=True)
@@ -272,8 +273,9 @@ def test_a_network_of_real_shapes_embeds_thumbnails_and_opens_no_video(tmp_path:
     with RecordWriter(table.thumbnails(0)) as records:
         for record in [*({"thumbnail": jpeg} for jpeg in jpegs), {}]:
             records.write(record)
-    rows, made = part_work._embed(task, table, None)
-    assert made == 5 and rows[4] == {"clip_id": "4", "embedding_why": part_work.UNREADABLE}
+    whole = Slice(stage="embed", begin=0, end=5)
+    rows, made = stage_rows.embed(task, table, None, whole, table.part("embed", 0))
+    assert made == 5 and rows[4] == {"clip_id": "4", "embedding_why": stage_rows.UNREADABLE}
     vectors = np.stack([np.frombuffer(row["embedding"], np.float16) for row in rows[:4]]).astype(np.float64)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(4), abs=1e-2)
     alike = vectors @ vectors.T
@@ -284,7 +286,8 @@ def test_a_network_of_real_shapes_embeds_thumbnails_and_opens_no_video(tmp_path:
         helper.make_node("AveragePool", ["nothing"], ["pooled"], kernel_shape=[56, 56], strides=[56, 56]),
     ]
     zero = EmbeddingNetwork.load(str(write(tmp_path / "zero.onnx", nothing, {"x": [1, 3, 224, 224]}, ["pooled"])))
-    rows, _ = part_work._embed(dataclasses.replace(task, given=Adapters(embedding=zero)), table, None)
+    task = dataclasses.replace(task, given=Adapters(embedding=zero))
+    rows, _ = stage_rows.embed(task, table, None, whole, table.part("embed", 0))
     assert rows[0]["embedding_why"] == (
         "failed: ValueError: the embedding network put out 48 numbers of length 0.0"
     ) and rows[0]["tries"] == 1  # fmt: skip

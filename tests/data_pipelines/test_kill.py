@@ -79,12 +79,20 @@ def videos(sample_media: SampleMedia, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+def curating(root: Path, task_minutes: float = 0.01) -> list[str]:
+    """The command for the videos in `root`: two clips a video, and a clip a task unless more is asked for."""
+    config = {"shots": {"min_s": 0.3, "max_s": 0.7}, "task_minutes": task_minutes}
+    (root / "config.json").write_text(json.dumps(config))
+    sources = ["--source", str(root / "media"), "--config", str(root / "config.json")]
+    return ["curate", *sources, "--out", str(root / "table")]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     table = tmp_path_factory.mktemp("undisturbed") / "table"
     shutil.copytree(videos, table.parent / "media")
     log = table.parent / "log"
-    finish(start(["curate", "--source", str(table.parent / "media"), "--out", str(table)], log), log)
+    finish(start(curating(table.parent, task_minutes=10), log), log)
     found = digests(table)
     assert sum("@" in name for name in found) == 8 * 6
     return found
@@ -97,7 +105,7 @@ def test_a_table_is_the_same_however_often_it_is_killed(
 ) -> None:
     shutil.copytree(videos, tmp_path / "media")
     table, log, rng = tmp_path / "table", tmp_path / "log", random.Random(0)
-    command = ["curate", "--source", str(tmp_path / "media"), "--out", str(table)]
+    command = curating(tmp_path)
     for number in range(KILLS):
         count = 1 + number % 4  # another number of processes each time
         shares = [[f"--worker={i}/{count}", "--workers=1"] for i in range(count)]
@@ -119,7 +127,7 @@ def test_two_in_one_table_at_once_do_not_disturb_each_other(
     """Nobody told them to share: each part is made twice at most, and is the same."""
     shutil.copytree(videos, tmp_path / "media")
     table, log = tmp_path / "table", tmp_path / "log"
-    command = ["curate", "--source", str(tmp_path / "media"), "--out", str(table), "--workers=2"]
+    command = [*curating(tmp_path), "--workers=2"]
     for process in [start(command, log) for _ in range(2)]:
         finish(process, log)
     assert digests(table) == undisturbed

@@ -18,12 +18,14 @@ from rich.console import Console
 
 from data_pipelines.encode.encode import encode
 from data_pipelines.engines.ray_cluster import RayCluster
+from data_pipelines.needs import Needs
 from tests.data_pipelines.test_kill import (
     CLI,
     OF_PLACE,
     arguments,
     clips,
     config,
+    curating,
     digests,
     finish,
     start,
@@ -110,6 +112,34 @@ def test_a_task_that_kills_its_process_costs_that_task_alone(nodes: Nodes) -> No
     assert results == {1: 0.5, -1: None, 2: 1.0, 3: 1.5} and tries == [-1, -1]
 
 
+def where(number: int) -> str:
+    """The node that this runs on, by what it says of itself."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+@pytest.mark.slow
+def test_a_task_runs_where_there_is_what_it_needs(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
+    """Odd ones need a GPU, which nobody has at first: that is said, the others go on, and the node that joins with one
+    gets them, two at a time.
+    """
+    nodes.add()
+    wait_for(nodes)
+    found = dict[int, str]()
+    with RayCluster[int, str](nodes.address) as cluster:
+        for task, node in cluster.run(
+            where, [1, 3, 5, 2, 4], follow=lambda task, result: [100 + task] if task == 4 else [],
+            needs=lambda task: Needs(cores=0.5, gpus=0.5 * (task % 2), memory_mib=64),
+        ):  # fmt: skip
+            found[task] = node
+            if list(found) == [2, 4, 104]:
+                assert "0.5 GPUs, 64 MiB, which no node of the cluster has: they wait" in caplog.text
+                nodes.add("--num-gpus=1")
+    assert len(found) == 6 and len({found[task] for task in (1, 3, 5)}) == 1 and found[1] != found[2]
+    assert caplog.text.count("which no node of the cluster has") == 1
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "127.0.0.1:9{}"])
 def test_where_no_cluster_answers_is_said_at_once(address: str) -> None:
     begun = time.monotonic()
@@ -128,8 +158,7 @@ def test_a_cluster_that_loses_a_node_and_gets_another_makes_the_same_table(
     doomed = nodes.add()
     nodes.add()
     table, log = tmp_path / "table", tmp_path / "log"
-    command = ["curate", "--source", str(tmp_path / "media"), "--out", str(table)]
-    running = start([*command, "--engine=ray", f"--address={nodes.address}"], log)
+    running = start([*curating(tmp_path), "--engine=ray", f"--address={nodes.address}"], log)
 
     def strike() -> None:
         while len(list(table.glob("scan@*/part-*.parquet"))) < 2 and running.poll() is None:

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.curate import curate as curate_module
-from data_pipelines.curate import file_stages, part_work, source_list, stage_parts, video_files
+from data_pipelines.curate import file_stages, part_work, source_list, stage_parts, stage_rows, video_files
 from data_pipelines.curate.clip_sets import read_clips, table_folder
 from data_pipelines.curate.curate import CurateConfig, Engine, curate
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions, Found
+from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.curate.video_files import Address
@@ -149,7 +150,8 @@ def tabled(source: str | Path, folder: Path, *, whole: bool = False) -> Table:
         if whole:
             part_work.work(task)
         elif not table.part("scan", task.number).is_file():
-            scanned, _ = part_work._scan(task, table, None)
+            videos_of_part = Slice(stage="scan", begin=0, end=len(task.sources))
+            scanned, _ = stage_rows.scan(task, table, None, videos_of_part, table.part("scan", task.number))
             stage_parts.write_part(table.part("scan", task.number), scanned, stage_parts.SCHEMAS["scan"])
     return table
 
@@ -548,7 +550,7 @@ def test_storage_that_stays_away_ends_the_run_and_an_object_that_does_is_left_be
     monkeypatch.setattr(video_files, "_PATIENCE_S", 0.02)
     with monkeypatch.context() as away:
         away.setattr(video_files, "answers", lambda place: False)
-        for _ in range(part_work.MAX_DEATHS + 1):
+        for _ in range(stage_rows.MAX_DEATHS + 1):
             asked.clear()
             with pytest.raises(video_files.NoAnswer, match=r"a.mp4: storage did not answer for .*by peer") as ended:
                 tabled(tmp_path / "l.parquet", tmp_path / "table")

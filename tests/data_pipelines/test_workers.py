@@ -43,6 +43,15 @@ def test_a_task_is_tried_again_where_that_is_asked_for(tmp_path: Path) -> None:
     assert results == {-1: None, 2: 1.0} and tries == [-1, -1, -1]
 
 
+def test_tasks_that_follow_a_result_are_next() -> None:
+    """One process: what is begun is finished before the next is begun."""
+    with LocalPool[int, float](1) as pool:
+        order = [
+            task for task, _ in pool.run(half_or_die, [1, 2], follow=lambda task, result: [10, 20][: 2 * (task == 1)])
+        ]
+    assert order == [1, 10, 20, 2]
+
+
 def sleeping_pid(path: str) -> None:
     Path(path).write_text(str(os.getpid()))
     time.sleep(60)
