@@ -403,15 +403,11 @@ ENGINES = "data_pipelines.engines"
 
 
 def test_stages_know_no_engine() -> None:
-    """Of `curate` and `encode`, the commands alone choose who makes the parts."""
+    """The commands alone choose who makes the parts."""
     users = {module for module, names in ALL_IMPORTS.items() if any(name.startswith(ENGINES) for name in names)}
     inside = {module for module in users if not module.startswith(ENGINES)}
-    assert inside == {
-        "data_pipelines.curate.curate",
-        "data_pipelines.encode.encode",
-        "data_pipelines.puppet_theatre.theatre",
-    }
+    assert inside == {"data_pipelines.curate.curate", "data_pipelines.puppet_theatre.theatre"}
     with_ray = {module for module in ALL_IMPORTS if "ray" in third_party(module)}
     assert with_ray == {f"{ENGINES}.ray_cluster"}
     lines = {path.name: len(path.read_text().splitlines()) for path, module in files() if module.startswith(ENGINES)}
-    assert len(lines) == 4 and max(lines.values()) < 250
+    assert len(lines) == 3 and max(lines.values()) < 250

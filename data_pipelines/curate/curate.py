@@ -44,11 +44,11 @@ from data_pipelines.curate.source_list import ListedVideo
 from data_pipelines.curate.stage_parts import TABLE_FILE, Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.engines.local_pool import LocalPool
-from data_pipelines.engines.worker_share import WorkerShare
 from omnihuman_jax.plain_values import check_finite, structure
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
+from omnihuman_jax.runtime.worker_share import WorkerShare
 
 ENGINES = ("local", "ray")
 

@@ -34,7 +34,6 @@ from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base
 from data_pipelines.encode.leases import LOOK_AGAIN_S, LeaseHolder
 from data_pipelines.encode.shard_plan import PLAN_FILE, plan_id, round_trip_share
 from data_pipelines.encode.shard_work import ShardFiles, make_shard
-from data_pipelines.engines.worker_share import WorkerShare
 from omnihuman_jax.codecs.codec import VideoCodec, load_codec, parse_options
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.generations import split_name
@@ -45,6 +44,7 @@ from omnihuman_jax.encoders.text import TextEncoder, load_text_encoder
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
+from omnihuman_jax.runtime.worker_share import WorkerShare
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,7 @@ from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation.sheet import to_uint8
 from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.runtime.progress import progress_bar
+from omnihuman_jax.runtime.worker_share import WorkerShare
 from omnihuman_jax.sampling import trained_range, trained_run
 from omnihuman_jax.sampling.driving import Encoders, Request, Signals, read_signals, segment_frames_of
 from omnihuman_jax.sampling.sampler import Samplers, finite
@@ -195,6 +196,12 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     parser.add_argument(
+        "--worker",
+        type=WorkerShare.parse,
+        metavar="I/N",
+        help="of --manifest, the I-th share of N of the lines: a process a device, or a machine each",
+    )
+    parser.add_argument(
         "--previews", type=local, metavar="DIR", help="each segment of a long video as soon as it is sampled"
     )
     parser.add_argument("--out", required=True, type=local, help="the .mp4 to write; with --manifest, the folder")
@@ -220,6 +227,8 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     if options.manifest is not None:
         return _generate_all(options)
+    if options.worker is not None:
+        raise ValueError("--worker shares the lines of --manifest; give both, or neither")
     request = Request(
         image=options.image,
         audio=options.audio,
@@ -263,7 +272,10 @@ def _generate_all(options: argparse.Namespace) -> int:
         options.run, weights=options.weights, step=options.step, dataset=options.dataset, codec=options.codec
     )
     config = trained_run.sampling_config(run.config.sampling, options)
-    samplers, encoders, report = Samplers(run, config), Encoders(), JobsReport(options.out, run, config)
+    if options.worker is not None:
+        jobs = options.worker.of(jobs)
+    samplers, encoders = Samplers(run, config), Encoders()
+    report = JobsReport(options.out, run, config, options.worker)
     with progress_bar("share") as bar:
         task = bar.add_task("videos", total=len(jobs))
         for number, job in enumerate(jobs):

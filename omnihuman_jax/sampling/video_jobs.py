@@ -16,6 +16,7 @@ from typing import Any
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime.worker_share import WorkerShare
 from omnihuman_jax.sampling.driving import Request
 from omnihuman_jax.sampling.kept_samples import weights_digest
 from omnihuman_jax.sampling.trained_run import TrainedRun
@@ -97,10 +98,13 @@ def _request(row: dict[str, Any], folder: Path, shared: Request) -> Request:
 
 
 class JobsReport:
-    """The folder that the videos go to: NAME.mp4, NAME.json (its receipt), and report.jsonl, a line a job."""
+    """The folder that the videos go to: NAME.mp4, NAME.json (its receipt), and report.jsonl, a line a job; of workers
+    that share the jobs, each has a report of its own.
+    """
 
-    def __init__(self, folder: Path, run: TrainedRun, config: SamplingConfig) -> None:
-        self.folder, self.path = folder, folder / "report.jsonl"
+    def __init__(self, folder: Path, run: TrainedRun, config: SamplingConfig, share: WorkerShare | None = None) -> None:
+        name = f"report-{share.index:03d}-of-{share.count:03d}.jsonl" if share else "report.jsonl"
+        self.folder, self.path = folder, folder / name
         self._made_by = {
             "run": str(run.directory.resolve()),
             "step": run.step,

@@ -351,6 +351,21 @@ def test_a_manifest_that_is_none_is_one_line(tiny, talking, tmp_path):
     assert "no such file" in refused("--manifest", str(tmp_path / "none.jsonl"))
     assert "no line in it" in refused("--manifest", str(tmp_path / "empty.jsonl"))
     assert "--text: of one video" in refused("--manifest", str(tmp_path / "empty.jsonl"), "--text", "a")
+    assert "--worker shares the lines of --manifest" in refused("--text", "a", "--worker", "0/2")
+
+
+def test_workers_share_a_manifest(tiny, tmp_path, capsys):
+    """Each line is made by one of them, and reported by that one."""
+    lines = [{"name": f"told{i}", "text": "a man", "size": "32x48", "seconds": 0.2, "seed": i} for i in range(3)]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n")
+    flags = ["--run", str(tiny.run), "--manifest", str(tmp_path / "jobs.jsonl"), "--steps", "1"]
+    for index in range(2):
+        assert generate.main([*flags, "--out", str(tmp_path / "made"), f"--worker={index}/2"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("2 made, 0 kept, 0 failed; 1 program(s) compiled")
+    reports = {path.name: path.read_text() for path in (tmp_path / "made").glob("report*")}
+    assert [json.loads(line)["name"] for line in reports["report-000-of-002.jsonl"].splitlines()] == ["told0", "told2"]
+    assert [json.loads(line)["name"] for line in reports["report-001-of-002.jsonl"].splitlines()] == ["told1"]
+    assert len(list((tmp_path / "made").glob("*.mp4"))) == 3 and len(reports) == 2
 
 
 def test_segments_can_be_watched_as_they_are_made(run, talking, tmp_path):

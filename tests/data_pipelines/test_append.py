@@ -28,13 +28,13 @@ from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig
 from data_pipelines.encode.dead_letters import DeadLetters
 from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode
 from data_pipelines.encode.leases import LeaseHolder
-from data_pipelines.engines.worker_share import WorkerShare
 from omnihuman_jax import cli
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.dataset_check import check_dataset
 from omnihuman_jax.data.generations import read_manifest
 from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.data.records import encode_record
+from omnihuman_jax.runtime.worker_share import WorkerShare
 from omnihuman_jax.serving import media_omnihuman
 from tests.data_pipelines.test_encode import ALL, _clip, _pictures
 from tests.data_pipelines.test_kill import digests, finish, kill, start

@@ -28,10 +28,10 @@ from data_pipelines.encode import dataset_finish, leases
 from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode
 from data_pipelines.encode.leases import LeaseHolder, read_lease
-from data_pipelines.engines.worker_share import WorkerShare
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.worker_share import WorkerShare
 from omnihuman_jax.serving import media_omnihuman
 from tests.data_pipelines.test_encode import ALL, _clip, _pictures
 from tests.encoders import tiny_networks

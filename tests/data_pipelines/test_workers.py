@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.engines.local_pool import LocalPool
-from data_pipelines.engines.worker_share import WorkerShare
+from omnihuman_jax.runtime.worker_share import WorkerShare
 
 
 def half_or_die(number: int) -> float:

@@ -1,4 +1,4 @@
-"""No engine: `--worker I/N` makes every N-th part. For arrays of SLURM, Jobs of Kubernetes, and whatever else can start
+"""`--worker I/N`: every N-th part, shard or line. For arrays of SLURM, Jobs of Kubernetes, and whatever else can start
 N commands that differ by a number.
 
 Nobody talks to anybody. A worker that is lost is started again, alone, with the same numbers.
