@@ -9,6 +9,7 @@ from data_pipelines.curate.caption_command import TIMEOUT_S, CaptionCommand
 from data_pipelines.curate.clip_networks import ClipNetwork
 from data_pipelines.curate.embeddings import EmbeddingNetwork
 from data_pipelines.curate.person_network import PersonNetwork
+from data_pipelines.curate.sync_network import SyncNetwork
 from data_pipelines.curate.whole_body_network import PersonFinder, WholeBodyNetwork
 
 
@@ -19,6 +20,7 @@ class Adapters:
     scorers: name of a score -> what gives it (`clip_networks.py`).
     finder: what finds body and hands in place of MediaPipe (`whole_body_network.py`).
     embedding: what gives a vector of a clip (`embeddings.py`).
+    sync: what says whether lips follow the sound (`sync_network.py`).
     captions: what captions videos that have no caption (`caption_command.py`).
     device: where networks run (`onnx_networks.DEVICES`).
     gpus: the share of a GPU that a task which runs networks asks for.
@@ -27,6 +29,7 @@ class Adapters:
     scorers: Mapping[str, ClipNetwork] = dataclasses.field(default_factory=dict)
     finder: PersonFinder | None = None
     embedding: EmbeddingNetwork | None = None
+    sync: SyncNetwork | None = None
     captions: CaptionCommand | None = None
     device: str = "cpu"
     gpus: float = 0.0
@@ -42,6 +45,7 @@ class AdapterOptions:
     networks: name of a score -> path of the network that gives it.
     person_network, pose_network: paths of YOLOX and of RTMPose or DWPose, both or neither; "": none.
     embedding_network: path of the network that gives a vector of a clip; "": none.
+    sync_network: path of SyncNet; "": none.
     caption_command: as for a shell, with `{video}` in it; "": none.
     caption_timeout_s: after it a caption is given up.
     network_device: `cpu`, or `cuda`: the packaged network that finds text, too, but not MediaPipe's.
@@ -52,6 +56,7 @@ class AdapterOptions:
     person_network: str = ""
     pose_network: str = ""
     embedding_network: str = ""
+    sync_network: str = ""
     caption_command: str = ""
     caption_timeout_s: float = TIMEOUT_S
     network_device: str = "cpu"
@@ -78,6 +83,7 @@ class AdapterOptions:
             scorers=clip_networks.load_all(self.networks),
             finder=finder,
             embedding=EmbeddingNetwork.load(self.embedding_network) if self.embedding_network else None,
+            sync=SyncNetwork.load(self.sync_network) if self.sync_network else None,
             captions=CaptionCommand.parse(command, self.caption_timeout_s) if command else None,
             device=self.network_device,
             gpus=self.network_gpus if self.network_device == "cuda" else 0.0,
@@ -87,8 +93,8 @@ class AdapterOptions:
         """Of the command line, over what is there."""
         self.networks = {**self.networks, **clip_networks.parse(arguments.network)}
         for name in (
-            "person_network", "pose_network", "embedding_network", "caption_command", "caption_timeout_s",
-            "network_device", "network_gpus",
+            "person_network", "pose_network", "embedding_network", "sync_network", "caption_command",
+            "caption_timeout_s", "network_device", "network_gpus",
         ):  # fmt: skip
             if getattr(arguments, name) is not None:
                 setattr(self, name, getattr(arguments, name))
@@ -119,6 +125,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH.onnx",
         help="a network that gives a vector of a clip's thumbnail, for the threshold max_similarity; what it is"
         " shown is in PATH.json (docs/data.md)",
+    )
+    parser.add_argument(
+        "--sync-network",
+        metavar="PATH.onnx",
+        help="SyncNet in ONNX, for min_syncnet_confidence, max_syncnet_distance and max_syncnet_offset_s"
+        " (docs/data.md)",
     )
     parser.add_argument(
         "--caption-command",

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from data_pipelines.curate import captions, source_list
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.file_stages import BY_PREVIEW
-from data_pipelines.curate.stage_parts import CHECKED, GROUPS, STAGES, Table, clip_rows, read_record
+from data_pipelines.curate.stage_parts import CHECKED, GROUPS, Table, clip_rows, read_record
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.locations import local
@@ -108,7 +108,7 @@ def read_clips_of(sets: Path, index: int) -> list[Clip]:
     listed = {row["source"]: row for row in source_list.listed_in(table, number)}
     chosen = _rows(sets, index)
     scanned = clip_rows(table.read("scan", number))
-    scored = [table.read(stage, number).to_pylist() for stage in STAGES[1:]]
+    scored = [table.read(stage, number).to_pylist() for stage in table.scored]
     told = _told(table, number, len(scanned))
     if any(len(rows) != len(chosen) for rows in (scanned, *scored, told)):
         raise ValueError(f"{sets}: part {number} of its table was made again; run `omnihuman select` again")
@@ -158,7 +158,7 @@ def _clip(
     if said is not None and caption_source == captions.BY_DEFAULT:
         caption, caption_source = said, captions.BY_COMMAND
     own = {**scan_scores(scan), "looked_at": float(scored["landmarks_why"] != BY_PREVIEW)}
-    scores = own | {n: scored[n] for names in GROUPS.values() for n in names if scored[n] is not None}
+    scores = own | {n: scored[n] for names in GROUPS.values() for n in names if scored.get(n) is not None}
     reasons = {
         c.label: {
             "reason": mine[f"{c.label}_reason"],

@@ -4,6 +4,7 @@
     preview   pictures, a person on some of them -> raw scores   a clip at a time
     look      landmarks -> raw scores                            a clip whose preview could be of use, at a time
     listen    sound -> raw scores                                a clip at a time
+    sync      lips and sound -> raw scores, by a user's network    a clip at a time
     embed     a thumbnail -> a vector, by a user's network       a clip at a time
     caption   what a user's program says of it                   a clip at a time, of a video without a caption
     select    scores -> eligible set and reasons                 always made again; opens no video
@@ -31,7 +32,7 @@ from rich.progress import Progress
 from data_pipelines.curate import adapters, captions, file_stages, network_files, part_work, source_list
 from data_pipelines.curate.adapters import NO_ADAPTERS, AdapterOptions, Adapters
 from data_pipelines.curate.clip_sets import OWN_SETS
-from data_pipelines.curate.file_stages import ScanOptions
+from data_pipelines.curate.file_stages import SYNC_SCORES, ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
 from data_pipelines.curate.funnel import FUNNEL_FILE, funnel_table, left_out_lines
 from data_pipelines.curate.part_slices import TASK_S
@@ -42,7 +43,7 @@ from data_pipelines.curate.shot_network import ShotNetwork
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.source_list import ListedVideo
 from data_pipelines.curate.stage_parts import TABLE_FILE, Table
-from data_pipelines.curate.tagging import Thresholds
+from data_pipelines.curate.tagging import CHECKS, Thresholds
 from data_pipelines.engines.local_pool import LocalPool
 from omnihuman_jax.plain_values import check_finite, structure
 from omnihuman_jax.runtime import file_names
@@ -149,6 +150,11 @@ def curate(
         raise ValueError(
             f"thresholds: max_similarity {config.thresholds.max_similarity} compares embeddings, and none are made;"
             " give --embedding-network, or leave max_similarity out"
+        )
+    if any(check.asks(config.thresholds) for check in CHECKS if check.score in SYNC_SCORES) and given.sync is None:
+        raise ValueError(
+            "thresholds: min_syncnet_confidence, max_syncnet_distance and max_syncnet_offset_s ask for scores of"
+            " SyncNet, and none are made; give --sync-network, or leave them out"
         )
     if options.shots.network:
         ShotNetwork(Path(options.shots.network))  # or an error, before anything starts
@@ -304,7 +310,7 @@ def _parser() -> argparse.ArgumentParser:
         type=local,
         help="JSON file: shots, thresholds, loosest, default_caption, caption_encoding, max_seconds_per_video,"
         " part_videos, task_minutes, workers, networks, person_network, pose_network, embedding_network,"
-        " caption_command, caption_timeout_s",
+        " sync_network, caption_command, caption_timeout_s, network_device, network_gpus",
     )
     parser.add_argument(
         "--loosest",

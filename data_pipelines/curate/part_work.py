@@ -28,7 +28,7 @@ from data_pipelines.curate.part_task import Made, PartTask
 from data_pipelines.curate.reach import Reach
 from data_pipelines.curate.row_deaths import RowDeaths
 from data_pipelines.curate.stage_parts import SCHEMAS, Table
-from data_pipelines.curate.stage_rows import ASKED_AGAIN, Kept, chosen_by, listened, look_plan, name_of
+from data_pipelines.curate.stage_rows import ASKED_AGAIN, Kept, chosen_by, followed, look_plan, name_of
 from data_pipelines.needs import Needs
 from omnihuman_jax.runtime import files
 from omnihuman_jax.typing import FPS
@@ -38,16 +38,19 @@ _MAKERS = {
     "preview": stage_rows.preview,
     "look": stage_rows.look,
     "listen": stage_rows.listen,
+    "sync": stage_rows.sync,
     "embed": stage_rows.embed,
     "caption": stage_rows.caption,
 }
+# Stages that are made of landmarks -> what says in a row why there are none.
+_OF_LANDMARKS = {"listen": "lip_sync_why", "sync": "sync_why"}
 # What the stages read that not every table has.
-_READS = {"embed": "preview", "caption": "scan"}
+_READS = {"sync": "look", "embed": "preview", "caption": "scan"}
 # Videos are not opened to see how long they are: ten minutes of 8 Mbit/s are 600 MB.
 BYTES_A_SECOND = 1e6
 # Processes that worked on clips of 2160 lines, or of twenty seconds, held 0.35, 0.7, 0.65 and 0.35 GiB; the rest
 # is for the rows of a part, and for networks of a user's.
-MEMORY_MIB = {"scan": 768, "preview": 1024, "look": 1024, "listen": 768, "embed": 1024, "caption": 768}
+MEMORY_MIB = {"scan": 768, "preview": 1024, "look": 1024, "listen": 768, "sync": 1024, "embed": 1024, "caption": 768}
 
 
 def work(task: PartTask) -> Made:
@@ -134,6 +137,7 @@ def _needs(stage: str, task: PartTask) -> Needs:
         "scan": task.options.shots.network,
         "preview": True,  # the network that finds text
         "look": task.given.finder,
+        "sync": True,
         "embed": True,
     }
     return Needs(gpus=task.given.gpus if runs.get(stage) else 0.0, memory_mib=MEMORY_MIB[stage])
@@ -153,15 +157,15 @@ def slices_of(task: PartTask, table: Table, stage: str) -> list[Slice]:
         sizes = task.sizes or (0,) * len(task.sources)
         return part_slices.cut(stage, [size / BYTES_A_SECOND for size in sizes], task.task_s)
     clips = stage_parts.clip_rows(table.read("scan", task.number))
-    if stage not in ("preview", "look", "listen"):
+    if stage not in ("preview", "look", "listen", "sync"):
         return [Slice(stage=stage, begin=0, end=len(clips))]
     seconds = [(clip["end_frame"] - clip["start_frame"]) / FPS for clip in clips]
     kept, nothing = _kept(task, table, stage), [False] * len(clips)
     if stage == "look":
         whys, stays = look_plan(task, table, kept)
         nothing = [bool(why) or stay for why, stay in zip(whys, stays, strict=True)]
-    elif stage == "listen" and kept:
-        nothing = listened(kept, table, task.number)
+    elif stage in _OF_LANDMARKS and kept:
+        nothing = followed(kept, table, task.number, _OF_LANDMARKS[stage])
     return part_slices.cut(stage, np.where(nothing, 0.0, seconds).tolist(), task.task_s)
 
 
@@ -186,9 +190,10 @@ def to_make(task: PartTask) -> list[str]:
     if "look" not in stages:
         chosen_by = stage_parts.stated_choice(table.part("look", number))
         if not chosen_by or not Reach.from_json(chosen_by).covers(task.reach):
-            stages += ["look", "listen"]
-    if "listen" not in stages and stage_parts.stated_choice(table.part("listen", number)) != chosen_by:
-        stages += ["listen"]
+            stages += ["look", *_OF_LANDMARKS]
+    for stage in _OF_LANDMARKS:
+        if stage in table.stages and stage not in stages:
+            stages += [stage] if stage_parts.stated_choice(table.part(stage, number)) != chosen_by else []
     if "caption" in table.stages and "caption" not in stages:
         passed_over = json.loads(stage_parts.stated_choice(table.part("caption", number)) or "[]")
         stages += ["caption"] if task.uncaptioned.intersection(passed_over) else []
@@ -244,7 +249,7 @@ def forget_dead(task: PartTask) -> bool:
     first = min((order.index(stage) for stage in stages if stage in order), default=len(order))
     # What reads no more than the first stages is not made again for the sake of the last.
     after = [stage for stage, reads in _READS.items() if order.index(reads) >= first]
-    after += ["embed"] if "embed" in stages else []
+    after += [stage for stage in ("sync", "embed") if stage in stages]
     if "caption" in stages and "caption" not in after:
         _ask_again(task, table)
     for stage in reversed([*order[first:], *(stage for stage in table.stages if stage in after)]):

@@ -29,11 +29,13 @@ def known_scores(clips: pa.Table, previewed: pa.Table) -> dict[str, np.ndarray]:
     }
 
 
-def all_scores(clips: pa.Table, previewed: pa.Table, looked: pa.Table, listened: pa.Table) -> dict[str, np.ndarray]:
-    """Those that checks compare, and the preview's; the rows are one another's."""
+def all_scores(
+    clips: pa.Table, previewed: pa.Table, looked: pa.Table, listened: pa.Table, synced: pa.Table | None = None
+) -> dict[str, np.ndarray]:
+    """Those that checks compare, and the preview's; the rows are one another's. synced: of a table with SyncNet."""
     scores = known_scores(clips, previewed)
     scores["looked_at"] = 1.0 - is_word(looked["landmarks_why"], BY_PREVIEW)
-    for columns in (looked, listened):
+    for columns in (looked, listened, *([] if synced is None else [synced])):
         scores |= {name: columns[name].to_numpy() for name in columns.column_names if name in SCORES}
     return scores
 
@@ -44,6 +46,7 @@ def is_word(column: pa.ChunkedArray, word: str) -> np.ndarray:
 
 
 def read_scores(table: Table, number: int) -> dict[str, np.ndarray]:
-    """`all_scores` of a part."""
-    parts = [table.read(stage, number) for stage in ("preview", "look", "listen")]
-    return all_scores(clips_of(table.read("scan", number)), *parts)
+    """`all_scores` of a part; of stages that the table does not have, nothing was computed."""
+    parts = [table.read(stage, number) for stage in table.scored]
+    clips = clips_of(table.read("scan", number))
+    return {**{name: np.full(len(clips), np.nan) for name in SCORES}, **all_scores(clips, *parts)}

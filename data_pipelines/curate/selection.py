@@ -25,7 +25,7 @@ from rich.progress import Progress
 from data_pipelines.curate import captions, duplicates, near_copies, sets_writer, source_list, stage_parts
 from data_pipelines.curate.clip_sets import OWN_SETS, SETS_FILE
 from data_pipelines.curate.clips import write_text
-from data_pipelines.curate.file_stages import BY_PREVIEW
+from data_pipelines.curate.file_stages import BY_PREVIEW, SYNC_SCORES
 from data_pipelines.curate.funnel import FUNNEL_FILE, Funnel, funnel_table, left_out_lines
 from data_pipelines.curate.part_tags import (
     COPY,
@@ -87,6 +87,11 @@ def select(
         raise ValueError(
             f"{table_dir}: has no embeddings for max_similarity {thresholds.max_similarity} to compare; run"
             " `omnihuman curate` with --embedding-network, or leave max_similarity out"
+        )
+    if "sync" in _columns(thresholds, sweeps) and "sync" not in table.stages:
+        raise ValueError(
+            f"{table_dir}: has no scores of SyncNet, which the thresholds ask for; run `omnihuman curate` with"
+            " --sync-network, or leave min_syncnet_confidence, max_syncnet_distance and max_syncnet_offset_s out"
         )
     listing = _Listing(source_list.read_listings(table))
     numbers = listing.numbers()
@@ -169,12 +174,12 @@ def _tag_part(
     sources, unread = listing.of(number)
     clips = clips_of(scanned)
     columns = _columns(thresholds, sweeps)
-    scored = {stage: table.read(stage, number, columns[stage]) for stage in STAGES[1:]}
+    scored = {stage: table.read(stage, number, names) for stage, names in columns.items()}
     own = {"caption": ["caption"]}
     besides = {
         stage: table.read(stage, number, ["reason", *own.get(stage, ())])
         for stage in table.stages
-        if stage not in STAGES
+        if stage not in ("scan", *scored)
     }
     signature, embedded, video = np.zeros((0, 4), np.uint64), np.zeros(0, bool), np.zeros(0, np.uint64)
     if thresholds.max_similarity < 1:
@@ -233,7 +238,8 @@ def _columns(thresholds: Thresholds, sweeps: Sequence[ThresholdSweep]) -> dict[s
     scores = {check.score for check in CHECKS if check.asks(thresholds) or check.threshold in swept}
     names = {*scores, *(f"preview_{name}" for name in scores), "reason", *_LACKING}
     names |= {*near_copies.WORDS} if thresholds.min_copy_distance else set()
-    return {stage: [name for name in SCHEMAS[stage].names if name in names] for stage in STAGES[1:]}
+    stages = [*STAGES[1:], *(["sync"] if scores & {*SYNC_SCORES} else [])]
+    return {stage: [name for name in SCHEMAS[stage].names if name in names] for stage in stages}
 
 
 def _check_looked_at(table: Table, parts: Sequence[PartTags], asked: Thresholds) -> None:

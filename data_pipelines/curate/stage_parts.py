@@ -7,13 +7,14 @@
     preview@.../part-00007.parquet, .array_record   a row a clip: scores; a record a clip: a thumbnail
     look@.../part-00007.parquet, .array_record      a row a clip: scores; a record a clip: landmarks, where computed
     listen@.../part-00007.parquet                   a row a clip: scores
+    sync@.../part-00007.parquet                     a row a clip: scores, of a table with SyncNet
     embed@.../part-00007.parquet                    a row a clip: a vector, of a table with an embedding network
     caption@.../part-00007.parquet                  a row a clip: what a caption command said, of a table with one
 
 A part that is there is whole, and done; one that is not is work. There is no other state, and no file a clip. Parts of
-`look` and `listen` say beside their rows by what those with landmarks were chosen (`reach.Reach`): by looser thresholds
-they are work once more, for the rows that these let through. Parts of `caption` say which videos were passed over, as
-they had captions of their own.
+`look`, `listen` and `sync` say beside their rows by what those with landmarks were chosen (`reach.Reach`): by looser
+thresholds they are work once more, for the rows that these let through. Parts of `caption` say which videos were passed
+over, as they had captions of their own.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ FORMAT = 1
 TABLE_FILE = "table.json"
 STAGES = ("scan", "preview", "look", "listen")
 # Stages that a table has if it was curated with what they need; after the others.
-OPTIONAL_STAGES = ("embed", "caption")
+OPTIONAL_STAGES = ("sync", "embed", "caption")
 CLIP, SHORT, DEAD = "clip", "short", "dead"
 RECORDS_SUFFIX = ".array_record"
 # Without a checksum a page with a flipped bit is read as other numbers.
@@ -87,6 +88,7 @@ SCHEMAS = {
     "listen": pa.schema(
         _scored([*file_stages.SOUND_SCORES, *file_stages.LIP_SYNC_SCORES], ["sound", "lip_sync"], clip_hashes.OF_SOUND)
     ),
+    "sync": pa.schema(_scored(file_stages.SYNC_SCORES, ["sync"])),
     "embed": pa.schema(
         [
             pa.field("clip_id", pa.string()),
@@ -114,6 +116,7 @@ GROUPS = {
     "landmarks": file_stages.LANDMARK_SCORES,
     "sound": file_stages.SOUND_SCORES,
     "lip_sync": file_stages.LIP_SYNC_SCORES,
+    "sync": file_stages.SYNC_SCORES,
 }
 
 
@@ -178,6 +181,11 @@ class Table:
     def stages(self) -> tuple[str, ...]:
         """Those that it has, in order."""
         return (*STAGES, *(stage for stage in OPTIONAL_STAGES if stage in self.keys))
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Those of them that give scores, in order."""
+        return tuple(stage for stage in self.stages if stage in (*STAGES[1:], "sync"))
 
     def missing(self, number: int) -> list[str]:
         """The stages that part `number` lacks, in order."""

@@ -40,7 +40,7 @@ Rows = tuple[list[dict[str, Any]], int]
 
 def chosen_by(task: PartTask, table: Table, stage: str) -> str:
     """What a part that is made now says of its rows: also what it said before, as those rows stay."""
-    if stage == "listen":
+    if stage in ("listen", "sync"):
         return stage_parts.stated_choice(table.part("look", task.number))
     if stage == "caption":
         return json.dumps(sorted(set(task.sources) - task.uncaptioned))
@@ -131,16 +131,16 @@ def look(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> R
     return rows, len(rows) - sum(stays[part.rows])
 
 
-def listened(kept: list[dict[str, Any]], table: Table, number: int) -> list[bool]:
-    """Of each clip of a part, whether the row of `listen` that is there stays."""
+def followed(kept: list[dict[str, Any]], table: Table, number: int, why: str) -> list[bool]:
+    """Of each clip of a part, whether the row that is there, made of its landmarks, stays. why: the row's own."""
     whys = table.read("look", number, ["landmarks_why"])["landmarks_why"].to_pylist()
-    return [_stays(row["lip_sync_why"], why) for row, why in zip(kept, whys, strict=True)]
+    return [_stays(row[why], now) for row, now in zip(kept, whys, strict=True)]
 
 
 def listen(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
     rows, new = [], 0
     looked = table.read("look", task.number, ["clip_id", "landmarks_why"]).to_pylist()
-    stays = listened(kept, table, task.number) if kept else [False] * len(looked)
+    stays = followed(kept, table, task.number, "lip_sync_why") if kept else [False] * len(looked)
     for index, clip in _clips(task, table, part):
         name, path = looked[index]["clip_id"], task.paths.get(clip["source"], "")
         without = looked[index]["landmarks_why"]
@@ -159,6 +159,31 @@ def listen(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) ->
         if isinstance(found, DeadLetter):
             why = f"failed: {found.reason}"
             found = {"sound_why": why, "lip_sync_why": why, **dataclasses.asdict(found)}
+        rows.append({"clip_id": name, **found})
+    return rows, new
+
+
+def sync(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
+    network = task.given.sync
+    assert network is not None
+    rows: list[dict[str, Any]] = []
+    new = 0
+    looked = table.read("look", task.number, ["landmarks_why"])["landmarks_why"].to_pylist()
+    stays = followed(kept, table, task.number, "sync_why") if kept else [False] * len(looked)
+    for index, clip in _clips(task, table, part):
+        name, path = name_of(clip), task.paths.get(clip["source"], "")
+        if kept and stays[index]:
+            rows.append(kept[index])
+            continue
+        new += 1
+        if without := looked[index]:
+            rows.append({"clip_id": name, "sync_why": without if without == BY_PREVIEW else UNREADABLE})
+            continue
+        box_TN4 = stage_parts.read_record(table.landmarks(task.number), index)["track_box_TN4"]
+        question = {"track_box_TN4": box_TN4, "has_audio": clip["has_audio"], "network": network}
+        found = _tried(task, file, name, path, functools.partial(file_stages.sync, **_place(clip), **question))
+        if isinstance(found, DeadLetter):
+            found = {"sync_why": f"failed: {found.reason}", **dataclasses.asdict(found)}
         rows.append({"clip_id": name, **found})
     return rows, new
 

@@ -18,6 +18,8 @@ _LIMITS = {
     "_share": (0, 1),
     "body_confidence": (0, 1),
     "lip_sync_confidence": (0, 2),
+    "_syncnet_distance": (0, 100),
+    "_syncnet_offset_s": (0, 1),
     "_brightness": (0, 255),
     "_brisque": (0, 1000),
     "_camera_motion": (0, 100),
@@ -74,6 +76,10 @@ class Thresholds:
     max_faces_share: float = 0.1
     min_lip_sync_confidence: float = 0.35
     max_lip_sync_offset_s: float = 0.2
+    # By SyncNet, of a table that was curated with one; these ask for nothing unless they are set.
+    min_syncnet_confidence: float = 0.0
+    max_syncnet_distance: float = 100.0
+    max_syncnet_offset_s: float = 1.0
     # Pose: one person whose body, be it head and shoulders only, is seen throughout. Hands are scored, not required.
     min_pose_share: float = 0.8
     min_pose_face_share: float = 0.5
@@ -126,7 +132,7 @@ class Check:
 
     def seen(self, value: np.ndarray) -> np.ndarray:
         """The score as it is compared: an offset's size."""
-        return np.abs(value) if self.score == "lip_sync_offset_s" else value
+        return np.abs(value) if self.score.endswith("_offset_s") else value
 
     @property
     def is_upper(self) -> bool:
@@ -187,6 +193,9 @@ CHECKS = (
     Check("more than one face", "faces_share", "max_faces_share", _AUDIO),
     Check("lips do not follow the sound (phone proxy)", "lip_sync_confidence", "min_lip_sync_confidence", _AUDIO),
     Check("sound and lips apart (phone proxy)", "lip_sync_offset_s", "max_lip_sync_offset_s", _AUDIO),
+    Check("lips do not follow the sound (SyncNet)", "syncnet_confidence", "min_syncnet_confidence", _AUDIO),
+    Check("lips and sound unlike (SyncNet)", "syncnet_distance", "max_syncnet_distance", _AUDIO),
+    Check("sound and lips apart (SyncNet)", "syncnet_offset_s", "max_syncnet_offset_s", _AUDIO),
     Check(NOT_LOOKED_AT, "looked_at", 1, _POSE),
     Check("body not seen throughout", "pose_share", "min_pose_share", _POSE),
     Check("face not seen", "face_share", "min_pose_face_share", _POSE),

@@ -13,24 +13,36 @@ _ROOM = 0.4
 
 def crop_faces(frames_THW3: np.ndarray, mesh_TKD: np.ndarray, size: int) -> np.ndarray | None:
     """uint8 [T, size, size, 3]; None where no frame shows a face. Frames without one take the nearest that has."""
-    from PIL import Image
+    squares_T3 = face_squares(mesh_TKD)
+    if squares_T3 is None:
+        return None
+    return np.stack([crop(frame, square, size) for frame, square in zip(frames_THW3, squares_T3)])
 
+
+def face_squares(mesh_TKD: np.ndarray) -> np.ndarray | None:
+    """float64 [T, 3], x and y of the middle and half a side, of the points of a face (or of two corners of its box),
+    NaN where there is none; None where no frame has them.
+    """
     points = np.asarray(mesh_TKD, np.float64)[..., :2]
     seen = np.flatnonzero(np.isfinite(points).all((1, 2)))
     if not len(seen):
         return None
     nearest = seen[np.abs(np.arange(len(points))[:, None] - seen).argmin(1)]
     low, high = points[nearest].min(1), points[nearest].max(1)
-    boxes_T3 = _smoothed(np.concatenate([(low + high) / 2, (high - low).max(1, keepdims=True) / 2], 1))
-    crops = []
-    for frame, (x, y, half) in zip(frames_THW3, boxes_T3):
-        side = (1 + _ROOM) * half
-        left, top = round(x - side), round(y - half)
-        right, bottom = round(x + side), round(y + half * (1 + 2 * _ROOM))
-        # Pillow fills what lies outside the picture with black; the reference with grey: rare, and a border only.
-        cut = Image.fromarray(frame).crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-        crops.append(np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR)))
-    return np.stack(crops)
+    return _smoothed(np.concatenate([(low + high) / 2, (high - low).max(1, keepdims=True) / 2], 1))
+
+
+def crop(frame_HW3: np.ndarray, square_3: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [size, size, 3]: a square of `face_squares`, with room around it."""
+    from PIL import Image
+
+    x, y, half = square_3
+    side = (1 + _ROOM) * half
+    left, top = round(x - side), round(y - half)
+    right, bottom = round(x + side), round(y + half * (1 + 2 * _ROOM))
+    # Pillow fills what lies outside the picture with black; the reference with grey: rare, and a border only.
+    cut = Image.fromarray(frame_HW3).crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    return np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _smoothed(values_TN: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from omnihuman_jax.evaluation import face_crop, i3d, inception, loudness, syncnet
+from omnihuman_jax.evaluation import face_crop, i3d, inception, loudness, sync_offsets, syncnet
 from omnihuman_jax.evaluation.face_identity import FaceIdentity
 from omnihuman_jax.evaluation.field_table import SCORERS
 from omnihuman_jax.runtime import files
@@ -143,8 +143,8 @@ class Extractor:
         return syncnet.load_syncnet(self.networks.syncnet)
 
     def _sync(self, video: "_Video") -> dict[str, np.ndarray]:
-        faces = face_crop.crop_faces(video.enlarged, video.mesh, syncnet.SIZE)
-        if video.wave is None or faces is None or len(faces) <= syncnet.FRAMES:
+        faces = face_crop.crop_faces(video.enlarged, video.mesh, sync_offsets.SIZE)
+        if video.wave is None or faces is None or len(faces) <= sync_offsets.FRAMES:
             return {}
         found = syncnet.measure_sync(self._sync_network, faces, video.wave)
         return {"sync_3": np.array([found.confidence, found.distance, found.offset])}

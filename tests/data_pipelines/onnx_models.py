@@ -67,3 +67,21 @@ def jump_network(path: Path) -> Path:
     numbers = {"zero": [0], "one": [1], "last": [99], "end": [100], "pads": [0, 0, 0, 1]}
     weights = {name: np.array(value, np.int64) for name, value in numbers.items()}
     return write(path, nodes, {"x": [1, 100, 27, 48, 3]}, ["probability"], least=np.array(20, np.float32), **weights)
+
+
+def loudness_sync_network(path: Path, *, sound_first: bool = False) -> Path:
+    """SyncNet's inputs; its features are, of each of five frames, the light over 10, and the loudness of the sound."""
+    nodes = [
+        helper.make_node("ReduceMean", ["faces"], ["light"], axes=[1, 3, 4], keepdims=0),
+        helper.make_node("Mul", ["light", "tenth"], ["face"]),
+        helper.make_node("Slice", ["cepstra", "zero", "one", "rows"], ["loudness"]),
+        helper.make_node("Reshape", ["loudness", "by_frame"], ["of_frames"]),
+        helper.make_node("ReduceMean", ["of_frames"], ["sound"], axes=[2], keepdims=0),
+    ]
+    inputs: dict[str, list[Any]] = {"faces": ["N", 3, 5, 224, 224], "cepstra": ["N", 1, 13, 20]}
+    outputs = ["face", "sound"]
+    if sound_first:
+        inputs, outputs = dict(reversed(inputs.items())), outputs[::-1]
+    numbers = {"zero": [0], "one": [1], "rows": [2], "by_frame": [-1, 5, 4]}
+    weights = {name: np.array(value, np.int64) for name, value in numbers.items()}
+    return write(path, nodes, inputs, outputs, tenth=np.array(0.1, np.float32), **weights)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from omnihuman_jax.evaluation import i3d, inception, mfcc, syncnet
+from omnihuman_jax.evaluation import i3d, inception, mfcc, sync_offsets, syncnet
 from tests.parity import oracles
 
 LIMIT = 1e-4
@@ -177,10 +177,10 @@ def test_distances_offset_and_confidence(measured):
     face = rng.standard_normal((40, 64)).astype(np.float32)
     sound = np.roll(face, -3, 0) + 0.3 * rng.standard_normal((40, 64)).astype(np.float32)
     expected = torch.stack(theirs.calc_pdist(torch.from_numpy(face), torch.from_numpy(sound), vshift=15), 1).mean(1)
-    found = syncnet.mean_distances(face, sound)
+    found = sync_offsets.mean_distances(face, sound)
     measured("SyncNet's mean distances, relative", relative(found, expected), 1e-6)
     lowest, place = expected.min(0)
-    sync = syncnet.sync_of(face, sound)
+    sync = sync_offsets.sync_of(face, sound)
     assert sync.offset == 15 - int(place) == 3
     assert sync.distance == pytest.approx(float(lowest), rel=1e-6)
     assert sync.confidence == pytest.approx(float(expected.median() - lowest), rel=1e-5)
@@ -211,6 +211,35 @@ def test_syncnet_from_frames_and_sound(original_syncnet, tmp_path, measured):
     assert found.offset == offset
     measured("Sync-D from frames and sound, relative", abs(found.distance - distance) / distance, LIMIT)
     measured("Sync-C from frames and sound, relative to Sync-D", abs(found.confidence - confidence) / distance, LIMIT)
+
+
+@pytest.mark.slow
+def test_syncnet_in_onnx_as_curate_runs_it(original_syncnet, tmp_path, measured):
+    """The public network, exported as docs/data.md says, against ours."""
+    from data_pipelines.curate.sync_network import SyncNetwork
+
+    module, path = original_syncnet
+
+    class BothTowers(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = module
+
+        def forward(self, faces, cepstra):
+            return self.network.forward_lip(faces), self.network.forward_aud(cepstra)
+
+    inputs = torch.zeros(2, 3, 5, 224, 224), torch.zeros(2, 1, 13, 20)
+    axes = {"faces": {0: "N"}, "cepstra": {0: "N"}}
+    file = str(tmp_path / "syncnet.onnx")
+    torch.onnx.export(
+        BothTowers().eval(), inputs, file, input_names=[*axes], dynamic_axes=axes, dynamo=False
+    )  # fmt: skip
+    faces, sound = pictures(14, 20, 224, 224, 3), speech(15, 20 / 25)
+    expected = syncnet.measure_sync(syncnet.load_syncnet(path), faces, sound)
+    found = SyncNetwork.load(file).measure(faces, sound)
+    assert found.offset == expected.offset
+    measured("Sync-D by ONNX, relative", abs(found.distance - expected.distance) / expected.distance, LIMIT)
+    measured("Sync-C by ONNX, relative to Sync-D", abs(found.confidence - expected.confidence) / found.distance, LIMIT)
 
 
 def test_a_file_of_another_network_is_refused_with_what_is_wrong(original_syncnet, tmp_path):
