@@ -5,6 +5,7 @@ good one beside them is curated; whatever became of a table: a line that names t
 import os
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +47,37 @@ def write_bad(folder: Path, good: bytes) -> dict[str, str]:
         "page.webm": (b"<!doctype html><title>403 Forbidden</title>", ""),
         "json.avi": (b'{"error": "not found"}', ""),
         "sound.mp4": (_wav(), ""),
+        "no size.mp4": (_without_size(good), ""),
         "pickle.mp4": (b"\x80\x04\x95" + bytes(40), ""),
     }
     for name, (data, _) in files.items():
         (folder / name).write_bytes(data)
     return {name: word for name, (_, word) in files.items()}
+
+
+def _without_size(mp4: bytes) -> bytes:
+    """0 x 0, wherever the file says what it is: in its track's header, its sample's description and its codec's."""
+    data = bytearray(mp4)
+    sample = data.find(b"avc1", data.find(b"stsd"))
+    codec, track = data.find(b"avcC"), data.find(b"tkhd")
+    end = track - 4 + int.from_bytes(data[track - 4 : track], "big")
+    for place, count in ((sample + 28, 4), (codec + 12, 22), (end - 8, 8)):
+        data[place : place + count] = bytes(count)
+    return bytes(data)
+
+
+def _write_negative(path: Path, frames: np.ndarray) -> None:
+    """As cameras do that record before the button is pressed: the first ten pictures are before time 0."""
+    import av
+
+    with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as file:
+        stream = file.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.height, stream.width = frames.shape[1:3]
+        for number, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture)
+            frame.pts, frame.time_base = number - 10, Fraction(1, 25)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
 
 
 def _wav() -> bytes:
@@ -69,6 +96,8 @@ def curated(sample_media: SampleMedia, tmp_path_factory: pytest.TempPathFactory)
     (root / "media").mkdir()
     frames = media_omnihuman.read_video(sample_media.videos / "carphone_pristine.mp4", size=(96, 128), duration_s=1.2)
     media_omnihuman.write_video(root / "media" / "good.mp4", frames)
+    mirrored = frames[:, :, ::-1]  # or it would be a copy of the good one
+    _write_negative(root / "media" / "negative.mp4", np.concatenate([mirrored[9::-1], mirrored]))
     words = write_bad(root / "media", (root / "media" / "good.mp4").read_bytes())
     (root / "media" / "folder.mp4").mkdir()
     os.symlink(root / "nowhere.mp4", root / "media" / "link.mp4")
@@ -85,7 +114,8 @@ def test_every_bad_file_is_a_dead_letter_and_the_rest_is_finished(curated: tuple
         assert row["stage"] == "scan" and row["reason"] and row["exception"] and row["tries"] == 1
         assert words[name] in row["reason"] and str(root) not in row["reason"] and row["reason"].isprintable()
     assert funnel["passed_over"] == {"captions without a video": ["lonely.txt"], "links to nothing": ["link.mp4"]}
-    assert [clip.video for clip in read_clips(root / "table")] == ["good.mp4"]
+    clips = {clip.video: (clip.start_frame, clip.end_frame) for clip in read_clips(root / "table")}
+    assert clips == {"good.mp4": (0, 30), "negative.mp4": (0, 30)}, "what is before time 0 is not shown by players"
     again = curate(root / "media", root / "table", CurateConfig(workers=1))
     assert again["computed"] == {"videos": 0, "clips": 0}  # what is bad is not read again
 
