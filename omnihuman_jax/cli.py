@@ -61,7 +61,7 @@ COMMANDS: dict[str, Command] = {
         example="omnihuman theatre --out runs/theatre --hours 0.25 --seed 0 --programme faces",
     ),
     "curate": Command(
-        module="data_pipelines.curate.curate",
+        module="data_pipelines.curate.curate_command",
         help="cut videos into clips, score them, tag each with the conditions that it can train: a table with sets",
         example="omnihuman curate --source my_videos --out runs/mine/clips",
     ),

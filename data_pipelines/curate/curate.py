@@ -1,10 +1,10 @@
-"""`omnihuman curate`: from videos to a TABLE of clips with scores, and SETS that say what each clip can train.
+"""What `omnihuman curate` does: from videos to a TABLE of clips with scores, and SETS: what each clip can train.
 
     scan      header, damage, shots -> frame ranges              a video at a time
     preview   pictures, a person on some of them -> raw scores   a clip at a time
     look      landmarks -> raw scores                            a clip whose preview could be of use, at a time
     listen    sound -> raw scores                                a clip at a time
-    sync      lips and sound -> raw scores, by a user's network    a clip at a time
+    sync      lips and sound -> scores, by a user's network      a clip at a time
     embed     a thumbnail -> a vector, by a user's network       a clip at a time
     caption   what a user's program says of it                   a clip at a time, of a video without a caption
     select    scores -> eligible set and reasons                 always made again; opens no video
@@ -17,7 +17,6 @@ the process that reads it.
 This file lists the work and hands it to an engine; the stages know of neither.
 """
 
-import argparse
 import collections
 import dataclasses
 import json
@@ -26,19 +25,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
-from data_pipelines.curate import adapters, captions, file_stages, network_files, part_work, source_list
+from data_pipelines.curate import captions, file_stages, network_files, part_work, source_list
 from data_pipelines.curate.adapters import NO_ADAPTERS, AdapterOptions, Adapters
 from data_pipelines.curate.clip_sets import OWN_SETS
 from data_pipelines.curate.file_stages import SYNC_SCORES, ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
-from data_pipelines.curate.funnel import FUNNEL_FILE, funnel_table, left_out_lines
 from data_pipelines.curate.part_slices import TASK_S
 from data_pipelines.curate.part_task import Made, PartTask, SlicesOut
-from data_pipelines.curate.reach import looser_fields, looser_of, stricter_of
-from data_pipelines.curate.selection import read_thresholds, select
+from data_pipelines.curate.reach import looser_fields, looser_of
+from data_pipelines.curate.selection import select
 from data_pipelines.curate.shot_network import ShotNetwork
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.source_list import ListedVideo
@@ -46,9 +43,6 @@ from data_pipelines.curate.stage_parts import TABLE_FILE, Table
 from data_pipelines.curate.tagging import CHECKS, Thresholds
 from data_pipelines.engines.local_pool import LocalPool
 from omnihuman_jax.plain_values import check_finite, structure
-from omnihuman_jax.runtime import file_names
-from omnihuman_jax.runtime.locations import local
-from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.runtime.worker_share import WorkerShare
 
 ENGINES = ("local", "ray")
@@ -116,13 +110,14 @@ class CurateConfig(AdapterOptions):
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Engine:
     """What makes the parts. share: this worker's of all; retry_dead: dead letters that are no fault of their files are
-    tried again.
+    tried again; listed: the source is not looked into, but taken as it was listed last.
     """
 
     name: str = "local"
     address: str | None = None
     share: WorkerShare | None = None
     retry_dead: bool = False
+    listed: bool = False
 
 
 def curate(
@@ -159,8 +154,10 @@ def curate(
     if options.shots.network:
         ShotNetwork(Path(options.shots.network))  # or an error, before anything starts
     table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options, given), loosest=loosest)
-    captioning = CaptionOptions(default=config.default_caption, encoding=config.caption_encoding)
-    videos = source_list.look_up(table, source, captioning, config.part_videos)
+    if engine.listed:
+        videos = source_list.as_listed(table, source)
+    else:
+        videos = source_list.look_up(table, source, _captioning(config), config.part_videos)
     table.save(options=options.stated())
     everything = tasks = _tasks(table, videos, options, loosest, given, 60 * config.task_minutes)
     if engine.share is not None:
@@ -184,6 +181,20 @@ def curate(
     sets = Path(table_dir) / OWN_SETS
     funnel = select(table_dir, config.thresholds, sets, progress=progress)
     return {**funnel, "computed": computed}
+
+
+def list_source(
+    source: str | os.PathLike[str], table_dir: str | os.PathLike[str], config: CurateConfig
+) -> tuple[int, int]:
+    """(videos, parts) of a source, which is listed and of which nothing is made; errors as `curate` has them."""
+    config.validate()
+    table = Table(folder=Path(table_dir), keys={})
+    videos = source_list.look_up(table, source, _captioning(config), config.part_videos)
+    return len(videos), len({video.part for video in videos})
+
+
+def _captioning(config: CurateConfig) -> CaptionOptions:
+    return CaptionOptions(default=config.default_caption, encoding=config.caption_encoding)
 
 
 def _stored_loosest(table_dir: str | os.PathLike[str]) -> Thresholds:
@@ -270,140 +281,3 @@ def _made(
 
 
 work: Callable[[PartTask], Made] = part_work.work
-
-
-def _read_config(path: Path) -> CurateConfig:
-    try:
-        return CurateConfig.from_json(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="omnihuman curate",
-        description="Cut videos into clips, score them, and tag each with the conditions that it is eligible for.",
-        epilog="""examples:
-  omnihuman curate --source footage/ --out runs/mine/clips
-  omnihuman curate --source 'gs://raw/talks/**' --out runs/mine/clips
-  omnihuman curate --source 's3://raw/talks/*.mp4' --out runs/mine/clips
-  omnihuman curate --source list.parquet --out runs/mine/clips
-  omnihuman curate --source 'tars/*.tar' --out runs/mine/clips
-  omnihuman curate --source tfds:talks/1.0.0 --out runs/mine/clips""",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--source",
-        required=True,
-        type=source_list.check_source,
-        metavar="SOURCE",
-        help="folder of videos, searched recursively, gs://BUCKET/PREFIX/** or s3://...; NAME.txt: caption of NAME.mp4"
-        " (UTF-8, or UTF-16 with its mark); splits.json: what is held out. LIST.parquet: columns path (or uri),"
-        " caption, split. tars/*.tar: members NAME.mp4 and NAME.txt or NAME.json. tfds:DIR: feature"
-        " video or mp4 of bytes",
-    )
-    parser.add_argument(
-        "--out", required=True, type=local, metavar="TABLE", help=f"folder of the table; its sets are in {OWN_SETS}/"
-    )
-    parser.add_argument(
-        "--config",
-        type=local,
-        help="JSON file: shots, thresholds, loosest, default_caption, caption_encoding, max_seconds_per_video,"
-        " part_videos, task_minutes, workers, networks, person_network, pose_network, embedding_network,"
-        " sync_network, caption_command, caption_timeout_s, network_device, network_gpus",
-    )
-    parser.add_argument(
-        "--loosest",
-        type=local,
-        metavar="FILE",
-        help="YAML or JSON, as for `omnihuman select --thresholds`: the loosest that will be selected with; clips whose"
-        " 5 fps preview is out of their reach get no landmarks (default: those of the table, or the defaults)",
-    )
-    parser.add_argument(
-        "--max-seconds-per-video", type=float, help="read at most this many seconds of each video, from its beginning"
-    )
-    parser.add_argument("--default-caption", help="caption of a video without a .txt beside it")
-    parser.add_argument(
-        "--caption-encoding",
-        metavar="NAME",
-        help="encoding of captions that are neither UTF-8 nor marked as UTF-16, such as cp1252 (default: refuse them)",
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        default=None,
-        help="leave out videos that are turned, transparent, HDR, interlaced, ... instead of undoing that",
-    )
-    adapters.add_arguments(parser)
-    parser.add_argument(
-        "--shot-network", metavar="PATH.onnx", help="TransNetV2 in ONNX, which finds cuts and dissolves (docs/data.md)"
-    )
-    parser.add_argument("--part-videos", type=int, help=f"videos a part, at most (default {source_list.PART_VIDEOS})")
-    parser.add_argument(
-        "--task-minutes",
-        type=float,
-        metavar="M",
-        help=f"minutes of video a task, about; a film, or a large part, is shared by processes in tasks of that size"
-        f" (default {TASK_S / 60:g})",
-    )
-    parser.add_argument("--workers", type=int, help="processes of the local engine (default 2)")
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="local", help="what makes the parts (default: %(default)s)"
-    )
-    parser.add_argument("--address", metavar="HOST", help="head of a running Ray cluster; without it, Ray starts here")
-    parser.add_argument(
-        "--worker", type=WorkerShare.parse, metavar="I/N", help="make the I-th share of N of the parts, and no sets"
-    )
-    parser.add_argument(
-        "--retry-dead", action="store_true", help="try dead letters again that are no fault of their files"
-    )
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`omnihuman curate --source SOURCE --out TABLE`."""
-    arguments = _parser().parse_args(argv)
-    if arguments.address and arguments.engine != "ray":
-        raise ValueError("--address is of --engine ray; give both, or neither")
-    if arguments.worker and arguments.engine == "ray":
-        raise ValueError("--worker is without an engine; leave out --engine ray, which shares the parts itself")
-    config = _read_config(arguments.config) if arguments.config else CurateConfig()
-    for name in (
-        "max_seconds_per_video", "default_caption", "caption_encoding", "strict", "part_videos", "task_minutes",
-        "workers",
-    ):  # fmt: skip
-        if getattr(arguments, name) is not None:
-            setattr(config, name, getattr(arguments, name))
-    config.take(arguments)
-    if arguments.shot_network:
-        config.shots.network = os.path.abspath(arguments.shot_network)
-    if arguments.loosest:
-        config.loosest = read_thresholds(arguments.loosest)
-        if not arguments.config:  # nobody asked for sets that are looser
-            config.thresholds = stricter_of(config.thresholds, config.loosest)
-    engine = Engine(
-        name=arguments.engine, address=arguments.address, share=arguments.worker, retry_dead=arguments.retry_dead
-    )
-    with progress_bar(stays=True) as progress:
-        funnel = curate(arguments.source, arguments.out, config, progress, engine)
-    computed = funnel["computed"]
-    console = Console()
-    if engine.share is not None:
-        left = funnel["unfinished_parts"]
-        then = "run `omnihuman select`" if not left else f"{left} parts are other workers' to finish"
-        done = f"{arguments.out}: {computed['videos']} videos, {computed['clips']} clips scored in this run; {then}"
-        console.print(file_names.printable(done), soft_wrap=True, markup=False, highlight=False)
-        return 0
-    console.print(funnel_table(funnel))
-    done = f"{arguments.out / TABLE_FILE}: {funnel['clips']} clips, {computed['clips']} scored in this run"
-    for line in [*left_out_lines(funnel), file_names.printable(done)]:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    if not funnel["clips"]:
-        raise ValueError(
-            f"{arguments.source}: no clip was made; {OWN_SETS}/{FUNNEL_FILE} in {arguments.out} gives the reasons"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -27,8 +27,8 @@ from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_task import Made, PartTask
 from data_pipelines.curate.reach import Reach
 from data_pipelines.curate.row_deaths import RowDeaths
-from data_pipelines.curate.stage_parts import SCHEMAS, Table
-from data_pipelines.curate.stage_rows import ASKED_AGAIN, Kept, chosen_by, followed, look_plan, name_of
+from data_pipelines.curate.stage_parts import SCHEMAS, Table, clip_id
+from data_pipelines.curate.stage_rows import ASKED_AGAIN, Kept, chosen_by, followed, look_plan
 from data_pipelines.needs import Needs
 from omnihuman_jax.runtime import files
 from omnihuman_jax.typing import FPS
@@ -66,7 +66,8 @@ def _make_slice(task: PartTask, one: Slice) -> Made:
     table, made = task.opened, Made(rows={})
     with _unless_done(task, one.stage):
         rows, new = _make(task, table, one, one.file(table, task.number))
-        _write(one.stage, one.file(table, task.number), rows, _made_of(task, table, one))
+        says = _made_of(task, table, one, _names(task, table, one.stage))
+        _write(one.stage, one.file(table, task.number), rows, says)
         made = Made(rows={one.stage: new}, videos=(one.end - one.begin) * (one.stage == "scan"))
     if one.stage not in to_make(task):
         part_slices.remove(table, one.stage, task.number)
@@ -90,17 +91,16 @@ def _make_part(task: PartTask) -> Made:
         if stage not in _of_one_machine(stages, task):
             return Made(rows=made, videos=videos, then=(task,))
         part, slices = table.part(stage, task.number), slices_of(task, table, stage)
-        lacking = [one for one in slices if len(slices) > 1 and not _is_there(task, table, one)]
-        if lacking:
+        if len(slices) > 1 and (lacking := _lacking(task, table, slices)):
             then = tuple(dataclasses.replace(task, slice=one) for one in lacking)
             return Made(rows=made, videos=videos, then=then)
         if len(slices) == 1:
             rows, made[stage] = _make(task, table, slices[0], part)
             videos += len(task.sources) * (stage == "scan")
             _write(stage, part, rows, chosen_by(task, table, stage))
-            continue
-        with _unless_done(task, stage):
-            _write(stage, part, part_slices.join(table, task.number, slices), chosen_by(task, table, stage))
+        else:
+            with _unless_done(task, stage):
+                _write(stage, part, part_slices.join(table, task.number, slices), chosen_by(task, table, stage))
         part_slices.remove(table, stage, task.number)
     return Made(rows=made, videos=videos)
 
@@ -156,10 +156,10 @@ def slices_of(task: PartTask, table: Table, stage: str) -> list[Slice]:
     if stage == "scan":
         sizes = task.sizes or (0,) * len(task.sources)
         return part_slices.cut(stage, [size / BYTES_A_SECOND for size in sizes], task.task_s)
-    clips = stage_parts.clip_rows(table.read("scan", task.number))
+    clips = stage_parts.clips_of(table.read("scan", task.number, ["kind", "start_frame", "end_frame"]))
     if stage not in ("preview", "look", "listen", "sync"):
         return [Slice(stage=stage, begin=0, end=len(clips))]
-    seconds = [(clip["end_frame"] - clip["start_frame"]) / FPS for clip in clips]
+    seconds = (clips["end_frame"].to_numpy() - clips["start_frame"].to_numpy()) / FPS
     kept, nothing = _kept(task, table, stage), [False] * len(clips)
     if stage == "look":
         whys, stays = look_plan(task, table, kept)
@@ -169,15 +169,27 @@ def slices_of(task: PartTask, table: Table, stage: str) -> list[Slice]:
     return part_slices.cut(stage, np.where(nothing, 0.0, seconds).tolist(), task.task_s)
 
 
-def _is_there(task: PartTask, table: Table, one: Slice) -> bool:
-    return part_slices.is_there(one.file(table, task.number), _made_of(task, table, one))
+def _lacking(task: PartTask, table: Table, slices: Sequence[Slice]) -> list[Slice]:
+    """Those of a stage that are not there, or are another's of the same rows."""
+    names = _names(task, table, slices[0].stage)
+    return [
+        one
+        for one in slices
+        if not part_slices.is_there(one.file(table, task.number), _made_of(task, table, one, names))
+    ]
 
 
-def _made_of(task: PartTask, table: Table, one: Slice) -> str:
-    names: Sequence[str] = task.sources
-    if one.stage != "scan":
-        names = [name_of(clip) for clip in stage_parts.clip_rows(table.read("scan", task.number))]
+def _made_of(task: PartTask, table: Table, one: Slice, names: Sequence[str]) -> str:
     return part_slices.made_of(names[one.rows], chosen_by(task, table, one.stage))
+
+
+def _names(task: PartTask, table: Table, stage: str) -> Sequence[str]:
+    """What the rows of a stage are of: videos, or clips."""
+    if stage == "scan":
+        return task.sources
+    columns = ("kind", "sha256", "start_frame", "end_frame")
+    clips = stage_parts.clips_of(table.read("scan", task.number, columns))
+    return [clip_id(*row) for row in zip(*(clips[name].to_pylist() for name in columns[1:]), strict=True)]
 
 
 def to_make(task: PartTask) -> list[str]:

@@ -101,6 +101,17 @@ def look_up(
     return videos
 
 
+def as_listed(table: Table, source: str | os.PathLike[str]) -> list[ListedVideo]:
+    """The videos of a source as the last `look_up` of it found them, without a look; FileNotFoundError without one."""
+    path = table.folder / "listings" / f"{_listing_name(_shown(check_source(source), table))}.parquet"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--listed: {source} was not listed for {table.folder} yet; run `omnihuman curate --source {source} --out"
+            f" {table.folder} --list` first"
+        )
+    return [ListedVideo(**row) for row in stage_parts.read_part(path).to_pylist()]
+
+
 def find(
     source: str | os.PathLike[str], options: CaptionOptions, besides: str | os.PathLike[str] | None = None
 ) -> Found:
@@ -171,13 +182,16 @@ def write_listing(
     passed_over: reason -> names of what is no video.
     """
     rows = [dataclasses.asdict(video) for video in sorted(videos, key=lambda v: (v.part, v.source))]
-    name = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    folder = table.folder / "listings"
+    name, folder = _listing_name(source), table.folder / "listings"
     others = [path for path in folder.glob("*.parquet") if path.stem != name]
     written = 1 + max(map(_written, others), default=0)
     schema = _LISTING.with_metadata({_WRITTEN: str(written)})
     stage_parts.write_columns(folder / f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
     files.write_text(folder / f"{name}.json", json.dumps({"passed_over": passed_over}))
+
+
+def _listing_name(source: str) -> str:
+    return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def _listings(table: Table) -> list[Path]:

@@ -73,8 +73,8 @@ def preview(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -
     network_files.fetch_all()  # an index that does not answer is no fault of any clip
     rows = []
     with RecordWriter(file.with_suffix(RECORDS_SUFFIX)) as records:
-        for clip in stage_parts.clip_rows(table.read("scan", task.number))[part.rows]:
-            name, path = name_of(clip), task.paths.get(clip["source"], "")
+        for _, clip in _clips(task, table, part):
+            name, path = _name(clip), task.paths.get(clip["source"], "")
             given: dict[str, Any] = {"networks": task.given.scorers, "finder": task.given.finder}
             preview = functools.partial(file_stages.preview, **_place(clip), **given)
             found = _tried(task, file, name, path, preview)
@@ -109,7 +109,7 @@ def look(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> R
     clips, landmarks = _clips(task, table, part), table.landmarks(task.number)
     with RecordWriter(file.with_suffix(RECORDS_SUFFIX)) as records:
         for index, clip in clips:
-            name, path = name_of(clip), task.paths.get(clip["source"], "")
+            name, path = _name(clip), task.paths.get(clip["source"], "")
             if kept and stays[index]:
                 records.copy(landmarks, index)
                 rows.append(kept[index])
@@ -171,7 +171,7 @@ def sync(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> R
     looked = table.read("look", task.number, ["landmarks_why"])["landmarks_why"].to_pylist()
     stays = followed(kept, table, task.number, "sync_why") if kept else [False] * len(looked)
     for index, clip in _clips(task, table, part):
-        name, path = name_of(clip), task.paths.get(clip["source"], "")
+        name, path = _name(clip), task.paths.get(clip["source"], "")
         if kept and stays[index]:
             rows.append(kept[index])
             continue
@@ -216,7 +216,7 @@ def caption(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -
     told: dict[tuple[str, ...], str | DeadLetter] = {}
     new = 0
     for index, clip in _clips(task, table, part):
-        name, source = name_of(clip), clip["source"]
+        name, source = _name(clip), clip["source"]
         if kept and kept[index]["caption_why"] not in (OWN_CAPTION, GONE, ASKED_AGAIN):
             rows.append(kept[index])
             continue
@@ -244,10 +244,11 @@ def _stays(why: str | None, now: str | None) -> bool:
 
 def _clips(task: PartTask, table: Table, part: Slice) -> list[tuple[int, dict[str, Any]]]:
     """(its number in the part, its row of `scan`) of each clip of a slice."""
-    return list(enumerate(stage_parts.clip_rows(table.read("scan", task.number))))[part.rows]
+    clips = stage_parts.clips_of(table.read("scan", task.number)).slice(part.begin, part.end - part.begin)
+    return list(enumerate(clips.to_pylist(), part.begin))
 
 
-def name_of(clip: Mapping[str, Any]) -> str:
+def _name(clip: Mapping[str, Any]) -> str:
     return clip_id(clip["sha256"], clip["start_frame"], clip["end_frame"])
 
 

@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 
-from omnihuman_jax.commands import report
+from omnihuman_jax.ablation.arm_commands import Places
+from omnihuman_jax.commands import ablate, report
 from omnihuman_jax.reporting import pairs_page, theatre_page
 from omnihuman_jax.serving import media_omnihuman
+from tests.commands.test_ablate import SMALL, made_up
 from tests.commands.test_report import make_run, moving_square
+from tests.training import runs
 
 pytestmark = pytest.mark.browser
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -96,6 +99,20 @@ def test_the_theatre_s_videos_play_beside_their_table(tmp_path: Path, width: int
     page.write_text(theatre_page.page(result, [("a <window>", "videos/a.mp4")], ["truth", "own sound & more"]))
     told = opened(page, width)
     assert [(v["width"], v["height"], v["seconds"], v["error"]) for v in told["videos"]] == [(80, 64, 1.0, None)]
+    assert told["wider"] <= 0 and all(name.startswith("file:") for name in told["loaded"])
+
+
+@pytest.mark.parametrize("width", [1280, 480])
+def test_the_ablations_clips_play_beside_their_curves(tmp_path: Path, width: int) -> None:
+    places = Places(out=tmp_path, config=ablate.DEFAULT_CONFIG, theatres={"faces": tmp_path})
+    made_up(places, runs.write_dataset(tmp_path / "dataset"))
+    clips = list(tmp_path.glob("faces/*/*/training_samples/*/*.mp4"))
+    for clip in clips:
+        media_omnihuman.write_video(clip, moving_square(25, 20), 25)
+    ablate.write_results(SMALL, places, {})
+    told = opened(tmp_path / ablate.PAGE, width)
+    assert told["videos"] and len(told["videos"]) <= len(clips)
+    assert all((v["width"], v["height"], v["error"]) == (80, 64, None) for v in told["videos"])
     assert told["wider"] <= 0 and all(name.startswith("file:") for name in told["loaded"])
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from data_pipelines.curate import curate as module
 from data_pipelines.curate import (
+    curate_command,
     file_stages,
     landmarks,
     lipsync,
@@ -27,8 +28,9 @@ from data_pipelines.curate import (
 )
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips, table_folder
 from data_pipelines.curate.clips import Clip
-from data_pipelines.curate.curate import CurateConfig, Engine, curate, funnel_table
+from data_pipelines.curate.curate import CurateConfig, Engine, curate
 from data_pipelines.curate.file_stages import ScanOptions
+from data_pipelines.curate.funnel import funnel_table
 from data_pipelines.curate.part_task import Made, PartTask
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds, tag
@@ -267,17 +269,17 @@ def test_command_prints_the_funnel(curated: Curated, capsys: pytest.CaptureFixtu
     config.write_text(json.dumps({"max_seconds_per_video": SECONDS, "thresholds": {"min_hand_share": 0.2}}))
     command = ["--source", str(curated.videos), "--out", str(tmp_path / "clips"), "--config", str(config)]
     shutil.copytree(curated.out, tmp_path / "clips")
-    assert module.main(command) == 0
+    assert curate_command.main(command) == 0
     printed = capsys.readouterr().out
     assert "eligible clips" in printed and "0 scored in this run" in printed and "silent" in printed
     config.write_text(json.dumps({"thresholds": {"min_hands": 0.2}}))
     with pytest.raises(ValueError, match="min_hands"):
-        module.main(command)
+        curate_command.main(command)
     with pytest.raises(ValueError, match="no videos in it"):
         (tmp_path / "nothing").mkdir()
-        module.main(["--source", str(tmp_path / "nothing"), "--out", str(tmp_path / "clips")])
+        curate_command.main(["--source", str(tmp_path / "nothing"), "--out", str(tmp_path / "clips")])
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        module.main(["--source", str(tmp_path / "gone"), "--out", str(tmp_path / "clips")])
+        curate_command.main(["--source", str(tmp_path / "gone"), "--out", str(tmp_path / "clips")])
 
 
 def test_many_clips_are_counted_by_reason(curated: Curated) -> None:
@@ -438,7 +440,7 @@ def test_names_of_the_footage_do_nothing_in_the_terminal(
             file.write(video + padding)
     (tmp_path / "[bold]c.mp4").write_bytes(b"no video")
     arguments = ["--source", str(tmp_path), "--out", str(tmp_path / "out"), "--max-seconds-per-video", "1.2"]
-    assert module.main(arguments) == 0
+    assert curate_command.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "[bold]c.mp4" in "".join(printed.split())
     assert "passed over: files of other types: 2 (<b>.wav, [link=x.jpg)" in printed
@@ -543,7 +545,7 @@ def test_thresholds_out_of_range_are_refused(field: str, value: float, message: 
     file = tmp_path / "curate.json"
     file.write_text(json.dumps({"thresholds": {field: value}}))
     with pytest.raises(ValueError, match=message):
-        module.main(["--source", str(tmp_path), "--out", str(tmp_path / "out"), "--config", str(file)])
+        curate_command.main(["--source", str(tmp_path), "--out", str(tmp_path / "out"), "--config", str(file)])
 
 
 def test_numbers_that_are_none_are_refused_wherever_they_stand() -> None:

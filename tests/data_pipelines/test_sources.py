@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +18,26 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines.curate import curate as curate_module
-from data_pipelines.curate import file_stages, part_work, source_list, stage_parts, stage_rows, video_files
+from data_pipelines.curate import (
+    curate_command,
+    file_stages,
+    part_work,
+    source_list,
+    stage_parts,
+    stage_rows,
+    video_files,
+)
 from data_pipelines.curate.clip_sets import read_clips, table_folder
 from data_pipelines.curate.curate import CurateConfig, Engine, curate
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions, Found
 from data_pipelines.curate.part_slices import Slice
+from data_pipelines.curate.part_task import PartTask
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.curate.video_files import Address
 from omnihuman_jax.runtime import exit_codes, files
+from omnihuman_jax.runtime.worker_share import WorkerShare
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.media_omnihuman import MediaError
 from tests.storage import servers
@@ -627,3 +638,32 @@ def test_what_a_bucket_refuses_today_is_tried_again_when_asked(server: Server, m
     assert (letter["video"], letter["stage"], funnel["clips"]) == ("b é.mp4", "scan", 1)
     again = curate(f"{uri}/**", tmp_path / "table", CurateConfig(workers=1), engine=Engine(retry_dead=True))
     assert again["clips"] == 2 and not again["quarantine"]
+
+
+def test_workers_take_a_source_as_it_was_listed(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One looks into it, and the others do not; what came since then is not there for them."""
+    shutil.copytree(media, tmp_path / "media")
+    command = ["--source", str(tmp_path / "media"), "--out", str(tmp_path / "table")]
+    with pytest.raises(FileNotFoundError, match=r"was not listed for .*table yet; run .* --list` first"):
+        curate_command.main([*command, "--listed", "--worker=0/2"])
+    with pytest.raises(ValueError, match="--list makes nothing; leave out"):
+        curate_command.main([*command, "--list", "--worker=0/2"])
+    assert curate_command.main([*command, "--list"]) == 0
+    listed = source_list.as_listed(Table(folder=tmp_path / "table", keys={}), tmp_path / "media")
+    parts = len({video.part for video in listed})
+    assert f"{len(listed)} videos in {parts} parts; now --listed makes them" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    shutil.copy(next((tmp_path / "media").rglob("*.mp4")), tmp_path / "media" / "new.mp4")
+    tasks: list[PartTask] = []
+    monkeypatch.setattr(curate_module, "_run", lambda engine, workers, own, progress: (tasks.extend(own), ({}, []))[1])
+    with monkeypatch.context() as blind:
+        blind.setattr(source_list, "find", None)
+        for index in range(2):
+            own = Engine(share=WorkerShare(index, 2), listed=True)
+            curate(tmp_path / "media", tmp_path / "table", engine=own)
+    assert sorted(source for task in tasks for source in task.paths) == sorted(video.source for video in listed)
+    curate(tmp_path / "media", tmp_path / "table", engine=Engine(share=WorkerShare(0, 1)))
+    assert len({source for task in tasks for source in task.paths}) == len(listed) + 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from data_pipelines.curate import curate
+from data_pipelines.curate.curate_command import parser_of_curate
 from data_pipelines.encode import encode
 from omnihuman_jax.runtime import exit_codes
 
@@ -43,7 +43,7 @@ def test_a_task_of_the_array_takes_its_share_and_comes_again_after_an_outage(
     assert (tmp_path / "scontrol.called").exists() == requeued
     if requeued:
         assert called(tmp_path, "scontrol") == ["requeue", "17_3"]
-    options = curate._parser().parse_args(called(tmp_path, "omnihuman")[1:])
+    options = parser_of_curate().parse_args(called(tmp_path, "omnihuman")[1:])
     assert (options.worker.index, options.worker.count, options.workers) == (3, 64, 4)
     own = encode.parse_arguments(["/shared/sets", "--out", "/shared/dataset", "--worker", "3/64"])
     assert own.worker.index == 3
@@ -63,7 +63,7 @@ def test_the_cluster_of_a_slurm_job_runs_curate_on_its_head(tmp_path: Path, code
     assert start[:3] == ["--cpus-per-task=32", "ray", "symmetric-run"]
     assert start[3:] == ["--address", "node07:6379", "--min-nodes", "2", "--num-cpus", "32"]
     assert command[:2] == ["omnihuman", "curate"]
-    options = curate._parser().parse_args(command[2:])
+    options = parser_of_curate().parse_args(command[2:])
     assert (options.engine, options.address, options.source) == ("ray", "node07:6379", "gs://raw/**")
     assert ("requeue 17" in called(tmp_path, "scontrol")) == requeued
 
@@ -77,7 +77,7 @@ def test_an_index_of_the_job_takes_its_share(tmp_path: Path) -> None:
     subprocess.run([*container["command"], *container["args"]], env=env, check=True)
     words = called(tmp_path, "python")
     assert words[:3] == ["-m", "omnihuman_jax.cli", "curate"]
-    options = curate._parser().parse_args(words[3:])
+    options = parser_of_curate().parse_args(words[3:])
     assert (options.worker.index, options.worker.count, options.source) == (5, 64, "gs://raw/**")
     (rule,) = (rule["onExitCodes"] for rule in spec["podFailurePolicy"]["rules"] if "onExitCodes" in rule)
     assert rule["containerName"] == container["name"] and rule["values"] == [exit_codes.USER_ERROR]
@@ -91,7 +91,7 @@ def test_the_cluster_of_kuberay_has_our_ray_and_no_probe_that_asks_the_dashboard
     (line,) = (line for line in file.read_text().splitlines() if "kubectl exec" in line)
     words = shlex.split(line.partition(" -- ")[2])
     assert words[:4] == ["python", "-m", "omnihuman_jax.cli", "curate"]
-    options = curate._parser().parse_args(words[4:])
+    options = parser_of_curate().parse_args(words[4:])
     assert (options.engine, options.address) == ("ray", "auto")
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         pod = group["template"]["spec"]
