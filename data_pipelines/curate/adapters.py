@@ -72,8 +72,11 @@ class AdapterOptions:
         if self.network_device not in onnx_networks.DEVICES:
             known = ", ".join(onnx_networks.DEVICES)
             raise ValueError(f"network_device must be one of {known}, not {self.network_device!r}")
-        if self.network_gpus <= 0:
-            raise ValueError(f"network_gpus must be greater than 0, not {self.network_gpus}")
+        share = self.network_gpus
+        if share <= 0 or (share > 1 and share != int(share)):
+            raise ValueError(f"network_gpus must be greater than 0, and whole above 1, not {share}")
+        if share != 1 and self.network_device == "cpu":
+            raise ValueError(f"network_gpus {share} is of network_device cuda; give both, or neither")
         finder, command = None, self.caption_command
         if self.person_network:
             finder = PersonFinder(

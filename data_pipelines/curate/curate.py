@@ -32,7 +32,7 @@ from data_pipelines.curate.adapters import NO_ADAPTERS, AdapterOptions, Adapters
 from data_pipelines.curate.clip_sets import OWN_SETS
 from data_pipelines.curate.file_stages import SYNC_SCORES, ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
-from data_pipelines.curate.part_slices import TASK_S
+from data_pipelines.curate.part_slices import TASK_S, Slice
 from data_pipelines.curate.part_task import Made, PartTask, SlicesOut
 from data_pipelines.curate.reach import looser_fields, looser_of
 from data_pipelines.curate.selection import select
@@ -40,6 +40,7 @@ from data_pipelines.curate.shot_network import ShotNetwork
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.source_list import ListedVideo
 from data_pipelines.curate.stage_parts import TABLE_FILE, Table
+from data_pipelines.curate.stage_rows import MAX_DEATHS
 from data_pipelines.curate.tagging import CHECKS, Thresholds
 from data_pipelines.engines.local_pool import LocalPool
 from omnihuman_jax.plain_values import check_finite, structure
@@ -162,14 +163,15 @@ def curate(
     everything = tasks = _tasks(table, videos, options, loosest, given, 60 * config.task_minutes)
     if engine.share is not None:
         tasks = engine.share.of(tasks)  # of all parts: what is missing differs from one worker's start to the next's
+    part_work.forget_notes(everything)
     if engine.retry_dead:
         for task in tasks:
             part_work.forget_dead(task)
-    part_work.forget_notes(everything)
     tasks = [task for task in tasks if part_work.to_make(task)]
     if any("preview" in part_work.to_make(task) for task in tasks):
         network_files.fetch_all()  # once, before many processes do
     computed, left = _run(engine, config.workers, tasks, progress)
+    part_work.forget_notes(tasks)  # of processes that died right behind a part
     if left:
         raise ChildProcessError(
             f"{len(left)} parts are not finished, the first is {left[0].number}: the processes that made them died;"
@@ -188,7 +190,7 @@ def list_source(
 ) -> tuple[int, int]:
     """(videos, parts) of a source, which is listed and of which nothing is made; errors as `curate` has them."""
     config.validate()
-    table = Table(folder=Path(table_dir), keys={})
+    table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(config.scan_options, config.load()))
     videos = source_list.look_up(table, source, _captioning(config), config.part_videos)
     return len(videos), len({video.part for video in videos})
 
@@ -274,10 +276,26 @@ def _made(
         from data_pipelines.engines.ray_cluster import RayCluster
 
         with RayCluster[PartTask, Made](engine.address) as cluster:
-            yield from cluster.run(work, tasks, part_work.blame, out.follow, part_work.needs_of)
+            yield from cluster.run(work, tasks, Retries().are_left, out.follow, part_work.needs_of)
     elif tasks:
         with LocalPool[PartTask, Made](workers) as pool:
-            yield from pool.run(work, tasks, part_work.blame, out.follow)
+            yield from pool.run(work, tasks, Retries().are_left, out.follow)
+
+
+class Retries:
+    """Whether a task whose process died is tried again."""
+
+    def __init__(self) -> None:
+        self._outside = collections.Counter[tuple[int, Slice | None]]()
+
+    def are_left(self, task: PartTask) -> bool:
+        """Of a death at a row, always: the row is counted, and left out in the end. Of another one, such as while a
+        part is put together, so often in a run.
+        """
+        if part_work.blame(task):
+            return True
+        self._outside[task.number, task.slice] += 1
+        return self._outside[task.number, task.slice] < MAX_DEATHS
 
 
 work: Callable[[PartTask], Made] = part_work.work

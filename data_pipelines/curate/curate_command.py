@@ -126,6 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("--address is of --engine ray; give both, or neither")
     if arguments.worker and arguments.engine == "ray":
         raise ValueError("--worker is without an engine; leave out --engine ray, which shares the parts itself")
+    of_listing = ("default_caption", "caption_encoding", "part_videos")
+    if arguments.listed and (given := [name for name in of_listing if getattr(arguments, name) is not None]):
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{options}: of the command that lists; give it with --list, and leave it out with --listed")
     config = _read_config(arguments.config) if arguments.config else CurateConfig()
     for name in (
         "max_seconds_per_video", "default_caption", "caption_encoding", "strict", "part_videos", "task_minutes",
@@ -141,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.config:  # nobody asked for sets that are looser
             config.thresholds = stricter_of(config.thresholds, config.loosest)
     if arguments.list:
-        if arguments.listed or arguments.worker or arguments.engine != "local":
-            raise ValueError("--list makes nothing; leave out --listed, --worker and --engine")
+        if arguments.listed or arguments.worker or arguments.retry_dead or arguments.engine != "local":
+            raise ValueError("--list makes nothing; leave out --listed, --worker, --retry-dead and --engine")
         videos, parts = list_source(arguments.source, arguments.out, config)
         print(file_names.printable(f"{arguments.out}: {videos} videos in {parts} parts; now --listed makes them"))
         return 0

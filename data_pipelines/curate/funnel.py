@@ -31,7 +31,7 @@ MAX_ROWS = 1000
 class Funnel:
     """Sums over the parts of a table.
 
-    A row of `quarantine` says which video, in which stage (scan, preview, look, listen, caption), why, and which clip.
+    A row of `quarantine` says which video, in which stage (of those of a table, and caption), why, and which clip.
     `duplicates`: why -> clips that are left out as others are there.
     """
 

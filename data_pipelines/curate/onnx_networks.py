@@ -50,7 +50,18 @@ def _open(path: Path, device: str) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[_CUDA, *_CPU] if device == "cuda" else _CPU)
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=[_CUDA, *_CPU] if device == "cuda" else _CPU
+        )
     except Exception as error:  # onnxruntime's own classes, which it does not export
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: not a network that onnxruntime can run ({why}); export it to ONNX again") from error
+    if device == "cuda":
+        # Where CUDA does not start, or gives up later, onnxruntime goes on on the CPU with no more than a warning.
+        session.disable_fallback()
+        if _CUDA[0] not in session.get_providers():
+            raise ImportError(
+                "--network-device cuda: onnxruntime cannot start CUDA here; see that the driver, cuDNN and a GPU are"
+                " visible to this process, or leave the option out"
+            )
+    return session

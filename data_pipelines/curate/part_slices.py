@@ -1,11 +1,11 @@
 """A stage of a part in slices of about ten minutes of video: processes share a film or a large part, and one that is
 killed loses minutes.
 
-    look@.../part-00007.slices/000120-000180.parquet, .array_record
+    look@.../part-00007.slices-3f2a9c11/000120-000180.parquet, .array_record
 
-A slice that is there is whole, and done. It says what its rows are of and by what they were chosen: one that other
-thresholds were meant for is made again. When all are there, the part is written from them, to the bit as if it had been
-made at once, and they go.
+A slice that is there is whole, and done. The folder's name is a hash of what its rows were chosen by, so that commands
+with other thresholds have slices of their own; a slice says what its rows are of. When all are there, the part is
+written from them, to the bit as if it had been made at once, and they go.
 """
 
 import dataclasses
@@ -13,61 +13,68 @@ import hashlib
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.curate import stage_parts
-from data_pipelines.curate.stage_parts import RECORDS_SUFFIX, RecordWriter, Table
+from data_pipelines.curate.stage_parts import RECORDED, RECORDS_SUFFIX, RecordWriter, Table
+from omnihuman_jax.runtime.files import DEAD_S
 
-SUFFIX = ".slices"
 # Seconds of video of a task, about.
 TASK_S = 600.0
-WITH_RECORDS = ("preview", "look")
+_DIGITS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """Rows `begin` to `end` of a stage of a part: videos of `scan`, clips of the others."""
+    """Rows `begin` to `end` of a stage of a part: videos of `scan`, clips of the others. chosen_by: what the part will
+    say that its rows were chosen by (`stage_parts.stated_choice`).
+    """
 
     stage: str
     begin: int
     end: int
+    chosen_by: str = ""
 
     @property
     def rows(self) -> slice:
         return slice(self.begin, self.end)
 
+    def folder(self, table: Table, number: int) -> Path:
+        digest = hashlib.sha256(self.chosen_by.encode()).hexdigest()[:_DIGITS]
+        return table.part(self.stage, number).with_suffix(f".slices-{digest}")
+
     def file(self, table: Table, number: int) -> Path:
         """Where its rows are; its records are beside them."""
-        return folder(table, self.stage, number) / f"{self.begin:06d}-{self.end:06d}.parquet"
+        return self.folder(table, number) / f"{self.begin:06d}-{self.end:06d}.parquet"
 
 
-def folder(table: Table, stage: str, number: int) -> Path:
-    return table.part(stage, number).with_suffix(SUFFIX)
-
-
-def cut(stage: str, costs: Sequence[float], most: float) -> list[Slice]:
+def cut(whole: Slice, costs: Sequence[float], most: float) -> list[Slice]:
     """Consecutive rows whose costs come to `most` together, or one row that costs more; at least one slice."""
-    ends, total = [0], 0.0
-    for row, cost in enumerate(costs):
+    ends, total = [whole.begin], 0.0
+    for row, cost in enumerate(costs, whole.begin):
         if total and total + cost > most:
             ends.append(row)
             total = 0.0
         total += cost
-    ends.append(len(costs))
-    return [Slice(stage=stage, begin=begin, end=end) for begin, end in itertools.pairwise(ends)]
+    ends.append(whole.end)
+    return [dataclasses.replace(whole, begin=begin, end=end) for begin, end in itertools.pairwise(ends)]
 
 
-def made_of(names: Iterable[str], chosen_by: str) -> str:
-    """What a slice says that it is: of which rows, chosen by what."""
-    return hashlib.sha256(json.dumps([list(names), chosen_by]).encode()).hexdigest()
+def of_rows(names: Iterable[str]) -> str:
+    """What a slice says that its rows are of."""
+    return hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
 
 
-def is_there(file: Path, made_of: str) -> bool:
-    """Whether a slice is done, and this one."""
+def is_there(table: Table, number: int, one: Slice, rows: str) -> bool:
+    """Whether a slice is done, and of these rows."""
+    file = one.file(table, number)
+    if one.stage in RECORDED and not file.with_suffix(RECORDS_SUFFIX).is_file():
+        return False
     try:
-        return stage_parts.stated_choice(file) == made_of
+        return stage_parts.stated_choice(file) == rows
     except (FileNotFoundError, ValueError):
         return False
 
@@ -75,12 +82,30 @@ def is_there(file: Path, made_of: str) -> bool:
 def join(table: Table, number: int, slices: Sequence[Slice]) -> list[dict[str, Any]]:
     """The rows of the whole part, and its records written; the slices stay until `remove`."""
     stage = slices[0].stage
-    if stage in WITH_RECORDS:
+    if stage in RECORDED:
         with RecordWriter(table.part(stage, number).with_suffix(RECORDS_SUFFIX)) as records:
             for one in slices:
                 records.copy_all(one.file(table, number).with_suffix(RECORDS_SUFFIX))
     return [row for one in slices for row in stage_parts.read_part(one.file(table, number)).to_pylist()]
 
 
-def remove(table: Table, stage: str, number: int) -> None:
-    shutil.rmtree(folder(table, stage, number), ignore_errors=True)
+def remove(folder: Path) -> None:
+    """Rows first: records without rows are no slice."""
+    for path in folder.glob("*.parquet"):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def folders(table: Table, stage: str, number: int) -> list[Path]:
+    """Those of a part, whatever their slices were chosen by."""
+    part = table.part(stage, number)
+    return sorted(part.parent.glob(f"{part.stem}.slices-*"))
+
+
+def remove_dead(folder: Path) -> None:
+    """Removes slices that nobody has added to for an hour."""
+    try:
+        if time.time() - folder.stat().st_mtime > DEAD_S:
+            remove(folder)
+    except FileNotFoundError:
+        pass

@@ -27,7 +27,7 @@ from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_task import Made, PartTask
 from data_pipelines.curate.reach import Reach
 from data_pipelines.curate.row_deaths import RowDeaths
-from data_pipelines.curate.stage_parts import SCHEMAS, Table, clip_id
+from data_pipelines.curate.stage_parts import SCHEMAS, SLICED, Table, clip_id
 from data_pipelines.curate.stage_rows import ASKED_AGAIN, Kept, chosen_by, followed, look_plan
 from data_pipelines.needs import Needs
 from omnihuman_jax.runtime import files
@@ -46,6 +46,8 @@ _MAKERS = {
 _OF_LANDMARKS = {"listen": "lip_sync_why", "sync": "sync_why"}
 # What the stages read that not every table has.
 _READS = {"sync": "look", "embed": "preview", "caption": "scan"}
+# Of these, those that `--retry-dead` makes again where they alone have what failed.
+_ALONE = ("sync", "embed")
 # Videos are not opened to see how long they are: ten minutes of 8 Mbit/s are 600 MB.
 BYTES_A_SECOND = 1e6
 # Processes that worked on clips of 2160 lines, or of twenty seconds, held 0.35, 0.7, 0.65 and 0.35 GiB; the rest
@@ -63,14 +65,16 @@ def work(task: PartTask) -> Made:
 
 
 def _make_slice(task: PartTask, one: Slice) -> Made:
+    """Nothing where it is there, or the part is: of a process that died right behind it, or another command's."""
     table, made = task.opened, Made(rows={})
-    with _unless_done(task, one.stage):
-        rows, new = _make(task, table, one, one.file(table, task.number))
-        says = _made_of(task, table, one, _names(task, table, one.stage))
-        _write(one.stage, one.file(table, task.number), rows, says)
-        made = Made(rows={one.stage: new}, videos=(one.end - one.begin) * (one.stage == "scan"))
+    rows_of = part_slices.of_rows(_names(task, table, one.stage)[one.rows])
+    if one.stage in to_make(task) and not part_slices.is_there(table, task.number, one, rows_of):
+        with _unless_done(task, one.stage):
+            rows, new = _make(task, table, one, one.file(table, task.number))
+            _write(one.stage, one.file(table, task.number), rows, rows_of)
+            made = Made(rows={one.stage: new}, videos=(one.end - one.begin) * (one.stage == "scan"))
     if one.stage not in to_make(task):
-        part_slices.remove(table, one.stage, task.number)
+        part_slices.remove(one.folder(table, task.number))
     return made
 
 
@@ -91,25 +95,33 @@ def _make_part(task: PartTask) -> Made:
         if stage not in _of_one_machine(stages, task):
             return Made(rows=made, videos=videos, then=(task,))
         part, slices = table.part(stage, task.number), slices_of(task, table, stage)
-        if len(slices) > 1 and (lacking := _lacking(task, table, slices)):
-            then = tuple(dataclasses.replace(task, slice=one) for one in lacking)
-            return Made(rows=made, videos=videos, then=then)
         if len(slices) == 1:
             rows, made[stage] = _make(task, table, slices[0], part)
             videos += len(task.sources) * (stage == "scan")
-            _write(stage, part, rows, chosen_by(task, table, stage))
+            _write(stage, part, rows, slices[0].chosen_by)
+        elif lacking := _lacking(task, table, slices):
+            if stage not in to_make(task):  # another command has joined them since
+                continue
+            then = tuple(dataclasses.replace(task, slice=one) for one in lacking)
+            return Made(rows=made, videos=videos, then=then)
         else:
+            _remove_stale(part)
             with _unless_done(task, stage):
-                _write(stage, part, part_slices.join(table, task.number, slices), chosen_by(task, table, stage))
-        part_slices.remove(table, stage, task.number)
+                _write(stage, part, part_slices.join(table, task.number, slices), slices[0].chosen_by)
+        part_slices.remove(slices[0].folder(table, task.number))
     return Made(rows=made, videos=videos)
 
 
 def _make(task: PartTask, table: Table, one: Slice, file: Path) -> tuple[list[dict[str, Any]], int]:
     """(the rows of a slice, how many are new); records are written beside `file`."""
-    for stale in (file, file.with_suffix(stage_parts.RECORDS_SUFFIX)):
-        files.remove_stale(stale.parent, stale.name)
+    _remove_stale(file)
     return _MAKERS[one.stage](task, table, _kept(task, table, one.stage), one, file)
+
+
+def _remove_stale(part: Path) -> None:
+    """What killed processes left half written of a part or slice."""
+    for file in (part, part.with_suffix(stage_parts.RECORDS_SUFFIX)):
+        files.remove_stale(file.parent, file.name)
 
 
 def _write(stage: str, file: Path, rows: Sequence[Mapping[str, Any]], says: str) -> None:
@@ -153,34 +165,41 @@ def _of_one_machine(stages: Sequence[str], task: PartTask) -> list[str]:
 
 def slices_of(task: PartTask, table: Table, stage: str) -> list[Slice]:
     """Of a stage that is to be made, and whose predecessors are there."""
+    whole = Slice(stage=stage, begin=0, end=len(task.sources), chosen_by=chosen_by(task, table, stage))
     if stage == "scan":
         sizes = task.sizes or (0,) * len(task.sources)
-        return part_slices.cut(stage, [size / BYTES_A_SECOND for size in sizes], task.task_s)
+        return part_slices.cut(whole, [size / BYTES_A_SECOND for size in sizes], task.task_s)
     clips = stage_parts.clips_of(table.read("scan", task.number, ["kind", "start_frame", "end_frame"]))
-    if stage not in ("preview", "look", "listen", "sync"):
-        return [Slice(stage=stage, begin=0, end=len(clips))]
+    whole = dataclasses.replace(whole, end=len(clips))
+    if stage not in SLICED:
+        return [whole]
     seconds = (clips["end_frame"].to_numpy() - clips["start_frame"].to_numpy()) / FPS
-    kept, nothing = _kept(task, table, stage), [False] * len(clips)
-    if stage == "look":
-        whys, stays = look_plan(task, table, kept)
-        nothing = [bool(why) or stay for why, stay in zip(whys, stays, strict=True)]
-    elif stage in _OF_LANDMARKS and kept:
-        nothing = followed(kept, table, task.number, _OF_LANDMARKS[stage])
-    return part_slices.cut(stage, np.where(nothing, 0.0, seconds).tolist(), task.task_s)
+    costs = np.where(_costs_nothing(task, table, whole), 0.0, seconds)
+    return part_slices.cut(whole, costs.tolist(), task.task_s)
+
+
+def _costs_nothing(task: PartTask, table: Table, whole: Slice) -> np.ndarray:
+    """Bool [n]: clips whose row is there, or says that nothing is to be computed."""
+    kept, nothing = _kept(task, table, whole.stage), np.zeros(whole.end, bool)
+    if whole.stage == "look":
+        whys, stays = look_plan(task, table, kept, whole.chosen_by)
+        nothing |= [bool(why) or stay for why, stay in zip(whys, stays, strict=True)]
+    elif whole.stage in _OF_LANDMARKS and kept:
+        nothing |= followed(kept, table, task.number, _OF_LANDMARKS[whole.stage])
+    if whole.stage == "sync":
+        whys = table.read("look", task.number, ["landmarks_why"])["landmarks_why"].to_pylist()
+        nothing |= [why is not None for why in whys]
+    return nothing
 
 
 def _lacking(task: PartTask, table: Table, slices: Sequence[Slice]) -> list[Slice]:
-    """Those of a stage that are not there, or are another's of the same rows."""
+    """Those of a stage that are not there."""
     names = _names(task, table, slices[0].stage)
-    return [
-        one
-        for one in slices
-        if not part_slices.is_there(one.file(table, task.number), _made_of(task, table, one, names))
-    ]
 
+    def is_there(one: Slice) -> bool:
+        return part_slices.is_there(table, task.number, one, part_slices.of_rows(names[one.rows]))
 
-def _made_of(task: PartTask, table: Table, one: Slice, names: Sequence[str]) -> str:
-    return part_slices.made_of(names[one.rows], chosen_by(task, table, one.stage))
+    return [one for one in slices if not is_there(one)]
 
 
 def _names(task: PartTask, table: Table, stage: str) -> Sequence[str]:
@@ -226,27 +245,34 @@ def _ask_again(task: PartTask, table: Table) -> None:
 
 
 def blame(task: PartTask) -> bool:
-    """Counts the death of the process that worked on the task against the row that it was at; whether the task is worth
-    another try. For the engine, which alone knows that the process died and nobody ended the run.
+    """Counts the death of the process that worked on the task against the row that it was at; whether there was one, or
+    the task is done: it is worth another try. For the engine, which alone knows that the process died and nobody ended
+    the run.
     """
-    table = task.opened
+    table, stages = task.opened, to_make(task)
     if task.slice:
-        return RowDeaths(task.slice.file(table, task.number)).blame()
-    return any(RowDeaths(table.part(stage, task.number)).blame() for stage in to_make(task)[:1])
+        return task.slice.stage not in stages or RowDeaths(task.slice.file(table, task.number)).blame()
+    return not stages or RowDeaths(table.part(stages[0], task.number)).blame()
 
 
 def forget_notes(tasks: Sequence[PartTask]) -> None:
-    """Removes the notes and slices of what is done: of a process that was killed after its part and before them."""
+    """Removes the notes and slices of what is done: of a process that was killed after its part and before them. Slices
+    by other thresholds may be those of a command that is at work.
+    """
     by_number = {task.number: task for task in tasks}
     for stage in tasks[0].opened.stages if tasks else ():
         table = tasks[0].opened
-        notes = [*table.stage_folder(stage).glob(".part-*.*"), *table.stage_folder(stage).glob("part-*.slices")]
+        notes = [*table.stage_folder(stage).glob(".part-*.*"), *table.stage_folder(stage).glob("part-*.slices-*")]
         for note in notes:
-            match = re.fullmatch(r"\.?part-(\d+)\.(at|deaths|slices)", note.name)
+            match = re.fullmatch(r"\.?part-(\d+)\.(at|deaths|slices-.*)", note.name)
             task = by_number.get(int(match[1])) if match else None
-            if task and stage not in to_make(task):
-                RowDeaths(table.part(stage, task.number)).forget()
-                part_slices.remove(table, stage, task.number)
+            if task is None or stage in to_make(task):
+                continue
+            RowDeaths(table.part(stage, task.number)).forget()
+            own = Slice(stage=stage, begin=0, end=0, chosen_by=chosen_by(task, table, stage))
+            part_slices.remove(own.folder(table, task.number))
+            for folder in part_slices.folders(table, stage, task.number):
+                part_slices.remove_dead(folder)
 
 
 def forget_dead(task: PartTask) -> bool:
@@ -261,9 +287,11 @@ def forget_dead(task: PartTask) -> bool:
     first = min((order.index(stage) for stage in stages if stage in order), default=len(order))
     # What reads no more than the first stages is not made again for the sake of the last.
     after = [stage for stage, reads in _READS.items() if order.index(reads) >= first]
-    after += [stage for stage in ("sync", "embed") if stage in stages]
+    after += [stage for stage in _ALONE if stage in stages]
     if "caption" in stages and "caption" not in after:
         _ask_again(task, table)
     for stage in reversed([*order[first:], *(stage for stage in table.stages if stage in after)]):
         table.part(stage, task.number).unlink()
+        for folder in part_slices.folders(table, stage, task.number):
+            part_slices.remove(folder)
     return bool(stages)

@@ -2,6 +2,8 @@
 were read.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,13 +31,13 @@ def known_scores(clips: pa.Table, previewed: pa.Table) -> dict[str, np.ndarray]:
     }
 
 
-def all_scores(
-    clips: pa.Table, previewed: pa.Table, looked: pa.Table, listened: pa.Table, synced: pa.Table | None = None
-) -> dict[str, np.ndarray]:
-    """Those that checks compare, and the preview's; the rows are one another's. synced: of a table with SyncNet."""
-    scores = known_scores(clips, previewed)
-    scores["looked_at"] = 1.0 - is_word(looked["landmarks_why"], BY_PREVIEW)
-    for columns in (looked, listened, *([] if synced is None else [synced])):
+def all_scores(clips: pa.Table, scored: Mapping[str, pa.Table]) -> dict[str, np.ndarray]:
+    """Those that checks compare, and the preview's; the rows are one another's. scored: stage -> its rows."""
+    scores = known_scores(clips, scored["preview"])
+    scores["looked_at"] = 1.0 - is_word(scored["look"]["landmarks_why"], BY_PREVIEW)
+    for stage, columns in scored.items():
+        if stage == "preview":
+            continue
         scores |= {name: columns[name].to_numpy() for name in columns.column_names if name in SCORES}
     return scores
 
@@ -47,6 +49,6 @@ def is_word(column: pa.ChunkedArray, word: str) -> np.ndarray:
 
 def read_scores(table: Table, number: int) -> dict[str, np.ndarray]:
     """`all_scores` of a part; of stages that the table does not have, nothing was computed."""
-    parts = [table.read(stage, number) for stage in table.scored]
+    scored = {stage: table.read(stage, number) for stage in table.scored}
     clips = clips_of(table.read("scan", number))
-    return {**{name: np.full(len(clips), np.nan) for name in SCORES}, **all_scores(clips, *parts)}
+    return {**{name: np.full(len(clips), np.nan) for name in SCORES}, **all_scores(clips, scored)}

@@ -52,7 +52,7 @@ from omnihuman_jax.runtime.progress import progress_bar
 # Parts that an error names.
 _LISTED = 8
 # Beside a clip for which something was left out by its preview.
-_LACKING = ("landmarks_why", "lip_sync_why")
+_LACKING = ("landmarks_why", "lip_sync_why", "sync_why")
 _SCAN_COLUMNS = ["source", "kind", "sha256", "start_frame", "end_frame", "height", "width", "source_fps",
                  "bits_per_pixel", "has_audio"]  # fmt: skip
 
@@ -190,7 +190,7 @@ def _tag_part(
             raise ValueError(
                 f"{table.part(stage, number)}: {len(rows)} rows for {len(clips)} clips; delete it and run curate again"
             )
-    scores = all_scores(clips, *scored.values())
+    scores = all_scores(clips, scored)
     tags = tag_all(scores, thresholds)
     left_out = np.full(len(clips), IN, np.int8)
     for stage in ("preview", "look"):
@@ -210,6 +210,8 @@ def _tag_part(
     has_letters = any(rows["reason"].null_count < len(rows) for rows in (scored | besides).values())
     unlooked = is_word(scored["look"]["landmarks_why"], BY_PREVIEW)
     unlooked |= is_word(scored["listen"]["lip_sync_why"], BY_PREVIEW)
+    if "sync" in scored:
+        unlooked |= is_word(scored["sync"]["sync_why"], BY_PREVIEW)
     if unlooked.any():
         unlooked &= within_reach(scores, asked) & (left_out == IN)
     _tell(funnel, table, number, scanned, listing, has_letters=has_letters)
@@ -253,7 +255,7 @@ def _check_looked_at(table: Table, parts: Sequence[PartTags], asked: Thresholds)
     why = f" ({', '.join(looser)} are looser than what it was curated with)" if looser else ""
     raise ValueError(
         f"{table.folder}: {sum(part.unlooked for part in lacking)} clips that these thresholds could let through have"
-        f" no landmarks{why}; the stages look and listen of the parts {names} are to be run: write these"
+        f" no landmarks{why}; the stages look and those after it of the parts {names} are to be run: write these"
         f" thresholds to a file, and run `omnihuman curate --source SOURCE --out {table.folder} --loosest FILE`"
     )
 

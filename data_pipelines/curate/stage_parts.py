@@ -41,6 +41,10 @@ TABLE_FILE = "table.json"
 STAGES = ("scan", "preview", "look", "listen")
 # Stages that a table has if it was curated with what they need; after the others.
 OPTIONAL_STAGES = ("sync", "embed", "caption")
+# Those whose rows have scores, those with a record beside each row, and those that are made in slices.
+SCORED = ("preview", "look", "listen", "sync")
+RECORDED = ("preview", "look")
+SLICED = ("scan", "preview", "look", "listen", "sync")
 CLIP, SHORT, DEAD = "clip", "short", "dead"
 RECORDS_SUFFIX = ".array_record"
 # Without a checksum a page with a flipped bit is read as other numbers.
@@ -185,7 +189,7 @@ class Table:
     @property
     def scored(self) -> tuple[str, ...]:
         """Those of them that give scores, in order."""
-        return tuple(stage for stage in self.stages if stage in (*STAGES[1:], "sync"))
+        return tuple(stage for stage in self.stages if stage in SCORED)
 
     def missing(self, number: int) -> list[str]:
         """The stages that part `number` lacks, in order."""
@@ -226,8 +230,9 @@ def write_part(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema,
 
 
 def stated_choice(path: Path) -> str:
-    """By what the rows of a part that something was computed for were chosen: of `look` and `listen` as
-    `reach.Reach.to_json` has it, of `caption` as `part_work` does; "" if it does not say.
+    """By what the rows of a part that something was computed for were chosen: of `look`, `listen` and `sync` as
+    `reach.Reach.to_json` has it, of `caption` as `stage_rows.chosen_by`; of a slice, what its rows are of
+    (`part_slices.of_rows`). "" if it does not say.
     """
     return (read_schema(path).metadata or {}).get(_CHOSEN_BY, b"").decode()
 

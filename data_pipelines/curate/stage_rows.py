@@ -89,11 +89,11 @@ def preview(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -
     return rows, len(rows)
 
 
-def look_plan(task: PartTask, table: Table, kept: Kept) -> tuple[list[str | None], list[bool]]:
+def look_plan(task: PartTask, table: Table, kept: Kept, chosen_by: str) -> tuple[list[str | None], list[bool]]:
     """Of each clip of a part: (why it gets no landmarks, None where it does; whether the row that is there stays)."""
     scanned, previewed = (table.read(stage, task.number) for stage in ("scan", "preview"))
     unreadable = previewed["preview_why"].to_pylist()
-    loosest = Reach.from_json(chosen_by(task, table, "look")).loosest
+    loosest = Reach.from_json(chosen_by).loosest
     chosen = within_reach(known_scores(stage_parts.clips_of(scanned), previewed), loosest)
     whys = [UNREADABLE if bad else None if now else BY_PREVIEW for bad, now in zip(unreadable, chosen, strict=True)]
     stays = [_stays(row["landmarks_why"], why) for row, why in zip(kept, whys, strict=True)] if kept else []
@@ -102,7 +102,7 @@ def look_plan(task: PartTask, table: Table, kept: Kept) -> tuple[list[str | None
 
 def look(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
     """Computes what is within reach, and keeps what was."""
-    whys, stays = look_plan(task, table, kept)
+    whys, stays = look_plan(task, table, kept, part.chosen_by)
     if kept and all(stays):
         return kept, 0
     rows = []

@@ -6,6 +6,7 @@ their features, in the order of the inputs.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,15 @@ def cut_out(frames: Iterable[np.ndarray], box_TN4: np.ndarray) -> list[np.ndarra
     """
     corners = np.where((box_TN4 == 0).all(-1, keepdims=True), np.nan, box_TN4.astype(np.float64))
     squares = [face_crop.face_squares(corners[:, n].reshape(-1, 2, 2)) for n in range(box_TN4.shape[1])]
-    crops: list[list[np.ndarray]] = [[] for _ in squares]
-    for t, frame in enumerate(frames):
+    size = sync_offsets.SIZE
+    crops = [np.empty((len(box_TN4), size, size, 3), np.uint8) for _ in squares]
+    count = 0
+    for frame in itertools.islice(frames, len(box_TN4)):
         for own, square_T3 in zip(crops, squares, strict=True):
             assert square_T3 is not None
-            own.append(face_crop.crop(frame, square_T3[t], sync_offsets.SIZE))
-    return [np.stack(own) for own in crops]
+            own[count] = face_crop.crop(frame, square_T3[count], size)
+        count += 1
+    return [own[:count] for own in crops]
 
 
 def sync_scores(network: SyncNetwork, faces_NTHW3: list[np.ndarray], wave: np.ndarray) -> dict[str, float]:

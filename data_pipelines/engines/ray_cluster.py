@@ -5,6 +5,7 @@ own retries are off: it cannot tell a row that kills its process from a lost mac
 table's folder, which all nodes have to see at the same path, and need the package installed there.
 """
 
+import functools
 import logging
 import socket
 from collections import deque
@@ -82,7 +83,10 @@ class RayCluster(Generic[Task, Result]):
         Raises:
             Exception: what `function` raised.
         """
-        remote = self._ray.remote(max_retries=0)(function)
+        # A process keeps its GPU and what is open on it, so none that had one is used again.
+        remote = functools.cache(
+            lambda need: self._ray.remote(max_retries=0, max_calls=int(need.gpus > 0), **_asked(need))(function)
+        )
         # Tasks that wait for a GPU are not in the way of those that need none.
         queues, out = {False: deque[Task](), True: deque[Task]()}, dict[Any, tuple[Task, Needs]]()
 
@@ -98,7 +102,7 @@ class RayCluster(Generic[Task, Result]):
                 while queue and self._has_room(needs(queue[0]), [need for _, need in out.values()]):
                     need, task = needs(queue[0]), queue.popleft()
                     self._say_if_nobody_has(need)
-                    out[remote.options(**_asked(need)).remote(task)] = (task, need)
+                    out[remote(need).remote(task)] = (task, need)
             done, _ = self._ray.wait(list(out), timeout=_LOOK_AGAIN_S)
             for ref in done:
                 task, _ = out.pop(ref)

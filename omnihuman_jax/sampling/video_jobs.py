@@ -114,6 +114,7 @@ class JobsReport:
         }
         self._rows: list[dict[str, Any]] = []
         folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(self.path, "")  # of a share without a line, too
 
     def video(self, job: VideoJob) -> Path:
         return self.folder / f"{job.name}.mp4"

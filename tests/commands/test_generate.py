@@ -366,6 +366,8 @@ def test_workers_share_a_manifest(tiny, tmp_path, capsys):
     assert [json.loads(line)["name"] for line in reports["report-000-of-002.jsonl"].splitlines()] == ["told0", "told2"]
     assert [json.loads(line)["name"] for line in reports["report-001-of-002.jsonl"].splitlines()] == ["told1"]
     assert len(list((tmp_path / "made").glob("*.mp4"))) == 3 and len(reports) == 2
+    assert generate.main([*flags, "--out", str(tmp_path / "none"), "--worker=7/8"]) == 0
+    assert (tmp_path / "none" / "report-007-of-008.jsonl").read_text() == ""
 
 
 def test_segments_can_be_watched_as_they_are_made(run, talking, tmp_path):

@@ -38,7 +38,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Thresholds(
             max_letterbox_share=0.1, max_pillarbox_share=0.2, max_dark_share=0.5, max_bright_share=0.6,
             min_voice_share=0.2, max_text_area_share=0.1, max_brisque=60, max_camera_motion=0.3,
-            min_subject_motion=0.01, min_aesthetic=4, min_technical=0.3,
+            min_subject_motion=0.01, min_aesthetic=4, min_technical=0.3, min_syncnet_confidence=2,
+            max_syncnet_distance=9, max_syncnet_offset_s=0.2,
         ),
     ],
     ids=["defaults", "strict"],
@@ -71,13 +72,14 @@ def test_columns_are_tagged_as_rows_are(thresholds: Thresholds) -> None:
 
 
 # Upper bounds at which all passes, known or not.
-WHOLE = {"max_brisque": 1000, "max_camera_motion": 100} | dict.fromkeys(
+WHOLE = {"max_brisque": 1000, "max_camera_motion": 100, "max_syncnet_distance": 100, "max_syncnet_offset_s": 1}
+WHOLE |= dict.fromkeys(
     ("max_letterbox_share", "max_pillarbox_share", "max_dark_share", "max_bright_share", "max_text_area_share"), 1
 )
 
 
 def _passes(score: float, limit: float, check: object) -> bool:
-    score = abs(score) if check.score == "lip_sync_offset_s" else score  # type: ignore[attr-defined]
+    score = abs(score) if check.score in ("lip_sync_offset_s", "syncnet_offset_s") else score  # type: ignore[attr-defined]
     if check.unknown_passes and score == 0:  # type: ignore[attr-defined]
         return True
     if str(check.threshold).startswith("min_") and limit == 0:  # type: ignore[attr-defined]

@@ -651,6 +651,10 @@ def test_workers_take_a_source_as_it_was_listed(
     with pytest.raises(ValueError, match="--list makes nothing; leave out"):
         curate_command.main([*command, "--list", "--worker=0/2"])
     assert curate_command.main([*command, "--list"]) == 0
+    os.utime(next((tmp_path / "media").rglob("*.mp4")))  # touched: it is hashed, or new
+    assert curate_command.main([*command, "--list"]) == 0
+    with pytest.raises(ValueError, match="--default-caption: of the command that lists"):
+        curate_command.main([*command, "--listed", "--default-caption", "b"])
     listed = source_list.as_listed(Table(folder=tmp_path / "table", keys={}), tmp_path / "media")
     parts = len({video.part for video in listed})
     assert f"{len(listed)} videos in {parts} parts; now --listed makes them" in " ".join(
