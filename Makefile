@@ -117,9 +117,10 @@ data-kill: $(VENV)/.torch  ## curate and encode killed at seeded moments, on pro
 data-grow: $(VENV)/.torch  ## new videos, another threshold, another stage: what is opened and what is run (half an hour)
 	@$(PYTEST) $(DATA)/test_curate.py $(DATA)/test_cascade.py $(DATA)/test_append.py
 	$(PYTEST) --slow=all $(DATA)/test_append.py
-data-cost: $(VENV)/.dev  ## what curate costs by stage, in CPU seconds a minute of video, at 480 and 1080 lines
+data-cost: $(VENV)/.dev  ## what curate costs by stage, in CPU seconds a minute of video, at 480 and 1080 lines, and beside its stages
 	@$(BIN)/omnihuman sample-media --out $(CORPUS)/media
 	for lines in '' '--lines 1080'; do $(BIN)/python -m tests.benchmarks.curate_cost --videos $(CORPUS)/media/videos --names jwpIntro $$lines; done
+	$(BIN)/python -m tests.benchmarks.engine_cost
 data-select: $(VENV)/.dev  ## select of 15 M rows, and a sweep of 20 thresholds: seconds and memory (8 GB of disk)
 	@$(BIN)/python -m tests.benchmarks.select_cost table --out $(CORPUS)/table_15m
 	$(BIN)/python -m tests.benchmarks.select_cost select --table $(CORPUS)/table_15m

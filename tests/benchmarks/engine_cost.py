@@ -1,8 +1,7 @@
 """What `curate` costs beside its stages: listing, tasks, slices, rows, records, sets. CPU seconds a minute of video, of
 all processes, with stages that answer at once.
 
-    python -m tests.benchmarks.engine_cost                # a part of a thousand videos of a minute, a slice ten minutes
-    python -m tests.benchmarks.engine_cost --engine ray   # with Ray's own processes, where it is installed
+    python -m tests.benchmarks.engine_cost        # a part of a thousand videos of a minute, a slice ten minutes
 
 The command itself runs, on files that hold nothing; what the stages answer has the size of real answers. The share is
 of what the stages cost at 480 lines where 30 % of clips get landmarks (`curate_cost.py`).
@@ -23,7 +22,7 @@ import numpy as np
 from data_pipelines.curate import curate as curate_module
 from data_pipelines.curate import decode, file_stages, network_files, part_work, stage_parts
 from data_pipelines.curate.clips import Landmarks
-from data_pipelines.curate.curate import CurateConfig, Engine, curate
+from data_pipelines.curate.curate import CurateConfig, curate
 from data_pipelines.curate.part_task import Made, PartTask
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
 from omnihuman_jax.typing import FPS
@@ -93,7 +92,6 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=1000, help="of a minute each (default %(default)s)")
     parser.add_argument("--task-minutes", type=float, default=10.0)
-    parser.add_argument("--engine", choices=curate_module.ENGINES, default="local")
     options = parser.parse_args(argv)
     curate_module.work = work
     with tempfile.TemporaryDirectory() as temporary:
@@ -104,14 +102,14 @@ def main(argv: Sequence[str]) -> int:
             os.truncate(source / f"{number:06d}.mp4", 10_000_000)  # holds nothing, takes no room
         began = cpu_s()
         config = CurateConfig(task_minutes=options.task_minutes)
-        made = curate(source, table, config, engine=Engine(name=options.engine))
+        made = curate(source, table, config)
         cost = (cpu_s() - began) / options.videos
         records = sum(path.stat().st_size for path in table.rglob(f"*{stage_parts.RECORDS_SUFFIX}"))
     print(f"{made['clips']:,} clips, {records / 1e6:,.0f} MB of records", file=sys.stderr)
-    print("| videos of a minute | minutes a task | engine | CPU s a minute of video | of the stages' |")
-    print("|---|---|---|---|---|")
+    print("| videos of a minute | minutes a task | CPU s a minute of video | of the stages' |")
+    print("|---|---|---|---|")
     share = cost / STAGES_S_A_MINUTE
-    print(f"| {options.videos:,} | {options.task_minutes:g} | {options.engine} | {cost:.3f} | {share:.2%} |")
+    print(f"| {options.videos:,} | {options.task_minutes:g} | {cost:.3f} | {share:.2%} |")
     return 0
 
 

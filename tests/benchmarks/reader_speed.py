@@ -5,9 +5,10 @@
 The bare loop reads ArrayRecord shards at random places and deserialises with tensorflow-datasets, which is what a data
 source of its gives. Ours are `RecordSource`, which parses a record in place and checks it, and the loader, which packs
 whole batches on 1 and on 4 threads. Where `webdataset` is installed (`pip install webdataset==1.0.2`), its own loop is
-beside them: the same arrays as members of tar files, read from front to end, which is what it does best, and decoded by
-itself. They take turns, `--rounds` times; medians of records per second of the process's CPU time. Three sizes of
-record: small ones of 25 frames, 33 frames at 480 x 832, and the 129 frames at 720 x 1280 of a 13 B run.
+beside them: the same arrays as members of tar files (.npy, and all in one of its own .ten), read from front to end,
+which is what it does best, and decoded by itself. They take turns, `--rounds` times; medians of records per second of
+the process's CPU time. Three sizes of record: small ones of 25 frames, 33 frames at 480 x 832, and 129 frames at
+720 x 1280, as a 13 B run has them.
 """
 
 import argparse
@@ -100,17 +101,20 @@ def write_dataset(folder: Path, count: int, size: tuple[int, int, int]) -> None:
     ).save(folder)  # fmt: skip
 
 
-def write_tars(folder: Path, count: int, size: tuple[int, int, int]) -> list[str]:
-    """The same windows as WebDataset has them: a member an array, two archives."""
+def write_tars(folder: Path, count: int, size: tuple[int, int, int], *, together: bool) -> list[str]:
+    """The same windows as WebDataset has them, two archives: a member an array, or all `together` in its own format."""
     import webdataset
 
-    paths = [str(folder / f"{shard}.tar") for shard in range(2)]
+    paths = [str(folder / f"{together}-{shard}.tar") for shard in range(2)]
     for shard, path in enumerate(paths):
         with webdataset.TarWriter(path) as tar:
             for number in range(shard * count // 2, (shard + 1) * count // 2):
                 window = dataclasses.asdict(record(number, size))
-                arrays = {f"{name}.npy": a for name, a in window.items() if isinstance(a, np.ndarray)}
-                tar.write({"__key__": f"{number:06d}", "txt": window["text"], **arrays})
+                arrays = {name.lower(): a for name, a in window.items() if isinstance(a, np.ndarray)}
+                # Its own format knows no booleans.
+                own = [a.astype(np.uint8) if a.dtype == bool else a for a in arrays.values()]
+                members = {"ten": own} if together else {f"{name}.npy": a for name, a in arrays.items()}
+                tar.write({"__key__": f"{number:06d}", "txt": window["text"], **members})
     return paths
 
 
@@ -121,7 +125,8 @@ def web_dataset(paths: Sequence[str]) -> Callable[[int], int]:
     def read(number: int) -> int:
         windows = webdataset.WebDataset(list(paths), shardshuffle=False).decode().repeat()
         for window in itertools.islice(windows, number):
-            assert "latents_FHWC.npy" in window
+            found = window["ten"][0] if "ten" in window else window["latents_fhwc.npy"]
+            assert isinstance(found, np.ndarray)
         return number
 
     return read
@@ -155,8 +160,8 @@ def loops(folder: Path, size: tuple[int, int, int], count: int, number: int) -> 
 
     tars = {}
     if importlib.util.find_spec("webdataset"):
-        read = web_dataset(write_tars(folder, count, size))
-        tars = {"WebDataset": lambda: read(number)}
+        apart, together = (web_dataset(write_tars(folder, count, size, together=one)) for one in (False, True))
+        tars = {"WebDataset, .npy": lambda: apart(number), "WebDataset, .ten": lambda: together(number)}
     return {
         "bare loop": bare,
         **tars,
