@@ -180,16 +180,17 @@ def slices_of(task: PartTask, table: Table, stage: str) -> list[Slice]:
 
 def _costs_nothing(task: PartTask, table: Table, whole: Slice) -> np.ndarray:
     """Bool [n]: clips whose row is there, or says that nothing is to be computed."""
-    kept, nothing = _kept(task, table, whole.stage), np.zeros(whole.end, bool)
+    kept = _kept(task, table, whole.stage)
+    nothing: list[bool] = [False] * whole.end
     if whole.stage == "look":
         whys, stays = look_plan(task, table, kept, whole.chosen_by)
-        nothing |= [bool(why) or stay for why, stay in zip(whys, stays, strict=True)]
+        nothing = [bool(why) or stay for why, stay in zip(whys, stays, strict=True)]
     elif whole.stage in _OF_LANDMARKS and kept:
-        nothing |= followed(kept, table, task.number, _OF_LANDMARKS[whole.stage])
+        nothing = followed(kept, table, task.number, _OF_LANDMARKS[whole.stage])
     if whole.stage == "sync":
         whys = table.read("look", task.number, ["landmarks_why"])["landmarks_why"].to_pylist()
-        nothing |= [why is not None for why in whys]
-    return nothing
+        nothing = [why is not None or stay for why, stay in zip(whys, nothing, strict=True)]
+    return np.array(nothing, bool)
 
 
 def _lacking(task: PartTask, table: Table, slices: Sequence[Slice]) -> list[Slice]:
@@ -269,8 +270,8 @@ def forget_notes(tasks: Sequence[PartTask]) -> None:
             if task is None or stage in to_make(task):
                 continue
             RowDeaths(table.part(stage, task.number)).forget()
-            own = Slice(stage=stage, begin=0, end=0, chosen_by=chosen_by(task, table, stage))
-            part_slices.remove(own.folder(table, task.number))
+            joined = stage_parts.stated_choice(table.part(stage, task.number))
+            part_slices.remove(Slice(stage=stage, begin=0, end=0, chosen_by=joined).folder(table, task.number))
             for folder in part_slices.folders(table, stage, task.number):
                 part_slices.remove_dead(folder)
 

@@ -128,7 +128,7 @@ def test_what_is_computed_is_what_would_be_without_a_preview(curated: Path) -> N
 def test_looser_thresholds_name_the_parts_and_compute_what_they_let_through(
     curated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = r"1 clips .* \(min_pose_share, .*\); the stages look and listen of the parts 0 .*--loosest FILE"
+    message = r"1 clips .* \(min_pose_share, .*\); the stages look and those after it of the parts 0 .*--loosest FILE"
     with pytest.raises(ValueError, match=message):
         select(curated / "table", ANYBODY, tmp_path / "sets")
     sweep, others = ThresholdSweep.parse("min_pose_face_share=0:0.5:0.25"), dataclasses.replace(ANYBODY)
