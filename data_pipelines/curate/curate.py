@@ -272,14 +272,15 @@ def _run(
 def _made(
     engine: Engine, workers: int, tasks: Sequence[PartTask], out: SlicesOut
 ) -> Iterator[tuple[PartTask, Made | None]]:
+    retries = Retries()
     if engine.name == "ray" and tasks:
         from data_pipelines.engines.ray_cluster import RayCluster
 
         with RayCluster[PartTask, Made](engine.address) as cluster:
-            yield from cluster.run(work, tasks, Retries().are_left, out.follow, part_work.needs_of)
+            yield from cluster.run(work, tasks, retries.are_left, out.follow, part_work.needs_of)
     elif tasks:
         with LocalPool[PartTask, Made](workers) as pool:
-            yield from pool.run(work, tasks, Retries().are_left, out.follow)
+            yield from pool.run(work, tasks, retries.are_left, out.follow)
 
 
 class Retries:

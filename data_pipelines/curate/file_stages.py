@@ -5,8 +5,8 @@
                          fifth of them, and a thumbnail
     look     a clip   -> landmarks of every frame, and their scores           decodes pictures, 720 lines at most
     listen   a clip   -> loudness, speech, and whether the lips follow it     decodes sound
-    embed    a thumbnail -> a vector                                          (`embeddings.py`)
     sync     a clip   -> whether its lips follow its sound, by a network      decodes both (`sync_network.py`)
+    embed    a thumbnail -> a vector                                          (`embeddings.py`)
     caption  a clip   -> what a user's program says of it                     (`caption_command.py`)
 
 `look` costs the most by far, so only clips whose preview could reach a condition that asks for landmarks get there

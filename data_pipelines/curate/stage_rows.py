@@ -103,8 +103,8 @@ def look_plan(task: PartTask, table: Table, kept: Kept, chosen_by: str) -> tuple
 def look(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
     """Computes what is within reach, and keeps what was."""
     whys, stays = look_plan(task, table, kept, part.chosen_by)
-    if kept and all(stays):
-        return kept, 0
+    if kept and all(stays) and len(kept) == part.end - part.begin:
+        return kept, 0  # the whole part, whose records stay as they are
     rows = []
     clips, landmarks = _clips(task, table, part), table.landmarks(task.number)
     with RecordWriter(file.with_suffix(RECORDS_SUFFIX)) as records:

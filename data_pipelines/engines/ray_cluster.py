@@ -88,19 +88,21 @@ class RayCluster(Generic[Task, Result]):
             lambda need: self._ray.remote(max_retries=0, max_calls=int(need.gpus > 0), **_asked(need))(function)
         )
         # Tasks that wait for a GPU are not in the way of those that need none.
-        queues, out = {False: deque[Task](), True: deque[Task]()}, dict[Any, tuple[Task, Needs]]()
+        queues: dict[bool, deque[tuple[Task, Needs]]] = {False: deque(), True: deque()}
+        out = dict[Any, tuple[Task, Needs]]()
 
         def wait_for(tasks: Iterable[Task], *, first: bool = False) -> None:
             for task in reversed(list(tasks)) if first else tasks:
-                queue = queues[needs(task).gpus > 0]
-                (queue.appendleft if first else queue.append)(task)
+                need = needs(task)
+                queue = queues[need.gpus > 0]
+                (queue.appendleft if first else queue.append)((task, need))
 
         wait_for(tasks)
         lost = self._lost_nodes()
         while any(queues.values()) or out:
             for queue in queues.values():
-                while queue and self._has_room(needs(queue[0]), [need for _, need in out.values()]):
-                    need, task = needs(queue[0]), queue.popleft()
+                while queue and self._has_room(queue[0][1], [need for _, need in out.values()]):
+                    task, need = queue.popleft()
                     self._say_if_nobody_has(need)
                     out[remote(need).remote(task)] = (task, need)
             done, _ = self._ray.wait(list(out), timeout=_LOOK_AGAIN_S)

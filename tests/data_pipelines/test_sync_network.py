@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from data_pipelines.curate import curate as curate_module
 from data_pipelines.curate import file_stages, part_work, source_list, stage_parts, sync_network
@@ -122,8 +123,6 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
         SyncNetwork.load(str(mean_of_all(tmp_path / "other.onnx", ["N", 3, 224, 224])))
     with pytest.raises(FileNotFoundError, match="no such network"):
         AdapterOptions(sync_network=str(tmp_path / "none.onnx")).load()
-    from onnx import helper
-
     flat = [
         helper.make_node("ReduceMean", ["faces"], ["face"], axes=[1, 2, 3, 4], keepdims=0),
         helper.make_node("ReduceMean", ["cepstra"], ["sound"], axes=[1, 2, 3], keepdims=0),
