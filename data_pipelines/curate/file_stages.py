@@ -45,6 +45,7 @@ from data_pipelines.curate import (
     face_tracks,
     landmarks,
     lipsync,
+    mtcnn,
     network_files,
     person_network,
     picture_scores,
@@ -315,6 +316,7 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
     if given.finder:
         of_faces = (*of_faces, person_network, whole_body_network)
         people = {"people": [person_network.VERSION, whole_body_network.VERSION, given.finder.digests], **device}
+    faces = {**_networks("mediapipe"), **_networks("mtcnn")}
     of_pictures = (picture_scores, camera_motion, clip_hashes, stills, brisque, text_overlay, clip_networks)
     previewed = _key(
         before=scanned,
@@ -322,19 +324,20 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
         versions=[
             face_tracks.VERSION,
             landmarks.VERSION,
+            mtcnn.VERSION,
             scores.VERSION,
             PREVIEW_EVERY,
             *(module.VERSION for module in of_pictures),
         ],
-        networks={**_networks("mediapipe"), **_networks("rapidocr"), **_networks("brisque")},
+        networks={**faces, **_networks("rapidocr"), **_networks("brisque")},
         **{**people, **device},
         given={name: network.digest for name, network in given.scorers.items()},
     )
     looked = _key(
         before=scanned,
         reader=[*reader, code_digest((decode, media_omnihuman, *of_faces, scores), _is_ours)],
-        versions=[face_tracks.VERSION, landmarks.VERSION, scores.VERSION],
-        networks=_networks("mediapipe"),
+        versions=[face_tracks.VERSION, landmarks.VERSION, mtcnn.VERSION, scores.VERSION],
+        networks=faces,
         **people,
     )
     listened = _key(

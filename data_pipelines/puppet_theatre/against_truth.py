@@ -21,7 +21,7 @@ from data_pipelines import shares
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.tagging import Thresholds
-from data_pipelines.puppet_theatre.faults import FAULTS
+from data_pipelines.puppet_theatre.faults import DELAYS, FAULTS
 from data_pipelines.puppet_theatre.truth import Truth
 from data_pipelines.puppet_theatre.voices import NEURAL
 from data_pipelines.shares import Share
@@ -33,6 +33,8 @@ SCORED = (Condition.AUDIO, Condition.POSE)
 TAGGED = "nothing against it"
 _MOVES = 0.2  # of the opening's 0..1
 _HEADS = (0, 48, 64, 96, 160)  # pixels, of the face's height
+# Milliseconds between sound and picture; a frame has 40, and between 200 and 280 nothing is planted.
+_DELAYS = ((0, 0), (80, 120), (160, 200), (280, 320), (360, 480), (520, 640), (680, 800))
 _DRAWS = 2000  # resamples of an interval
 _SEEN = 0.5  # a point of the body with this confidence counts as found
 
@@ -74,6 +76,28 @@ def right_by_fault(judged: Sequence[Judged], condition: Condition) -> dict[str, 
     return {fault: Share(sum(found), len(found)) for fault, found in sorted(hits.items())}
 
 
+def found_faults(judged: Sequence[Judged]) -> dict[str, tuple[Share, Share]]:
+    """fault -> (precision, recall) of finding it: of the clips about which curate said what tells it (`Fault.told_by`),
+    those that have it, or another fault that is told by the same words; of those that have it, those about which it was
+    said. A fault that is allowed has none. A cut is found where its video became several clips.
+    """
+    found: dict[str, tuple[Share, Share]] = {}
+    pieces = collections.Counter(j.clip.video for j in judged)
+    for name in sorted({j.fault for j in judged}):
+        words = FAULTS[name].told_by
+        if name == "cut":
+            said = [pieces[j.clip.video] > 1 for j in judged]
+            due = [j.fault == "cut" for j in judged]
+        elif words:
+            said = [any(why["reason"] in words for why in j.clip.reasons.values()) for j in judged]
+            due = [not set(FAULTS[j.fault].told_by).isdisjoint(words) for j in judged]
+        else:
+            continue
+        own = [s for s, j in zip(said, judged, strict=True) if j.fault == name]
+        found[name] = shares.precision_and_recall(said, due)[0], Share(sum(own), len(own))
+    return found
+
+
 def wrong_tags(judged: Sequence[Judged], condition: Condition) -> dict[tuple[str, str], list[str]]:
     """(fault, what curate said) -> videos of the clips whose tag for `condition` is wrong."""
     found: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
@@ -85,13 +109,20 @@ def wrong_tags(judged: Sequence[Judged], condition: Condition) -> dict[tuple[str
     return dict(sorted(found.items()))
 
 
-def by_delay(judged: Sequence[Judged]) -> dict[int, Share]:
-    """Delay of the sound in ms, in bins of 160 -> clips that are tagged for audio: the filter's curve."""
-    hits: dict[int, list[bool]] = collections.defaultdict(list)
+def by_delay(judged: Sequence[Judged]) -> dict[str, Share]:
+    """Delay of the sound in ms, "80 to 120", negative if it is early -> clips that are tagged for audio: the filter's
+    curve.
+    """
+    hits: dict[tuple[int, int], list[bool]] = collections.defaultdict(list)
     for j in judged:
-        if j.fault in ("none", "late", "early", "slightly_late") and Condition.AUDIO.label in _but_for_delay(j):
-            hits[160 * round(1000 * j.truth.facts["plan"]["delay_s"] / 160)].append("audio" in j.clip.eligible)
-    return {delay: Share(sum(found), len(found)) for delay, found in sorted(hits.items())}
+        if j.fault in ("none", *DELAYS) and Condition.AUDIO.label in _but_for_delay(j):
+            delay = round(1000 * j.truth.facts["plan"]["delay_s"])
+            low, high = next(group for group in _DELAYS if group[0] <= abs(delay) <= group[1])
+            hits[(low, high) if delay >= 0 else (-high, -low)].append(Condition.AUDIO.label in j.clip.eligible)
+    return {
+        f"{low} to {high}" if low != high else str(low): Share(sum(found), len(found))
+        for (low, high), found in sorted(hits.items())
+    }
 
 
 def _but_for_delay(judged: Judged) -> frozenset[str]:
@@ -174,7 +205,7 @@ def tables(theatre: Path, curated: Path) -> str:
 
 
 def _score_table(judged: Sequence[Judged]) -> list[str]:
-    """Tags by condition, by planted fault, and by delay."""
+    """Tags by condition and by planted fault, faults that were found, tags by delay."""
     groups = {
         "clear faults, and none": [j for j in judged if FAULTS[j.fault].clear],
         "all": judged,
@@ -190,6 +221,8 @@ def _score_table(judged: Sequence[Judged]) -> list[str]:
     lines += ["", "| planted | audio tag is right | pose tag is right |", "|---|---|---|"]
     faults = sorted({j.fault for j in judged})
     lines += [f"| {f} | {right[Condition.AUDIO][f]} | {right[Condition.POSE][f]} |" for f in faults]
+    lines += ["", "| planted | found: precision | recall |", "|---|---|---|"]
+    lines += [f"| {f} | {precision} | {recall} |" for f, (precision, recall) in found_faults(judged).items()]
     lines += ["", "| planted | wrong tag | what curate said | clips | for one |", "|---|---|---|---|---|"]
     for condition in SCORED:
         for (fault, said), videos in wrong_tags(judged, condition).items():

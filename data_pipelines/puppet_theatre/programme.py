@@ -95,6 +95,7 @@ _CLOSE = dataclasses.replace(
     scenery={"plain": 1, "calm": 1},
     liveliness=(0.4, 0.8),
 )
+_CLOSE_BEFORE_LIVELY_SCENERY = dataclasses.replace(_CLOSE, scenery={"calm": 1, "busy": 2}, moving_scenery=0.7)
 _HALF = dataclasses.replace(
     _CALM,
     people=400,
@@ -131,6 +132,15 @@ PROGRAMMES: dict[str, Programme] = {
         strong=_CLOSE,
         weak=_CLOSE,
         faults={"dubbed": 1, "silent": 1, "off_screen": 1},
+        seconds=(7.0, 10.0),
+        short_side=128,
+    ),
+    "lively_scenery": Programme(
+        what="the same close-ups before busy scenery that moves in most of them: for long videos",
+        strong_share=1.0,
+        strong=_CLOSE_BEFORE_LIVELY_SCENERY,
+        weak=_CLOSE_BEFORE_LIVELY_SCENERY,
+        faults={"dubbed": 1},
         seconds=(7.0, 10.0),
         short_side=128,
     ),
@@ -185,8 +195,8 @@ PROGRAMMES: dict[str, Programme] = {
             drift=0.3,
         ),
         faults={
-            "none": 3, "dubbed": 1, "partly_dubbed": 1, "late": 1, "early": 1, "slightly_late": 1, "off_screen": 1,
-            "music": 1, "silent": 1, "no_track": 1, "covered": 1, "second_face": 1, "turned_away": 1,
+            "none": 3, "dubbed": 1, "partly_dubbed": 1, "late": 1, "early": 1, "slightly_late": 1, "slightly_early": 1,
+            "off_screen": 1, "music": 1, "silent": 1, "no_track": 1, "covered": 1, "second_face": 1, "turned_away": 1,
             "hands_hidden": 1, "hands_out": 1, "cut": 1, "still": 1, "blur": 1,
         },
         seconds=(7.0, 8.0),

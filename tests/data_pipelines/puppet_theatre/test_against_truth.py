@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +12,20 @@ import pytest
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.curate import CurateConfig, curate
 from data_pipelines.curate.known_clips import write_clips
+from data_pipelines.curate.tagging import CHECKS
 from data_pipelines.puppet_theatre import against_truth, programme
 from data_pipelines.puppet_theatre.faults import DELAYS, FAULTS
 from data_pipelines.puppet_theatre.theatre import TheatreConfig, theatre
+from data_pipelines.puppet_theatre.truth import Truth
+from data_pipelines.shares import Share
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.keypoints import INDEX
 from tests.data_pipelines.puppet_theatre.conftest import short
+
+
+def fault_of(truth: Truth, fault: str, **planned: Any) -> Truth:
+    """The same clip, had this been planted."""
+    return dataclasses.replace(truth, facts={**truth.facts, "plan": {**truth.facts["plan"], "fault": fault, **planned}})
 
 
 def test_a_judge_without_error_scores_full_marks(tiny_theatre: Path) -> None:
@@ -61,6 +71,66 @@ def test_a_missing_tag_is_told_with_curates_reason(tiny_theatre: Path) -> None:
     judged = list(against_truth.judge([bare], tiny_theatre / "truth"))
     assert judged[0].right >= {"pose"}
     assert against_truth.wrong_tags(judged, Condition.POSE) == {(judged[0].fault, "blurred"): [Path(clip.video).stem]}
+
+
+def test_faults_are_found_by_what_curate_says(tiny_theatre: Path) -> None:
+    """A judge who says of each clip what its fault is told by, and one who says "blurred" of all."""
+    clips = read_clips(tiny_theatre / "clips")
+    planted = {j.clip.clip_id: j.fault for j in against_truth.judge(clips, tiny_theatre / "truth")}
+
+    def told(said: Callable[[str], tuple[str, ...]]) -> dict[str, tuple[Share, Share]]:
+        spoken = [
+            dataclasses.replace(clip, reasons={w: {"reason": w} for w in said(planted[clip.clip_id])[:1]})
+            for clip in clips
+        ]
+        return against_truth.found_faults(list(against_truth.judge(spoken, tiny_theatre / "truth")))
+
+    perfect = told(lambda fault: FAULTS[fault].told_by)
+    assert set(perfect) == {fault for fault in planted.values() if FAULTS[fault].told_by or fault == "cut"}
+    for fault, (precision, recall) in perfect.items():
+        if fault != "cut":  # each half is a clip, and curate said nothing about either
+            assert precision.value == recall.value == 1 and precision.total >= recall.total >= 1
+    blurred = told(lambda fault: ("blurred",))
+    for fault, (precision, recall) in blurred.items():
+        if fault not in ("blur", "cut"):
+            assert precision.total == 0 and recall.hits == 0 < recall.total
+
+
+def test_a_cut_is_found_where_a_video_is_several_clips(tiny_theatre: Path) -> None:
+    judged = list(against_truth.judge(read_clips(tiny_theatre / "clips"), tiny_theatre / "truth"))
+    cut = [dataclasses.replace(j, truth=fault_of(j.truth, "cut")) for j in judged[:1]]
+    whole = [dataclasses.replace(j, truth=fault_of(j.truth, "none")) for j in judged[1:3]]
+    assert against_truth.found_faults([*cut, *cut, *whole])["cut"] == (Share(2, 2), Share(2, 2))
+    precision, recall = against_truth.found_faults([*cut, *whole, *whole[:1]])["cut"]
+    assert (precision, recall) == (Share(0, 2), Share(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "group"),
+    [(0.0, "0"), (0.08, "80 to 120"), (-0.12, "-120 to -80"), (0.2, "160 to 200"), (-0.8, "-800 to -680")],
+)
+def test_delays_are_grouped_with_their_sign(tiny_theatre: Path, delay_s: float, group: str) -> None:
+    (j, *_) = against_truth.judge(read_clips(tiny_theatre / "clips"), tiny_theatre / "truth")
+    fault = "late" if delay_s > 0 else "early" if delay_s else "none"
+    late = dataclasses.replace(
+        j, truth=fault_of(j.truth, fault, delay_s=delay_s), clip=dataclasses.replace(j.clip, end_frame=200)
+    )
+    assert list(against_truth.by_delay([late])) == [group]
+
+
+def test_every_delay_that_is_planted_has_its_group() -> None:
+    for low, high in DELAYS.values():
+        for frames in range(round(low * 25), round(high * 25) + 1):
+            assert any(a <= abs(40 * frames) <= b for a, b in against_truth._DELAYS), frames
+
+
+def test_what_tells_a_fault_is_what_curate_says() -> None:
+    """Each of the words is a reason of curate for a condition that the fault spoils."""
+    for fault in FAULTS.values():
+        for word in fault.told_by:
+            asked = [check.of for check in CHECKS if check.reason == word]
+            assert asked and (asked[0] is None or asked[0] in fault.spoils), (fault.name, word)
+        assert bool(fault.told_by) == bool(fault.spoils), fault.name
 
 
 def test_the_tables_name_every_fault(tiny_theatre: Path) -> None:
