@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,12 +119,71 @@ class ClipStatistics:
 
 
 def windows_of(clip: Clip, config: WindowConfig) -> list[Window]:
-    """The windows that `ClipEncoder.encode` will give for `clip`, known without opening it."""
+    """The windows that `ClipEncoder.windows` will give for `clip`, known without opening it."""
     return cut_windows(clip.frames, config.frames, config.stride, config.image_stride)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class OpenClip:
+    """A clip's frames uint8 [T, H, W, 3] at the size of its windows, what else is read of it, and which of it is to be
+    encoded: single frames for references, and its windows.
+    """
+
+    clip: Clip
+    frames: np.ndarray
+    text: EncodedText
+    speech: np.ndarray | None
+    first_speech: int
+    keypoints: np.ndarray | None
+    windows: tuple[Window, ...]
+    references: Mapping[Window, tuple[int, ...]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.frames.shape[1], self.frames.shape[2]
+
+    @property
+    def pictures(self) -> list[Window]:
+        return [Window(frame, 1) for frame in sorted({f for picked in self.references.values() for f in picked})]
+
+    def batches(self, windows: Sequence[Window]) -> Iterator["_Batch"]:
+        """Consecutive windows of one length, as many as a device takes at once."""
+        for frames, same in itertools.groupby(windows, lambda window: window.frames):
+            count = _batch_size(frames, *self.size)
+            while chosen := list(itertools.islice(same, count)):
+                yield _Batch(self, chosen, count)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Windows of a clip, `size` of them at most."""
+
+    opened: OpenClip
+    windows: list[Window]
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.size, self.windows[0].frames, *self.opened.size)
+
+    def frames(self) -> np.ndarray:
+        """uint8 [B, T, H, W, 3]; made when its turn comes, as windows may overlap."""
+        return np.stack([self.opened.frames[window.start : window.end] for window in self.windows])
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class ClipLatents:
+    """float16 latents of a clip's pictures [H, W, C], by frame, and of its windows [F, H, W, C]."""
+
+    pictures: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    windows: dict[Window, np.ndarray] = dataclasses.field(default_factory=dict)
+    statistics: ClipStatistics = dataclasses.field(default_factory=ClipStatistics)
+
+
 class ClipEncoder:
-    """Encodes clips one after the other; holds one clip's frames and sound at a time."""
+    """Encodes clips: `open` reads one, `latents` puts batches of several side by side on the devices, `windows` makes
+    the records of one. A batch has windows of one clip, so that a record is a function of its clip alone.
+    """
 
     def __init__(
         self,
@@ -135,21 +194,18 @@ class ClipEncoder:
         config: WindowConfig,
         max_text_tokens: int,
         round_trip_share: float = 1.0,
+        devices: int = 1,
     ):
-        """round_trip_share: of the windows, which of them by a hash of their ids, that are decoded again."""
+        """round_trip_share: of the windows, which of them by a hash of their ids, that are decoded again. devices: so
+        many share what the codec is given (`VideoCodec.over`).
+        """
         self._round_trip_share = round_trip_share
         self._sets, self._config, self._max_text_tokens = sets, config, max_text_tokens
         self._table = table_folder(sets)
-        self._codec, self._text, self._speech = codec, text, speech
+        self._codec, self._text, self._speech, self._devices = codec, text, speech, devices
 
-    def encode(self, clip: Clip) -> tuple[ClipStatistics, Iterator[EncodedWindow]]:
-        """(statistics, complete only once the iterator is exhausted; the clip's windows in the order of
-        `windows_of`).
-        """
-        statistics = ClipStatistics()
-        return statistics, self._windows(clip, statistics)
-
-    def _windows(self, clip: Clip, statistics: ClipStatistics) -> Iterator[EncodedWindow]:
+    def open(self, clip: Clip) -> OpenClip:
+        """Reads a clip; what is wrong with its file is raised here."""
         size = fit_size(clip.height, clip.width, self._config.area)
         frames = self._frames(clip, size)
         text = self._text.encode([clip.caption], self._max_text_tokens)
@@ -157,33 +213,100 @@ class ClipEncoder:
         keypoints = None
         if Condition.POSE in clip.conditions:
             keypoints = to_token_units(load_landmarks(self._sets, clip).keypoints_TJ3, (clip.height, clip.width), size)
-        windows = windows_of(clip, self._config)
-        references = {window: self._reference_frames(clip, window) for window in windows}
-        images = self._encode_images(frames, sorted({frame for picked in references.values() for frame in picked}))
-        for batch in _batches(windows, size):
-            checked = [_chosen(w.window_id(clip.clip_id), self._round_trip_share) for w in batch]
-            latents = self._encode_videos(np.stack([frames[w.start : w.end] for w in batch]), checked, statistics)
-            for window, latent in zip(batch, latents, strict=True):
-                picked = [images[frame] for frame in references[window]]
-                audio, audio_valid = self._slice(speech, first, window, self._audio_width)
-                points, points_valid = self._slice(keypoints, 0, window, (NUM_KEYPOINTS, 3))
-                record = WindowRecord(
-                    window_id=window.window_id(clip.clip_id),
-                    clip_id=clip.clip_id,
-                    video=file_names.printable(clip.video),
-                    frames=window.frames,
-                    eligible=self._eligible(clip, window, bool(picked), audio_valid, points).bits,
-                    latents_FHWC=latent,
-                    references_RHWC=np.stack(picked) if picked else np.zeros((0, *latent.shape[1:]), np.float16),
-                    text=clip.caption,
-                    text_SE=text.tokens[0].astype(np.float16),
-                    pooled_E=text.pooled[0].astype(np.float16),
-                    audio_TE=audio.astype(np.float16),
-                    audio_valid_T=audio_valid,
-                    keypoints_TJ3=points.astype(np.float16),
-                    keypoints_valid_T=points_valid,
-                )
-                yield EncodedWindow(record=record, window=window, height=size[0], width=size[1], split=clip.split)
+        windows = tuple(windows_of(clip, self._config))
+        return OpenClip(
+            clip=clip,
+            frames=frames,
+            text=text,
+            speech=speech,
+            first_speech=first,
+            keypoints=keypoints,
+            windows=windows,
+            references={window: self._reference_frames(clip, window) for window in windows},
+        )
+
+    def latents(self, clips: Sequence[OpenClip]) -> list[ClipLatents]:
+        """What the codec makes of the clips, batches of one shape side by side."""
+        found = {id(clip): ClipLatents() for clip in clips}
+        of_pictures = [batch for clip in clips for batch in clip.batches(clip.pictures)]
+        of_windows = [batch for clip in clips for batch in clip.batches(clip.windows)]
+        batches = [*of_pictures, *of_windows]
+        encoded = self._on_devices(self._encode, [b.shape for b in batches], lambda i: batches[i].frames())
+        for batch, latents in zip(of_pictures, encoded, strict=False):
+            pictures = found[id(batch.opened)].pictures
+            pictures |= {one.start: latent[0] for one, latent in zip(batch.windows, latents, strict=True)}
+        made = encoded[len(of_pictures) :]
+        checked = [self._checked(batch) for batch in of_windows]
+        again = [i for i, some in enumerate(checked) if some.any()]
+        decoded = self._on_devices(self._decode, [of_windows[i].shape for i in again], lambda i: made[again[i]])
+        errors = {
+            i: _squared_error(frames[checked[i]], of_windows[i].frames()[checked[i]])
+            for i, frames in zip(again, decoded, strict=True)
+        }
+        for i, (batch, latents) in enumerate(zip(of_windows, made, strict=True)):
+            own = found[id(batch.opened)]
+            own.windows |= dict(zip(batch.windows, latents, strict=True))
+            own.statistics.add(_statistics(latents, *errors.get(i, (0, 0.0))))
+        return [found[id(clip)] for clip in clips]
+
+    def _checked(self, batch: _Batch) -> np.ndarray:
+        """Which of its windows are decoded again, bool [n]."""
+        clip_id, share = batch.opened.clip.clip_id, self._round_trip_share
+        return np.array([_chosen(window.window_id(clip_id), share) for window in batch.windows])
+
+    def windows(self, opened: OpenClip, latents: ClipLatents) -> Iterator[EncodedWindow]:
+        """A clip's windows, in the order of `windows_of`."""
+        clip, (height, width), text = opened.clip, opened.size, opened.text
+        for window in opened.windows:
+            latent = latents.windows[window]
+            picked = [latents.pictures[frame] for frame in opened.references[window]]
+            audio, audio_valid = self._slice(opened.speech, opened.first_speech, window, self._audio_width)
+            points, points_valid = self._slice(opened.keypoints, 0, window, (NUM_KEYPOINTS, 3))
+            record = WindowRecord(
+                window_id=window.window_id(clip.clip_id),
+                clip_id=clip.clip_id,
+                video=file_names.printable(clip.video),
+                frames=window.frames,
+                eligible=self._eligible(clip, window, bool(picked), audio_valid, points).bits,
+                latents_FHWC=latent,
+                references_RHWC=np.stack(picked) if picked else np.zeros((0, *latent.shape[1:]), np.float16),
+                text=clip.caption,
+                text_SE=text.tokens[0].astype(np.float16),
+                pooled_E=text.pooled[0].astype(np.float16),
+                audio_TE=audio.astype(np.float16),
+                audio_valid_T=audio_valid,
+                keypoints_TJ3=points.astype(np.float16),
+                keypoints_valid_T=points_valid,
+            )
+            yield EncodedWindow(record=record, window=window, height=height, width=width, split=clip.split)
+
+    def _on_devices(
+        self,
+        function: Callable[[np.ndarray], np.ndarray],
+        shapes: Sequence[tuple[int, ...]],
+        load: Callable[[int], np.ndarray],
+    ) -> list[np.ndarray]:
+        """What the function makes of each batch, `load(i)` of at most `shapes[i][0]` rows; as many of one shape as
+        there are devices go into one call.
+        """
+        found: dict[int, np.ndarray] = {}
+        for shape in dict.fromkeys(shapes):
+            same = [i for i, one in enumerate(shapes) if one == shape]
+            for begin in range(0, len(same), self._devices):
+                chosen = same[begin : begin + self._devices]
+                parts = [load(i) for i in chosen]
+                filled = [_padded(part, shape[0]) for part in parts]
+                rows = function(_padded(np.concatenate(filled), self._devices * shape[0]))
+                for k, (i, part) in enumerate(zip(chosen, parts, strict=True)):
+                    found[i] = rows[k * shape[0] :][: len(part)]
+        return [found[i] for i in range(len(shapes))]
+
+    def _encode(self, frames_BTHW3: np.ndarray) -> np.ndarray:
+        """float16 latents."""
+        return np.asarray(self._codec.encode(frames_BTHW3.astype(np.float32) / 127.5 - 1)).astype(np.float16)
+
+    def _decode(self, latents_BFHWC: np.ndarray) -> np.ndarray:
+        return np.asarray(self._codec.decode(latents_BFHWC.astype(np.float32)))
 
     def _frames(self, clip: Clip, size: tuple[int, int]) -> np.ndarray:
         """uint8 [T, H, W, 3] of the clip."""
@@ -201,46 +324,6 @@ class ClipEncoder:
         # Four times as many as a window takes: what a window covers still leaves a choice.
         spacing = max(1, clip.frames // (4 * self._config.references))
         return reference_frames(clip.frames, window, self._config.references, spacing)
-
-    def _encode_images(self, frames: np.ndarray, picked: Sequence[int]) -> dict[int, np.ndarray]:
-        """float16 latents [H, W, C] of single frames."""
-        latents: dict[int, np.ndarray] = {}
-        for batch in _batches([Window(frame, 1) for frame in picked], frames.shape[1:3]):
-            encoded = self._encode(np.stack([frames[image.start : image.end] for image in batch]))
-            latents |= {image.start: latent[0].astype(np.float16) for image, latent in zip(batch, encoded, strict=True)}
-        return latents
-
-    def _encode_videos(
-        self, frames_BTHW3: np.ndarray, checked: Sequence[bool], statistics: ClipStatistics
-    ) -> np.ndarray:
-        """float16 latents of a batch of windows; the round trip of what is stored, of those that are `checked`, goes
-        into the statistics.
-        """
-        latents = self._encode(frames_BTHW3).astype(np.float16)
-        values, error = self._round_trip(frames_BTHW3, latents, checked) if any(checked) else (0, 0.0)
-        wide = latents.astype(np.float64)
-        channels = tuple(range(wide.ndim - 1))
-        statistics.add(
-            ClipStatistics(
-                values=values,
-                squared_error=error,
-                latents=wide[..., 0].size,
-                latent_sum_C=wide.sum(axis=channels),
-                latent_square_C=np.square(wide).sum(axis=channels),
-            )
-        )
-        return latents
-
-    def _round_trip(self, frames_BTHW3: np.ndarray, latents: np.ndarray, checked: Sequence[bool]) -> tuple[int, float]:
-        """(values, squared error) of the windows that are `checked`."""
-        batch, some = _batch_size(*frames_BTHW3.shape[1:4]), np.asarray(checked)
-        decoded = np.asarray(self._codec.decode(_padded(latents, batch).astype(np.float32)))[: len(latents)][some]
-        pixels = np.clip(np.rint((decoded + 1) * 127.5), 0, 255)
-        return pixels.size, float(np.square((pixels - frames_BTHW3[some]) / 255).sum())
-
-    def _encode(self, frames_BTHW3: np.ndarray) -> np.ndarray:
-        video = _padded(frames_BTHW3, _batch_size(*frames_BTHW3.shape[1:4])).astype(np.float32) / 127.5 - 1
-        return np.asarray(self._codec.encode(video))[: len(frames_BTHW3)]
 
     @property
     def _audio_width(self) -> tuple[int]:
@@ -295,16 +378,26 @@ def _batch_size(frames: int, height: int, width: int) -> int:
     return max(1, min(_MAX_BATCH, _BATCH_PIXELS // (frames * height * width)))
 
 
-def _batches(windows: Sequence[Window], size: tuple[int, ...]) -> Iterator[list[Window]]:
-    """Consecutive windows of one length, as many as are encoded at once."""
-    for frames, same in itertools.groupby(windows, lambda window: window.frames):
-        batch = _batch_size(frames, size[0], size[1])
-        while chosen := list(itertools.islice(same, batch)):
-            yield chosen
+def _statistics(latents_BFHWC: np.ndarray, values: int, squared_error: float) -> ClipStatistics:
+    wide = latents_BFHWC.astype(np.float64)
+    channels = tuple(range(wide.ndim - 1))
+    return ClipStatistics(
+        values=values,
+        squared_error=squared_error,
+        latents=wide[..., 0].size,
+        latent_sum_C=wide.sum(axis=channels),
+        latent_square_C=np.square(wide).sum(axis=channels),
+    )
+
+
+def _squared_error(decoded_BTHW3: np.ndarray, frames_BTHW3: np.ndarray) -> tuple[int, float]:
+    """(values, squared error)."""
+    pixels = np.clip(np.rint((decoded_BTHW3 + 1) * 127.5), 0, 255)
+    return pixels.size, float(np.square((pixels - frames_BTHW3) / 255).sum())
 
 
 def _padded(batch: np.ndarray, size: int) -> np.ndarray:
-    """The batch filled up to the one size that is compiled, with copies of its last element."""
+    """The batch filled up with copies of its last element."""
     return np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
 
 

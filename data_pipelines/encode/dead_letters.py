@@ -6,7 +6,9 @@ shards that are made stay, and the next call goes on.
     dead_letters.parquet    of a generation: a row a clip that could not be encoded
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from jax.errors import JaxRuntimeError
 
 from data_pipelines.curate.clips import Clip
 from data_pipelines.curate.stage_parts import read_part, write_columns
-from data_pipelines.encode.clip_encoder import ClipEncoder, ClipStatistics, EncodedWindow
+from data_pipelines.encode.clip_encoder import ClipEncoder, ClipStatistics, EncodedWindow, OpenClip
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime import file_names, files, storage
 
@@ -23,6 +25,14 @@ LETTERS_FILE = "dead_letters.parquet"
 _TEXTS = ("clip_id", "video", "stage", "reason", "exception")
 _LETTER = pa.schema([*(pa.field(name, pa.string()) for name in _TEXTS), pa.field("tries", pa.int32())])
 _OF_A_FILE = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EncodedClip:
+    """What became of a clip; no windows of one that could not be encoded."""
+
+    statistics: ClipStatistics = dataclasses.field(default_factory=ClipStatistics)
+    windows: list[EncodedWindow] = dataclasses.field(default_factory=list)
 
 
 class DeadLetters:
@@ -38,18 +48,36 @@ class DeadLetters:
         rows, self._rows = self._rows, []
         return rows
 
-    def encoded(
-        self, encoder: ClipEncoder, clip: Clip, spec: DatasetSpec
-    ) -> tuple[ClipStatistics, list[EncodedWindow]]:
-        """All windows of a clip, or none. What is no fault of the clip is raised."""
+    def encoded(self, encoder: ClipEncoder, clips: Sequence[Clip], spec: DatasetSpec) -> list[EncodedClip]:
+        """All windows of each clip, or none. What is no fault of a clip is raised."""
+        found = [EncodedClip() for _ in clips]
+        opened: dict[int, OpenClip] = {}
+        for i, clip in enumerate(clips):
+            with self._letter(clip):
+                self._check_video(clip)
+                opened[i] = encoder.open(clip)
         try:
-            self._check_video(clip)
-            statistics, stream = encoder.encode(clip)
-            windows = list(stream)
-            for window in windows:
-                window.record.validate(spec)
-                window.record.check_finite()
-            return statistics, windows
+            made = encoder.latents(list(opened.values())) if len(opened) > 1 else None
+        except Exception as problem:
+            if _is_of_all(problem):
+                problem.add_note(f"encode was at {len(opened)} clips, from {clips[min(opened)].clip_id} on")
+                raise
+            made = None  # one of them is to blame: each alone
+        for number, (i, one) in enumerate(opened.items()):
+            with self._letter(clips[i]):
+                latents = made[number] if made else encoder.latents([one])[0]
+                windows = list(encoder.windows(one, latents))
+                for window in windows:
+                    window.record.validate(spec)
+                    window.record.check_finite()
+                found[i] = EncodedClip(latents.statistics, windows)
+        return found
+
+    @contextlib.contextmanager
+    def _letter(self, clip: Clip) -> Iterator[None]:
+        """A dead letter of what goes wrong with the clip."""
+        try:
+            yield
         except Exception as problem:
             if _is_of_all(problem):
                 if not isinstance(problem, ImportError):
@@ -65,7 +93,6 @@ class DeadLetters:
             reason = file_names.printable(text if known else f"{type(problem).__name__}: {text}")
             of_clip = {"clip_id": clip.clip_id, "video": clip.video, "stage": "encode"}
             self._rows.append({**of_clip, "reason": reason, "exception": type(problem).__name__, "tries": 1})
-            return ClipStatistics(), []
 
     def _check_video(self, clip: Clip) -> None:
         """The video is the one that curate looked at: its cuts, tags and landmarks are worth nothing for another."""

@@ -18,7 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -50,11 +52,12 @@ from omnihuman_jax.runtime.worker_share import WorkerShare
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EncodeShare:
     """What of a data set a call makes. worker: where it begins among the shards, of how many; None: alone, and it
-    finishes. only_finish: the shards are made, join them.
+    finishes. only_finish: the shards are made, join them. devices: so many of this process's; 0: all, but of CPUs one.
     """
 
     worker: WorkerShare | None = None
     only_finish: bool = False
+    devices: int = 0
 
 
 def encode(
@@ -104,7 +107,7 @@ def encode(
         return _kept(found, f"{out_dir}: already encoded from these clips with these settings", console)
     if not _is_joined(folder, made_by):
         claim = Claim(folder=folder, sets=sets, config=config, made_by=made_by, base=base)
-        if not _make_shards(claim, console, share.worker, overwrite=overwrite):
+        if not _make_shards(claim, console, share, overwrite=overwrite):
             assert base is not None
             return _kept(base.summary, f"{out_dir}: has the windows of these clips already", console)
     return finish(folder, out_dir, made_by) if share.worker is None else {}
@@ -125,11 +128,12 @@ def _is_joined(folder: Path, made_by: Mapping[str, Any]) -> bool:
     return path.is_file() and json.loads(path.read_text()).get("made_by") == json.loads(json.dumps(made_by))
 
 
-def _make_shards(claim: Claim, console: Console, worker: WorkerShare | None, *, overwrite: bool) -> bool:
+def _make_shards(claim: Claim, console: Console, share: EncodeShare, *, overwrite: bool) -> bool:
     """Makes every shard that nobody has made or is making, and waits for those that others make. False where the data
     set that is appended to has all that is asked for, and no more.
     """
-    config, folder = claim.config, claim.folder
+    config, folder, worker = claim.config, claim.folder, share.worker
+    devices = _devices(share.devices)
     codec = load_codec(config.codec, config.codec_options)
     text = load_text_encoder(config.text_encoder)
     speech = load_speech_encoder(config.speech_encoder, config.speech_layers or None) if config.speech_encoder else None
@@ -138,8 +142,11 @@ def _make_shards(claim: Claim, console: Console, worker: WorkerShare | None, *, 
     tasks = claimed(claim, parts, spec, console, overwrite=overwrite)
     if tasks is None:
         return False
-    share, plan = round_trip_share(tasks), plan_id(folder)
-    ahead = AheadEncoder(claim.sets, codec, text, speech, config.windows, config.max_text_tokens, share)
+    plan = plan_id(folder)
+    if len(devices) > 1:
+        codec = codec.over(Mesh(np.array(devices), ("data",)))
+    given = (claim.sets, codec, text, speech, config.windows, config.max_text_tokens, round_trip_share(tasks))
+    ahead = AheadEncoder(*given, devices=len(devices))
     letters = DeadLetters(table_folder(claim.sets))
     order = tasks if worker is None else worker.first(tasks)
     with ahead as encoder, progress_bar(stays=True, console=console) as progress, LeaseHolder() as leases:
@@ -162,6 +169,15 @@ def _make_shards(claim: Claim, console: Console, worker: WorkerShare | None, *, 
             if len(counted) == begun:
                 time.sleep(LOOK_AGAIN_S)  # all that is left is leased
     return True
+
+
+def _devices(count: int) -> list[jax.Device]:
+    """Those that share the codec's batches; ValueError for more than there are."""
+    there = jax.local_devices()
+    if not 0 <= count <= len(there):
+        raise ValueError(f"--devices {count}: this process has {len(there)} ({there[0].platform}); 0 takes all")
+    # The cores of a CPU are all behind its one device; more of it are simulated, for tests.
+    return there[: count or (1 if there[0].platform == "cpu" else len(there))]
 
 
 def _spec(config: EncodeConfig, codec: VideoCodec, text: TextEncoder, speech: SpeechEncoder | None) -> DatasetSpec:
@@ -325,6 +341,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="I/N",
         help="make shards with N - 1 others that run the same command; `--finish` then joins them",
     )
+    parser.add_argument(
+        "--devices",
+        type=int,
+        default=0,
+        metavar="N",
+        help="share the codec's batches among N of this process's devices (default: all; of CPUs one)",
+    )
     parser.add_argument("--finish", action="store_true", help="join the shards that workers made, once all are there")
     parser.add_argument(
         "--retry-dead", action="store_true", help="try clips again that could not be encoded, as an append"
@@ -357,7 +380,7 @@ def main(argv: Sequence[str]) -> int:
     if options.worker and options.finish:
         raise ValueError("--finish is for one call once all workers are done; leave out --worker")
     console = Console(stderr=True)
-    share = EncodeShare(worker=options.worker, only_finish=options.finish)
+    share = EncodeShare(worker=options.worker, only_finish=options.finish, devices=options.devices)
     if summary := encode(options.sets, options.out, config, console, options.overwrite, share, options.retry_dead):
         print_summary(summary, console)
     else:

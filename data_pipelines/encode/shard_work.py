@@ -69,21 +69,21 @@ def make_shard(
     for path in (at.records, at.rows):
         files.remove_stale(at.folder, path.name)
     rows: list[dict[str, Any]] = []
-    statistics: list[dict[str, Any]] = []
+    encoded: dict[str, dict[str, Any]] = {}
     digest = hashlib.sha256()
 
+    keys = {clip.clip_id: key for clip, key in clips}
+
     def records() -> Iterator[WindowRecord]:
-        for number, (clip, key) in enumerate(clips):
-            if not clip.conditions.bits:
-                statistics.append(_clip_row(clip, key, [], None) | {"serves": "none"})
-                continue
-            following = next((one.clip for one in clips[number + 1 :] if one.clip.conditions.bits), None)
-            encoder.decode_ahead(following, kept=clip.clip_id)
-            found, windows = letters.encoded(encoder, clip, spec)
-            statistics.append(_clip_row(clip, key, windows, found.to_json()))
-            for window in windows:
-                rows.append(_catalog_row(len(rows), window))
-                yield window.record
+        groups = list(encoder.groups([clip for clip, _ in clips if clip.conditions.bits]))
+        for number, group in enumerate(groups):
+            following = groups[number + 1] if number + 1 < len(groups) else []
+            encoder.decode_ahead(following, kept={clip.clip_id for clip in group})
+            for clip, found in zip(group, letters.encoded(encoder, group, spec), strict=True):
+                encoded[clip.clip_id] = _clip_row(clip, keys[clip.clip_id], found.windows, found.statistics.to_json())
+                for window in found.windows:
+                    rows.append(_catalog_row(len(rows), window))
+                    yield window.record
 
     stream = records()
     first = next(stream, None)
@@ -97,7 +97,9 @@ def make_shard(
         "bytes": size,
         "records_sha256": digest.hexdigest(),
         "file_sha256": files.file_sha256(at.records) if count else "",
-        "clips": statistics,
+        "clips": [
+            encoded.get(clip.clip_id) or _clip_row(clip, key, [], None) | {"serves": "none"} for clip, key in clips
+        ],
         "quarantine": letters.taken(),
     }
     files.write_text(at.mark, json.dumps(mark))

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from jax.sharding import Mesh
 
 from omnihuman_jax.codecs.dct import DctCodec
 from omnihuman_jax.codecs.vae_codec import load_vae
@@ -39,6 +40,11 @@ class VideoCodec(Protocol):
     @property
     def latent_channels(self) -> int:
         """C of the latents."""
+
+    def over(self, mesh: Mesh) -> "VideoCodec":
+        """The same codec, whose `encode` and `decode` take one leading dim and share it among all devices of a mesh: a
+        multiple of their number, the first windows for the first device. Each computes what it would alone.
+        """
 
     def encode(self, video_THW3: Array) -> jax.Array:
         """Latents of one window, encoded whole and alone.

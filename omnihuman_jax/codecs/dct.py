@@ -22,13 +22,15 @@ the noise first and is learnt first [D].
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from omnihuman_jax.typing import SPATIAL_STRIDE, TEMPORAL_STRIDE, Array, latent_frames_of
 
@@ -147,6 +149,22 @@ def _synthesise(latents: jax.Array, tensor: np.ndarray) -> jax.Array:
     return blocks.reshape(*batch, count * t, height * s, width * s, 3)
 
 
+def _encoded(video_THW3: jax.Array) -> jax.Array:
+    first, group, _, _ = matrices()
+    latents = _analyse(video_THW3[..., :1, :, :, :], first)
+    if video_THW3.shape[-4] == 1:
+        return latents
+    return jnp.concatenate([latents, _analyse(video_THW3[..., 1:, :, :, :], group)], axis=-4)
+
+
+def _decoded(latents_FHWC: jax.Array) -> jax.Array:
+    _, _, first, group = matrices()
+    video = _synthesise(latents_FHWC[..., :1, :, :, :], first)
+    if latents_FHWC.shape[-4] == 1:
+        return video
+    return jnp.concatenate([video, _synthesise(latents_FHWC[..., 1:, :, :, :], group)], axis=-4)
+
+
 @dataclass(frozen=True, slots=True)
 class DctCodec:
     """The codec as the `VideoCodec` that everyone calls: `encode`, `decode`, pure and compiled."""
@@ -155,6 +173,11 @@ class DctCodec:
     sha256: ClassVar[Mapping[str, str]] = {}
     options: ClassVar[Mapping[str, Any]] = {}
     latent_channels: ClassVar[int] = LATENT_CHANNELS
+    mesh: Mesh | None = None
+
+    def over(self, mesh: Mesh) -> "DctCodec":
+        """See `VideoCodec.over`."""
+        return DctCodec(mesh)
 
     @functools.partial(jax.jit, static_argnums=0)
     def encode(self, video_THW3: Array) -> jax.Array:
@@ -176,11 +199,7 @@ class DctCodec:
         latent_frames_of(frames)
         if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE or not height or not width:
             raise ValueError(f"height {height} and width {width} must be multiples of {SPATIAL_STRIDE}")
-        first, group, _, _ = matrices()
-        latents = _analyse(video[..., :1, :, :, :], first)
-        if frames == 1:
-            return latents
-        return jnp.concatenate([latents, _analyse(video[..., 1:, :, :, :], group)], axis=-4)
+        return self._shared(_encoded)(video)
 
     @functools.partial(jax.jit, static_argnums=0)
     def decode(self, latents_FHWC: Array) -> jax.Array:
@@ -200,8 +219,10 @@ class DctCodec:
             raise ValueError(
                 f"latents of this codec are [..., 1 + n, height, width, {LATENT_CHANNELS}], not {latents.shape}"
             )
-        _, _, first, group = matrices()
-        video = _synthesise(latents[..., :1, :, :, :], first)
-        if latents.shape[-4] == 1:
-            return video
-        return jnp.concatenate([video, _synthesise(latents[..., 1:, :, :, :], group)], axis=-4)
+        return self._shared(_decoded)(latents)
+
+    def _shared(self, function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+        if self.mesh is None:
+            return function
+        axes = P(self.mesh.axis_names)
+        return jax.shard_map(function, mesh=self.mesh, in_specs=axes, out_specs=axes)

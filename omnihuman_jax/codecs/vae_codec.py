@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from omnihuman_jax.codecs import hunyuan_vae, vae_layers, wan_vae
 from omnihuman_jax.encoders.pretrained import PretrainedFolder, Weights, open_pretrained
@@ -67,6 +69,12 @@ class VaeCodec:
     config: Any
     settings: Any
     params: Params
+    mesh: Mesh | None = None
+
+    def over(self, mesh: Mesh) -> "VaeCodec":
+        """See `VideoCodec.over`; the weights are on every device."""
+        params = jax.device_put(self.params, NamedSharding(mesh, P()))
+        return dataclasses.replace(self, params=params, mesh=mesh)
 
     @property
     def latent_channels(self) -> int:
@@ -94,7 +102,7 @@ class VaeCodec:
         latent_frames_of(frames)
         if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE or not height or not width:
             raise ValueError(f"height {height} and width {width} must be multiples of {SPATIAL_STRIDE}")
-        return run("encode", self.kind, self.config, self.settings, self.params, video_THW3)
+        return run("encode", self.kind, self.config, self.settings, self.params, video_THW3, mesh=self.mesh)
 
     def decode(self, latents_FHWC: Array) -> jax.Array:
         """Frames of one window, or of each of a batch: float32 [..., 1 + 4n, H, W, 3], about [-1, 1].
@@ -110,21 +118,29 @@ class VaeCodec:
             raise ValueError(
                 f"latents of this codec are [..., 1 + n, height, width, {channels}], not {latents_FHWC.shape}"
             )
-        return run("decode", self.kind, self.config, self.settings, self.params, latents_FHWC)
+        return run("decode", self.kind, self.config, self.settings, self.params, latents_FHWC, mesh=self.mesh)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def run(method: str, kind: str, config: Any, settings: Any, params: Mapping[str, Any], x: Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), static_argnames="mesh")
+def run(
+    method: str, kind: str, config: Any, settings: Any, params: Params, x: Array, *, mesh: Mesh | None = None
+) -> jax.Array:
     """`encode` or `decode` of a family over every element of the leading dims of x [..., T or F, H, W, C], float32
-    out.
+    out. With a mesh, over those of one leading dim, which its devices share.
     """
     function, dtype = getattr(FAMILIES[kind], method), compute_dtype(settings)
 
-    def one(x_THWC: jax.Array) -> jax.Array:
-        return function(config, settings, params, x_THWC.astype(dtype)).astype(jnp.float32)
+    def each(params: Params, x_NTHWC: jax.Array) -> jax.Array:
+        def one(x_THWC: jax.Array) -> jax.Array:
+            return function(config, settings, params, x_THWC.astype(dtype)).astype(jnp.float32)
+
+        return jax.lax.map(one, x_NTHWC)
 
     x = jnp.asarray(x)
-    y = jax.lax.map(one, x.reshape(-1, *x.shape[-4:]))
+    if mesh is not None:
+        axes = P(mesh.axis_names)
+        return jax.shard_map(each, mesh=mesh, in_specs=(P(), axes), out_specs=axes, check_vma=False)(params, x)
+    y = each(params, x.reshape(-1, *x.shape[-4:]))
     return y.reshape(*x.shape[:-4], *y.shape[1:])
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from omnihuman_jax.codecs import vae_codec
@@ -196,3 +197,15 @@ def test_tiled_programs_lower_for_accelerators_in_bfloat16(kind, platform):
         convolutions = [line for line in lowered.as_text().splitlines() if "stablehlo.convolution" in line]
         assert convolutions
         assert not [line for line in convolutions if "f32" in line.rsplit(" : ", 1)[1]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_devices_share_a_batch_and_each_makes_what_it_makes_alone(tmp_path, kind):
+    """The weights are on each of them."""
+    codec = load_codec(str(vae_folders.write_vae(tmp_path / "vae", kind)))
+    shared = codec.over(Mesh(np.array(jax.local_devices()[:4]), ("data",)))
+    windows = np.stack([video(5) * scale for scale in (1, 0.9, 0.8, 0.7)])
+    latents = shared.encode(windows)
+    assert len(latents.sharding.device_set) == 4
+    assert np.array_equal(latents, np.concatenate([codec.encode(window[None]) for window in windows]))
+    assert np.array_equal(shared.decode(latents), np.concatenate([codec.decode(one[None]) for one in latents]))

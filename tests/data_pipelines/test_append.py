@@ -85,13 +85,13 @@ def config(root: Path) -> EncodeConfig:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ids of the clips that were encoded."""
     seen: list[str] = []
-    original = ClipEncoder.encode
+    original = ClipEncoder.open
 
     def watched(self: ClipEncoder, clip: Clip):  # type: ignore[no-untyped-def]
         seen.append(clip.clip_id)
         return original(self, clip)
 
-    monkeypatch.setattr(ClipEncoder, "encode", watched)
+    monkeypatch.setattr(ClipEncoder, "open", watched)
     return seen
 
 

@@ -17,10 +17,10 @@ from data_pipelines.curate import footage, stage_parts
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.known_clips import write_clips
-from data_pipelines.encode import clip_encoder, dataset_finish, encoded_shards, kept_dataset
+from data_pipelines.encode import clip_encoder, dataset_finish, decode_ahead, encoded_shards, kept_dataset
 from data_pipelines.encode.clip_encoder import WindowConfig
 from data_pipelines.encode.dead_letters import read_letters
-from data_pipelines.encode.encode import EncodeConfig, encode, main, print_summary
+from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode, main, print_summary
 from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.codecs.dct import DctCodec
 from omnihuman_jax.conditions import Condition, ConditionSet
@@ -165,10 +165,10 @@ def test_dataset_reads_back_through_tfds_bit_for_bit(dataset, clips_dir, config,
     """What tfds decodes is what the clip encoder made, every bit of every array."""
     out, _ = dataset
     made = []
-    original = clip_encoder.ClipEncoder._windows
+    original = clip_encoder.ClipEncoder.windows
     monkeypatch.setattr(
         clip_encoder.ClipEncoder,
-        "_windows",
+        "windows",
         lambda self, *arguments: (made.append(window) or window for window in original(self, *arguments)),
     )
     encode(clips_dir, out.parent / "again", config, Console(quiet=True))
@@ -438,6 +438,76 @@ def test_the_next_clip_is_decoded_while_one_is_encoded(clips_dir, config, datase
     broken = ahead[0]
     (letter,) = encode(clips_dir, tmp_path / "broken", config, Console(quiet=True))["quarantine"]
     assert (letter["clip_id"], letter["reason"]) == (broken, "no pictures")
+
+
+@pytest.mark.parametrize("devices", [3, 8])
+def test_devices_share_the_batches_and_the_bytes_are_the_same(
+    clips_dir, config, dataset, tmp_path, monkeypatch, devices
+):
+    """Batches of several clips go into one call, as many as there are devices; round trips too."""
+    calls = []
+    encode_all, decode_all = DctCodec.encode, DctCodec.decode
+    monkeypatch.setattr(DctCodec, "encode", lambda self, x: calls.append((self.mesh, len(x))) or encode_all(self, x))
+    monkeypatch.setattr(DctCodec, "decode", lambda self, x: calls.append((self.mesh, len(x))) or decode_all(self, x))
+    share = EncodeShare(devices=devices)
+    summary = encode(clips_dir, tmp_path / "dataset", config, Console(quiet=True), share=share)
+    assert [shard["sha256"] for shard in summary["shards"]] == [s["sha256"] for s in dataset[1]["shards"]]
+    assert summary["clips"] == dataset[1]["clips"]
+    assert calls and all(mesh.size == devices and count % devices == 0 for mesh, count in calls)
+
+
+def test_a_clip_of_a_group_that_fails_costs_that_clip_alone(clips_dir, config, dataset, tmp_path, monkeypatch):
+    """Whether its file is at fault, what the codec makes of it, or its record."""
+    opened, made, windows = (getattr(clip_encoder.ClipEncoder, name) for name in ("open", "latents", "windows"))
+
+    def at(place):
+        def failing(self, one, *rest):
+            clips = [one] if isinstance(one, Clip) else [o.clip for o in (one if isinstance(one, list) else [one])]
+            if any(clip.clip_id == "talk-040" for clip in clips):
+                raise ValueError(f"no {place}")
+            return {"open": opened, "latents": made, "windows": windows}[place](self, one, *rest)
+
+        return failing
+
+    shares = EncodeShare(devices=2)
+    whole = Catalog.load(dataset[0])
+    left = [w for w, c in zip(whole.window_id, whole.clip_id) if c != "talk-040"]
+    for place in ("open", "latents", "windows"):
+        with monkeypatch.context() as patch:
+            patch.setattr(clip_encoder.ClipEncoder, place, at(place))
+            summary = encode(clips_dir, tmp_path / place, config, Console(quiet=True), share=shares)
+        (letter,) = summary["quarantine"]
+        assert (letter["clip_id"], letter["reason"]) == ("talk-040", f"no {place}")
+        assert Catalog.load(tmp_path / place).window_id.tolist() == left
+
+    def lost(self, clips):
+        raise MemoryError("the device is full")
+
+    monkeypatch.setattr(clip_encoder.ClipEncoder, "latents", lost)
+    with pytest.raises(MemoryError) as error:
+        encode(clips_dir, tmp_path / "lost", config, Console(quiet=True), share=shares)
+    assert any("encode was at" in note for note in error.value.__notes__)
+
+
+def test_groups_are_bounded_by_what_their_frames_take(clips_dir, config, monkeypatch):
+    clips = [clip for clip in read_clips(clips_dir) for _ in range(5)]
+
+    def sizes(devices, most):
+        monkeypatch.setattr(decode_ahead, "_GROUP_BYTES", most)
+        encoder = decode_ahead.AheadEncoder(clips_dir, None, None, None, config.windows, 8, 1.0, devices=devices)
+        groups = list(encoder.groups(clips))
+        assert [clip for group in groups for clip in group] == clips
+        return [len(group) for group in groups]
+
+    assert sizes(1, 1 << 40) == [1] * len(clips)
+    assert sizes(2, 1 << 40)[:-1] == [8] * (len(clips) // 8)
+    assert sizes(2, 1) == [1] * len(clips)
+
+
+def test_more_devices_than_there_are_are_refused(clips_dir, config, tmp_path):
+    with pytest.raises(ValueError, match=r"--devices 9: this process has 8 \(cpu\); 0 takes all"):
+        encode(clips_dir, tmp_path / "d", config, Console(quiet=True), share=EncodeShare(devices=9))
+    assert not (tmp_path / "d").exists()
 
 
 def test_a_clip_that_cannot_be_encoded_costs_that_clip_alone(clips_dir, config, dataset, tmp_path, capsys):

@@ -299,7 +299,7 @@ def test_two_that_work_on_one_shard_make_the_same_bytes(
 ) -> None:
     """The second one begins while the first is at its second clip, and is done before it."""
     seen: list[str] = []
-    original = ClipEncoder.encode
+    original = ClipEncoder.open
     few = dataclasses.replace(config(clips), shard_mib=1000)
 
     def watched(self: ClipEncoder, clip: Clip) -> Any:
@@ -313,7 +313,7 @@ def test_two_that_work_on_one_shard_make_the_same_bytes(
         return original(self, clip)
 
     out, made = tmp_path / "dataset", dict[str, str]()
-    monkeypatch.setattr(ClipEncoder, "encode", watched)
+    monkeypatch.setattr(ClipEncoder, "open", watched)
     encode(clips / "clips", out, few, Console(quiet=True), share=EncodeShare(worker=WorkerShare(0, 1)))
     assert len(seen) == 24 and digests(tmp_path / "dataset.encoding").items() <= made.items()
 
