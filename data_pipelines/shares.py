@@ -22,7 +22,7 @@ class Share:
             return 0.0, 1.0
         z, n, p = 1.96, self.total, self.value
         centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+        return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
 
     def __str__(self) -> str:
         low, high = self.interval
