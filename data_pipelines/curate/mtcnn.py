@@ -91,7 +91,7 @@ def _refined(picture: np.ndarray, boxes_N5: np.ndarray, stage: _Stage) -> np.nda
     corner_N2, side_N1 = np.rint(centre_N2 - side_N1 / 2).astype(int), np.rint(side_N1).astype(int)
     if not len(boxes_N5):
         return boxes_N5
-    crops = [cut(picture, *corner, side) for corner, (side,) in zip(corner_N2, side_N1, strict=True)]
+    crops = [cut(picture, x, y, side) for (x, y), (side,) in zip(corner_N2, side_N1, strict=True)]
     moves_N4, *_, scores_N2 = _run(stage.network, np.stack([_resized(crop, stage.side, stage.side) for crop in crops]))
     sure_N = scores_N2[:, 1] > stage.min_score
     squares_N4 = np.concatenate([corner_N2, corner_N2 + side_N1], axis=1)

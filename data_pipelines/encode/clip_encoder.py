@@ -194,6 +194,7 @@ class ClipEncoder:
         config: WindowConfig,
         max_text_tokens: int,
         round_trip_share: float = 1.0,
+        *,
         devices: int = 1,
     ):
         """round_trip_share: of the windows, which of them by a hash of their ids, that are decoded again. devices: so

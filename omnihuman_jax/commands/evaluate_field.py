@@ -198,7 +198,7 @@ def print_table(result: Mapping[str, Any]) -> None:
 
     console = Console(highlight=False)
     table = Table(title=f"{result['pairs']} pairs of {result['people']} people")
-    for heading in ("measure", "made [95 %]", "true", "closeness [95 %]", "n", "note"):
+    for heading in pairs_page.HEAD:
         table.add_column(heading, justify="left" if heading in ("measure", "note") else "right", overflow="fold")
     for row in result["rows"]:
         table.add_row(*pairs_page.cells(row))

@@ -27,7 +27,9 @@ from omnihuman_jax.data.records import DatasetSpec, WindowRecord
 from omnihuman_jax.data.window_index import TRAIN_SPLIT
 from omnihuman_jax.diffusion.solver import SamplingConfig
 from omnihuman_jax.evaluation import psnr, sheet
-from omnihuman_jax.evaluation.bootstrap import Estimate, estimate
+from omnihuman_jax.evaluation.bootstrap import Estimate
+from omnihuman_jax.evaluation.closeness import mean_interval
+from omnihuman_jax.reporting import sections
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.runtime.progress import progress_bar
@@ -219,28 +221,26 @@ DIFFERENCES = {
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over the windows, and `DIFFERENCES` (dB, means of each window's own), each with the interval of a bootstrap
-    over videos and then over their windows (`intervals`); None where nothing was measured.
+    over videos and then over their windows (`mean_intervals`, `intervals`); None where nothing was measured.
     """
-
-    def mean(key: str, kind: str) -> float | None:
-        values = [row[key][kind] for row in rows if row[key] is not None]
-        return float(np.mean(values)) if values else None
-
-    found = {name: _difference(rows, *of) for name, of in DIFFERENCES.items()}
+    means = {key: {kind: _mean(rows, key, kind) for kind in KINDS} for key in ("psnr", "psnr_mouth")}
+    found = {name: _mean(rows, *of) for name, of in DIFFERENCES.items()}
     return {
-        "mean_psnr": {kind: mean("psnr", kind) for kind in KINDS},
-        "mean_psnr_mouth": {kind: mean("psnr_mouth", kind) for kind in KINDS},
+        **{f"mean_{key}": {kind: one and one.value for kind, one in by.items()} for key, by in means.items()},
+        "mean_intervals": {
+            key: {kind: one and dataclasses.asdict(one) for kind, one in by.items()} for key, by in means.items()
+        },
         **{name: one and one.value for name, one in found.items()},
         "intervals": {name: one and dataclasses.asdict(one) for name, one in found.items()},
     }
 
 
-def _difference(rows: Sequence[Mapping[str, Any]], key: str, kind: str, minus: str) -> Estimate | None:
+def _mean(rows: Sequence[Mapping[str, Any]], key: str, kind: str, minus: str | None = None) -> Estimate | None:
     usable = [row for row in rows if row[key] is not None]
     if not usable:
         return None
-    values_N2 = np.array([[row[key][kind] - row[key][minus], 1.0] for row in usable])
-    return estimate(values_N2, [row["source"] for row in usable], lambda sums: float(sums[0] / sums[1]))
+    values_N = np.array([row[key][kind] - (row[key][minus] if minus else 0.0) for row in usable])
+    return mean_interval(values_N, [row["source"] for row in usable])
 
 
 def write_results(out: Path, outcomes: Sequence[SampledSubject], result: Mapping[str, Any]) -> list[Path]:
@@ -364,6 +364,7 @@ def print_table(result: Mapping[str, Any]) -> None:
         table.add_row(Text(row["window_id"]), *cells(row["psnr"], row["psnr_mouth"]))
     table.add_section()
     table.add_row("mean", *cells(result["mean_psnr"], result["mean_psnr_mouth"]), style="bold")
+    table.add_row("95 %", *sections.psnr_interval_cells(result))
     console.print(table)
     for label, key in (
         ("driven by its own pose and audio, against the still reference", "gain_over_still_db"),

@@ -122,14 +122,14 @@ SCORERS = ("IQA", "ASE", "mouth quality", "face quality", "global aesthetics")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FieldRow:
-    """A line of the table. `made` and `closeness` hold value, interval and n; `true` is the same measure's mean of the
-    true videos; `missing` says why there is no number; `note` is what has to be known about it.
+    """A line of the table. `made`, `closeness` and `true`, the same measure of the true videos, hold value, interval
+    and n; `missing` says why there is no number; `note` is what has to be known about it.
     """
 
     name: str
     unit: str
     made: Estimate | None = None
-    true: float | None = None
+    true: Estimate | None = None
     closeness: Estimate | None = None
     missing: str = ""
     note: str = ""
@@ -183,7 +183,7 @@ def row_of(measure: Measure, pairs: Sequence[Pair], missing: Mapping[str, str]) 
         name=measure.name,
         unit=measure.unit,
         made=mean_interval(made[has], people),
-        true=float(true[has].mean()) if measure.of_truth else None,
+        true=mean_interval(true[has], people) if measure.of_truth else None,
         closeness=closeness_interval(made[has], true[has], people)
         if measure.of_truth and len(people) and measure.name != "identity distance (dlib)" and true[has].mean()
         else None,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-HEAD = ("measure", "made [95 %]", "true", "closeness [95 %]", "n", "note")
+HEAD = ("measure", "made [95 %]", "true [95 %]", "closeness [95 %]", "n", "note")
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -16,7 +16,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         return [name, "-", "-", "-", "-", row["missing"]]
     made = row["made"]
     count = f"{made['windows']} / {made['people']}"
-    return [name, _interval(made), _number(row["true"]), _interval(row["closeness"]), count, row["note"]]
+    return [name, _interval(made), _interval(row["true"]), _interval(row["closeness"]), count, row["note"]]
 
 
 def _number(value: float | None) -> str:

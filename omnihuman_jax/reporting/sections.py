@@ -275,6 +275,16 @@ KINDS = (
 )
 
 
+def psnr_interval_cells(result: Mapping[str, Any]) -> list[str]:
+    """The ends of the means' 95 % intervals, in the order of the table's columns; of an evaluation of before, none."""
+    found = result.get("mean_intervals", {"psnr": {}, "psnr_mouth": {}})
+    of = [found["psnr"].get(kind) for kind, _ in KINDS]
+    of += [found["psnr_mouth"].get(kind) for kind in ("sample", "other_audio")]
+    # JSON has no number for the PSNR of equal pictures.
+    known = [one and None not in (one["low"], one["high"]) for one in of]
+    return [f"{one['low']:.2f} to {one['high']:.2f}" if fine else "-" for one, fine in zip(of, known, strict=True)]
+
+
 def evaluation_section(folder: RunFolder) -> str:
     """Do the conditions drive the output: table, contact sheet, and the comparisons playing."""
     result = folder.evaluation
@@ -300,8 +310,9 @@ def evaluation_section(folder: RunFolder) -> str:
             " truth: the codec's own round trip of the frames. Of windows that were trained on, it shows that the"
             " conditions drive what was learnt, and says nothing about people or voices that were not.</p>"
         ),
-        _table(head, [*rows, means]),
-        f'<p class="note">Step {result["step"]}, {html.escape(result["weights"])} weights, {result["sampling_steps"]}'
+        _table(head, [*rows, means, ["95 %", *psnr_interval_cells(result)]]),
+        '<p class="note">The interval is a bootstrap over videos, then over the windows of each. '
+        f"Step {result['step']}, {html.escape(result['weights'])} weights, {result['sampling_steps']}"
         " steps of the "
         f"sampler, guidance scale {result['guidance']['scale']:g}, seed {result['seed']}.</p>",
     ]

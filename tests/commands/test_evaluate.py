@@ -72,15 +72,21 @@ def test_numbers_are_those_of_the_codecs_own_round_trip(result, run):
     for name, interval in found["intervals"].items():
         assert interval["value"] == found[name] and interval["low"] <= found[name] <= interval["high"]
         assert (interval["windows"], interval["people"]) == (3, 2)
+    for key in ("psnr", "psnr_mouth"):
+        for kind, interval in found["mean_intervals"][key].items():
+            assert interval["value"] == found[f"mean_{key}"][kind] == pytest.approx(mean(key, kind))
+            assert interval["low"] <= interval["value"] <= interval["high"] and interval["windows"] == 3
     assert found["split"] == "train"
 
 
-def test_without_clips_only_whole_frames_are_measured(tiny, run, tmp_path):
+def test_without_clips_only_whole_frames_are_measured(tiny, run, tmp_path, capsys):
     result = evaluate_psnr.evaluate(
         run, tmp_path, config=dataclasses.replace(run.config.sampling, num_steps=1), windows=1, batch=3
     )
     assert result["worse_with_other_audio_mouth_db"] is None and result["windows"][0]["psnr_mouth"] is None
+    assert set(result["mean_intervals"]["psnr_mouth"].values()) == {None}
     evaluate_psnr.print_table(result)
+    assert "95 %" in capsys.readouterr().out
 
 
 def test_broken_off_it_samples_what_is_missing_and_nothing_else(run, tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ def test_real_faces_are_measured(measured):
 def test_identity_is_dlibs_and_under_its_name(measured):
     row = measured[1]["identity distance (dlib)"]
     assert row["made"]["value"] < 0.3, "the same person"
-    assert row["made"]["value"] == pytest.approx(row["true"], abs=0.1)
+    assert row["made"]["value"] == pytest.approx(row["true"]["value"], abs=0.1)
 
 
 def test_without_weights_there_is_no_number_and_the_row_says_what_to_give(measured):

@@ -124,7 +124,12 @@ def make_run(root: Path) -> Path:
     psnr = {"sample": 24.1, "still": 20.0, "other_pose": 19.5, "other_audio": None}
     evaluation = {
         "step": 140, "weights": "ema", "sampling_steps": 20, "guidance": {"scale": 1.0}, "seed": 0,
-        "mean_psnr": psnr, "mean_psnr_mouth": psnr, "gain_over_still_db": 4.1, "worse_with_other_pose_db": 4.6,
+        "mean_psnr": psnr, "mean_psnr_mouth": psnr,
+        "mean_intervals": {
+            "psnr": {"sample": {"low": 23.5, "high": 24.9}, "other_audio": {"low": None, "high": None}},
+            "psnr_mouth": {},
+        },
+        "gain_over_still_db": 4.1, "worse_with_other_pose_db": 4.6,
         "worse_with_other_audio_db": None, "worse_with_other_audio_mouth_db": 0.3,
         "windows": [{"window_id": "a", "clip_id": "talk-000", "psnr": psnr, "psnr_mouth": None}],
     }  # fmt: skip
@@ -236,6 +241,13 @@ def test_key_numbers_are_those_of_the_files(run: Path) -> None:
     assert numbers["gain over a still picture"][0] == "+4.10 dB"
     assert numbers["another clip's pose"][0] == "-4.60 dB"
     assert numbers["another clip's voice, mouth"][0] == "-0.30 dB"
+
+
+def test_means_stand_with_their_interval_where_there_is_one(run: Path) -> None:
+    result = json.loads((run / "evaluation.json").read_text())
+    assert sections.psnr_interval_cells(result) == ["23.50 to 24.90", "-", "-", "-", "-", "-"]
+    assert sections.psnr_interval_cells({}) == ["-"] * 6  # of an evaluation of before
+    assert "23.50 to 24.90" in report.page(read_folder(run))
 
 
 def test_a_run_alone_is_enough_and_says_what_is_missing(run: Path, tmp_path: Path) -> None:

@@ -56,8 +56,9 @@ def test_every_number_has_its_interval_and_n():
     for row in measured:
         assert row.made is not None and row.made.low <= row.made.value <= row.made.high, row.name
         assert (row.made.windows, row.made.people) == (8, 4), row.name
+        assert row.true is None or (row.true.low <= row.true.value <= row.true.high and row.true.windows == 8)
     assert rows["PSNR"].made.value == pytest.approx(21) and rows["PSNR"].true is None
-    assert rows["Sync-C"].made.value == rows["Sync-C"].true == 5 and rows["Sync-C"].closeness.value == 1
+    assert rows["Sync-C"].made.value == rows["Sync-C"].true.value == 5 and rows["Sync-C"].closeness.value == 1
     assert rows["FID"].note == "48 made and 48 true frames: biased upwards below 2048, compare only with as many"
     assert "16 made and 16 true clips of 16 frames" in rows["FVD"].note
     assert rows["HKC (ours)"].made.value == pytest.approx(0.8)
