@@ -8,7 +8,8 @@ never seen to speech that it has never heard.
 One stage from random weights: text and reference nearly always, audio on most windows, motion frames on some.
 
 `configs/theatre.py:bodies` is the same model on half-length figures of 64 x 48 pixels (`--programme bodies`), driven by
-pose.
+pose; `configs/theatre.py:speaking` on such figures of 128 x 96 (`--programme speaking_bodies`), driven by sound, on top
+of a run on close-ups (`--config.initial_weights=RUN`).
 """
 
 import dataclasses
@@ -31,15 +32,15 @@ NEIGHBOURS = 2  # frames of audio that a latent frame hears on each side of its 
 
 
 def get_config(name: str = "faces") -> ExperimentConfig:
-    """`faces` or `bodies`; ValueError for another name.
+    """`faces`, `bodies` or `speaking`; ValueError for another name.
 
     Dataset: dct codec (48 channels), MiniLM (384), Whisper tiny's layers 0, 2, 4 (3 x 384), 75 keypoints, 48 x 48
-    pixels; bodies 64 x 48.
+    pixels; bodies 64 x 48, speaking 128 x 96.
     """
-    if name not in ("faces", "bodies"):
-        raise ValueError(f"no theatre {name!r}; there are faces and bodies")
-    faces = _faces()
-    return faces if name == "faces" else _bodies(faces)
+    made = {"faces": lambda faces: faces, "bodies": _bodies, "speaking": _speaking}
+    if name not in made:
+        raise ValueError(f"no theatre {name!r}; there are {', '.join(made)}")
+    return made[name](_faces())
 
 
 def _bodies(faces: ExperimentConfig) -> ExperimentConfig:
@@ -53,6 +54,21 @@ def _bodies(faces: ExperimentConfig) -> ExperimentConfig:
         # Read at 16 points of a token: of the held-out loss pose takes twice of what it does at 4 (docs/theatre.md).
         model=dataclasses.replace(faces.model, pose=dataclasses.replace(faces.model.pose, samples=4, sigma=0.3)),
         stages=StageSchedule(rows=(Stage(name="pose", steps=1000, text=0.9, reference=0.9, pose=0.7, motion=0.3),)),
+    )
+
+
+def _speaking(faces: ExperimentConfig) -> ExperimentConfig:
+    # 25 frames at 128 x 96 are 7 x 48 tokens, and 48 more of the reference: two windows a sequence.
+    plan = dataclasses.replace(
+        faces.data.plan, latent_tokens=2 * 384, text_tokens=56, windows=2, latent_frames=14, frames=60
+    )
+    return dataclasses.replace(
+        faces,
+        name="theatre-speaking",
+        data=dataclasses.replace(faces.data, dataset="runs/speaking/dataset", plan=plan),
+        stages=StageSchedule(rows=(Stage(name="audio", steps=2000, text=0.9, reference=0.9, audio=0.7, motion=0.3),)),
+        # What weights that move mouths already take on top.
+        optimizer=dataclasses.replace(faces.optimizer, learning_rate=1e-3),
     )
 
 

@@ -38,8 +38,17 @@ def test_the_theatre_has_bodies_too() -> None:
     config = load_config(f"{ROOT / 'configs' / 'theatre.py'}:bodies")
     config.validate()
     assert config.model.pose is not None and config.model.pose.samples == 4
-    with pytest.raises(ValueError, match="no theatre 'hands'; there are faces and bodies"):
+    with pytest.raises(ValueError, match="no theatre 'hands'; there are faces, bodies, speaking"):
         load_config(f"{ROOT / 'configs' / 'theatre.py'}:hands")
+
+
+def test_the_theatre_of_speaking_bodies_goes_on_from_faces() -> None:
+    """The same model, so that its weights fit; sequences of two windows of 128 x 96 and their references."""
+    speaking, faces = (load_config(f"{ROOT / 'configs' / 'theatre.py'}{name}") for name in (":speaking", ""))
+    speaking.validate()
+    assert speaking.model == faces.model and speaking.data.dataset != faces.data.dataset
+    plan, tokens = speaking.data.plan, (7 + 1) * (128 // 16) * (96 // 16)
+    assert (plan.windows, plan.latent_tokens, plan.latent_frames) == (2, 2 * tokens, 2 * 7)
 
 
 def test_the_ablations_of_bodies_train_their_theatre_s_model() -> None:
