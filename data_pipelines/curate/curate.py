@@ -168,7 +168,7 @@ def curate(
         for task in tasks:
             part_work.forget_dead(task)
     tasks = [task for task in tasks if part_work.to_make(task)]
-    if any("preview" in part_work.to_make(task) for task in tasks):
+    if any({"preview", "look"}.intersection(part_work.to_make(task)) for task in tasks):
         network_files.fetch_all()  # once, before many processes do
     computed, left = _run(engine, config.workers, tasks, progress)
     part_work.forget_notes(tasks)  # of processes that died right behind a part

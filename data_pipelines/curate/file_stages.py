@@ -52,6 +52,7 @@ from data_pipelines.curate import (
     scores,
     shot_network,
     shots,
+    small_faces,
     stills,
     sync_network,
     text_overlay,
@@ -178,7 +179,7 @@ def preview(
     for watcher in watchers:
         watched = watcher.watch(watched)
     some = itertools.islice(watched, 0, None, PREVIEW_EVERY)  # takes all, gives some
-    found = landmarks.extract_landmarks(some, (height, width), hands=False, finder=finder)
+    found = landmarks.extract_landmarks(some, (height, width), hands=False, finder=finder, every=PREVIEW_EVERY)
     _check_whole(path, meter.frames, count)
     person = scores.landmark_scores(found)
     numbers = {**meter.scores(), **stills.still_scores(few.kept)}
@@ -311,7 +312,7 @@ def stage_keys(options: ScanOptions, given: Adapters = NO_ADAPTERS) -> dict[str,
         versions=[dissolves.VERSION, shot_network.VERSION],
         **(device if options.shots.network else {}),
     )
-    of_faces: tuple[types.ModuleType, ...] = (face_tracks, landmarks)
+    of_faces: tuple[types.ModuleType, ...] = (face_tracks, landmarks, mtcnn, small_faces)
     people: dict[str, Any] = {}
     if given.finder:
         of_faces = (*of_faces, person_network, whole_body_network)

@@ -55,13 +55,16 @@ def extract_landmarks(
     size: tuple[int, int] | None = None,
     *,
     hands: bool = True,
+    faces: bool = True,
     finder: PersonFinder | None = None,
+    every: int = 1,
 ) -> Landmarks:
     """The landmarks of consecutive RGB uint8 frames [H, W, 3] of one shot (the networks track from frame to frame).
 
     Args:
         size: (height, width) in whose pixels points are given; None: the frames' own.
-        hands: without, none are looked for.
+        hands, faces: without, none are looked for.
+        every: frames of the shot from one of these to the next.
         finder: finds body and hands; None: MediaPipe does.
 
     Raises:
@@ -69,9 +72,9 @@ def extract_landmarks(
         ImportError: MediaPipe is not installed; names the extra that brings it.
     """
     keypoints: list[np.ndarray] = []
-    faces: list[_Face | None] = []
+    followed: list[_Face | None] = []
     everybody: list[list[_Face]] = []
-    with quiet_stderr(), _Networks(hands=hands, finder=finder) as networks:
+    with quiet_stderr(), _Networks(hands=hands, faces=faces, finder=finder, every=every) as networks:
         previous: np.ndarray | None = None
         for frame in frames:
             height, width = size or frame.shape[:2]
@@ -81,10 +84,10 @@ def extract_landmarks(
             everybody.append(found)
             face = _same_face(found, previous)
             previous = face.box if face else previous
-            faces.append(face)
+            followed.append(face)
     if not keypoints:
         raise ValueError("no frames to find landmarks in")
-    return _assemble(np.stack(keypoints), faces, everybody)
+    return _assemble(np.stack(keypoints), followed, everybody)
 
 
 @contextlib.contextmanager
@@ -107,8 +110,8 @@ def quiet_stderr() -> Iterator[None]:
 class _Networks:
     """The networks, open for one shot: each keeps track of what it saw on the frame before."""
 
-    def __init__(self, *, hands: bool, finder: PersonFinder | None) -> None:
-        self._with_hands = hands
+    def __init__(self, *, hands: bool, faces: bool, finder: PersonFinder | None, every: int) -> None:
+        self._with_hands, self._with_faces, self._every = hands, faces, every
         self._person = FollowedPerson(finder) if finder else None
 
     def __enter__(self) -> "_Networks":
@@ -121,8 +124,9 @@ class _Networks:
             ) from error
         mine = self._person is None
         self.pose: Any = pose.Pose(model_complexity=1) if mine else None
-        self.mesh: Any = face_mesh.FaceMesh(max_num_faces=_MAX_FACES, refine_landmarks=True)
-        self._small_faces = SmallFaces(_MAX_FACES)
+        seen = self._with_faces
+        self.mesh: Any = face_mesh.FaceMesh(max_num_faces=_MAX_FACES, refine_landmarks=True) if seen else None
+        self._small_faces = SmallFaces(_MAX_FACES, self._every) if seen else None
         self.hands: Any = hands.Hands(max_num_hands=2, model_complexity=1) if mine and self._with_hands else None
         return self
 
@@ -137,9 +141,14 @@ class _Networks:
 
     def faces(self, frame: np.ndarray) -> list[np.ndarray]:
         """float32 [478, 2] of each face, in shares of the picture."""
+        if self._small_faces is None:
+            return []
         faces = self.mesh.process(frame).multi_face_landmarks or ()
         found = [np.array([(p.x, p.y) for p in face.landmark], np.float32) for face in faces]
-        return found or self._small_faces.find(frame)
+        if not found:
+            return self._small_faces.find(frame)
+        self._small_faces.rest()
+        return found
 
     def __exit__(self, *exception: object) -> None:
         for network in (self.pose, self.mesh, self.hands, self._small_faces):

@@ -100,7 +100,8 @@ def _refined(picture: np.ndarray, boxes_N5: np.ndarray, stage: _Stage) -> np.nda
 
 
 def _run(network: str, pictures_NHW3: np.ndarray) -> list[np.ndarray]:
-    session = open_network(network_files.fetched(network))
+    # Beside MediaPipe, which runs there too: `look` needs no GPU, and its rows are the same on all devices.
+    session = open_network(network_files.fetched(network), "cpu")
     seen = (np.swapaxes(pictures_NHW3, 1, 2).astype(np.float32) - 127.5) / 128
     return list(session.run(None, {session.get_inputs()[0].name: seen}))
 

@@ -19,15 +19,15 @@ def use(device: str) -> None:
     _device.set(device)
 
 
-def open_network(path: Path) -> Any:
-    """The `InferenceSession` of a file, opened once a process.
+def open_network(path: Path, device: str | None = None) -> Any:
+    """The `InferenceSession` of a file, opened once a process. device: another one than that of `use`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is no network that this onnxruntime can run, or it runs none on the device.
         ImportError: onnxruntime is not installed; names the extra that brings it.
     """
-    return _open(path, _device.get())
+    return _open(path, device or _device.get())
 
 
 @functools.cache

@@ -17,19 +17,20 @@ from data_pipelines.curate import mtcnn
 # Side of what is cut out, in sides of the face, and of the picture that the mesh sees.
 _REACH = 2.0
 _SIDE_PX = 256
-# Frames after which the whole picture is looked through again: where there was nobody, and where somebody is followed.
+# Frames of the shot after which the whole picture is looked through again: where there was nobody, and where somebody
+# is followed.
 _AGAIN_EMPTY, _AGAIN_FOLLOWED = 12, 25
 
 
 class SmallFaces:
-    """The two networks, open until they are closed, for the frames of one shot."""
+    """The two networks, open until they are closed, for the frames of one shot: of each, one of `find` and `rest`."""
 
-    def __init__(self, max_faces: int):
-        """max_faces: so many at most, the largest."""
+    def __init__(self, max_faces: int, every: int = 1):
+        """max_faces: so many at most, the largest. every: frames of the shot from one call to the next."""
         from mediapipe.python.solutions import face_mesh
 
         self._mesh: Any = face_mesh.FaceMesh(static_image_mode=True, max_num_faces=1, refine_landmarks=True)
-        self._max_faces = max_faces
+        self._max_faces, self._every = max_faces, every
         self._followed: list[tuple[int, int, int]] = []
         self._looked_through = 0  # so many frames ago
         self._saw_nobody = False  # when it was looked through
@@ -44,9 +45,13 @@ class SmallFaces:
             faces = mtcnn.find_faces(frame)[: self._max_faces]
             found = self._meshes(frame, [_square(face) for face in faces]) or found
             self._looked_through, self._saw_nobody = 0, not found
-        self._looked_through += 1
+        self._looked_through += self._every
         self._followed = [_square(np.concatenate([points.min(0), points.max(0)])) for points in found]
         return [(points / [frame.shape[1], frame.shape[0]]).astype(np.float32) for points in found]
+
+    def rest(self) -> None:
+        """The next frame has a face that is large enough for the mesh."""
+        self._followed, self._saw_nobody = [], False
 
     def _looks_through(self, follows: bool) -> bool:
         if follows:

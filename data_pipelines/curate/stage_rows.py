@@ -105,6 +105,7 @@ def look(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> R
     whys, stays = look_plan(task, table, kept, part.chosen_by)
     if kept and all(stays) and len(kept) == part.end - part.begin:
         return kept, 0  # the whole part, whose records stay as they are
+    network_files.fetch_all()  # as `preview` does, which another machine may have made
     rows = []
     clips, landmarks = _clips(task, table, part), table.landmarks(task.number)
     with RecordWriter(file.with_suffix(RECORDS_SUFFIX)) as records:

@@ -231,23 +231,20 @@ class ClipEncoder:
         found = {id(clip): ClipLatents() for clip in clips}
         of_pictures = [batch for clip in clips for batch in clip.batches(clip.pictures)]
         of_windows = [batch for clip in clips for batch in clip.batches(clip.windows)]
-        batches = [*of_pictures, *of_windows]
-        encoded = self._on_devices(self._encode, [b.shape for b in batches], lambda i: batches[i].frames())
-        for batch, latents in zip(of_pictures, encoded, strict=False):
+        for batch, latents in self._on_devices(self._encode, of_pictures, _Batch.frames):
             pictures = found[id(batch.opened)].pictures
             pictures |= {one.start: latent[0] for one, latent in zip(batch.windows, latents, strict=True)}
-        made = encoded[len(of_pictures) :]
-        checked = [self._checked(batch) for batch in of_windows]
-        again = [i for i, some in enumerate(checked) if some.any()]
-        decoded = self._on_devices(self._decode, [of_windows[i].shape for i in again], lambda i: made[again[i]])
+        made = dict(self._on_devices(self._encode, of_windows, _Batch.frames))
+        again = [batch for batch in of_windows if self._checked(batch).any()]
+        # Decoded frames are four times the clip's bytes: of each batch its error stays.
         errors = {
-            i: _squared_error(frames[checked[i]], of_windows[i].frames()[checked[i]])
-            for i, frames in zip(again, decoded, strict=True)
+            batch: _squared_error(frames[self._checked(batch)], batch.frames()[self._checked(batch)])
+            for batch, frames in self._on_devices(self._decode, again, made.__getitem__)
         }
-        for i, (batch, latents) in enumerate(zip(of_windows, made, strict=True)):
+        for batch in of_windows:
             own = found[id(batch.opened)]
-            own.windows |= dict(zip(batch.windows, latents, strict=True))
-            own.statistics.add(_statistics(latents, *errors.get(i, (0, 0.0))))
+            own.windows |= dict(zip(batch.windows, made[batch], strict=True))
+            own.statistics.add(_statistics(made[batch], *errors.get(batch, (0, 0.0))))
         return [found[id(clip)] for clip in clips]
 
     def _checked(self, batch: _Batch) -> np.ndarray:
@@ -284,23 +281,20 @@ class ClipEncoder:
     def _on_devices(
         self,
         function: Callable[[np.ndarray], np.ndarray],
-        shapes: Sequence[tuple[int, ...]],
-        load: Callable[[int], np.ndarray],
-    ) -> list[np.ndarray]:
-        """What the function makes of each batch, `load(i)` of at most `shapes[i][0]` rows; as many of one shape as
-        there are devices go into one call.
+        batches: Sequence[_Batch],
+        load: Callable[[_Batch], np.ndarray],
+    ) -> Iterator[tuple[_Batch, np.ndarray]]:
+        """Each batch and what the function makes of its rows, `load(batch)`, by shape: as many of one shape as there
+        are devices go into one call.
         """
-        found: dict[int, np.ndarray] = {}
-        for shape in dict.fromkeys(shapes):
-            same = [i for i, one in enumerate(shapes) if one == shape]
+        for shape in dict.fromkeys(batch.shape for batch in batches):
+            same = [batch for batch in batches if batch.shape == shape]
             for begin in range(0, len(same), self._devices):
                 chosen = same[begin : begin + self._devices]
-                parts = [load(i) for i in chosen]
-                filled = [_padded(part, shape[0]) for part in parts]
+                filled = [_padded(load(batch), shape[0]) for batch in chosen]
                 rows = function(_padded(np.concatenate(filled), self._devices * shape[0]))
-                for k, (i, part) in enumerate(zip(chosen, parts, strict=True)):
-                    found[i] = rows[k * shape[0] :][: len(part)]
-        return [found[i] for i in range(len(shapes))]
+                for k, batch in enumerate(chosen):
+                    yield batch, rows[k * shape[0] :][: len(batch.windows)]
 
     def _encode(self, frames_BTHW3: np.ndarray) -> np.ndarray:
         """float16 latents."""

@@ -52,47 +52,29 @@ class DeadLetters:
         """All windows of each clip, or none. What is no fault of a clip is raised."""
         found = [EncodedClip() for _ in clips]
         opened: dict[int, OpenClip] = {}
+        letters: dict[int, dict[str, str | int]] = {}
         for i, clip in enumerate(clips):
-            with self._letter(clip):
+            with _letter(clip, letters, i):
                 self._check_video(clip)
                 opened[i] = encoder.open(clip)
         try:
             made = encoder.latents(list(opened.values())) if len(opened) > 1 else None
         except Exception as problem:
             if _is_of_all(problem):
-                problem.add_note(f"encode was at {len(opened)} clips, from {clips[min(opened)].clip_id} on")
+                problem.add_note(f"encode was at {len(opened)} clips, {clips[min(opened)].clip_id} and those behind it")
+                problem.add_note("if it ends there each time, --devices 1 tells which of them it is")
                 raise
             made = None  # one of them is to blame: each alone
         for number, (i, one) in enumerate(opened.items()):
-            with self._letter(clips[i]):
+            with _letter(clips[i], letters, i):
                 latents = made[number] if made else encoder.latents([one])[0]
                 windows = list(encoder.windows(one, latents))
                 for window in windows:
                     window.record.validate(spec)
                     window.record.check_finite()
                 found[i] = EncodedClip(latents.statistics, windows)
+        self._rows += [letters[i] for i in sorted(letters)]  # whatever went wrong first
         return found
-
-    @contextlib.contextmanager
-    def _letter(self, clip: Clip) -> Iterator[None]:
-        """A dead letter of what goes wrong with the clip."""
-        try:
-            yield
-        except Exception as problem:
-            if _is_of_all(problem):
-                if not isinstance(problem, ImportError):
-                    problem.add_note(f"encode was at clip {clip.clip_id} of {file_names.printable(clip.video)}")
-                if isinstance(problem, MemoryError | JaxRuntimeError):
-                    problem.add_note(
-                        "if it ends there each time, take that video out of the source, run curate and select, and"
-                        " encode again"
-                    )
-                raise
-            text = " ".join((str(problem) or type(problem).__name__).split())
-            known = isinstance(problem, ValueError | FileNotFoundError)
-            reason = file_names.printable(text if known else f"{type(problem).__name__}: {text}")
-            of_clip = {"clip_id": clip.clip_id, "video": clip.video, "stage": "encode"}
-            self._rows.append({**of_clip, "reason": reason, "exception": type(problem).__name__, "tries": 1})
 
     def _check_video(self, clip: Clip) -> None:
         """The video is the one that curate looked at: its cuts, tags and landmarks are worth nothing for another."""
@@ -115,6 +97,28 @@ def read_letters(folder: Path) -> list[dict[str, Any]]:
     """All dead letters of the generation in this folder."""
     path = folder / LETTERS_FILE
     return list(read_part(path).to_pylist()) if path.is_file() else []
+
+
+@contextlib.contextmanager
+def _letter(clip: Clip, letters: dict[int, dict[str, str | int]], place: int) -> Iterator[None]:
+    """What goes wrong with the clip becomes its dead letter; what is no fault of it is raised."""
+    try:
+        yield
+    except Exception as problem:
+        if _is_of_all(problem):
+            if not isinstance(problem, ImportError):
+                problem.add_note(f"encode was at clip {clip.clip_id} of {file_names.printable(clip.video)}")
+            if isinstance(problem, MemoryError | JaxRuntimeError):
+                problem.add_note(
+                    "if it ends there each time, take that video out of the source, run curate and select, and"
+                    " encode again"
+                )
+            raise
+        text = " ".join((str(problem) or type(problem).__name__).split())
+        known = isinstance(problem, ValueError | FileNotFoundError)
+        reason = file_names.printable(text if known else f"{type(problem).__name__}: {text}")
+        of_clip = {"clip_id": clip.clip_id, "video": clip.video, "stage": "encode"}
+        letters[place] = {**of_clip, "reason": reason, "exception": type(problem).__name__, "tries": 1}
 
 
 def _is_of_all(problem: Exception) -> bool:

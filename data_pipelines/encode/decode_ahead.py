@@ -2,7 +2,7 @@
 whether a data set is still the right one: the records are the same.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -47,15 +47,15 @@ class AheadEncoder(ClipEncoder):
         if group:
             yield group
 
-    def decode_ahead(self, clips: Sequence[Clip], *, kept: Collection[str] = ()) -> None:
-        """Begins to decode clips whose turn comes; what is wrong with one, its own `open` says. Lets go of all others
-        but `kept`, whose turn is now. Not of those out of a bucket or an archive: the room for copies may hold one
-        alone, which is in use.
+    def decode_ahead(self, clips: Sequence[Clip]) -> None:
+        """Begins to decode those whose turn is now or next, and lets go of all others; what is wrong with one, its own
+        `open` says. Not of those out of a bucket or an archive: the room for copies may hold one alone, which is in
+        use.
         """
-        for other in [name for name in self._ahead if name not in kept]:
+        for other in self._ahead.keys() - {clip.clip_id for clip in clips}:
             self._ahead.pop(other).cancel()
         for clip in clips:
-            if Address.parse(clip.path, self._table).is_file:
+            if clip.clip_id not in self._ahead and Address.parse(clip.path, self._table).is_file:
                 self._ahead[clip.clip_id] = self._decoder.submit(super()._frames, clip, _size(clip, self._config))
 
     def _frames(self, clip: Clip, size: tuple[int, int]) -> np.ndarray:

@@ -143,8 +143,8 @@ def _make_shards(claim: Claim, console: Console, share: EncodeShare, *, overwrit
     if tasks is None:
         return False
     plan = plan_id(folder)
-    if len(devices) > 1:
-        codec = codec.over(Mesh(np.array(devices), ("data",)))
+    # With one device too: the program of a device is the same however many there are.
+    codec = codec.over(Mesh(np.array(devices), ("data",)))
     given = (claim.sets, codec, text, speech, config.windows, config.max_text_tokens, round_trip_share(tasks))
     ahead = AheadEncoder(*given, devices=len(devices))
     letters = DeadLetters(table_folder(claim.sets))

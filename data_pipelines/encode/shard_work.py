@@ -78,7 +78,7 @@ def make_shard(
         groups = list(encoder.groups([clip for clip, _ in clips if clip.conditions.bits]))
         for number, group in enumerate(groups):
             following = groups[number + 1] if number + 1 < len(groups) else []
-            encoder.decode_ahead(following, kept={clip.clip_id for clip in group})
+            encoder.decode_ahead([*group, *following])
             for clip, found in zip(group, letters.encoded(encoder, group, spec), strict=True):
                 encoded[clip.clip_id] = _clip_row(clip, keys[clip.clip_id], found.windows, found.statistics.to_json())
                 for window in found.windows:

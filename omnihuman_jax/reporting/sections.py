@@ -280,9 +280,11 @@ def psnr_interval_cells(result: Mapping[str, Any]) -> list[str]:
     found = result.get("mean_intervals", {"psnr": {}, "psnr_mouth": {}})
     of = [found["psnr"].get(kind) for kind, _ in KINDS]
     of += [found["psnr_mouth"].get(kind) for kind in ("sample", "other_audio")]
-    # JSON has no number for the PSNR of equal pictures.
-    known = [one and None not in (one["low"], one["high"]) for one in of]
-    return [f"{one['low']:.2f} to {one['high']:.2f}" if fine else "-" for one, fine in zip(of, known, strict=True)]
+    # The PSNR of equal pictures is infinite, for which JSON has no number.
+    ends = [(one["low"], one["high"]) if one else () for one in of]
+    return [
+        f"{p[0]:.2f} to {p[1]:.2f}" if p and all(e is not None and math.isfinite(e) for e in p) else "-" for p in ends
+    ]
 
 
 def evaluation_section(folder: RunFolder) -> str:

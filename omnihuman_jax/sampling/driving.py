@@ -133,7 +133,8 @@ def _video_pose(path: Path) -> tuple[np.ndarray, int, int]:
 
     header = media_omnihuman.probe(path)
     try:
-        return extract_landmarks(media_omnihuman.iter_video(path)).keypoints_TJ3, header.height, header.width
+        found = extract_landmarks(media_omnihuman.iter_video(path), faces=False)
+        return found.keypoints_TJ3, header.height, header.width
     except ImportError as error:
         raise ValueError(f"--pose {path}: {error}; or give keypoints (.npz) of `omnihuman curate`") from error
 

@@ -203,7 +203,7 @@ def _body(video: _Video) -> dict[str, np.ndarray]:
     from data_pipelines.curate.landmarks import extract_landmarks
 
     return {
-        "keypoints_TJ3": extract_landmarks(video.enlarged).keypoints_TJ3,
+        "keypoints_TJ3": extract_landmarks(video.enlarged, faces=False).keypoints_TJ3,
         "height": np.array(video.enlarged.shape[1]),
     }
 

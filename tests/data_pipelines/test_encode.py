@@ -1,8 +1,10 @@
 """encode from files to files: two drawn clips and an image, tiny networks with the real ones' code, the real codec."""
 
+import collections
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -19,7 +21,7 @@ from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.encode import clip_encoder, dataset_finish, decode_ahead, encoded_shards, kept_dataset
 from data_pipelines.encode.clip_encoder import WindowConfig
-from data_pipelines.encode.dead_letters import read_letters
+from data_pipelines.encode.dead_letters import DeadLetters, read_letters
 from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode, main, print_summary
 from omnihuman_jax.codecs.codec import load_codec
 from omnihuman_jax.codecs.dct import DctCodec
@@ -432,8 +434,8 @@ def test_the_next_clip_is_decoded_while_one_is_encoded(clips_dir, config, datase
     monkeypatch.setattr(clip_encoder.ClipEncoder, "_frames", noted)
     broken = ""
     summary = encode(clips_dir, tmp_path / "whole", config, Console(quiet=True))
-    ahead = [name for name, thread in threads.items() if thread == "decode_0"]
-    assert ahead and list(threads.values()).count("MainThread") == len(summary["shards"])  # the first of each
+    ahead = list(threads)
+    assert len(ahead) == len(summary["clips"]) and set(threads.values()) == {"decode_0"}
     assert [shard["sha256"] for shard in summary["shards"]] == [s["sha256"] for s in dataset[1]["shards"]]
     broken = ahead[0]
     (letter,) = encode(clips_dir, tmp_path / "broken", config, Console(quiet=True))["quarantine"]
@@ -446,14 +448,25 @@ def test_devices_share_the_batches_and_the_bytes_are_the_same(
 ):
     """Batches of several clips go into one call, as many as there are devices; round trips too."""
     calls = []
-    encode_all, decode_all = DctCodec.encode, DctCodec.decode
-    monkeypatch.setattr(DctCodec, "encode", lambda self, x: calls.append((self.mesh, len(x))) or encode_all(self, x))
-    monkeypatch.setattr(DctCodec, "decode", lambda self, x: calls.append((self.mesh, len(x))) or decode_all(self, x))
-    share = EncodeShare(devices=devices)
-    summary = encode(clips_dir, tmp_path / "dataset", config, Console(quiet=True), share=share)
+    encode_all = DctCodec.encode
+
+    def noted(self, video):
+        calls.append((self.mesh.size, video.shape))
+        return encode_all(self, video)
+
+    monkeypatch.setattr(DctCodec, "encode", noted)
+    summary = encode(clips_dir, tmp_path / "dataset", config, Console(quiet=True), share=EncodeShare(devices=devices))
     assert [shard["sha256"] for shard in summary["shards"]] == [s["sha256"] for s in dataset[1]["shards"]]
     assert summary["clips"] == dataset[1]["clips"]
-    assert calls and all(mesh.size == devices and count % devices == 0 for mesh, count in calls)
+    shared = [shape for _, shape in calls]
+    assert {size for size, _ in calls} == {devices}
+    # Of one size all there is of a group is one call, or as few as fill the devices; alone each batch is one.
+    calls.clear()
+    encode(clips_dir, tmp_path / "alone", config, Console(quiet=True), share=EncodeShare(devices=1))
+    batches = collections.Counter(shape[1:] for _, shape in calls)
+    for shape, count in collections.Counter(shape[1:] for shape in shared).items():
+        assert count <= math.ceil(batches[shape] / devices) + 1  # there are two shards
+    assert len(shared) < len(calls)
 
 
 def test_a_clip_of_a_group_that_fails_costs_that_clip_alone(clips_dir, config, dataset, tmp_path, monkeypatch):
@@ -487,6 +500,35 @@ def test_a_clip_of_a_group_that_fails_costs_that_clip_alone(clips_dir, config, d
     with pytest.raises(MemoryError) as error:
         encode(clips_dir, tmp_path / "lost", config, Console(quiet=True), share=shares)
     assert any("encode was at" in note for note in error.value.__notes__)
+
+
+def test_dead_letters_are_in_the_order_of_the_clips_whatever_failed_first(clips_dir, dataset, monkeypatch):
+    """The first fails in its record, the second cannot be opened: as if each had been alone."""
+    first, second, third = list(read_clips(clips_dir))[:3]
+
+    class Encoder:
+        def open(self, clip):
+            if clip is second:
+                raise ValueError("no pictures")
+            return clip
+
+        def latents(self, clips):
+            return [clip_encoder.ClipLatents() for _ in clips]
+
+        def windows(self, clip, latents):
+            if clip is first:
+                raise ValueError("no record")
+            return iter(())
+
+    monkeypatch.setattr(DeadLetters, "_check_video", lambda self, clip: None)
+    letters = DeadLetters(clips_dir)
+    found = letters.encoded(Encoder(), [first, second, third], open_records(dataset[0]).spec)
+    assert [one.windows for one in found] == [[], [], []]
+    rows = letters.taken()
+    assert [(row["clip_id"], row["reason"]) for row in rows] == [
+        (first.clip_id, "no record"), (second.clip_id, "no pictures"),
+    ]  # fmt: skip
+    assert letters.taken() == []
 
 
 def test_groups_are_bounded_by_what_their_frames_take(clips_dir, config, monkeypatch):

@@ -1,9 +1,14 @@
 """Faces too small for the mesh, real ones brought down; their lips beside those of the picture as it was."""
 
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 import pytest
 
-from data_pipelines.curate import mtcnn, small_faces
+from data_pipelines.curate import mtcnn, onnx_networks, small_faces
+from data_pipelines.curate.file_stages import ScanOptions, stage_keys
 from data_pipelines.curate.landmarks import extract_landmarks
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.serving import media_omnihuman
@@ -116,3 +121,67 @@ def test_a_face_is_followed_without_the_detector_and_nobody_is_looked_for_seldom
         assert len(calls) == looks
         if frames is somebody:
             assert seen.all()
+
+
+def test_a_large_face_ends_what_nobody_was_remembered_for(
+    sample_media: SampleMedia, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody, then a large face, then a small one: it is found at once, however seldom nobody is looked for."""
+    near = frames_of(sample_media, "jwpIntro")[0]
+    far, nobody = far_away(near[None], 75, 100, (300, 200))[0], np.full((360, 640, 3), 120, np.uint8)
+    large = far_away(near[None], 240, 320, (160, 60))[0]
+    seen = extract_landmarks(iter([nobody, large, far, far]), hands=False).face_T
+    assert seen.tolist() == [False, True, True, True]
+
+
+def test_frames_that_are_passed_over_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every fifth frame every third is looked through: 15 frames of the shot, where 12 are asked for."""
+    calls: list[int] = []
+    monkeypatch.setattr(small_faces.mtcnn, "find_faces", lambda frame: calls.append(1) or np.zeros((0, 5), np.float32))
+    nobody = [np.full((90, 160, 3), 120, np.uint8)] * 9
+    extract_landmarks(iter(nobody), hands=False, every=5)
+    assert len(calls) == 3
+
+
+def test_without_faces_nobody_looks_for_one(sample_media: SampleMedia, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pose that drives a video needs no network for faces, nor the package index where it comes from."""
+
+    def refused(*given: object) -> None:
+        raise AssertionError("looked for faces")
+
+    monkeypatch.setattr(small_faces.SmallFaces, "__init__", refused)
+    near = frames_of(sample_media, "jwpIntro")
+    found = extract_landmarks(iter(near), faces=False)
+    assert not found.face_T.any() and (found.keypoints_TJ3[..., 2] > 0.5).any()
+    monkeypatch.undo()
+    np.testing.assert_array_equal(found.keypoints_TJ3, extract_landmarks(iter(near)).keypoints_TJ3)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(mtcnn, "_MIN_SCORE"), (mtcnn, "_LINES"), (small_faces, "_REACH"), (small_faces, "_AGAIN_EMPTY")],
+)
+def test_stages_of_before_are_made_again_by_another_finder(
+    module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = stage_keys(ScanOptions())
+    monkeypatch.setattr(module, name, 0.5)
+    after = stage_keys(ScanOptions())
+    assert [stage for stage in before if before[stage] != after[stage]] == ["preview", "look", "listen"]
+
+
+def test_faces_are_found_on_the_cpu_whatever_networks_of_the_user_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    opened = mtcnn.open_network
+
+    def noted(path: Path, device: str | None = None) -> Any:
+        asked.append(device)
+        return opened(path, device)
+
+    monkeypatch.setattr(mtcnn, "open_network", noted)
+    onnx_networks.use("cuda")
+    try:
+        assert not len(mtcnn.find_faces(np.zeros((90, 160, 3), np.uint8)))
+    finally:
+        onnx_networks.use("cpu")
+    assert set(asked) == {"cpu"}
