@@ -1,7 +1,7 @@
 """What curate made of a theatre, against what is true of it: its tags scored by condition and by planted fault, and its
 landmarks by style and framing.
 
-    omnihuman theatre --out runs/faults --hours 0.65 --seed 0 --programme faults
+    omnihuman theatre --out runs/faults --hours 0.66 --seed 0 --programme faults
     omnihuman curate --source runs/faults/videos --out runs/faults/curated --loosest everybody.yaml
     python -m data_pipelines.puppet_theatre.against_truth --theatre runs/faults --curated runs/faults/curated
 
