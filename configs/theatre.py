@@ -7,9 +7,12 @@ never seen to speech that it has never heard.
 
 One stage from random weights: text and reference nearly always, audio on most windows, motion frames on some.
 
-`configs/theatre.py:bodies` is the same model on half-length figures of 64 x 48 pixels (`--programme bodies`), driven by
-pose; `configs/theatre.py:speaking` on such figures of 128 x 96 (`--programme speaking_bodies`), driven by sound, on top
-of a run on close-ups (`--config.initial_weights=RUN`).
+The same model, under other names (`configs/theatre.py:NAME`):
+
+    large_faces  close-ups of 64 x 64 pixels: lips that can be read better, and come later
+    bodies       half-length figures of 64 x 48 pixels (`--programme bodies`), driven by pose
+    speaking     such figures of 128 x 96 (`--programme speaking_bodies`), driven by sound, on top of a run on close-ups
+                 (`--config.initial_weights=RUN`)
 """
 
 import dataclasses
@@ -32,15 +35,22 @@ NEIGHBOURS = 2  # frames of audio that a latent frame hears on each side of its 
 
 
 def get_config(name: str = "faces") -> ExperimentConfig:
-    """`faces`, `bodies` or `speaking`; ValueError for another name.
+    """`faces`, or a name of the file's head; ValueError for another one.
 
-    Dataset: dct codec (48 channels), MiniLM (384), Whisper tiny's layers 0, 2, 4 (3 x 384), 75 keypoints, 48 x 48
-    pixels; bodies 64 x 48, speaking 128 x 96.
+    Dataset: dct codec (48 channels), MiniLM (384), Whisper tiny's layers 0, 2, 4 (3 x 384), 75 keypoints; 48 x 48
+    pixels where the head says nothing else.
     """
-    made = {"faces": lambda faces: faces, "bodies": _bodies, "speaking": _speaking}
+    made = {"faces": lambda faces: faces, "large_faces": _large_faces, "bodies": _bodies, "speaking": _speaking}
     if name not in made:
         raise ValueError(f"no theatre {name!r}; there are {', '.join(made)}")
     return made[name](_faces())
+
+
+def _large_faces(faces: ExperimentConfig) -> ExperimentConfig:
+    # 25 frames at 64 x 64 are 7 x 16 tokens, and 16 more of the reference: four windows a sequence.
+    plan = dataclasses.replace(faces.data.plan, latent_tokens=4 * 128)
+    data = dataclasses.replace(faces.data, dataset="runs/large/dataset", plan=plan)
+    return dataclasses.replace(faces, name="theatre-large-faces", data=data)
 
 
 def _bodies(faces: ExperimentConfig) -> ExperimentConfig:

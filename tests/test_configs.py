@@ -38,17 +38,18 @@ def test_the_theatre_has_bodies_too() -> None:
     config = load_config(f"{ROOT / 'configs' / 'theatre.py'}:bodies")
     config.validate()
     assert config.model.pose is not None and config.model.pose.samples == 4
-    with pytest.raises(ValueError, match="no theatre 'hands'; there are faces, bodies, speaking"):
+    with pytest.raises(ValueError, match="no theatre 'hands'; there are faces, large_faces, bodies, speaking"):
         load_config(f"{ROOT / 'configs' / 'theatre.py'}:hands")
 
 
-def test_the_theatre_of_speaking_bodies_goes_on_from_faces() -> None:
-    """The same model, so that its weights fit; sequences of two windows of 128 x 96 and their references."""
-    speaking, faces = (load_config(f"{ROOT / 'configs' / 'theatre.py'}{name}") for name in (":speaking", ""))
-    speaking.validate()
-    assert speaking.model == faces.model and speaking.data.dataset != faces.data.dataset
-    plan, tokens = speaking.data.plan, (7 + 1) * (128 // 16) * (96 // 16)
-    assert (plan.windows, plan.latent_tokens, plan.latent_frames) == (2, 2 * tokens, 2 * 7)
+@pytest.mark.parametrize(("name", "height", "width", "windows"), [("large_faces", 64, 64, 4), ("speaking", 128, 96, 2)])
+def test_larger_pictures_have_the_model_of_faces(name: str, height: int, width: int, windows: int) -> None:
+    """So that weights of one fit the other; sequences hold whole windows of 25 frames and their references."""
+    larger, faces = (load_config(f"{ROOT / 'configs' / 'theatre.py'}{of}") for of in (f":{name}", ""))
+    larger.validate()
+    assert larger.model == faces.model and larger.data.dataset != faces.data.dataset
+    plan, tokens = larger.data.plan, (7 + 1) * (height // 16) * (width // 16)
+    assert (plan.windows, plan.latent_tokens, plan.latent_frames) == (windows, windows * tokens, windows * 7)
 
 
 def test_the_ablations_of_bodies_train_their_theatre_s_model() -> None:
