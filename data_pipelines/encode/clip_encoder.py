@@ -235,11 +235,11 @@ class ClipEncoder:
             pictures = found[id(batch.opened)].pictures
             pictures |= {one.start: latent[0] for one, latent in zip(batch.windows, latents, strict=True)}
         made = dict(self._on_devices(self._encode, of_windows, _Batch.frames))
-        again = [batch for batch in of_windows if self._checked(batch).any()]
+        checked = {batch: some for batch in of_windows if (some := self._checked(batch)).any()}
         # Decoded frames are four times the clip's bytes: of each batch its error stays.
         errors = {
-            batch: _squared_error(frames[self._checked(batch)], batch.frames()[self._checked(batch)])
-            for batch, frames in self._on_devices(self._decode, again, made.__getitem__)
+            batch: _squared_error(frames[checked[batch]], batch.frames()[checked[batch]])
+            for batch, frames in self._on_devices(self._decode, list(checked), made.__getitem__)
         }
         for batch in of_windows:
             own = found[id(batch.opened)]

@@ -71,7 +71,6 @@ def make_shard(
     rows: list[dict[str, Any]] = []
     encoded: dict[str, dict[str, Any]] = {}
     digest = hashlib.sha256()
-
     keys = {clip.clip_id: key for clip, key in clips}
 
     def records() -> Iterator[WindowRecord]:
