@@ -27,7 +27,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from data_pipelines.curate import captions, file_stages, network_files, part_work, source_list
+from data_pipelines.curate import captions, network_files, part_work, source_list
 from data_pipelines.curate.adapters import NO_ADAPTERS, AdapterOptions, Adapters
 from data_pipelines.curate.clip_sets import OWN_SETS
 from data_pipelines.curate.file_stages import SYNC_SCORES, ScanOptions
@@ -39,6 +39,7 @@ from data_pipelines.curate.selection import select
 from data_pipelines.curate.shot_network import ShotNetwork
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.source_list import ListedVideo
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.curate.stage_parts import TABLE_FILE, Table
 from data_pipelines.curate.stage_rows import MAX_DEATHS
 from data_pipelines.curate.tagging import CHECKS, Thresholds
@@ -154,7 +155,7 @@ def curate(
         )
     if options.shots.network:
         ShotNetwork(Path(options.shots.network))  # or an error, before anything starts
-    table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(options, given), loosest=loosest)
+    table = Table(folder=Path(table_dir), keys=stage_keys(options, given), loosest=loosest)
     if engine.listed:
         videos = source_list.as_listed(table, source)
     else:
@@ -190,7 +191,7 @@ def list_source(
 ) -> tuple[int, int]:
     """(videos, parts) of a source, which is listed and of which nothing is made; errors as `curate` has them."""
     config.validate()
-    table = Table(folder=Path(table_dir), keys=file_stages.stage_keys(config.scan_options, config.load()))
+    table = Table(folder=Path(table_dir), keys=stage_keys(config.scan_options, config.load()))
     videos = source_list.look_up(table, source, _captioning(config), config.part_videos)
     return len(videos), len({video.part for video in videos})
 

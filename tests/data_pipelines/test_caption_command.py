@@ -20,6 +20,7 @@ from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_tags import NOT_CAPTIONED
 from data_pipelines.curate.part_task import PartTask
 from data_pipelines.curate.selection import select
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.curate.stage_parts import SCHEMAS, Table
 from data_pipelines.curate.tagging import Thresholds
 from omnihuman_jax.serving import media_omnihuman
@@ -105,7 +106,7 @@ def test_the_digest_is_of_words_and_of_the_bytes_of_files(tmp_path: Path) -> Non
     one, copy = (command(folder, "print(1)") for folder in (tmp_path, tmp_path / "other"))
     assert one.digest == copy.digest == command(tmp_path, "print(1)", timeout_s=5).digest
     assert len({one.digest, command(tmp_path, "print(2)").digest, command(tmp_path, "1", places="{video}").digest}) == 3
-    keys = [file_stages.stage_keys(ScanOptions(), Adapters(captions=by)) for by in (None, one, command(tmp_path, "2"))]
+    keys = [stage_keys(ScanOptions(), Adapters(captions=by)) for by in (None, one, command(tmp_path, "2"))]
     assert list(keys[1])[-1] == "caption" and "caption" not in keys[0]
     assert [stage for stage in keys[1] if keys[2][stage] != keys[1][stage]] == ["caption"]
 

@@ -21,6 +21,7 @@ from data_pipelines.curate.file_stages import BY_PREVIEW, ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
 from data_pipelines.curate.reach import Reach, looser_fields, looser_of, stricter_of, within_reach
 from data_pipelines.curate.selection import select
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import NOT_LOOKED_AT, SCORES, Thresholds
 from data_pipelines.curate.threshold_sweep import ThresholdSweep
@@ -39,7 +40,7 @@ ANYBODY = Thresholds(min_pose_share=0, min_pose_face_share=0, min_body_confidenc
 def made(root: Path, loosest: Thresholds) -> list[dict[str, int]]:
     """Makes in this process what the table in `root` lacks: rows by stage, of each part that lacked something."""
     options = ScanOptions()
-    table = Table(folder=root / "table", keys=file_stages.stage_keys(options), loosest=loosest)
+    table = Table(folder=root / "table", keys=stage_keys(options), loosest=loosest)
     videos = source_list.look_up(table, root / "media", CaptionOptions(default="A video."))
     table.save()
     tasks = curate_module._tasks(table, videos, options, loosest)

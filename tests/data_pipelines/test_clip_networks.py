@@ -12,6 +12,7 @@ from data_pipelines.curate.clip_networks import ClipNetwork, View
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.shot_network import ShotNetwork, cuts_of
 from data_pipelines.curate.shots import ShotConfig
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.serving import media_omnihuman
 from tests.data_pipelines.onnx_models import jump_network, mean_of_all, patch_network
@@ -126,9 +127,7 @@ def test_a_given_network_scores_clips_and_is_in_the_key_of_the_preview_alone(
     assert row["aesthetic"] == networks["aesthetic"].score([frames[2], frames[7]])
     assert row["technical_why"] == file_stages.NO_NETWORK and "technical" not in row and "aesthetic_why" not in row
     assert set(row) - {"technical_why"} == {*file_stages.KNOWN_SCORES, *file_stages.PREVIEW_SCORES} - {"technical"}
-    without, given = (
-        file_stages.stage_keys(ScanOptions(), given) for given in (NO_ADAPTERS, Adapters(scorers=networks))
-    )
+    without, given = (stage_keys(ScanOptions(), given) for given in (NO_ADAPTERS, Adapters(scorers=networks)))
     assert [stage for stage in without if without[stage] != given[stage]] == ["preview"]
 
 
@@ -147,6 +146,6 @@ def test_a_shot_network_cuts_in_place_of_the_thumbnails_and_is_known_by_its_byte
     assert file_stages.scan(str(tmp_path / "video.mp4"), ScanOptions(shots=ShotConfig(min_change=99))).ranges == (
         (0, 105),
     )
-    assert file_stages.stage_keys(by_network) == file_stages.stage_keys(by_copy)
-    assert file_stages.stage_keys(by_network)["scan"] != file_stages.stage_keys(ScanOptions())["scan"]
+    assert stage_keys(by_network) == stage_keys(by_copy)
+    assert stage_keys(by_network)["scan"] != stage_keys(ScanOptions())["scan"]
     assert str(tmp_path) not in str(by_network.stated())

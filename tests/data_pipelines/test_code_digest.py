@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from data_pipelines.curate import decode, file_stages, shots
+from data_pipelines.curate import decode, shots, stage_keys
 from data_pipelines.curate.code_digest import code_digest
 from omnihuman_jax.serving import media_omnihuman
 
@@ -64,7 +64,7 @@ def test_a_change_of_its_words_is_not(tmp_path: Path) -> None:
 
 def test_what_a_module_takes_from_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     def now() -> str:
-        return code_digest((decode, shots), file_stages._is_ours)
+        return code_digest((decode, shots), stage_keys._is_ours)
 
     before = now()
     with monkeypatch.context() as patch:
@@ -78,12 +78,12 @@ def test_what_a_module_takes_from_is_followed(monkeypatch: pytest.MonkeyPatch) -
 
 def test_it_is_the_same_in_every_process() -> None:
     program = (
-        "from tests.data_pipelines.test_code_digest import *; print(code_digest((decode, shots), file_stages._is_ours))"
+        "from tests.data_pipelines.test_code_digest import *; print(code_digest((decode, shots), stage_keys._is_ours))"
     )
     command = [sys.executable, "-c", program]
     environments = [{"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)} for seed in ("1", "2")]
     seen = {subprocess.run(command, env=e, capture_output=True, text=True, check=True).stdout for e in environments}
-    assert seen == {code_digest((decode, shots), file_stages._is_ours) + "\n"}
+    assert seen == {code_digest((decode, shots), stage_keys._is_ours) + "\n"}
 
 
 def test_use_changes_nothing(tmp_path: Path) -> None:

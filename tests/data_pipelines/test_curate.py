@@ -32,6 +32,7 @@ from data_pipelines.curate.curate import CurateConfig, Engine, curate
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.funnel import funnel_table
 from data_pipelines.curate.part_task import Made, PartTask
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds, tag
 from data_pipelines.sample_media import SampleMedia
@@ -393,9 +394,9 @@ def work_or_die(task: PartTask) -> Made:
 def test_a_changed_stage_and_those_after_it_are_made_again(
     changed: str, again: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, options = file_stages.stage_keys(ScanOptions()), ScanOptions()
+    before, options = stage_keys(ScanOptions()), ScanOptions()
     if changed == "reader":
-        monkeypatch.setattr(file_stages, "READER_VERSION", 99)
+        monkeypatch.setattr("data_pipelines.curate.stage_keys.READER_VERSION", 99)
     elif changed == "shots":
         options = ScanOptions(shots=shots.ShotConfig(min_s=2.0))
     elif changed.startswith("hama"):
@@ -404,7 +405,7 @@ def test_a_changed_stage_and_those_after_it_are_made_again(
     elif changed != "nothing":
         modules = {"landmarks": landmarks, "lipsync": lipsync, "picture_scores": picture_scores}
         monkeypatch.setattr(modules[changed], "VERSION", 99)
-    after = file_stages.stage_keys(options)
+    after = stage_keys(options)
     assert [stage for stage in stage_parts.STAGES if after[stage] != before[stage]] == again
 
 

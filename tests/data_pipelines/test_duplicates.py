@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from onnx import helper
 
-from data_pipelines.curate import duplicates, embeddings, file_stages, stage_parts, stage_rows
+from data_pipelines.curate import duplicates, embeddings, stage_parts, stage_rows
 from data_pipelines.curate.adapters import Adapters
 from data_pipelines.curate.clip_sets import read_clips
 from data_pipelines.curate.curate import CurateConfig, curate
@@ -22,6 +22,7 @@ from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_task import PartTask
 from data_pipelines.curate.selection import select
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.curate.stage_parts import SCHEMAS, RecordWriter, Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.curate.threshold_sweep import ThresholdSweep
@@ -263,7 +264,7 @@ def test_a_network_of_real_shapes_embeds_thumbnails_and_opens_no_video(tmp_path:
         for picture in pictures
         for quality in (80, 40)
     ]
-    table = Table(folder=tmp_path / "table", keys=file_stages.stage_keys(ScanOptions(), Adapters(embedding=network)))
+    table = Table(folder=tmp_path / "table", keys=stage_keys(ScanOptions(), Adapters(embedding=network)))
     task = PartTask(
         table=str(table.folder), number=0, keys=table.keys, options=ScanOptions(), loosest=Thresholds(), sources=(),
         paths={}, given=Adapters(embedding=network),
@@ -295,7 +296,7 @@ def test_a_network_of_real_shapes_embeds_thumbnails_and_opens_no_video(tmp_path:
 
 def test_another_network_embeds_again_and_nothing_else_is_made_again(tmp_path: Path) -> None:
     given = [None, picture_network(tmp_path / "a.onnx"), picture_network(tmp_path / "b.onnx", std=[1, 1, 1])]
-    keys = [file_stages.stage_keys(ScanOptions(), Adapters(embedding=one)) for one in given]
+    keys = [stage_keys(ScanOptions(), Adapters(embedding=one)) for one in given]
     assert set(keys[1]) - set(keys[0]) == {"embed"} and all(keys[0][stage] == keys[1][stage] for stage in keys[0])
     assert [stage for stage in keys[1] if keys[1][stage] != keys[2][stage]] == ["embed"]
 

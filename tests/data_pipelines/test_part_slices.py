@@ -32,6 +32,7 @@ from data_pipelines.curate.found_videos import CaptionOptions
 from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_task import Made, PartTask, SlicesOut
 from data_pipelines.curate.shots import ShotConfig
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.curate.stage_parts import RECORDS_SUFFIX, RecordWriter, Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.needs import Needs
@@ -59,7 +60,7 @@ def media(sample_media: SampleMedia, tmp_path_factory: pytest.TempPathFactory) -
 def task_of(root: Path, *, task_s: float) -> PartTask:
     """Of the one part of the table in `root`."""
     options, loosest = ScanOptions(shots=SHOTS), Thresholds()
-    table = Table(folder=root / "table", keys=file_stages.stage_keys(options), loosest=loosest)
+    table = Table(folder=root / "table", keys=stage_keys(options), loosest=loosest)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source_list, "_LEAST_PARTS", 1)
         videos = source_list.look_up(table, root / "media", CaptionOptions(default="A video."))
@@ -294,7 +295,7 @@ def test_stages_say_what_they_need(media: Path, tmp_path: Path) -> None:
             part_work.work(on_gpu)
     finally:
         onnx_networks.use("cpu")
-    keys = [file_stages.stage_keys(ScanOptions(), given) for given in (task.given, on_gpu.given)]
+    keys = [stage_keys(ScanOptions(), given) for given in (task.given, on_gpu.given)]
     assert [stage for stage in keys[0] if keys[0][stage] != keys[1][stage]] == ["preview"]
     assert part_work.MEMORY_MIB.keys() == part_work._MAKERS.keys()
     for wrong, device in ((0, "cuda"), (1.5, "cuda"), (0.25, "cpu")):

@@ -15,6 +15,7 @@ from data_pipelines.curate import decode, file_stages, landmarks
 from data_pipelines.curate.adapters import AdapterOptions, Adapters
 from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.person_network import PersonNetwork
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.curate.whole_body_network import FollowedPerson, PersonFinder, WholeBodyNetwork, keypoints_of
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.data.keypoints import INDEX, KEYPOINT_NAMES, LEFT_HAND, RIGHT_HAND
@@ -262,7 +263,7 @@ def test_the_stages_look_through_given_networks(sample_media: SampleMedia, tmp_p
     np.testing.assert_allclose(found.keypoints_TJ3[0, :, :2], points[:, :2] * 1080 / frame.shape[0], rtol=1e-5)
     seen = landmarks.extract_landmarks([frame], hands=False, finder=given.finder)
     assert not seen.keypoints_TJ3[0, LEFT_HAND].any() and seen.keypoints_TJ3[0, 0].any()
-    keys = [file_stages.stage_keys(ScanOptions(), one) for one in (Adapters(), given)]
+    keys = [stage_keys(ScanOptions(), one) for one in (Adapters(), given)]
     assert [stage for stage in keys[0] if keys[0][stage] != keys[1][stage]] == ["preview", "look", "listen"]
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.curate import mtcnn, onnx_networks, small_faces
-from data_pipelines.curate.file_stages import ScanOptions, stage_keys
+from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.landmarks import extract_landmarks
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.serving import media_omnihuman
 

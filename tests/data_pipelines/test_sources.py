@@ -20,7 +20,6 @@ import pytest
 from data_pipelines.curate import curate as curate_module
 from data_pipelines.curate import (
     curate_command,
-    file_stages,
     part_work,
     source_list,
     stage_parts,
@@ -33,6 +32,7 @@ from data_pipelines.curate.file_stages import ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions, Found
 from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_task import PartTask
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.curate.video_files import Address
@@ -154,7 +154,7 @@ def facts(found: Found, table: Path) -> list[tuple[Any, ...]]:
 def tabled(source: str | Path, folder: Path, *, whole: bool = False) -> Table:
     """A table of a source, its parts made in this process: what every video is scanned for, or the whole of it."""
     options = ScanOptions()
-    table = Table(folder=folder, keys=file_stages.stage_keys(options))
+    table = Table(folder=folder, keys=stage_keys(options))
     videos = source_list.look_up(table, source, OPTIONS)
     table.save()
     for task in curate_module._tasks(table, videos, options, Thresholds()):

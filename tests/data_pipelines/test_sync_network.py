@@ -16,6 +16,7 @@ from data_pipelines.curate.data_facts import read_facts
 from data_pipelines.curate.file_stages import BY_PREVIEW, ScanOptions
 from data_pipelines.curate.found_videos import CaptionOptions
 from data_pipelines.curate.selection import select
+from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.sync_network import SyncNetwork
 from data_pipelines.curate.tagging import Thresholds, tag
@@ -162,7 +163,7 @@ def test_a_stage_of_its_own_follows_the_landmarks(
 
     def work(given: Adapters, loosest: Thresholds) -> dict[str, int]:
         options = ScanOptions()
-        table = Table(folder=tmp_path / "table", keys=file_stages.stage_keys(options, given), loosest=loosest)
+        table = Table(folder=tmp_path / "table", keys=stage_keys(options, given), loosest=loosest)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(source_list, "_LEAST_PARTS", 1)
             videos = source_list.look_up(table, tmp_path / "media", CaptionOptions(default="A video."))
@@ -190,7 +191,7 @@ def test_a_stage_of_its_own_follows_the_landmarks(
     facts = read_facts(tmp_path / "sets")
     assert "syncnet_confidence" in str(facts)
     other = dataclasses.replace(network, digest="another")
-    keys = [file_stages.stage_keys(ScanOptions(), Adapters(sync=one)) for one in (network, other)]
+    keys = [stage_keys(ScanOptions(), Adapters(sync=one)) for one in (network, other)]
     assert [stage for stage in keys[0] if keys[0][stage] != keys[1][stage]] == ["sync"]
     assert stage_parts.stated_choice(table.part("sync", 0)) == stage_parts.stated_choice(table.part("look", 0))
     config = CurateConfig(thresholds=asks)
