@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from data_pipelines.curate import captions, footage, held_out, video_files
+from data_pipelines.curate import captions, footage, held_out
 from data_pipelines.curate.found_videos import CaptionOptions, Found, FoundVideo, version_of
 from data_pipelines.curate.video_files import Address
-from omnihuman_jax.runtime import file_names, storage
+from omnihuman_jax.runtime import bucket_copies, file_names, storage
 
 # Small objects read together.
 _READ_TOGETHER = 1000
@@ -36,7 +36,7 @@ def listed(uri: str) -> Listing:
         FileNotFoundError: nothing.
         OSError: the bucket cannot be listed.
     """
-    fs, path = video_files.open_storage(uri)
+    fs, path = bucket_copies.open_storage(uri)
     fixed = path.removesuffix("/**").rstrip("/")
     is_pattern = any(mark in fixed for mark in _PATTERN)
     try:
@@ -107,7 +107,7 @@ def object_version(info: Mapping[str, Any]) -> int:
 def _read(listing: Listing, names: list[str]) -> dict[str, bytes | Exception]:
     """Name -> bytes, or why they cannot be read; many at a time."""
     found: dict[str, bytes | Exception] = {}
-    fs, _ = video_files.open_storage(listing.home)
+    fs, _ = bucket_copies.open_storage(listing.home)
     for first in range(0, len(names), _READ_TOGETHER):
         paths = {str(listing.objects[name]["name"]): name for name in names[first : first + _READ_TOGETHER]}
         given = fs.cat(list(paths), on_error="return")

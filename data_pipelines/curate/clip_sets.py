@@ -10,9 +10,7 @@ clip.
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,10 +19,10 @@ import pyarrow.parquet as pq
 from data_pipelines.curate import captions, source_list
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.file_stages import BY_PREVIEW
-from data_pipelines.curate.stage_parts import CHECKED, GROUPS, Table, clip_rows, read_record
+from data_pipelines.curate.stage_parts import CHECKED, GROUPS, Table, clip_rows, here, read_record
 from omnihuman_jax.conditions import Condition
-from omnihuman_jax.runtime import file_names
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime.locations import Location, StrPath, location, resolved
 from omnihuman_jax.typing import FPS
 
 SETS_FILE = "sets.json"
@@ -49,15 +47,15 @@ SETS_SCHEMA = pa.schema(
 )
 
 
-def find_sets(folder: str | os.PathLike[str]) -> Path:
+def find_sets(folder: StrPath) -> Location:
     """The folder of the sets: `folder` itself, or the sets that `curate` made in its table.
 
     Raises:
         FileNotFoundError: neither.
     """
-    path = local(folder)
+    path = location(folder)
     for candidate in (path, path / OWN_SETS):
-        if (candidate / SETS_FILE).is_file():
+        if files.is_there(candidate / SETS_FILE):
             return candidate
     raise FileNotFoundError(
         f"{path}: no {SETS_FILE} in it; make a table with `omnihuman curate --source DIR --out {path}`, or sets of a"
@@ -65,7 +63,7 @@ def find_sets(folder: str | os.PathLike[str]) -> Path:
     )
 
 
-def read_head(sets: Path) -> dict[str, Any]:
+def read_head(sets: Location) -> dict[str, Any]:
     """`sets.json`; ValueError if it is none, or of another format."""
     try:
         head = json.loads((sets / SETS_FILE).read_text(encoding="utf-8"))
@@ -77,18 +75,18 @@ def read_head(sets: Path) -> dict[str, Any]:
     return head
 
 
-def table_folder(folder: str | os.PathLike[str]) -> Path:
+def table_folder(folder: StrPath) -> Location:
     """The folder of the table that sets were selected from: what a clip's `path` is relative to."""
     sets = find_sets(folder)
-    return Path(os.path.normpath(sets / file_names.raw(read_head(sets)["table"])))
+    return location(resolved(sets, file_names.raw(read_head(sets)["table"])))
 
 
-def read_clips(folder: str | os.PathLike[str]) -> list[Clip]:
+def read_clips(folder: StrPath) -> list[Clip]:
     """All clips of the sets in `folder`, in their order; see `iter_clips`."""
     return [clip for clips in iter_clips(folder) for clip in clips]
 
 
-def iter_clips(folder: str | os.PathLike[str]) -> Iterator[list[Clip]]:
+def iter_clips(folder: StrPath) -> Iterator[list[Clip]]:
     """The clips of each part of the sets (or of the table that `curate` made sets in).
 
     Raises:
@@ -100,7 +98,7 @@ def iter_clips(folder: str | os.PathLike[str]) -> Iterator[list[Clip]]:
         yield read_clips_of(sets, index)
 
 
-def read_clips_of(sets: Path, index: int) -> list[Clip]:
+def read_clips_of(sets: Location, index: int) -> list[Clip]:
     """The clips of the part of sets that is the `index`-th; errors as `iter_clips` has them."""
     head = read_head(sets)
     table = Table(folder=table_folder(sets), keys=head["stages"])
@@ -131,10 +129,10 @@ def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: value for row in rows for name, value in row.items()}
 
 
-def _rows(sets: Path, index: int) -> list[dict[str, Any]]:
+def _rows(sets: Location, index: int) -> list[dict[str, Any]]:
     path = sets / ROWS_FILE
     try:
-        with pq.ParquetFile(path, **CHECKED) as file:
+        with pq.ParquetFile(here(path), **CHECKED) as file:
             return file.read_row_group(index).to_pylist() if file.metadata.row_group(index).num_rows else []
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: part {index} of it cannot be read ({error}); run `omnihuman select` again") from None
@@ -203,7 +201,7 @@ def scan_scores(scan: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def load_landmarks(folder: str | os.PathLike[str], clip: Clip) -> Landmarks:
+def load_landmarks(folder: StrPath, clip: Clip) -> Landmarks:
     """The landmarks of a clip of the sets in `folder`; ValueError unless they were computed, one row a frame."""
     sets = find_sets(folder)
     path = Table(folder=table_folder(sets), keys=read_head(sets)["stages"]).landmarks(clip.part)

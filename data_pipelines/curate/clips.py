@@ -1,7 +1,6 @@
 """A clip and its landmarks, as encode gets them out of the SETS of a TABLE (`clip_sets.py`)."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from data_pipelines.curate.video_files import Address
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
 from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime.locations import Location, StrPath
 from omnihuman_jax.serving.poses_omnihuman import wrong_keypoint
 
 
@@ -70,7 +70,7 @@ class Clip:
         begin, end = self.start_frame / self.fps, self.end_frame / self.fps
         return f"{self.video} {begin:.1f}-{end:.1f} s"
 
-    def video_path(self, table: str | os.PathLike[str]) -> Path:
+    def video_path(self, table: StrPath) -> Path:
         """The video as a file, wherever the table lies now, or a copy of what lies in a bucket or an archive
         (`video_files.local_file`, which has the errors); FileNotFoundError if it moved away.
         """
@@ -138,7 +138,7 @@ class Landmarks:
             )
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Location, text: str) -> None:
     """Writes the file whole or not at all, in a folder that is made for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path.parent)
     files.write_text(path, text)

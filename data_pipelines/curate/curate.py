@@ -18,6 +18,7 @@ This file lists the work and hands it to an engine; the stages know of neither.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -45,9 +46,11 @@ from data_pipelines.curate.stage_rows import MAX_DEATHS
 from data_pipelines.curate.tagging import CHECKS, Thresholds
 from data_pipelines.engines.local_pool import LocalPool
 from omnihuman_jax.plain_values import check_finite, structure
+from omnihuman_jax.runtime.locations import StrPath, is_remote, location
 from omnihuman_jax.runtime.worker_share import WorkerShare
 
 ENGINES = ("local", "ray")
+_ASKED_AT_ONCE = 32
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -123,8 +126,8 @@ class Engine:
 
 
 def curate(
-    source: str | os.PathLike[str],
-    table_dir: str | os.PathLike[str],
+    source: StrPath,
+    table_dir: StrPath,
     config: CurateConfig | None = None,
     progress: Progress | None = None,
     engine: Engine | None = None,
@@ -155,7 +158,7 @@ def curate(
         )
     if options.shots.network:
         ShotNetwork(Path(options.shots.network))  # or an error, before anything starts
-    table = Table(folder=Path(table_dir), keys=stage_keys(options, given), loosest=loosest)
+    table = Table(folder=location(table_dir), keys=stage_keys(options, given), loosest=loosest)
     if engine.listed:
         videos = source_list.as_listed(table, source)
     else:
@@ -168,8 +171,9 @@ def curate(
     if engine.retry_dead:
         for task in tasks:
             part_work.forget_dead(task)
-    tasks = [task for task in tasks if part_work.to_make(task)]
-    if any({"preview", "look"}.intersection(part_work.to_make(task)) for task in tasks):
+    to_make = _to_make(tasks)
+    tasks = [task for task, stages in zip(tasks, to_make, strict=True) if stages]
+    if any({"preview", "look"}.intersection(stages) for stages in to_make):
         network_files.fetch_all()  # once, before many processes do
     computed, left = _run(engine, config.workers, tasks, progress)
     part_work.forget_notes(tasks)  # of processes that died right behind a part
@@ -179,19 +183,16 @@ def curate(
             " the same command goes on from here"
         )
     if engine.share is not None:
-        unfinished = sum(bool(part_work.to_make(task)) for task in everything)
+        unfinished = sum(map(bool, _to_make(everything)))
         return {"unfinished_parts": unfinished, "computed": computed}
-    sets = Path(table_dir) / OWN_SETS
-    funnel = select(table_dir, config.thresholds, sets, progress=progress)
+    funnel = select(table_dir, config.thresholds, table.folder / OWN_SETS, progress=progress)
     return {**funnel, "computed": computed}
 
 
-def list_source(
-    source: str | os.PathLike[str], table_dir: str | os.PathLike[str], config: CurateConfig
-) -> tuple[int, int]:
+def list_source(source: StrPath, table_dir: StrPath, config: CurateConfig) -> tuple[int, int]:
     """(videos, parts) of a source, which is listed and of which nothing is made; errors as `curate` has them."""
     config.validate()
-    table = Table(folder=Path(table_dir), keys=stage_keys(config.scan_options, config.load()))
+    table = Table(folder=location(table_dir), keys=stage_keys(config.scan_options, config.load()))
     videos = source_list.look_up(table, source, _captioning(config), config.part_videos)
     return len(videos), len({video.part for video in videos})
 
@@ -200,9 +201,17 @@ def _captioning(config: CurateConfig) -> CaptionOptions:
     return CaptionOptions(default=config.default_caption, encoding=config.caption_encoding)
 
 
-def _stored_loosest(table_dir: str | os.PathLike[str]) -> Thresholds:
+def _to_make(tasks: Sequence[PartTask]) -> list[list[str]]:
+    """The stages that each part lacks. Of a bucket's table many are asked for at once: each is a dozen requests."""
+    if not tasks or not is_remote(tasks[0].table):
+        return [part_work.to_make(task) for task in tasks]
+    with concurrent.futures.ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        return list(pool.map(part_work.to_make, tasks))
+
+
+def _stored_loosest(table_dir: StrPath) -> Thresholds:
     """Of the table that is there, if it says; the defaults."""
-    path = Path(table_dir) / TABLE_FILE
+    path = location(table_dir) / TABLE_FILE
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return Thresholds(**stored["loosest"])

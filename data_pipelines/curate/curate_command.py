@@ -16,7 +16,7 @@ from data_pipelines.curate.reach import stricter_of
 from data_pipelines.curate.selection import read_thresholds
 from data_pipelines.curate.stage_parts import TABLE_FILE
 from omnihuman_jax.runtime import file_names
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime.locations import local, location
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.runtime.worker_share import WorkerShare
 
@@ -35,7 +35,7 @@ def parser_of_curate() -> argparse.ArgumentParser:
         description="Cut videos into clips, score them, and tag each with the conditions that it is eligible for.",
         epilog="""examples:
   omnihuman curate --source footage/ --out runs/mine/clips
-  omnihuman curate --source 'gs://raw/talks/**' --out runs/mine/clips
+  omnihuman curate --source 'gs://raw/talks/**' --out gs://made/talks/clips
   omnihuman curate --source 's3://raw/talks/*.mp4' --out runs/mine/clips
   omnihuman curate --source list.parquet --out runs/mine/clips
   omnihuman curate --source 'tars/*.tar' --out runs/mine/clips
@@ -53,7 +53,11 @@ def parser_of_curate() -> argparse.ArgumentParser:
         " video or mp4 of bytes",
     )
     parser.add_argument(
-        "--out", required=True, type=local, metavar="TABLE", help=f"folder of the table; its sets are in {OWN_SETS}/"
+        "--out",
+        required=True,
+        type=location,
+        metavar="TABLE",
+        help=f"folder of the table, of a disk or a bucket; its sets are in {OWN_SETS}/",
     )
     parser.add_argument(
         "--config",

@@ -5,9 +5,7 @@ clips nearest each threshold, which say best whether it is right.
 import base64
 import io
 import json
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,8 @@ from data_pipelines.curate.tagging import CHECKS, SCORES, Check, Thresholds
 from omnihuman_jax.data.dataset_files import dataset_folder, generations_up_to
 from omnihuman_jax.data.generations import numbered, split_name
 from omnihuman_jax.data.keypoints import draw_keypoints
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import Location, StrPath, location, resolved
 from omnihuman_jax.typing import FPS
 
 _ENCODED = "encode.json"
@@ -32,20 +31,20 @@ _BINS = 40
 _NEAREST = 4
 
 
-def sets_of(folder: str | os.PathLike[str]) -> Path:
+def sets_of(folder: StrPath) -> Location:
     """The sets that a data set was encoded from, or the sets in `folder` itself.
 
     Raises:
         FileNotFoundError: neither, or the sets are not where they were.
     """
-    path = local(split_name(folder)[0])
-    if (path / _ENCODED).is_file():
+    path = location(split_name(folder)[0])
+    if files.is_there(path / _ENCODED):
         stated = json.loads((dataset_folder(folder) / _ENCODED).read_text()).get("sets", "")
-        return find_sets(os.path.normpath(path.parent / stated))
+        return find_sets(resolved(path.parent, stated))
     return find_sets(path)
 
 
-def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def read_facts(folder: StrPath) -> dict[str, Any]:
     """Of a generation of a data set, or of sets: {"dataset": its name (`DATASET@2`) or None, "funnel", "histograms",
     "nearest"}.
 
@@ -53,8 +52,8 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
     threshold, clips: [{label, score, thumbnail}]}, thumbnails being JPEG in base64, with keypoints where they were
     computed.
     """
-    path = local(split_name(folder)[0])
-    there = (path / _ENCODED).is_file()
+    path = location(split_name(folder)[0])
+    there = files.is_there(path / _ENCODED)
     facts: dict[str, Any] = {"dataset": numbered(path, generations_up_to(folder)[-1].number) if there else None}
     try:
         sets = sets_of(folder)
@@ -66,14 +65,14 @@ def read_facts(folder: str | os.PathLike[str]) -> dict[str, Any]:
     table = Table(folder=table_folder(sets), keys=head["stages"])
     numbers = [int(number) for number in head["parts"]]
     chosen = [numbers[i] for i in np.unique(np.linspace(0, len(numbers) - 1, _MAX_PARTS).astype(int))]
-    columns = [_part_scores(table, number) for number in chosen]
+    columns = [_part_scores(table, number) for number in table.on_their_way(chosen)]
     scores = {name: np.concatenate([part[name] for part in columns]) for name in (*SCORES, "part", "row")}
     thresholds = Thresholds(**head["thresholds"])
     limits = {c.reason: head["checks"].get(c.reason) for c in CHECKS if c.asks(thresholds)}
     funnel = sets / FUNNEL_FILE
     return {
         **facts,
-        "funnel": json.loads(funnel.read_text()) if funnel.is_file() else None,
+        "funnel": json.loads(funnel.read_text()) if files.is_there(funnel) else None,
         "histograms": [_histogram(name, scores[name], limits) for name in SCORES if np.isfinite(scores[name]).any()],
         "nearest": [
             _nearest(check, limit, scores, table)

@@ -48,10 +48,11 @@ def signatures_of(table: Table, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mark(
-    parts: Sequence[PartTags], table: Table, thresholds: Thresholds, out: Path, words: KeptWords | None = None
+    parts: Sequence[PartTags], table: Table, thresholds: Thresholds, scratch: Path, words: KeptWords | None = None
 ) -> None:
     """Clips of one content get a group; all but one of those that can be used are left out.
 
+    scratch: a folder for what is needed meanwhile.
     words: of all clips, where copies are looked for.
     """
     content = np.concatenate([part.content for part in parts])
@@ -60,7 +61,7 @@ def mark(
     one_film = np.concatenate([same_pairs(content), copies])
     pairs = one_film
     if thresholds.max_similarity < 1:
-        pairs = np.concatenate([pairs, _near_pairs(parts, usable, table, thresholds.max_similarity, out)])
+        pairs = np.concatenate([pairs, _near_pairs(parts, usable, table, thresholds.max_similarity, scratch)])
     if not len(pairs):
         return
     group = groups(len(content), pairs)
@@ -105,7 +106,7 @@ def _copied_pairs(
 
 
 def _near_pairs(
-    parts: Sequence[PartTags], usable: np.ndarray, table: Table, max_similarity: float, out: Path
+    parts: Sequence[PartTags], usable: np.ndarray, table: Table, max_similarity: float, scratch: Path
 ) -> np.ndarray:
     """int64 [P, 2] of usable clips whose embeddings have a higher cosine, as the file's head says."""
     chosen = np.concatenate([part.embedded for part in parts]) & usable
@@ -135,8 +136,7 @@ def _near_pairs(
                 column = table.read("embed", part.number, ["embedding"])["embedding"].take(mine)
                 yield np.frombuffer(b"".join(column.to_pylist()), np.float16).reshape(len(mine), -1)
 
-    out.mkdir(parents=True, exist_ok=True)
-    pairs, cosine = near_pairs(signatures, max_similarity, may_be_one, read_vectors, out)
+    pairs, cosine = near_pairs(signatures, max_similarity, may_be_one, read_vectors, scratch)
     return rows[pairs[mutual(pairs, cosine, video)]]
 
 

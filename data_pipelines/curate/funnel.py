@@ -6,7 +6,6 @@ Names and reasons come from the footage: they are text to the terminal, never ma
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from data_pipelines.curate.footage import passed_over_lines
 from data_pipelines.curate.tagging import CHECKS, PASSED, Tags
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.runtime import file_names
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.typing import FPS
 
 FUNNEL_FILE = "funnel.json"
@@ -89,7 +89,7 @@ class Funnel:
             for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
                 self.reasons[condition.label, CHECKS[code].reason] += count
 
-    def list_clips(self, sets: Path) -> None:
+    def list_clips(self, sets: Location) -> None:
         """Every clip by name, where there are few."""
         if self.clips <= MAX_ROWS:
             self.rows = [

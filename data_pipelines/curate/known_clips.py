@@ -1,9 +1,7 @@
 """A table of clips that are known without looking: `omnihuman encode` reads it as it reads curate's."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,16 +14,15 @@ from data_pipelines.curate.source_list import ListedVideo
 from data_pipelines.curate.stage_parts import CLIP, SCHEMAS, RecordWriter, Table
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import StrPath, location
 
 _KEYS = dict.fromkeys(stage_parts.STAGES, "known")
 _PART = 0
 
 
-def write_clips(
-    folder: str | os.PathLike[str], clips: Iterable[tuple[Clip, Landmarks | Mapping[str, np.ndarray]]]
-) -> None:
+def write_clips(folder: StrPath, clips: Iterable[tuple[Clip, Landmarks | Mapping[str, np.ndarray]]]) -> None:
     """Writes a table of one part with these clips, in their order, and sets of it with the tags that they have."""
-    table, rows = Table(folder=Path(folder), keys=_KEYS), []
+    table, rows = Table(folder=location(folder), keys=_KEYS), []
     with RecordWriter(table.landmarks(_PART)) as records, RecordWriter(table.thumbnails(_PART)) as thumbnails:
         for clip, landmarks in clips:
             thumbnails.write({})

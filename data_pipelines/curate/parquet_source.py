@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from data_pipelines.curate import bucket_source, captions, video_files
 from data_pipelines.curate.found_videos import CaptionOptions, Found, FoundVideo, bad, version_of
 from data_pipelines.curate.video_files import Address
-from omnihuman_jax.runtime import file_names
+from omnihuman_jax.runtime import bucket_copies, file_names
 from omnihuman_jax.runtime.locations import is_remote
 
 SUFFIX = ".parquet"
@@ -85,7 +85,7 @@ def _known(address: Address) -> tuple[int, int]:
         if not is_remote(address.place):
             status = os.stat(address.place)
             return status.st_size, status.st_mtime_ns
-        fs, path = video_files.open_storage(address.place)
+        fs, path = bucket_copies.open_storage(address.place)
         info = fs.info(path)
         return int(info["size"]), bucket_source.object_version(info)
     except Exception as error:

@@ -12,15 +12,14 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.curate import stage_parts
 from data_pipelines.curate.stage_parts import RECORDED, RECORDS_SUFFIX, RecordWriter, Table
-from omnihuman_jax.runtime.files import DEAD_S
+from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import Location
 
 # Seconds of video of a task, about.
 TASK_S = 600.0
@@ -42,11 +41,11 @@ class Slice:
     def rows(self) -> slice:
         return slice(self.begin, self.end)
 
-    def folder(self, table: Table, number: int) -> Path:
+    def folder(self, table: Table, number: int) -> Location:
         digest = hashlib.sha256(self.chosen_by.encode()).hexdigest()[:_DIGITS]
         return table.part(self.stage, number).with_suffix(f".slices-{digest}")
 
-    def file(self, table: Table, number: int) -> Path:
+    def file(self, table: Table, number: int) -> Location:
         """Where its rows are; its records are beside them."""
         return self.folder(table, number) / f"{self.begin:06d}-{self.end:06d}.parquet"
 
@@ -71,7 +70,7 @@ def of_rows(names: Iterable[str]) -> str:
 def is_there(table: Table, number: int, one: Slice, rows: str) -> bool:
     """Whether a slice is done, and of these rows."""
     file = one.file(table, number)
-    if one.stage in RECORDED and not file.with_suffix(RECORDS_SUFFIX).is_file():
+    if one.stage in RECORDED and not files.is_there(file.with_suffix(RECORDS_SUFFIX)):
         return False
     try:
         return stage_parts.stated_choice(file) == rows
@@ -89,23 +88,21 @@ def join(table: Table, number: int, slices: Sequence[Slice]) -> list[dict[str, A
     return [row for one in slices for row in stage_parts.read_part(one.file(table, number)).to_pylist()]
 
 
-def remove(folder: Path) -> None:
+def remove(folder: Location) -> None:
     """Rows first: records without rows are no slice."""
     for path in folder.glob("*.parquet"):
-        path.unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+        files.remove(path)
+    files.remove_folder(folder)
 
 
-def folders(table: Table, stage: str, number: int) -> list[Path]:
+def folders(table: Table, stage: str, number: int) -> list[Location]:
     """Those of a part, whatever their slices were chosen by."""
     part = table.part(stage, number)
     return sorted(part.parent.glob(f"{part.stem}.slices-*"))
 
 
-def remove_dead(folder: Path) -> None:
+def remove_dead(folder: Location) -> None:
     """Removes slices that nobody has added to for an hour."""
-    try:
-        if time.time() - folder.stat().st_mtime > DEAD_S:
-            remove(folder)
-    except FileNotFoundError:
-        pass
+    written = files.last_written(folder)
+    if written and time.time() - written > files.DEAD_S:
+        remove(folder)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 from data_pipelines.curate.adapters import NO_ADAPTERS, Adapters
 from data_pipelines.curate.file_stages import ScanOptions
@@ -10,6 +9,7 @@ from data_pipelines.curate.part_slices import TASK_S, Slice
 from data_pipelines.curate.reach import Reach
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds
+from omnihuman_jax.runtime.locations import location
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class PartTask:
 
     @property
     def opened(self) -> Table:
-        return Table(folder=Path(self.table), keys=self.keys)
+        return Table(folder=location(self.table), keys=self.keys)
 
     @property
     def reach(self) -> Reach:

@@ -17,12 +17,11 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate import onnx_networks, part_slices, stage_parts, stage_rows, video_files
+from data_pipelines.curate import onnx_networks, part_slices, stage_parts, stage_rows
 from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_task import Made, PartTask
 from data_pipelines.curate.reach import Reach
@@ -30,7 +29,8 @@ from data_pipelines.curate.row_deaths import RowDeaths
 from data_pipelines.curate.stage_parts import SCHEMAS, SLICED, Table, clip_id
 from data_pipelines.curate.stage_rows import ASKED_AGAIN, Kept, chosen_by, followed, look_plan
 from data_pipelines.needs import Needs
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import bucket_copies, files
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.typing import FPS
 
 _MAKERS = {
@@ -61,7 +61,7 @@ def work(task: PartTask) -> Made:
     try:
         return _make_slice(task, task.slice) if task.slice else _make_part(task)
     finally:
-        video_files.forget()
+        bucket_copies.forget()
 
 
 def _make_slice(task: PartTask, one: Slice) -> Made:
@@ -112,25 +112,25 @@ def _make_part(task: PartTask) -> Made:
     return Made(rows=made, videos=videos)
 
 
-def _make(task: PartTask, table: Table, one: Slice, file: Path) -> tuple[list[dict[str, Any]], int]:
+def _make(task: PartTask, table: Table, one: Slice, file: Location) -> tuple[list[dict[str, Any]], int]:
     """(the rows of a slice, how many are new); records are written beside `file`."""
     _remove_stale(file)
     return _MAKERS[one.stage](task, table, _kept(task, table, one.stage), one, file)
 
 
-def _remove_stale(part: Path) -> None:
+def _remove_stale(part: Location) -> None:
     """What killed processes left half written of a part or slice."""
     for file in (part, part.with_suffix(stage_parts.RECORDS_SUFFIX)):
         files.remove_stale(file.parent, file.name)
 
 
-def _write(stage: str, file: Path, rows: Sequence[Mapping[str, Any]], says: str) -> None:
+def _write(stage: str, file: Location, rows: Sequence[Mapping[str, Any]], says: str) -> None:
     stage_parts.write_part(file, rows, SCHEMAS[stage], says)
     RowDeaths(file).forget()
 
 
 def _kept(task: PartTask, table: Table, stage: str) -> Kept:
-    return table.read(stage, task.number).to_pylist() if table.part(stage, task.number).is_file() else None
+    return table.read(stage, task.number).to_pylist() if files.is_there(table.part(stage, task.number)) else None
 
 
 def needs_of(task: PartTask) -> Needs:
@@ -292,7 +292,7 @@ def forget_dead(task: PartTask) -> bool:
     if "caption" in stages and "caption" not in after:
         _ask_again(task, table)
     for stage in reversed([*order[first:], *(stage for stage in table.stages if stage in after)]):
-        table.part(stage, task.number).unlink()
+        files.remove(table.part(stage, task.number))
         for folder in part_slices.folders(table, stage, task.number):
             part_slices.remove(folder)
     return bool(stages)

@@ -5,27 +5,30 @@ A row that kills its process (a decoder's crash, the kernel's answer to a full m
 
 import dataclasses
 import json
-from pathlib import Path
 
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import Location, is_remote
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RowDeaths:
     """The notes of a file that is being made. They go when it is there (`forget`)."""
 
-    of: Path
+    of: Location
 
     @property
-    def _at(self) -> Path:
+    def _at(self) -> Location:
         return self.of.with_name(f".{self.of.stem}.at")
 
     @property
-    def _deaths(self) -> Path:
+    def _deaths(self) -> Location:
         return self.of.with_name(f".{self.of.stem}.deaths")
 
     def begin(self, row: str) -> None:
         """Notes that `row` is worked on."""
+        if is_remote(self._at):
+            files.write_text(self._at, row)
+            return
         self._at.parent.mkdir(parents=True, exist_ok=True)
         self._at.write_text(row)
 
@@ -35,7 +38,7 @@ class RowDeaths:
 
     def blame(self) -> bool:
         """Counts a death against the row that was worked on; whether there was one."""
-        if not self._at.is_file():
+        if not files.is_there(self._at):
             return False
         row, counted = self._at.read_text(), self._counted()
         files.write_text(self._deaths, json.dumps({**counted, row: counted.get(row, 0) + 1}))
@@ -43,8 +46,8 @@ class RowDeaths:
 
     def forget(self) -> None:
         """Removes the notes."""
-        self._at.unlink(missing_ok=True)
-        self._deaths.unlink(missing_ok=True)
+        files.remove(self._at)
+        files.remove(self._deaths)
 
     def _counted(self) -> dict[str, int]:
         try:

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,8 +44,8 @@ from data_pipelines.curate.stage_parts import DEAD, SCHEMAS, SHORT, STAGES, Tabl
 from data_pipelines.curate.tagging import CHECKS, PASSED, Tags, Thresholds, tag_all
 from data_pipelines.curate.threshold_sweep import ThresholdSweep
 from omnihuman_jax.plain_values import check_finite, structure
-from omnihuman_jax.runtime import file_names, files
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime import file_names, files, scratch
+from omnihuman_jax.runtime.locations import Location, StrPath, is_remote, local, location
 from omnihuman_jax.runtime.progress import progress_bar
 
 # Parts that an error names.
@@ -58,9 +57,9 @@ _SCAN_COLUMNS = ["source", "kind", "sha256", "start_frame", "end_frame", "height
 
 
 def select(
-    table_dir: str | os.PathLike[str],
+    table_dir: StrPath,
     thresholds: Thresholds,
-    out_dir: str | os.PathLike[str],
+    out_dir: StrPath,
     *,
     dataset: str = "",
     weight: float = 1.0,
@@ -81,7 +80,7 @@ def select(
     check_finite(weight, "--weight")
     if weight <= 0:
         raise ValueError(f"--weight must be greater than 0, not {weight}")
-    table, out = Table.open(table_dir), Path(out_dir)
+    table, out = Table.open(table_dir), location(out_dir)
     _check_free(out)
     if thresholds.max_similarity < 1 and "embed" not in table.stages:
         raise ValueError(
@@ -95,23 +94,22 @@ def select(
         )
     listing = _Listing(source_list.read_listings(table))
     numbers = listing.numbers()
-    done = [number for number in numbers if not table.missing(number)]
+    done = table.finished(numbers)
     if not done:
         raise ValueError(f"{table_dir}: none of its {len(numbers)} parts is finished; run curate again")
     funnel = Funnel(source_list.read_passed_over(table))
     bar = progress.add_task("select", total=len(done)) if progress else None
     asked = functools.reduce(looser_of, (sweep.loosest(thresholds) for sweep in sweeps), thresholds)
     parts = []
-    # `out` itself is not made before it is sure that there will be sets.
-    near = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
+    near = _disk_near(out)
     with tempfile.TemporaryFile(dir=near) as file:
         words = near_copies.KeptWords(file) if thresholds.min_copy_distance else None
-        for number in done:
+        for number in table.on_their_way(done):
             parts.append(_tag_part(table, number, listing, thresholds, asked, sweeps, funnel, words))
             if progress and bar is not None:
                 progress.advance(bar)
         _check_looked_at(table, parts, asked)
-        duplicates.mark(parts, table, thresholds, out, words)
+        duplicates.mark(parts, table, thresholds, near, words)
     sets_writer.write_rows(out, parts, dataset, weight)
     for part in parts:
         funnel.add_tags(part.tags, part.seconds, part.left_out == IN)
@@ -128,6 +126,14 @@ def select(
     record = funnel.record(unfinished=len(numbers) - len(done))
     write_text(out / FUNNEL_FILE, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _disk_near(out: Location) -> Path:
+    """A folder for what is needed meanwhile: `out` is not made before it is sure that there will be sets."""
+    if is_remote(out):
+        return scratch.own_folder()
+    whole = Path(out).absolute()
+    return next(folder for folder in (whole, *whole.parents) if folder.is_dir())
 
 
 class _Listing:
@@ -312,10 +318,10 @@ def _tell(
         funnel.add_letters({**row, "video": names[row["source"]]["name"]} for row in letters)
 
 
-def _check_free(out: Path) -> None:
+def _check_free(out: Location) -> None:
     # What a killed select left half written is nothing.
     holds = out.exists() and any(path.suffix != ".part" for path in out.iterdir())
-    if holds and not (out / SETS_FILE).is_file():
+    if holds and not files.is_there(out / SETS_FILE):
         raise ValueError(f"{out}: holds something that is no sets; choose another --out")
 
 
@@ -338,9 +344,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example: omnihuman select runs/mine/clips --thresholds strict.yaml --out runs/mine/strict"
         " --sweep min_lip_sync_confidence=0.2:0.6:0.05",
     )
-    parser.add_argument("table", type=local, metavar="TABLE", help="folder written by `omnihuman curate`")
+    parser.add_argument("table", type=location, metavar="TABLE", help="folder written by `omnihuman curate`")
     parser.add_argument("--thresholds", type=local, metavar="FILE", help="YAML or JSON; names of `tagging.Thresholds`")
-    parser.add_argument("--out", type=local, metavar="SETS", help=f"folder of the sets (default: TABLE/{OWN_SETS})")
+    parser.add_argument(
+        "--out",
+        type=location,
+        metavar="SETS",
+        help=f"folder of the sets, of a disk or a bucket (default: TABLE/{OWN_SETS})",
+    )
     parser.add_argument("--dataset", default="", metavar="NAME", help="written on every clip, for a mix of several")
     parser.add_argument("--weight", type=float, default=1.0, help="of this data set in such a mix (default 1)")
     parser.add_argument(

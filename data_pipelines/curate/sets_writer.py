@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +16,12 @@ from data_pipelines.curate.stage_parts import WRITTEN, Table
 from data_pipelines.curate.tagging import CHECKS
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime.locations import Location, seen_from
 
 
-def write_rows(out: Path, parts: Sequence[PartTags], dataset: str, weight: float) -> None:
+def write_rows(out: Location, parts: Sequence[PartTags], dataset: str, weight: float) -> None:
     """Writes `sets.parquet`: a row group a part."""
-    out.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out)
     with (
         files.whole_file(out / ROWS_FILE) as temporary,
         pq.ParquetWriter(temporary, SETS_SCHEMA, **WRITTEN) as writer,
@@ -58,7 +57,7 @@ def _words(codes: np.ndarray, words: Sequence[str]) -> pa.Array:
 
 
 def write_head(
-    out: Path,
+    out: Location,
     table: Table,
     parts: Mapping[int, int],
     *,
@@ -75,7 +74,7 @@ def write_head(
     text = json.dumps(dict(thresholds), sort_keys=True)
     head = {
         "format": SETS_FORMAT,
-        "table": file_names.plain(os.path.relpath(table.folder, out)),
+        "table": file_names.plain(seen_from(out, table.folder)),
         "stages": dict(table.keys),
         "thresholds": dict(thresholds),
         "thresholds_sha256": hashlib.sha256(text.encode()).hexdigest(),

@@ -30,8 +30,8 @@ from data_pipelines.curate import (
 from data_pipelines.curate.found_videos import CaptionOptions, Found, FoundVideo
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.video_files import Address
-from omnihuman_jax.runtime import file_names, files
-from omnihuman_jax.runtime.locations import LocationError, is_remote, location
+from omnihuman_jax.runtime import bucket_copies, file_names, files
+from omnihuman_jax.runtime.locations import Location, LocationError, is_remote, location, seen_from
 
 PART_VIDEOS = 1000
 # A small folder becomes so many parts, that processes share it; fewer where the table has many already, for each is six
@@ -72,7 +72,7 @@ def look_up(
     Raises:
         FileNotFoundError, ValueError, OSError: no such source, no videos in it, or a `splits.json` that is none.
     """
-    video_files.forget()
+    bucket_copies.forget()
     found = find(source, options, besides=table.folder)
     now = {name: (video.size, video.version) for name, video in found.videos.items()}
     addresses = {name: video.address for name, video in found.videos.items()}
@@ -104,7 +104,7 @@ def look_up(
 def as_listed(table: Table, source: str | os.PathLike[str]) -> list[ListedVideo]:
     """The videos of a source as the last `look_up` of it found them, without a look; FileNotFoundError without one."""
     path = table.folder / "listings" / f"{_listing_name(_shown(check_source(source), table))}.parquet"
-    if not path.is_file():
+    if not files.is_there(path):
         raise FileNotFoundError(
             f"--listed: {source} was not listed for {table.folder} yet; run `omnihuman curate --source {source} --out"
             f" {table.folder} --list` first"
@@ -141,7 +141,7 @@ def _shown(place: str, table: Table) -> str:
     """A source as its listing calls it: a path is relative to the table's folder."""
     prefix = tfds_source.PREFIX if place.startswith(tfds_source.PREFIX) else ""
     bare = place.removeprefix(prefix)
-    return place if is_remote(bare) else prefix + os.path.relpath(bare, table.folder)
+    return place if is_remote(bare) else prefix + seen_from(table.folder, bare)
 
 
 def check_source(text: str | os.PathLike[str]) -> str:
@@ -194,12 +194,12 @@ def _listing_name(source: str) -> str:
     return hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def _listings(table: Table) -> list[Path]:
+def _listings(table: Table) -> list[Location]:
     """The files of all listings, the one that was written last first."""
     return sorted(sorted((table.folder / "listings").glob("*.parquet")), key=_written, reverse=True)
 
 
-def _written(listing: Path) -> int:
+def _written(listing: Location) -> int:
     """A number that is larger than those of all listings that were there before; no time, as clocks of hosts differ."""
     return int((stage_parts.read_schema(listing).metadata or {}).get(_WRITTEN, 0))
 
@@ -241,6 +241,7 @@ def write_sources(table: Table, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Adds videos to the table, each with the number of its part; False if another process was first."""
     folder = table.folder / "sources"
     path = folder / f"added-{len(list(folder.glob('added-*.parquet'))):05d}.parquet"
+    files.make_folder(folder)
     return files.claim(path, lambda beside: stage_parts.write_part(beside, rows, _SOURCES))
 
 
@@ -288,7 +289,7 @@ def _digest(address: Address) -> str:
 
 def _scanned_sha256(table: Table, number: int) -> dict[str, str | None]:
     """Source -> sha256 of the bytes that the scan of a part saw, or None; {} before it."""
-    if not table.part("scan", number).is_file():
+    if not files.is_there(table.part("scan", number)):
         return {}
     rows = table.read("scan", number, ["source", "sha256"]).to_pylist()
     return {row["source"]: row["sha256"] for row in rows}

@@ -17,10 +17,12 @@ thresholds they are work once more, for the rows that these let through. Parts o
 over, as they had captions of their own.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,8 @@ import pyarrow.parquet as pq
 from data_pipelines.curate import clip_hashes, clip_networks, file_stages
 from data_pipelines.curate.embeddings import SIGNATURE_BITS
 from data_pipelines.curate.tagging import Thresholds
-from omnihuman_jax.runtime import files
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime import bucket_copies, files
+from omnihuman_jax.runtime.locations import Location, StrPath, is_remote, location
 
 FORMAT = 1
 TABLE_FILE = "table.json"
@@ -51,6 +53,7 @@ RECORDS_SUFFIX = ".array_record"
 WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 CHECKED: dict[str, Any] = {"page_checksum_verification": True}
 _KEY_DIGITS = 12
+_PARTS_AHEAD, _FETCHED_AT_ONCE = 8, 32
 _CHOSEN_BY = b"reach"
 # Small next to pixels, and read often by few.
 _RECORD_OPTIONS = "group_size:1,zstd:3"
@@ -131,24 +134,24 @@ def clip_id(sha256: str, start_frame: int, end_frame: int) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """The folder of a table, and the stages' keys that are read and written (stage -> key).
+    """The folder of a table, of a disk or a bucket, and the stages' keys that are read and written (stage -> key).
 
     loosest: thresholds by which the last `curate` chose the clips with landmarks; None where nobody chose.
     """
 
-    folder: Path
+    folder: Location
     keys: Mapping[str, str]
     loosest: Thresholds | None = None
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> "Table":
+    def open(cls, folder: StrPath) -> "Table":
         """The table in `folder` with the stages of the last `curate`.
 
         Raises:
             FileNotFoundError, ValueError: no table, or one of another format.
         """
-        path = local(folder) / TABLE_FILE
-        if not path.is_file():
+        path = location(folder) / TABLE_FILE
+        if not files.is_there(path):
             raise FileNotFoundError(f"{path}: not there; make it with `omnihuman curate --source DIR --out {folder}`")
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -160,25 +163,25 @@ class Table:
             raise ValueError(f"{path}: format {version}, this version reads {FORMAT}; curate into another folder")
         if lacking := [stage for stage in STAGES if stage not in keys]:
             raise ValueError(f"{path}: lacks the stages {', '.join(lacking)} of this version; run curate again")
-        return cls(folder=Path(folder), keys=keys, loosest=loosest)
+        return cls(folder=location(folder), keys=keys, loosest=loosest)
 
     def save(self, **facts: Any) -> None:
         """Writes the head, which makes the folder a table."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         chosen = {"loosest": dataclasses.asdict(self.loosest)} if self.loosest else {}
         text = json.dumps({"format": FORMAT, "stages": dict(self.keys), **chosen, **facts}, indent=1)
         files.write_text(self.folder / TABLE_FILE, text + "\n")
 
-    def part(self, stage: str, number: int) -> Path:
+    def part(self, stage: str, number: int) -> Location:
         return self.stage_folder(stage) / f"part-{number:05d}.parquet"
 
-    def thumbnails(self, number: int) -> Path:
+    def thumbnails(self, number: int) -> Location:
         return self.part("preview", number).with_suffix(RECORDS_SUFFIX)
 
-    def landmarks(self, number: int) -> Path:
+    def landmarks(self, number: int) -> Location:
         return self.part("look", number).with_suffix(RECORDS_SUFFIX)
 
-    def stage_folder(self, stage: str) -> Path:
+    def stage_folder(self, stage: str) -> Location:
         return self.folder / f"{stage}@{self.keys[stage][:_KEY_DIGITS]}"
 
     @property
@@ -193,7 +196,26 @@ class Table:
 
     def missing(self, number: int) -> list[str]:
         """The stages that part `number` lacks, in order."""
-        return [stage for stage in self.stages if not self.part(stage, number).is_file()]
+        return [stage for stage in self.stages if not files.is_there(self.part(stage, number))]
+
+    def finished(self, numbers: Sequence[int]) -> list[int]:
+        """Of these parts those that lack no stage: as `missing` says it, by a look into each stage's folder."""
+        folders = [self.stage_folder(stage) for stage in self.stages]
+        made = [{_number_of(path.name) for path in folder.glob("part-*.parquet")} for folder in folders]
+        return [number for number in numbers if all(number in of_stage for of_stage in made)]
+
+    def on_their_way(self, numbers: Sequence[int]) -> Iterator[int]:
+        """The numbers, in order; of a bucket's table the parts that come next are fetched meanwhile."""
+        if not is_remote(self.folder):
+            yield from numbers
+            return
+        with concurrent.futures.ThreadPoolExecutor(_FETCHED_AT_ONCE) as pool:
+            coming = collections.deque[list[concurrent.futures.Future[Path]]]()
+            for place, number in enumerate(numbers):
+                for later in numbers[place + len(coming) : place + _PARTS_AHEAD]:
+                    coming.append([pool.submit(here, self.part(stage, later)) for stage in self.stages])
+                concurrent.futures.wait(coming.popleft())  # what failed, the reading of it will tell
+                yield number
 
     def read(self, stage: str, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The columns of a part; an error names the file and the cure."""
@@ -206,14 +228,31 @@ class Table:
         return rows
 
 
-def read_part(path: Path, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
+def _number_of(name: str) -> int:
+    """Of a part's file; -1 of another one."""
+    match = re.fullmatch(r"part-(\d+)\.parquet", name)
+    return int(match[1]) if match else -1
+
+
+def here(path: Location) -> Path:
+    """The file itself, or a copy of what lies in a bucket; FileNotFoundError for what is not there."""
+    if not is_remote(path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        return Path(path)
+    return bucket_copies.copy_of(path)
+
+
+def read_part(path: Location, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
     """A whole Parquet file, those of its columns that it has; FileNotFoundError, or ValueError for a damaged one."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such part; run curate again")
+    try:
+        local = here(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such part; run curate again") from None
     try:
         if filters is not None:
-            return pq.read_table(path, columns=columns, partitioning=None, filters=filters, **CHECKED)
-        with pq.ParquetFile(path, **CHECKED) as file:
+            return pq.read_table(local, columns=columns, partitioning=None, filters=filters, **CHECKED)
+        with pq.ParquetFile(local, **CHECKED) as file:
             there = file.schema_arrow.names
             return file.read(None if columns is None else [name for name in columns if name in there])
     except (pa.ArrowException, OSError) as error:
@@ -221,7 +260,7 @@ def read_part(path: Path, columns: Sequence[str] | None = None, filters: Any = N
         raise ValueError(f"{path}: not a readable part ({why}); delete it and run curate again") from None
 
 
-def write_part(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, chosen_by: str = "") -> None:
+def write_part(path: Location, rows: Sequence[Mapping[str, Any]], schema: pa.Schema, chosen_by: str = "") -> None:
     """Writes rows whole or not at all; what a row does not say is null. chosen_by: `stated_choice` of the part."""
     columns = [pa.array([row.get(field.name) for row in rows], field.type) for field in schema]
     write_columns(
@@ -229,7 +268,7 @@ def write_part(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema,
     )
 
 
-def stated_choice(path: Path) -> str:
+def stated_choice(path: Location) -> str:
     """By what the rows of a part that something was computed for were chosen: of `look`, `listen` and `sync` as
     `reach.Reach.to_json` has it, of `caption` as `stage_rows.chosen_by`; of a slice, what its rows are of
     (`part_slices.of_rows`). "" if it does not say.
@@ -237,17 +276,26 @@ def stated_choice(path: Path) -> str:
     return (read_schema(path).metadata or {}).get(_CHOSEN_BY, b"").decode()
 
 
-def read_schema(path: Path) -> pa.Schema:
+def read_schema(path: Location) -> pa.Schema:
     """What a Parquet file says of itself, without its rows; ValueError for a damaged one."""
     try:
+        if is_remote(path):
+            return bucket_copies.patiently(str(path), lambda: _schema_of_object(str(path)))
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: not a readable part ({why}); delete it and run curate again") from None
 
 
-def write_columns(path: Path, columns: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _schema_of_object(uri: str) -> pa.Schema:
+    fs, path = bucket_copies.open_storage(uri)
+    # The end of it alone: rows are of no interest.
+    with fs.open(path, "rb", cache_type="none") as file:
+        return pq.read_schema(file)
+
+
+def write_columns(path: Location, columns: pa.Table) -> None:
+    files.make_folder(path.parent)
     with files.locked_whole_file(path) as temporary:
         pq.write_table(columns, temporary, **WRITTEN)
 
@@ -255,8 +303,8 @@ def write_columns(path: Path, columns: pa.Table) -> None:
 class RecordWriter:
     """An ArrayRecord of named arrays, a record a clip, written as they come; whole or not at all."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Location) -> None:
+        files.make_folder(path.parent)
         self._whole = files.locked_whole_file(path)
 
     def __enter__(self) -> "RecordWriter":
@@ -270,11 +318,11 @@ class RecordWriter:
 
         self._writer.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
-    def copy(self, path: Path, index: int) -> None:
+    def copy(self, path: Location, index: int) -> None:
         """Writes record `index` of another file, which `read_record` would read."""
         self._writer.write(_read_bytes(path, index))
 
-    def copy_all(self, path: Path) -> None:
+    def copy_all(self, path: Location) -> None:
         """Writes all records of another file."""
         for record in _all_bytes(path):
             self._writer.write(record)
@@ -284,7 +332,7 @@ class RecordWriter:
         return self._whole.__exit__(*exception)
 
 
-def read_record(path: Path, index: int) -> dict[str, np.ndarray]:
+def read_record(path: Location, index: int) -> dict[str, np.ndarray]:
     """Arrays by name of record `index`; FileNotFoundError, or ValueError for what is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -295,7 +343,7 @@ def read_record(path: Path, index: int) -> dict[str, np.ndarray]:
         raise _damaged(path, index, error) from error
 
 
-def _read_bytes(path: Path, index: int) -> bytes:
+def _read_bytes(path: Location, index: int) -> bytes:
     with _reader(path) as reader:
         try:
             return bytes(reader.read([index])[0])
@@ -303,7 +351,7 @@ def _read_bytes(path: Path, index: int) -> bytes:
             raise _damaged(path, index, error) from error
 
 
-def _all_bytes(path: Path) -> Iterator[bytes]:
+def _all_bytes(path: Location) -> Iterator[bytes]:
     with _reader(path) as reader:
         for index in range(reader.num_records()):
             try:
@@ -313,13 +361,15 @@ def _all_bytes(path: Path) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _reader(path: Path) -> Iterator[Any]:
+def _reader(path: Location) -> Iterator[Any]:
     from array_record.python.array_record_module import ArrayRecordReader
 
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no landmarks; run curate again")
     try:
-        reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+        local = here(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no landmarks; run curate again") from None
+    try:
+        reader = ArrayRecordReader(str(local), "readahead_buffer_size:0")
     except (RuntimeError, ValueError) as error:
         raise _damaged(path, 0, error) from error
     try:
@@ -328,7 +378,7 @@ def _reader(path: Path) -> Iterator[Any]:
         reader.close()
 
 
-def _damaged(path: Path, index: int, error: Exception) -> ValueError:
+def _damaged(path: Location, index: int, error: Exception) -> ValueError:
     return ValueError(
         f"{path}: record {index} is not the landmarks of a clip ({error}); delete it and run curate again"
     )

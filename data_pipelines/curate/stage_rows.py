@@ -7,7 +7,6 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,8 @@ from data_pipelines.curate.row_deaths import RowDeaths
 from data_pipelines.curate.score_columns import known_scores
 from data_pipelines.curate.stage_parts import CLIP, DEAD, RECORDS_SUFFIX, SHORT, RecordWriter, Table, clip_id
 from data_pipelines.curate.video_files import Address
+from omnihuman_jax.runtime import bucket_copies, files
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.serving.media_omnihuman import MediaError
 from omnihuman_jax.serving.poses_omnihuman import wrong_keypoint
 
@@ -47,12 +48,12 @@ def chosen_by(task: PartTask, table: Table, stage: str) -> str:
     if stage != "look":
         return ""
     part = table.part("look", task.number)
-    before = stage_parts.stated_choice(part) if part.is_file() else ""
+    before = stage_parts.stated_choice(part) if files.is_there(part) else ""
     loosest = looser_of(Reach.from_json(before).loosest, task.loosest) if before else task.loosest
     return dataclasses.replace(task.reach, loosest=loosest).to_json()
 
 
-def scan(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
+def scan(task: PartTask, table: Table, kept: Kept, part: Slice, file: Location) -> Rows:
     rows: list[dict[str, Any]] = []
     for source in task.sources[part.rows]:
         path = task.paths.get(source, "")
@@ -69,7 +70,7 @@ def scan(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> R
     return rows, len(rows)
 
 
-def preview(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
+def preview(task: PartTask, table: Table, kept: Kept, part: Slice, file: Location) -> Rows:
     network_files.fetch_all()  # an index that does not answer is no fault of any clip
     rows = []
     with RecordWriter(file.with_suffix(RECORDS_SUFFIX)) as records:
@@ -100,7 +101,7 @@ def look_plan(task: PartTask, table: Table, kept: Kept, chosen_by: str) -> tuple
     return whys, stays or [False] * len(whys)
 
 
-def look(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
+def look(task: PartTask, table: Table, kept: Kept, part: Slice, file: Location) -> Rows:
     """Computes what is within reach, and keeps what was."""
     whys, stays = look_plan(task, table, kept, part.chosen_by)
     if kept and all(stays) and len(kept) == part.end - part.begin:
@@ -138,7 +139,7 @@ def followed(kept: list[dict[str, Any]], table: Table, number: int, why: str) ->
     return [_stays(row[why], now) for row, now in zip(kept, whys, strict=True)]
 
 
-def listen(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
+def listen(task: PartTask, table: Table, kept: Kept, part: Slice, file: Location) -> Rows:
     rows, new = [], 0
     looked = table.read("look", task.number, ["clip_id", "landmarks_why"]).to_pylist()
     stays = followed(kept, table, task.number, "lip_sync_why") if kept else [False] * len(looked)
@@ -164,7 +165,7 @@ def listen(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) ->
     return rows, new
 
 
-def sync(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
+def sync(task: PartTask, table: Table, kept: Kept, part: Slice, file: Location) -> Rows:
     network = task.given.sync
     assert network is not None
     rows: list[dict[str, Any]] = []
@@ -189,7 +190,7 @@ def sync(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> R
     return rows, new
 
 
-def embed(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
+def embed(task: PartTask, table: Table, kept: Kept, part: Slice, file: Location) -> Rows:
     network = task.given.embedding
     assert network is not None
     rows: list[dict[str, Any]] = []
@@ -209,7 +210,7 @@ def embed(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> 
     return rows, len(rows)
 
 
-def caption(task: PartTask, table: Table, kept: Kept, part: Slice, file: Path) -> Rows:
+def caption(task: PartTask, table: Table, kept: Kept, part: Slice, file: Location) -> Rows:
     """Asks the command about clips of videos without a caption, once for all of which it would be told the same."""
     command = task.given.captions
     assert command is not None
@@ -257,7 +258,7 @@ def _place(clip: Mapping[str, Any]) -> dict[str, Any]:
     return {name: clip[name] for name in ("start_frame", "end_frame", "height", "width")}
 
 
-def _tried(task: PartTask, part: Path, row: str, path: str, make: Callable[[str], Any]) -> Any | DeadLetter:
+def _tried(task: PartTask, part: Location, row: str, path: str, make: Callable[[str], Any]) -> Any | DeadLetter:
     """What `make` gives for a row's video; a dead letter where it gives nothing. part: the file that the row is for."""
     deaths = RowDeaths(part)
     if (died := deaths.count(row)) >= MAX_DEATHS:
@@ -274,9 +275,9 @@ def _tried(task: PartTask, part: Path, row: str, path: str, make: Callable[[str]
             return make(file)
         except ImportError:  # of an extra that is not installed: no fault of any file
             raise
-        except video_files.NoAnswer as problem:
+        except bucket_copies.NoAnswer as problem:
             # It would befall the next file too: the run ends, and goes on here; but for one object that alone does not.
-            if not video_files.answers(address.place):
+            if not bucket_copies.answers(address.place):
                 problem.add_note("run the same command again: it goes on where it was")
                 raise
             return file_stages.dead_letter(problem, file, tries)

@@ -12,7 +12,7 @@ from data_pipelines.curate import bucket_source, captions, tfds_records, video_f
 from data_pipelines.curate.found_videos import CaptionOptions, Found, FoundVideo, bad, version_of
 from data_pipelines.curate.video_files import Address
 from omnihuman_jax.data.example_wire import feature_bytes
-from omnihuman_jax.runtime import file_names, storage
+from omnihuman_jax.runtime import bucket_copies, file_names, storage
 from omnihuman_jax.runtime.locations import is_remote
 from omnihuman_jax.serving.media_omnihuman import MediaError
 
@@ -120,7 +120,7 @@ def _video(
 def _shard_version(shard: str) -> int:
     if not is_remote(shard):
         return Path(shard).stat().st_mtime_ns
-    fs, path = video_files.open_storage(shard)
+    fs, path = bucket_copies.open_storage(shard)
     return bucket_source.object_version(fs.info(path))
 
 

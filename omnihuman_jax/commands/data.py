@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from omnihuman_jax.runtime import exit_codes
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime.locations import local, location
 from omnihuman_jax.runtime.progress import progress_bar
 
 _LISTED = 100
@@ -83,7 +83,12 @@ def main(argv: Sequence[str]) -> int:
     one.add_argument("--no-hashes", action="store_true", help="do not compare the files' bytes with what encode wrote")
     one.set_defaults(run=check)
     two = commands.add_parser("report", help="one page that loads nothing from anywhere")
-    two.add_argument("dataset", type=local, metavar="DATASET", help="a data set, or the sets or table of one to come")
+    two.add_argument(
+        "dataset",
+        type=location,
+        metavar="DATASET",
+        help="a data set, or the sets or table of one to come; of a disk or a bucket",
+    )
     two.add_argument("--out", type=local, required=True, metavar="FILE.html")
     two.set_defaults(run=report)
     four = commands.add_parser("publish", help="bring a data set, or what was appended to it, into a bucket")
@@ -91,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     four.add_argument("--to", required=True, metavar="gs://BUCKET/DATASET")
     four.set_defaults(run=publish)
     three = commands.add_parser("pose", help="a clip's keypoints as a file for `generate --pose`")
-    three.add_argument("sets", type=local, metavar="SETS", help="folder of `omnihuman curate` or `omnihuman select`")
+    three.add_argument("sets", type=location, metavar="SETS", help="folder of `omnihuman curate` or `omnihuman select`")
     three.add_argument("--clip", required=True, help="a clip_id, or the name of a video (its first clip)")
     three.add_argument("--out", type=local, required=True, metavar="FILE.npz")
     three.set_defaults(run=pose)

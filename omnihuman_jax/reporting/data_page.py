@@ -13,7 +13,7 @@ from typing import Any
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.dataset_files import dataset_folder, generations_up_to
-from omnihuman_jax.data.generations import Generation, split_name
+from omnihuman_jax.data.generations import Generation, numbered
 from omnihuman_jax.reporting import charts
 from omnihuman_jax.runtime import file_names, files
 
@@ -121,7 +121,7 @@ def _dataset(dataset: str) -> str:
     quality = summary.get("round_trip_psnr_db")
     notes = [f"{len(catalog)} windows of {clips} clips, {_hours(float(catalog.duration_s.sum()))} of windows"]
     there = generations_up_to(dataset)
-    shards = [row for one in there for row in _summary(_root(dataset) / one.folder)["shards"]]
+    shards = [row for one in there for row in _summary(_folder(dataset, one))["shards"]]
     notes += [f"{len(shards)} shards, {sum(shard['bytes'] for shard in shards) / 2**20:.1f} MiB"]
     if {"dataset", "weight"} & summary.keys():
         notes += [f"in a mix: {summary.get('dataset') or 'no name'}, weight {summary.get('weight', 1):g}"]
@@ -137,8 +137,9 @@ def _dataset(dataset: str) -> str:
     )
 
 
-def _root(dataset: str) -> Path:
-    return Path(split_name(dataset)[0])
+def _folder(dataset: str, one: Generation) -> Path:
+    """The local folder of a generation of the data set."""
+    return dataset_folder(numbered(dataset, one.number))
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Files and folders that appear whole or not at all: written beside their place, synced to the disk, then renamed.
 
 Whoever is killed before the rename leaves what was there before. Without the sync, a host that loses power may keep the
-new name and none of the bytes. `tests/runtime/test_files.py` finds whoever renames by hand.
+new name and none of the bytes. `tests/runtime/test_files.py` finds whoever renames by hand. A bucket's object is
+written on the local disk and put, which is whole by itself.
 """
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import glob
@@ -15,14 +17,15 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec.core
 from etils import epath
 
-from omnihuman_jax.runtime import locations
-from omnihuman_jax.runtime.locations import StrPath
+from omnihuman_jax.runtime import locations, scratch
+from omnihuman_jax.runtime.locations import Location, StrPath
 
 _REPLACED = "-replaced"
 _INCOMPLETE = ".incomplete"
@@ -35,10 +38,14 @@ _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 @contextlib.contextmanager
 def whole_file(path: StrPath) -> Iterator[Any]:
-    """A path beside `path` to write to, which becomes `path` when the block ends well, and vanishes when it does not.
+    """A local path to write to, which becomes `path` when the block ends well, and vanishes when it does not.
 
-    The folder has to exist. `path` may be an `epath.Path` of a bucket, which is then what is yielded.
+    It is beside `path`, whose folder has to exist; in the process's scratch folder where `path` is a bucket's.
     """
+    if locations.is_remote(path):
+        with _whole_object(path) as temporary:
+            yield temporary
+        return
     target = _as_path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
@@ -51,8 +58,23 @@ def whole_file(path: StrPath) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def locked_whole_file(path: Path) -> Iterator[Path]:
-    """`whole_file` on a disk, locked until it has its name: `remove_stale` beside it leaves it alone."""
+def _whole_object(uri: StrPath) -> Iterator[Path]:
+    temporary = scratch.own_folder() / f"{secrets.token_hex(8)}{PurePosixPath(os.fspath(uri)).suffix}"
+    try:
+        yield temporary
+        fs, target = fsspec.core.url_to_fs(os.fspath(uri))
+        fs.put_file(str(temporary), target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked_whole_file(path: Location) -> Iterator[Path]:
+    """`whole_file`, on a disk locked until it has its name: `remove_stale` beside it leaves it alone."""
+    if locations.is_remote(path):
+        with _whole_object(path) as temporary:
+            yield temporary
+        return
     with contextlib.ExitStack() as until_renamed, whole_file(path) as temporary:
         held = until_renamed.enter_context(temporary.open("ab"))
         with contextlib.suppress(OSError):  # a file system without locks
@@ -60,19 +82,25 @@ def locked_whole_file(path: Path) -> Iterator[Path]:
         yield temporary
 
 
-def remove_dead(folder: Path) -> None:
-    """Removes what killed processes left in `folder`, locked or not: what nobody has written to for `DEAD_S`."""
+def remove_dead(folder: Location) -> None:
+    """Removes what killed processes left in `folder`, locked or not: what nobody has written to for `DEAD_S`. In a
+    bucket they leave nothing.
+    """
+    if locations.is_remote(folder):
+        return
     for left in folder.glob(".*.part"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > DEAD_S:
                 left.unlink()
 
 
-def remove_stale(folder: Path, name: str) -> None:
+def remove_stale(folder: Location, name: str) -> None:
     """Removes what killed processes left in `folder` of files that `name`, a pattern, fits, and nothing that
     `locked_whole_file` is writing. `write_text`, `whole_file` and `claim` hold no lock: theirs would go too; for them
-    `remove_dead`.
+    `remove_dead`. In a bucket they leave nothing.
     """
+    if locations.is_remote(folder):
+        return
     for stale in folder.glob(f".{name}.*.part"):
         with contextlib.suppress(FileNotFoundError), stale.open("ab") as file:
             try:
@@ -86,12 +114,15 @@ def remove_stale(folder: Path, name: str) -> None:
 
 def write_text(path: StrPath, text: str) -> None:
     """Writes UTF-8 text, whole or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: StrPath, data: bytes) -> None:
     """Writes `data`, whole or not at all."""
+    if locations.is_remote(path):
+        fs, target = fsspec.core.url_to_fs(os.fspath(path))
+        fs.pipe_file(target, data)
+        return
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
 
@@ -195,10 +226,67 @@ def move_into_place(temporary: StrPath, target: StrPath) -> None:
     _fsync(_as_path(target).parent)
 
 
-def claim(path: Path, write: Callable[[Path], object]) -> bool:
-    """Writes a file whole unless it is there; whether it was this call that did. `write` gets a path beside it, in a
-    folder that has to exist.
+def make_folder(path: Location) -> None:
+    """Makes a folder and those above it, unless they are there; a bucket has none."""
+    if not locations.is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Location) -> None:
+    """Removes a file or an object, if it is there."""
+    if not locations.is_remote(path):
+        path.unlink(missing_ok=True)
+        return
+    fs, target = fsspec.core.url_to_fs(os.fspath(path))
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(target)
+
+
+def remove_folder(folder: Location) -> None:
+    """Removes a folder with all that is in it, as far as that can be."""
+    if not locations.is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    fs, target = fsspec.core.url_to_fs(os.fspath(folder))
+    if found := fs.find(target):
+        with contextlib.suppress(FileNotFoundError):  # another process does the same
+            fs.rm(found)
+
+
+def last_written(folder: Location) -> float:
+    """When something was written there last, in seconds since the epoch; 0 of a folder that is not there."""
+    if not locations.is_remote(folder):
+        return folder.stat().st_mtime if folder.is_dir() else 0.0
+    fs, target = fsspec.core.url_to_fs(os.fspath(folder))
+    found = fs.find(target, detail=True).values()
+    return max((_modified(info) for info in found), default=0.0)
+
+
+def _modified(info: Mapping[str, Any]) -> float:
+    """Of what fsspec says of an object of GCS or S3; now, where it does not say."""
+    stated = info.get("mtime") or info.get("LastModified") or info.get("updated")
+    if isinstance(stated, str):
+        stated = datetime.datetime.fromisoformat(stated)
+    return float(stated.timestamp()) if stated else time.time()
+
+
+def is_there(path: Location) -> bool:
+    """Whether this file or object is there: for a bucket one request, two where it is not."""
+    if not locations.is_remote(path):
+        return path.is_file()
+    fs, target = fsspec.core.url_to_fs(os.fspath(path))
+    try:
+        return bool(fs.info(target)["type"] == "file")
+    except FileNotFoundError:
+        return False
+
+
+def claim(path: Location, write: Callable[[Path], object]) -> bool:
+    """Writes a file whole unless it is there; whether it was this call that did. `write` gets a local path: beside it,
+    in a folder that has to exist, or in the process's scratch folder.
     """
+    if locations.is_remote(path):
+        return _claim_object(path, write)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         write(beside)
@@ -209,6 +297,22 @@ def claim(path: Path, write: Callable[[Path], object]) -> bool:
     finally:
         beside.unlink(missing_ok=True)
     _fsync(path.parent)
+    return True
+
+
+def _claim_object(uri: StrPath, write: Callable[[Path], object]) -> bool:
+    beside = scratch.own_folder() / f"{secrets.token_hex(8)}{PurePosixPath(os.fspath(uri)).suffix}"
+    fs, target = fsspec.core.url_to_fs(os.fspath(uri))
+    try:
+        write(beside)
+        data = beside.read_bytes()
+    finally:
+        beside.unlink(missing_ok=True)
+    try:
+        fs.pipe_file(target, data, mode="create")
+    except FileExistsError:
+        # This very call's, where the answer to a first request was lost.
+        return bool(fs.cat_file(target) == data)
     return True
 
 

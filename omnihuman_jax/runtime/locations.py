@@ -7,6 +7,7 @@ import argparse
 import functools
 import importlib.util
 import os
+import posixpath
 import re
 from pathlib import Path
 from typing import TypeAlias
@@ -148,3 +149,36 @@ def _named(text: StrPath, what: str) -> str:
 def is_remote(path: StrPath) -> bool:
     """Whether this is a bucket's."""
     return bool(scheme(path))
+
+
+def seen_from(folder: StrPath, place: StrPath) -> str:
+    """Where `place` is, as text that a file in `folder` can hold: relative where both are on a disk, or in one bucket,
+    so that they can be moved together; else the whole path or URI.
+    """
+    text, start = os.fspath(place), os.fspath(folder)
+    if (scheme(text), scheme(start)) == ("", ""):
+        return os.path.relpath(text, start)
+    if is_remote(text) and _bucket(text) == _bucket(start):
+        return posixpath.relpath(_key(text), _key(start))
+    return text if is_remote(text) else os.path.abspath(text)
+
+
+def resolved(folder: StrPath, text: str) -> str:
+    """The path or URI that `seen_from` wrote as `text`."""
+    if is_remote(text):
+        return text
+    if not is_remote(folder) or os.path.isabs(text):
+        return os.path.normpath(os.path.join(folder, text))
+    key = posixpath.normpath(posixpath.join(_key(os.fspath(folder)), text))
+    return f"{_bucket(os.fspath(folder))}{key}".rstrip("/")
+
+
+def _bucket(uri: str) -> str:
+    """`gs://bucket` of `gs://bucket/a/b`."""
+    head, _, rest = uri.partition("://")
+    return f"{head}://{rest.partition('/')[0]}"
+
+
+def _key(uri: str) -> str:
+    """`/a/b` of `gs://bucket/a/b`."""
+    return "/" + uri.partition("://")[2].partition("/")[2].strip("/")

@@ -10,7 +10,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ from data_pipelines.curate.stage_keys import stage_keys
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.curate.video_files import Address
-from omnihuman_jax.runtime import exit_codes, files
+from omnihuman_jax.runtime import bucket_copies, exit_codes, files, scratch
 from omnihuman_jax.runtime.worker_share import WorkerShare
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.media_omnihuman import MediaError
@@ -429,24 +429,26 @@ def test_copies_stay_below_their_limit_and_go_with_their_process(
     data = [bytes([number]) * 1000 for number in range(6)]
     write_tar(tmp_path / "a.tar", {f"{number}.mp4": one for number, one in enumerate(data)})
     home = tmp_path / "copies"
-    monkeypatch.setenv(video_files.FOLDER_VARIABLE, str(home))
-    monkeypatch.setenv(video_files.LIMIT_VARIABLE, "0.0000025")
+    monkeypatch.setenv(scratch.FOLDER_VARIABLE, str(home))
+    monkeypatch.setenv(bucket_copies.LIMIT_VARIABLE, "0.0000025")
     (home / "1-dead").mkdir(parents=True)
     (home / "1-dead" / ".lock").touch()  # of a process that was killed
-    video_files._copies.cache_clear()
+    bucket_copies._copies.cache_clear()
+    scratch._folders.cache_clear()
     try:
         addresses = [video.address for video in find(tmp_path / "a.tar").videos.values()]
         for address, expected in [*zip(addresses, data, strict=True), (addresses[0], data[0])]:
             assert video_files.local_file(address).read_bytes() == expected
             assert sum(path.stat().st_size for path in home.rglob("*") if path.is_file()) <= 2500
         assert not (home / "1-dead").exists()
-        with pytest.raises(OSError, match=f"2.5e-06 GB of copies; raise {video_files.LIMIT_VARIABLE}"):
+        with pytest.raises(OSError, match=f"2.5e-06 GB of copies; raise {bucket_copies.LIMIT_VARIABLE}"):
             video_files.local_file(dataclasses.replace(addresses[0], size=3000))
         with pytest.raises(MediaError, match=r"ends .* bytes before its end"):
             video_files.local_file(dataclasses.replace(addresses[5], offset=addresses[5].offset + 20_000))
     finally:
-        video_files.forget()
-        video_files._copies.cache_clear()
+        bucket_copies.forget()
+        bucket_copies._copies.cache_clear()
+        scratch._folders.cache_clear()
     assert not [path for path in home.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
@@ -465,7 +467,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def upload(server: Server, folder: Path, prefix: str) -> str:
-    fs, _ = video_files.open_storage(server.bucket)
+    fs, _ = bucket_copies.open_storage(server.bucket)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             fs.pipe_file(f"{servers.BUCKET}/{prefix}/{path.relative_to(folder)}", path.read_bytes())
@@ -548,50 +550,50 @@ def test_storage_that_stays_away_ends_the_run_and_an_object_that_does_is_left_be
     """
     uri = upload(server, media, "away")
     pq.write_table(pa.table({"path": [f"{uri}/{name}" for name in ("talks/a.mp4", "b é.mp4")]}), tmp_path / "l.parquet")
-    copy, asked = video_files._copy_object, []
+    copy, asked = bucket_copies.copy_object, []
 
-    def cut_off(fs: Any, path: str, info: dict[str, Any], file: BinaryIO) -> None:
+    def cut_off(fs: Any, path: str, *given: Any) -> int:
         if path.endswith("a.mp4"):
             asked.append(path)
             raise ConnectionResetError("by peer")
-        copy(fs, path, info, file)
+        return copy(fs, path, *given)
 
-    monkeypatch.setattr(video_files, "_copy_object", cut_off)
-    monkeypatch.setattr(video_files, "_FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(video_files, "_PATIENCE_S", 0.02)
+    monkeypatch.setattr(bucket_copies, "copy_object", cut_off)
+    monkeypatch.setattr(bucket_copies, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(bucket_copies, "_PATIENCE_S", 0.02)
     with monkeypatch.context() as away:
-        away.setattr(video_files, "answers", lambda place: False)
+        away.setattr(bucket_copies, "answers", lambda place: False)
         for _ in range(stage_rows.MAX_DEATHS + 1):
             asked.clear()
-            with pytest.raises(video_files.NoAnswer, match=r"a.mp4: storage did not answer for .*by peer") as ended:
+            with pytest.raises(bucket_copies.NoAnswer, match=r"a.mp4: storage did not answer for .*by peer") as ended:
                 tabled(tmp_path / "l.parquet", tmp_path / "table")
             assert asked and exit_codes.of_error(ended.value) == exit_codes.RETRY
     assert "run the same command again" in ended.value.__notes__[0]
-    assert video_files.answers(f"{uri}/talks/a.mp4")
+    assert bucket_copies.answers(f"{uri}/talks/a.mp4")
     table = tabled(tmp_path / "l.parquet", tmp_path / "table")
     (letter,) = dead(table).values()
     assert letter["exception"] == "NoAnswer" and not letter["is_lasting"] and len(rows(table)) == 1
 
 
 def test_patience_is_not_doubled_and_garbled_bytes_are_their_objects_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video_files, "_FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(bucket_copies, "_FIRST_PAUSE_S", 0.0)
     asked: list[int] = []
 
     def fails(problem: Exception) -> Any:
         asked.append(1)
         raise problem
 
-    shard = video_files.NoAnswer("gs://raw/shard: storage did not answer for 10 minutes (Connection reset)")
-    with pytest.raises(video_files.NoAnswer, match=r"^gs://raw/shard"):
-        video_files._patiently(Address(place="gs://raw/shard"), lambda: fails(shard))
+    shard = bucket_copies.NoAnswer("gs://raw/shard: storage did not answer for 10 minutes (Connection reset)")
+    with pytest.raises(bucket_copies.NoAnswer, match=r"^gs://raw/shard"):
+        bucket_copies.patiently("gs://raw/shard", lambda: fails(shard))
     assert len(asked) == 1
-    with pytest.raises(video_files.GarbledError):
-        video_files._patiently(Address(place="gs://raw/a"), lambda: fails(video_files.GarbledError("3 bytes")))
-    assert len(asked) == 1 + 1 + video_files._GARBLED
+    with pytest.raises(bucket_copies.GarbledError):
+        bucket_copies.patiently("gs://raw/a", lambda: fails(bucket_copies.GarbledError("3 bytes")))
+    assert len(asked) == 1 + 1 + bucket_copies._GARBLED
 
 
 def test_a_key_with_two_slashes_is_read_as_it_is(server: Server, tmp_path: Path) -> None:
-    fs, _ = video_files.open_storage(server.bucket)
+    fs, _ = bucket_copies.open_storage(server.bucket)
     fs.pipe_file(f"{servers.BUCKET}/odd//a b#1.mp4", b"bytes")
     (video,) = find(f"{server.bucket}/odd/**").videos.values()
     moved = Address.parse(video.address.text(tmp_path), tmp_path)

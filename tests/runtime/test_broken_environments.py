@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.curate import video_files
 from omnihuman_jax import cli
 from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.runtime import bucket_copies, scratch
 from omnihuman_jax.telemetry.events import EventLog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,8 +107,8 @@ OPENED: list[tuple[str, str, str, Callable[[Path], object]]] = [
     ("AWS_PROFILE", "nope", "name one of these, or unset it", lambda folder: open_records("s3://bucket/data")),
     ("AWS_ENDPOINT_URL", "minio:9000", "must be http://HOST", lambda folder: open_records("s3://bucket/data")),
     ("GOOGLE_APPLICATION_CREDENTIALS", "/no/key", "no file is there", lambda folder: open_records("gs://bucket/data")),
-    ("OMNIHUMAN_VIDEO_CACHE", FILE, f"{FILE} is no folder", lambda folder: video_files._copies(0)),
-    ("OMNIHUMAN_VIDEO_CACHE_GB", "many", "must be a number of GB above 0", lambda folder: video_files._copies(0)),
+    ("OMNIHUMAN_VIDEO_CACHE", FILE, f"{FILE} is no folder", lambda folder: scratch._folders(0)),
+    ("OMNIHUMAN_VIDEO_CACHE_GB", "many", "must be a number of GB above 0", lambda folder: bucket_copies._copies(0)),
     ("RESTART_ATTEMPT", "first", "must be a whole number from 0 on", EventLog),
 ]
 

@@ -90,7 +90,8 @@ COMMANDS = {
     "bench-checkpoint": ["bench-checkpoint", "--out", "gs://bucket/x"],
     "curate, another cloud": ["curate", "--source", "az://container/raw", "--out", "x"],
     "curate, a typing error": ["curate", "--source", "gs:/bucket/raw", "--out", "x"],
-    "curate --out": ["curate", "--source", "x", "--out", "gs://bucket/clips"],
+    "curate --out": ["curate", "--source", "x", "--out", "az://bucket/clips"],
+    "select --out": ["select", "x", "--out", "gs:/bucket/sets"],
     "encode": ["encode", "gs://bucket/clips", "--text-encoder", "x", "--out", "x"],
     "encode --out": ["encode", "x", "--text-encoder", "x", "--out", "gs://bucket/dataset"],
     "train, another cloud's dataset": [
