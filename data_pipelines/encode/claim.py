@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +35,7 @@ from data_pipelines.encode.shard_plan import (
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.encoders.text import MAX_TOKENS
 from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime.locations import Location, seen_from
 
 
 @dataclasses.dataclass(kw_only=True, slots=True)
@@ -76,8 +74,8 @@ class EncodeConfig:
 class Claim:
     """A data set, or a generation of the one in `base`, that is made in `folder`."""
 
-    folder: Path
-    sets: Path
+    folder: Location
+    sets: Location
     config: EncodeConfig
     made_by: Mapping[str, Any]
     base: Base | None
@@ -93,17 +91,17 @@ def claimed(
         ValueError: something else is being made there, or no clip is long enough.
     """
     folder, base, config = claim.folder, claim.base, claim.config
-    head = {"made_by": claim.made_by, "sets": os.path.relpath(claim.sets, folder.parent)}
+    head = {"made_by": claim.made_by, "sets": seen_from(folder.parent, claim.sets)}
     head |= {"encoders": dict(spec.encoder_sha256), "settings": dataclasses.asdict(config)}
     head |= {name: value for name, value in read_head(claim.sets).items() if name in ("dataset", "weight")}
     head |= {"after": base.stated} if base else {}
     file = folder / MADE_BY_FILE
-    is_another = file.is_file() and not _is_head(file, head)
-    if is_another or (folder / SUMMARY_FILE).is_file():  # the summary of what only its finish is left of
+    is_another = files.is_there(file) and not _is_head(file, head)
+    if is_another or files.is_there(folder / SUMMARY_FILE):  # the summary of what only its finish is left of
         if not overwrite:
             raise _another(folder)
-        shutil.rmtree(folder)
-    if not (folder / PLAN_FILE).is_file():
+        files.remove_folder(folder)
+    if not files.is_there(folder / PLAN_FILE):
         known = read_known(base.folder) if base else None
         gone = None
         tasks = plan_shards(parts.all(), config.windows, spec.latent_channels, config.shard_mib * 2**20)
@@ -122,23 +120,23 @@ def claimed(
                 f"{claim.sets}: none of its clips is long enough for a window of {config.windows.frames} frames; curate"
                 " longer clips, or give shorter --window-frames"
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         files.claim(file, lambda beside: beside.write_text(json.dumps(head)))
         if not _is_head(file, head):  # begun while these clips were being planned
             raise _another(folder)
         if gone is not None:
             files.claim(folder / LEFT_OUT_FILE, lambda beside: write_left_out(beside, gone))
         files.claim(folder / PLAN_FILE, lambda beside: write_plan(beside, tasks))
-    if not (folder / "dataset.json").is_file():
+    if not files.is_there(folder / "dataset.json"):
         spec.save(folder)
     return read_plan(folder)
 
 
-def _is_head(file: Path, head: Mapping[str, Any]) -> bool:
+def _is_head(file: Location, head: Mapping[str, Any]) -> bool:
     return bool(json.loads(file.read_text()) == json.loads(json.dumps(head)))
 
 
-def _another(folder: Path) -> ValueError:
+def _another(folder: Location) -> ValueError:
     return ValueError(
         f"{folder}: shards of other clips, settings or networks are being made there; delete it, or begin anew with"
         " --overwrite"
@@ -148,7 +146,7 @@ def _another(folder: Path) -> ValueError:
 class SetParts:
     """The clips of each part of the sets that are to be encoded, with their keys: all, or those that the base lacks."""
 
-    def __init__(self, sets: Path, base: Base | None) -> None:
+    def __init__(self, sets: Location, base: Base | None) -> None:
         self._sets, self._head = sets, read_head(sets)
         self._keys = ClipKeys(sets)
         self._known = None if base is None else Keys.of([keys_of(read_known(base.folder))])

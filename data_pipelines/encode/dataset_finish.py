@@ -2,16 +2,18 @@
 
 Everything is made in the folder that the shards were made in, which then gets the data set's name, or, of an append,
 that of a generation, which the manifest names after that: it is there whole or not at all. Killed on the way, the next
-call goes on.
+call goes on. In a bucket, what the folder holds is copied (`moved_objects.py`).
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
+import re
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipelines.curate.stage_parts import read_part
+from data_pipelines.encode import moved_objects
 from data_pipelines.encode.clip_encoder import ClipStatistics
 from data_pipelines.encode.dead_letters import write_letters
 from data_pipelines.encode.encoded_clips import LEFT_OUT_FILE, read_known, read_left_out, write_known
@@ -31,12 +34,17 @@ from data_pipelines.encode.shard_work import ShardFiles
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.catalog_files import NUMBERS, TEXTS
-from omnihuman_jax.data.generations import MANIFEST, Generation, numbered, read_manifest, write_manifest
+from omnihuman_jax.data.dataset_files import look_again
+from omnihuman_jax.data.generations import MANIFEST, Generation, read_manifest, write_manifest
 from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import files, scratch
+from omnihuman_jax.runtime.locations import Location, is_remote
+
+# Of the folder that a data set is made in, and not of the data set.
+_PASSING = (PLAN_FILE, MADE_BY_FILE, LEFT_OUT_FILE)
 
 
-def finish(folder: Path, out: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def finish(folder: Location, out: Location, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Joins the shards in `folder` into the data set `out`, or into its next generation; returns the summary that it
     also writes there. One at a time does so; where another one has, made by `made_by` too, the summary is that one's.
 
@@ -47,22 +55,24 @@ def finish(folder: Path, out: Path, made_by: Mapping[str, Any] | None = None) ->
     """
     lease = folder.with_name(f"{folder.name}.lease")  # beside the folder, which gets another name
     with LeaseHolder() as leases:
-        while lease.parent.is_dir() and not leases.take(lease):
+        while (is_remote(lease) or lease.parent.is_dir()) and not leases.take(lease):
             time.sleep(LOOK_AGAIN_S)
-        is_gone = not any((folder / name).is_file() for name in (PLAN_FILE, SUMMARY_FILE))
-        if is_gone and made_by is not None and (out / SUMMARY_FILE).is_file():
+        is_gone = not any(files.is_there(folder / name) for name in (PLAN_FILE, SUMMARY_FILE))
+        if is_gone and made_by is not None and files.is_there(out / SUMMARY_FILE):
             summary = newest_summary(out)
             if summary.get("made_by") == json.loads(json.dumps(made_by)):
                 return summary
         return _finish(folder, out)
 
 
-def _finish(folder: Path, out: Path) -> dict[str, Any]:
-    if not (folder / SUMMARY_FILE).is_file() and (unchanged := _join(folder, out)) is not None:
+def _finish(folder: Location, out: Location) -> dict[str, Any]:
+    if not files.is_there(folder / SUMMARY_FILE) and (unchanged := _join(folder, out)) is not None:
         return unchanged
     summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
-    passing = [folder / name for name in (PLAN_FILE, MADE_BY_FILE, LEFT_OUT_FILE)]
-    for path in [*folder.glob("part-*"), *folder.glob(".*.part"), *passing]:
+    if is_remote(folder):
+        _move_in_bucket(folder, out, summary)
+        return summary
+    for path in [*folder.glob("part-*"), *folder.glob(".*.part"), *(folder / name for name in _PASSING)]:
         path.unlink(missing_ok=True)
     if summary.get("generation", 1) == 1:
         write_manifest(folder, [_generation(folder, summary)])
@@ -75,37 +85,55 @@ def _finish(folder: Path, out: Path) -> dict[str, Any]:
     return summary
 
 
-def mark_finished(out: Path) -> dict[str, Any] | None:
+def _move_in_bucket(folder: Location, out: Location, summary: Mapping[str, Any]) -> None:
+    """Gives the objects of a folder their place in the data set, and what is left of it goes."""
+    is_first = summary.get("generation", 1) == 1
+    target = out if is_first else out / Generation(number=summary["generation"]).folder
+    there = moved_objects.names_in(folder)
+    records = sorted(name for name in there if re.fullmatch(r"part-\d+\.array_record", name))
+    names = dict(zip(records, (row["name"] for row in summary["shards"]), strict=True))
+    names |= {name: name for name in there if not name.startswith(("part-", *_PASSING))}
+    moved_objects.copy(folder, target, names, ("dataset.json", SUMMARY_FILE), alone=is_first)
+    if is_first:
+        write_manifest(out, [_generation(folder, summary)])
+        files.remove(out / files.INCOMPLETE)
+    else:
+        mark_finished(out)
+    files.remove_folder(folder)
+    look_again()
+
+
+def mark_finished(out: Location) -> dict[str, Any] | None:
     """Names the next generation of `out` in its manifest if its folder is there, whole, as a finish that was killed
     leaves it; its summary, or None.
     """
-    if not (out / MANIFEST).is_file():
+    if not files.is_there(out / MANIFEST):
         return None
     there = read_manifest(out)
     folder = out / Generation(number=len(there) + 1).folder
-    if not (folder / SUMMARY_FILE).is_file():
+    if not files.is_there(folder / SUMMARY_FILE):
         return None
     summary: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text())
     write_manifest(out, [*there, _generation(folder, summary)])
     return summary
 
 
-def is_append(folder: Path) -> bool:
+def is_append(folder: Location) -> bool:
     """Whether it is a generation of a data set that is being made in `folder`."""
     path = folder / SUMMARY_FILE
-    if path.is_file():
+    if files.is_there(path):
         return bool(json.loads(path.read_text()).get("generation", 1) > 1)
-    return (folder / MADE_BY_FILE).is_file() and "after" in json.loads((folder / MADE_BY_FILE).read_text())
+    return files.is_there(folder / MADE_BY_FILE) and "after" in json.loads((folder / MADE_BY_FILE).read_text())
 
 
-def _generation(folder: Path, summary: Mapping[str, Any]) -> Generation:
+def _generation(folder: Location, summary: Mapping[str, Any]) -> Generation:
     records = sum(row["records"] for row in summary["shards"])
     digest = files.file_sha256(folder / SUMMARY_FILE)
     number = int(summary.get("generation", 1))
     return Generation(number=number, windows=summary["windows"], records=records, summary_sha256=digest)
 
 
-def _join(folder: Path, out: Path) -> dict[str, Any] | None:
+def _join(folder: Location, out: Location) -> dict[str, Any] | None:
     """Makes of the shards what is to get the data set's name. Where clips were tried again and none could be encoded:
     nothing; the summary of what there is.
     """
@@ -123,29 +151,48 @@ def _join(folder: Path, out: Path) -> dict[str, Any] | None:
     before = None if base is None else _taken_on(folder, base)
     if not made and not (before and len(before.catalog)):
         letter = (*shards.letters, _SERVES_NONE)[0]
-        shutil.rmtree(folder)
+        files.remove_folder(folder)
         raise ValueError(
             f"none of the {shards.num_clips} clips can be encoded; the first, {letter['clip_id']}: {letter['reason']}"
         )
     if base is not None and not made and base.summary["made_by"] == head["made_by"] and not len(read_left_out(folder)):
-        shutil.rmtree(folder)
+        files.remove_folder(folder)
         return dict(base.summary)
-    for number, shard in enumerate(made):
-        final = shard_path(folder, number, len(made))
-        if not final.is_file():
-            files.move_into_place(shard.at.records, final)
-    spec = _spec(folder, base, [shard.records_sha256 for shard in made])
-    if made:
-        write_dataset_metadata(folder, spec, [(shard.records, shard.bytes) for shard in made])
-    else:
-        spec.save(folder)
-    catalog = _catalog(made, spec, before)
-    catalog.save(folder)
-    write_known(folder, before.clips if before else None, shards.known)
-    write_letters(folder, shards.letters)
-    summary = _summary(catalog, shards, before) | {"shards": _shards(folder, made), "files": _others(folder), **head}
-    files.write_text(folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    with _written_in(folder) as work:
+        for number, shard in enumerate(made):
+            final = shard_path(work, number, len(made))
+            if work != folder:
+                final.touch()  # tfds wants to see the names
+            elif not final.is_file():
+                files.move_into_place(shard.at.records, final)
+        spec = _spec(work, base, [shard.records_sha256 for shard in made])
+        if made:
+            write_dataset_metadata(work, spec, [(shard.records, shard.bytes) for shard in made])
+        else:
+            spec.save(work)
+        catalog = _catalog(made, spec, before)
+        catalog.save(work)
+        write_known(work, before.clips if before else None, shards.known)
+        write_letters(work, shards.letters)
+        summary = _summary(catalog, shards, before) | {"shards": _shards(work, made), "files": _others(work), **head}
+        files.write_text(work / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     return None
+
+
+@contextlib.contextmanager
+def _written_in(folder: Location) -> Iterator[Path]:
+    """Where what describes the shards is written: the folder itself; one on the disk, whose files then go to a
+    bucket's.
+    """
+    if not is_remote(folder):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(dir=scratch.own_folder()) as made:
+        work = Path(made)
+        for name in ("dataset.json", "dataset.npz"):
+            (work / name).write_bytes((folder / name).read_bytes())
+        yield work
+        moved_objects.bring(work, folder, SUMMARY_FILE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,7 +204,7 @@ class _TakenOn:
     clips: pa.Table
 
 
-def _base(folder: Path, out: Path, after: Mapping[str, Any] | None) -> Base | None:
+def _base(folder: Location, out: Location, after: Mapping[str, Any] | None) -> Base | None:
     """What is appended to; ValueError unless it is what it was when that was begun."""
     if after is None:
         return None
@@ -170,9 +217,9 @@ def _base(folder: Path, out: Path, after: Mapping[str, Any] | None) -> Base | No
     return base
 
 
-def _taken_on(folder: Path, base: Base) -> _TakenOn:
+def _taken_on(folder: Location, base: Base) -> _TakenOn:
     gone = read_left_out(folder)["clip_id"].combine_chunks()
-    known, catalog = read_known(base.folder), Catalog.load(numbered(base.out, base.generation.number))
+    known, catalog = read_known(base.folder), Catalog.load(base.name)
     clips = known.filter(pc.invert(pc.is_in(known["clip_id"], value_set=gone)))
     rows = pc.invert(pc.is_in(catalog.clip_id.array, value_set=gone.cast(pa.large_string())))
     return _TakenOn(base=base, clips=clips, catalog=catalog.select(rows.to_numpy(zero_copy_only=False)))
@@ -183,7 +230,7 @@ def _spec(folder: Path, base: Base | None, digests: Sequence[str]) -> DatasetSpe
     spec = DatasetSpec.load(folder)
     if base is None:
         return dataclasses.replace(spec, records_sha256=hashlib.sha256("".join(digests).encode()).hexdigest())
-    before = DatasetSpec.load(base.folder).records_sha256
+    before = DatasetSpec.load(base.name).records_sha256
     chained = hashlib.sha256("".join([before, *digests]).encode()).hexdigest() if digests else before
     return dataclasses.replace(spec, records_sha256=chained)
 
@@ -223,7 +270,7 @@ def _shards(folder: Path, made: Sequence[MadeShard]) -> list[dict[str, Any]]:
 
 def _others(folder: Path) -> dict[str, str]:
     """Name -> sha256 of every file of the data set beside its shards and the summary."""
-    passing = (PLAN_FILE, MADE_BY_FILE, LEFT_OUT_FILE, SUMMARY_FILE)
+    passing = (*_PASSING, SUMMARY_FILE)
     kept = [path for path in sorted(folder.iterdir()) if path.is_file() and ".array_record-" not in path.name]
     names = [path for path in kept if not path.name.startswith(("part-", ".", *passing))]
     return {path.name: files.file_sha256(path) for path in names}

@@ -20,6 +20,7 @@ from data_pipelines.curate.stage_parts import read_part, write_columns
 from data_pipelines.encode.clip_encoder import ClipEncoder, ClipStatistics, EncodedWindow, OpenClip
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.runtime import file_names, files, storage
+from omnihuman_jax.runtime.locations import Location
 
 LETTERS_FILE = "dead_letters.parquet"
 _TEXTS = ("clip_id", "video", "stage", "reason", "exception")
@@ -38,7 +39,7 @@ class EncodedClip:
 class DeadLetters:
     """The clips that cannot be encoded, and why."""
 
-    def __init__(self, table: Path) -> None:
+    def __init__(self, table: Location) -> None:
         self._table = table
         self._hashes: dict[Path, str] = {}
         self._rows: list[dict[str, str | int]] = []

@@ -10,12 +10,11 @@ Where a dataset is there that was made like that of other clips, what it lacks i
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -34,7 +33,7 @@ from data_pipelines.encode.dead_letters import LETTERS_FILE, DeadLetters
 from data_pipelines.encode.decode_ahead import AheadEncoder
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base
 from data_pipelines.encode.leases import LOOK_AGAIN_S, LeaseHolder
-from data_pipelines.encode.shard_plan import PLAN_FILE, plan_id, round_trip_share
+from data_pipelines.encode.shard_plan import PLAN_FILE, ShardTask, plan_id, round_trip_share
 from data_pipelines.encode.shard_work import ShardFiles, make_shard
 from omnihuman_jax.codecs.codec import VideoCodec, load_codec, parse_options
 from omnihuman_jax.conditions import Condition
@@ -43,10 +42,12 @@ from omnihuman_jax.data.keypoints import KEYPOINT_NAMES
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.encoders.speech import SpeechEncoder, load_speech_encoder
 from omnihuman_jax.encoders.text import TextEncoder, load_text_encoder
-from omnihuman_jax.runtime import file_names
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime.locations import Location, StrPath, is_remote, location
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.runtime.worker_share import WorkerShare
+
+_ASKED_AT_ONCE = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +62,8 @@ class EncodeShare:
 
 
 def encode(
-    sets: str | os.PathLike[str],
-    out_dir: str | os.PathLike[str],
+    sets: StrPath,
+    out_dir: StrPath,
     config: EncodeConfig,
     console: Console | None = None,
     overwrite: bool = False,
@@ -84,7 +85,7 @@ def encode(
             something else, or a data set of other settings or networks, and `overwrite` is False.
     """
     console, share = console or Console(stderr=True), share or EncodeShare()
-    out_dir = Path(out_dir)
+    out_dir = location(out_dir)
     dataset, number = split_name(out_dir)
     if number is not None:
         raise ValueError(f"--out {out_dir}: an append makes the next generation by itself; give {dataset}")
@@ -122,10 +123,10 @@ def _kept(summary: Mapping[str, Any], told: str, console: Console) -> dict[str, 
     return dict(summary)
 
 
-def _is_joined(folder: Path, made_by: Mapping[str, Any]) -> bool:
+def _is_joined(folder: Location, made_by: Mapping[str, Any]) -> bool:
     """Whether a finish was killed that had only the folder's name left to change."""
     path = folder / SUMMARY_FILE
-    return path.is_file() and json.loads(path.read_text()).get("made_by") == json.loads(json.dumps(made_by))
+    return files.is_there(path) and json.loads(path.read_text()).get("made_by") == json.loads(json.dumps(made_by))
 
 
 def _make_shards(claim: Claim, console: Console, share: EncodeShare, *, overwrite: bool) -> bool:
@@ -154,10 +155,11 @@ def _make_shards(claim: Claim, console: Console, share: EncodeShare, *, overwrit
         counted: set[int] = set()
         while left := [task for task in order if task.number not in counted]:
             begun = len(counted)
+            made = _made_in_bucket(folder, left, plan)
             for task in left:
                 at = ShardFiles(folder, task.number, plan)
-                if not at.is_made:
-                    if not (folder / PLAN_FILE).is_file():
+                if task.number not in made and not at.is_made:
+                    if not files.is_there(folder / PLAN_FILE):
                         return True  # another one has made the rest, and is finishing or has finished
                     if not leases.take(at.lease):
                         continue
@@ -169,6 +171,15 @@ def _make_shards(claim: Claim, console: Console, share: EncodeShare, *, overwrit
             if len(counted) == begun:
                 time.sleep(LOOK_AGAIN_S)  # all that is left is leased
     return True
+
+
+def _made_in_bucket(folder: Location, tasks: Sequence[ShardTask], plan: str) -> set[int]:
+    """Shards that are made; many are asked for at once, each a request or two. None of a folder on a disk."""
+    if not is_remote(folder):
+        return set()
+    with concurrent.futures.ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        are_made = pool.map(lambda task: ShardFiles(folder, task.number, plan).is_made, tasks)
+        return {task.number for task, is_made in zip(tasks, are_made, strict=True) if is_made}
 
 
 def _devices(count: int) -> list[jax.Device]:
@@ -265,12 +276,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "sets",
-        type=local,
+        type=location,
         metavar="SETS",
-        help="folder of `omnihuman select`, or of `omnihuman curate` with its own",
+        help="folder of `omnihuman select`, or of `omnihuman curate` with its own; of a disk or a bucket",
     )
     parser.add_argument(
-        "--out", required=True, type=local, metavar="DIR", help="folder of the new dataset; written whole or not at all"
+        "--out",
+        required=True,
+        type=location,
+        metavar="DIR",
+        help="folder of the new dataset, of a disk or a bucket; written whole or not at all",
     )
     parser.add_argument(
         "--codec", default=default.codec, metavar="DIR", help="dct, or a VAE's folder or hub id (default: %(default)s)"

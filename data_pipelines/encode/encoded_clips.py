@@ -18,6 +18,7 @@ from data_pipelines.curate.clip_sets import load_landmarks, read_head
 from data_pipelines.curate.clips import Clip
 from data_pipelines.curate.stage_parts import read_part, write_columns
 from omnihuman_jax.conditions import Condition
+from omnihuman_jax.runtime.locations import Location
 
 CLIPS_FILE, LEFT_OUT_FILE = "clips.parquet", "left_out.parquet"
 _BYTES = 16
@@ -35,7 +36,7 @@ class KeyedClip(NamedTuple):
 class ClipKeys:
     """The keys of the clips of sets: another one for a clip that would give other records."""
 
-    def __init__(self, sets: Path) -> None:
+    def __init__(self, sets: Location) -> None:
         head = read_head(sets)
         self._sets = sets
         # Where no stage's key stands for the landmarks, their own bytes do.
@@ -86,7 +87,7 @@ def keys_of(known: pa.Table) -> np.ndarray:
     return np.frombuffer(data, _KEY, len(column), column.offset * _BYTES) if len(column) else np.zeros(0, _KEY)
 
 
-def read_known(generation: Path) -> pa.Table:
+def read_known(generation: Location) -> pa.Table:
     """clip_id and key of every clip that the generation in this folder has."""
     return read_part(generation / CLIPS_FILE)
 
@@ -112,6 +113,6 @@ def write_left_out(path: Path, gone: pa.Table) -> None:
     write_columns(path, gone)
 
 
-def read_left_out(folder: Path) -> pa.Table:
+def read_left_out(folder: Location) -> pa.Table:
     """What `write_left_out` wrote there."""
     return read_part(folder / LEFT_OUT_FILE)

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.curate import source_list
@@ -16,9 +15,11 @@ from data_pipelines.curate.stage_parts import Table
 from data_pipelines.encode import clip_encoder, windows
 from data_pipelines.encode.encoded_clips import CLIPS_FILE
 from omnihuman_jax.codecs.dct import DctCodec
-from omnihuman_jax.data.generations import Generation, read_manifest
+from omnihuman_jax.data.generations import Generation, numbered, read_manifest
 from omnihuman_jax.data.identity import changed_features, features_of
 from omnihuman_jax.data.records import VERSION, DatasetSpec
+from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.folders_omnihuman import check_weights, local_folder
 from omnihuman_jax.serving.media_omnihuman import READER_VERSION
@@ -28,7 +29,7 @@ _ROWS_AT_ONCE = 10_000
 _ROLES = ("codec", "text_encoder", "speech_encoder")
 
 
-def made_by(sets: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def made_by(sets: Location, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but the networks' files that decides whether a dataset is still the right one, by name."""
     head = read_head(sets)
     table = Table(folder=table_folder(sets), keys=head["stages"])
@@ -54,14 +55,19 @@ class Base:
     it and those before it have.
     """
 
-    out: Path
+    out: Location
     generation: Generation
     summary: Mapping[str, Any]
     records: int
 
     @property
-    def folder(self) -> Path:
-        return self.out / self.generation.folder
+    def folder(self) -> Location:
+        return self.out / self.generation.folder if self.generation.folder else self.out
+
+    @property
+    def name(self) -> str:
+        """`DATASET@2`."""
+        return numbered(self.out, self.generation.number)
 
     @property
     def stated(self) -> dict[str, Any]:
@@ -69,11 +75,11 @@ class Base:
         return {"generation": self.generation.number, "summary_sha256": self.generation.summary_sha256}
 
     @classmethod
-    def of(cls, out: Path) -> "Base":
+    def of(cls, out: Location) -> "Base":
         """ValueError for a dataset that nothing can be appended to."""
         there = read_manifest(out)
         newest = there[-1]
-        if not (out / newest.folder / CLIPS_FILE).is_file():
+        if not files.is_there(out / newest.folder / CLIPS_FILE):
             raise ValueError(
                 f"{out}: it does not say which clips it has ({CLIPS_FILE}), so that nothing can be appended; choose"
                 " another --out, or replace it with --overwrite"
@@ -82,20 +88,29 @@ class Base:
         return cls(out=out, generation=newest, summary=summary, records=sum(one.records for one in there))
 
 
-def newest_summary(out_dir: Path) -> dict[str, Any]:
+def newest_summary(out_dir: Location) -> dict[str, Any]:
     """The summary of the newest generation of a dataset."""
     summary: dict[str, Any] = json.loads((out_dir / read_manifest(out_dir)[-1].folder / SUMMARY_FILE).read_text())
     return summary
 
 
-def check_free(out_dir: Path, *, overwrite: bool) -> None:
+def check_free(out_dir: Location, *, overwrite: bool) -> None:
     """ValueError if a data set that is finished now would take the place of something."""
-    if out_dir.exists() and any(out_dir.iterdir()) and not (overwrite and (out_dir / SUMMARY_FILE).is_file()):
+    if _is_free(out_dir):
+        return
+    if not (overwrite and files.is_there(out_dir / SUMMARY_FILE)):
         raise ValueError(f"{out_dir}: is there already; choose another --out, or replace a data set with --overwrite")
 
 
+def _is_free(out_dir: Location) -> bool:
+    """Whether nothing is there; or, in a bucket, what a finish has brought that was killed on the way."""
+    if not out_dir.exists() or files.is_incomplete(out_dir):
+        return True
+    return bool(out_dir.is_dir() and not any(out_dir.iterdir()))
+
+
 def existing(
-    out_dir: Path,
+    out_dir: Location,
     made_by: Mapping[str, Any],
     settings: Mapping[str, Any],
     networks: Mapping[str, str],
@@ -107,9 +122,9 @@ def existing(
     other clips, or if not all of them could be encoded and `retry_dead`; None if one is to be made; ValueError if
     something else would be lost. `networks`: role -> folder or hub id.
     """
-    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
+    if _is_free(out_dir):
         return None
-    if not (out_dir / SUMMARY_FILE).is_file():
+    if not files.is_there(out_dir / SUMMARY_FILE):
         raise ValueError(f"{out_dir}: exists and is no dataset of `omnihuman encode`; choose another --out")
     if overwrite:
         return None
@@ -129,7 +144,7 @@ def existing(
 
 def check_same_features(base: Base, spec: DatasetSpec) -> None:
     """ValueError unless what is appended means what the base's records mean."""
-    before = features_of(DatasetSpec.load(base.folder)) | {"records_sha256": ""}
+    before = features_of(DatasetSpec.load(base.name)) | {"records_sha256": ""}
     if changed := changed_features(before, features_of(spec)):
         raise ValueError(
             f"{base.out}: an append would have other features ({'; '.join(changed)}); choose another --out, or replace"
@@ -154,7 +169,7 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
 
 
-def _changed_networks(out_dir: Path, networks: Mapping[str, str]) -> list[str]:
+def _changed_networks(out_dir: Location, networks: Mapping[str, str]) -> list[str]:
     """The networks whose files are not those that made the dataset; by their names, where these have no files."""
     spec = DatasetSpec.load(out_dir)
     changed = []

@@ -1,21 +1,27 @@
-"""Who works on what, among processes that share nothing but a folder: a lease has an owner and a deadline.
+"""Who works on what, among processes that share nothing but a folder, of a disk or a bucket: a lease has an owner and
+a deadline.
+
+    part-00007.lease      as it was taken first
+    part-00007.lease-1    as it was taken over, once that was over
 
 A lease that is over may be taken by anybody: its deadline passed, or its owner was a process of this machine that is no
-more. Two that work on one part after all (a machine that slept through its deadline) make the same bytes, and neither
-disturbs the other.
+more. Who writes the next number takes it, and of several only one can: all that is asked of the storage is that what is
+there is not written again. Two that work on one part after all (a machine that slept through its deadline) make the
+same bytes, and neither disturbs the other.
 """
 
 import contextlib
 import dataclasses
-import fcntl
+import glob
 import json
 import os
+import re
 import socket
 import threading
 import time
-from pathlib import Path
 
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import Location
 
 LEASE_S = 600.0
 LOOK_AGAIN_S = 1.0
@@ -40,7 +46,7 @@ class LeaseHolder:
     def __init__(self, seconds: float = LEASE_S) -> None:
         self._seconds = seconds
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
-        self._held: set[Path] = set()
+        self._held: dict[Location, Location] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
@@ -54,43 +60,32 @@ class LeaseHolder:
         for path in list(self._held):
             self.give_back(path)
 
-    def take(self, path: Path) -> bool:
+    def take(self, path: Location) -> bool:
         """Whether the lease at `path` is this process's now; in a folder that is not there (any more) nothing is."""
-        if (held := read_lease(path)) is not None and not (held.is_over or held.owner == self._owner):
+        if self._is_mine(path):
+            return True
+        there = written(path)
+        if there and (held := read_lease(there[-1])) is not None and not (held.is_over or held.owner == self._owner):
             return False
-        if not (self._take_over(path, held) if held is not None else self._claim(path)):
+        following = _numbered(path, _number_of(path, there[-1]) + 1) if there else path
+        try:
+            is_taken = files.claim(following, lambda beside: beside.write_text(self._text()))
+        except FileNotFoundError:
             return False
+        if is_taken:
+            with self._lock:
+                self._held[path] = following
+        return is_taken
+
+    def give_back(self, path: Location) -> None:
         with self._lock:
-            self._held.add(path)
-        return True
+            if self._is_mine(path):
+                for one in written(path):  # the newest last: without it an older one would be the newest
+                    files.remove(one)
+            self._held.pop(path, None)
 
-    def give_back(self, path: Path) -> None:
-        with self._lock:
-            if path in self._held and self._is_mine(path):
-                path.unlink(missing_ok=True)
-            self._held.discard(path)
-
-    def _claim(self, path: Path) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            return files.claim(path, lambda beside: beside.write_text(self._text()))
-        return False
-
-    def _take_over(self, path: Path, held: Lease) -> bool:
-        """Of those that find a lease over, one replaces it: who has its lock, and finds it there still."""
-        with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            except OSError:  # a file system without locks
-                pass
-            if read_lease(path) == held:
-                files.write_text(path, self._text())
-                return True
-        return False
-
-    def _is_mine(self, path: Path) -> bool:
-        return (now := read_lease(path)) is not None and now.owner == self._owner
+    def _is_mine(self, path: Location) -> bool:
+        return path in self._held and self._held[path] in written(path)[-1:]
 
     def _text(self) -> str:
         return json.dumps({"owner": self._owner, "deadline": time.time() + self._seconds})
@@ -98,16 +93,32 @@ class LeaseHolder:
     def _renew(self) -> None:
         while not self._closed.wait(self._seconds / 3):
             with self._lock:
-                for path in list(self._held):
+                for path, own in list(self._held.items()):
                     # What a full disk or a server prevents now is tried again before the lease is over.
                     with contextlib.suppress(OSError):
                         if self._is_mine(path):
-                            files.write_text(path, self._text())
+                            files.write_text(own, self._text())
                         else:  # taken over, as it was not renewed in time
-                            self._held.discard(path)
+                            del self._held[path]
 
 
-def read_lease(path: Path) -> Lease | None:
+def written(path: Location) -> list[Location]:
+    """What was written of a lease, the newest last, which is the one that counts."""
+    found = [one for one in path.parent.glob(f"{glob.escape(path.name)}*") if _number_of(path, one) >= 0]
+    return sorted(found, key=lambda one: _number_of(path, one))
+
+
+def _numbered(path: Location, number: int) -> Location:
+    return path.with_name(f"{path.name}-{number}") if number else path
+
+
+def _number_of(path: Location, one: Location) -> int:
+    """How often the lease was taken over before; -1 of something else."""
+    behind = one.name.removeprefix(path.name)
+    return int(behind[1:]) if re.fullmatch(r"-[0-9]+", behind) else -1 if behind else 0
+
+
+def read_lease(path: Location) -> Lease | None:
     """None where there is none; one that cannot be read is over."""
     try:
         stored = json.loads(path.read_text())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_pipelines.encode.clip_encoder import WindowConfig, windows_of
 from data_pipelines.encode.encoded_clips import KeyedClip
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.serving.pictures_omnihuman import fit_size
 from omnihuman_jax.typing import SPATIAL_STRIDE, latent_frames_of
 
@@ -73,7 +74,7 @@ def write_plan(path: Path, tasks: Sequence[ShardTask]) -> None:
     path.write_text(json.dumps([dataclasses.astuple(task) for task in tasks]))
 
 
-def read_plan(folder: Path) -> list[ShardTask]:
+def read_plan(folder: Location) -> list[ShardTask]:
     """The shards that are being made in `folder`; ValueError for a file that is no plan."""
     path = folder / PLAN_FILE
     try:
@@ -84,6 +85,6 @@ def read_plan(folder: Path) -> list[ShardTask]:
         raise ValueError(f"{path}: not a plan of shards ({error}); delete {folder} and encode again") from None
 
 
-def plan_id(folder: Path) -> str:
+def plan_id(folder: Location) -> str:
     """Of the plan in `folder` and all that its shards are made by, in hex: of another one no shard counts."""
     return hashlib.sha256((folder / MADE_BY_FILE).read_bytes() + (folder / PLAN_FILE).read_bytes()).hexdigest()

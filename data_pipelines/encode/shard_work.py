@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +25,7 @@ from data_pipelines.encode.decode_ahead import AheadEncoder
 from data_pipelines.encode.encoded_clips import KeyedClip
 from omnihuman_jax.data.records import DatasetSpec, WindowRecord, write_shard
 from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
 
 
@@ -33,32 +33,35 @@ from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
 class ShardFiles:
     """Where shard `number` of the data set that is being made in `folder` lies; `plan` is the `plan_id` of it."""
 
-    folder: Path
+    folder: Location
     number: int
     plan: str
 
     @property
-    def records(self) -> Path:
+    def records(self) -> Location:
         return self._named("array_record")
 
     @property
-    def rows(self) -> Path:
+    def rows(self) -> Location:
         return self._named("parquet")
 
     @property
-    def mark(self) -> Path:
+    def mark(self) -> Location:
         return self._named("json")
 
     @property
-    def lease(self) -> Path:
+    def lease(self) -> Location:
         return self._named("lease")
 
     @property
     def is_made(self) -> bool:
         """Whether it is whole, and of this plan."""
-        return self.mark.is_file() and bool(json.loads(self.mark.read_text()).get("plan") == self.plan)
+        try:
+            return bool(json.loads(self.mark.read_text()).get("plan") == self.plan)
+        except FileNotFoundError:
+            return False
 
-    def _named(self, suffix: str) -> Path:
+    def _named(self, suffix: str) -> Location:
         return self.folder / f"part-{self.number:05d}.{suffix}"
 
 
@@ -87,15 +90,17 @@ def make_shard(
     stream = records()
     first = next(stream, None)
     count = size = 0
+    of_file: list[str] = []
     if first is not None:
-        count, size = write_shard(at.records, itertools.chain((first,), stream), spec, digest.update)
+        given = (at.records, itertools.chain((first,), stream), spec, digest.update)
+        count, size = write_shard(*given, lambda file: of_file.append(files.file_sha256(file)))
         write_columns(at.rows, pa.Table.from_pylist(rows))
     mark = {
         "plan": at.plan,
         "records": count,
         "bytes": size,
         "records_sha256": digest.hexdigest(),
-        "file_sha256": files.file_sha256(at.records) if count else "",
+        "file_sha256": "".join(of_file),
         "clips": [
             encoded.get(clip.clip_id) or _clip_row(clip, key, [], None) | {"serves": "none"} for clip, key in clips
         ],

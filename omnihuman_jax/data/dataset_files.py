@@ -84,6 +84,12 @@ def generations_up_to(text: StrPath) -> list[Generation]:
     return there[: chosen(there, number, dataset).number]
 
 
+def look_again() -> None:
+    """Forgets how the buckets' data sets were found: of one that this process has appended to."""
+    cache_of.cache_clear()
+    _listed_generations.cache_clear()
+
+
 def _is_of(name: str, generation: Generation) -> bool:
     """Whether a file is in the generation's own folder."""
     inside = name.startswith(f"{FOLDER}/")

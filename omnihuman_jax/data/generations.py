@@ -13,10 +13,9 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from omnihuman_jax.runtime import files
-from omnihuman_jax.runtime.locations import StrPath
+from omnihuman_jax.runtime.locations import Location, StrPath, location
 
 MANIFEST, FOLDER = "manifest.json", "generations"
 VERSION = 1
@@ -56,10 +55,10 @@ def numbered(dataset: StrPath, number: int) -> str:
     return f"{split_name(dataset)[0].rstrip('/')}@{number}"
 
 
-def read_manifest(folder: Path) -> list[Generation]:
-    """The generations of the dataset in a local folder; errors as `parse_manifest` has them."""
+def read_manifest(folder: Location) -> list[Generation]:
+    """The generations of the dataset in a folder, as they are now; errors as `parse_manifest` has them."""
     path = folder / MANIFEST
-    return parse_manifest(path.read_bytes(), path) if path.is_file() else [ONLY]
+    return parse_manifest(path.read_bytes(), path) if files.is_there(path) else [ONLY]
 
 
 def parse_manifest(data: bytes, where: StrPath) -> list[Generation]:
@@ -78,7 +77,7 @@ def parse_manifest(data: bytes, where: StrPath) -> list[Generation]:
 
 def write_manifest(folder: StrPath, generations: Sequence[Generation]) -> None:
     """Replaces the manifest of the dataset in `folder`, whole: the moment in which a generation begins to be."""
-    files.write_text(Path(folder) / MANIFEST, manifest_text(generations))
+    files.write_text(location(folder) / MANIFEST, manifest_text(generations))
 
 
 def manifest_text(generations: Sequence[Generation]) -> str:

@@ -19,7 +19,7 @@ from omnihuman_jax.data.dataset_files import dataset_folder
 from omnihuman_jax.data.example_wire import parse_example
 from omnihuman_jax.data.finite import not_finite
 from omnihuman_jax.runtime import files
-from omnihuman_jax.runtime.locations import local
+from omnihuman_jax.runtime.locations import local, location
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ, latent_frames_of
 
 logger = logging.getLogger(__name__)
@@ -93,8 +93,8 @@ class DatasetSpec:
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes `dataset.npz`, then `dataset.json`, each whole: the json is there only if all of it is."""
-        directory = local(directory, "the dataset's folder")
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = location(directory)
+        files.make_folder(directory)
         arrays = {"empty_text_SE": self.empty_text_SE, "empty_pooled_E": self.empty_pooled_E}
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in arrays}
         with files.whole_file(directory / "dataset.npz") as temporary, temporary.open("wb") as file:
@@ -304,14 +304,15 @@ def write_shard(
     records: Iterable[WindowRecord],
     spec: DatasetSpec,
     on_record: Callable[[bytes], None] = lambda data: None,
+    on_whole: Callable[[Path], None] = lambda file: None,
 ) -> tuple[int, int]:
     """Writes one shard, streaming, whole or not at all: (records, bytes). A retry overwrites. `on_record` gets the
-    bytes of each.
+    bytes of each, `on_whole` the file when it is whole: of a bucket's shard it is there for that long alone.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = location(path)
+    files.make_folder(path.parent)
     serializer = features(spec)
     count = size = 0
     with files.locked_whole_file(path) as temporary:
@@ -326,6 +327,7 @@ def write_shard(
             writer.close()
         if not count:
             raise ValueError(f"{path}: no windows to write; a shard needs at least one")
+        on_whole(Path(temporary))
     return count, size
 
 

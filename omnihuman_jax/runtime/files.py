@@ -28,7 +28,7 @@ from omnihuman_jax.runtime import locations, scratch
 from omnihuman_jax.runtime.locations import Location, StrPath
 
 _REPLACED = "-replaced"
-_INCOMPLETE = ".incomplete"
+INCOMPLETE = ".incomplete"
 _HASH_BYTES = 1 << 22
 # A half-written file that nobody has written to for so long is of a process that is gone.
 DEAD_S = 3600.0
@@ -175,7 +175,7 @@ def replace_folder(folder: Path, destination: Path) -> None:
 
 @contextlib.contextmanager
 def _whole_in_bucket(destination: epath.Path) -> Iterator[epath.Path]:
-    marker = destination / _INCOMPLETE
+    marker = destination / INCOMPLETE
     if is_incomplete(destination):
         destination.rmtree()
     elif destination.exists() and any(destination.iterdir()):
@@ -192,7 +192,7 @@ def _whole_in_bucket(destination: epath.Path) -> Iterator[epath.Path]:
 
 def is_incomplete(folder: Any) -> bool:
     """Whether this is a bucket's folder that `whole_folder` was not finished with."""
-    return locations.is_remote(folder) and bool((folder / _INCOMPLETE).exists())
+    return locations.is_remote(folder) and bool((folder / INCOMPLETE).exists())
 
 
 def safe_name(text: str) -> str:

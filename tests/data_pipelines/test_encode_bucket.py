@@ -1,27 +1,36 @@
-"""encode reads videos out of a bucket, as objects and out of an archive: the records are those of the folder."""
+"""encode reads videos out of a bucket, as objects and out of an archive: the records are those of the folder. And it
+makes data sets in a bucket: the bytes of those on a disk.
+"""
 
 import dataclasses
 import io
+import random
 import shutil
 import tarfile
+import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from rich.console import Console
 
+from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.clips import Clip
 from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.curate.video_files import Address
-from data_pipelines.encode.encode import encode
+from data_pipelines.encode.encode import EncodeShare, encode
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.record_source import open_records
+from omnihuman_jax.runtime import bucket_copies
+from omnihuman_jax.runtime.worker_share import WorkerShare
 from omnihuman_jax.serving import media_omnihuman
 from tests.data_pipelines.test_append import config
+from tests.data_pipelines.test_bucket_table import objects
 from tests.data_pipelines.test_encode import ALL, _clip, _pictures
-from tests.data_pipelines.test_kill import OF_PLACE, digests, finish, start
+from tests.data_pipelines.test_kill import OF_PLACE, digests, finish, kill, start
 from tests.data_pipelines.test_sources import server, upload
 from tests.encoders import tiny_networks
-from tests.storage.servers import Server
+from tests.storage.servers import BUCKET, Server
 
 __all__ = ["server"]
 
@@ -119,3 +128,107 @@ def test_workers_share_the_clips_of_a_bucket(server: Server, root: Path, tmp_pat
     assert not (tmp_path / "out").exists()
     finish(start([*command, "--finish"], log), log)
     assert same(tmp_path / "out", tmp_path / "expected")
+
+
+def _read(dataset: str | Path) -> list[bytes]:
+    return [record.latents_FHWC.tobytes() for record in open_records(dataset)]
+
+
+def test_a_data_set_is_made_in_a_bucket(
+    server: Server, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From sets in it too; then one clip more, which is a generation; then another one in its place."""
+    monkeypatch.setenv("OMNIHUMAN_DATASET_CACHE", str(tmp_path / "cache"))
+    made, uri = tmp_path / "made", f"{server.bucket}/made"
+    whole = sets(root, tmp_path / "sets", lambda clip: clip.path)
+    clips = read_clips(whole)
+    few = tmp_path / "few"
+    shutil.copytree(root / "videos", few / "videos")
+    write_clips(few, [(clip, load_landmarks(whole, clip)) for clip in clips[:3]])
+    for out in (made, uri):
+        first = encode(few, f"{out}/dataset", config(root), QUIET)
+        assert first["num_clips"] == 3
+        assert encode(few, f"{out}/dataset", config(root), QUIET) == first  # already encoded
+        assert encode(whole, f"{out}/dataset", config(root), QUIET)["generation"] == 2
+    on_disk, there = digests(made), objects(uri)
+    assert on_disk.keys() == there.keys() and sum(".array_record-" in name for name in there) > 2
+    assert {PurePosixPath(name).name for name in there if there[name] != on_disk[name]} <= OF_PLACE
+    assert _read(f"{uri}/dataset") == _read(made / "dataset") and _read(f"{uri}/dataset@1") == _read(
+        f"{made}/dataset@1"
+    )
+    settings = dataclasses.replace(config(root), windows=dataclasses.replace(config(root).windows, references=1))
+    with pytest.raises(ValueError, match=r"references: 2 -> 1.*replace it with --overwrite"):
+        encode(whole, f"{uri}/dataset", settings, QUIET)
+    for out in (made, uri):
+        encode(whole, f"{out}/dataset", settings, QUIET, overwrite=True)
+    assert digests(made).keys() == objects(uri).keys()
+    assert _read(f"{uri}/dataset") == _read(made / "dataset")
+
+
+def test_a_finish_in_a_bucket_goes_on_wherever_it_was_killed(
+    server: Server, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each request that writes something: nobody finds half a data set, and the next call makes it whole."""
+    clips, out = sets(root, tmp_path / "sets", lambda clip: clip.path), f"{server.bucket}/finish/dataset"
+    encode(clips, tmp_path / "dataset", config(root), QUIET)
+    encode(clips, out, config(root), QUIET, share=EncodeShare(worker=WorkerShare(0, 1)))
+    left, finishing = [0], EncodeShare(only_finish=True)
+    fs, _ = bucket_copies.open_storage(out)
+
+    def dying(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return call
+
+    deaths = 0
+    while True:
+        with monkeypatch.context() as patch:
+            for name in ("pipe_file", "put_file", "cp_file", "rm", "rm_file"):
+                patch.setattr(fs, name, dying(getattr(fs, name)))
+            left[0] = 2 * deaths
+            try:
+                encode(clips, out, config(root), QUIET, share=finishing)
+                break
+            except KeyboardInterrupt:
+                deaths += 1
+        found = objects(out)
+        assert "manifest.json" not in found or "encode.json" in found
+        leases = [name for name in objects(f"{server.bucket}/finish") if "dataset.encoding.lease" in name]
+        for name in leases:  # what holds them is this very process, which lives
+            fs.rm_file(f"{BUCKET}/finish/{name}")
+    assert deaths > 8
+    on_disk, there = digests(tmp_path / "dataset"), objects(out)
+    assert on_disk.keys() == there.keys()
+    assert {name for name in there if there[name] != on_disk[name]} <= OF_PLACE
+    assert {name.partition("/")[0] for name in objects(f"{server.bucket}/finish")} == {"dataset"}
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_make_the_data_set_in_a_bucket(server: Server, root: Path, tmp_path: Path) -> None:
+    """SIGKILL at ten moments, another number of workers each time, 503 for every thirteenth request."""
+    clips = sets(root, tmp_path / "sets", lambda clip: clip.path)
+    encode(clips, tmp_path / "expected", config(root), QUIET)
+    out, log, rng = f"{server.bucket}/killed/dataset", tmp_path / "log", random.Random(2)
+    command = ["encode", str(clips), "--out", out, "--text-encoder", str(root / "bert")]
+    command += ["--speech-encoder", str(root / "whisper"), "--speech-layers", "0,2", "--window-frames", "1,17"]
+    command += ["--area", "64x48", "--references", "2", "--margin", "2", "--shard-mib", "0.05"]
+    server.proxy.faults = lambda method, path, number: 503 if number % 13 == 0 else None
+    try:
+        for number in range(10):
+            count = 1 + number % 3
+            running = [start([*command, f"--worker={index}/{count}"], log) for index in range(count)]
+            time.sleep(rng.uniform(4.0, 10.0))
+            for process in running:
+                kill(process)
+        finish(start([*command, "--worker=0/1"], log), log)
+        finish(start([*command, "--finish"], log), log)
+    finally:
+        server.proxy.faults = lambda method, path, number: None
+    on_disk, there = digests(tmp_path / "expected"), objects(out)
+    assert on_disk.keys() == there.keys()
+    assert {name for name in there if there[name] != on_disk[name]} <= OF_PLACE
+    assert {name.partition("/")[0] for name in objects(f"{server.bucket}/killed")} == {"dataset"}

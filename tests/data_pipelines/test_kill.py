@@ -27,7 +27,7 @@ from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.encode import dataset_finish, leases
 from data_pipelines.encode.clip_encoder import ClipEncoder, WindowConfig
 from data_pipelines.encode.encode import EncodeConfig, EncodeShare, encode
-from data_pipelines.encode.leases import LeaseHolder, read_lease
+from data_pipelines.encode.leases import LeaseHolder, read_lease, written
 from data_pipelines.sample_media import SampleMedia
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.runtime import files
@@ -258,14 +258,14 @@ def test_of_two_that_find_a_lease_over_one_takes_it(tmp_path: Path, monkeypatch:
     path.write_text(json.dumps({"owner": "elsewhere:1", "deadline": 1.0}))
     with LeaseHolder() as first, LeaseHolder() as second:
         monkeypatch.setattr(second, "_owner", "elsewhere:2")
-        over = read_lease(path)
-        assert over is not None and first.take(path)
-        # The second one had read it before the first one replaced it.
+        assert first.take(path)
+        # The second one had looked before the first one took it.
         with monkeypatch.context() as patch:
-            found = [over]
-            patch.setattr(leases, "read_lease", lambda at: found.pop() if found else read_lease(at))
+            patch.setattr(leases, "written", lambda at: [path])
             assert not second.take(path)
-        assert (now := read_lease(path)) is not None and now.owner != "elsewhere:2"
+        assert not second.take(path) and written(path) == [path, tmp_path / "part.lease-1"]
+        assert (now := read_lease(written(path)[-1])) is not None and now.owner != "elsewhere:2"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lease_that_was_taken_over_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,6 +282,7 @@ def test_a_lease_that_was_taken_over_is_let_go(tmp_path: Path, monkeypatch: pyte
         assert mine.take(path) and mine.take(kept)
         begun = read_lease(kept)
         monkeypatch.setattr(files, "write_text", write_text)
+        path = tmp_path / "part.lease-1"
         path.write_text(other := json.dumps({"owner": "elsewhere:1", "deadline": time.time() + 60}))
         for _ in range(100):
             time.sleep(0.05)
@@ -290,7 +291,7 @@ def test_a_lease_that_was_taken_over_is_let_go(tmp_path: Path, monkeypatch: pyte
         renewed = read_lease(kept)
         assert not full and begun is not None and renewed is not None and renewed.deadline > begun.deadline
         assert path.read_text() == other
-        mine.give_back(path)
+        mine.give_back(tmp_path / "part.lease")
     assert path.read_text() == other and not kept.exists()
 
 

@@ -92,8 +92,8 @@ COMMANDS = {
     "curate, a typing error": ["curate", "--source", "gs:/bucket/raw", "--out", "x"],
     "curate --out": ["curate", "--source", "x", "--out", "az://bucket/clips"],
     "select --out": ["select", "x", "--out", "gs:/bucket/sets"],
-    "encode": ["encode", "gs://bucket/clips", "--text-encoder", "x", "--out", "x"],
-    "encode --out": ["encode", "x", "--text-encoder", "x", "--out", "gs://bucket/dataset"],
+    "encode": ["encode", "az://bucket/clips", "--text-encoder", "x", "--out", "x"],
+    "encode --out": ["encode", "x", "--text-encoder", "x", "--out", "gs:/bucket/dataset"],
     "train, another cloud's dataset": [
         "train",
         "--config",
