@@ -66,7 +66,7 @@ def find_sets(folder: StrPath) -> Location:
 def read_head(sets: Location) -> dict[str, Any]:
     """`sets.json`; ValueError if it is none, or of another format."""
     try:
-        head = json.loads((sets / SETS_FILE).read_text(encoding="utf-8"))
+        head = json.loads(files.read_bytes(sets / SETS_FILE))
         version = head["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{sets / SETS_FILE}: not the head of sets ({error}); run `omnihuman select` again") from None
@@ -78,7 +78,11 @@ def read_head(sets: Location) -> dict[str, Any]:
 def table_folder(folder: StrPath) -> Location:
     """The folder of the table that sets were selected from: what a clip's `path` is relative to."""
     sets = find_sets(folder)
-    return location(resolved(sets, file_names.raw(read_head(sets)["table"])))
+    return _table_of(sets, read_head(sets))
+
+
+def _table_of(sets: Location, head: Mapping[str, Any]) -> Location:
+    return location(resolved(sets, file_names.raw(head["table"])))
 
 
 def read_clips(folder: StrPath) -> list[Clip]:
@@ -101,7 +105,7 @@ def iter_clips(folder: StrPath) -> Iterator[list[Clip]]:
 def read_clips_of(sets: Location, index: int) -> list[Clip]:
     """The clips of the part of sets that is the `index`-th; errors as `iter_clips` has them."""
     head = read_head(sets)
-    table = Table(folder=table_folder(sets), keys=head["stages"])
+    table = Table(folder=_table_of(sets, head), keys=head["stages"])
     number = int(list(head["parts"])[index])
     listed = {row["source"]: row for row in source_list.listed_in(table, number)}
     chosen = _rows(sets, index)
@@ -204,7 +208,8 @@ def scan_scores(scan: Mapping[str, Any]) -> dict[str, float]:
 def load_landmarks(folder: StrPath, clip: Clip) -> Landmarks:
     """The landmarks of a clip of the sets in `folder`; ValueError unless they were computed, one row a frame."""
     sets = find_sets(folder)
-    path = Table(folder=table_folder(sets), keys=read_head(sets)["stages"]).landmarks(clip.part)
+    head = read_head(sets)
+    path = Table(folder=_table_of(sets, head), keys=head["stages"]).landmarks(clip.part)
     where = f"{path}: record {clip.record}"
     if not clip.scores.get("looked_at", 1.0):
         raise ValueError(

@@ -38,9 +38,11 @@ class RowDeaths:
 
     def blame(self) -> bool:
         """Counts a death against the row that was worked on; whether there was one."""
-        if not files.is_there(self._at):
+        try:
+            row = files.read_bytes(self._at).decode()
+        except FileNotFoundError:
             return False
-        row, counted = self._at.read_text(), self._counted()
+        counted = self._counted()
         files.write_text(self._deaths, json.dumps({**counted, row: counted.get(row, 0) + 1}))
         return True
 
@@ -51,6 +53,6 @@ class RowDeaths:
 
     def _counted(self) -> dict[str, int]:
         try:
-            return dict(json.loads(self._deaths.read_text()))
+            return dict(json.loads(files.read_bytes(self._deaths)))
         except (FileNotFoundError, ValueError):
             return {}

@@ -151,12 +151,13 @@ class Table:
             FileNotFoundError, ValueError: no table, or one of another format.
         """
         path = location(folder) / TABLE_FILE
-        if not files.is_there(path):
-            raise FileNotFoundError(f"{path}: not there; make it with `omnihuman curate --source DIR --out {folder}`")
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(files.read_bytes(path))
             version, keys = stored["format"], dict(stored["stages"])
             loosest = Thresholds(**stored["loosest"]) if "loosest" in stored else None
+        except FileNotFoundError:
+            cure = f"make it with `omnihuman curate --source DIR --out {folder}`"
+            raise FileNotFoundError(f"{path}: not there; {cure}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not the head of a table ({error}); run curate again") from None
         if version != FORMAT:

@@ -30,7 +30,7 @@ from data_pipelines.encode.encoded_shards import MAX_ROWS, EncodedShards, MadeSh
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base, newest_summary
 from data_pipelines.encode.leases import LOOK_AGAIN_S, LeaseHolder
 from data_pipelines.encode.shard_plan import MADE_BY_FILE, PLAN_FILE, plan_id, read_plan
-from data_pipelines.encode.shard_work import ShardFiles
+from data_pipelines.encode.shard_work import ShardFiles, read_marks
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
 from omnihuman_jax.data.catalog_files import NUMBERS, TEXTS
@@ -99,8 +99,26 @@ def _move_in_bucket(folder: Location, out: Location, summary: Mapping[str, Any])
         files.remove(out / files.INCOMPLETE)
     else:
         mark_finished(out)
-    files.remove_folder(folder)
+    moved_objects.remove(folder, last=SUMMARY_FILE)
     look_again()
+
+
+def clear_moved(folder: Location, out: Location) -> dict[str, Any] | None:
+    """Takes away the folder of a bucket whose objects have their place in the data set, as a finish leaves it that is
+    killed behind the last of them; the summary, or None.
+    """
+    if not is_remote(folder) or not files.is_there(folder / SUMMARY_FILE):
+        return None
+    stated = files.read_bytes(folder / SUMMARY_FILE)
+    summary: dict[str, Any] = json.loads(stated)
+    number = summary.get("generation", 1)
+    there = (out / Generation(number=number).folder if number > 1 else out) / SUMMARY_FILE
+    if files.is_incomplete(out) or not (files.is_there(out / MANIFEST) and files.is_there(there)):
+        return None
+    if files.read_bytes(there) != stated or number > len(read_manifest(out)):
+        return None
+    moved_objects.remove(folder, last=SUMMARY_FILE)
+    return summary
 
 
 def mark_finished(out: Location) -> dict[str, Any] | None:
@@ -141,7 +159,7 @@ def _join(folder: Location, out: Location) -> dict[str, Any] | None:
     at = [ShardFiles(folder, task.number, plan) for task in tasks]
     head = json.loads((folder / MADE_BY_FILE).read_text())
     base = _base(folder, out, head.pop("after", None))
-    if left := [one for one in at if not one.is_made]:
+    if left := [one for one, mark in zip(at, read_marks(at), strict=True) if mark.get("plan") != plan]:
         raise ValueError(
             f"{folder}: {len(left)} of {len(at)} shards are not made yet, the first is {left[0].number}; run"
             " `omnihuman encode` without --finish"

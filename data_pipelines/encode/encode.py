@@ -10,7 +10,6 @@ Where a dataset is there that was made like that of other clips, what it lacks i
 """
 
 import argparse
-import concurrent.futures
 import dataclasses
 import json
 import time
@@ -28,13 +27,13 @@ from data_pipelines.curate.clip_sets import find_sets, table_folder
 from data_pipelines.encode import kept_dataset
 from data_pipelines.encode.claim import Claim, EncodeConfig, SetParts, claimed, tell
 from data_pipelines.encode.clip_encoder import WindowConfig, empty_prompt
-from data_pipelines.encode.dataset_finish import finish, is_append, mark_finished
+from data_pipelines.encode.dataset_finish import clear_moved, finish, is_append, mark_finished
 from data_pipelines.encode.dead_letters import LETTERS_FILE, DeadLetters
 from data_pipelines.encode.decode_ahead import AheadEncoder
 from data_pipelines.encode.kept_dataset import SUMMARY_FILE, Base
 from data_pipelines.encode.leases import LOOK_AGAIN_S, LeaseHolder
 from data_pipelines.encode.shard_plan import PLAN_FILE, ShardTask, plan_id, round_trip_share
-from data_pipelines.encode.shard_work import ShardFiles, make_shard
+from data_pipelines.encode.shard_work import ShardFiles, make_shard, read_marks
 from omnihuman_jax.codecs.codec import VideoCodec, load_codec, parse_options
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.data.generations import split_name
@@ -46,8 +45,6 @@ from omnihuman_jax.runtime import file_names, files
 from omnihuman_jax.runtime.locations import Location, StrPath, is_remote, location
 from omnihuman_jax.runtime.progress import progress_bar
 from omnihuman_jax.runtime.worker_share import WorkerShare
-
-_ASKED_AT_ONCE = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +87,8 @@ def encode(
     if number is not None:
         raise ValueError(f"--out {out_dir}: an append makes the next generation by itself; give {dataset}")
     folder = out_dir.parent / f"{out_dir.name}.encoding"
-    marked = None if overwrite else mark_finished(out_dir)
+    cleared = clear_moved(folder, out_dir)
+    marked = None if overwrite else cleared or mark_finished(out_dir)
     if share.only_finish:
         if marked is not None:
             return marked
@@ -174,12 +172,11 @@ def _make_shards(claim: Claim, console: Console, share: EncodeShare, *, overwrit
 
 
 def _made_in_bucket(folder: Location, tasks: Sequence[ShardTask], plan: str) -> set[int]:
-    """Shards that are made; many are asked for at once, each a request or two. None of a folder on a disk."""
+    """Shards that are made, found at once; none of a folder on a disk, of which each is looked at in its turn."""
     if not is_remote(folder):
         return set()
-    with concurrent.futures.ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
-        are_made = pool.map(lambda task: ShardFiles(folder, task.number, plan).is_made, tasks)
-        return {task.number for task, is_made in zip(tasks, are_made, strict=True) if is_made}
+    marks = read_marks([ShardFiles(folder, task.number, plan) for task in tasks])
+    return {task.number for task, mark in zip(tasks, marks, strict=True) if mark.get("plan") == plan}
 
 
 def _devices(count: int) -> list[jax.Device]:

@@ -3,7 +3,6 @@ letters are held at once.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from data_pipelines.encode.clip_encoder import ClipStatistics
 from data_pipelines.encode.encoded_clips import known_table
-from data_pipelines.encode.shard_work import ShardFiles
+from data_pipelines.encode.shard_work import ShardFiles, read_marks
 
 MAX_ROWS = 1000
 """Clips, and dead letters, that the summary shows one by one."""
@@ -45,8 +44,7 @@ class EncodedShards:
     def of(cls, shards: Sequence[ShardFiles]) -> "EncodedShards":
         """Of shards that are all made."""
         made, known, letters, statistics, num_clips, rows = [], [], [], ClipStatistics(), 0, list[dict[str, Any]]()
-        for at in shards:
-            mark = json.loads(at.mark.read_text())
+        for at, mark in zip(shards, read_marks(shards), strict=True):
             dead = {letter["clip_id"] for letter in mark["quarantine"]}
             if mark["records"]:
                 facts = {field: mark[field] for field in ("records", "bytes", "records_sha256", "file_sha256")}

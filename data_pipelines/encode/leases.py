@@ -121,7 +121,7 @@ def _number_of(path: Location, one: Location) -> int:
 def read_lease(path: Location) -> Lease | None:
     """None where there is none; one that cannot be read is over."""
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(files.read_bytes(path))
         return Lease(str(stored["owner"]), float(stored["deadline"]))
     except FileNotFoundError:
         return None

@@ -5,6 +5,7 @@ stays, and the next one goes on behind it.
 """
 
 import concurrent.futures
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,15 @@ def bring(work: Path, folder: Location, last: str) -> None:
     names = [path.relative_to(work).as_posix() for path in sorted(work.rglob("*")) if path.is_file()]
     for name in sorted(filter(lambda name: not is_shard(name), names), key=lambda name: name == last):
         files.write_bytes(folder / name, (work / name).read_bytes())
+
+
+def remove(folder: Location, last: str) -> None:
+    """Removes a folder, and `last` behind all others."""
+    fs, root = bucket_copies.open_storage(str(folder))
+    for some in ([name for name in names_in(folder) if name != last], [last]):
+        with contextlib.suppress(FileNotFoundError):
+            if some:
+                fs.rm([f"{root}/{name}" for name in some])
 
 
 def names_in(folder: Location) -> list[str]:

@@ -8,6 +8,7 @@ Without the mark, or with that of another plan, it is work. It is a function of 
 it makes the same bytes.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
@@ -25,8 +26,10 @@ from data_pipelines.encode.decode_ahead import AheadEncoder
 from data_pipelines.encode.encoded_clips import KeyedClip
 from omnihuman_jax.data.records import DatasetSpec, WindowRecord, write_shard
 from omnihuman_jax.runtime import files
-from omnihuman_jax.runtime.locations import Location
+from omnihuman_jax.runtime.locations import Location, is_remote
 from omnihuman_jax.typing import FPS, SPATIAL_STRIDE, latent_frames_of
+
+_ASKED_AT_ONCE = 32
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,13 +59,27 @@ class ShardFiles:
     @property
     def is_made(self) -> bool:
         """Whether it is whole, and of this plan."""
+        return self.read_mark().get("plan") == self.plan
+
+    def read_mark(self) -> dict[str, Any]:
+        """What the mark says; {} where there is none."""
         try:
-            return bool(json.loads(self.mark.read_text()).get("plan") == self.plan)
+            return dict(json.loads(files.read_bytes(self.mark)))
         except FileNotFoundError:
-            return False
+            return {}
 
     def _named(self, suffix: str) -> Location:
         return self.folder / f"part-{self.number:05d}.{suffix}"
+
+
+def read_marks(shards: Sequence[ShardFiles]) -> Iterator[dict[str, Any]]:
+    """`read_mark` of each, in order; of a bucket's many are asked for at once, and few are held."""
+    if not shards or not is_remote(shards[0].folder):
+        yield from (one.read_mark() for one in shards)
+        return
+    with concurrent.futures.ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        for first in range(0, len(shards), 4 * _ASKED_AT_ONCE):
+            yield from pool.map(ShardFiles.read_mark, shards[first : first + 4 * _ASKED_AT_ONCE])
 
 
 def make_shard(

@@ -127,6 +127,14 @@ def write_bytes(path: StrPath, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def read_bytes(path: Location) -> bytes:
+    """Of a file, or of a bucket's object, which is one request; FileNotFoundError where it is not there."""
+    if not locations.is_remote(path):
+        return path.read_bytes()
+    fs, target = fsspec.core.url_to_fs(os.fspath(path))
+    return bytes(fs.cat_file(target))
+
+
 @contextlib.contextmanager
 def whole_folder(destination: Any, *, overwrite: bool = False) -> Iterator[Any]:
     """A temporary folder beside `destination` that becomes it when the block ends well, and vanishes when it does not.
