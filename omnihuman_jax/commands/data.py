@@ -78,7 +78,12 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="omnihuman data", description="What is in a data set, and what is wrong.")
     commands = parser.add_subparsers(required=True, metavar="check | report | publish | pose")
     one = commands.add_parser("check", help="compare files, catalog and records; exit code 2 if anything is wrong")
-    one.add_argument("dataset", type=local, metavar="DATASET", help="DATASET@2 for its second generation")
+    one.add_argument(
+        "dataset",
+        type=location,
+        metavar="DATASET",
+        help="of a disk or a bucket; DATASET@2 for its second generation",
+    )
     one.add_argument("--sample", type=float, default=1.0, help="share of the records that are read (default: all)")
     one.add_argument("--no-hashes", action="store_true", help="do not compare the files' bytes with what encode wrote")
     one.set_defaults(run=check)

@@ -15,13 +15,12 @@ import numpy as np
 
 from omnihuman_jax.conditions import Condition, ConditionSet
 from omnihuman_jax.data.catalog import Catalog
-from omnihuman_jax.data.dataset_files import dataset_folder
+from omnihuman_jax.data.dataset_files import dataset_folder, whole_copy
 from omnihuman_jax.data.finite import not_finite
 from omnihuman_jax.data.generations import FOLDER, MANIFEST, Generation, chosen, numbered, read_manifest, split_name
 from omnihuman_jax.data.record_source import RecordSource
 from omnihuman_jax.data.records import DESCRIPTION, DatasetSpec, WindowRecord
 from omnihuman_jax.runtime import file_names, files
-from omnihuman_jax.runtime.locations import local
 from omnihuman_jax.typing import FPS, PATCH, SPATIAL_STRIDE
 
 SUMMARY_FILE = "encode.json"
@@ -48,7 +47,8 @@ def check_dataset(
     on_record: Callable[[], object] = lambda: None,
 ) -> Iterator[Problem]:
     """Every problem of a generation of the data set in `directory`, files first, as they are found; of the newest
-    where none is named. The files of the generations before it, whose records it has, are among them.
+    where none is named. The files of the generations before it, whose records it has, are among them. One in a bucket
+    is fetched whole before.
 
     Args:
         sample: share of the records that are read, evenly spread.
@@ -57,14 +57,21 @@ def check_dataset(
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: `sample` is no share.
+        ValueError: `sample` is no share, or a bucket's data set has no room here.
     """
-    dataset, number = split_name(directory)
-    root = local(dataset, "the dataset's folder")
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; give a data set of `omnihuman encode`")
     if not 0 < sample <= 1:
         raise ValueError(f"--sample must be in (0, 1], not {sample}")
+    dataset, number = split_name(directory)
+    with whole_copy(dataset) as root:
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: no such folder; give a data set of `omnihuman encode`")
+        yield from _check(root, dataset, number, sample, hashes, on_record)
+
+
+def _check(
+    root: Path, dataset: str, number: int | None, sample: float, hashes: bool, on_record: Callable[[], object]
+) -> Iterator[Problem]:
+    """Of the data set whose files are in `root`; `dataset` is what a message calls it."""
     try:
         there = read_manifest(root)
     except ValueError as error:
@@ -78,15 +85,15 @@ def check_dataset(
         yield from _files(root, one, summary, hashes=hashes)
         yield from _shards(root, one, summary, hashes=hashes)
     try:
-        catalog = Catalog.load(numbered(dataset, up_to[-1].number))
+        catalog = Catalog.load(numbered(root, up_to[-1].number))
     except (OSError, ValueError) as error:
         yield Problem("catalog", _place(up_to[-1], "catalog"), _line(error))
         return
     yield from _catalog(catalog, summary)
     try:
-        source = RecordSource(numbered(dataset, up_to[-1].number), retries=0)
+        source = RecordSource(numbered(root, up_to[-1].number), retries=0)
     except Exception as error:  # tfds and its readers raise what they please
-        yield Problem("records", root.name, f"cannot be opened: {_line(error)}")
+        yield Problem("records", PurePosixPath(dataset).name, f"cannot be opened: {_line(error)}")
         return
     left_out = int(summary.get("left_out_records", 0))
     if len(source) != len(catalog) + left_out:

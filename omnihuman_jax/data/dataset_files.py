@@ -10,7 +10,10 @@ They are the machine's, not the run's: the same run may go on where the disk is 
 import contextlib
 import functools
 import os
+import shutil
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from omnihuman_jax.data.generations import (
     split_name,
 )
 from omnihuman_jax.data.shard_cache import CacheUse, ChangedError, ShardCache
-from omnihuman_jax.runtime import locations, variables
+from omnihuman_jax.runtime import locations, scratch, variables
 from omnihuman_jax.runtime.locations import StrPath
 from omnihuman_jax.runtime.storage import cache_limit
 
@@ -82,6 +85,33 @@ def generations_up_to(text: StrPath) -> list[Generation]:
     if number is not None and not (locations.is_remote(dataset) or locations.local(dataset).is_dir()):
         raise FileNotFoundError(f"{dataset}: no dataset here; make one with `omnihuman encode SETS --out {dataset}`")
     return there[: chosen(there, number, dataset).number]
+
+
+@contextlib.contextmanager
+def whole_copy(dataset: StrPath) -> Iterator[Path]:
+    """The folder of a data set with all of its files; of a bucket's, as they are there now, fetched into this process's
+    scratch folder for as long as the block lasts.
+
+    Raises:
+        FileNotFoundError: the bucket has no such dataset.
+        ValueError: there is no room for all of it.
+    """
+    if not locations.is_remote(locations.location(dataset)):
+        yield locations.local(dataset)
+        return
+    with tempfile.TemporaryDirectory(dir=scratch.own_folder()) as folder:
+        free = shutil.disk_usage(folder).free
+        cache = ShardCache(os.fspath(dataset), Path(folder), free)
+        if cache.num_bytes > free:
+            raise ValueError(
+                f"{dataset} has {cache.num_bytes / 1e9:.3g} GB, and {scratch.FOLDER_VARIABLE}, {folder}, has room for"
+                f" {free / 1e9:.3g}; name a folder of a larger disk there, or mount the bucket and give its path"
+            )
+        for name in cache.names:
+            cache.path(name)
+        for beside in cache.folder.rglob(".*"):  # the cache's own
+            beside.unlink()
+        yield cache.folder
 
 
 def look_again() -> None:

@@ -20,6 +20,7 @@ from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.curate.video_files import Address
 from data_pipelines.encode.encode import EncodeShare, encode
 from omnihuman_jax.data.catalog import Catalog
+from omnihuman_jax.data.dataset_check import check_dataset
 from omnihuman_jax.data.record_source import open_records
 from omnihuman_jax.runtime import bucket_copies
 from omnihuman_jax.runtime.worker_share import WorkerShare
@@ -156,6 +157,15 @@ def test_a_data_set_is_made_in_a_bucket(
     assert _read(f"{uri}/dataset") == _read(made / "dataset") and _read(f"{uri}/dataset@1") == _read(
         f"{made}/dataset@1"
     )
+    assert not list(check_dataset(f"{uri}/dataset"))
+    fs, path = bucket_copies.open_storage(f"{uri}/dataset")
+    (shard,) = (name for name in fs.find(f"{path}/generations") if ".array_record-" in name)
+    kept = fs.cat_file(shard)
+    fs.pipe_file(shard, kept[:-1] + bytes([kept[-1] ^ 1]))
+    problems = {problem.kind: problem.where for problem in check_dataset(f"{uri}/dataset")}
+    assert problems["changed shard"] == shard.removeprefix(f"{path}/")
+    assert not list(check_dataset(f"{uri}/dataset@1"))
+    fs.pipe_file(shard, kept)
     settings = dataclasses.replace(config(root), windows=dataclasses.replace(config(root).windows, references=1))
     with pytest.raises(ValueError, match=r"references: 2 -> 1.*replace it with --overwrite"):
         encode(whole, f"{uri}/dataset", settings, QUIET)
