@@ -11,7 +11,7 @@ from data_pipelines.curate import video_files
 from data_pipelines.curate.video_files import Address
 from omnihuman_jax.conditions import ConditionSet
 from omnihuman_jax.data.keypoints import NUM_KEYPOINTS
-from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime import file_names, files, folders
 from omnihuman_jax.runtime.locations import Location, StrPath
 from omnihuman_jax.serving.poses_omnihuman import wrong_keypoint
 
@@ -140,5 +140,5 @@ class Landmarks:
 
 def write_text(path: Location, text: str) -> None:
     """Writes the file whole or not at all, in a folder that is made for it."""
-    files.make_folder(path.parent)
+    folders.make_folder(path.parent)
     files.write_text(path, text)

@@ -18,7 +18,7 @@ from typing import Any
 
 from data_pipelines.curate import stage_parts
 from data_pipelines.curate.stage_parts import RECORDED, RECORDS_SUFFIX, RecordWriter, Table
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import files, folders
 from omnihuman_jax.runtime.locations import Location
 
 # Seconds of video of a task, about.
@@ -92,10 +92,10 @@ def remove(folder: Location) -> None:
     """Rows first: records without rows are no slice."""
     for path in folder.glob("*.parquet"):
         files.remove(path)
-    files.remove_folder(folder)
+    folders.remove_folder(folder)
 
 
-def folders(table: Table, stage: str, number: int) -> list[Location]:
+def folders_of(table: Table, stage: str, number: int) -> list[Location]:
     """Those of a part, whatever their slices were chosen by."""
     part = table.part(stage, number)
     return sorted(part.parent.glob(f"{part.stem}.slices-*"))
@@ -103,6 +103,6 @@ def folders(table: Table, stage: str, number: int) -> list[Location]:
 
 def remove_dead(folder: Location) -> None:
     """Removes slices that nobody has added to for an hour."""
-    written = files.last_written(folder)
+    written = folders.last_written(folder)
     if written and time.time() - written > files.DEAD_S:
         remove(folder)

@@ -272,7 +272,7 @@ def forget_notes(tasks: Sequence[PartTask]) -> None:
             RowDeaths(table.part(stage, task.number)).forget()
             joined = stage_parts.stated_choice(table.part(stage, task.number))
             part_slices.remove(Slice(stage=stage, begin=0, end=0, chosen_by=joined).folder(table, task.number))
-            for folder in part_slices.folders(table, stage, task.number):
+            for folder in part_slices.folders_of(table, stage, task.number):
                 part_slices.remove_dead(folder)
 
 
@@ -293,6 +293,6 @@ def forget_dead(task: PartTask) -> bool:
         _ask_again(task, table)
     for stage in reversed([*order[first:], *(stage for stage in table.stages if stage in after)]):
         files.remove(table.part(stage, task.number))
-        for folder in part_slices.folders(table, stage, task.number):
+        for folder in part_slices.folders_of(table, stage, task.number):
             part_slices.remove(folder)
     return bool(stages)

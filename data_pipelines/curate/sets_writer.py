@@ -15,13 +15,13 @@ from data_pipelines.curate.part_tags import IN, WHYS, PartTags
 from data_pipelines.curate.stage_parts import WRITTEN, Table
 from data_pipelines.curate.tagging import CHECKS
 from omnihuman_jax.conditions import Condition
-from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime import file_names, files, folders
 from omnihuman_jax.runtime.locations import Location, seen_from
 
 
 def write_rows(out: Location, parts: Sequence[PartTags], dataset: str, weight: float) -> None:
     """Writes `sets.parquet`: a row group a part."""
-    files.make_folder(out)
+    folders.make_folder(out)
     with (
         files.whole_file(out / ROWS_FILE) as temporary,
         pq.ParquetWriter(temporary, SETS_SCHEMA, **WRITTEN) as writer,

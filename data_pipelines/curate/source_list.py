@@ -30,7 +30,7 @@ from data_pipelines.curate import (
 from data_pipelines.curate.found_videos import CaptionOptions, Found, FoundVideo
 from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.video_files import Address
-from omnihuman_jax.runtime import bucket_copies, file_names, files
+from omnihuman_jax.runtime import bucket_copies, file_names, files, folders
 from omnihuman_jax.runtime.locations import Location, LocationError, is_remote, location, seen_from
 
 PART_VIDEOS = 1000
@@ -241,7 +241,7 @@ def write_sources(table: Table, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Adds videos to the table, each with the number of its part; False if another process was first."""
     folder = table.folder / "sources"
     path = folder / f"added-{len(list(folder.glob('added-*.parquet'))):05d}.parquet"
-    files.make_folder(folder)
+    folders.make_folder(folder)
     return files.claim(path, lambda beside: stage_parts.write_part(beside, rows, _SOURCES))
 
 

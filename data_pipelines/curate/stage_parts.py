@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from data_pipelines.curate import clip_hashes, clip_networks, file_stages
 from data_pipelines.curate.embeddings import SIGNATURE_BITS
 from data_pipelines.curate.tagging import Thresholds
-from omnihuman_jax.runtime import bucket_copies, files
+from omnihuman_jax.runtime import bucket_copies, files, folders
 from omnihuman_jax.runtime.locations import Location, StrPath, is_remote, location
 
 FORMAT = 1
@@ -168,7 +168,7 @@ class Table:
 
     def save(self, **facts: Any) -> None:
         """Writes the head, which makes the folder a table."""
-        files.make_folder(self.folder)
+        folders.make_folder(self.folder)
         chosen = {"loosest": dataclasses.asdict(self.loosest)} if self.loosest else {}
         text = json.dumps({"format": FORMAT, "stages": dict(self.keys), **chosen, **facts}, indent=1)
         files.write_text(self.folder / TABLE_FILE, text + "\n")
@@ -296,7 +296,7 @@ def _schema_of_object(uri: str) -> pa.Schema:
 
 
 def write_columns(path: Location, columns: pa.Table) -> None:
-    files.make_folder(path.parent)
+    folders.make_folder(path.parent)
     with files.locked_whole_file(path) as temporary:
         pq.write_table(columns, temporary, **WRITTEN)
 
@@ -305,7 +305,7 @@ class RecordWriter:
     """An ArrayRecord of named arrays, a record a clip, written as they come; whole or not at all."""
 
     def __init__(self, path: Location) -> None:
-        files.make_folder(path.parent)
+        folders.make_folder(path.parent)
         self._whole = files.locked_whole_file(path)
 
     def __enter__(self) -> "RecordWriter":

@@ -34,7 +34,7 @@ from data_pipelines.encode.shard_plan import (
 )
 from omnihuman_jax.data.records import DatasetSpec
 from omnihuman_jax.encoders.text import MAX_TOKENS
-from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime import file_names, files, folders
 from omnihuman_jax.runtime.locations import Location, seen_from
 
 
@@ -100,7 +100,7 @@ def claimed(
     if is_another or files.is_there(folder / SUMMARY_FILE):  # the summary of what only its finish is left of
         if not overwrite:
             raise _another(folder)
-        files.remove_folder(folder)
+        folders.remove_folder(folder)
     if not files.is_there(folder / PLAN_FILE):
         known = read_known(base.folder) if base else None
         gone = None
@@ -120,7 +120,7 @@ def claimed(
                 f"{claim.sets}: none of its clips is long enough for a window of {config.windows.frames} frames; curate"
                 " longer clips, or give shorter --window-frames"
             )
-        files.make_folder(folder)
+        folders.make_folder(folder)
         files.claim(file, lambda beside: beside.write_text(json.dumps(head)))
         if not _is_head(file, head):  # begun while these clips were being planned
             raise _another(folder)

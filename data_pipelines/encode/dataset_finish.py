@@ -37,7 +37,7 @@ from omnihuman_jax.data.catalog_files import NUMBERS, TEXTS
 from omnihuman_jax.data.dataset_files import look_again
 from omnihuman_jax.data.generations import MANIFEST, Generation, read_manifest, write_manifest
 from omnihuman_jax.data.records import DatasetSpec, shard_path, write_dataset_metadata
-from omnihuman_jax.runtime import files, scratch
+from omnihuman_jax.runtime import files, folders, scratch
 from omnihuman_jax.runtime.locations import Location, is_remote
 
 # Of the folder that a data set is made in, and not of the data set.
@@ -76,7 +76,7 @@ def _finish(folder: Location, out: Location) -> dict[str, Any]:
         path.unlink(missing_ok=True)
     if summary.get("generation", 1) == 1:
         write_manifest(folder, [_generation(folder, summary)])
-        files.replace_folder(folder, out)
+        folders.replace_folder(folder, out)
         return summary
     target = out / Generation(number=summary["generation"]).folder
     target.parent.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def _move_in_bucket(folder: Location, out: Location, summary: Mapping[str, Any])
     moved_objects.copy(folder, target, names, ("dataset.json", SUMMARY_FILE), alone=is_first)
     if is_first:
         write_manifest(out, [_generation(folder, summary)])
-        files.remove(out / files.INCOMPLETE)
+        files.remove(out / folders.INCOMPLETE)
     else:
         mark_finished(out)
     moved_objects.remove(folder, last=SUMMARY_FILE)
@@ -113,7 +113,7 @@ def clear_moved(folder: Location, out: Location) -> dict[str, Any] | None:
     summary: dict[str, Any] = json.loads(stated)
     number = summary.get("generation", 1)
     there = (out / Generation(number=number).folder if number > 1 else out) / SUMMARY_FILE
-    if files.is_incomplete(out) or not (files.is_there(out / MANIFEST) and files.is_there(there)):
+    if folders.is_incomplete(out) or not (files.is_there(out / MANIFEST) and files.is_there(there)):
         return None
     if files.read_bytes(there) != stated or number > len(read_manifest(out)):
         return None
@@ -169,12 +169,12 @@ def _join(folder: Location, out: Location) -> dict[str, Any] | None:
     before = None if base is None else _taken_on(folder, base)
     if not made and not (before and len(before.catalog)):
         letter = (*shards.letters, _SERVES_NONE)[0]
-        files.remove_folder(folder)
+        folders.remove_folder(folder)
         raise ValueError(
             f"none of the {shards.num_clips} clips can be encoded; the first, {letter['clip_id']}: {letter['reason']}"
         )
     if base is not None and not made and base.summary["made_by"] == head["made_by"] and not len(read_left_out(folder)):
-        files.remove_folder(folder)
+        folders.remove_folder(folder)
         return dict(base.summary)
     with _written_in(folder) as work:
         for number, shard in enumerate(made):

@@ -18,7 +18,7 @@ from omnihuman_jax.codecs.dct import DctCodec
 from omnihuman_jax.data.generations import Generation, numbered, read_manifest
 from omnihuman_jax.data.identity import changed_features, features_of
 from omnihuman_jax.data.records import VERSION, DatasetSpec
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import files, folders
 from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.serving import media_omnihuman
 from omnihuman_jax.serving.folders_omnihuman import check_weights, local_folder
@@ -104,7 +104,7 @@ def check_free(out_dir: Location, *, overwrite: bool) -> None:
 
 def _is_free(out_dir: Location) -> bool:
     """Whether nothing is there; or, in a bucket, what a finish has brought that was killed on the way."""
-    if not out_dir.exists() or files.is_incomplete(out_dir):
+    if not out_dir.exists() or folders.is_incomplete(out_dir):
         return True
     return bool(out_dir.is_dir() and not any(out_dir.iterdir()))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omnihuman_jax.data.dataset_files import is_shard
 from omnihuman_jax.data.shard_cache import StoredObject
-from omnihuman_jax.runtime import bucket_copies, files
+from omnihuman_jax.runtime import bucket_copies, files, folders
 from omnihuman_jax.runtime.locations import Location
 
 _THREADS = 8
@@ -46,9 +46,9 @@ def copy(folder: Location, target: Location, names: Mapping[str, str], last: Seq
     fs, root = bucket_copies.open_storage(str(folder))
     _, there = bucket_copies.open_storage(str(target))
     if alone:
-        files.write_text(target / files.INCOMPLETE, "")
+        files.write_text(target / folders.INCOMPLETE, "")
     found = {name.removeprefix(f"{there}/"): info for name, info in fs.find(there, detail=True).items()}
-    if alone and (strange := [name for name in found if name not in {*names.values(), files.INCOMPLETE}]):
+    if alone and (strange := [name for name in found if name not in {*names.values(), folders.INCOMPLETE}]):
         fs.rm([f"{there}/{name}" for name in strange])
     own = {name.removeprefix(f"{root}/"): info for name, info in fs.find(root, detail=True).items()}
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from omnihuman_jax.data.text_columns import Labels, Texts
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import files, folders
 
 FOLDER, HEAD, IDS = "catalog", "catalog.json", "ids.arrow"
 VERSION = 2  # 1 was one Parquet file, catalog.parquet
@@ -81,7 +81,7 @@ def write(directory: Path, columns: Mapping[str, Any], empty_text_tokens: int, d
         "version": VERSION, "rows": len(ids), "empty_text_tokens": empty_text_tokens, "splits": list(split.names),
         "content": dict(digests),
     }  # fmt: skip
-    with files.whole_folder(directory / FOLDER, overwrite=True) as folder:
+    with folders.whole_folder(directory / FOLDER, overwrite=True) as folder:
         for name, column in numbers.items():
             with (folder / f"{name}.npy").open("wb") as file:
                 np.lib.format.write_array(file, np.ascontiguousarray(column), version=(1, 0), allow_pickle=False)

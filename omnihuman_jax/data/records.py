@@ -18,7 +18,7 @@ import numpy as np
 from omnihuman_jax.data.dataset_files import dataset_folder
 from omnihuman_jax.data.example_wire import parse_example
 from omnihuman_jax.data.finite import not_finite
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import files, folders
 from omnihuman_jax.runtime.locations import local, location
 from omnihuman_jax.typing import FPS, SAMPLE_RATE_HZ, latent_frames_of
 
@@ -94,7 +94,7 @@ class DatasetSpec:
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Writes `dataset.npz`, then `dataset.json`, each whole: the json is there only if all of it is."""
         directory = location(directory)
-        files.make_folder(directory)
+        folders.make_folder(directory)
         arrays = {"empty_text_SE": self.empty_text_SE, "empty_pooled_E": self.empty_pooled_E}
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in arrays}
         with files.whole_file(directory / "dataset.npz") as temporary, temporary.open("wb") as file:
@@ -312,7 +312,7 @@ def write_shard(
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = location(path)
-    files.make_folder(path.parent)
+    folders.make_folder(path.parent)
     serializer = features(spec)
     count = size = 0
     with files.locked_whole_file(path) as temporary:

@@ -16,7 +16,7 @@ import fsspec.core
 import ml_dtypes
 import numpy as np
 
-from omnihuman_jax.runtime import files, locations
+from omnihuman_jax.runtime import folders, locations
 from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.serving import folders_omnihuman
 from omnihuman_jax.serving.folders_omnihuman import PICKLES, shard_files
@@ -206,7 +206,7 @@ def open_folder(folder: Location, stem: str | None = None) -> dict[str, TensorIn
     `stem` picks one of several models in a folder. Pickled weights are refused, since loading one runs its code. What
     is not one whole model is refused too, with the file (`folders_omnihuman.shard_files`).
     """
-    if files.is_incomplete(folder):
+    if folders.is_incomplete(folder):
         raise FileNotFoundError(f"{folder}: an export that was cut short; remove it, and export again")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give the one that holds the .safetensors files")

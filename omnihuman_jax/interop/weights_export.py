@@ -15,7 +15,7 @@ from omnihuman_jax.interop.export_readme import readme
 from omnihuman_jax.interop.key_table import KeyTable, ReadSlice
 from omnihuman_jax.models import mmdit
 from omnihuman_jax.plain_values import to_json
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import folders
 from omnihuman_jax.runtime.locations import Location
 
 DTYPES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -58,7 +58,7 @@ def export_params(
     config = module_config(model, about) | ({"serving": serving.to_json()} if serving else {})
     config["export_id"] = export_id or digest(config)
     mark = {"export": config["export_id"]}
-    with files.whole_folder(out, overwrite=is_export(out)) as folder:
+    with folders.whole_folder(out, overwrite=is_export(out)) as folder:
         safetensors_io.write_folder(folder, sources, max_shard_bytes=max_shard_bytes, metadata=mark, progress=written)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         copy_modules(folder)
@@ -94,7 +94,7 @@ def export_diffusers(
     additions["model"] = {name: additions["model"][name] for name in hunyuan_video.ADDED_GROUPS}
     additions["export_id"] = export_id or digest(additions)
     mark = {"export": additions["export_id"]}
-    with files.whole_folder(out, overwrite=is_export(out)) as folder:
+    with folders.whole_folder(out, overwrite=is_export(out)) as folder:
         for stem, part in sources.items():
             if part:
                 safetensors_io.write_folder(

@@ -89,7 +89,7 @@ def test_slices_are_old_by_what_was_written_last(server: Server, monkeypatch: py
     table = Table(folder=locations.location(f"{server.bucket}/slices"), keys={"look": "0"})
     folder = Slice(stage="look", begin=0, end=1).folder(table, 7)
     files.write_text(folder / "000000-000001.parquet", "rows")
-    assert part_slices.folders(table, "look", 7) == [folder]
+    assert part_slices.folders_of(table, "look", 7) == [folder]
     part_slices.remove_dead(folder)
     assert objects(f"{server.bucket}/slices")
     monkeypatch.setattr(files, "DEAD_S", -60.0)

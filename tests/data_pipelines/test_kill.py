@@ -211,7 +211,7 @@ def test_a_killed_finish_goes_on(clips: Path, tmp_path: Path, monkeypatch: pytes
         other = tmp_path.parent / name
         shutil.copytree(tmp_path.parent / "kept", other)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            target = dataset_finish if hasattr(dataset_finish, name) else dataset_finish.files
+            target = dataset_finish if hasattr(dataset_finish, name) else dataset_finish.folders
             patch.setattr(target, name, _interrupted)
             encode(clips / "clips", other / "dataset", config(clips), Console(quiet=True), share=finishing)
         assert not (other / "dataset").exists()

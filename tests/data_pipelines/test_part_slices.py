@@ -193,11 +193,11 @@ def test_commands_with_other_thresholds_have_slices_of_their_own(
     task = task_of(tmp_path, task_s=60 * A_CLIP_MINUTES)
     worked = finished(task, most=8)
     assert worked[-1].slice and worked[-1].slice.stage == "look"
-    mine = part_slices.folders(task.opened, "look", 0)
+    mine = part_slices.folders_of(task.opened, "look", 0)
     strict = dataclasses.replace(task, loosest=STRICT)
     finished(strict)
     part_work.forget_notes([strict])
-    assert part_slices.folders(task.opened, "look", 0) == mine and not part_work.to_make(strict)
+    assert part_slices.folders_of(task.opened, "look", 0) == mine and not part_work.to_make(strict)
     after = [one.slice for one in finished(task) if one.slice and one.slice.stage == "look"]
     assert worked[-1].slice not in after and digests(tmp_path / "table") == whole
 
@@ -234,7 +234,7 @@ def test_what_failed_is_not_joined_again(
     assert part_work.forget_dead(task) and part_work.to_make(task) == ["listen"]
     finished(task)
     for stage in ("scan", "preview", "look"):
-        for folder in part_slices.folders(task.opened, stage, 0):
+        for folder in part_slices.folders_of(task.opened, stage, 0):
             part_slices.remove(folder)
     assert digests(tmp_path / "table") == whole
 

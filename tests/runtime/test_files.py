@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import files, folders
 
 ROOT = Path(__file__).resolve().parents[2]
 # (file, function): the module that does it, what every export carries alone, and moves of what was whole already.
 RENAMES = {
-    ("omnihuman_jax/runtime/files.py", "replace_folder"),
+    ("omnihuman_jax/runtime/folders.py", "replace_folder"),
     ("omnihuman_jax/runtime/files.py", "move_into_place"),
-    ("omnihuman_jax/runtime/files.py", "_sweep"),
+    ("omnihuman_jax/runtime/folders.py", "_sweep"),
     ("omnihuman_jax/serving/media_omnihuman.py", "write_video"),
     ("omnihuman_jax/checkpoint/manifest.py", "set_aside"),
     ("omnihuman_jax/checkpoint/shards.py", "remove"),
@@ -135,7 +135,7 @@ def test_bytes_reach_the_disk_before_the_name_and_then_the_name(
     (written, *rest) = order
     assert written.startswith("sync .a.") and rest == ["rename a", f"sync {tmp_path.name}"]
     order.clear()
-    with files.whole_folder(tmp_path / "folder") as folder:
+    with folders.whole_folder(tmp_path / "folder") as folder:
         (folder / "inside").mkdir()
         (folder / "inside" / "b").write_text("text")
         name = folder.name
@@ -205,23 +205,23 @@ def test_files_need_no_jax() -> None:
 
 def test_whole_folder_appears_only_when_complete(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(RuntimeError), files.whole_folder(target) as folder:
+    with pytest.raises(RuntimeError), folders.whole_folder(target) as folder:
         (folder / "half").write_text("x")
         assert not target.exists()
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-    with files.whole_folder(target) as folder:
+    with folders.whole_folder(target) as folder:
         (folder / "a").write_text("1")
     assert [p.name for p in target.iterdir()] == ["a"]
     with (
         pytest.raises(FileExistsError, match="not empty; choose another folder, or empty it"),
-        files.whole_folder(target),
+        folders.whole_folder(target),
     ):
         pass
-    with pytest.raises(RuntimeError), files.whole_folder(target, overwrite=True) as folder:
+    with pytest.raises(RuntimeError), folders.whole_folder(target, overwrite=True) as folder:
         raise RuntimeError
     assert (target / "a").read_text() == "1"
-    with files.whole_folder(target, overwrite=True) as folder:
+    with folders.whole_folder(target, overwrite=True) as folder:
         (folder / "b").write_text("2")
     assert [p.name for p in target.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -232,7 +232,7 @@ def test_what_a_killed_process_left_is_swept_by_the_next(tmp_path: Path) -> None
     code = textwrap.dedent(
         f"""
         import time, pathlib
-        from omnihuman_jax.runtime.files import whole_folder
+        from omnihuman_jax.runtime.folders import whole_folder
         with whole_folder(pathlib.Path({str(tmp_path / "out")!r})) as folder:
             (folder / "half").write_text("x")
             print("ready", flush=True)
@@ -245,7 +245,7 @@ def test_what_a_killed_process_left_is_swept_by_the_next(tmp_path: Path) -> None
     process.wait()
     assert not (tmp_path / "out").exists()
     assert len(list(tmp_path.iterdir())) == 1
-    with files.whole_folder(tmp_path / "out") as folder:
+    with folders.whole_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("1")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -255,7 +255,7 @@ def test_what_an_earlier_process_of_the_same_number_left_is_swept(tmp_path: Path
     left = tmp_path / f".out.incomplete-{socket.gethostname()}-{os.getpid()}"
     left.mkdir()
     (left / "half").touch()
-    with files.whole_folder(tmp_path / "out") as folder:
+    with folders.whole_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("1")
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "a"]
 
@@ -266,7 +266,7 @@ def test_a_folder_taken_away_by_a_killed_overwrite_comes_back(tmp_path: Path) ->
     replaced = tmp_path / f".out.incomplete-{socket.gethostname()}-{dead.pid}-replaced"
     replaced.mkdir()
     (replaced / "old").write_text("old")
-    with pytest.raises(FileExistsError), files.whole_folder(tmp_path / "out"):
+    with pytest.raises(FileExistsError), folders.whole_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "old").read_text() == "old"
 
