@@ -1,6 +1,8 @@
 """A bucket in memory behind `gs://`, as gcsfs shows one: objects with names, no folders, listings that are kept."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import fsspec
@@ -69,9 +71,17 @@ class _Upload(io.BytesIO):
         super().close()
 
 
-def empty_bucket() -> dict[str, bytes]:
-    """Name -> bytes of all objects of all `gs://` buckets, from now on these."""
-    fsspec.register_implementation("gcs", Bucket, clobber=True)
+@contextlib.contextmanager
+def empty_bucket() -> Iterator[dict[str, bytes]]:
+    """Name -> bytes of all objects of all `gs://` buckets, which are these while the block lasts."""
+    before = {name: fsspec.get_filesystem_class(name) for name in Bucket.protocol}
+    for name in Bucket.protocol:
+        fsspec.register_implementation(name, Bucket, clobber=True)
     backend._FileSystemSpecBackend._get_filesystem.cache_clear()
     Bucket.objects.clear()
-    return Bucket.objects
+    try:
+        yield Bucket.objects
+    finally:
+        for name, real in before.items():
+            fsspec.register_implementation(name, real, clobber=True)
+        backend._FileSystemSpecBackend._get_filesystem.cache_clear()

@@ -1,6 +1,7 @@
 """Checkpoints in a bucket, which has no folders: what a save that died has left is set aside there as on a disk."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,7 +9,7 @@ from omnihuman_jax.checkpoint import manifest
 from omnihuman_jax.checkpoint.checkpoints import open_checkpoints
 from omnihuman_jax.checkpoint.writer import CheckpointConfig
 from omnihuman_jax.runtime import storage
-from tests.checkpoint.bucket import empty_bucket
+from tests.checkpoint import bucket as in_memory
 
 RUN = "bucket/a/run"
 
@@ -19,8 +20,14 @@ def committed(objects: dict[str, bytes], step: int) -> None:
         objects[f"{RUN}/{step}/{name}"] = bytes(step)
 
 
-def test_a_step_without_a_manifest_is_set_aside_and_later_ones_are_rolled_back() -> None:
-    bucket, noted = empty_bucket(), []
+@pytest.fixture
+def bucket() -> Iterator[dict[str, bytes]]:
+    with in_memory.empty_bucket() as objects:
+        yield objects
+
+
+def test_a_step_without_a_manifest_is_set_aside_and_later_ones_are_rolled_back(bucket: dict[str, bytes]) -> None:
+    noted = []
     with open_checkpoints(f"gs://{RUN}", CheckpointConfig(), lambda *incident: noted.append(incident)) as checkpoints:
         identity = json.loads(bucket[f"{RUN}/{storage.IDENTITY}"])["id"]
         assert checkpoints.reader.steps == [] and checkpoints.choose() is None
@@ -48,8 +55,7 @@ def test_a_step_without_a_manifest_is_set_aside_and_later_ones_are_rolled_back()
 
 
 @pytest.mark.parametrize("left", ["15.orbax-checkpoint-tmp/params/d/0", "15.orbax-checkpoint-tmp"])
-def test_what_a_save_that_died_has_left_is_removed(left: str) -> None:
-    bucket = empty_bucket()
+def test_what_a_save_that_died_has_left_is_removed(left: str, bucket: dict[str, bytes]) -> None:
     bucket[f"{RUN}/{left}"] = b"half"
     with open_checkpoints(f"gs://{RUN}", CheckpointConfig()):
         assert sorted(bucket) == [f"{RUN}/{storage.IDENTITY}"]
