@@ -41,15 +41,17 @@ def names_in(folder: Location) -> list[str]:
 
 def copy(folder: Location, target: Location, names: Mapping[str, str], last: Sequence[str], *, alone: bool) -> None:
     """Copies objects of `folder`, name -> name in `target`, those of `last` behind all others. alone: what else lies in
-    `target` is removed first; meanwhile it says that it is incomplete.
+    `target`, and what has the names of `last`, is removed first; meanwhile it says that it is incomplete.
     """
     fs, root = bucket_copies.open_storage(str(folder))
     _, there = bucket_copies.open_storage(str(target))
     if alone:
         files.write_text(target / folders.INCOMPLETE, "")
     found = {name.removeprefix(f"{there}/"): info for name, info in fs.find(there, detail=True).items()}
-    if alone and (strange := [name for name in found if name not in {*names.values(), folders.INCOMPLETE}]):
+    stays = {*names.values(), folders.INCOMPLETE} - {*last}
+    if alone and (strange := [name for name in found if name not in stays]):
         fs.rm([f"{there}/{name}" for name in strange])
+        found = {name: info for name, info in found.items() if name in stays}
     own = {name.removeprefix(f"{root}/"): info for name, info in fs.find(root, detail=True).items()}
 
     def bring_one(name: str) -> None:

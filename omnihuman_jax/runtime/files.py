@@ -5,6 +5,7 @@ new name and none of the bytes. `tests/runtime/test_files.py` finds whoever rena
 written on the local disk and put, which is whole by itself.
 """
 
+import base64
 import contextlib
 import errno
 import fcntl
@@ -58,6 +59,10 @@ def _whole_object(uri: StrPath) -> Iterator[Path]:
         yield temporary
         fs, target = fsspec.core.url_to_fs(os.fspath(uri))
         fs.put_file(str(temporary), target)
+        info = fs.info(target)
+        md5 = base64.b64decode(info.get("md5Hash") or "")  # of S3 the size is all that can be compared
+        if int(info["size"]) != temporary.stat().st_size or (md5 and md5 != file_md5(temporary)):
+            raise ConnectionError(f"{os.fspath(uri)}: arrived with other bytes than were sent; run the command again")
     finally:
         temporary.unlink(missing_ok=True)
 
