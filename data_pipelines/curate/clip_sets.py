@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.curate import captions, source_list
+from data_pipelines.curate.clip_records import read_record
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.file_stages import BY_PREVIEW
-from data_pipelines.curate.stage_parts import CHECKED, GROUPS, Table, clip_rows, here, read_record
+from data_pipelines.curate.stage_parts import CHECKED, GROUPS, Table, clip_rows
 from omnihuman_jax.conditions import Condition
-from omnihuman_jax.runtime import file_names, files
+from omnihuman_jax.runtime import bucket_copies, file_names, files
 from omnihuman_jax.runtime.locations import Location, StrPath, location, resolved
 from omnihuman_jax.typing import FPS
 
@@ -136,7 +137,7 @@ def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _rows(sets: Location, index: int) -> list[dict[str, Any]]:
     path = sets / ROWS_FILE
     try:
-        with pq.ParquetFile(here(path), **CHECKED) as file:
+        with pq.ParquetFile(bucket_copies.as_file(path), **CHECKED) as file:
             return file.read_row_group(index).to_pylist() if file.metadata.row_group(index).num_rows else []
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: part {index} of it cannot be read ({error}); run `omnihuman select` again") from None

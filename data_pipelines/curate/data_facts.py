@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.curate import source_list, stage_parts
+from data_pipelines.curate.clip_records import read_record
 from data_pipelines.curate.clip_sets import find_sets, read_head, table_folder
 from data_pipelines.curate.funnel import FUNNEL_FILE
 from data_pipelines.curate.score_columns import read_scores
-from data_pipelines.curate.stage_parts import Table, read_record
+from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import CHECKS, SCORES, Check, Thresholds
 from omnihuman_jax.data.dataset_files import dataset_folder, generations_up_to
 from omnihuman_jax.data.generations import numbered, split_name

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.curate import source_list, stage_parts
+from data_pipelines.curate.clip_records import RecordWriter
 from data_pipelines.curate.clip_sets import OWN_SETS, ROWS_FILE, SETS_SCHEMA
 from data_pipelines.curate.clips import Clip, Landmarks
 from data_pipelines.curate.sets_writer import write_head
 from data_pipelines.curate.source_list import ListedVideo
-from data_pipelines.curate.stage_parts import CLIP, SCHEMAS, RecordWriter, Table
+from data_pipelines.curate.stage_parts import CLIP, SCHEMAS, Table
 from omnihuman_jax.conditions import Condition
 from omnihuman_jax.runtime import files
 from omnihuman_jax.runtime.locations import StrPath, location

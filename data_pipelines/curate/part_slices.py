@@ -17,7 +17,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from data_pipelines.curate import stage_parts
-from data_pipelines.curate.stage_parts import RECORDED, RECORDS_SUFFIX, RecordWriter, Table
+from data_pipelines.curate.clip_records import RECORDS_SUFFIX, RecordWriter
+from data_pipelines.curate.stage_parts import RECORDED, Table
 from omnihuman_jax.runtime import files, folders
 from omnihuman_jax.runtime.locations import Location
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate import onnx_networks, part_slices, stage_parts, stage_rows
+from data_pipelines.curate import clip_records, onnx_networks, part_slices, stage_parts, stage_rows
 from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_task import Made, PartTask
 from data_pipelines.curate.reach import Reach
@@ -120,7 +120,7 @@ def _make(task: PartTask, table: Table, one: Slice, file: Location) -> tuple[lis
 
 def _remove_stale(part: Location) -> None:
     """What killed processes left half written of a part or slice."""
-    for file in (part, part.with_suffix(stage_parts.RECORDS_SUFFIX)):
+    for file in (part, part.with_suffix(clip_records.RECORDS_SUFFIX)):
         files.remove_stale(file.parent, file.name)
 
 

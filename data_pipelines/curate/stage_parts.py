@@ -19,7 +19,6 @@ over, as they had captions of their own.
 
 import collections
 import concurrent.futures
-import contextlib
 import dataclasses
 import json
 import re
@@ -27,12 +26,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipelines.curate import clip_hashes, clip_networks, file_stages
+from data_pipelines.curate.clip_records import RECORDS_SUFFIX
 from data_pipelines.curate.embeddings import SIGNATURE_BITS
 from data_pipelines.curate.tagging import Thresholds
 from omnihuman_jax.runtime import bucket_copies, files, folders
@@ -48,15 +47,13 @@ SCORED = ("preview", "look", "listen", "sync")
 RECORDED = ("preview", "look")
 SLICED = ("scan", "preview", "look", "listen", "sync")
 CLIP, SHORT, DEAD = "clip", "short", "dead"
-RECORDS_SUFFIX = ".array_record"
+
 # Without a checksum a page with a flipped bit is read as other numbers.
 WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 CHECKED: dict[str, Any] = {"page_checksum_verification": True}
 _KEY_DIGITS = 12
 _PARTS_AHEAD, _FETCHED_AT_ONCE = 8, 32
 _CHOSEN_BY = b"reach"
-# Small next to pixels, and read often by few.
-_RECORD_OPTIONS = "group_size:1,zstd:3"
 _WORD = pa.dictionary(pa.int32(), pa.string())
 
 _DEAD_LETTER = [
@@ -214,7 +211,9 @@ class Table:
             coming = collections.deque[list[concurrent.futures.Future[Path]]]()
             for place, number in enumerate(numbers):
                 for later in numbers[place + len(coming) : place + _PARTS_AHEAD]:
-                    coming.append([pool.submit(here, self.part(stage, later)) for stage in self.stages])
+                    coming.append(
+                        [pool.submit(bucket_copies.as_file, self.part(stage, later)) for stage in self.stages]
+                    )
                 concurrent.futures.wait(coming.popleft())  # what failed, the reading of it will tell
                 yield number
 
@@ -235,19 +234,10 @@ def _number_of(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def here(path: Location) -> Path:
-    """The file itself, or a copy of what lies in a bucket; FileNotFoundError for what is not there."""
-    if not is_remote(path):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        return Path(path)
-    return bucket_copies.copy_of(path)
-
-
 def read_part(path: Location, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
     """A whole Parquet file, those of its columns that it has; FileNotFoundError, or ValueError for a damaged one."""
     try:
-        local = here(path)
+        local = bucket_copies.as_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such part; run curate again") from None
     try:
@@ -299,90 +289,6 @@ def write_columns(path: Location, columns: pa.Table) -> None:
     folders.make_folder(path.parent)
     with files.locked_whole_file(path) as temporary:
         pq.write_table(columns, temporary, **WRITTEN)
-
-
-class RecordWriter:
-    """An ArrayRecord of named arrays, a record a clip, written as they come; whole or not at all."""
-
-    def __init__(self, path: Location) -> None:
-        folders.make_folder(path.parent)
-        self._whole = files.locked_whole_file(path)
-
-    def __enter__(self) -> "RecordWriter":
-        from array_record.python.array_record_module import ArrayRecordWriter
-
-        self._writer = ArrayRecordWriter(str(self._whole.__enter__()), _RECORD_OPTIONS)
-        return self
-
-    def write(self, arrays: Mapping[str, np.ndarray]) -> None:
-        from safetensors.numpy import save
-
-        self._writer.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-
-    def copy(self, path: Location, index: int) -> None:
-        """Writes record `index` of another file, which `read_record` would read."""
-        self._writer.write(_read_bytes(path, index))
-
-    def copy_all(self, path: Location) -> None:
-        """Writes all records of another file."""
-        for record in _all_bytes(path):
-            self._writer.write(record)
-
-    def __exit__(self, *exception: Any) -> bool | None:
-        self._writer.close()
-        return self._whole.__exit__(*exception)
-
-
-def read_record(path: Location, index: int) -> dict[str, np.ndarray]:
-    """Arrays by name of record `index`; FileNotFoundError, or ValueError for what is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        return load(_read_bytes(path, index))
-    except SafetensorError as error:
-        raise _damaged(path, index, error) from error
-
-
-def _read_bytes(path: Location, index: int) -> bytes:
-    with _reader(path) as reader:
-        try:
-            return bytes(reader.read([index])[0])
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise _damaged(path, index, error) from error
-
-
-def _all_bytes(path: Location) -> Iterator[bytes]:
-    with _reader(path) as reader:
-        for index in range(reader.num_records()):
-            try:
-                yield bytes(reader.read([index])[0])
-            except (RuntimeError, IndexError, ValueError) as error:
-                raise _damaged(path, index, error) from error
-
-
-@contextlib.contextmanager
-def _reader(path: Location) -> Iterator[Any]:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    try:
-        local = here(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no landmarks; run curate again") from None
-    try:
-        reader = ArrayRecordReader(str(local), "readahead_buffer_size:0")
-    except (RuntimeError, ValueError) as error:
-        raise _damaged(path, 0, error) from error
-    try:
-        yield reader
-    finally:
-        reader.close()
-
-
-def _damaged(path: Location, index: int, error: Exception) -> ValueError:
-    return ValueError(
-        f"{path}: record {index} is not the landmarks of a clip ({error}); delete it and run curate again"
-    )
 
 
 def clips_of(scanned: pa.Table) -> pa.Table:

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.curate import embeddings, file_stages, network_files, stage_parts, video_files
+from data_pipelines.curate import clip_records, embeddings, file_stages, network_files, stage_parts, video_files
+from data_pipelines.curate.clip_records import RECORDS_SUFFIX, RecordWriter
 from data_pipelines.curate.file_stages import BY_PREVIEW, OWN_CAPTION, DeadLetter
 from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_task import PartTask
 from data_pipelines.curate.reach import Reach, looser_of, within_reach
 from data_pipelines.curate.row_deaths import RowDeaths
 from data_pipelines.curate.score_columns import known_scores
-from data_pipelines.curate.stage_parts import CLIP, DEAD, RECORDS_SUFFIX, SHORT, RecordWriter, Table, clip_id
+from data_pipelines.curate.stage_parts import CLIP, DEAD, SHORT, Table, clip_id
 from data_pipelines.curate.video_files import Address
 from omnihuman_jax.runtime import bucket_copies, files
 from omnihuman_jax.runtime.locations import Location
@@ -153,7 +154,7 @@ def listen(task: PartTask, table: Table, kept: Kept, part: Slice, file: Location
         if without and without != BY_PREVIEW:
             rows.append({"clip_id": name, "sound_why": UNREADABLE, "lip_sync_why": UNREADABLE})
             continue
-        record = {} if without else stage_parts.read_record(table.landmarks(task.number), index)
+        record = {} if without else clip_records.read_record(table.landmarks(task.number), index)
         question = {name: clip[name] for name in ("start_frame", "end_frame", "has_audio")}
         lips: dict[str, Any] = {name: record.get(name) for name in ("aperture_T", "track_aperture_TN")}
         listen = functools.partial(file_stages.listen, **lips, **question)
@@ -181,7 +182,7 @@ def sync(task: PartTask, table: Table, kept: Kept, part: Slice, file: Location) 
         if without := looked[index]:
             rows.append({"clip_id": name, "sync_why": without if without == BY_PREVIEW else UNREADABLE})
             continue
-        box_TN4 = stage_parts.read_record(table.landmarks(task.number), index)["track_box_TN4"]
+        box_TN4 = clip_records.read_record(table.landmarks(task.number), index)["track_box_TN4"]
         question = {"track_box_TN4": box_TN4, "has_audio": clip["has_audio"], "network": network}
         found = _tried(task, file, name, path, functools.partial(file_stages.sync, **_place(clip), **question))
         if isinstance(found, DeadLetter):
@@ -196,7 +197,7 @@ def embed(task: PartTask, table: Table, kept: Kept, part: Slice, file: Location)
     rows: list[dict[str, Any]] = []
     thumbnails = table.thumbnails(task.number)
     for index, name in enumerate(table.read("preview", task.number, ["clip_id"])["clip_id"].to_pylist()):
-        thumbnail = stage_parts.read_record(thumbnails, index).get("thumbnail")
+        thumbnail = clip_records.read_record(thumbnails, index).get("thumbnail")
         if thumbnail is None:
             rows.append({"clip_id": name, "embedding_why": UNREADABLE})
             continue

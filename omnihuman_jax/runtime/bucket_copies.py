@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec.core
 
 from omnihuman_jax.runtime import exit_codes, files, scratch, storage
-from omnihuman_jax.runtime.locations import StrPath, location
+from omnihuman_jax.runtime.locations import Location, StrPath, is_remote, location
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,15 @@ def copy_of(uri: StrPath) -> Path:
     key = f"{text}\0{version}\0{info['size']}"
     suffix = PurePosixPath(path).suffix
     return own().path(text, key, suffix, lambda file, make_room: copy_object(fs, path, info, file, make_room))
+
+
+def as_file(path: Location) -> Path:
+    """The file itself, or a copy of what lies in a bucket; FileNotFoundError for what is not there."""
+    if not is_remote(path):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        return Path(path)
+    return copy_of(path)
 
 
 def own() -> "Copies":

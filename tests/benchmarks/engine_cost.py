@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.curate import clip_records, decode, file_stages, network_files, part_work
 from data_pipelines.curate import curate as curate_module
-from data_pipelines.curate import decode, file_stages, network_files, part_work, stage_parts
 from data_pipelines.curate.clips import Landmarks
 from data_pipelines.curate.curate import CurateConfig, curate
 from data_pipelines.curate.part_task import Made, PartTask
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
         config = CurateConfig(task_minutes=options.task_minutes)
         made = curate(source, table, config)
         cost = (cpu_s() - began) / options.videos
-        records = sum(path.stat().st_size for path in table.rglob(f"*{stage_parts.RECORDS_SUFFIX}"))
+        records = sum(path.stat().st_size for path in table.rglob(f"*{clip_records.RECORDS_SUFFIX}"))
     print(f"{made['clips']:,} clips, {records / 1e6:,.0f} MB of records", file=sys.stderr)
     print("| videos of a minute | minutes a task | CPU s a minute of video | of the stages' |")
     print("|---|---|---|---|")

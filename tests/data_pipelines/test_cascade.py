@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from data_pipelines.curate import clip_records, decode, file_stages, landmarks, part_work, source_list, stage_parts
 from data_pipelines.curate import curate as curate_module
-from data_pipelines.curate import decode, file_stages, landmarks, part_work, source_list, stage_parts
 from data_pipelines.curate.clip_sets import load_landmarks, read_clips
 from data_pipelines.curate.curate import CurateConfig
 from data_pipelines.curate.data_facts import read_facts
@@ -70,7 +70,7 @@ def rows(root: Path) -> dict[str, dict[str, Any]]:
     stages = [table.read(stage, 0).to_pylist() for stage in stage_parts.STAGES]
     for index, own in enumerate(zip(*stages, strict=True)):
         row = {name: value for stage in own for name, value in stage.items()}
-        record = stage_parts.read_record(table.landmarks(0), index)
+        record = clip_records.read_record(table.landmarks(0), index)
         found[names[own[0]["source"]]] = {**row, "record": {name: array.tobytes() for name, array in record.items()}}
     return found
 
@@ -101,7 +101,7 @@ def test_the_page_shows_thresholds_keypoints_and_dead_letters(curated: Path, tmp
     facts = read_facts(tmp_path / "sets")
     table = Table.open(curated / "table")
     plain = {
-        base64.b64encode(stage_parts.read_record(table.thumbnails(0), i)["thumbnail"].tobytes()).decode()
+        base64.b64encode(clip_records.read_record(table.thumbnails(0), i)["thumbnail"].tobytes()).decode()
         for i in (0, 1)
     }
     # The man, who has keypoints, is drawn on; the cyclists, whom nobody looked at, are not.

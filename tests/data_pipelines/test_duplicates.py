@@ -15,6 +15,7 @@ from onnx import helper
 
 from data_pipelines.curate import duplicates, embeddings, stage_parts, stage_rows
 from data_pipelines.curate.adapters import Adapters
+from data_pipelines.curate.clip_records import RecordWriter
 from data_pipelines.curate.clip_sets import read_clips
 from data_pipelines.curate.curate import CurateConfig, curate
 from data_pipelines.curate.embeddings import EmbeddingNetwork
@@ -23,7 +24,7 @@ from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_task import PartTask
 from data_pipelines.curate.selection import select
 from data_pipelines.curate.stage_keys import stage_keys
-from data_pipelines.curate.stage_parts import SCHEMAS, RecordWriter, Table
+from data_pipelines.curate.stage_parts import SCHEMAS, Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.curate.threshold_sweep import ThresholdSweep
 from tests.data_pipelines import made_table

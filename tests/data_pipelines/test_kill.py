@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from data_pipelines.curate import stage_parts
+from data_pipelines.curate import clip_records, stage_parts
 from data_pipelines.curate.clips import Clip
 from data_pipelines.curate.known_clips import write_clips
 from data_pipelines.encode import dataset_finish, leases
@@ -137,13 +137,13 @@ def test_a_sweep_leaves_what_is_being_written(tmp_path: Path, monkeypatch: pytes
     part, schema = tmp_path / "part-00000.parquet", stage_parts.SCHEMAS["scan"]
     stale = tmp_path / ".part-00000.parquet.0123abcd.part"
     stale.write_bytes(b"half")
-    with stage_parts.RecordWriter(part) as writer:
+    with clip_records.RecordWriter(part) as writer:
         files.remove_stale(part.parent, part.name)
         assert not stale.exists() and len(os.listdir(tmp_path)) == 1
         writer.write({"x": np.zeros(3)})
         # Not even while it is brought to the disk, which takes a while.
         monkeypatch.setattr(files, "sync", lambda path: files.remove_stale(part.parent, part.name))
-    assert np.array_equal(stage_parts.read_record(part, 0)["x"], np.zeros(3))
+    assert np.array_equal(clip_records.read_record(part, 0)["x"], np.zeros(3))
     stage_parts.write_part(part, [], schema)
     assert os.listdir(tmp_path) == [part.name]
 

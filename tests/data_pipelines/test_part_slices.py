@@ -25,6 +25,7 @@ from data_pipelines.curate import (
     stage_rows,
 )
 from data_pipelines.curate.adapters import AdapterOptions, Adapters
+from data_pipelines.curate.clip_records import RECORDS_SUFFIX, RecordWriter
 from data_pipelines.curate.curate import CurateConfig, curate
 from data_pipelines.curate.data_facts import read_facts
 from data_pipelines.curate.file_stages import ScanOptions
@@ -33,7 +34,7 @@ from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.part_task import Made, PartTask, SlicesOut
 from data_pipelines.curate.shots import ShotConfig
 from data_pipelines.curate.stage_keys import stage_keys
-from data_pipelines.curate.stage_parts import RECORDS_SUFFIX, RecordWriter, Table
+from data_pipelines.curate.stage_parts import Table
 from data_pipelines.curate.tagging import Thresholds
 from data_pipelines.needs import Needs
 from data_pipelines.sample_media import SampleMedia
