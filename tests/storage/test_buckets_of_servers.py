@@ -392,4 +392,4 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(
         ["goodput", f"{uri}-none"],
     )
     assert [code for code, _ in found] == [0, 0, 0, 2] and "no such run" in found[3][1], found
-    assert (tmp_path / "goodput.svg").exists() and "metrics" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "goodput.svg").exists() and "steps trained" in (tmp_path / "report.html").read_text()
