@@ -136,8 +136,9 @@ def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _rows(sets: Location, index: int) -> list[dict[str, Any]]:
     path = sets / ROWS_FILE
+    local = bucket_copies.as_file(path)
     try:
-        with pq.ParquetFile(bucket_copies.as_file(path), **CHECKED) as file:
+        with pq.ParquetFile(local, **CHECKED) as file:
             return file.read_row_group(index).to_pylist() if file.metadata.row_group(index).num_rows else []
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: part {index} of it cannot be read ({error}); run `omnihuman select` again") from None

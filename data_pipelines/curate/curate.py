@@ -215,7 +215,7 @@ def _stored_loosest(table_dir: StrPath) -> Thresholds:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         return Thresholds(**stored["loosest"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return Thresholds()
 
 

@@ -273,6 +273,8 @@ def read_schema(path: Location) -> pa.Schema:
         if is_remote(path):
             return bucket_copies.patiently(str(path), lambda: _schema_of_object(str(path)))
         return pq.read_schema(path)
+    except bucket_copies.NoAnswer:  # no fault of the part
+        raise
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{path}: not a readable part ({why}); delete it and run curate again") from None

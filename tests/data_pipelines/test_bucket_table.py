@@ -13,7 +13,7 @@ from data_pipelines.curate.curate import CurateConfig, Engine, curate
 from data_pipelines.curate.part_slices import Slice
 from data_pipelines.curate.row_deaths import RowDeaths
 from data_pipelines.curate.selection import select
-from data_pipelines.curate.stage_parts import Table
+from data_pipelines.curate.stage_parts import SCHEMAS, Table, read_part, stated_choice, write_part
 from data_pipelines.curate.tagging import Thresholds
 from omnihuman_jax.runtime import bucket_copies, files, locations
 from tests.data_pipelines.test_kill import digests, finish, kill, start
@@ -83,6 +83,22 @@ def test_a_row_that_kills_its_process_is_noted_where_whoever_goes_on_finds_it(se
         assert deaths.blame() and deaths.count("a clip") == died
     deaths.forget()
     assert not objects(f"{server.bucket}/deaths")
+
+
+def test_storage_that_does_not_answer_is_no_damaged_part(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = locations.location(f"{server.bucket}/silent/look@0/part-00000.parquet")
+    write_part(part, [], SCHEMAS["look"], "chosen")
+    assert stated_choice(part) == "chosen" and not len(read_part(part))
+    monkeypatch.setattr(bucket_copies, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(bucket_copies, "_PATIENCE_S", 0.02)
+
+    def cut_off(uri: str) -> None:
+        raise ConnectionResetError("by peer")
+
+    monkeypatch.setattr(bucket_copies, "open_storage", cut_off)
+    for look in (stated_choice, read_part):
+        with pytest.raises(bucket_copies.NoAnswer, match=r"part-00000.parquet: storage did not answer"):
+            look(part)
 
 
 def test_slices_are_old_by_what_was_written_last(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
