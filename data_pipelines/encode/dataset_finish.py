@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +89,9 @@ def _move_in_bucket(folder: Location, out: Location, summary: Mapping[str, Any])
     is_first = summary.get("generation", 1) == 1
     target = out if is_first else out / Generation(number=summary["generation"]).folder
     there = moved_objects.names_in(folder)
-    records = sorted(name for name in there if re.fullmatch(r"part-\d+\.array_record", name))
+    at = [ShardFiles(folder, task.number, plan_id(folder)) for task in read_plan(folder)]
+    # By their marks: a worker that was killed may have left records of clips that could not be encoded after all.
+    records = [one.records.name for one, mark in zip(at, read_marks(at), strict=True) if mark.get("records")]
     names = dict(zip(records, (row["name"] for row in summary["shards"]), strict=True))
     names |= {name: name for name in there if not name.startswith(("part-", *_PASSING))}
     moved_objects.copy(folder, target, names, ("dataset.json", SUMMARY_FILE), alone=is_first)

@@ -94,8 +94,9 @@ class LeaseHolder:
         while not self._closed.wait(self._seconds / 3):
             with self._lock:
                 for path, own in list(self._held.items()):
-                    # What a full disk or a server prevents now is tried again before the lease is over.
-                    with contextlib.suppress(OSError):
+                    # What a full disk or a server prevents now is tried again before the lease is over; what a
+                    # bucket's driver raises need not be an OSError.
+                    with contextlib.suppress(Exception):
                         if self._is_mine(path):
                             files.write_text(own, self._text())
                         else:  # taken over, as it was not renewed in time

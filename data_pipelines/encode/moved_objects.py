@@ -45,6 +45,9 @@ def copy(folder: Location, target: Location, names: Mapping[str, str], last: Seq
     """
     fs, root = bucket_copies.open_storage(str(folder))
     _, there = bucket_copies.open_storage(str(target))
+    own = {name.removeprefix(f"{root}/"): info for name, info in fs.find(root, detail=True).items()}
+    if gone := sorted(set(names) - set(own)):  # another finish was first: what it made must not be touched
+        raise FileNotFoundError(f"{folder}/{gone[0]}: not there any more; run the same command again")
     if alone:
         files.write_text(target / folders.INCOMPLETE, "")
     found = {name.removeprefix(f"{there}/"): info for name, info in fs.find(there, detail=True).items()}
@@ -52,7 +55,6 @@ def copy(folder: Location, target: Location, names: Mapping[str, str], last: Seq
     if alone and (strange := [name for name in found if name not in stays]):
         fs.rm([f"{there}/{name}" for name in strange])
         found = {name: info for name, info in found.items() if name in stays}
-    own = {name.removeprefix(f"{root}/"): info for name, info in fs.find(root, detail=True).items()}
 
     def bring_one(name: str) -> None:
         mine, its = StoredObject.of(own[name]), found.get(names[name])

@@ -31,6 +31,7 @@ _BLOCK_BYTES = 1 << 24
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _PATIENCE_S = 1.0, 60.0, 600.0
 # What arrives otherwise than the bucket says is fetched again so often, and is the object's own fault after that.
 _GARBLED = 5
+_first = threading.Lock()
 
 Given = TypeVar("Given")
 
@@ -78,7 +79,8 @@ def as_file(path: Location) -> Path:
 
 def own() -> "Copies":
     """Those of this process."""
-    return _copies(os.getpid())
+    with _first:  # several threads may be the first to ask
+        return _copies(os.getpid())
 
 
 def forget() -> None:

@@ -11,17 +11,20 @@ import functools
 import os
 import shutil
 import tempfile
+import threading
 from multiprocessing.util import Finalize
 from pathlib import Path
 
 from omnihuman_jax.runtime import variables
 
+_first = threading.Lock()
 FOLDER_VARIABLE = "OMNIHUMAN_VIDEO_CACHE"
 
 
 def own_folder() -> Path:
     """This process's; ValueError where the variable names no folder."""
-    return _folders(os.getpid()).path
+    with _first:  # several threads may be the first to ask
+        return _folders(os.getpid()).path
 
 
 @functools.cache
