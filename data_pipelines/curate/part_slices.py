@@ -91,7 +91,7 @@ def join(table: Table, number: int, slices: Sequence[Slice]) -> list[dict[str, A
 
 def remove(folder: Location) -> None:
     """Rows first: records without rows are no slice."""
-    for path in folder.glob("*.parquet"):
+    for path in folders.matching(folder, "*.parquet"):
         files.remove(path)
     folders.remove_folder(folder)
 
@@ -99,7 +99,7 @@ def remove(folder: Location) -> None:
 def folders_of(table: Table, stage: str, number: int) -> list[Location]:
     """Those of a part, whatever their slices were chosen by."""
     part = table.part(stage, number)
-    return sorted(part.parent.glob(f"{part.stem}.slices-*"))
+    return folders.matching(part.parent, f"{part.stem}.slices-*")
 
 
 def remove_dead(folder: Location) -> None:

@@ -29,7 +29,7 @@ from data_pipelines.curate.row_deaths import RowDeaths
 from data_pipelines.curate.stage_parts import SCHEMAS, SLICED, Table, clip_id
 from data_pipelines.curate.stage_rows import ASKED_AGAIN, Kept, chosen_by, followed, look_plan
 from data_pipelines.needs import Needs
-from omnihuman_jax.runtime import bucket_copies, files
+from omnihuman_jax.runtime import bucket_copies, files, folders
 from omnihuman_jax.runtime.locations import Location
 from omnihuman_jax.typing import FPS
 
@@ -44,6 +44,8 @@ _MAKERS = {
 }
 # Stages that are made of landmarks -> what says in a row why there are none.
 _OF_LANDMARKS = {"listen": "lip_sync_why", "sync": "sync_why"}
+# Of processes that were killed: the row that they were at and the deaths of rows, and slices.
+_NOTES = (".part-*.*", "part-*.slices-*")
 # What the stages read that not every table has.
 _READS = {"sync": "look", "embed": "preview", "caption": "scan"}
 # Of these, those that `--retry-dead` makes again where they alone have what failed.
@@ -263,7 +265,7 @@ def forget_notes(tasks: Sequence[PartTask]) -> None:
     by_number = {task.number: task for task in tasks}
     for stage in tasks[0].opened.stages if tasks else ():
         table = tasks[0].opened
-        notes = [*table.stage_folder(stage).glob(".part-*.*"), *table.stage_folder(stage).glob("part-*.slices-*")]
+        notes = [note for pattern in _NOTES for note in folders.matching(table.stage_folder(stage), pattern)]
         for note in notes:
             match = re.fullmatch(r"\.?part-(\d+)\.(at|deaths|slices-.*)", note.name)
             task = by_number.get(int(match[1])) if match else None

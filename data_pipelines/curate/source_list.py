@@ -183,7 +183,7 @@ def write_listing(
     """
     rows = [dataclasses.asdict(video) for video in sorted(videos, key=lambda v: (v.part, v.source))]
     name, folder = _listing_name(source), table.folder / "listings"
-    others = [path for path in folder.glob("*.parquet") if path.stem != name]
+    others = [path for path in folders.matching(folder, "*.parquet") if path.stem != name]
     written = 1 + max(map(_written, others), default=0)
     schema = _LISTING.with_metadata({_WRITTEN: str(written)})
     stage_parts.write_columns(folder / f"{name}.parquet", pa.Table.from_pylist(rows, schema=schema))
@@ -196,7 +196,7 @@ def _listing_name(source: str) -> str:
 
 def _listings(table: Table) -> list[Location]:
     """The files of all listings, the one that was written last first."""
-    return sorted(sorted((table.folder / "listings").glob("*.parquet")), key=_written, reverse=True)
+    return sorted(folders.matching(table.folder / "listings", "*.parquet"), key=_written, reverse=True)
 
 
 def _written(listing: Location) -> int:
@@ -207,7 +207,7 @@ def _written(listing: Location) -> int:
 def read_passed_over(table: Table) -> dict[str, list[str]]:
     """Reason -> names, of all sources."""
     found: dict[str, list[str]] = {}
-    for path in sorted((table.folder / "listings").glob("*.json")):
+    for path in folders.matching(table.folder / "listings", "*.json"):
         for reason, names in json.loads(path.read_text())["passed_over"].items():
             found.setdefault(reason, []).extend(names)
     return found
@@ -240,7 +240,7 @@ def listed_in(table: Table, number: int) -> list[dict[str, Any]]:
 def write_sources(table: Table, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Adds videos to the table, each with the number of its part; False if another process was first."""
     folder = table.folder / "sources"
-    path = folder / f"added-{len(list(folder.glob('added-*.parquet'))):05d}.parquet"
+    path = folder / f"added-{len(folders.matching(folder, 'added-*.parquet')):05d}.parquet"
     folders.make_folder(folder)
     return files.claim(path, lambda beside: stage_parts.write_part(beside, rows, _SOURCES))
 
@@ -255,7 +255,7 @@ def read_sources(table: Table) -> list[dict[str, Any]]:
 
 def _read_added(table: Table) -> list[dict[str, Any]]:
     """As `read_sources`, with a row more for each other time of change that a video was found with."""
-    added = sorted((table.folder / "sources").glob("added-*.parquet"))
+    added = folders.matching(table.folder / "sources", "added-*.parquet")
     return [row for file in added for row in stage_parts.read_part(file).to_pylist()]
 
 

@@ -198,8 +198,10 @@ class Table:
 
     def finished(self, numbers: Sequence[int]) -> list[int]:
         """Of these parts those that lack no stage: as `missing` says it, by a look into each stage's folder."""
-        folders = [self.stage_folder(stage) for stage in self.stages]
-        made = [{_number_of(path.name) for path in folder.glob("part-*.parquet")} for folder in folders]
+        made = [
+            {_number_of(path.name) for path in folders.matching(self.stage_folder(stage), "part-*.parquet")}
+            for stage in self.stages
+        ]
         return [number for number in numbers if all(number in of_stage for of_stage in made)]
 
     def on_their_way(self, numbers: Sequence[int]) -> Iterator[int]:

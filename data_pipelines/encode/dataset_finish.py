@@ -89,7 +89,7 @@ def _move_in_bucket(folder: Location, out: Location, summary: Mapping[str, Any])
     is_first = summary.get("generation", 1) == 1
     target = out if is_first else out / Generation(number=summary["generation"]).folder
     there = moved_objects.names_in(folder)
-    at = [ShardFiles(folder, task.number, plan_id(folder)) for task in read_plan(folder)]
+    at = _planned(folder)
     # By their marks: a worker that was killed may have left records of clips that could not be encoded after all.
     records = [one.records.name for one, mark in zip(at, read_marks(at), strict=True) if mark.get("records")]
     names = dict(zip(records, (row["name"] for row in summary["shards"]), strict=True))
@@ -102,6 +102,12 @@ def _move_in_bucket(folder: Location, out: Location, summary: Mapping[str, Any])
         mark_finished(out)
     moved_objects.remove(folder, last=SUMMARY_FILE)
     look_again()
+
+
+def _planned(folder: Location) -> list[ShardFiles]:
+    """All shards that are made in `folder`."""
+    plan = plan_id(folder)
+    return [ShardFiles(folder, task.number, plan) for task in read_plan(folder)]
 
 
 def clear_moved(folder: Location, out: Location) -> dict[str, Any] | None:
@@ -156,11 +162,10 @@ def _join(folder: Location, out: Location) -> dict[str, Any] | None:
     """Makes of the shards what is to get the data set's name. Where clips were tried again and none could be encoded:
     nothing; the summary of what there is.
     """
-    tasks, plan = read_plan(folder), plan_id(folder)
-    at = [ShardFiles(folder, task.number, plan) for task in tasks]
+    at = _planned(folder)
     head = json.loads((folder / MADE_BY_FILE).read_text())
     base = _base(folder, out, head.pop("after", None))
-    if left := [one for one, mark in zip(at, read_marks(at), strict=True) if mark.get("plan") != plan]:
+    if left := [one for one, mark in zip(at, read_marks(at), strict=True) if mark.get("plan") != one.plan]:
         raise ValueError(
             f"{folder}: {len(left)} of {len(at)} shards are not made yet, the first is {left[0].number}; run"
             " `omnihuman encode` without --finish"

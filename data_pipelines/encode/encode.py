@@ -87,8 +87,9 @@ def encode(
     if number is not None:
         raise ValueError(f"--out {out_dir}: an append makes the next generation by itself; give {dataset}")
     folder = out_dir.parent / f"{out_dir.name}.encoding"
+    marked = None if overwrite else mark_finished(out_dir)
     cleared = clear_moved(folder, out_dir)
-    marked = None if overwrite else cleared or mark_finished(out_dir)
+    marked = marked or (None if overwrite else cleared)
     if share.only_finish:
         if marked is not None:
             return marked

@@ -18,6 +18,7 @@ from data_pipelines.curate.clip_sets import load_landmarks, read_head
 from data_pipelines.curate.clips import Clip
 from data_pipelines.curate.stage_parts import read_part, write_columns
 from omnihuman_jax.conditions import Condition
+from omnihuman_jax.runtime import bucket_copies
 from omnihuman_jax.runtime.locations import Location
 
 CLIPS_FILE, LEFT_OUT_FILE = "clips.parquet", "left_out.parquet"
@@ -52,6 +53,8 @@ class ClipKeys:
     def _landmarks(self, clip: Clip) -> str:
         try:
             return self._look or hashlib.sha256(load_landmarks(self._sets, clip).keypoints_TJ3.tobytes()).hexdigest()
+        except bucket_copies.NoAnswer:
+            raise
         except (OSError, ValueError):
             return "unreadable"  # encode will say so of this clip alone
 

@@ -16,11 +16,12 @@ import glob
 import json
 import os
 import re
+import secrets
 import socket
 import threading
 import time
 
-from omnihuman_jax.runtime import files
+from omnihuman_jax.runtime import files, folders
 from omnihuman_jax.runtime.locations import Location
 
 LEASE_S = 600.0
@@ -29,15 +30,24 @@ LOOK_AGAIN_S = 1.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lease:
-    """`owner` is HOST:PID; `deadline` in seconds since the epoch."""
+    """`owner` is HOST/PROCESSES/HOLDER:PID, where PROCESSES tells one machine's containers apart; `deadline` in seconds
+    since the epoch.
+    """
 
     owner: str
     deadline: float
 
     @property
     def is_over(self) -> bool:
-        host, _, pid = self.owner.rpartition(":")
-        return self.deadline < time.time() or (host == socket.gethostname() and not files.is_running(int(pid)))
+        if self.deadline < time.time():
+            return True
+        holder, _, pid = self.owner.rpartition(":")
+        return holder.rpartition("/")[0] == _where() and not files.is_running(int(pid))
+
+
+def _where() -> str:
+    """This host, and whose processes have the numbers that this one sees: not those of another container."""
+    return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 class LeaseHolder:
@@ -45,7 +55,7 @@ class LeaseHolder:
 
     def __init__(self, seconds: float = LEASE_S) -> None:
         self._seconds = seconds
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._owner = f"{_where()}/{secrets.token_hex(8)}:{os.getpid()}"
         self._held: dict[Location, Location] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -65,7 +75,7 @@ class LeaseHolder:
         if self._is_mine(path):
             return True
         there = written(path)
-        if there and (held := read_lease(there[-1])) is not None and not (held.is_over or held.owner == self._owner):
+        if there and (held := read_lease(there[-1])) is not None and not held.is_over:
             return False
         following = _numbered(path, _number_of(path, there[-1]) + 1) if there else path
         try:
@@ -105,7 +115,7 @@ class LeaseHolder:
 
 def written(path: Location) -> list[Location]:
     """What was written of a lease, the newest last, which is the one that counts."""
-    found = [one for one in path.parent.glob(f"{glob.escape(path.name)}*") if _number_of(path, one) >= 0]
+    found = [one for one in folders.matching(path.parent, f"{glob.escape(path.name)}*") if _number_of(path, one) >= 0]
     return sorted(found, key=lambda one: _number_of(path, one))
 
 

@@ -58,7 +58,10 @@ def numbered(dataset: StrPath, number: int) -> str:
 def read_manifest(folder: Location) -> list[Generation]:
     """The generations of the dataset in a folder, as they are now; errors as `parse_manifest` has them."""
     path = folder / MANIFEST
-    return parse_manifest(path.read_bytes(), path) if files.is_there(path) else [ONLY]
+    try:
+        return parse_manifest(files.read_bytes(path), path)
+    except FileNotFoundError:
+        return [ONLY]
 
 
 def parse_manifest(data: bytes, where: StrPath) -> list[Generation]:

@@ -21,7 +21,7 @@ from typing import Any
 import fsspec.core
 from etils import epath
 
-from omnihuman_jax.runtime import locations, scratch
+from omnihuman_jax.runtime import exit_codes, locations, scratch
 from omnihuman_jax.runtime.locations import Location, StrPath
 
 _HASH_BYTES = 1 << 22
@@ -29,6 +29,12 @@ _HASH_BYTES = 1 << 22
 DEAD_S = 3600.0
 # Of file systems that do not know fsync, such as some buckets that are mounted as a folder.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+
+
+class SentError(OSError):
+    """An object that is not what was put there: damaged on its way, or overtaken by another one."""
+
+    exit_code = exit_codes.RETRY
 
 
 @contextlib.contextmanager
@@ -54,7 +60,7 @@ def whole_file(path: StrPath) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _whole_object(uri: StrPath) -> Iterator[Path]:
-    temporary = scratch.own_folder() / f"{secrets.token_hex(8)}{PurePosixPath(os.fspath(uri)).suffix}"
+    temporary = _for_object(uri)
     try:
         yield temporary
         fs, target = fsspec.core.url_to_fs(os.fspath(uri))
@@ -62,7 +68,7 @@ def _whole_object(uri: StrPath) -> Iterator[Path]:
         info = fs.info(target)
         md5 = base64.b64decode(info.get("md5Hash") or "")  # of S3 the size is all that can be compared
         if int(info["size"]) != temporary.stat().st_size or (md5 and md5 != file_md5(temporary)):
-            raise ConnectionError(f"{os.fspath(uri)}: arrived with other bytes than were sent; run the command again")
+            raise SentError(f"{os.fspath(uri)}: has other bytes than were sent; run the same command again")
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -206,7 +212,7 @@ def claim(path: Location, write: Callable[[Path], object]) -> bool:
 
 
 def _claim_object(uri: StrPath, write: Callable[[Path], object]) -> bool:
-    beside = scratch.own_folder() / f"{secrets.token_hex(8)}{PurePosixPath(os.fspath(uri)).suffix}"
+    beside = _for_object(uri)
     fs, target = fsspec.core.url_to_fs(os.fspath(uri))
     try:
         write(beside)
@@ -219,6 +225,11 @@ def _claim_object(uri: StrPath, write: Callable[[Path], object]) -> bool:
         # This very call's, where the answer to a first request was lost.
         return bool(fs.cat_file(target) == data)
     return True
+
+
+def _for_object(uri: StrPath) -> Path:
+    """Where an object is written before it is put."""
+    return scratch.own_folder() / f"{secrets.token_hex(8)}{PurePosixPath(os.fspath(uri)).suffix}"
 
 
 def sync(path: StrPath) -> None:

@@ -108,6 +108,15 @@ def remove_folder(folder: Location) -> None:
             fs.rm(found)
 
 
+def matching(folder: Location, pattern: str) -> list[Location]:
+    """What lies in a folder and fits the pattern, sorted; the folder's own name is taken as it is."""
+    if not locations.is_remote(folder):
+        return sorted(folder.glob(pattern))
+    fs, target = fsspec.core.url_to_fs(os.fspath(folder))
+    found = fs.glob(f"{glob.escape(target)}/{pattern}")
+    return [folder / name.rstrip("/").rpartition("/")[2] for name in sorted(found)]
+
+
 def last_written(folder: Location) -> float:
     """When something was written there last, in seconds since the epoch; 0 of a folder that is not there."""
     if not locations.is_remote(folder):

@@ -24,7 +24,9 @@ IDENTITY = "identity.json"
 # As errno has it, and as TensorStore does.
 _NO_ROOM = ("No space left", "Disk quota", "File too large", "ENOSPC", "RESOURCE_EXHAUSTED")
 # A fault of the way there, not of the bytes.
-_NO_ANSWER = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Input/output error", "Stale file handle", "Connection", "timed out")
+_NO_ANSWER = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Input/output error", "Stale file handle", "Connection", "timed out",
+              "Server disconnected", "SlowDown", "reduce your request rate")  # fmt: skip
+_SERVER_SAYS = {408, 429, 500, 502, 503, 504}
 _ERRNOS = {
     errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.ETIMEDOUT,
     errno.EHOSTDOWN,
@@ -65,6 +67,9 @@ def does_not_answer(error: BaseException | None) -> bool:
         if isinstance(error, Gone | TimeoutError | ConnectionError) or (
             isinstance(error, OSError) and error.errno in _ERRNOS
         ):
+            return True
+        # gcsfs: what the server said, after the driver's own tries.
+        if getattr(error, "code", None) in _SERVER_SAYS:
             return True
         if any(mark in str(error) for mark in _NO_ANSWER):
             return True

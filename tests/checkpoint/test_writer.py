@@ -492,6 +492,9 @@ def test_errors_of_the_way_to_the_storage_are_told_from_those_of_the_bytes(numbe
     outer = ValueError("Failed to load checkpointable: state due to incompatible handler")
     outer.__cause__ = OSError(number, os.strerror(number))
     assert storage.does_not_answer(outer)
+    refused = ValueError("try again")
+    refused.code = 503  # type: ignore[attr-defined]
+    assert storage.does_not_answer(refused)
     assert storage.does_not_answer(ValueError("UNAVAILABLE: Error reading gs://bucket/run/5/d/0"))
     for error in (
         ValueError("DATA_LOSS: checksum"),

@@ -67,7 +67,7 @@ def test_a_table_on_a_disk_of_another_place_is_found(server: Server, media: Path
 
 def test_who_comes_second_takes_the_parts_of_the_first(server: Server) -> None:
     """Two that add the same videos at once."""
-    table = Table(folder=locations.location(f"{server.bucket}/race/clips"), keys={})
+    table = Table(folder=locations.location(f"{server.bucket}/race [1]/clips"), keys={})
     rows = [{"part": 0, "source": "a", "name": "a.mp4", "size": 1, "mtime_ns": 1}]
     assert source_list.write_sources(table, rows) and source_list.read_sources(table) == rows
     first = table.folder / "sources" / "added-00000.parquet"

@@ -64,6 +64,15 @@ def sets(root: Path, folder: Path, place: Place) -> Path:
     return folder
 
 
+def arguments(root: Path, sets: Path, out: str) -> list[str]:
+    """The command that encodes as `config` has it."""
+    return [
+        *("encode", str(sets), "--out", out, "--text-encoder", str(root / "bert"), "--area", "64x48"),
+        *("--speech-encoder", str(root / "whisper"), "--speech-layers", "0,2", "--window-frames", "1,17"),
+        *("--references", "2", "--margin", "2", "--shard-mib", "0.05"),
+    ]
+
+
 def archive(root: Path, folder: Path, uri: str, table: Path) -> Place:
     """Both videos in one archive; where in it each lies."""
     folder.mkdir()
@@ -120,9 +129,7 @@ def test_workers_share_the_clips_of_a_bucket(server: Server, root: Path, tmp_pat
     encode(sets(root, tmp_path / "local", lambda clip: clip.path), tmp_path / "expected", config(root), QUIET)
     uri, log = upload(server, root / "videos", "workers"), tmp_path / "log"
     remote = sets(root, tmp_path / "objects", lambda clip: f"{uri}/{clip.video}")
-    command = ["encode", str(remote), "--out", str(tmp_path / "out"), "--text-encoder", str(root / "bert")]
-    command += ["--speech-encoder", str(root / "whisper"), "--speech-layers", "0,2", "--window-frames", "1,17"]
-    command += ["--area", "64x48", "--references", "2", "--margin", "2", "--shard-mib", "0.05"]
+    command = arguments(root, remote, str(tmp_path / "out"))
     running = [start([*command, f"--worker={index}/2"], log) for index in range(2)]
     for process in running:
         finish(process, log)
@@ -223,9 +230,7 @@ def test_workers_that_are_killed_make_the_data_set_in_a_bucket(server: Server, r
     clips = sets(root, tmp_path / "sets", lambda clip: clip.path)
     encode(clips, tmp_path / "expected", config(root), QUIET)
     out, log, rng = f"{server.bucket}/killed/dataset", tmp_path / "log", random.Random(2)
-    command = ["encode", str(clips), "--out", out, "--text-encoder", str(root / "bert")]
-    command += ["--speech-encoder", str(root / "whisper"), "--speech-layers", "0,2", "--window-frames", "1,17"]
-    command += ["--area", "64x48", "--references", "2", "--margin", "2", "--shard-mib", "0.05"]
+    command = arguments(root, clips, out)
     server.proxy.faults = lambda method, path, number: 503 if number % 13 == 0 else None
     try:
         for number in range(10):
