@@ -106,8 +106,8 @@ def _move_in_bucket(folder: Location, out: Location, summary: Mapping[str, Any])
 
 def _planned(folder: Location) -> list[ShardFiles]:
     """All shards that are made in `folder`."""
-    plan = plan_id(folder)
-    return [ShardFiles(folder, task.number, plan) for task in read_plan(folder)]
+    tasks, plan = read_plan(folder), plan_id(folder)  # the first says what to do where there is none
+    return [ShardFiles(folder, task.number, plan) for task in tasks]
 
 
 def clear_moved(folder: Location, out: Location) -> dict[str, Any] | None:
